@@ -1,0 +1,86 @@
+"""Checkpoints by Orbax: the parts of the state as separate items, and the resolved config beside them.
+
+A run's directory holds `checkpoints/STEP/` (written aside and renamed, so never half there) and `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+FOLDER = "checkpoints"
+
+# Orbax reports each save in many INFO and WARNING lines of its own; failures are raised, not logged.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """Saves and restores {item: pytree of arrays} by step; a context manager that waits for saves under way."""
+
+    def __init__(self, workdir: str | Path, *, keep_last: int = 2, keep_every: int | None = None):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=True, create=True
+        )
+        self._manager = ocp.CheckpointManager((Path(workdir) / FOLDER).resolve(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest step that was saved whole."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, items: Mapping[str, Any], config: Any) -> None:
+        """Starts to save; the arrays are copied first, so the caller may go on and donate them."""
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**saved, config=ocp.args.JsonSave(config)))
+
+    def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """The items named in `like`, on the devices and in the shapes of its arrays; raises ValueError if those differ."""
+        wanted = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"checkpoint {step} holds another model's state than its recipe's: {reason}") from error
+        return {name: found[name] for name in like}
+
+    def config(self, step: int) -> Any:
+        """The resolved config, as JSON values, that was saved with a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+
+
+def find(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
+    """The run's directory and the step to use, the newest by default; raises FileNotFoundError or ValueError."""
+    workdir = Path(ckpt)
+    if not workdir.exists():
+        raise FileNotFoundError(f"{workdir} does not exist: give the directory of a run, such as runs/digits")
+    found = steps(workdir)
+    if not found:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint ({FOLDER}/STEP): give the directory of a run")
+    if step is not None and step not in found:
+        raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
+    return workdir, found[-1] if step is None else step
+
+
+def steps(workdir: str | Path) -> list[int]:
+    """The steps saved whole in a run's directory, rising."""
+    return sorted(int(path.name) for path in (Path(workdir) / FOLDER).glob("*") if path.name.isdigit())
+
+
+def write_config(workdir: str | Path, config: Any) -> None:
+    """Leaves the resolved config as `config.json`, for people."""
+    Path(workdir, "config.json").write_text(json.dumps(config, indent=2) + "\n")

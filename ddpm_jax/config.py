@@ -1,0 +1,216 @@
+"""A recipe: frozen dataclasses that say everything about a run, their form on disk, and their checks."""
+
+import dataclasses
+import importlib
+from typing import Any, Literal
+
+from ddpm_jax.corruption import Corruption
+from ddpm_jax.data import Data, steps_per_epoch
+from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.models import Model
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def in_steps(every: int | None, every_epochs: int | None, steps_per_epoch: int) -> int | None:
+    """A length or cadence in steps: `every` if given, else `every_epochs` epochs, else None."""
+    return every if every is not None else None if every_epochs is None else every_epochs * steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, with what batches, in what precision, on which devices."""
+
+    batch_size: int = 128
+    """Images of one optimizer step, over all devices and accumulated micro-batches."""
+    steps: int | None = None
+    """Length in optimizer steps; wins over epochs."""
+    epochs: int | None = None
+    """Length in epochs of ceil(images / batch size) steps."""
+    accumulation: int = 1
+    """Micro-batches whose gradients make one optimizer step."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the network computes in; parameters stay float32, float16 gets a dynamic loss scale."""
+    seed: int = 0
+    parallel: Literal["pmap", "jit"] = "pmap"
+    """How the step is spread over the local devices; both give the same numbers."""
+    cpu_devices: int | None = None
+    """Virtual CPU devices; None for the largest number that divides the batch, up to the number of cores."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "steps", "epochs", "accumulation", "cpu_devices"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}")
+        check(self.steps is not None or self.epochs is not None, "give training.steps or training.epochs")
+        check(
+            self.batch_size % self.accumulation == 0,
+            f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches: change either",
+        )
+        check(0 <= self.seed < 2**32, f"training.seed must be in [0, 2**32), not {self.seed}")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images of one call of the training step."""
+        return self.batch_size // self.accumulation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """optax's Adam or AdamW, the learning rate over time, gradient clipping."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 2e-4
+    """The highest rate."""
+    decay: Literal["constant", "cosine", "epoch_cosine"] = "constant"
+    """After the warm-up: stay, fall along a cosine over the whole run, or the same in one stair an epoch."""
+    floor: float = 0.0
+    """Where a cosine ends."""
+    warmup_steps: int = 0
+    """Steps of linear rise from 0."""
+    weight_decay: float = 0.01
+    """AdamW's; Adam has none."""
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm; None for never."""
+
+    def __post_init__(self):
+        check(self.learning_rate > 0, f"optimizer.learning_rate must be positive, not {self.learning_rate}")
+        check(0 <= self.floor <= self.learning_rate, f"optimizer.floor must be in [0, learning rate], not {self.floor}")
+        check(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, not {self.warmup_steps}")
+        check(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+        check(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ema:
+    """The exponential moving average of the parameters that samples are drawn with."""
+
+    decay: float = 0.9999
+    warmup: bool = True
+    """Use min(decay, (1 + step) / (10 + step)), so that early averages forget their start."""
+
+    def __post_init__(self):
+        check(0 <= self.decay < 1, f"ema.decay must be in [0, 1), not {self.decay}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the state is saved, and which saves are kept. The last step is always saved."""
+
+    every: int | None = None
+    """Cadence in steps; wins over every_epochs."""
+    every_epochs: int | None = 1
+    """Cadence in epochs."""
+    keep_last: int = 2
+    """How many of the newest are kept."""
+    keep_every: int | None = None
+    """Steps divisible by this are kept for good."""
+
+    def __post_init__(self):
+        for name in ("every", "every_epochs", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"checkpoint.{name} must be at least 1, not {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is written while training."""
+
+    every: int = 50
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    samples_every: int | None = None
+    """Steps between sample grids; wins over samples_every_epochs."""
+    samples_every_epochs: int | None = None
+    """Epochs between sample grids; there is one at the end in any case."""
+    samples: int = 64
+    """Pictures in a sample grid; 0 for no grids."""
+
+    def __post_init__(self):
+        check(self.every >= 1, f"log.every must be at least 1, not {self.every}")
+        check(self.samples >= 0, f"log.samples must not be negative, not {self.samples}")
+        for name in ("samples_every", "samples_every_epochs"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"log.{name} must be at least 1, not {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything about a run: the same Config gives the same run."""
+
+    model: Model
+    data: Data
+    training: Training
+    objective: Diffusion | Corruption = dataclasses.field(default_factory=Diffusion)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    ema: Ema = dataclasses.field(default_factory=Ema)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    log: Log = dataclasses.field(default_factory=Log)
+
+    def __post_init__(self):
+        self.objective.steps(self.sampling)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Optimizer steps of an epoch over so many images."""
+        return steps_per_epoch(images, self.training.batch_size)
+
+    def total_steps(self, images: int) -> int:
+        """The run's length in optimizer steps."""
+        total = in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images))
+        assert total is not None
+        return total
+
+
+def to_json(value: Any) -> Any:
+    """The config as plain JSON values; each dataclass carries its class as `type`, relative to this package."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        kind = type(value)
+        return {"type": f"{kind.__module__}.{kind.__qualname__}".removeprefix(_PACKAGE), **fields}
+    if isinstance(value, dict):
+        return {str(name): to_json(item) for name, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+_PACKAGE = "ddpm_jax."
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`. Only dataclasses of this package are made; raises ValueError for anything else."""
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {name: from_json(item) for name, item in value.items() if name != "type"}
+    if "type" not in value:
+        return fields
+    kind = _find_class(str(value["type"]))
+    known = {field.name for field in dataclasses.fields(kind)}
+    check(set(fields) <= known, f"unknown settings of {value['type']}: {', '.join(sorted(set(fields) - known))}")
+    return kind(**fields)
+
+
+def _find_class(name: str) -> type:
+    module, _, qualname = name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(_PACKAGE + module), qualname)
+    except (ImportError, AttributeError, ValueError):
+        kind = None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == _PACKAGE + module):
+        raise ValueError(f"this checkpoint's config names {name!r}, which this version of ddpm_jax does not have")
+    return kind
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """The settings, as dotted names, in which two configs differ."""
+    return _differences(to_json(ours), to_json(theirs), "")
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(set(ours) | set(theirs))
+        return [d for name in names for d in _differences(ours.get(name), theirs.get(name), f"{path}.{name}".strip("."))]
+    return [] if ours == theirs else [path]

@@ -1,0 +1,156 @@
+"""Images to train on: one source a file, one deterministic stream of batches for all.
+
+A source is a frozen dataclass with `describe()` (one line, needs no data on disk) and
+`load(image_size, channels)`, which returns images that are already uint8 and of one size: `InMemory`
+or, above `IN_MEMORY_BYTES`, `OnDisk`. `batch_at` makes every global batch a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+IN_MEMORY_BYTES = 2 * 1024**3
+DECODING_THREADS = 16
+
+Batch = dict[str, np.ndarray]
+
+
+class Images(Protocol):
+    """A finite set of uint8 images of one size; `read(indices)` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What every source of images can be asked."""
+
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    resize: Literal["crop", "squash"] = "crop"
+    """How an image of another shape is fitted: cut the middle square out, or change the aspect ratio."""
+
+    def describe(self) -> str:
+        """One line that says where the images come from."""
+        raise NotImplementedError
+
+    def load(self, image_size: int, channels: int) -> Images:
+        """The images as (image_size, image_size, channels) uint8; raises FileNotFoundError or ValueError with the remedy."""
+        raise NotImplementedError
+
+
+class InMemory(NamedTuple):
+    """Images decoded once and held as one uint8 array (n, h, w, c), with int32 labels (n,) or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        batch = {"image": self.images[indices]}
+        return batch if self.labels is None else batch | {"label": self.labels[indices]}
+
+
+class OnDisk(NamedTuple):
+    """Images decoded when they are read: `decode(i)` gives one uint8 (h, w, c) image."""
+
+    count: int
+    decode: Callable[[int], np.ndarray]
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: np.ndarray) -> Batch:
+        batch = {"image": np.stack([self.decode(int(i)) for i in indices])}
+        return batch if self.labels is None else batch | {"label": self.labels[indices]}
+
+
+def fit(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
+    """`image` as uint8 (image_size, image_size, channels): grey for 1 channel, RGB for 3, bilinear with antialiasing.
+
+    It is turned upright (EXIF), 16-bit pixels become 8-bit ones by v * 255 / 65535, and transparent pixels show white.
+    ValueError if its pixels have another range, such as floats.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16-bit pixels, which PIL's own conversion would clip at 255
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"pixels of mode {image.mode} from {pixels.min()} to {pixels.max()}, not of 8 or 16 bits")
+        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert({1: "L", 3: "RGB"}[channels])
+    if resize == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
+
+
+def hold(
+    count: int, decode: Callable[[int], np.ndarray], labels: np.ndarray | None, image_bytes: int, name: str
+) -> Images:
+    """All images in memory if they take at most `IN_MEMORY_BYTES`, else left on disk and decoded when read."""
+    if count * image_bytes > IN_MEMORY_BYTES:
+        return OnDisk(count, decode, labels)
+    with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        decoded = tqdm(threads.map(decode, range(count)), f"decoding {name}", count, unit="image", leave=False)
+        return InMemory(np.stack(list(decoded)), labels)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """ceil(count / batch_size): batches are full, the stream runs on into the next permutation."""
+    return -(-count // batch_size)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which images (batch_size,) make up the global batch of `step`: one permutation of `count` after another.
+
+    NumPy promises that a RandomState seed gives the same stream in every version, which Generator does not.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = positions // count, positions % count
+    indices = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        order = np.random.RandomState([seed, epoch]).permutation(count)
+        indices[epochs == epoch] = order[places[epochs == epoch]]
+    return indices
+
+
+def to_floats(images: np.ndarray, low: float = -1.0) -> np.ndarray:
+    """uint8 [0, 255] to float32 [low, 1]; low is -1, or 0 for the corruption toy."""
+    levels = np.linspace(low, 1.0, 256, dtype=np.float32)
+    return levels[images]
+
+
+def batch_at(images: Images, seed: int, step: int, batch_size: int, *, flip: bool = False, low: float = -1.0) -> Batch:
+    """The global batch of `step`, a pure function of (seed, step): `image` (b, h, w, c) float32 in [low, 1], `label` (b,)."""
+    batch = images.read(batch_indices(seed, step, batch_size, len(images)))
+    pixels = batch["image"]
+    if flip:
+        mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size) < 0.5
+        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+    return batch | {"image": to_floats(pixels, low)}
+
+
+def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """`make_batch(step)` for start <= step < stop, made ahead of their use by worker threads, in order."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=2 * DECODING_THREADS)
+    return iter(grain.MapDataset.range(start, stop).map(make_batch).to_iter_dataset(options))

@@ -1,0 +1,88 @@
+"""The DDPM objective as a recipe states it: a noise schedule, what the network predicts, and how samples are drawn."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
+
+from jaxtyping import Array, Float, Key
+
+from ddpm_jax import samplers
+from ddpm_jax.losses import simple_loss
+from ddpm_jax.prediction import Denoiser, Network, Target, make_denoiser
+from ddpm_jax.schedule import BETAS, NoiseSchedule, Spacing, from_betas, make_grid, spaced, zero_terminal_snr
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn, while training and by default afterwards."""
+
+    sampler: str = "ddpm"
+    """A module of ddpm_jax/samplers."""
+    options: Mapping[str, float | str | None] = dataclasses.field(default_factory=dict)
+    """The sampler's own options, by name."""
+    steps: int | None = None
+    """Steps of the walk; None for all T of the schedule."""
+    spacing: Spacing = "trailing"
+    """Which timesteps are walked when they are fewer than T."""
+    clip_x0: bool = True
+    """Limit the estimate of clean data to [-1, 1] at every step."""
+
+    def __post_init__(self):
+        samplers.make(self.sampler, **self.options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """Learn to undo Gaussian noise (Ho et al. 2020)."""
+
+    low: ClassVar[float] = -1.0
+
+    schedule: Literal["linear", "scaled_linear", "squaredcos", "sigmoid"] = "linear"
+    timesteps: int = 1000
+    """T."""
+    beta_start: float = 1e-4
+    """First beta; squaredcos has no use for it."""
+    beta_end: float = 0.02
+    """Last beta; squaredcos has no use for it."""
+    zero_terminal_snr: bool = False
+    """Rescale the betas so that x_T holds no signal at all; needs target x0 or v."""
+    target: Target = "eps"
+    """What the network predicts."""
+
+    def __post_init__(self):
+        if self.timesteps < 1:
+            raise ValueError(f"timesteps must be at least 1, not {self.timesteps}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"betas must satisfy 0 < start <= end < 1, not {self.beta_start} and {self.beta_end}")
+        if self.zero_terminal_snr and self.target == "eps":
+            raise ValueError("with zero terminal SNR x_T says nothing of x0 through eps: use target x0 or v")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule's tables."""
+        options = {} if self.schedule == "squaredcos" else {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        betas = BETAS[self.schedule](self.timesteps, **options)
+        return from_betas(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
+
+    def loss(self, keys: Key[Array, "b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+        """L_simple of each example, images in [-1, 1]."""
+        return simple_loss(keys, self.noise_schedule(), network, images, self.target)
+
+    def steps(self, sampling: Sampling) -> int:
+        """How many steps a walk takes; raises ValueError unless between 1 and T."""
+        return len(spaced(self.timesteps, sampling.steps or self.timesteps))
+
+    def walk(
+        self, keys: Key[Array, "b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
+    ) -> Iterator[Float[Array, "b h w c"]]:
+        """Yields xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1]."""
+        schedule = self.noise_schedule()
+        denoise = self.denoiser(network, sampling)
+        grid = make_grid(schedule, spaced(self.timesteps, self.steps(sampling), sampling.spacing))
+        xT = samplers.initial_noise(keys, shape)
+        yield xT
+        sampler = samplers.make(sampling.sampler, **sampling.options)
+        yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
+
+    def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
+        """The network's denoiser, clipped if the sampling says so."""
+        return make_denoiser(self.noise_schedule(), network, self.target, 1.0 if sampling.clip_x0 else None)

@@ -1,0 +1,253 @@
+"""Layers that the networks share. Images are NHWC; `dtype` is what a layer computes in, parameters are float32."""
+
+import math
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Key, Num
+
+Init = Literal["ddpm", "torch"]
+"""ddpm: fan_avg uniform, zero bias, zero last layer of each residual branch. torch: PyTorch's defaults."""
+
+
+class Initial(NamedTuple):
+    """The distribution of a fresh parameter: U(-scale, scale), N(0, scale^2), or the number `scale` itself."""
+
+    kind: Literal["uniform", "normal", "constant"]
+    scale: float
+
+
+ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
+
+
+def torch_uniform(fan_in: int) -> Initial:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for the kernel and the bias of Linear and Conv2d."""
+    return Initial("uniform", fan_in**-0.5)
+
+
+def fan_avg_uniform(fan_in: int, fan_out: int) -> Initial:
+    """Glorot's uniform distribution, of variance 2 / (fan_in + fan_out), as the DDPM code has it."""
+    return Initial("uniform", (6 / (fan_in + fan_out)) ** 0.5)
+
+
+@struct.dataclass
+class Undrawn(nn.meta.AxisMetadata):
+    """A parameter before it is drawn: its shape, and the distribution to draw it from."""
+
+    value: Any
+    initial: Initial = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, value: Any) -> "Undrawn":
+        return self.replace(value=value)
+
+    def add_axis(self, index: int, params: dict) -> "Undrawn":
+        return self
+
+    def remove_axis(self, index: int, params: dict) -> "Undrawn":
+        return self
+
+
+def undrawn(initial: Initial) -> Callable:
+    """The Linen initializer that only takes note of `initial`."""
+    return lambda key, shape, dtype=jnp.float32: Undrawn(jnp.zeros(shape, dtype), initial)
+
+
+def draw_parameters(key: Key[Array, ""], undrawn_parameters: Any) -> Any:
+    """Draws each leaf from a key of its own, folded from its path.
+
+    Initialising a net under one jit compiles for many seconds, a program a shape is not much better: numbers are
+    drawn in blocks of a few sizes, which compile once each, and one small program cuts them to shape.
+    """
+
+    def numbers(path, leaf):
+        if leaf.initial.kind == "constant":
+            return None
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return _block(leaf_key, leaf.initial.kind, 1 << max(12, (leaf.value.size - 1).bit_length()))
+
+    is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
+    leaves, treedef = jax.tree.flatten(undrawn_parameters, is_leaf=is_leaf)
+    blocks = jax.tree.leaves(jax.tree.map_with_path(numbers, undrawn_parameters, is_leaf=is_leaf), lambda x: x is None)
+    specs = tuple((leaf.value.shape, leaf.initial) for leaf in leaves)
+    return treedef.unflatten(_cut(blocks, specs))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _block(key, kind: str, size: int):
+    return jax.random.normal(key, (size,)) if kind == "normal" else jax.random.uniform(key, (size,), minval=-1.0)
+
+
+@partial(jax.jit, static_argnums=1)
+def _cut(blocks, specs):
+    return [
+        jnp.full(shape, initial.scale) if block is None else block[: math.prod(shape)].reshape(shape) * initial.scale
+        for block, (shape, initial) in zip(blocks, specs, strict=True)
+    ]
+
+
+def _initializers(init: Init, fan_in: int, fan_out: int, zero: bool) -> dict[str, Callable]:
+    if init == "torch":
+        return {"kernel_init": undrawn(torch_uniform(fan_in)), "bias_init": undrawn(torch_uniform(fan_in))}
+    kernel = ZEROS if zero else fan_avg_uniform(fan_in, fan_out)
+    return {"kernel_init": undrawn(kernel), "bias_init": undrawn(ZEROS)}
+
+
+def conv(x: Array, features: int, size: int, name: str, *, init: Init, zero: bool = False, **options) -> Array:
+    """A size x size convolution of x (b, h, w, c); `zero`: its kernel starts at 0 under the ddpm init."""
+    initializers = _initializers(init, size * size * x.shape[-1], size * size * features, zero)
+    return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **initializers, **options)(x)
+
+
+def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
+    """A linear map of the last axis of x."""
+    initializers = _initializers(init, x.shape[-1], features, zero)
+    return nn.Dense(features, dtype=x.dtype, name=name, **initializers)(x)
+
+
+def embedding(labels: Array, count: int, features: int, name: str) -> Array:
+    """One learned vector (features,) for each of `count` classes, N(0, 1) at first."""
+    return nn.Embed(count, features, embedding_init=undrawn(Initial("normal", 1.0)), name=name)(labels)
+
+
+def sinusoidal_embedding(
+    t: Num[Array, "b"],
+    dim: int,
+    *,
+    layout: Literal["concatenated", "interleaved"] = "concatenated",
+    flip_sin_to_cos: bool = False,
+    freq_shift: float = 1.0,
+    max_period: float = 10_000.0,
+) -> Float[Array, "b dim"]:
+    """Sines and cosines of t at dim/2 frequencies max_period^(-i / (dim/2 - freq_shift)); t may be float.
+
+    concatenated: [sin..., cos...] as in the DDPM code, or [cos..., sin...] with `flip_sin_to_cos`.
+    interleaved: [sin0, cos0, sin1, cos1, ...] (Vaswani et al. 2017, section 3.5, with freq_shift 0).
+    Raises ValueError for an odd dim.
+    """
+    if dim % 2:
+        raise ValueError(f"an embedding of sines and cosines needs an even dim, not {dim}")
+    half = dim // 2
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    if flip_sin_to_cos:
+        waves = waves[::-1]
+    return jnp.concatenate(waves, -1) if layout == "concatenated" else jnp.stack(waves, -1).reshape(-1, dim)
+
+
+def group_norm(
+    x: Float[Array, "b h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int, eps: float
+) -> Float[Array, "b h w c"]:
+    """x normalised over (h, w) and the channels of each group (Wu & He 2018), then scaled and shifted a channel.
+
+    Statistics are float32 sums a channel over (h, w), joined a group afterwards: on a CPU several times faster than
+    a reduction over (h, w, channels of the group). They are taken about a pilot pixel, because plain sums of
+    squares lose 1e-3 where |mean| = 30 std; the result does not depend on the pilot, so no gradient flows to it.
+    """
+    b, h, w, c = x.shape
+    wide = x.astype(jnp.float32)
+    pilot = jax.lax.stop_gradient(wide[:, :1, :1])
+    about_pilot = wide - pilot
+    mean = jnp.mean(about_pilot, (1, 2))
+    variance = jnp.mean(about_pilot**2, (1, 2)) - mean**2
+    mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)
+    group_mean = jnp.mean(mean, -1, keepdims=True)
+    # Law of total variance: within the channels, plus between them.
+    group_variance = jnp.mean(variance.reshape(mean.shape) + (mean - group_mean) ** 2, -1, keepdims=True)
+    gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
+    shift = bias.reshape(1, groups, -1) - group_mean * gain
+    return (wide * gain.reshape(b, 1, 1, c) + shift.reshape(b, 1, 1, c)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation; raises ValueError if the groups do not divide the channels."""
+
+    groups: int = 32
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {channels} channels: change the groups or the width")
+        scale = self.param("scale", undrawn(ONES), (channels,), jnp.float32)
+        bias = self.param("bias", undrawn(ZEROS), (channels,), jnp.float32)
+        return group_norm(x, scale, bias, self.groups, self.eps)
+
+
+def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, "b"] | None) -> Float[Array, "b *rest"]:
+    """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
+
+    None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, the width of the random bits.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    dropped = round(rate * 2**16)
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
+    gain = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
+    return jnp.where(bits >= dropped, x * gain, jnp.zeros_like(x))
+
+
+def module_keys(module: nn.Module, keys: Key[Array, "b"] | None) -> Key[Array, "b"] | None:
+    """The keys of one place in the net: those of the examples, folded with the module's path."""
+    if keys is None:
+        return None
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32("/".join(module.path).encode()))
+
+
+class SelfAttention(nn.Module):
+    """x plus self-attention over its pixels, after a group norm; heads of `head_dim` channels, None for one head."""
+
+    head_dim: int | None
+    groups: int = 32
+    eps: float = 1e-5
+    init_scheme: Init = "ddpm"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        head_dim = self.head_dim or c
+        if c % head_dim:
+            raise ValueError(f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width")
+        pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x).reshape(b, h * w, c)
+        q, k, v = (
+            dense(pixels, c, name, init=self.init_scheme).reshape(b, h * w, c // head_dim, head_dim)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own code widens bfloat16 logits implicitly
+            mixed = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        return x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
+
+
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """x with every pixel doubled in both directions."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """The largest of each 2x2 block."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def check_image_size(image_size: int, halvings: int) -> None:
+    """Raises ValueError, naming the sizes that fit, unless image_size can be halved `halvings` times."""
+    unit = 2**halvings
+    if image_size < unit or image_size % unit:
+        fitting = [size for size in (image_size // unit * unit, (image_size // unit + 1) * unit) if size]
+        raise ValueError(
+            f"image size {image_size} does not fit a net that halves it {halvings} times: "
+            f"use a multiple of {unit}, such as {' or '.join(map(str, fitting))}"
+        )

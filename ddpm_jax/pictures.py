@@ -1,0 +1,241 @@
+"""Pictures of samples and of training: grids, strips, GIFs and curves. The only place where floats become uint8."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
+DPI = 128  # a power of two: pixels / DPI is exact in binary, so a figure gets exactly the pixels asked for
+
+
+def to_uint8(images: ArrayLike, low: float = -1.0) -> np.ndarray:
+    """Pixels as uint8 of the same shape, from floats in [low, 1]: clipped, then rounded (not truncated).
+
+    low is -1 or 0; halves go to the even neighbour, so 0.0 (127.5) is 128.
+    Raises ValueError for another low, for pixels that are not floats and for pixels that are not finite.
+    """
+    if low not in (-1.0, 0.0):
+        raise ValueError(f"Pixels cannot start at low={low}; valid: -1 (most models) and 0.")
+    pixels = np.asarray(images)
+    if np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool:
+        raise ValueError(f"Pixels of type {pixels.dtype} are not floats in [{low:g}, 1]; pass them on as they are.")
+    pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32))  # bfloat16 and float16 cannot hold 255 levels
+    broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
+    if broken:
+        raise ValueError(
+            f"{broken} of {pixels.size} pixels are not finite, so there is no picture to draw; "
+            "look for the NaN in the sampler or in the parameters."
+        )
+    return np.rint((np.clip(pixels, low, 1.0) - low) * (255.0 / (1.0 - low))).astype(np.uint8)
+
+
+def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:
+    """One picture of all images (uint8, "n h w c", c = 1 or 3), row by row on white, pad white pixels around each.
+
+    columns=None makes it as near square as fits. Small images are enlarged by a whole factor, pixels kept sharp, until
+    a cell measures at least 48 pixels. Raises ValueError for images of another type or shape, and for columns < 1.
+    """
+    _check_images(images, "n h w c")
+    if columns is not None and columns < 1:
+        raise ValueError(f"A grid cannot have columns={columns}; give 1 or more.")
+    factor = math.ceil(SMALLEST_CELL / min(images.shape[1:3]))
+    cells = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    n, h, w, c = cells.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, cell in enumerate(cells):
+        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        canvas[top : top + h, left : left + w] = cell
+    return _picture(canvas)
+
+
+def chain_strip(states: np.ndarray) -> Image.Image:
+    """One picture of the denoising path (uint8, "stages n h w c"): one row a sample, one column a stage."""
+    _check_images(states, "stages n h w c")
+    return image_grid(np.concatenate(states.swapaxes(0, 1)), columns=len(states))
+
+
+def check_output(path: str | os.PathLike, count: int | None = None) -> None:
+    """Returns nothing; raises ValueError where `save_images` could not write to path.
+
+    Call it before sampling, with the count of images if known: then a directory that holds numbered pictures
+    beyond that count is refused too, because old and new samples would lie mixed in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _check_not_mixed(path, count)
+    elif path.suffix.lower() not in ("", ".png", ".npz"):
+        raise ValueError(
+            f"Images cannot be written to '{path}'; end the name in .png (a grid) or .npz (an array), "
+            "or give none of these (a directory of one PNG each)."
+        )
+    elif not path.suffix and path.exists():
+        raise ValueError(f"'{path}' is a file, not a directory; end the name in .png or .npz, or choose another.")
+    blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
+    if blocked:
+        raise ValueError(f"'{path}' cannot be made because '{blocked[0]}' is a file; choose another path.")
+
+
+def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
+    """Returns nothing; leaves the images (uint8, "n h w c", c = 1 or 3) at path, whole or not at all.
+
+    X.png gets one grid, X.npz the array under the key `images`; an existing directory or a name without suffix gets
+    00000.png, 00001.png, ... at native size. Parent folders are made. Raises ValueError as `check_output` does.
+    """
+    _check_images(images, "n h w c")
+    path = Path(path)
+    check_output(path, len(images))
+    if path.is_dir() or not path.suffix:
+        for i, image in enumerate(images):
+            _save_png(_picture(image), path / f"{i:05d}.png")
+    elif path.suffix.lower() == ".png":
+        _save_png(image_grid(images), path)
+    else:
+        with atomic_file(path) as file:
+            np.savez(file, images=images)
+
+
+def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
+    """Returns nothing; leaves an endless GIF of states (uint8, "k n h w c"): each frame a grid, the last held 2 s."""
+    _check_images(states, "k n h w c")
+    first, *rest = [image_grid(state) for state in states]
+    durations = [milliseconds] * len(rest) + [2000]
+    with atomic_file(path) as file:
+        first.save(file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def loss_curve(
+    steps: Sequence | np.ndarray, losses: Sequence | np.ndarray, path: str | os.PathLike, title: str
+) -> None:
+    """Returns nothing; leaves a PNG with the loss over the step, linear on the left and logarithmic on the right.
+
+    A loss that is not finite is a gap, as is one without a logarithm on the right.
+    Raises ValueError when there is no loss, or not one for each step.
+    """
+    steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
+    if steps.ndim != 1 or steps.shape != losses.shape or not steps.size:
+        raise ValueError(f"A curve needs one loss a step, but has {losses.size} losses for {steps.size} steps.")
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    figure = _figure(figsize=(10.5, 4.0), layout="constrained")
+    figure.suptitle(title, fontweight="bold", parse_math=False)  # a directory may be called a$b$
+    for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
+        _draw_loss(axes, steps, losses, scale)
+    _save_figure(figure, path)
+
+
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
+    """Returns nothing; leaves a PNG with one row of pictures (uint8, "n h w c") an entry, its label to the left.
+
+    A label may hold TeX between dollar signs. Raises ValueError when there is no row.
+    """
+    if not rows:
+        raise ValueError("A figure of rows needs at least one row, but has none.")
+    strips = [np.asarray(image_grid(images, columns=len(images)).convert("RGB")) for _, images in rows]
+    figure = _figure()
+    labels = [figure.text(0, 0, label, fontsize=9, ha="right", va="center") for label, _ in rows]
+    margin = 10
+    indent = 2 * margin + math.ceil(max(label.get_window_extent().width for label in labels))
+    width, height = indent + margin + max(s.shape[1] for s in strips), 2 * margin + sum(s.shape[0] for s in strips)
+    figure.set_size_inches(width / DPI, height / DPI)
+    bottom = height - margin
+    for label, strip in zip(labels, strips, strict=True):
+        bottom -= strip.shape[0]
+        figure.figimage(strip, indent, bottom, origin="upper")  # figimage does not resample: pixels stay sharp
+        label.set_position(((indent - margin) / width, (bottom + strip.shape[0] / 2) / height))
+    _save_figure(figure, path)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that appears at path when the block ends well, and leaves what was there when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw_loss(axes: "Axes", steps: np.ndarray, losses: np.ndarray, scale: str) -> None:
+    """Returns nothing; draws the raw losses faintly and their running mean over them."""
+    mean, window = _running_mean(losses)
+    if scale == "log":  # matplotlib warns when it finds nothing that has a logarithm
+        losses, mean = (np.where(values > 0, values, np.nan) for values in (losses, mean))
+    marker = "." if len(steps) <= 50 else None  # a lone point has no line to be seen by
+    axes.plot(steps, losses, color="#4c78a8", alpha=0.3, linewidth=0.8, marker=marker, label="each entry")
+    axes.plot(steps, mean, color="#1f4e79", linewidth=1.6, marker=marker, label=f"mean of {window}")
+    axes.set(xlabel="step", ylabel="loss" if scale == "linear" else "loss (log scale)", yscale=scale)
+    axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper right")
+
+
+def _running_mean(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mean of the finite values in a centred window, and the window's odd length: about sqrt(n), at most 501.
+
+    Summed anew at each place: with differences of a cumulative sum, one spike of 1e20 would spoil all that follows.
+    """
+    window = min(math.isqrt(len(values)), 500) | 1
+    finite, ones = np.isfinite(values), np.ones(window)
+    count = np.rint(np.convolve(finite, ones, mode="same"))
+    total = np.convolve(np.where(finite, values, 0.0), ones, mode="same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan), window
+
+
+def _figure(**options) -> "Figure":
+    """A figure with an Agg canvas: pyplot would keep every figure alive and might ask for a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=DPI, **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save_figure(figure: "Figure", path: str | os.PathLike) -> None:
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI, facecolor="white")
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
+    with atomic_file(path) as file:
+        picture.save(file, format="PNG")
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """A picture of uint8 pixels, "h w c": grey for one channel, RGB for three."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _check_images(images: np.ndarray, axes: str) -> None:
+    """Returns nothing; raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
+    if images.dtype != np.uint8:
+        raise ValueError(f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first.")
+    if images.ndim != len(axes.split()) or 0 in images.shape or images.shape[-1] not in (1, 3):
+        raise ValueError(f'Images of shape {images.shape} cannot be drawn; give "{axes}", none empty, c = 1 or 3.')
+
+
+def _check_not_mixed(folder: Path, count: int | None) -> None:
+    numbered = (int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal())
+    if count is not None and any(number >= count for number in numbered):
+        raise ValueError(
+            f"'{folder}' holds more numbered pictures than the {count} to be written, and old and new would lie mixed; "
+            "empty it or choose another directory."
+        )

@@ -1,0 +1,119 @@
+"""Walking from noise to data: `Sampler(init, step)` and the one `lax.scan` that runs any of them.
+
+A sampler is one file; its name is the module's, its options are the keyword arguments of the function of that name.
+Noise is a function of the sample's own key and the row's index alone: picture i does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ddpm_jax.prediction import Denoiser
+from ddpm_jax.schedule import Row
+
+
+class Sampler(NamedTuple):
+    """A pair of pure functions, each a `jax.tree_util.Partial`: options are traced, changing them does not recompile.
+
+    init(xT) -> memory                                           what a multistep method remembers, () for others
+    step(keys, denoise, xt, row, memory) -> (x_next, memory)
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
+
+
+def no_memory(xT: Array) -> tuple:
+    """The `init` of a method that remembers nothing."""
+    return ()
+
+
+def names() -> list[str]:
+    """The samplers there are: the modules of this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> Callable[..., Sampler]:
+    """The function that makes the sampler `name`; raises ValueError listing the names."""
+    if name not in names():
+        raise ValueError(f"unknown sampler {name!r}; there are: {', '.join(names())}")
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+
+
+def make(name: str, **options) -> Sampler:
+    """The sampler `name` with its options; raises ValueError for an option it does not have."""
+    function = find(name)
+    valid = inspect.signature(function).parameters
+    if wrong := sorted(set(options) - set(valid)):
+        raise ValueError(f"sampler {name} has no option {wrong[0]!r}; it has: {', '.join(valid) or 'none'}")
+    return function(**options)
+
+
+def sample_keys(seed: int, indices: Int[Array, "b"]) -> Key[Array, "b"]:
+    """One key a sample, a function of (seed, sample index) alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+
+
+def initial_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
+    """xT ~ N(0, I) of each sample's own key; shape is (h, w, c)."""
+    return _normal(keys, 0, shape)
+
+
+def step_noise(keys: Key[Array, "b"], row: Row, xt: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The noise of one step, of each sample's own key and the row's index."""
+    return _normal(keys, row.index + 1, xt.shape[1:])
+
+
+def _normal(keys, index, shape):
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+
+
+def sample(
+    keys: Key[Array, "b"],
+    denoise: Denoiser,
+    sampler: Sampler,
+    grid: Row,
+    xT: Float[Array, "b h w c"],
+    *,
+    trajectory: bool = False,
+) -> Float[Array, "..."]:
+    """x0 (b, h, w, c) drawn from xT by one `lax.scan` over the grid; with `trajectory` all states (steps + 1, b, h, w, c)."""
+    (x0, _), states = _walk(keys, denoise, sampler, grid, (xT, sampler.init(xT)), trajectory)
+    return jnp.concatenate([xT[None], states]) if trajectory else x0
+
+
+def sample_in_chunks(
+    keys: Key[Array, "b"], denoise: Denoiser, sampler: Sampler, grid: Row, xT: Float[Array, "b h w c"], chunks: int = 1
+) -> Iterator[Float[Array, "b h w c"]]:
+    """Yields xt after each of `chunks` equal parts of the walk, the last being x0: for progress bars and previews.
+
+    All parts run one compiled program, and nothing is called back from inside it (a callback would keep the
+    program out of the persistent compilation cache). Raises ValueError if the steps do not divide.
+    """
+    steps = len(grid.index)
+    if steps % chunks:
+        raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
+    state = xT, sampler.init(xT)
+    for rows in zip(*(jnp.split(table, chunks) for table in grid), strict=True):
+        state, _ = _walk_jit(keys, denoise, sampler, Row(*rows), state)
+        yield state[0]
+
+
+def _walk(keys, denoise, sampler, grid, state, trajectory=False):
+    def body(state, row):
+        state = sampler.step(keys, denoise, state[0], row, state[1])
+        return state, state[0] if trajectory else None
+
+    return jax.lax.scan(body, state, grid)
+
+
+_walk_jit = jax.jit(partial(_walk, trajectory=False))

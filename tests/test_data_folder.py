@@ -1,0 +1,208 @@
+"""A folder of image files of every kind becomes uint8 images, or one sentence that says why not."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import data
+from ddpm_jax.data import InMemory, OnDisk
+from ddpm_jax.data.folder import Folder
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def load(path, image_size=8, channels=3, **options):
+    return Folder(path=str(path), **options).load(image_size, channels)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def solid(path, level, mode="L", size=(8, 8), **options):
+    save(path, Image.new(mode, size, level), **options)
+
+
+def only(images) -> np.ndarray:
+    assert len(images) == 1
+    return images.read(np.array([0]))["image"][0]
+
+
+def assert_close(image, colour, atol=3):
+    np.testing.assert_allclose(image, np.broadcast_to(colour, image.shape), atol=atol)
+
+
+def test_describe_needs_no_folder():
+    assert Folder(path="no/where").describe() == "folder: no/where"
+
+
+def test_nested_files_come_sorted_whatever_the_suffix_and_its_case(tmp_path):
+    names = ["b/2.PNG", "a/deep/er/1.jpg", "c.Jpeg", "a/0.bmp", "d.gif", "e.webp", "f.tif", "g.TIFF"]
+    for name in reversed(names):
+        solid(tmp_path / name, 10 + 20 * sorted(names).index(name))
+    (tmp_path / "readme.txt").write_text("not an image")
+    images = load(tmp_path, channels=1)
+    assert isinstance(images, InMemory) and images.labels is None
+    np.testing.assert_allclose(images.images[:, 4, 4, 0], 10 + 20 * np.arange(8), atol=2)
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    solid(tmp_path / "a.png", 50)
+    (tmp_path / "._a.png").write_bytes(b"resource fork")
+    solid(tmp_path / ".thumbnails" / "b.png", 90)
+    assert_close(only(load(tmp_path)), 50)
+
+
+def test_sub_folders_are_classes(tmp_path):
+    for name in ("dog/1.png", "cat/1.png", "dog/0.png", "eel/0.png"):
+        solid(tmp_path / name, 0)
+    (tmp_path / "bat").mkdir()
+    labels = load(tmp_path).labels
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, [0, 1, 1, 2])
+
+
+@pytest.mark.parametrize("other", ["top.png", "cat/deep/2.png"])
+def test_an_image_that_is_in_no_direct_sub_folder_means_no_labels(tmp_path, other):
+    for name in ("cat/1.png", "dog/1.png", other):
+        solid(tmp_path / name, 0)
+    assert load(tmp_path).labels is None
+
+
+def test_a_linked_folder_is_read_and_a_circle_refused(tmp_path):
+    solid(tmp_path / "elsewhere" / "1.png", 70)
+    (tmp_path / "set").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "class")
+    assert_close(only(load(tmp_path / "set")), 70)
+    os.symlink(tmp_path / "elsewhere", tmp_path / "elsewhere" / "again")
+    with pytest.raises(ValueError, match=r"class/again leads to .*elsewhere.*remove the link"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "suffix", "want"),
+    [
+        ("RGB", RED, "jpg", RED),
+        ("L", 100, "jpg", (100, 100, 100)),
+        ("1", 1, "png", WHITE),
+        ("CMYK", (0, 255, 255, 0), "jpg", RED),
+        ("CMYK", (0, 255, 255, 0), "tif", RED),
+        ("RGBA", (*RED, 255), "png", RED),
+        ("RGBA", (*RED, 0), "png", WHITE),
+        ("RGBA", (0, 0, 0, 128), "webp", (127, 127, 127)),
+        ("LA", (0, 51), "png", (204, 204, 204)),
+        ("I;16", 257 * 40, "png", (40, 40, 40)),
+        ("I;16", 257 * 200, "tif", (200, 200, 200)),
+    ],
+)
+def test_modes(tmp_path, mode, colour, suffix, want):
+    solid(tmp_path / f"image.{suffix}", colour, mode)
+    assert_close(only(load(tmp_path)), want)
+    assert_close(only(load(tmp_path, channels=1)), round(np.dot(want, [0.299, 0.587, 0.114])))
+
+
+def test_a_palette_with_a_transparent_entry_shows_white(tmp_path):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (0, 0, 8, 4))
+    save(tmp_path / "image.gif", image, transparency=1)
+    pixels = only(load(tmp_path))
+    assert_close(pixels[:4], WHITE)
+    assert_close(pixels[4:], RED)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
+    later = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "green")]
+    save(tmp_path / f"image.{suffix}", Image.new("RGB", (8, 8), RED), save_all=True, append_images=later)
+    assert_close(only(load(tmp_path)), RED)
+
+
+def test_exif_rotation_is_applied_before_the_crop(tmp_path):
+    image = Image.new("RGB", (8, 16), "blue")
+    image.paste("red", (0, 0, 8, 6))  # the top; the middle square keeps 2 rows of it
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held turned left: show it turned right by 90 degrees, 16 wide
+    save(tmp_path / "image.png", image, exif=exif)
+    pixels = only(load(tmp_path))
+    assert_close(pixels[:, -2:], RED)
+    assert_close(pixels[:, :-2], (0, 0, 255))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (50, 20), (3, 200), (1, 1)])
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_mixed_sizes_become_one(tmp_path, size, resize):
+    solid(tmp_path / "a.png", RED, "RGB", size)
+    solid(tmp_path / "b.png", RED, "RGB", (16, 16))
+    images = load(tmp_path, resize=resize)
+    assert images.images.shape == (2, 8, 8, 3)
+    assert_close(images.images, RED)
+
+
+def test_on_disk_gives_what_in_memory_gives(tmp_path, monkeypatch):
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
+        save(tmp_path / f"class{i % 2}" / f"{i}.png", Image.fromarray(noise))
+    in_memory = load(tmp_path)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    on_disk = load(tmp_path)
+    assert isinstance(on_disk, OnDisk)
+    indices = np.array([3, 0, 4])
+    for name, values in in_memory.read(indices).items():
+        np.testing.assert_array_equal(on_disk.read(indices)[name], values)
+
+
+def test_a_missing_folder_a_file_and_a_folder_without_images_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone does not exist or is locked: check the path"):
+        load(tmp_path / "gone")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no images under .*\.jpg, \.jpeg, \.png.*\.tiff"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"notes\.txt is a file: give the folder"):
+        load(tmp_path / "notes.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
+def test_a_locked_folder_is_refused(tmp_path):
+    solid(tmp_path / "a.png", 0)
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(ValueError, match=r"cannot list the folder .*locked.*make it readable"):
+        load(tmp_path)
+
+
+def truncated(path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "cause"),
+    [
+        ("empty.png", lambda path: path.write_bytes(b""), "no format that Pillow knows"),
+        ("text.jpg", lambda path: path.write_text("<html>404</html>"), "no format that Pillow knows"),
+        ("cut.jpg", truncated, "truncated"),
+        ("cut.png", truncated, "truncated"),
+        ("cut.webp", truncated, ""),
+        ("float.tif", lambda path: Image.new("F", (8, 8), 0.5).save(path), "mode F from 0.5 to 0.5"),
+        ("dangling.png", lambda path: path.symlink_to("nowhere.png"), "No such file"),
+    ],
+)
+def test_an_unreadable_image_is_named_with_the_cause_and_the_remedy(tmp_path, name, write, cause):
+    solid(tmp_path / "fine.png", 0)
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"cannot read the image .*{name} \(.*{cause}.*\): .* remove it") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("times", [1.5, 3])  # PIL warns above once, and raises above twice its limit
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, times):
+    solid(tmp_path / "bomb.png", 0, size=(30, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 / times))
+    with pytest.raises(ValueError, match=r"cannot read the image .*bomb\.png \(.*pixels"):
+        load(tmp_path)
