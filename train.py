@@ -11,10 +11,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
+import jax.numpy as jnp
 import tyro
 
-from ddpm_jax import command_line
-from ddpm_jax.config import Config
+from ddpm_jax import command_line, parallel, workdir
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.config import Config, in_steps, to_json
+from ddpm_jax.data import batch_at, stream
+from ddpm_jax.reporting import Reporter, banner, preview
+from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, model_loss
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -41,26 +47,83 @@ class Run:
 
 
 def main(args: list[str]) -> None:
-    """Parses, then trains."""
-    with command_line.one_line_errors("--debug" in args):
-        name, rest = command_line.take_option(args, "--config")
-        if name is None:
-            listing = f"usage: python train.py --config NAME [settings]\n\nrecipes:\n{command_line.list_recipes(CONFIGS)}"
-            wants_help = bool({"-h", "--help"} & set(rest))
-            print(f"{listing}\n\n`--config NAME --help` lists every setting.", file=None if wants_help else sys.stderr)
-            raise SystemExit(0 if wants_help else 2)
-        default = Run(config=command_line.load_recipe(name, CONFIGS), workdir=Path("runs") / name)
-        run = command_line.parse(Run, rest, default, prog=f"train.py --config {name}")
-        if run.compilation_cache:
-            command_line.use_compilation_cache()
-        session = prepare(run)
-    if session is not None:
-        loop(*session)
+    """Trains what the command line says."""
+    name, args = command_line.take_option(args, "--config")
+    if name is None:
+        raise SystemExit(command_line.explain_recipes("train.py", CONFIGS, asked=bool({"-h", "--help"} & set(args))))
+    recipe = command_line.load_recipe(name, CONFIGS)
+    run = command_line.parse(Run, args, Run(config=recipe, workdir=Path("runs") / name), f"train.py --config {name}")
+    if run.overwrite and not run.dry_run:
+        workdir.clear(run.workdir)
+    config, start = workdir.resume(run.config, run.workdir)
+    config = use_devices(run, config)
+    print(banner(config, run.workdir))
+    if not run.dry_run:
+        train(config, run, start)
 
 
-def prepare(run: Run):
-    ...
+def use_devices(run: Run, config: Config) -> Config:
+    """Sets JAX up before its first use; the config says afterwards how many CPU devices there are."""
+    if run.compilation_cache:
+        command_line.use_compilation_cache()
+    count = parallel.use_cpu_cores(config.training.micro_batch_size, config.training.cpu_devices)
+    if run.platform is not None:
+        parallel.require_platform(run.platform)
+    parallel.check_divides(config.training.micro_batch_size)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, cpu_devices=count))
+
+
+def train(config: Config, run: Run, start: int) -> None:
+    """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
+    images = config.data.load(config.model.image_size, config.model.channels)
+    total, steps_per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
+    if start >= total:
+        print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
+        return
+    key_init, key_train = jax.random.split(jax.random.key(config.training.seed))
+    tx = make_optimizer(config, len(images))
+    state = parallel.replicate(init_state(config.model.init(key_init), tx))
+    loss = model_loss(config.model, config.objective, config.training.dtype)
+    train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
+
+    workdir.write_config(run.workdir, config)
+    if run.preview:
+        preview(config, images, run.workdir)
+    save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
+    rows = jnp.arange(config.training.batch_size)
+    options = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
+    with Checkpoints(run.workdir, **options) as checkpoints, Reporter(config, images, run.workdir, start) as reporter:
+        if start:
+            state = state._replace(step=jnp.asarray(start, jnp.int32), **checkpoints.restore(start, saved(state)))
+            state = parallel.replicate(state)
+        for step, batch in enumerate(batches(config, images, start, total), start):
+            batch["key"] = example_keys(key_train, step, rows)
+            for micro_batch in split(batch, config.training.accumulation):
+                state, metrics = train_step(state, micro_batch)
+            done = step + 1
+            reporter.after_step(done, metrics, state)
+            if done == total or (save_every and done % save_every == 0):
+                checkpoints.save(done, saved(state), to_json(config))
+    print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
+
+
+def saved(state) -> dict:
+    """What a checkpoint holds; the step is its name."""
+    return {"params": state.params, "ema_params": state.ema_params, "opt_state": state.opt_state}
+
+
+def batches(config: Config, images, start: int, stop: int):
+    """The global batches of steps start..stop-1, made ahead by worker threads."""
+    seed, size, flip = config.training.seed, config.training.batch_size, config.data.flip
+    return stream(lambda step: batch_at(images, seed, step, size, flip=flip, low=config.objective.low), start, stop)
+
+
+def split(batch: dict, count: int) -> list[dict]:
+    """A batch in `count` micro-batches, in order."""
+    size = len(batch["image"]) // count
+    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count)]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with command_line.one_line_errors("--debug" in sys.argv):
+        main(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
+
+from ddpm_jax.losses import simple_loss
+from ddpm_jax.models import Model
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.prediction import Prediction, make_denoiser
+from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
+from ddpm_jax.samplers.ddpm import ddpm
+from ddpm_jax.schedule import (
+    NoiseSchedule,
+    Row,
+    from_betas,
+    linear,
+    make_grid,
+    q_posterior,
+    q_sample,
+    scaled_linear,
+    sigmoid,
+    spaced,
+    squaredcos,
+    zero_terminal_snr,
+)
+from ddpm_jax.training import TrainState, example_keys, init_state, make_train_step, model_loss
+
+__all__ = [
+    "BasicUNet",
+    "ConvUNet",
+    "Model",
+    "NoiseSchedule",
+    "Prediction",
+    "Row",
+    "Sampler",
+    "TrainState",
+    "UNet",
+    "ddpm",
+    "example_keys",
+    "from_betas",
+    "init_state",
+    "initial_noise",
+    "linear",
+    "make_denoiser",
+    "make_grid",
+    "make_train_step",
+    "model_loss",
+    "q_posterior",
+    "q_sample",
+    "sample",
+    "sample_in_chunks",
+    "sample_keys",
+    "scaled_linear",
+    "sigmoid",
+    "simple_loss",
+    "spaced",
+    "squaredcos",
+    "zero_terminal_snr",
+]

@@ -5,7 +5,6 @@ A run's directory holds `checkpoints/STEP/` (written aside and renamed, so never
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,10 +53,6 @@ class Checkpoints:
             raise ValueError(f"checkpoint {step} holds another model's state than its recipe's: {reason}") from error
         return {name: found[name] for name in like}
 
-    def config(self, step: int) -> Any:
-        """The resolved config, as JSON values, that was saved with a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
@@ -81,6 +76,6 @@ def steps(workdir: str | Path) -> list[int]:
     return sorted(int(path.name) for path in (Path(workdir) / FOLDER).glob("*") if path.name.isdigit())
 
 
-def write_config(workdir: str | Path, config: Any) -> None:
-    """Leaves the resolved config as `config.json`, for people."""
-    Path(workdir, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def config_file(workdir: str | Path, step: int) -> Path:
+    """Where the config saved with a step lies: plain JSON, readable without a device."""
+    return Path(workdir, FOLDER, str(step), "config", "metadata")

@@ -1,14 +1,21 @@
 """What train.py and sample.py share: recipes by name, typed settings, errors of one line, JAX's settings."""
 
+import ast
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import jax
+import tyro
 
 from ddpm_jax.config import Config
 
@@ -22,8 +29,6 @@ def recipes(folder: Path) -> dict[str, Path]:
 
 def summary(path: Path) -> str:
     """The first line of a recipe's docstring; the recipe is not run."""
-    import ast
-
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
@@ -67,14 +72,26 @@ def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def parse(kind: type[T], args: Sequence[str], default: T | None = None, **about: Any) -> T:
-    """`kind` from arguments such as `--optimizer.learning-rate 1e-4`; a mistake exits with status 2."""
-    import tyro
+def explain_recipes(script: str, folder: Path, asked: bool) -> int:
+    """The exit status after listing the recipes: 0 where help was asked for, 2 where --config was missing."""
+    out = sys.stdout if asked else sys.stderr
+    print(f"usage: python {script} --config NAME [settings]\n\nrecipes:\n{list_recipes(folder)}\n", file=out)
+    print("`--config NAME --help` lists every setting.", file=out)
+    return 0 if asked else 2
 
-    settings = (tyro.conf.AvoidSubcommands,)
-    if default is None:
-        return tyro.cli(kind, args=list(args), config=settings, **about)
-    return tyro.cli(kind, args=list(args), default=default, config=settings, **about)
+
+def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
+    """`kind` from arguments such as `--optimizer.learning-rate 1e-4`; a mistake exits with status 2."""
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(args), config=(tyro.conf.AvoidSubcommands,), prog=prog, **given)
+
+
+def options_class(function: Callable, known: Mapping[str, Any]) -> type:
+    """A dataclass of the keyword options of `function`, with its defaults, or those in `known`."""
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    fields = [(p.name, hints[p.name], dataclasses.field(default=known.get(p.name, p.default))) for p in parameters]
+    return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
 
 
 @contextlib.contextmanager
@@ -92,8 +109,6 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 
 def use_compilation_cache() -> None:
     """Compiled programs are kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says."""
-    import jax
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

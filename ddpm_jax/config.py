@@ -127,11 +127,13 @@ class Log:
     """Epochs between sample grids; there is one at the end in any case."""
     samples: int = 64
     """Pictures in a sample grid; 0 for no grids."""
+    sample_steps: int | None = 100
+    """Steps of the walk for such a grid, if fewer than the recipe's sampling takes; None for just as many."""
 
     def __post_init__(self):
         check(self.every >= 1, f"log.every must be at least 1, not {self.every}")
         check(self.samples >= 0, f"log.samples must not be negative, not {self.samples}")
-        for name in ("samples_every", "samples_every_epochs"):
+        for name in ("samples_every", "samples_every_epochs", "sample_steps"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"log.{name} must be at least 1, not {value}")
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.prediction import Network
@@ -80,3 +80,14 @@ class Corruption:
         x = uniform_noise(keys, shape)
         yield x
         yield from _mixing_histories(network, x, self.steps(sampling))[0]
+
+    def noisy(
+        self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, "b"]]:
+        """Image i mixed with noise by the i-th of b amounts from 0 to 1, and the t that the network ignores."""
+        amount = jnp.linspace(0.0, 1.0, len(images))
+        return corrupt(images, amount, uniform_noise(keys, images.shape[1:])), jnp.zeros(len(images), jnp.int32)
+
+    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        """The network's estimate of the clean image, in [0, 1]."""
+        return network(xt, t)

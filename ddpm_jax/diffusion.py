@@ -4,12 +4,22 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
 from ddpm_jax.losses import simple_loss
 from ddpm_jax.prediction import Denoiser, Network, Target, make_denoiser
-from ddpm_jax.schedule import BETAS, NoiseSchedule, Spacing, from_betas, make_grid, spaced, zero_terminal_snr
+from ddpm_jax.schedule import (
+    BETAS,
+    NoiseSchedule,
+    Spacing,
+    from_betas,
+    make_grid,
+    q_sample,
+    spaced,
+    zero_terminal_snr,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,3 +96,14 @@ class Diffusion:
     def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
         """The network's denoiser, clipped if the sampling says so."""
         return make_denoiser(self.noise_schedule(), network, self.target, 1.0 if sampling.clip_x0 else None)
+
+    def noisy(
+        self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, "b"]]:
+        """Image i at the i-th of b noise levels from t = 0 to T-1, and those t."""
+        t = jnp.round(jnp.linspace(0, self.timesteps - 1, len(images))).astype(jnp.int32)
+        return q_sample(self.noise_schedule(), images, t, samplers.initial_noise(keys, images.shape[1:])), t
+
+    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        """The network's estimate of clean data, in [-1, 1]."""
+        return self.denoiser(network, Sampling())(xt, t).x0

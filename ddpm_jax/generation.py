@@ -29,33 +29,41 @@ def generate(
     seed: int,
     sampling: Sampling | None = None,
     stages: int = 1,
+    path: bool = False,
     on_stage: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
-    """uint8 states (stages + 1, num, h, w, c), from noise to samples; sample i depends on (seed, i) alone.
+    """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) from noise to samples.
 
-    `stages` is the least number of equal parts the walk is seen in; `on_stage(images)` is called after each of them.
+    Sample i depends on (seed, i) alone. `stages` is the least number of equal parts the walk is seen in;
+    `on_stage(images)` is called after each of them.
     """
     sampling = sampling or config.sampling
-    chunks = chunk_count(config.objective.steps(sampling), stages)
-    batch_size = -(-min(batch_size, num) // jax.local_device_count()) * jax.local_device_count()
-    params = parallel.replicate(params)
+    steps = config.objective.steps(sampling)
+    chunks = chunk_count(steps, stages)
+    kept = set(spread_over(chunks, stages + 1)) if path else {chunks}
+    devices = jax.local_device_count()
+    batch_size = -(-min(batch_size, num) // devices) * devices
+    network = Partial(config.model.apply, parallel.replicate(params))
     batches = []
     for start in range(0, num, batch_size):
-        keys = parallel.shard(sample_keys(seed, jnp.arange(start, start + batch_size)))
         wanted = min(batch_size, num - start)
-        states = [state[:wanted] for state in _walk(config, params, keys, sampling, chunks, wanted, on_stage)]
-        batches.append(np.stack([states[i] for i in _spread_over(len(states), stages + 1)]))
+        keys = parallel.shard(sample_keys(seed, jnp.arange(start, start + batch_size)))
+        states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks)
+        batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))
     return np.concatenate(batches, axis=1)
 
 
-def _walk(config, params, keys, sampling, chunks, wanted, on_stage) -> Iterator[np.ndarray]:
-    network = Partial(config.model.apply, params)
-    states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks)
+def _keep(states: Iterator, kept: set[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:
+    pictures = []
     for i, state in enumerate(states):
-        yield to_uint8(np.asarray(state), config.objective.low)
+        if i in kept:
+            pictures.append(to_uint8(np.asarray(state)[:wanted], low))
         if i:
+            jax.block_until_ready(state)  # so that a progress bar shows what is done, not what is asked for
             on_stage(wanted)
+    return np.stack(pictures)
 
 
-def _spread_over(count: int, wanted: int) -> np.ndarray:
-    return np.round(np.linspace(0, count - 1, wanted)).astype(int)
+def spread_over(last: int, count: int) -> list[int]:
+    """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
+    return np.round(np.linspace(0, last, count)).astype(int).tolist()

@@ -26,6 +26,12 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
 
 
+def like_replicated(shapes: Any) -> Any:
+    """The shapes of arrays, to be restored whole on every local device."""
+    whole = NamedSharding(data_mesh(), PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+
+
 def shard(tree: Any) -> Any:
     """`tree` with the first axis of every array split over the local devices."""
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))

@@ -99,9 +99,9 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     check_output(path, len(images))
     if path.is_dir() or not path.suffix:
         for i, image in enumerate(images):
-            _save_png(_picture(image), path / f"{i:05d}.png")
+            save_picture(_picture(image), path / f"{i:05d}.png")
     elif path.suffix.lower() == ".png":
-        _save_png(image_grid(images), path)
+        save_picture(image_grid(images), path)
     else:
         with atomic_file(path) as file:
             np.savez(file, images=images)
@@ -214,7 +214,7 @@ def _save_figure(figure: "Figure", path: str | os.PathLike) -> None:
         figure.savefig(file, format="png", dpi=DPI, facecolor="white")
 
 
-def _save_png(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
     with atomic_file(path) as file:
         picture.save(file, format="PNG")
 

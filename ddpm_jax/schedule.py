@@ -41,6 +41,8 @@ class NoiseSchedule:
         if jnp.issubdtype(t.dtype, jnp.integer):
             return self.sqrt_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t]
         log_snr = jnp.interp(t, jnp.arange(self.timesteps, dtype=t.dtype), self.log_snr)
+        # Where the end has no signal, jnp.interp gives NaN at T-2: 0 parts of -inf.
+        log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
@@ -187,7 +189,7 @@ def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
     by interpolation in log SNR. Raises ValueError for timesteps that do not fall or lie outside.
     """
     t = np.asarray(t)
-    if not t.size or np.any(np.diff(t) >= 0) or t.max() > schedule.timesteps - 1 or t.min() < 0:
+    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= schedule.timesteps - 1 and t[-1] >= 0):  # refuses NaN
         raise ValueError(f"timesteps must fall strictly within 0..{schedule.timesteps - 1}, not {t.tolist()}")
     log_alpha_bar = _log_alpha_bar_at(schedule, t)
     log_next = np.append(log_alpha_bar[1:], 0.0)

@@ -86,8 +86,8 @@ def dynamic_loss_scale(
     """
 
     def init(params):
-        zero = jnp.zeros((), jnp.int32)
-        return LossScaleState(jnp.asarray(initial, jnp.float32), zero, zero, inner.init(params))
+        good_steps, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two: both are donated
+        return LossScaleState(jnp.asarray(initial, jnp.float32), good_steps, skipped, inner.init(params))
 
     def update(grads, state, params=None):
         grads = jax.tree.map(lambda g: g / state.loss_scale, grads)
@@ -160,5 +160,5 @@ def make_train_step(
 def _average(average: Params, params: Params, ema: Ema, step: Array, finished: Array) -> Params:
     n = step.astype(jnp.float32) + 1
     decay = jnp.minimum(ema.decay, (1 + n) / (10 + n)) if ema.warmup else jnp.float32(ema.decay)
-    rate = (1 - decay) * finished  # 0 within an accumulation: parameters have not moved
+    rate = (1 - decay) * finished.astype(jnp.float32)  # 0 within an accumulation: parameters have not moved
     return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)

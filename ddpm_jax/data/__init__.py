@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +22,7 @@ DECODING_THREADS = 16
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Images(Protocol):
     """A finite set of uint8 images of one size; `read(indices)` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
 

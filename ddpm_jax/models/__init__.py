@@ -42,6 +42,12 @@ class Model:
         """How many numbers the parameters hold; nothing is drawn."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._undrawn()))
 
+    def summary(self) -> str:
+        """One line a part of the net with its parameter count, and their sum."""
+        parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in self._undrawn().items()}
+        rows = [*sorted(parts.items()), ("total", sum(parts.values()))]
+        return "\n".join(f"  {name:<20}{count:>15,}" for name, count in rows)
+
     def apply(
         self,
         params: Params,

@@ -91,7 +91,7 @@ def _block(key, kind: str, size: int):
 @partial(jax.jit, static_argnums=1)
 def _cut(blocks, specs):
     return [
-        jnp.full(shape, initial.scale) if block is None else block[: math.prod(shape)].reshape(shape) * initial.scale
+        jnp.full(shape, initial.scale, jnp.float32) if block is None else block[: math.prod(shape)].reshape(shape) * initial.scale
         for block, (shape, initial) in zip(blocks, specs, strict=True)
     ]
 

@@ -100,7 +100,7 @@ def sample_in_chunks(
     program out of the persistent compilation cache). Raises ValueError if the steps do not divide.
     """
     steps = len(grid.index)
-    if steps % chunks:
+    if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
     state = xT, sampler.init(xT)
     for rows in zip(*(jnp.split(table, chunks) for table in grid), strict=True):

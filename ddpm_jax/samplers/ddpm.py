@@ -17,8 +17,10 @@ def ddpm(
     variance: fixed_small is that of q(x_next | x_t, x_0), fixed_large is beta (section 3.2, Ho et al. 2020).
     clip_sample: clamps x_next itself to [-clip_sample, clip_sample] after each step, as S1's project does.
     """
-    large = {"fixed_small": False, "fixed_large": True}[variance]
-    return Sampler(Partial(no_memory), Partial(_large if large else _small, clip_sample))
+    steps = {"fixed_small": _small, "fixed_large": _large}
+    if variance not in steps:
+        raise ValueError(f"unknown variance {variance!r}; there are: {', '.join(steps)}")
+    return Sampler(Partial(no_memory), Partial(steps[variance], clip_sample))
 
 
 def _small(clip_sample, keys, denoise, xt, row, memory):
@@ -29,7 +31,7 @@ def _small(clip_sample, keys, denoise, xt, row, memory):
 def _large(clip_sample, keys, denoise, xt, row, memory):
     mean, _ = posterior(row, denoise(xt, row.t).x0, xt)
     noisy = row.sqrt_one_minus_alpha_bar_next > 0  # no noise on clean data
-    return _draw(clip_sample, keys, row, mean, row.beta * noisy), memory
+    return _draw(clip_sample, keys, row, mean, jnp.where(noisy, row.beta, 0.0)), memory
 
 
 def _draw(clip_sample, keys, row, mean, variance):

@@ -1,0 +1,35 @@
+"""MNIST at 28 px: S4's U-Net of 1,707,009 parameters, squared-cosine schedule, AdamW, 30 epochs.
+
+    python train.py --config mnist
+
+Hardware: one GPU, minutes; two CPU cores, about 2 s a step (470 steps an epoch with all 60,000 images).
+Data: TFDS mnist, split train; downloaded and prepared by itself, or `--data.data-dir DIR`.
+Expected: the mean loss of an epoch falls below 0.03 within ten epochs, and samples are legible digits.
+"""
+
+from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training
+from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.models.unet import UNet
+
+config = Config(
+    model=UNet(
+        image_size=28,
+        channels=1,
+        widths=(32, 64, 64),
+        attention=(False, True, True),
+        head_dim=8,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        freq_shift=0.0,
+        symmetric_padding=True,
+        init_scheme="torch",
+    ),
+    data=Tfds(name="mnist"),
+    objective=Diffusion(schedule="squaredcos"),
+    training=Training(batch_size=128, epochs=30),
+    optimizer=Optimizer(name="adamw", learning_rate=4e-4),
+    ema=Ema(decay=0.999),
+    checkpoint=Checkpoint(every_epochs=1),
+    log=Log(samples_every_epochs=1),
+)

@@ -1,0 +1,151 @@
+"""What a run tells while it trains: banner, progress bar, metrics, a line an epoch, sample grids, previews."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from tqdm import tqdm
+
+from ddpm_jax import parallel, pictures
+from ddpm_jax.config import Config, in_steps, to_json
+from ddpm_jax.data import Images, batch_at, to_floats
+from ddpm_jax.generation import generate
+from ddpm_jax.models import Params
+from ddpm_jax.run_log import RunLog
+from ddpm_jax.samplers import sample_keys
+from ddpm_jax.training import TrainState, learning_rate
+
+LEVELS = 8
+
+
+def banner(config: Config, workdir: Path) -> str:
+    """The resolved recipe, its data, the net by parts with the parameter count, the devices; loads no data."""
+    training = config.training
+    length = f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
+    lines = [f"  {name} {value}" for name, value in settings(to_json(config))]
+    rows = {
+        "data": config.data.describe(),
+        "model": f"{type(config.model).__name__}, {config.model.parameter_count()} parameters",
+        "devices": f"{parallel.describe_devices()}, by {training.parallel}",
+        "length": f"{length}, batches of {training.batch_size} in {training.accumulation} micro-batches",
+        "workdir": str(workdir),
+    }
+    facts = [f"{name:<10}{value}" for name, value in rows.items()]
+    return "\n".join(["settings", *lines, "", "parameters", config.model.summary(), "", *facts])
+
+
+def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
+    """Each setting by its name on the command line, such as ("--training.batch-size", "128")."""
+    if not isinstance(values, dict):
+        return [(path, " ".join(map(str, values)) if isinstance(values, list) else str(values))]
+    joint = "." if path != "-" else "-"
+    named = {name: value for name, value in values.items() if name != "type"}
+    return [row for name, value in named.items() for row in settings(value, f"{path}{joint}{name.replace('_', '-')}")]
+
+
+class Reporter:
+    """Called after every step; device values are read one interval late, so that no step waits for the host."""
+
+    def __init__(self, config: Config, images: Images, workdir: Path, start: int):
+        self._config, self._images, self._workdir = config, images, workdir
+        self._total, self._steps_per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
+        self._rate = learning_rate(config.optimizer, self._total, self._steps_per_epoch)
+        self._sample_every = in_steps(config.log.samples_every, config.log.samples_every_epochs, self._steps_per_epoch)
+        self._log = RunLog(workdir, start)
+        self._bar = tqdm(total=self._total, initial=start, unit="step", dynamic_ncols=True)
+        self._waiting: list[tuple[int, dict]] = []
+        self._epoch_losses: list[jax.Array] = []
+        self._epoch_began = time.perf_counter()
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_waiting()
+        self._log.curve()
+        self._log.close()
+        self._bar.close()
+
+    def after_step(self, step: int, metrics: dict[str, jax.Array], state: TrainState) -> None:
+        """Logs, at the recipe's cadences, what the step that made `state` the state of `step` gave."""
+        self._bar.update()
+        self._epoch_losses.append(metrics["loss"])
+        ends_epoch = step % self._steps_per_epoch == 0
+        if step % self._config.log.every == 0 or step == self._total or ends_epoch:
+            self._write_waiting()
+            self._waiting.append((step, metrics))
+        if ends_epoch:
+            self._end_epoch(step // self._steps_per_epoch)
+        if self._config.log.samples and (step == self._total or (self._sample_every and step % self._sample_every == 0)):
+            self._draw(step, state.ema_params["ema"])
+
+    def _write_waiting(self, **more: float) -> None:
+        for step, metrics in self._waiting:
+            values = {"loss": metrics["loss"]} | metrics | {"learning_rate": self._rate(step - 1)} | more
+            self._log.scalars(step, {name: float(value) for name, value in values.items()})
+            self._bar.set_postfix(loss=f"{float(values['loss']):.4f}")
+        self._waiting = []
+
+    def _end_epoch(self, epoch: int) -> None:
+        mean = float(np.mean(jax.device_get(self._epoch_losses)))
+        seconds = time.perf_counter() - self._epoch_began
+        rate = len(self._epoch_losses) * self._config.training.batch_size / seconds
+        epochs = -(-self._total // self._steps_per_epoch)
+        learning_rate = float(self._rate(epoch * self._steps_per_epoch - 1))
+        self._bar.write(f"epoch {epoch}/{epochs}: mean loss {mean:.5f}, {rate:.0f} images/s, lr {learning_rate:.6f}")
+        self._write_waiting(epoch=epoch, epoch_loss=mean)
+        self._log.curve()
+        self._epoch_losses, self._epoch_began = [], time.perf_counter()
+
+    def _draw(self, step: int, params: Params) -> None:
+        config, began = self._config, time.perf_counter()
+        folder = self._workdir / "samples"
+        grid = sample_grid(config, params)
+        pictures.save_images(grid, folder / f"{step:08d}.png")
+        pictures.labelled_rows(prediction_rows(config, params, self._images), folder / f"{step:08d}_predictions.png")
+        self._log.image(step, "samples", pictures.image_grid(grid))
+        self._epoch_began += time.perf_counter() - began  # the rate an epoch line gives is that of training
+
+
+def sample_grid(config: Config, params: Params) -> np.ndarray:
+    """uint8 samples of the run's own seed, for a grid while training."""
+    count, steps = config.log.samples, config.objective.steps(config.sampling)
+    sampling = dataclasses.replace(config.sampling, steps=min(steps, config.log.sample_steps or steps))
+    return generate(config, params, num=count, batch_size=count, seed=config.training.seed, sampling=sampling)[-1]
+
+
+def prediction_rows(config: Config, params: Params, images: Images) -> list[tuple[str, np.ndarray]]:
+    """S4's three rows at eight noise levels: input, noisy, the network's estimate of clean data."""
+    x0, xt, t = _noise_levels(config, images)
+    prediction = _predict(config.objective, Partial(config.model.apply, params), xt, t)
+    rows = {"input": x0, "noisy": xt, "prediction": prediction}
+    return [(name, pictures.to_uint8(np.asarray(row), config.objective.low)) for name, row in rows.items()]
+
+
+_predict = jax.jit(lambda objective, network, xt, t: objective.predict(network, xt, t), static_argnums=0)
+
+
+def _noise_levels(config: Config, images: Images):
+    low = config.objective.low
+    x0 = jnp.asarray(to_floats(images.read(np.arange(LEVELS) % len(images))["image"], low))
+    return x0, *config.objective.noisy(sample_keys(config.training.seed, jnp.arange(LEVELS)), x0)
+
+
+def preview(config: Config, images: Images, workdir: Path) -> None:
+    """Leaves preview/data.png, 100 images of the first batches, and preview/noise.png, eight noise levels."""
+    low = config.objective.low
+    batch = batch_at(images, config.training.seed, 0, 100, flip=config.data.flip, low=low)["image"]
+    pictures.save_images(pictures.to_uint8(batch, low), workdir / "preview" / "data.png")
+    x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
+    span = np.abs(xt).max((1, 2, 3), keepdims=True)
+    unclipped = xt if low == 0 else xt / np.maximum(span, 1)
+    rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
+    uint8 = [(name, pictures.to_uint8(row, low)) for name, row in rows.items()]
+    pictures.labelled_rows(uint8, workdir / "preview" / "noise.png")
