@@ -124,8 +124,16 @@ def draw_states(config: Config, params: Any, draw: Draw) -> np.ndarray:
     stages = min(GIF_FRAMES if wants_path else PROGRESS_PARTS, steps)
     parts = chunk_count(steps, stages)
     with tqdm(total=draw.num * parts, unit="part", desc=f"{draw.num} pictures, {steps} steps") as bar:
-        options = {"num": draw.num, "batch_size": draw.batch_size, "seed": draw.seed}
-        return generate(config, params, **options, stages=stages, path=wants_path, on_stage=bar.update)
+        return generate(
+            config,
+            params,
+            num=draw.num,
+            batch_size=draw.batch_size,
+            seed=draw.seed,
+            stages=stages,
+            path=wants_path,
+            on_stage=bar.update,
+        )
 
 
 def write(draw: Draw, states: np.ndarray) -> None:

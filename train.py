@@ -91,8 +91,11 @@ def train(config: Config, run: Run, start: int) -> None:
         preview(config, images, run.workdir)
     save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
     rows = jnp.arange(config.training.batch_size)
-    options = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
-    with Checkpoints(run.workdir, **options) as checkpoints, Reporter(config, images, run.workdir, start) as reporter:
+    keep = config.checkpoint
+    with (
+        Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every) as checkpoints,
+        Reporter(config, images, run.workdir, start) as reporter,
+    ):
         if start:
             state = state._replace(step=jnp.asarray(start, jnp.int32), **checkpoints.restore(start, saved(state)))
             state = parallel.replicate(state)

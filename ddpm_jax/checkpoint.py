@@ -44,7 +44,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**saved, config=ocp.args.JsonSave(config)))
 
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """The items named in `like`, on the devices and in the shapes of its arrays; raises ValueError if those differ."""
+        """The items named in `like`, placed as its arrays; raises ValueError if their shapes differ."""
         wanted = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**wanted))

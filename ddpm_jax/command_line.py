@@ -43,7 +43,8 @@ def load_recipe(name: str, folder: Path) -> Config:
     if name not in found:
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, list(found))}")
     spec = importlib.util.spec_from_file_location(f"configs.{name}", found[name])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
     spec.loader.exec_module(module)
@@ -58,7 +59,7 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 
 
 def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE`, and the arguments without it; ValueError if the value is missing."""
+    """The value of `--name VALUE` or `--name=VALUE`, and the other arguments; ValueError if the value is missing."""
     rest, value = list(args), None
     for i, arg in enumerate(rest):
         if arg == name:
@@ -82,8 +83,10 @@ def explain_recipes(script: str, folder: Path, asked: bool) -> int:
 
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
     """`kind` from arguments such as `--optimizer.learning-rate 1e-4`; a mistake exits with status 2."""
-    given = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=list(args), config=(tyro.conf.AvoidSubcommands,), prog=prog, **given)
+    settings = (tyro.conf.AvoidSubcommands,)
+    if default is None:
+        return tyro.cli(kind, args=list(args), config=settings, prog=prog)
+    return tyro.cli(kind, args=list(args), config=settings, prog=prog, default=default)
 
 
 def options_class(function: Callable, known: Mapping[str, Any]) -> type:

@@ -81,7 +81,9 @@ class Optimizer:
         check(0 <= self.floor <= self.learning_rate, f"optimizer.floor must be in [0, learning rate], not {self.floor}")
         check(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, not {self.warmup_steps}")
         check(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
-        check(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}")
+        check(
+            self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,9 +163,7 @@ class Config:
 
     def total_steps(self, images: int) -> int:
         """The run's length in optimizer steps."""
-        total = in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images))
-        assert total is not None
-        return total
+        return in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images)) or 0
 
 
 def to_json(value: Any) -> Any:
@@ -214,5 +214,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted(set(ours) | set(theirs))
-        return [d for name in names for d in _differences(ours.get(name), theirs.get(name), f"{path}.{name}".strip("."))]
+        return [
+            d for name in names for d in _differences(ours.get(name), theirs.get(name), f"{path}.{name}".strip("."))
+        ]
     return [] if ours == theirs else [path]

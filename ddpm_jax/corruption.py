@@ -28,9 +28,7 @@ def corrupt(
     return x0 * (1 - amount) + noise * amount
 
 
-def corruption_loss(
-    keys: Key[Array, "b"], network: Network, x0: Float[Array, "b h w c"]
-) -> Float[Array, "b"]:
+def corruption_loss(keys: Key[Array, "b"], network: Network, x0: Float[Array, "b h w c"]) -> Float[Array, "b"]:
     """Mean squared error of the predicted clean image at a uniform amount, an example each."""
     keys_amount, keys_noise = jax.vmap(jax.random.split, out_axes=1)(keys)
     amount = jax.vmap(jax.random.uniform)(keys_amount)
@@ -38,7 +36,7 @@ def corruption_loss(
     return jnp.mean((network(noisy, jnp.zeros(len(x0), jnp.int32)) - x0) ** 2, axis=(1, 2, 3))
 
 
-def uniform_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
+def uniform_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """Uniform noise on [0, 1) of each example's own key."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
@@ -46,7 +44,7 @@ def uniform_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Float[A
 def mixing_histories(
     network: Network, x: Float[Array, "b h w c"], steps: int = DEFAULT_STEPS
 ) -> tuple[Float[Array, "n b h w c"], Float[Array, "n b h w c"]]:
-    """The states and the predictions of x <- x (1 - mix) + prediction mix with mix = 1 / (steps - i), i = 0..steps-1."""
+    """The states and predictions of x <- x (1 - mix) + prediction mix, mix = 1 / (steps - i) for i = 0..steps-1."""
 
     def step(x, mix):
         prediction = network(x, jnp.zeros(len(x), jnp.int32))

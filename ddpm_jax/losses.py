@@ -1,7 +1,7 @@
 """Training losses, one number an example.
 
-    L_simple = E_{t, x0, eps} || eps - eps_theta(sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t) ||^2
-                                                                                   Eq. 14, Ho et al. 2020
+L_simple = E_{t, x0, eps} || eps - eps_theta(sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t) ||^2
+                                                                               Eq. 14, Ho et al. 2020
 """
 
 import jax
@@ -13,7 +13,11 @@ from ddpm_jax.schedule import NoiseSchedule, per_example, q_sample
 
 
 def simple_loss(
-    keys: Key[Array, "b"], schedule: NoiseSchedule, network: Network, x0: Float[Array, "b h w c"], target: Target = "eps"
+    keys: Key[Array, "b"],
+    schedule: NoiseSchedule,
+    network: Network,
+    x0: Float[Array, "b h w c"],
+    target: Target = "eps",
 ) -> Float[Array, "b"]:
     """Mean squared error of each example at its own uniform t: Eq. 14, Ho et al. 2020, or its x0 or v form.
 

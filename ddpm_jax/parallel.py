@@ -74,7 +74,7 @@ def spread(make_step: Callable[[str | None], Callable], route: str) -> Callable:
 
 
 def use_cpu_cores(batch_size: int, wanted: int | None = None) -> int | None:
-    """Splits the CPU into virtual devices, so that a spread step uses every core; gives their number, None if left alone.
+    """The number of virtual devices that the CPU is split into, so that a step uses every core; None if left alone.
 
     `wanted`, or the largest number up to the cores that divides the batch. Does nothing where the user has chosen by
     JAX_NUM_CPU_DEVICES or XLA_FLAGS. To be called before the first use of a device, by scripts only.
@@ -93,7 +93,9 @@ def require_platform(platform: str) -> None:
     try:
         jax.local_devices()
     except RuntimeError as error:
-        raise ValueError(f"no {platform} was found by JAX: leave --platform out to use what there is ({error})") from None
+        raise ValueError(
+            f"no {platform} was found by JAX: leave --platform out to use what there is ({error})"
+        ) from None
 
 
 def describe_devices() -> str:

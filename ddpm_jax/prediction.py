@@ -1,7 +1,7 @@
 """What a network's output says about clean data and noise: the pair (x0, eps), whichever of them it predicts.
 
-    xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps                              Eq. 4, Ho et al. 2020
-    v  = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0                              Salimans & Ho 2022, appendix D
+xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps                              Eq. 4, Ho et al. 2020
+v  = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0                              Salimans & Ho 2022, appendix D
 """
 
 from collections.abc import Callable

@@ -83,7 +83,9 @@ class Reporter:
             self._waiting.append((step, metrics))
         if ends_epoch:
             self._end_epoch(step // self._steps_per_epoch)
-        if self._config.log.samples and (step == self._total or (self._sample_every and step % self._sample_every == 0)):
+        if self._config.log.samples and (
+            step == self._total or (self._sample_every and step % self._sample_every == 0)
+        ):
             self._draw(step, state.ema_params["ema"])
 
     def _write_waiting(self, **more: float) -> None:

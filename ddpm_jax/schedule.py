@@ -9,7 +9,7 @@ Tables are built in float64 with NumPy and stored in float32, sqrt(1 - alpha_bar
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -58,7 +58,7 @@ class Row(NamedTuple):
     sampler needs a branch for the last step. `beta = 1 - alpha_bar / alpha_bar_next` is that of the whole stride.
     """
 
-    index: Int[Array, "*steps"]
+    i: Int[Array, "*steps"]
     t: Num[Array, "*steps"]
     t_next: Num[Array, "*steps"]
     sqrt_alpha_bar: Float[Array, "*steps"]
@@ -106,7 +106,7 @@ def scaled_linear(timesteps: int = 1000, beta_start: float = 0.00085, beta_end: 
 
 
 def squaredcos(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
-    """betas of alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008), at most `max_beta` (Eq. 17, Nichol & Dhariwal 2021)."""
+    """betas of alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008), at most max_beta (Eq. 17, Nichol & Dhariwal 2021)."""
     u = np.arange(timesteps + 1) / timesteps
     alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
@@ -125,7 +125,12 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
 
 
-BETAS = {"linear": linear, "scaled_linear": scaled_linear, "squaredcos": squaredcos, "sigmoid": sigmoid}
+BETAS: dict[str, Callable[..., np.ndarray]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "squaredcos": squaredcos,
+    "sigmoid": sigmoid,
+}
 
 
 def q_sample(

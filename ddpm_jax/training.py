@@ -150,7 +150,9 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
             grad_norm = optax.tree.norm(grads) / scale
         finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
-        ema_params = {name: _average(tree, params, ema, state.step, finished) for name, tree in state.ema_params.items()}
+        ema_params = {
+            name: _average(tree, params, ema, state.step, finished) for name, tree in state.ema_params.items()
+        }
         new_state = TrainState(state.step + finished.astype(jnp.int32), params, ema_params, opt_state)
         return new_state, {"loss": value, "grad_norm": grad_norm}
 

@@ -202,7 +202,7 @@ def test_every_row_of_a_grid_is_bayes_rule_for_its_stride(betas, times):
     x0, xt = images(0, 1), images(1, 1)
     grid = make_grid(from_betas(betas), np.array(times))
     nexts = [*times[1:], -1]
-    assert grid.index.tolist() == list(range(len(times)))
+    assert grid.i.tolist() == list(range(len(times)))
     assert (grid.t.tolist(), grid.t_next.tolist()) == (times, nexts)
     for i, (t, t_next) in enumerate(zip(times, nexts, strict=True)):
         mean, variance = posterior(jax.tree.map(lambda table: table[i], grid), jnp.asarray(x0), jnp.asarray(xt))

@@ -24,7 +24,7 @@ Batch = dict[str, np.ndarray]
 
 @runtime_checkable
 class Images(Protocol):
-    """A finite set of uint8 images of one size; `read(indices)` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
+    """A finite set of uint8 images of one size; `read` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
 
     def __len__(self) -> int: ...
 
@@ -45,7 +45,7 @@ class Data:
         raise NotImplementedError
 
     def load(self, image_size: int, channels: int) -> Images:
-        """The images as (image_size, image_size, channels) uint8; raises FileNotFoundError or ValueError with the remedy."""
+        """The images as (size, size, channels) uint8; raises FileNotFoundError or ValueError with the remedy."""
         raise NotImplementedError
 
 
@@ -63,7 +63,8 @@ class InMemory(NamedTuple):
         return batch if self.labels is None else batch | {"label": self.labels[indices]}
 
 
-class OnDisk(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OnDisk:
     """Images decoded when they are read: `decode(i)` gives one uint8 (h, w, c) image."""
 
     count: int
@@ -140,7 +141,7 @@ def to_floats(images: np.ndarray, low: float = -1.0) -> np.ndarray:
 
 
 def batch_at(images: Images, seed: int, step: int, batch_size: int, *, flip: bool = False, low: float = -1.0) -> Batch:
-    """The global batch of `step`, a pure function of (seed, step): `image` (b, h, w, c) float32 in [low, 1], `label` (b,)."""
+    """The global batch of (seed, step): `image` (b, h, w, c) float32 in [low, 1] and, if any, `label` (b,)."""
     batch = images.read(batch_indices(seed, step, batch_size, len(images)))
     pixels = batch["image"]
     if flip:

@@ -59,7 +59,7 @@ class Model:
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w c"]:
         """The network's output in float32, computed in `dtype`; dropout only where each example has a key."""
-        output = self.module().apply({"params": params}, xt.astype(dtype), t, labels, dropout_keys)
+        output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, labels, dropout_keys)
         return output.astype(jnp.float32)
 
     def _undrawn(self) -> Any:

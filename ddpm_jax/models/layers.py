@@ -48,7 +48,7 @@ class Undrawn(nn.meta.AxisMetadata):
         return self.value
 
     def replace_boxed(self, value: Any) -> "Undrawn":
-        return self.replace(value=value)
+        return Undrawn(value, self.initial)
 
     def add_axis(self, index: int, params: dict) -> "Undrawn":
         return self
@@ -77,10 +77,10 @@ def draw_parameters(key: Key[Array, ""], undrawn_parameters: Any) -> Any:
         return _block(leaf_key, leaf.initial.kind, 1 << max(12, (leaf.value.size - 1).bit_length()))
 
     is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
-    leaves, treedef = jax.tree.flatten(undrawn_parameters, is_leaf=is_leaf)
+    leaves, structure = jax.tree.flatten(undrawn_parameters, is_leaf=is_leaf)
     blocks = jax.tree.leaves(jax.tree.map_with_path(numbers, undrawn_parameters, is_leaf=is_leaf), lambda x: x is None)
     specs = tuple((leaf.value.shape, leaf.initial) for leaf in leaves)
-    return treedef.unflatten(_cut(blocks, specs))
+    return jax.tree.unflatten(structure, _cut(blocks, specs))
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -91,28 +91,30 @@ def _block(key, kind: str, size: int):
 @partial(jax.jit, static_argnums=1)
 def _cut(blocks, specs):
     return [
-        jnp.full(shape, initial.scale, jnp.float32) if block is None else block[: math.prod(shape)].reshape(shape) * initial.scale
+        jnp.full(shape, initial.scale, jnp.float32)
+        if block is None
+        else block[: math.prod(shape)].reshape(shape) * initial.scale
         for block, (shape, initial) in zip(blocks, specs, strict=True)
     ]
 
 
-def _initializers(init: Init, fan_in: int, fan_out: int, zero: bool) -> dict[str, Callable]:
+def _initials(init: Init, fan_in: int, fan_out: int, zero: bool) -> tuple[Initial, Initial]:
     if init == "torch":
-        return {"kernel_init": undrawn(torch_uniform(fan_in)), "bias_init": undrawn(torch_uniform(fan_in))}
-    kernel = ZEROS if zero else fan_avg_uniform(fan_in, fan_out)
-    return {"kernel_init": undrawn(kernel), "bias_init": undrawn(ZEROS)}
+        return torch_uniform(fan_in), torch_uniform(fan_in)
+    return ZEROS if zero else fan_avg_uniform(fan_in, fan_out), ZEROS
 
 
 def conv(x: Array, features: int, size: int, name: str, *, init: Init, zero: bool = False, **options) -> Array:
     """A size x size convolution of x (b, h, w, c); `zero`: its kernel starts at 0 under the ddpm init."""
-    initializers = _initializers(init, size * size * x.shape[-1], size * size * features, zero)
-    return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **initializers, **options)(x)
+    kernel, bias = _initials(init, size * size * x.shape[-1], size * size * features, zero)
+    options |= {"kernel_init": undrawn(kernel), "bias_init": undrawn(bias)}
+    return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
 
 
 def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
     """A linear map of the last axis of x."""
-    initializers = _initializers(init, x.shape[-1], features, zero)
-    return nn.Dense(features, dtype=x.dtype, name=name, **initializers)(x)
+    kernel, bias = _initials(init, x.shape[-1], features, zero)
+    return nn.Dense(features, dtype=x.dtype, name=name, kernel_init=undrawn(kernel), bias_init=undrawn(bias))(x)
 
 
 def embedding(labels: Array, count: int, features: int, name: str) -> Array:
@@ -155,7 +157,7 @@ def group_norm(
     a reduction over (h, w, channels of the group). They are taken about a pilot pixel, because plain sums of
     squares lose 1e-3 where |mean| = 30 std; the result does not depend on the pilot, so no gradient flows to it.
     """
-    b, h, w, c = x.shape
+    b, c = x.shape[0], x.shape[-1]
     wide = x.astype(jnp.float32)
     pilot = jax.lax.stop_gradient(wide[:, :1, :1])
     about_pilot = wide - pilot
@@ -189,7 +191,7 @@ class GroupNorm(nn.Module):
 def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, "b"] | None) -> Float[Array, "b *rest"]:
     """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
 
-    None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, the width of the random bits.
+    None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, as the random bits have it.
     """
     if keys is None or rate == 0.0:
         return x

@@ -134,9 +134,7 @@ class UNetModule(nn.Module):
 
     def _embed(self, t, labels):
         net, width = self.net, 4 * self.net.widths[0]
-        waves = sinusoidal_embedding(
-            t, net.widths[0], flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift
-        )
+        waves = sinusoidal_embedding(t, net.widths[0], flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift)
         emb = dense(waves, width, "time_linear_1", init=net.init_scheme)
         emb = dense(nn.silu(emb), width, "time_linear_2", init=net.init_scheme)
         if net.num_classes is None:
@@ -149,7 +147,9 @@ class UNetModule(nn.Module):
         net, skips = self.net, [h]
         padding = ((1, 1), (1, 1)) if net.symmetric_padding else ((0, 1), (0, 1))
         for i, (width, attention) in enumerate(zip(net.widths, net.attention, strict=True)):
-            skips += Level(net, width, attention, name=f"down_{i}")(skips[-1], emb, keys, (None,) * net.layers_per_level)
+            skips += Level(net, width, attention, name=f"down_{i}")(
+                skips[-1], emb, keys, (None,) * net.layers_per_level
+            )
             if i + 1 < len(net.widths):
                 options = {"init": net.init_scheme, "strides": 2, "padding": padding}
                 skips.append(conv(skips[-1], width, 3, f"downsample_{i}", **options))

@@ -63,14 +63,14 @@ def sample_keys(seed: int, indices: Int[Array, "b"]) -> Key[Array, "b"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
 
 
-def initial_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
+def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """xT ~ N(0, I) of each sample's own key; shape is (h, w, c)."""
     return _normal(keys, 0, shape)
 
 
 def step_noise(keys: Key[Array, "b"], row: Row, xt: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """The noise of one step, of each sample's own key and the row's index."""
-    return _normal(keys, row.index + 1, xt.shape[1:])
+    return _normal(keys, row.i + 1, xt.shape[1:])
 
 
 def _normal(keys, index, shape):
@@ -86,7 +86,7 @@ def sample(
     *,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
-    """x0 (b, h, w, c) drawn from xT by one `lax.scan` over the grid; with `trajectory` all states (steps + 1, b, h, w, c)."""
+    """x0 (b, h, w, c) drawn from xT by one `lax.scan`; with `trajectory` all states (steps + 1, b, h, w, c)."""
     (x0, _), states = _walk(keys, denoise, sampler, grid, (xT, sampler.init(xT)), trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
 
@@ -99,7 +99,7 @@ def sample_in_chunks(
     All parts run one compiled program, and nothing is called back from inside it (a callback would keep the
     program out of the persistent compilation cache). Raises ValueError if the steps do not divide.
     """
-    steps = len(grid.index)
+    steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
     state = xT, sampler.init(xT)

@@ -1,0 +1,29 @@
+# make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test check
+
+demo: $(VENV)/.demo
+	$(RUN) train.py --config digits
+	$(RUN) sample.py --ckpt runs/digits --num 256 --batch-size 256 --out runs/digits/samples.png runs/digits/samples.npz
+
+test: $(VENV)/.test
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(RUN) -m pip install --quiet --editable ".[test]"
+	touch $@

@@ -1,0 +1,174 @@
+"""One device and eight agree, by either route; virtual CPU devices and platforms are as asked for."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax import parallel
+from ddpm_jax.config import Ema
+from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.models.layers import dropout
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.training import example_keys, init_state, make_train_step, model_loss
+
+MODEL = UNet(
+    image_size=4,
+    channels=1,
+    widths=(8,),
+    attention=(False,),
+    layers_per_level=1,
+    dropout=0.3,
+    num_classes=3,
+    groups=4,
+)
+ROUTES = ("one device", "pmap", "jit")
+STEPS, BATCH = 5, 16
+
+
+def batch_of(step):
+    rng = np.random.default_rng(step)
+    images = rng.uniform(-1, 1, (BATCH, *MODEL.image_shape)).astype(np.float32)
+    keys = example_keys(jax.random.key(0), step, jnp.arange(BATCH))
+    return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 3, BATCH), jnp.int32), "key": keys}
+
+
+def on_route(route, make_step):
+    """The step of `make_step(axis_name)` and how to place a state and a batch for it."""
+    if route == "one device":
+        return (
+            jax.jit(make_step(None), donate_argnums=0),
+            lambda state: jax.tree.map(jnp.copy, state),
+            lambda batch: batch,
+        )
+    return parallel.spread(make_step, route), parallel.replicate, parallel.shard
+
+
+def train(route, params):
+    """The state after STEPS steps of SGD, the metrics of each, and the state that went in."""
+    tx = optax.sgd(0.1)
+    make_step = partial(make_train_step, model_loss(MODEL, Diffusion()), tx, Ema(decay=0.5))
+    step, place_state, place_batch = on_route(route, make_step)
+    first = state = place_state(init_state(params, tx))
+    metrics = []
+    for i in range(STEPS):
+        state, metric = step(state, place_batch(batch_of(i)))
+        metrics.append(metric)
+    return state, metrics, first
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """By route: what `train` gives from the same parameters, none of them zero."""
+    assert jax.local_device_count() == 8
+    rng = np.random.default_rng(0)
+    fresh = MODEL.init(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
+    return {route: train(route, params) for route in ROUTES}
+
+
+@pytest.mark.parametrize("route", ROUTES[1:])
+def test_eight_devices_train_as_one(trained, route):
+    (alone, metrics, _), (spread, spread_metrics, _) = trained["one device"], trained[route]
+    assert int(spread.step) == STEPS
+    for name in ("loss", "grad_norm"):
+        ours, theirs = ([float(metric[name]) for metric in some] for some in (metrics, spread_metrics))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)  # noqa: E731
+    jax.tree.map(close, (alone.params, alone.ema_params), (spread.params, spread.ema_params))
+
+
+@pytest.mark.parametrize("route", ROUTES[1:])
+def test_the_state_stays_unstacked_and_whole_on_every_device(trained, route):
+    alone, (state, metrics, _) = trained["one device"][0], trained[route]
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, alone)
+    for leaf in jax.tree.leaves((state, metrics[-1])):
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.device_set == set(jax.local_devices())
+        np.testing.assert_array_equal(leaf.addressable_shards[0].data, leaf.addressable_shards[7].data)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_state_that_went_in_is_donated(trained, route):
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(trained[route][2]))
+
+
+def test_noise_and_masks_are_the_same_bits_on_every_route():
+    def make_step(axis_name):
+        def step(state, batch):
+            noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(batch["key"])
+            drawn = {"noise": noise, "mask": dropout(jnp.ones_like(noise), 0.5, batch["key"])}
+            gather = partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
+            return state, drawn if axis_name is None else jax.tree.map(gather, drawn)
+
+        return step
+
+    found = []
+    for route in ROUTES:
+        step, place_state, place_batch = on_route(route, make_step)
+        found.append(step(place_state(jnp.zeros(())), place_batch(batch_of(0)))[1])
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+    assert len(np.unique(found[0]["noise"])) == BATCH * 16
+
+
+def test_sharding_splits_the_batch_and_replication_does_not():
+    x = jnp.arange(16.0).reshape(8, 2)
+    pieces = [np.asarray(piece.data) for piece in parallel.shard({"x": x})["x"].addressable_shards]
+    np.testing.assert_array_equal(np.concatenate(pieces), x)
+    assert {piece.shape for piece in pieces} == {(1, 2)}
+    assert parallel.replicate({"x": x})["x"].is_fully_replicated
+
+
+@pytest.mark.parametrize(("batch_size", "such"), [(12, "8 or 16"), (3, "8 or 16"), (33, "32 or 40")])
+def test_a_batch_that_does_not_divide_names_those_that_do(batch_size, such):
+    parallel.check_divides(24)
+    with pytest.raises(ValueError, match=f"batch of {batch_size} does not divide over 8 devices: .* such as {such}$"):
+        parallel.check_divides(batch_size)
+
+
+def in_a_process(code, **environment):
+    """What `code` prints in a fresh Python on 12 cores that has not touched a device."""
+    code = f"import os, jax\nfrom ddpm_jax import parallel\nos.sched_getaffinity = lambda pid: set(range(12))\n{code}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    environment = kept | {"JAX_PLATFORMS": "cpu"} | environment
+    options = {"capture_output": True, "text": True, "check": True, "timeout": 120}
+    root = Path(__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, **options).stdout.split("\n")[:-1]
+
+
+def test_cpu_cores_are_the_largest_divisor_of_the_batch():
+    code = (
+        "for batch in (128, 9, 7, 1, 13, 24): print(parallel.use_cpu_cores(batch))\n"
+        "print(parallel.use_cpu_cores(128, 4), parallel.describe_devices())"
+    )
+    assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4 4 x cpu"]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"JAX_NUM_CPU_DEVICES": "3"}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}], ids=str
+)
+def test_cpu_cores_are_left_alone_where_the_user_has_chosen(environment):
+    code = "print(parallel.use_cpu_cores(128), parallel.describe_devices())"
+    assert in_a_process(code, **environment) == ["None 3 x cpu"]
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    code = (
+        "try: parallel.require_platform('gpu'); print('found', jax.local_devices()[0].platform)\n"
+        "except ValueError as error: print(error)"
+    )
+    (line,) = in_a_process(code, JAX_PLATFORMS="")
+    assert line == "found gpu" or line.startswith("no gpu was found by JAX: leave --platform out")
+
+
+def test_a_platform_that_is_there_is_used():
+    code = "parallel.require_platform('cpu'); print(parallel.describe_devices())"
+    assert in_a_process(code, JAX_PLATFORMS="") == ["1 x cpu"]
