@@ -63,14 +63,13 @@ def main(args: list[str]) -> None:
 
 
 def use_devices(run: Run, config: Config) -> Config:
-    """Sets JAX up before its first use; the config says afterwards how many CPU devices there are."""
-    if run.compilation_cache:
-        command_line.use_compilation_cache()
-    count = parallel.use_cpu_cores(config.training.micro_batch_size, config.training.cpu_devices)
-    if run.platform is not None:
-        parallel.require_platform(run.platform)
-    parallel.check_divides(config.training.micro_batch_size)
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, cpu_devices=count))
+    """The config with the number of CPU devices that JAX was set up with."""
+    training = config.training
+    count = command_line.set_up_jax(
+        training.micro_batch_size, run.platform, run.compilation_cache, training.cpu_devices
+    )
+    parallel.check_divides(training.micro_batch_size)
+    return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 
 
 def train(config: Config, run: Run, start: int) -> None:
@@ -104,9 +103,9 @@ def train(config: Config, run: Run, start: int) -> None:
             for micro_batch in split(batch, config.training.accumulation):
                 state, metrics = train_step(state, micro_batch)
             done = step + 1
-            reporter.after_step(done, metrics, state)
             if done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
+            reporter.after_step(done, metrics, state)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
 
 

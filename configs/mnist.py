@@ -31,5 +31,5 @@ config = Config(
     optimizer=Optimizer(name="adamw", learning_rate=4e-4),
     ema=Ema(decay=0.999),
     checkpoint=Checkpoint(every_epochs=1),
-    log=Log(samples_every_epochs=1),
+    log=Log(samples_every_epochs=5, samples=36, sample_steps=50),
 )

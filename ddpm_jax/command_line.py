@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from ddpm_jax import parallel
 from ddpm_jax.config import Config
 
 T = TypeVar("T")
@@ -108,6 +109,16 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def set_up_jax(batch_size: int, platform: str | None, cache: bool, cpu_devices: int | None = None) -> int | None:
+    """The number of virtual CPU devices, after JAX's settings are made; to be called before its first use."""
+    if cache:
+        use_compilation_cache()
+    count = parallel.use_cpu_cores(batch_size, cpu_devices)
+    if platform is not None:
+        parallel.require_platform(platform)
+    return count
 
 
 def use_compilation_cache() -> None:

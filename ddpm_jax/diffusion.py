@@ -79,7 +79,7 @@ class Diffusion:
 
     def steps(self, sampling: Sampling) -> int:
         """How many steps a walk takes; raises ValueError unless between 1 and T."""
-        return len(spaced(self.timesteps, sampling.steps or self.timesteps))
+        return len(spaced(self.timesteps, self.timesteps if sampling.steps is None else sampling.steps))
 
     def walk(
         self, keys: Key[Array, "b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int

@@ -11,7 +11,7 @@ from ddpm_jax import parallel
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.models import Params
-from ddpm_jax.pictures import to_uint8
+from ddpm_jax.pictures import spread_over, to_uint8
 from ddpm_jax.samplers import sample_keys
 
 
@@ -62,8 +62,3 @@ def _keep(states: Iterator, kept: set[int], wanted: int, low: float, on_stage: C
             jax.block_until_ready(state)  # so that a progress bar shows what is done, not what is asked for
             on_stage(wanted)
     return np.stack(pictures)
-
-
-def spread_over(last: int, count: int) -> list[int]:
-    """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
-    return np.round(np.linspace(0, last, count)).astype(int).tolist()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
 SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
 DPI = 128  # a power of two: pixels / DPI is exact in binary, so a figure gets exactly the pixels asked for
 
@@ -67,8 +68,8 @@ def chain_strip(states: np.ndarray) -> Image.Image:
     return image_grid(np.concatenate(states.swapaxes(0, 1)), columns=len(states))
 
 
-def check_output(path: str | os.PathLike, count: int | None = None) -> None:
-    """Returns nothing; raises ValueError where `save_images` could not write to path.
+def check_output(path: str | os.PathLike, count: int | None = None, gif: bool = False) -> None:
+    """Raises ValueError where `save_images`, or with `gif` also `save_gif`, could not write to path.
 
     Call it before sampling, with the count of images if known: then a directory that holds numbered pictures
     beyond that count is refused too, because old and new samples would lie mixed in it.
@@ -76,10 +77,10 @@ def check_output(path: str | os.PathLike, count: int | None = None) -> None:
     path = Path(path)
     if path.is_dir():
         _check_not_mixed(path, count)
-    elif path.suffix.lower() not in ("", ".png", ".npz"):
+    elif path.suffix.lower() not in ("", ".png", ".npz", *[".gif"] * gif):
         raise ValueError(
-            f"Images cannot be written to '{path}'; end the name in .png (a grid) or .npz (an array), "
-            "or give none of these (a directory of one PNG each)."
+            f"Images cannot be written to '{path}'; end the name in .png (a grid){', .gif (the path)' * gif} "
+            "or .npz (an array), or give none of these (a directory of one PNG each)."
         )
     elif not path.suffix and path.exists():
         raise ValueError(f"'{path}' is a file, not a directory; end the name in .png or .npz, or choose another.")
@@ -89,7 +90,7 @@ def check_output(path: str | os.PathLike, count: int | None = None) -> None:
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
-    """Returns nothing; leaves the images (uint8, "n h w c", c = 1 or 3) at path, whole or not at all.
+    """Leaves the images (uint8, "n h w c", c = 1 or 3) at path, whole or not at all.
 
     X.png gets one grid, X.npz the array under the key `images`; an existing directory or a name without suffix gets
     00000.png, 00001.png, ... at native size. Parent folders are made. Raises ValueError as `check_output` does.
@@ -108,7 +109,7 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
-    """Returns nothing; leaves an endless GIF of states (uint8, "k n h w c"): each frame a grid, the last held 2 s."""
+    """Leaves an endless GIF of states (uint8, "k n h w c"): each frame a grid, the last held 2 s."""
     _check_images(states, "k n h w c")
     first, *rest = [image_grid(state) for state in states]
     durations = [milliseconds] * len(rest) + [2000]
@@ -116,10 +117,33 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
         first.save(file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
+def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[Path]:
+    """The files left of a walk's states (uint8, "k n h w c", samples last): each of `paths` by its suffix.
+
+    X.gif shows the states, all others the samples; with `chain` X_chain.png shows ten stages of ten samples.
+    """
+    for path in paths:
+        if path.suffix.lower() == ".gif":
+            save_gif(states, path)
+        else:
+            save_images(states[-1], path)
+    if not chain:
+        return list(paths)
+    stages = states[spread_over(len(states) - 1, CHAIN_STAGES)]
+    strip = paths[0].with_name(f"{paths[0].stem}_chain.png")
+    save_picture(chain_strip(stages[:, :CHAIN_SAMPLES]), strip)
+    return [*paths, strip]
+
+
+def spread_over(last: int, count: int) -> list[int]:
+    """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
+    return np.round(np.linspace(0, last, count)).astype(int).tolist()
+
+
 def loss_curve(
     steps: Sequence | np.ndarray, losses: Sequence | np.ndarray, path: str | os.PathLike, title: str
 ) -> None:
-    """Returns nothing; leaves a PNG with the loss over the step, linear on the left and logarithmic on the right.
+    """Leaves a PNG with the loss over the step, linear on the left and logarithmic on the right.
 
     A loss that is not finite is a gap, as is one without a logarithm on the right.
     Raises ValueError when there is no loss, or not one for each step.
@@ -136,7 +160,7 @@ def loss_curve(
 
 
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
-    """Returns nothing; leaves a PNG with one row of pictures (uint8, "n h w c") an entry, its label to the left.
+    """Leaves a PNG with one row of pictures (uint8, "n h w c") an entry, its label to the left.
 
     A label may hold TeX between dollar signs. Raises ValueError when there is no row.
     """
@@ -172,7 +196,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _draw_loss(axes: "Axes", steps: np.ndarray, losses: np.ndarray, scale: str) -> None:
-    """Returns nothing; draws the raw losses faintly and their running mean over them."""
+    """Draws the raw losses faintly and their running mean over them."""
     mean, window = _running_mean(losses)
     if scale == "log":  # matplotlib warns when it finds nothing that has a logarithm
         losses, mean = (np.where(values > 0, values, np.nan) for values in (losses, mean))
@@ -215,6 +239,7 @@ def _save_figure(figure: "Figure", path: str | os.PathLike) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
+    """Leaves the picture as a PNG at path, whole or not at all."""
     with atomic_file(path) as file:
         picture.save(file, format="PNG")
 
@@ -225,7 +250,7 @@ def _picture(pixels: np.ndarray) -> Image.Image:
 
 
 def _check_images(images: np.ndarray, axes: str) -> None:
-    """Returns nothing; raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
+    """Raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
     if images.dtype != np.uint8:
         raise ValueError(f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first.")
     if images.ndim != len(axes.split()) or 0 in images.shape or images.shape[-1] not in (1, 3):

@@ -49,7 +49,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         )
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Returns nothing; appends a line to metrics.jsonl and a point to each TensorBoard curve.
+        """Appends a line to metrics.jsonl and a point to each TensorBoard curve.
 
         Raises ValueError for a value called "step".
         """
@@ -64,17 +64,17 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._board.add_scalar(name, number, int(step))
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
-        """Returns nothing; shows the picture in TensorBoard under this name and step."""
+        """Shows the picture in TensorBoard under this name and step."""
         self._board.add_image(name, np.asarray(picture.convert("RGB")), int(step), dataformats="HWC")
 
     def curve(self) -> None:
-        """Returns nothing; draws loss.png anew from all losses so far, those before a resume too, if there are any."""
+        """Draws loss.png anew from all losses so far, those before a resume too, if there are any."""
         if self._losses:
             steps, losses = zip(*self._losses, strict=True)
             loss_curve(steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name)
 
     def close(self) -> None:
-        """Returns nothing; every TensorBoard point and picture is on disk afterwards."""
+        """Every TensorBoard point and picture is on disk afterwards."""
         self._board.close()
 
     def __exit__(

@@ -5,8 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
-from ddpm_jax import checkpoint
+import jax
+
+from ddpm_jax import checkpoint, parallel
 from ddpm_jax.config import Config, check, differences, from_json, to_json
+from ddpm_jax.models import Params
 
 LEFT_BY_A_RUN = ("checkpoints", "samples", "preview", "tensorboard", "metrics*.jsonl", "loss.png", "config.json")
 FREE_TO_CHANGE = (
@@ -28,6 +31,15 @@ def load_config(workdir: Path, step: int) -> Config:
         return from_json(json.loads(checkpoint.config_file(workdir, step).read_text()))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"the config of checkpoint {step} in {workdir} cannot be read: {error}") from error
+
+
+def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
+    """The parameters of a checkpoint, "ema" or "raw", on every local device; nothing else of it is read."""
+    like = parallel.like_replicated(jax.eval_shape(config.model.init, jax.random.key(0)))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        if weights == "raw":
+            return checkpoints.restore(step, {"params": like})["params"]
+        return checkpoints.restore(step, {"ema_params": {"ema": like}})["ema_params"]["ema"]
 
 
 def resume(config: Config, workdir: Path) -> tuple[Config, int]:

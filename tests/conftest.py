@@ -1,14 +1,26 @@
 """Settings of every test: shapes checked, no implicit promotion, 8 virtual CPU devices."""
 
 import os
+import tempfile
 
+import pytest
 from jaxtyping import install_import_hook
 
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # by the environment, so that the scripts leave it alone when a test calls them
+os.environ.pop("XLA_FLAGS", None)
 install_import_hook("ddpm_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-os.environ.pop("XLA_FLAGS", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once():
+    """Programs that several tests of one session compile are compiled once; nothing is kept afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)

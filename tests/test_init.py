@@ -27,10 +27,8 @@ def test_every_public_name_exists():
 
 
 def test_all_names_the_public_objects_and_nothing_more():
-    objects = {
-        name for name, value in vars(ddpm_jax).items() if getattr(value, "__module__", "").startswith("ddpm_jax")
-    }
-    assert objects == set(ddpm_jax.__all__)
+    modules = {name: getattr(value, "__module__", "") for name, value in vars(ddpm_jax).items()}
+    assert {name for name, module in modules.items() if module.startswith("ddpm_jax")} == set(ddpm_jax.__all__)
 
 
 def test_a_samplers_module_is_not_hidden_by_its_function():

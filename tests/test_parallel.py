@@ -56,7 +56,7 @@ def train(route, params):
     tx = optax.sgd(0.1)
     make_step = partial(make_train_step, model_loss(MODEL, Diffusion()), tx, Ema(decay=0.5))
     step, place_state, place_batch = on_route(route, make_step)
-    first = state = place_state(init_state(params, tx))
+    first = state = place_state(init_state(jax.tree.map(jnp.copy, params), tx))  # copied, because steps donate it
     metrics = []
     for i in range(STEPS):
         state, metric = step(state, place_batch(batch_of(i)))
@@ -162,8 +162,8 @@ def test_cpu_cores_are_left_alone_where_the_user_has_chosen(environment):
 
 def test_a_platform_that_is_not_there_is_one_line():
     code = (
-        "try: parallel.require_platform('gpu'); print('found', jax.local_devices()[0].platform)\n"
-        "except ValueError as error: print(error)"
+        "try:\n    parallel.require_platform('gpu')\n    print('found', jax.local_devices()[0].platform)\n"
+        "except ValueError as error:\n    print(error)"
     )
     (line,) = in_a_process(code, JAX_PLATFORMS="")
     assert line == "found gpu" or line.startswith("no gpu was found by JAX: leave --platform out")

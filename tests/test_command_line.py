@@ -1,0 +1,248 @@
+"""train.py and sample.py as a user meets them: from recipe to pictures, exact resume, mistakes in one line."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+import train
+from ddpm_jax import checkpoint, command_line
+from ddpm_jax.run_log import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--config digits --no-compilation-cache --model.widths 8 --model.attention False --model.groups 4 "
+    "--model.dropout 0.1 --data.flip --optimizer.warmup-steps 0 --optimizer.learning-rate 0.01 "
+    "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 --log.samples 4 "
+    "--log.sample-steps 2 --sampling.steps 10"
+).split()
+
+
+def run(main, *args) -> None:
+    """A script's main as its command line runs it."""
+    with command_line.one_line_errors(False):
+        main([str(arg) for arg in args])
+
+
+def fails(capsys, main, *args) -> str:
+    """The message of a command that must end with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(main, *args)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def one_line(capsys, main, *args) -> str:
+    """The message of a command that must end with status 2 after one line."""
+    message = fails(capsys, main, *args)
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def arrays(workdir: Path, step: int) -> list[np.ndarray]:
+    """All arrays that a checkpoint holds."""
+    import orbax.checkpoint as ocp
+
+    folder = (workdir / checkpoint.FOLDER / str(step)).resolve()
+    with ocp.StandardCheckpointer() as reader:
+        items = [reader.restore(folder / item) for item in ("params", "ema_params", "opt_state")]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(items)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """A run of 8 steps without a stop."""
+    workdir = tmp_path_factory.mktemp("straight")
+    run(train.main, *TINY, "--training.steps", 8, "--workdir", workdir, "--preview", "--log.samples-every", 4)
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(straight):
+    assert checkpoint.steps(straight) == [4, 8]
+    assert [line["step"] for line in read_metrics(straight / "metrics.jsonl")] == list(range(1, 9))
+    assert all({"loss", "grad_norm", "learning_rate"} <= set(line) for line in read_metrics(straight / "metrics.jsonl"))
+    for name in ("loss.png", "preview/data.png", "preview/noise.png", "samples/00000004.png", "samples/00000008.png"):
+        assert min(size(straight / name)) > 1
+    assert json.loads((straight / "config.json").read_text())["training"]["batch_size"] == 16
+    assert list((straight / "tensorboard").iterdir())
+
+
+def test_resume_is_bitwise_exact(straight, tmp_path, capsys):
+    run(train.main, *TINY, "--training.steps", 4, "--workdir", tmp_path)
+    run(train.main, *TINY, "--training.steps", 8, "--workdir", tmp_path)
+    for whole, resumed in zip(arrays(straight, 8), arrays(tmp_path, 8), strict=True):
+        np.testing.assert_array_equal(whole, resumed)
+    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (straight, tmp_path)]
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+    run(train.main, *TINY, "--training.steps", 8, "--workdir", tmp_path)
+    assert "raise --training.steps" in capsys.readouterr().out
+
+
+def test_another_recipes_run_is_neither_resumed_nor_lost(straight, tmp_path, capsys):
+    before = {path: path.stat().st_mtime for path in straight.rglob("*")}
+    message = one_line(capsys, train.main, *TINY, "--workdir", straight, "--optimizer.learning-rate", 1e-4)
+    assert "optimizer.learning_rate" in message
+    assert "--overwrite" in message
+    assert {path: path.stat().st_mtime for path in straight.rglob("*")} == before
+
+
+def test_overwrite_starts_afresh_and_keeps_other_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    run(train.main, *TINY, "--training.steps", 2, "--workdir", tmp_path)
+    run(train.main, *TINY, "--training.steps", 3, "--training.seed", 1, "--workdir", tmp_path, "--overwrite")
+    assert checkpoint.steps(tmp_path) == [3]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def draw(ckpt: Path, *args) -> None:
+    run(sample.main, "--ckpt", ckpt, "--no-compilation-cache", *args)
+
+
+def test_pictures_in_every_form(straight, tmp_path):
+    outs = [tmp_path / name for name in ("grid.png", "all.npz", "path.gif", "folder")]
+    draw(straight, "--num", 5, "--batch-size", 2, "--out", *outs, "--trajectory")
+    images = np.load(outs[1], allow_pickle=False)["images"]
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+    with Image.open(outs[2]) as gif:
+        assert gif.n_frames == 11
+    files = sorted(outs[3].iterdir())
+    assert len(files) == 5
+    with Image.open(files[3]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), images[3, :, :, 0])
+    assert size(tmp_path / "grid_chain.png") > size(outs[0])
+
+
+def test_a_sample_depends_on_its_seed_and_index_alone(straight, tmp_path):
+    def images(name, *args):
+        draw(straight, "--out", tmp_path / name, *args)
+        return np.load(tmp_path / name)["images"].astype(int)
+
+    eight = images("a.npz", "--num", 8)
+    assert np.abs(eight[:3] - images("b.npz", "--num", 3, "--batch-size", 1)).max() <= 1
+    assert np.abs(eight - images("c.npz", "--num", 8, "--seed", 1)).max() > 1
+    assert np.abs(eight - images("d.npz", "--num", 8, "--weights", "raw")).max() > 1
+    assert np.abs(eight - images("e.npz", "--num", 8, "--sampler.variance", "fixed_large")).max() > 1
+    assert np.abs(eight - images("f.npz", "--num", 8, "--checkpoint", 4)).max() > 1
+
+
+def test_without_a_recipe_the_recipes_are_listed(capsys):
+    message = fails(capsys, train.main)
+    for name in command_line.recipes(ROOT / "configs"):
+        assert name in message
+    with pytest.raises(SystemExit) as exit_:
+        run(train.main, "--help")
+    assert exit_.value.code == 0
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(train.main, "--config", "cifar10", "--help")
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--model.widths", "--training.batch-size", "--data.data-dir", "--checkpoint.every", "--ema.decay"):
+        assert name in text
+
+
+def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    run(train.main, "--config", "cifar10", "--dry-run", "--workdir", workdir, "--no-compilation-cache")
+    text = capsys.readouterr().out
+    assert "35746307 parameters" in text
+    assert "--training.steps 800000" in text
+    assert "cifar10" in text
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--config cifar", ("unknown recipe 'cifar'", "there are: cifar10")),
+        ("--config", ("--config needs a value",)),
+        ("--config digits --training.batch-size 0", ("training.batch_size must be at least 1",)),
+        ("--config digits --optimizer.learning-rate -1", ("learning_rate must be positive",)),
+        ("--config digits --training.batch-size 100", ("100 does not divide over 8 devices", "96 or 104")),
+        ("--config digits --model.image-size 9", ("image size 9", "8 or 10")),
+        ("--config digits --sampling.steps 1001", ("between 1 and", "1000")),
+        ("--config digits --sampling.sampler heum", ("unknown sampler 'heum'", "ddpm")),
+        ("--config butterflies --data.path no/such/folder/x --log.samples 0", ("no/such/folder/x",)),
+    ],
+)
+def test_a_mistake_ends_in_one_line(args, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = one_line(
+        capsys, train.main, *args.split(), *([] if args.endswith("--config") else ["--no-compilation-cache"])
+    )
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--training.batchsize 3", ("training.batch-size",)),
+        ("--training.batch-size many", ("--training.batch-size", "many")),
+        ("--training.dtype float8", ("float8", "bfloat16")),
+    ],
+)
+def test_an_unknown_or_untyped_setting_names_the_right_one(args, words, capsys):
+    message = fails(capsys, train.main, "--config", "digits", *args.split())
+    for word in words:
+        assert word in message
+
+
+def test_missing_data_without_a_network_fails_soon(tmp_path, capsys, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    began = time.perf_counter()
+    args = ["--config", "cifar10", "--data.data-dir", tmp_path / "tfds", "--workdir", tmp_path / "run"]
+    message = one_line(capsys, train.main, *args, "--no-compilation-cache")
+    assert time.perf_counter() - began < 10
+    assert "--data.data-dir" in message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--ckpt", "nowhere"], ("nowhere does not exist",)),
+        (["--num", "3"], ("--ckpt is missing",)),
+        (["--ckpt", "RUN", "--steps", "1001"], ("between 1 and", "1000")),
+        (["--ckpt", "RUN", "--num", "0"], ("--num must be at least 1",)),
+        (["--ckpt", "RUN", "--sampler", "dpm"], ("unknown sampler 'dpm'", "ddpm")),
+        (["--ckpt", "RUN", "--checkpoint", "5"], ("no checkpoint of step 5", "4, 8")),
+        (["--ckpt", "RUN", "--out", "x.jpg"], (".jpg",)),
+        (["--ckpt", "EMPTY"], ("holds no checkpoint",)),
+    ],
+)
+def test_a_mistake_of_sampling_ends_in_one_line(args, words, straight, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": straight, "EMPTY": tmp_path}
+    message = one_line(capsys, sample.main, *(places.get(arg, arg) for arg in args))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU here")
+def test_a_missing_gpu_is_named():
+    command = [sys.executable, "train.py", "--config", "digits", "--dry-run", "--platform", "gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no gpu was found")
+    assert "Traceback" not in done.stderr

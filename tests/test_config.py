@@ -1,0 +1,180 @@
+"""Recipes: round trip through JSON text, differences, lengths in steps, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ddpm_jax.config import (
+    Checkpoint,
+    Config,
+    Ema,
+    Log,
+    Optimizer,
+    Training,
+    differences,
+    from_json,
+    in_steps,
+    to_json,
+)
+from ddpm_jax.corruption import Corruption
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.folder import Folder
+from ddpm_jax.data.huggingface import HuggingFace
+from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.unet import UNet
+
+BASE = Config(
+    model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)), data=Digits(), training=Training(steps=10)
+)
+
+
+def with_(**changes) -> Config:
+    """BASE with some of its parts changed."""
+    return dataclasses.replace(BASE, **changes)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BASE,
+        with_(model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)), data=Folder(path="pictures")),
+        with_(model=BasicUNet(image_size=28, channels=1), objective=Corruption(), sampling=Sampling(steps=7)),
+        with_(data=Tfds(name="cifar10", flip=True), ema=Ema(decay=0.99), log=Log(samples_every=3)),
+        with_(data=HuggingFace(path="a.parquet"), objective=Diffusion(schedule="squaredcos", target="v")),
+        with_(sampling=Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}, steps=50)),
+        with_(sampling=Sampling(options={"clip_sample": None}), checkpoint=Checkpoint(every=5, keep_every=20)),
+        with_(optimizer=Optimizer(learning_rate=1e-4, name="adamw", clip_norm=1.0), training=Training(epochs=3)),
+    ],
+    ids=lambda config: type(config.model).__name__,
+)
+def test_a_config_comes_back_from_json_text(config):
+    back = from_json(json.loads(json.dumps(to_json(config))))
+    assert back == config
+    assert [type(getattr(back, f.name)) for f in dataclasses.fields(back)] == [
+        type(getattr(config, f.name)) for f in dataclasses.fields(config)
+    ]
+    assert differences(back, config) == []
+
+
+def test_json_names_each_class_relative_to_the_package():
+    value = to_json(BASE)
+    assert (value["type"], value["model"]["type"]) == ("config.Config", "models.unet.UNet")
+    assert value["model"]["widths"] == [32]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "..os.system",
+        "config.to_json",
+        "config.nope",
+        "models.nope.X",
+        "models.layers.Initial",
+        "checkpoint.Path",
+        "config.Diffusion",
+        "config.dataclasses",
+        "Config",
+        "",
+    ],
+)
+def test_only_dataclasses_of_the_package_are_made(name):
+    with pytest.raises(ValueError, match="this version of ddpm_jax does not have"):
+        from_json({"type": name, "args": ["true"]})
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(ValueError, match=r"unknown settings of config.Ema: colour, size"):
+        from_json({"type": "config.Ema", "size": 1, "decay": 0.5, "colour": "red"})
+
+
+def test_missing_settings_are_an_error_of_one_sentence():
+    with pytest.raises(ValueError, match="training"):
+        from_json({name: value for name, value in to_json(BASE).items() if name != "training"})
+
+
+def test_settings_from_json_are_checked_too():
+    with pytest.raises(ValueError, match=r"ema.decay must be in \[0, 1\), not 2"):
+        from_json({"type": "config.Ema", "decay": 2.0})
+
+
+def test_differences_are_dotted_names():
+    other = with_(
+        optimizer=Optimizer(learning_rate=1e-5),
+        data=Tfds(name="mnist"),
+        sampling=Sampling(options={"clip_sample": 1.0}),
+    )
+    found = differences(BASE, other)
+    wanted = {"optimizer.learning_rate", "data.name", "data.type", "sampling.options.clip_sample"}
+    assert wanted <= set(found)
+    assert all(name.startswith("data.") for name in set(found) - wanted)
+    assert differences(other, BASE) == found
+    assert differences(BASE, BASE) == []
+    wider = with_(model=dataclasses.replace(BASE.model, widths=(64,)))
+    assert differences(BASE, wider) == ["model.widths"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(steps=1, batch_size=0), "training.batch_size must be at least 1, not 0"),
+        (lambda: Training(steps=0), "training.steps must be at least 1, not 0"),
+        (lambda: Training(), "give training.steps or training.epochs"),
+        (lambda: Training(steps=1, batch_size=10, accumulation=4), "batch of 10 does not divide into 4 micro-batches"),
+        (lambda: Training(steps=1, seed=-1), "training.seed must be in"),
+        (lambda: Training(steps=1, cpu_devices=0), "training.cpu_devices must be at least 1"),
+        (lambda: Optimizer(learning_rate=-1e-3), "optimizer.learning_rate must be positive, not -0.001"),
+        (lambda: Optimizer(floor=1.0), "optimizer.floor must be in"),
+        (lambda: Optimizer(warmup_steps=-1), "optimizer.warmup_steps must not be negative"),
+        (lambda: Optimizer(weight_decay=-1.0), "optimizer.weight_decay must not be negative"),
+        (lambda: Optimizer(clip_norm=0.0), "optimizer.clip_norm must be positive"),
+        (lambda: Ema(decay=1.0), "ema.decay must be in"),
+        (lambda: Checkpoint(every=0), "checkpoint.every must be at least 1"),
+        (lambda: Checkpoint(keep_last=0), "checkpoint.keep_last must be at least 1"),
+        (lambda: Log(every=0), "log.every must be at least 1"),
+        (lambda: Log(samples=-1), "log.samples must not be negative"),
+        (lambda: Log(samples_every_epochs=0), "log.samples_every_epochs must be at least 1"),
+        (lambda: Diffusion(timesteps=0), "timesteps must be at least 1"),
+        (lambda: Diffusion(beta_start=0.03), "betas must satisfy"),
+        (lambda: Diffusion(zero_terminal_snr=True), "use target x0 or v"),
+        (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
+        (lambda: with_(sampling=Sampling(steps=11), objective=Diffusion(timesteps=10)), "T = 10, not 11"),
+        (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
+        (lambda: with_(sampling=Sampling(steps=0), objective=Corruption()), "steps must be .* not 0"),
+        (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),
+        (
+            lambda: Sampling(options={"speed": 9.0}),
+            r"sampler ddpm has no option 'speed'; it has: variance, clip_sample",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_name(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_lengths_are_in_steps():
+    steps = with_(training=Training(steps=10, epochs=3, batch_size=8))
+    epochs = with_(training=Training(epochs=3, batch_size=8))
+    assert (steps.steps_per_epoch(17), steps.total_steps(17)) == (3, 10)  # steps win; an epoch is rounded up
+    assert epochs.total_steps(17) == 9
+    assert epochs.total_steps(16) == 6
+    assert Training(steps=1, batch_size=12, accumulation=3).micro_batch_size == 4
+
+
+def test_cadences_are_in_steps():
+    assert in_steps(5, 2, 100) == 5
+    assert in_steps(None, 2, 100) == 200
+    assert in_steps(None, None, 100) is None
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASE.training.steps = 11
+    assert hash(BASE.model) == hash(dataclasses.replace(BASE.model))

@@ -1,0 +1,37 @@
+"""The README's script runs as it stands, and names only what is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax import command_line
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_script_trains_and_draws(tmp_path):
+    script = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert len(script.splitlines()) < 40
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 0.5
+    with Image.open(tmp_path / "digits.png") as picture:
+        assert np.asarray(picture).std() > 20
+
+
+def test_every_recipe_and_file_is_named():
+    for name in command_line.recipes(ROOT / "configs"):
+        assert f"`{name}`" in README
+    for path in re.findall(r"`(ddpm_jax/\S+?)`", README):
+        assert (ROOT / path).exists()
