@@ -4,6 +4,7 @@
     python sample.py --ckpt runs/digits --num 256
 
 Hardware: any; two CPU cores take 2-3 minutes. Data: the 1,797 digits that scikit-learn carries, no download.
+Expected: `python benchmarks/digits.py runs/digits/samples.npz` finds a Frechet distance of at most 0.20.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training

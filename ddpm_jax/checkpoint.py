@@ -45,13 +45,29 @@ class Checkpoints:
 
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """The items named in `like`, placed as its arrays; raises ValueError if their shapes differ."""
+        for name, tree in like.items():
+            self._check_shapes(step, name, tree)
         wanted = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"checkpoint {step} holds another model's state than its recipe's: {reason}") from error
+        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         return {name: found[name] for name in like}
+
+    def _check_shapes(self, step: int, name: str, like: Any) -> None:
+        folder = Path(self._manager.directory) / str(step) / name
+        if not folder.exists():
+            raise ValueError(f"checkpoint {step} holds no {name}: it was not saved by this program, or is damaged")
+        with ocp.StandardCheckpointer() as reader:
+            saved, wanted = _shapes(reader.metadata(folder).item_metadata.tree), _shapes(like)
+        for path in sorted(saved | wanted):
+            if saved.get(path) != wanted.get(path):
+                raise ValueError(
+                    f"checkpoint {step} holds another model's {name} than its recipe's: {path} is "
+                    f"{saved.get(path, 'missing')} there and {wanted.get(path, 'missing')} in the recipe"
+                )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _abstract(tree: Any) -> Any:

@@ -192,7 +192,10 @@ def from_json(value: Any) -> Any:
     kind = _find_class(str(value["type"]))
     known = {field.name for field in dataclasses.fields(kind)}
     check(set(fields) <= known, f"unknown settings of {value['type']}: {', '.join(sorted(set(fields) - known))}")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a setting without a default is missing
+        raise ValueError(f"the settings of {value['type']} are not whole: {error}") from error
 
 
 def _find_class(name: str) -> type:

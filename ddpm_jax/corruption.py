@@ -76,10 +76,10 @@ class Corruption:
     def walk(
         self, keys: Key[Array, "b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
     ) -> Iterator[Float[Array, "b h w c"]]:
-        """Yields uniform noise, then every state; the last is the sample in [0, 1]."""
-        x = uniform_noise(keys, shape)
+        """Yields uniform noise, then the state after each of `chunks` equal parts; the last is the sample in [0, 1]."""
+        x, steps = uniform_noise(keys, shape), self.steps(sampling)
         yield x
-        yield from _mixing_histories(network, x, self.steps(sampling))[0]
+        yield from _mixing_histories(network, x, steps)[0][steps // chunks - 1 :: steps // chunks]
 
     def noisy(
         self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]

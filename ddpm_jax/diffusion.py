@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
 from ddpm_jax.losses import simple_loss
-from ddpm_jax.prediction import Denoiser, Network, Target, make_denoiser
+from ddpm_jax.prediction import FROM_OUTPUT, Denoiser, Network, Target, make_denoiser
 from ddpm_jax.schedule import (
     BETAS,
     NoiseSchedule,
@@ -60,6 +60,10 @@ class Diffusion:
     """What the network predicts."""
 
     def __post_init__(self):
+        if self.schedule not in BETAS:
+            raise ValueError(f"unknown schedule {self.schedule!r}; there are: {', '.join(BETAS)}")
+        if self.target not in FROM_OUTPUT:
+            raise ValueError(f"unknown target {self.target!r}; there are: {', '.join(FROM_OUTPUT)}")
         if self.timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, not {self.timesteps}")
         if not 0 < self.beta_start <= self.beta_end < 1:

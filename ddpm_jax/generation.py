@@ -40,7 +40,7 @@ def generate(
     sampling = sampling or config.sampling
     steps = config.objective.steps(sampling)
     chunks = chunk_count(steps, stages)
-    kept = set(spread_over(chunks, stages + 1)) if path else {chunks}
+    kept = spread_over(chunks, stages + 1) if path else [chunks]
     devices = jax.local_device_count()
     batch_size = -(-min(batch_size, num) // devices) * devices
     network = Partial(config.model.apply, parallel.replicate(params))
@@ -53,11 +53,11 @@ def generate(
     return np.concatenate(batches, axis=1)
 
 
-def _keep(states: Iterator, kept: set[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:
+def _keep(states: Iterator, kept: list[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:
     pictures = []
     for i, state in enumerate(states):
         if i in kept:
-            pictures.append(to_uint8(np.asarray(state)[:wanted], low))
+            pictures += [to_uint8(np.asarray(state)[:wanted], low)] * kept.count(i)
         if i:
             jax.block_until_ready(state)  # so that a progress bar shows what is done, not what is asked for
             on_stage(wanted)

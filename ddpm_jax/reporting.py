@@ -102,7 +102,7 @@ class Reporter:
         epochs = -(-self._total // self._steps_per_epoch)
         learning_rate = float(self._rate(epoch * self._steps_per_epoch - 1))
         self._bar.write(f"epoch {epoch}/{epochs}: mean loss {mean:.5f}, {rate:.0f} images/s, lr {learning_rate:.6f}")
-        self._write_waiting(epoch=epoch, epoch_loss=mean)
+        self._write_waiting(epoch=float(epoch), epoch_loss=mean)
         self._log.curve()
         self._epoch_losses, self._epoch_began = [], time.perf_counter()
 

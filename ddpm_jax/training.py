@@ -64,8 +64,37 @@ def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
     if config.training.dtype == "float16":
         tx = dynamic_loss_scale(tx)
     if config.training.accumulation > 1:
-        tx = optax.MultiSteps(tx, config.training.accumulation).gradient_transformation()
+        tx = accumulate(tx, config.training.accumulation)
     return tx
+
+
+class AccumulationState(NamedTuple):
+    """The micro-batches so far, the mean of their gradients so far, and the inner optimizer's state."""
+
+    mini_step: Int[Array, ""]
+    mean_grads: Params
+    inner: Any
+
+
+def accumulate(inner: optax.GradientTransformation, count: int) -> optax.GradientTransformation:
+    """One update by the mean gradient of `count` micro-batches, and none within.
+
+    optax.MultiSteps clears its sum by a product with 0, so that an overflow stays there as NaN for good.
+    """
+
+    def init(params):
+        return AccumulationState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), inner.init(params))
+
+    def update(grads, state, params=None):
+        grads = jax.tree.map(lambda mean, g: mean + g / count, state.mean_grads, grads)
+        updates, inner_state = inner.update(grads, state.inner, params)
+        last = state.mini_step == count - 1
+        updates = jax.tree.map(lambda u: jnp.where(last, u, 0), updates)
+        inner_state = jax.tree.map(partial(jnp.where, last), inner_state, state.inner)
+        grads = jax.tree.map(lambda g: jnp.where(last, 0, g), grads)
+        return updates, AccumulationState((state.mini_step + 1) % count, grads, inner_state)
+
+    return optax.GradientTransformation(init, update)
 
 
 class LossScaleState(NamedTuple):
@@ -98,7 +127,7 @@ def dynamic_loss_scale(
         good = jnp.where(finite, state.good_steps + 1, 0)
         factor = jnp.where(finite, jnp.where(good == period, 2.0, 1.0), 0.5)
         scale = jnp.clip(state.loss_scale * factor, 1.0, 2.0**24)
-        return updates, LossScaleState(scale, good % period, state.skipped + ~finite, inner_state)
+        return updates, LossScaleState(scale, good % period, state.skipped + (~finite).astype(jnp.int32), inner_state)
 
     return optax.GradientTransformation(init, update)
 

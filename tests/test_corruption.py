@@ -77,7 +77,7 @@ def test_every_prediction_is_of_the_state_before_it():
 @pytest.mark.parametrize("steps", [None, 2])
 def test_the_walk_yields_noise_and_then_every_state(steps):
     network = jax.tree_util.Partial(lambda image, xt, t: image, X0)
-    states = list(Corruption().walk(KEYS, network, SHAPE, Sampling(steps=steps), 1))
+    states = list(Corruption().walk(KEYS, network, SHAPE, Sampling(steps=steps), steps or 5))
     assert len(states) == (steps or 5) + 1
     np.testing.assert_array_equal(states[0], NOISE)
     np.testing.assert_allclose(states[1:], mixing_histories(network, NOISE, steps or 5)[0], atol=1e-6)

@@ -30,7 +30,7 @@ CONV_UNET = ConvUNet(
     image_size=8, channels=1, widths=(8, 16), time_embedding_dim=8, attention_sizes=(4,), head_dim=8, groups=4
 )
 TINY = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, head_dim=8, groups=4)
-BLOCK = dataclasses.replace(CONV_UNET, image_size=4, widths=(8,))
+BLOCK = dataclasses.replace(CONV_UNET, image_size=4, widths=(8,), attention_sizes=())
 NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size=8, channels=1)}
 PATHS = Path(__file__).with_name("parameter_paths.txt")
 

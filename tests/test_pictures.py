@@ -191,7 +191,8 @@ def test_curve_is_drawn_in_both_panels(tmp_path):
 def test_curve_of_one_point_is_visible(tmp_path):
     loss_curve([10], [0.3], tmp_path / "one.png", title="one")
     loss_curve([10], [np.nan], tmp_path / "none.png", title="one")
-    assert all(one > none for one, none in zip(ink(load(tmp_path / "one.png")), ink(load(tmp_path / "none.png"))))
+    drawn = [ink(load(tmp_path / name)) for name in ("one.png", "none.png")]
+    assert all(one > none for one, none in zip(*drawn, strict=True))
 
 
 def test_curve_skips_what_has_no_place(tmp_path):

@@ -184,5 +184,5 @@ def test_reading_leaves_out_a_cut_line_and_leaves_the_file_alone(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give the metrics.jsonl of a run's directory"):
+    with pytest.raises(FileNotFoundError, match=r"give the metrics\.jsonl of a run's directory"):
         read_metrics(tmp_path)

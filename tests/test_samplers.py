@@ -24,14 +24,6 @@ N = BATCH * 144
 every_sampler = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Most of this file's time is compilation, and small programs need no optimizing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def grid_of(steps, spacing="trailing", schedule=SCHEDULE):
     return make_grid(schedule, spaced(schedule.timesteps, steps, spacing))
 

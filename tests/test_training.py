@@ -227,9 +227,9 @@ def test_an_overflow_halves_the_loss_scale_and_skips_the_update_but_not_the_step
 
 def test_the_loss_scale_doubles_after_a_period_of_good_steps_in_a_row():
     tx = dynamic_loss_scale(optax.sgd(0.01), initial=8.0, period=3)
-    batches = [linear_batch(step) for step in range(9)]
-    batches[4] = overflowing(batches[4])
-    assert scales(train(tx, batches)[0]) == [8, 8, 8, 16, 16, 8, 8, 8, 16, 16]
+    batches = [linear_batch(step) for step in range(12)]
+    batches[7] = overflowing(batches[7])
+    assert scales(train(tx, batches)[0]) == [8, 8, 8, 16, 16, 16, 32, 32, 16, 16, 16, 32, 32]
 
 
 def test_the_loss_scale_stays_within_its_bounds():

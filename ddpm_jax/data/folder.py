@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -82,7 +83,7 @@ def folder_labels(names: list[str]) -> np.ndarray | None:
     return np.unique([folder for folder, _ in parts], return_inverse=True)[1].astype(np.int32)
 
 
-def decode_image(file: Path | BinaryIO | str, name: str, image_size: int, channels: int, resize: str) -> np.ndarray:
+def decode_image(file: Path | io.BytesIO | str, name: str, image_size: int, channels: int, resize: str) -> np.ndarray:
     """The image in `file`, fitted to uint8 (image_size, image_size, channels); a ValueError calls it `name`."""
     try:
         with Image.open(file) as image:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def refuse_missing(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
     raise ValueError(f"row {row} (from 0) of {name} has no image: remove such rows")
 
 
-def encoded(record: bytes | dict) -> BinaryIO | str:
+def encoded(record: bytes | dict) -> io.BytesIO | str:
     """The file of one image: its bytes, or the path of a file in the hub's cache."""
     if isinstance(record, dict):
         return record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def nearest(name: str) -> str:
     return f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
 
 
-def keys_of(features: Mapping[str, Any], kind: type, first: str) -> list[str]:
+def keys_of(features: Any, kind: type, first: str) -> list[str]:
     """The keys of the features of one kind, `first` in front if it is among them."""
     return sorted((key for key, feature in features.items() if isinstance(feature, kind)), key=lambda key: key != first)
 
@@ -158,7 +158,7 @@ def value(record: bytes, key: str) -> Any:
     return tf_example_pb2.Example.FromString(record).features.feature[key]
 
 
-def read_labels(records: Sequence[bytes], features: Mapping[str, Any]) -> np.ndarray | None:
+def read_labels(records: Sequence[bytes], features: Any) -> np.ndarray | None:
     """The int32 class labels (n,) under `label` or the first ClassLabel feature, without decoding an image; or None."""
     from tensorflow_datasets.core.features import ClassLabel
 

@@ -195,7 +195,7 @@ def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, "b"] | Non
     """
     if keys is None or rate == 0.0:
         return x
-    dropped = round(rate * 2**16)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
     bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
     gain = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
     return jnp.where(bits >= dropped, x * gain, jnp.zeros_like(x))

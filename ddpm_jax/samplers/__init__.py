@@ -10,11 +10,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.prediction import Denoiser
@@ -87,7 +88,7 @@ def sample(
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """x0 (b, h, w, c) drawn from xT by one `lax.scan`; with `trajectory` all states (steps + 1, b, h, w, c)."""
-    (x0, _), states = _walk(keys, denoise, sampler, grid, (xT, sampler.init(xT)), trajectory)
+    (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, (xT, sampler.init(xT)), trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
 
 
@@ -103,8 +104,8 @@ def sample_in_chunks(
     if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
     state = xT, sampler.init(xT)
-    for rows in zip(*(jnp.split(table, chunks) for table in grid), strict=True):
-        state, _ = _walk_jit(keys, denoise, sampler, Row(*rows), state)
+    for rows in zip(*(np.split(np.asarray(table), chunks) for table in grid), strict=True):
+        state, _ = _walk_jit(keys, _pytree(denoise), sampler, Row(*rows), state)
         yield state[0]
 
 
@@ -116,4 +117,9 @@ def _walk(keys, denoise, sampler, grid, state, trajectory=False):
     return jax.lax.scan(body, state, grid)
 
 
-_walk_jit = jax.jit(partial(_walk, trajectory=False))
+_walk_jit = jax.jit(_walk, static_argnames="trajectory")
+
+
+def _pytree(function: Callable) -> Callable:
+    """What jit takes as an argument: a Partial as it is, so that changing its leaves does not recompile."""
+    return function if isinstance(function, Partial) else Partial(function)
