@@ -21,14 +21,14 @@ DEFAULT_STEPS = 5
 
 
 def corrupt(
-    x0: Float[Array, "b h w c"], amount: Float[Array, "b"], noise: Float[Array, "b h w c"]
+    x0: Float[Array, "b h w c"], amount: Float[Array, " b"], noise: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """x0 (1 - amount) + noise amount, with amount in [0, 1] and noise uniform on [0, 1]."""
     amount = per_example(amount, x0)
     return x0 * (1 - amount) + noise * amount
 
 
-def corruption_loss(keys: Key[Array, "b"], network: Network, x0: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+def corruption_loss(keys: Key[Array, " b"], network: Network, x0: Float[Array, "b h w c"]) -> Float[Array, " b"]:
     """Mean squared error of the predicted clean image at a uniform amount, an example each."""
     keys_amount, keys_noise = jax.vmap(jax.random.split, out_axes=1)(keys)
     amount = jax.vmap(jax.random.uniform)(keys_amount)
@@ -36,7 +36,7 @@ def corruption_loss(keys: Key[Array, "b"], network: Network, x0: Float[Array, "b
     return jnp.mean((network(noisy, jnp.zeros(len(x0), jnp.int32)) - x0) ** 2, axis=(1, 2, 3))
 
 
-def uniform_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
+def uniform_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """Uniform noise on [0, 1) of each example's own key."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
@@ -63,7 +63,7 @@ class Corruption:
 
     low: ClassVar[float] = 0.0
 
-    def loss(self, keys: Key[Array, "b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+    def loss(self, keys: Key[Array, " b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
         """The loss of each example, images in [0, 1]."""
         return corruption_loss(keys, network, images)
 
@@ -74,7 +74,7 @@ class Corruption:
         return sampling.steps or DEFAULT_STEPS
 
     def walk(
-        self, keys: Key[Array, "b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
+        self, keys: Key[Array, " b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
     ) -> Iterator[Float[Array, "b h w c"]]:
         """Yields uniform noise, then the state after each of `chunks` equal parts; the last is the sample in [0, 1]."""
         x, steps = uniform_noise(keys, shape), self.steps(sampling)
@@ -82,12 +82,12 @@ class Corruption:
         yield from _mixing_histories(network, x, steps)[0][steps // chunks - 1 :: steps // chunks]
 
     def noisy(
-        self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b h w c"], Int[Array, "b"]]:
+        self, keys: Key[Array, " b"], images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
         """Image i mixed with noise by the i-th of b amounts from 0 to 1, and the t that the network ignores."""
         amount = jnp.linspace(0.0, 1.0, len(images))
         return corrupt(images, amount, uniform_noise(keys, images.shape[1:])), jnp.zeros(len(images), jnp.int32)
 
-    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
         """The network's estimate of the clean image, in [0, 1]."""
         return network(xt, t)

@@ -77,7 +77,7 @@ class Diffusion:
         betas = BETAS[self.schedule](self.timesteps, **options)
         return from_betas(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
 
-    def loss(self, keys: Key[Array, "b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+    def loss(self, keys: Key[Array, " b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
         """L_simple of each example, images in [-1, 1]."""
         return simple_loss(keys, self.noise_schedule(), network, images, self.target)
 
@@ -86,7 +86,7 @@ class Diffusion:
         return len(spaced(self.timesteps, self.timesteps if sampling.steps is None else sampling.steps))
 
     def walk(
-        self, keys: Key[Array, "b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
+        self, keys: Key[Array, " b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
     ) -> Iterator[Float[Array, "b h w c"]]:
         """Yields xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1]."""
         schedule = self.noise_schedule()
@@ -102,12 +102,12 @@ class Diffusion:
         return make_denoiser(self.noise_schedule(), network, self.target, 1.0 if sampling.clip_x0 else None)
 
     def noisy(
-        self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b h w c"], Int[Array, "b"]]:
+        self, keys: Key[Array, " b"], images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
         """Image i at the i-th of b noise levels from t = 0 to T-1, and those t."""
         t = jnp.round(jnp.linspace(0, self.timesteps - 1, len(images))).astype(jnp.int32)
         return q_sample(self.noise_schedule(), images, t, samplers.initial_noise(keys, images.shape[1:])), t
 
-    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def predict(self, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
         """The network's estimate of clean data, in [-1, 1]."""
         return self.denoiser(network, Sampling())(xt, t).x0

@@ -13,12 +13,12 @@ from ddpm_jax.schedule import NoiseSchedule, per_example, q_sample
 
 
 def simple_loss(
-    keys: Key[Array, "b"],
+    keys: Key[Array, " b"],
     schedule: NoiseSchedule,
     network: Network,
     x0: Float[Array, "b h w c"],
     target: Target = "eps",
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """Mean squared error of each example at its own uniform t: Eq. 14, Ho et al. 2020, or its x0 or v form.
 
     `keys` holds one key an example, so t and eps do not depend on how the batch is split over devices.

@@ -1,23 +1,18 @@
-"""Pictures of samples and of training: grids, strips, GIFs and curves. The only place where floats become uint8."""
+"""Pictures of samples and of training: grids, strips and GIFs. The only place where floats become uint8."""
 
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
 SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
-DPI = 128  # a power of two: pixels / DPI is exact in binary, so a figure gets exactly the pixels asked for
 
 
 def to_uint8(images: ArrayLike, low: float = -1.0) -> np.ndarray:
@@ -47,7 +42,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> 
     columns=None makes it as near square as fits. Small images are enlarged by a whole factor, pixels kept sharp, until
     a cell measures at least 48 pixels. Raises ValueError for images of another type or shape, and for columns < 1.
     """
-    _check_images(images, "n h w c")
+    check_images(images, "n h w c")
     if columns is not None and columns < 1:
         raise ValueError(f"A grid cannot have columns={columns}; give 1 or more.")
     factor = math.ceil(SMALLEST_CELL / min(images.shape[1:3]))
@@ -64,7 +59,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> 
 
 def chain_strip(states: np.ndarray) -> Image.Image:
     """One picture of the denoising path (uint8, "stages n h w c"): one row a sample, one column a stage."""
-    _check_images(states, "stages n h w c")
+    check_images(states, "stages n h w c")
     return image_grid(np.concatenate(states.swapaxes(0, 1)), columns=len(states))
 
 
@@ -95,7 +90,7 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     X.png gets one grid, X.npz the array under the key `images`; an existing directory or a name without suffix gets
     00000.png, 00001.png, ... at native size. Parent folders are made. Raises ValueError as `check_output` does.
     """
-    _check_images(images, "n h w c")
+    check_images(images, "n h w c")
     path = Path(path)
     check_output(path, len(images))
     if path.is_dir() or not path.suffix:
@@ -110,7 +105,7 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
 
 def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
     """Leaves an endless GIF of states (uint8, "k n h w c"): each frame a grid, the last held 2 s."""
-    _check_images(states, "k n h w c")
+    check_images(states, "k n h w c")
     first, *rest = [image_grid(state) for state in states]
     durations = [milliseconds] * len(rest) + [2000]
     with atomic_file(path) as file:
@@ -140,47 +135,6 @@ def spread_over(last: int, count: int) -> list[int]:
     return np.round(np.linspace(0, last, count)).astype(int).tolist()
 
 
-def loss_curve(
-    steps: Sequence | np.ndarray, losses: Sequence | np.ndarray, path: str | os.PathLike, title: str
-) -> None:
-    """Leaves a PNG with the loss over the step, linear on the left and logarithmic on the right.
-
-    A loss that is not finite is a gap, as is one without a logarithm on the right.
-    Raises ValueError when there is no loss, or not one for each step.
-    """
-    steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
-    if steps.ndim != 1 or steps.shape != losses.shape or not steps.size:
-        raise ValueError(f"A curve needs one loss a step, but has {losses.size} losses for {steps.size} steps.")
-    losses = np.where(np.isfinite(losses), losses, np.nan)
-    figure = _figure(figsize=(10.5, 4.0), layout="constrained")
-    figure.suptitle(title, fontweight="bold", parse_math=False)  # a directory may be called a$b$
-    for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
-        _draw_loss(axes, steps, losses, scale)
-    _save_figure(figure, path)
-
-
-def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
-    """Leaves a PNG with one row of pictures (uint8, "n h w c") an entry, its label to the left.
-
-    A label may hold TeX between dollar signs. Raises ValueError when there is no row.
-    """
-    if not rows:
-        raise ValueError("A figure of rows needs at least one row, but has none.")
-    strips = [np.asarray(image_grid(images, columns=len(images)).convert("RGB")) for _, images in rows]
-    figure = _figure()
-    labels = [figure.text(0, 0, label, fontsize=9, ha="right", va="center") for label, _ in rows]
-    margin = 10
-    indent = 2 * margin + math.ceil(max(label.get_window_extent().width for label in labels))
-    width, height = indent + margin + max(s.shape[1] for s in strips), 2 * margin + sum(s.shape[0] for s in strips)
-    figure.set_size_inches(width / DPI, height / DPI)
-    bottom = height - margin
-    for label, strip in zip(labels, strips, strict=True):
-        bottom -= strip.shape[0]
-        figure.figimage(strip, indent, bottom, origin="upper")  # figimage does not resample: pixels stay sharp
-        label.set_position(((indent - margin) / width, (bottom + strip.shape[0] / 2) / height))
-    _save_figure(figure, path)
-
-
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file that appears at path when the block ends well, and leaves what was there when it does not."""
@@ -195,49 +149,6 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _draw_loss(axes: "Axes", steps: np.ndarray, losses: np.ndarray, scale: str) -> None:
-    """Draws the raw losses faintly and their running mean over them."""
-    mean, window = _running_mean(losses)
-    if scale == "log":  # matplotlib warns when it finds nothing that has a logarithm
-        losses, mean = (np.where(values > 0, values, np.nan) for values in (losses, mean))
-    marker = "." if len(steps) <= 50 else None  # a lone point has no line to be seen by
-    axes.plot(steps, losses, color="#4c78a8", alpha=0.3, linewidth=0.8, marker=marker, label="each entry")
-    axes.plot(steps, mean, color="#1f4e79", linewidth=1.6, marker=marker, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss" if scale == "linear" else "loss (log scale)", yscale=scale)
-    axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
-
-
-def _running_mean(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The mean of the finite values in a centred window, and the window's odd length: about sqrt(n), at most 501.
-
-    Summed anew at each place: with differences of a cumulative sum, one spike of 1e20 would spoil all that follows.
-    """
-    window = min(math.isqrt(len(values)), 500) | 1
-    finite, ones = np.isfinite(values), np.ones(window)
-    count = np.rint(np.convolve(finite, ones, mode="same"))
-    total = np.convolve(np.where(finite, values, 0.0), ones, mode="same")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan), window
-
-
-def _figure(**options) -> "Figure":
-    """A figure with an Agg canvas: pyplot would keep every figure alive and might ask for a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(dpi=DPI, **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save_figure(figure: "Figure", path: str | os.PathLike) -> None:
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=DPI, facecolor="white")
-
-
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Leaves the picture as a PNG at path, whole or not at all."""
     with atomic_file(path) as file:
@@ -249,7 +160,7 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _check_images(images: np.ndarray, axes: str) -> None:
+def check_images(images: np.ndarray, axes: str) -> None:
     """Raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
     if images.dtype != np.uint8:
         raise ValueError(f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first.")

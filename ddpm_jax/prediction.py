@@ -28,7 +28,7 @@ class Prediction(NamedTuple):
 
 
 Denoiser = Callable[[Float[Array, "b h w c"], Num[Array, ""]], Prediction]
-Network = Callable[[Float[Array, "b h w c"], Num[Array, "b"]], Float[Array, "b h w c"]]
+Network = Callable[[Float[Array, "b h w c"], Num[Array, " b"]], Float[Array, "b h w c"]]
 
 
 def from_eps(xt: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:

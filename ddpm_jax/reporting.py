@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from ddpm_jax import parallel, pictures
+from ddpm_jax import figures, parallel, pictures
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import Images, batch_at, to_floats
 from ddpm_jax.generation import generate
@@ -111,7 +111,7 @@ class Reporter:
         folder = self._workdir / "samples"
         grid = sample_grid(config, params)
         pictures.save_images(grid, folder / f"{step:08d}.png")
-        pictures.labelled_rows(prediction_rows(config, params, self._images), folder / f"{step:08d}_predictions.png")
+        figures.labelled_rows(prediction_rows(config, params, self._images), folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", pictures.image_grid(grid))
         self._epoch_began += time.perf_counter() - began  # the rate an epoch line gives is that of training
 
@@ -150,4 +150,4 @@ def preview(config: Config, images: Images, workdir: Path) -> None:
     unclipped = xt if low == 0 else xt / np.maximum(span, 1)
     rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
     uint8 = [(name, pictures.to_uint8(row, low)) for name, row in rows.items()]
-    pictures.labelled_rows(uint8, workdir / "preview" / "noise.png")
+    figures.labelled_rows(uint8, workdir / "preview" / "noise.png")

@@ -13,7 +13,8 @@ from typing import SupportsFloat
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.pictures import atomic_file, loss_curve
+from ddpm_jax.figures import loss_curve
+from ddpm_jax.pictures import atomic_file
 
 
 class RunLog(AbstractContextManager["RunLog"]):

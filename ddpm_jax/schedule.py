@@ -25,11 +25,11 @@ Spacing = Literal["trailing", "leading", "linspace"]
 class NoiseSchedule:
     """The tables of a diffusion of T steps, each (T,) float32; a pytree, so it passes through jit."""
 
-    beta: Float[Array, "T"]
-    alpha_bar: Float[Array, "T"]
-    sqrt_alpha_bar: Float[Array, "T"]
-    sqrt_one_minus_alpha_bar: Float[Array, "T"]
-    log_snr: Float[Array, "T"]
+    beta: Float[Array, " T"]
+    alpha_bar: Float[Array, " T"]
+    sqrt_alpha_bar: Float[Array, " T"]
+    sqrt_one_minus_alpha_bar: Float[Array, " T"]
+    log_snr: Float[Array, " T"]
 
     @property
     def timesteps(self) -> int:
@@ -134,7 +134,7 @@ BETAS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def q_sample(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Num[Array, "b"], eps: Float[Array, "b h w c"]
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Num[Array, " b"], eps: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """xt ~ q(x_t | x_0) for eps ~ N(0, I): Eq. 4, Ho et al. 2020. t in [0, T-1], integer or float."""
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.at(t), x0)
@@ -142,7 +142,7 @@ def q_sample(
 
 
 def q_posterior(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, "b"]
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
     """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
     return posterior(Row(*per_example(one_step(schedule, t), x0)), x0, xt)
@@ -158,7 +158,7 @@ def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
     return mean, one_minus_alpha_bar_next / one_minus_alpha_bar * row.beta
 
 
-def one_step(schedule: NoiseSchedule, t: Int[Array, "b"]) -> Row:
+def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
     """The rows that lead from each t to t - 1, and from 0 to clean data."""
     one, zero = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
     sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]

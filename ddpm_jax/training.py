@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax.config import Config, Ema, Optimizer
 from ddpm_jax.models import Model, Params
 
-Loss = Callable[[Params, Key[Array, "b"], dict[str, Array]], Float[Array, "b"]]
+Loss = Callable[[Params, Key[Array, " b"], dict[str, Array]], Float[Array, " b"]]
 
 
 class TrainState(NamedTuple):
@@ -143,7 +143,7 @@ def model_loss(model: Model, objective: Any, dtype: str = "float32") -> Loss:
     return loss
 
 
-def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, "b"]) -> Key[Array, "b"]:
+def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
     """One key an example: of the optimizer step and of its row in that step's global batch, and of nothing else."""
     return _example_keys(key, jnp.asarray(step, jnp.uint32), rows)
 

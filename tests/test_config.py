@@ -75,7 +75,7 @@ def test_json_names_each_class_relative_to_the_package():
         "config.to_json",
         "config.nope",
         "models.nope.X",
-        "models.layers.Initial",
+        "models.initial.Initial",
         "checkpoint.Path",
         "config.Diffusion",
         "config.dataclasses",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddpm_jax.models.layers import draw_parameters
+from ddpm_jax.models.initial import draw_parameters
 
 Params = dict[str, Any]
 
@@ -52,10 +52,10 @@ class Model:
         self,
         params: Params,
         xt: Float[Array, "b h w c"],
-        t: Num[Array, "b"],
-        labels: Int[Array, "b"] | None = None,
+        t: Num[Array, " b"],
+        labels: Int[Array, " b"] | None = None,
         *,
-        dropout_keys: Key[Array, "b"] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w c"]:
         """The network's output in float32, computed in `dtype`; dropout only where each example has a key."""

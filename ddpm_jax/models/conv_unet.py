@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
+from ddpm_jax.models.initial import torch_uniform, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
     SelfAttention,
@@ -17,8 +18,6 @@ from ddpm_jax.models.layers import (
     max_pool,
     module_keys,
     sinusoidal_embedding,
-    torch_uniform,
-    undrawn,
 )
 
 
@@ -75,7 +74,7 @@ class ConvUNetModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, xt: Float[Array, "b h w c"], t: Num[Array, "b"], labels, keys: Key[Array, "b"] | None
+        self, xt: Float[Array, "b h w c"], t: Num[Array, " b"], labels, keys: Key[Array, " b"] | None
     ) -> Float[Array, "b h w c"]:
         net, last = self.net, len(self.net.widths) - 1
         waves = sinusoidal_embedding(t, net.time_embedding_dim, layout="interleaved", freq_shift=0.0).astype(xt.dtype)

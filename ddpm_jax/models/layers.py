@@ -1,119 +1,27 @@
 """Layers that the networks share. Images are NHWC; `dtype` is what a layer computes in, parameters are float32."""
 
-import math
 import zlib
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Key, Num
 
-Init = Literal["ddpm", "torch"]
-"""ddpm: fan_avg uniform, zero bias, zero last layer of each residual branch. torch: PyTorch's defaults."""
-
-
-class Initial(NamedTuple):
-    """The distribution of a fresh parameter: U(-scale, scale), N(0, scale^2), or the number `scale` itself."""
-
-    kind: Literal["uniform", "normal", "constant"]
-    scale: float
-
-
-ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
-
-
-def torch_uniform(fan_in: int) -> Initial:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for the kernel and the bias of Linear and Conv2d."""
-    return Initial("uniform", fan_in**-0.5)
-
-
-def fan_avg_uniform(fan_in: int, fan_out: int) -> Initial:
-    """Glorot's uniform distribution, of variance 2 / (fan_in + fan_out), as the DDPM code has it."""
-    return Initial("uniform", (6 / (fan_in + fan_out)) ** 0.5)
-
-
-@struct.dataclass
-class Undrawn(nn.meta.AxisMetadata):
-    """A parameter before it is drawn: its shape, and the distribution to draw it from."""
-
-    value: Any
-    initial: Initial = struct.field(pytree_node=False)
-
-    def unbox(self) -> Any:
-        return self.value
-
-    def replace_boxed(self, value: Any) -> "Undrawn":
-        return Undrawn(value, self.initial)
-
-    def add_axis(self, index: int, params: dict) -> "Undrawn":
-        return self
-
-    def remove_axis(self, index: int, params: dict) -> "Undrawn":
-        return self
-
-
-def undrawn(initial: Initial) -> Callable:
-    """The Linen initializer that only takes note of `initial`."""
-    return lambda key, shape, dtype=jnp.float32: Undrawn(jnp.zeros(shape, dtype), initial)
-
-
-def draw_parameters(key: Key[Array, ""], undrawn_parameters: Any) -> Any:
-    """Draws each leaf from a key of its own, folded from its path.
-
-    Initialising a net under one jit compiles for many seconds, a program a shape is not much better: numbers are
-    drawn in blocks of a few sizes, which compile once each, and one small program cuts them to shape.
-    """
-
-    def numbers(path, leaf):
-        if leaf.initial.kind == "constant":
-            return None
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return _block(leaf_key, leaf.initial.kind, 1 << max(12, (leaf.value.size - 1).bit_length()))
-
-    is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
-    leaves, structure = jax.tree.flatten(undrawn_parameters, is_leaf=is_leaf)
-    blocks = jax.tree.leaves(jax.tree.map_with_path(numbers, undrawn_parameters, is_leaf=is_leaf), lambda x: x is None)
-    specs = tuple((leaf.value.shape, leaf.initial) for leaf in leaves)
-    return jax.tree.unflatten(structure, _cut(blocks, specs))
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _block(key, kind: str, size: int):
-    return jax.random.normal(key, (size,)) if kind == "normal" else jax.random.uniform(key, (size,), minval=-1.0)
-
-
-@partial(jax.jit, static_argnums=1)
-def _cut(blocks, specs):
-    return [
-        jnp.full(shape, initial.scale, jnp.float32)
-        if block is None
-        else block[: math.prod(shape)].reshape(shape) * initial.scale
-        for block, (shape, initial) in zip(blocks, specs, strict=True)
-    ]
-
-
-def _initials(init: Init, fan_in: int, fan_out: int, zero: bool) -> tuple[Initial, Initial]:
-    if init == "torch":
-        return torch_uniform(fan_in), torch_uniform(fan_in)
-    return ZEROS if zero else fan_avg_uniform(fan_in, fan_out), ZEROS
+from ddpm_jax.models.initial import ONES, ZEROS, Init, Initial, initials, undrawn
 
 
 def conv(x: Array, features: int, size: int, name: str, *, init: Init, zero: bool = False, **options) -> Array:
     """A size x size convolution of x (b, h, w, c); `zero`: its kernel starts at 0 under the ddpm init."""
-    kernel, bias = _initials(init, size * size * x.shape[-1], size * size * features, zero)
+    kernel, bias = initials(init, size * size * x.shape[-1], size * size * features, zero)
     options |= {"kernel_init": undrawn(kernel), "bias_init": undrawn(bias)}
     return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
 
 
 def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
     """A linear map of the last axis of x."""
-    kernel, bias = _initials(init, x.shape[-1], features, zero)
+    kernel, bias = initials(init, x.shape[-1], features, zero)
     return nn.Dense(features, dtype=x.dtype, name=name, kernel_init=undrawn(kernel), bias_init=undrawn(bias))(x)
 
 
@@ -123,7 +31,7 @@ def embedding(labels: Array, count: int, features: int, name: str) -> Array:
 
 
 def sinusoidal_embedding(
-    t: Num[Array, "b"],
+    t: Num[Array, " b"],
     dim: int,
     *,
     layout: Literal["concatenated", "interleaved"] = "concatenated",
@@ -149,7 +57,7 @@ def sinusoidal_embedding(
 
 
 def group_norm(
-    x: Float[Array, "b h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int, eps: float
+    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
 ) -> Float[Array, "b h w c"]:
     """x normalised over (h, w) and the channels of each group (Wu & He 2018), then scaled and shifted a channel.
 
@@ -188,7 +96,7 @@ class GroupNorm(nn.Module):
         return group_norm(x, scale, bias, self.groups, self.eps)
 
 
-def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, "b"] | None) -> Float[Array, "b *rest"]:
+def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b *rest"]:
     """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
 
     None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, as the random bits have it.
@@ -201,7 +109,7 @@ def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, "b"] | Non
     return jnp.where(bits >= dropped, x * gain, jnp.zeros_like(x))
 
 
-def module_keys(module: nn.Module, keys: Key[Array, "b"] | None) -> Key[Array, "b"] | None:
+def module_keys(module: nn.Module, keys: Key[Array, " b"] | None) -> Key[Array, " b"] | None:
     """The keys of one place in the net: those of the examples, folded with the module's path."""
     if keys is None:
         return None

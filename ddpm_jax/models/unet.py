@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddpm_jax.models import Model
+from ddpm_jax.models.initial import Init
 from ddpm_jax.models.layers import (
     GroupNorm,
-    Init,
     SelfAttention,
     check_image_size,
     conv,
@@ -119,9 +119,9 @@ class UNetModule(nn.Module):
     def __call__(
         self,
         xt: Float[Array, "b h w c"],
-        t: Num[Array, "b"],
-        labels: Int[Array, "b"] | None,
-        keys: Key[Array, "b"] | None,
+        t: Num[Array, " b"],
+        labels: Int[Array, " b"] | None,
+        keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w c"]:
         net, init = self.net, self.net.init_scheme
         emb = self._embed(t, labels).astype(xt.dtype)

@@ -59,17 +59,17 @@ def make(name: str, **options) -> Sampler:
     return function(**options)
 
 
-def sample_keys(seed: int, indices: Int[Array, "b"]) -> Key[Array, "b"]:
+def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
     """One key a sample, a function of (seed, sample index) alone."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
 
 
-def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
+def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """xT ~ N(0, I) of each sample's own key; shape is (h, w, c)."""
     return _normal(keys, 0, shape)
 
 
-def step_noise(keys: Key[Array, "b"], row: Row, xt: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def step_noise(keys: Key[Array, " b"], row: Row, xt: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """The noise of one step, of each sample's own key and the row's index."""
     return _normal(keys, row.i + 1, xt.shape[1:])
 
@@ -79,7 +79,7 @@ def _normal(keys, index, shape):
 
 
 def sample(
-    keys: Key[Array, "b"],
+    keys: Key[Array, " b"],
     denoise: Denoiser,
     sampler: Sampler,
     grid: Row,
@@ -93,7 +93,7 @@ def sample(
 
 
 def sample_in_chunks(
-    keys: Key[Array, "b"], denoise: Denoiser, sampler: Sampler, grid: Row, xT: Float[Array, "b h w c"], chunks: int = 1
+    keys: Key[Array, " b"], denoise: Denoiser, sampler: Sampler, grid: Row, xT: Float[Array, "b h w c"], chunks: int = 1
 ) -> Iterator[Float[Array, "b h w c"]]:
     """Yields xt after each of `chunks` equal parts of the walk, the last being x0: for progress bars and previews.
 
