@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_jax import figures
 from ddpm_jax.figures import loss_curve
+from ddpm_jax.pictures import image_grid
 
 
 def random_images(*shape: int) -> np.ndarray:
@@ -19,6 +20,15 @@ def random_images(*shape: int) -> np.ndarray:
 def load(path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.asarray(picture)
+
+
+def files(folder) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_rows_need_at_least_one(tmp_path):
+    with pytest.raises(ValueError, match="at least one row"):
+        figures.labelled_rows([], tmp_path / "x.png")
 
 
 def ink(picture: np.ndarray) -> list[int]:

@@ -89,11 +89,9 @@ def test_what_is_no_batch_of_images_is_refused(shape, dtype, message, tmp_path):
     assert not files(tmp_path)
 
 
-def test_grids_and_rows_need_at_least_one(tmp_path):
+def test_a_grid_needs_at_least_one_column():
     with pytest.raises(ValueError, match="columns=0"):
         image_grid(random_images(1, 8, 8, 1), columns=0)
-    with pytest.raises(ValueError, match="at least one row"):
-        pictures.labelled_rows([], tmp_path / "x.png")
 
 
 def test_strip_has_a_row_a_sample_and_a_column_a_stage():

@@ -96,7 +96,7 @@ class GroupNorm(nn.Module):
         return group_norm(x, scale, bias, self.groups, self.eps)
 
 
-def dropout(x: Float[Array, "b *rest"], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b *rest"]:
+def dropout(x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b ..."]:
     """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
 
     None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, as the random bits have it.
