@@ -81,7 +81,7 @@ def train(config: Config, run: Run, start: int) -> None:
         return
     key_init, key_train = jax.random.split(jax.random.key(config.training.seed))
     tx = make_optimizer(config, len(images))
-    state = parallel.replicate(init_state(config.model.init(key_init), tx))
+    state = parallel.replicate(jax.jit(init_state, static_argnums=1)(config.model.init(key_init), tx))
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 
