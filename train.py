@@ -3,11 +3,14 @@
     python train.py --config digits
     python train.py --config cifar10 --workdir runs/a --optimizer.learning-rate 1e-4 --training.steps 2000
 
+    python train.py --config cifar10 --data folder --data.path my_pictures --model conv_unet
+
 The same command again resumes where it stopped. `--config NAME --help` lists every setting.
 """
 
 import dataclasses
 import sys
+import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +30,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of one recipe."""
+    """A run of one recipe; `--data NAME` and `--model NAME` choose another source or network before all else."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: Path
@@ -52,10 +55,11 @@ def main(args: list[str]) -> None:
     if name is None:
         raise SystemExit(command_line.explain_recipes("train.py", CONFIGS, asked=bool({"-h", "--help"} & set(args))))
     recipe = command_line.load_recipe(name, CONFIGS)
+    for field in ("data", "model"):
+        kind, args = command_line.take_option(args, f"--{field}")
+        recipe = recipe if kind is None else command_line.choose(recipe, field, kind)
     run = command_line.parse(Run, args, Run(config=recipe, workdir=Path("runs") / name), f"train.py --config {name}")
-    if run.overwrite and not run.dry_run:
-        workdir.clear(run.workdir)
-    config, start = workdir.resume(run.config, run.workdir)
+    config, start = (run.config, 0) if run.overwrite else workdir.resume(run.config, run.workdir)
     config = use_devices(run, config)
     print(banner(config, run.workdir))
     if not run.dry_run:
@@ -79,13 +83,16 @@ def train(config: Config, run: Run, start: int) -> None:
     if start >= total:
         print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
         return
-    key_init, key_train = jax.random.split(jax.random.key(config.training.seed))
+    key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
     state = parallel.replicate(jax.jit(init_state, static_argnums=1)(config.model.init(key_init), tx))
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 
+    if run.overwrite:
+        workdir.clear(run.workdir)
     workdir.write_config(run.workdir, config)
+    print(f"images    {len(images):,}, {steps_per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
     if run.preview:
         preview(config, images, run.workdir)
     save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
@@ -100,13 +107,25 @@ def train(config: Config, run: Run, start: int) -> None:
             state = parallel.replicate(state)
         for step, batch in enumerate(batches(config, images, start, total), start):
             batch["key"] = example_keys(key_train, step, rows)
+            metrics = []
             for micro_batch in split(batch, config.training.accumulation):
-                state, metrics = train_step(state, micro_batch)
+                state, values = train_step(state, micro_batch)
+                metrics.append(values)
             done = step + 1
             if done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
-            reporter.after_step(done, metrics, state)
+            reporter.after_step(done, mean(metrics), state)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
+
+
+def training_keys(seed: int):
+    """The keys of the parameters and of the steps; folded by a name, so that they are not those of samples."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
+
+
+def mean(metrics: list[dict]) -> dict:
+    """The metrics of an optimizer step: the mean of its micro-batches', on the device."""
+    return metrics[0] if len(metrics) == 1 else jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
 
 
 def saved(state) -> dict:

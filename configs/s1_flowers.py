@@ -2,7 +2,7 @@
 
     python train.py --config s1_flowers
 
-Hardware: one GPU, about a day. Data: TFDS oxford_flowers102, split train+validation+test, resized to 32 px,
+Hardware: one GPU, time not measured. Data: TFDS oxford_flowers102, split train+validation+test, resized to 32 px,
 downloaded and prepared by itself. Expected: recognisable pictures after some hundred epochs; not run to its end here.
 """
 

@@ -34,10 +34,6 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def latest(self) -> int | None:
-        """The newest step that was saved whole."""
-        return self._manager.latest_step()
-
     def save(self, step: int, items: Mapping[str, Any], config: Any) -> None:
         """Starts to save; the arrays are copied first, so the caller may go on and donate them."""
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}

@@ -4,21 +4,26 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import inspect
 import os
+import pkgutil
 import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
 import tyro
 
-from ddpm_jax import parallel
+from ddpm_jax import data, models, parallel
 from ddpm_jax.config import Config
+from ddpm_jax.data import Data
+from ddpm_jax.models import Model
 
 T = TypeVar("T")
 
@@ -88,6 +93,33 @@ def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T
     if default is None:
         return tyro.cli(kind, args=list(args), config=settings, prog=prog)
     return tyro.cli(kind, args=list(args), config=settings, prog=prog, default=default)
+
+
+def choose(config: Config, field: str, name: str) -> Config:
+    """The config with its `data` or `model` of another kind, the module of that name, and its own defaults.
+
+    Picture size and channels are kept; what has no default is left for the command line to give. Raises ValueError
+    listing the names.
+    """
+    package = {"data": data, "model": models}[field]
+    kinds = settings_classes(package)
+    if name not in kinds:
+        raise ValueError(f"unknown {field} {name!r}; {nearest(name, list(kinds))}")
+    needed = [f.name for f in dataclasses.fields(kinds[name]) if f.default is f.default_factory]
+    kept = {"image_size": config.model.image_size, "channels": config.model.channels} if field == "model" else {}
+    values = {key: kept.get(key, tyro.MISSING) for key in needed}
+    return dataclasses.replace(config, **{field: kinds[name](**values)})
+
+
+def settings_classes(package: ModuleType) -> dict[str, type]:
+    """The settings class of each module of a package that has one, by the module's name."""
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, Data | Model) and kind.__module__ == module.__name__:
+                found[info.name] = kind
+    return found
 
 
 def options_class(function: Callable, known: Mapping[str, Any]) -> type:

@@ -68,7 +68,9 @@ class Corruption:
         return corruption_loss(keys, network, images)
 
     def steps(self, sampling: Sampling) -> int:
-        """How many mixing steps; 5 unless the sampling says otherwise. Raises ValueError for less than 1."""
+        """How many mixing steps, 5 by default. Raises ValueError for less than 1, or any other setting."""
+        if dataclasses.replace(sampling, steps=None) != Sampling():
+            raise ValueError("the corruption toy has one way to sample: of the sampling settings only steps may be set")
         if sampling.steps is not None and sampling.steps < 1:
             raise ValueError(f"steps must be at least 1, not {sampling.steps}")
         return sampling.steps or DEFAULT_STEPS

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Array, Int
 
 from ddpm_jax import parallel
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
-from ddpm_jax.models import Params
+from ddpm_jax.models import Model, Params
 from ddpm_jax.pictures import spread_over, to_uint8
 from ddpm_jax.samplers import sample_keys
 
@@ -34,8 +35,8 @@ def generate(
 ) -> np.ndarray:
     """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) from noise to samples.
 
-    Sample i depends on (seed, i) alone. `stages` is the least number of equal parts the walk is seen in;
-    `on_stage(images)` is called after each of them.
+    Sample i depends on (seed, i) alone, its class, if any, on i. `stages` is the least number of equal parts the walk
+    is seen in; `on_stage(images)` is called after each of them.
     """
     sampling = sampling or config.sampling
     steps = config.objective.steps(sampling)
@@ -43,14 +44,23 @@ def generate(
     kept = spread_over(chunks, stages + 1) if path else [chunks]
     devices = jax.local_device_count()
     batch_size = -(-min(batch_size, num) // devices) * devices
-    network = Partial(config.model.apply, parallel.replicate(params))
+    params = parallel.replicate(params)
     batches = []
     for start in range(0, num, batch_size):
         wanted = min(batch_size, num - start)
-        keys = parallel.shard(sample_keys(seed, jnp.arange(start, start + batch_size)))
+        indices = jnp.arange(start, start + batch_size)
+        keys = parallel.shard(sample_keys(seed, indices))
+        network = network_of(config.model, params, parallel.shard(indices))
         states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks)
         batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))
     return np.concatenate(batches, axis=1)
+
+
+def network_of(model: Model, params: Params, indices: Int[Array, " b"]) -> Partial:
+    """The network (xt, t) -> output; sample i of a net with n classes is of class i % n."""
+    if model.num_classes is None:
+        return Partial(model.apply, params)
+    return Partial(model.apply, params, labels=indices % model.num_classes)
 
 
 def _keep(states: Iterator, kept: list[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:

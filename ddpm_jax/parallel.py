@@ -88,12 +88,12 @@ def use_cpu_cores(batch_size: int, wanted: int | None = None) -> int | None:
 
 
 def require_platform(platform: str) -> None:
-    """Makes JAX use "cpu", "gpu" or "tpu"; raises ValueError if there is none."""
-    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-    try:
-        jax.local_devices()
-    except (RuntimeError, AssertionError):  # it asserts where no plugin for the platform is installed
-        raise ValueError(f"no {platform} was found by JAX: leave --platform out to use what there is") from None
+    """Sees to it that JAX uses "cpu", "gpu" or "tpu"; raises ValueError if there is none."""
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() != platform:
+        remedy = f"install the JAX for it (such as 'ddpm_jax[{platform}]') or leave --platform out to use what there is"
+        raise ValueError(f"no {platform} was found by JAX: {remedy}")
 
 
 def describe_devices() -> str:

@@ -10,19 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from tqdm import tqdm
 
 from ddpm_jax import figures, parallel, pictures
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import Images, batch_at, to_floats
-from ddpm_jax.generation import generate
+from ddpm_jax.generation import generate, network_of
 from ddpm_jax.models import Params
 from ddpm_jax.run_log import RunLog
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.training import TrainState, learning_rate
 
 LEVELS = 8
+CURVE_SECONDS = 30
 
 
 def banner(config: Config, workdir: Path) -> str:
@@ -62,7 +62,7 @@ class Reporter:
         self._bar = tqdm(total=self._total, initial=start, unit="step", dynamic_ncols=True)
         self._waiting: list[tuple[int, dict]] = []
         self._epoch_losses: list[jax.Array] = []
-        self._epoch_began = time.perf_counter()
+        self._epoch_began = self._drawn = time.perf_counter()
 
     def __enter__(self) -> Reporter:
         return self
@@ -81,29 +81,34 @@ class Reporter:
         if step % self._config.log.every == 0 or step == self._total or ends_epoch:
             self._write_waiting()
             self._waiting.append((step, metrics))
-        if ends_epoch:
-            self._end_epoch(step // self._steps_per_epoch)
+        if ends_epoch or step == self._total:
+            self._end_epoch(step)
         if self._config.log.samples and (
             step == self._total or (self._sample_every and step % self._sample_every == 0)
         ):
             self._draw(step, state.ema_params["ema"])
 
-    def _write_waiting(self, **more: float) -> None:
+    def _write_waiting(self, more: dict[str, float] | None = None) -> None:
         for step, metrics in self._waiting:
-            values = {"loss": metrics["loss"]} | metrics | {"learning_rate": self._rate(step - 1)} | more
+            values = {"loss": metrics["loss"]} | metrics | {"learning_rate": self._rate(step - 1)} | (more or {})
             self._log.scalars(step, {name: float(value) for name, value in values.items()})
             self._bar.set_postfix(loss=f"{float(values['loss']):.4f}")
         self._waiting = []
+        if time.perf_counter() - self._drawn > CURVE_SECONDS:
+            self._log.curve()
+            self._drawn = time.perf_counter()
 
-    def _end_epoch(self, epoch: int) -> None:
-        mean = float(np.mean(jax.device_get(self._epoch_losses)))
-        seconds = time.perf_counter() - self._epoch_began
-        rate = len(self._epoch_losses) * self._config.training.batch_size / seconds
-        epochs = -(-self._total // self._steps_per_epoch)
-        learning_rate = float(self._rate(epoch * self._steps_per_epoch - 1))
-        self._bar.write(f"epoch {epoch}/{epochs}: mean loss {mean:.5f}, {rate:.0f} images/s, lr {learning_rate:.6f}")
-        self._write_waiting(epoch=float(epoch), epoch_loss=mean)
-        self._log.curve()
+    def _end_epoch(self, step: int) -> None:
+        epoch, epochs = -(-step // self._steps_per_epoch), -(-self._total // self._steps_per_epoch)
+        mean, count = float(np.mean(jax.device_get(self._epoch_losses))), len(self._epoch_losses)
+        rate = count * self._config.training.batch_size / (time.perf_counter() - self._epoch_began)
+        whole = count == self._steps_per_epoch  # not after a resume within it, nor where the run ends within it
+        part = "" if whole else f" of its last {count} steps"
+        learning_rate = float(self._rate(step - 1))
+        self._bar.write(
+            f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, {rate:.0f} images/s, lr {learning_rate:.6f}"
+        )
+        self._write_waiting({"epoch": float(epoch), "epoch_loss": mean} if whole else None)
         self._epoch_losses, self._epoch_began = [], time.perf_counter()
 
     def _draw(self, step: int, params: Params) -> None:
@@ -126,7 +131,7 @@ def sample_grid(config: Config, params: Params) -> np.ndarray:
 def prediction_rows(config: Config, params: Params, images: Images) -> list[tuple[str, np.ndarray]]:
     """S4's three rows at eight noise levels: input, noisy, the network's estimate of clean data."""
     x0, xt, t = _noise_levels(config, images)
-    prediction = _predict(config.objective, Partial(config.model.apply, params), xt, t)
+    prediction = _predict(config.objective, network_of(config.model, params, jnp.arange(LEVELS)), xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
     return [(name, pictures.to_uint8(np.asarray(row), config.objective.low)) for name, row in rows.items()]
 

@@ -23,9 +23,13 @@ Spacing = Literal["trailing", "leading", "linspace"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """The tables of a diffusion of T steps, each (T,) float32; a pytree, so it passes through jit."""
+    """The tables of a diffusion of T steps, each (T,) float32; a pytree, so it passes through jit.
+
+    `log_alpha` is log(1 - beta): step grids are rebuilt from it in float64, where beta would have lost alpha near 0.
+    """
 
     beta: Float[Array, " T"]
+    log_alpha: Float[Array, " T"]
     alpha_bar: Float[Array, " T"]
     sqrt_alpha_bar: Float[Array, " T"]
     sqrt_one_minus_alpha_bar: Float[Array, " T"]
@@ -82,17 +86,14 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
             "so samples would start from a state that training never showed; raise the betas or T",
             stacklevel=2,
         )
-    log_alpha_bar = _log_alpha_bar(beta)
+    with np.errstate(divide="ignore"):
+        log_alpha = np.log1p(-beta)
+    log_alpha_bar = np.cumsum(log_alpha)
     alpha_bar, one_minus = np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
     with np.errstate(divide="ignore"):
         log_snr = log_alpha_bar - np.log(one_minus)
-    tables = beta, alpha_bar, np.sqrt(alpha_bar), np.sqrt(one_minus), log_snr
+    tables = beta, log_alpha, alpha_bar, np.sqrt(alpha_bar), np.sqrt(one_minus), log_snr
     return NoiseSchedule(*(jnp.asarray(table, jnp.float32) for table in tables))
-
-
-def _log_alpha_bar(beta: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.cumsum(np.log1p(-beta))
 
 
 def linear(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -206,7 +207,7 @@ def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
 
 
 def _log_alpha_bar_at(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
-    log_alpha_bar = _log_alpha_bar(np.asarray(schedule.beta, np.float64))
+    log_alpha_bar = np.cumsum(np.asarray(schedule.log_alpha, np.float64))
     if np.issubdtype(t.dtype, np.integer):
         return log_alpha_bar[t]
     log_snr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))

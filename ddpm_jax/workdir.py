@@ -11,7 +11,8 @@ from ddpm_jax import checkpoint, parallel
 from ddpm_jax.config import Config, check, differences, from_json, to_json
 from ddpm_jax.models import Params
 
-LEFT_BY_A_RUN = ("checkpoints", "samples", "preview", "tensorboard", "metrics*.jsonl", "loss.png", "config.json")
+CONFIG = "config.json"
+LEFT_BY_A_RUN = ("checkpoints", "samples", "preview", "tensorboard", "metrics*.jsonl", "loss.png", CONFIG)
 FREE_TO_CHANGE = (
     "training.steps",
     "training.epochs",
@@ -25,12 +26,16 @@ FREE_TO_CHANGE = (
 )
 
 
-def load_config(workdir: Path, step: int) -> Config:
-    """The resolved config saved with a checkpoint; needs no device. Raises ValueError where it cannot be read."""
+def load_config(workdir: Path, step: int | None) -> Config:
+    """The resolved config saved with a checkpoint, or that of a run without one yet; needs no device.
+
+    Raises ValueError where it cannot be read.
+    """
+    path = workdir / CONFIG if step is None else checkpoint.config_file(workdir, step)
     try:
-        return from_json(json.loads(checkpoint.config_file(workdir, step).read_text()))
+        return from_json(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"the config of checkpoint {step} in {workdir} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read ({error}): use another checkpoint, or --overwrite the run") from error
 
 
 def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
@@ -47,10 +52,12 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
 
     Raises ValueError, naming what differs, if another recipe's run is there.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file: choose another --workdir")
     found = checkpoint.steps(workdir)
-    if not found:
+    if not found and not (workdir / CONFIG).exists():
         return config, 0
-    saved = load_config(workdir, found[-1])
+    saved = load_config(workdir, found[-1] if found else None)
     changed = [name for name in differences(config, saved) if not name.startswith(FREE_TO_CHANGE)]
     check(
         not changed,
@@ -60,7 +67,7 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
     training = config.training
     if training.cpu_devices is None:
         training = dataclasses.replace(training, cpu_devices=saved.training.cpu_devices)
-    return dataclasses.replace(config, training=training), found[-1]
+    return dataclasses.replace(config, training=training), found[-1] if found else 0
 
 
 def clear(workdir: Path) -> None:
@@ -72,4 +79,4 @@ def clear(workdir: Path) -> None:
 def write_config(workdir: Path, config: Config) -> None:
     """Leaves the resolved config as `config.json`, for people."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    (workdir / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")

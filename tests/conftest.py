@@ -13,8 +13,16 @@ install_import_hook("ddpm_jax", "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; the README's script runs with all
+jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; see `optimized`
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """For what is promised of real runs: programs compiled as users have them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ import train
 from ddpm_jax import checkpoint, command_line
 from ddpm_jax.run_log import read_metrics
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ROOT = Path(__file__).parent.parent
 TINY = (
     "--config digits --no-compilation-cache --model.widths 8 --model.attention False --model.groups 4 "
@@ -46,6 +47,12 @@ def one_line(capsys, main, *args) -> str:
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     return message
+
+
+def script(name: str, *args) -> subprocess.CompletedProcess:
+    """A script run by itself."""
+    command = [sys.executable, "-W", "error", name, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def unboxed(message: str) -> str:
@@ -114,6 +121,38 @@ def test_overwrite_starts_afresh_and_keeps_other_files(tmp_path):
     assert checkpoint.steps(tmp_path) == [3]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_data_and_model_are_chosen_by_name(tmp_path, capsys):
+    for i in range(4):
+        Image.new("L", (20 + i, 12), 60 * i).save(tmp_path / f"{i}.png")
+    other = "--config digits --data folder --model basic_unet --no-compilation-cache --training.steps 1 --log.samples 0"
+    where = ["--data.path", tmp_path, "--workdir", tmp_path / "run", "--training.batch-size", "8"]
+    done = script("train.py", *other.split(), *where)
+    assert "BasicUNet, 309057 parameters" in done.stdout, done.stderr
+    assert checkpoint.steps(tmp_path / "run") == [1]
+    assert "data.path" in script("train.py", *other.split()).stderr
+    assert "there are: folder" in one_line(capsys, train.main, "--config", "digits", "--data", "foldr")
+    assert "there are: conv_unet" in one_line(capsys, train.main, "--config", "digits", "--model", "convunet")
+
+
+def test_overwrite_loses_nothing_where_it_fails(straight, capsys):
+    bad = ["--config", "butterflies", "--data.path", "no/such/file", "--workdir", straight, "--no-compilation-cache"]
+    one_line(capsys, train.main, *bad, "--overwrite")
+    assert checkpoint.steps(straight) == [4, 8]
+
+
+def test_metrics_of_a_step_are_those_of_all_its_micro_batches():
+    halves = [{"loss": jax.numpy.float32(1)}, {"loss": jax.numpy.float32(4)}]
+    assert float(train.mean(halves)["loss"]) == 2.5
+    assert train.mean(halves[:1]) is halves[0]
+
+
+def test_a_conditional_net_trains_and_draws(tmp_path):
+    few = ["--training.steps", 1, "--workdir", tmp_path, "--model.num-classes", 10]
+    run(train.main, *TINY, *few)
+    draw(tmp_path, "--num", 3, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["images"].shape == (3, 8, 8, 1)
 
 
 def draw(ckpt: Path, *args) -> None:
@@ -203,6 +242,8 @@ def test_a_mistake_ends_in_one_line(args, words, tmp_path, capsys, monkeypatch):
         ("--training.dtype float8", ("float8", "bfloat16")),
         ("--training.batch-size 0", ("training.batch_size must be at least 1",)),
         ("--optimizer.learning-rate -1", ("learning_rate must be positive",)),
+        ("--model.channels 2", ("channels must be 1 (grey) or 3 (RGB), not 2",)),
+        ("--model.groups 0", ("groups must be at least 1",)),
         ("--model.image-size 9", ("image size 9", "8 or 10")),
         ("--sampling.sampler heum", ("unknown sampler 'heum'", "ddpm")),
     ],
@@ -249,8 +290,7 @@ def test_a_setting_of_sampling_that_will_not_do_is_named(args, word, straight, c
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU here")
 def test_a_missing_gpu_is_named():
-    command = [sys.executable, "train.py", "--config", "digits", "--dry-run", "--platform", "gpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = script("train.py", "--config", "digits", "--dry-run", "--platform", "gpu")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: no gpu was found")
     assert "Traceback" not in done.stderr

@@ -12,12 +12,13 @@ from ddpm_jax.config import Config, Training
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.diffusion import Diffusion, Sampling
-from ddpm_jax.generation import chunk_count, generate
+from ddpm_jax.generation import chunk_count, generate, network_of
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pictures import to_uint8
 from ddpm_jax.samplers import sample_keys
 
+pytestmark = pytest.mark.usefixtures("optimized")
 MODEL = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4)
 CONFIG = Config(
     model=MODEL,
@@ -115,6 +116,15 @@ def test_sampling_that_is_given_wins_over_the_recipes(params, eleven):
     found = generate(CONFIG, params, num=3, batch_size=3, seed=3, **options)
     assert len({state.tobytes() for state in found}) == 15
     np.testing.assert_array_equal(found[0], eleven[0, :3])
+
+
+def test_a_conditional_net_draws_its_classes_in_turn():
+    model = dataclasses.replace(MODEL, num_classes=3)
+    config, params = dataclasses.replace(CONFIG, model=model), random_params(model)
+    xt, t, labels = jnp.zeros((8, 4, 4, 1)), jnp.ones(8, jnp.int32), jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1])
+    network = network_of(model, params, jnp.arange(8))
+    np.testing.assert_array_equal(network(xt, t), model.apply(params, xt, t, labels))
+    assert generate(config, params, num=3, batch_size=3, seed=0).shape == (1, 3, 4, 4, 1)
 
 
 def test_corruption_mixes_towards_the_prediction():

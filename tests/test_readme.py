@@ -30,6 +30,13 @@ def test_the_script_trains_and_draws(tmp_path):
         assert np.asarray(picture).std() > 20
 
 
+def test_the_data_snippet_makes_a_recipe():
+    snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names: dict = {}
+    exec(snippet, names)
+    assert names["config"].data.describe() == "folder: my_pictures"
+
+
 def test_every_recipe_and_file_is_named():
     for name in command_line.recipes(ROOT / "configs"):
         assert f"`{name}`" in README

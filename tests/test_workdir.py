@@ -62,7 +62,7 @@ def test_what_changes_the_run_is_refused_by_name(run, change, named):
 
 def test_a_config_that_cannot_be_read_is_named(run):
     workdir.checkpoint.config_file(run, 5).write_text("{")
-    with pytest.raises(ValueError, match="config of checkpoint 5"):
+    with pytest.raises(ValueError, match=r"cannot be read .*--overwrite"):
         workdir.resume(CONFIG, run)
 
 
@@ -76,6 +76,15 @@ def test_another_models_checkpoint_is_an_error_that_names_a_leaf(run):
     other = dataclasses.replace(CONFIG, model=BasicUNet(image_size=8, channels=3))
     with pytest.raises(ValueError, match=r"another model's params .*down_0/kernel is \(5, 5, 1, 32\) there"):
         workdir.load_params(other, run, 5, "raw")
+
+
+def test_a_run_without_a_checkpoint_yet_is_recognised(tmp_path):
+    workdir.write_config(tmp_path, CONFIG)
+    assert workdir.resume(CONFIG, tmp_path) == (CONFIG, 0)
+    with pytest.raises(ValueError, match=r"data\.flip"):
+        workdir.resume(dataclasses.replace(CONFIG, data=Digits(flip=True)), tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        workdir.resume(CONFIG, tmp_path / "config.json")
 
 
 def test_clear_removes_a_run_and_nothing_else(run):

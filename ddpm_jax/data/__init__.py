@@ -154,5 +154,5 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterato
     """`make_batch(step)` for start <= step < stop, made ahead of their use by worker threads, in order."""
     import grain
 
-    options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=2 * DECODING_THREADS)
+    options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=DECODING_THREADS)
     return iter(grain.MapDataset.range(start, stop).map(make_batch).to_iter_dataset(options))

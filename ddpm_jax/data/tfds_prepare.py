@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WITHOUT_TENSORFLOW = ("celeb_a", "celeb_a_hq", "cifar10", "fashion_mnist", "mnist", "oxford_flowers102")
 OLDEST_TFDS, FIRST_UNTESTED_TFDS = (4, 9, 10), (4, 10)
-PROBE_SECONDS = 8.0
+PROBE_SECONDS = 4.0
 
 
 def is_prepared(builder: DatasetBuilder) -> bool:

@@ -25,6 +25,24 @@ class Model:
     channels: int
     """1 for grey, 3 for RGB."""
 
+    num_classes: int | None = None
+    """How many class labels the net takes; None for none."""
+
+    def __post_init__(self):
+        """Raises ValueError for settings out of range; `check` says more for each net."""
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {self.channels}")
+        for name in ("image_size", "num_classes", "groups", "layers_per_level", "head_dim", "time_embedding_dim"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= getattr(self, "dropout", 0.0) < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError where the settings do not fit together."""
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""

@@ -6,14 +6,15 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.layers import check_image_size, conv, max_pool, upsample_nearest
+from ddpm_jax.models.layers import check_image_size, check_unconditional, conv, max_pool, upsample_nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BasicUNet(Model):
     """The smallest U-Net that works; its last SiLU makes it fit images in [0, 1], not in [-1, 1]."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        check_unconditional(self.num_classes, "BasicUNet")
         check_image_size(self.image_size, 2)
 
     def module(self) -> nn.Module:

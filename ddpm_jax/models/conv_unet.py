@@ -12,6 +12,7 @@ from ddpm_jax.models.layers import (
     GroupNorm,
     SelfAttention,
     check_image_size,
+    check_unconditional,
     conv,
     dense,
     dropout,
@@ -36,13 +37,12 @@ class ConvUNet(Model):
     dropout: float = 0.0
     """Share of activations dropped before the second convolution of each block while training, in [0, 1)."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        check_unconditional(self.num_classes, "ConvUNet")
         check_image_size(self.image_size, len(self.widths) - 1)
         sizes = [self.image_size >> i for i in range(len(self.widths))]
         if unknown := set(self.attention_sizes) - set(sizes):
             raise ValueError(f"no level has size {min(unknown)} for attention; the sizes are {sizes}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
     def module(self) -> nn.Module:
         return ConvUNetModule(self, name="conv_unet")

@@ -1,6 +1,7 @@
 """Layers that the networks share. Images are NHWC; `dtype` is what a layer computes in, parameters are float32."""
 
 import zlib
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -61,8 +62,8 @@ def group_norm(
 ) -> Float[Array, "b h w c"]:
     """x normalised over (h, w) and the channels of each group (Wu & He 2018), then scaled and shifted a channel.
 
-    Statistics are float32 sums a channel over (h, w), joined a group afterwards: on a CPU several times faster than
-    a reduction over (h, w, channels of the group). They are taken about a pilot pixel, because plain sums of
+    Statistics are float32 sums a channel over (h, w), joined a group afterwards: on a CPU faster than a reduction
+    over (h, w, channels of the group) (benchmarks/layers.py). They are taken about a pilot pixel, because plain sums of
     squares lose 1e-3 where |mean| = 30 std; the result does not depend on the pilot, so no gradient flows to it.
     """
     b, c = x.shape[0], x.shape[-1]
@@ -121,13 +122,13 @@ def attend(
 ) -> Float[Array, "b heads n d"]:
     """softmax(q k^T / sqrt(d)) v: Eq. 1, Vaswani et al. 2017; the softmax is float32.
 
-    Plain products with the heads in front, and the division last, where it is smallest: with 8 channels a head,
-    XLA takes a fifth of the time on a CPU that its layout of `jax.nn.dot_product_attention` takes.
+    Plain products with the heads in front, and the division last, where it is smallest: on a CPU this beats the
+    layout of `jax.nn.dot_product_attention` (benchmarks/layers.py).
     """
-    logits = (q @ k.swapaxes(-1, -2)).astype(jnp.float32) * q.shape[-1] ** -0.5
+    wide = partial(jnp.matmul, preferred_element_type=jnp.float32)  # float16 would overflow
+    logits = wide(q * q.shape[-1] ** -0.5, k.swapaxes(-1, -2))
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    total = jnp.sum(weights, -1, keepdims=True)
-    return ((weights.astype(v.dtype) @ v) / total.astype(v.dtype)).astype(v.dtype)
+    return (wide(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -176,3 +177,9 @@ def check_image_size(image_size: int, halvings: int) -> None:
             f"image size {image_size} does not fit a net that halves it {halvings} times: "
             f"use a multiple of {unit}, such as {' or '.join(map(str, fitting))}"
         )
+
+
+def check_unconditional(num_classes: int | None, name: str) -> None:
+    """Raises ValueError if a net that takes no labels was given classes."""
+    if num_classes is not None:
+        raise ValueError(f"{name} takes no class labels: leave num_classes out, or use the UNet")

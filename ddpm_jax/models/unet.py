@@ -36,8 +36,6 @@ class UNet(Model):
     """Channels an attention head; None for a single head."""
     dropout: float = 0.0
     """Share of activations dropped in each residual block while training, in [0, 1)."""
-    num_classes: int | None = None
-    """How many class labels the net takes; None for none."""
     groups: int = 32
     norm_eps: float = 1e-6
     flip_sin_to_cos: bool = False
@@ -46,12 +44,10 @@ class UNet(Model):
     """Pad the strided convolutions by 1 on all sides, instead of at the right and the bottom as DDPM does."""
     init_scheme: Init = "ddpm"
 
-    def __post_init__(self):
+    def check(self) -> None:
         check_image_size(self.image_size, len(self.widths) - 1)
         if len(self.attention) != len(self.widths):
             raise ValueError(f"attention names {len(self.attention)} levels, but widths has {len(self.widths)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
     def module(self) -> nn.Module:
         return UNetModule(self, name="unet")
