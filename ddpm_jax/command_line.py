@@ -58,7 +58,7 @@ def load_recipe(name: str, folder: Path) -> Config:
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """Such as "did you mean 'cifar10'? there are: ...", the nearest first."""
+    """Such as "there are: cifar10, digits", the valid names, those nearest to `name` first."""
     close = difflib.get_close_matches(name, valid, n=3)
     others = [other for other in valid if other not in close]
     return f"there are: {', '.join([*close, *others])}"
