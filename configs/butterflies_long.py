@@ -3,7 +3,7 @@
     python train.py --config butterflies_long
 
 Hardware: one GPU; S2 took 45 minutes on an RTX 3090. Data: as the butterflies recipe.
-Expected: a lower loss than the short run's, and butterflies with clean wing patterns; not run to its end here.
+Expected: a lower loss than the short run's; not run here.
 """
 
 import dataclasses

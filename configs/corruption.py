@@ -3,7 +3,8 @@
     python train.py --config corruption
 
 Hardware: any; two CPU cores take some minutes. Data: TFDS mnist, split train, downloaded and prepared by itself.
-Expected: mean losses of about 0.03, 0.02 and 0.02; samples of 5 mixing steps are digit-like strokes.
+Expected: with only 9,000 of the images mean losses of 0.0448, 0.0259 and 0.0252; predictions are clean up to half
+noise, and samples of 5 mixing steps are blurred strokes.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training

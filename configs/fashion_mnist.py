@@ -3,7 +3,7 @@
     python train.py --config fashion_mnist
 
 Hardware and time: as the mnist recipe. Data: TFDS fashion_mnist, split train, downloaded and prepared by itself.
-Expected: losses somewhat above MNIST's, since the pictures have texture; shirts, shoes and bags within ten epochs.
+Expected: losses somewhat above MNIST's, since the pictures have texture; not run here.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@
 
 Hardware: one GPU; two CPU cores take about 3 s a step (469 steps an epoch with all 60,000 images).
 Data: TFDS mnist, split train; downloaded and prepared by itself, or `--data.data-dir DIR`.
-Expected: the mean loss of an epoch falls below 0.03 within ten epochs, and samples are legible digits.
+Expected: with only 9,000 of the images (71 steps an epoch) mean losses of 0.209, 0.090, 0.071, 0.065, 0.059, 0.057,
+0.056, 0.053, 0.052, 0.051 in epochs 1 to 10, and then digits, some on a grey ground; the full run was not made here.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training

@@ -3,7 +3,7 @@
     python train.py --config s1_fashion_mnist
 
 Hardware: one GPU, time not measured. Data: TFDS fashion_mnist, split train, resized to 32 px,
-downloaded and prepared by itself. Expected: recognisable pictures after some hundred epochs; not run to its end here.
+downloaded and prepared by itself. Expected: as the s1_mnist recipe; not run here.
 """
 
 import dataclasses

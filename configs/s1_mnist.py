@@ -5,7 +5,7 @@
 Hardware: one GPU, time not measured. Data: TFDS mnist, split train, resized to 32 px.
 It is downloaded and prepared by itself.
 Sampling is S1's own: no clipping of the clean estimate, variance beta, each state clamped to [-1, 1].
-Expected: an average loss near 0.02 after some tens of epochs; this recipe has not been run to its end here.
+Expected: digits; this recipe has not been run here.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Optimizer, Training
