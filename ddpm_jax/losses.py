@@ -25,8 +25,8 @@ def simple_loss(
     """
     t, eps = jax.vmap(lambda key: _draw(key, schedule.timesteps, x0.shape[1:]))(keys)
     xt = q_sample(schedule, x0, t, eps)
-    wanted = regression_target(target, x0, eps, *per_example(schedule.at(t), x0))
-    return jnp.mean((network(xt, t) - wanted) ** 2, axis=(1, 2, 3))
+    output_target = regression_target(target, x0, eps, *per_example(schedule.at(t), x0))
+    return jnp.mean((network(xt, t) - output_target) ** 2, axis=(1, 2, 3))
 
 
 def _draw(key, timesteps: int, shape: tuple[int, ...]):

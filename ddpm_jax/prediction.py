@@ -32,7 +32,10 @@ Network = Callable[[Float[Array, "b h w c"], Num[Array, " b"]], Float[Array, "b 
 
 
 def from_eps(xt: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:
-    """The prediction of a network that outputs eps (Eq. 15, Ho et al. 2020)."""
+    """The prediction of a network that outputs eps (Eq. 15, Ho et al. 2020).
+
+    Here and below xt and the output are (b, h, w, c), the square roots scalars or (b, 1, 1, 1).
+    """
     return Prediction((xt - sqrt_one_minus_alpha_bar * eps) / sqrt_alpha_bar, eps)
 
 
@@ -51,7 +54,7 @@ FROM_OUTPUT = {"eps": from_eps, "x0": from_x0, "v": from_v}
 
 
 def regression_target(target: Target, x0: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array):
-    """What the network's output is trained towards."""
+    """What the network's output (b, h, w, c) is trained towards."""
     v = sqrt_alpha_bar * eps - sqrt_one_minus_alpha_bar * x0
     return {"eps": eps, "x0": x0, "v": v}[target]
 
@@ -71,8 +74,8 @@ def make_denoiser(
 
 def _denoise(from_output, schedule: NoiseSchedule, network: Network, clip_x0, xt, t) -> Prediction:
     t = jnp.broadcast_to(t, xt.shape[:1])
-    signal, noise = per_example(schedule.at(t), xt)
-    prediction = from_output(xt, network(xt, t), signal, noise)
+    coefficients = per_example(schedule.at(t), xt)
+    prediction = from_output(xt, network(xt, t), *coefficients)
     if clip_x0 is None:
         return prediction
-    return from_x0(xt, jnp.clip(prediction.x0, -clip_x0, clip_x0), signal, noise)
+    return from_x0(xt, jnp.clip(prediction.x0, -clip_x0, clip_x0), *coefficients)

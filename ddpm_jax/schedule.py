@@ -51,8 +51,8 @@ class NoiseSchedule:
 
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
-        signal, noise = self.at(t)
-        return (signal / noise) ** 2
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.at(t)
+        return (sqrt_alpha_bar / sqrt_one_minus_alpha_bar) ** 2
 
 
 class Row(NamedTuple):
@@ -150,7 +150,10 @@ def q_posterior(
 
 
 def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
-    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020."""
+    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
+
+    x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
+    """
     one_minus_alpha_bar = row.sqrt_one_minus_alpha_bar**2
     one_minus_alpha_bar_next = row.sqrt_one_minus_alpha_bar_next**2
     sqrt_alpha = row.sqrt_alpha_bar / row.sqrt_alpha_bar_next

@@ -34,7 +34,10 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def learning_rate(settings: Optimizer, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The rate at each optimizer step: linear warm-up from 0, then constant or along half a cosine to the floor."""
+    """The rate at each optimizer step: linear warm-up from 0, then constant or along half a cosine to the floor.
+
+    The cosine is SGDR's without restarts (Eq. 5, Loshchilov & Hutter 2017).
+    """
     peak, floor, warmup = settings.learning_rate, settings.floor, settings.warmup_steps
     length = max(total_steps - warmup, 1)
 
