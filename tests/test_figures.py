@@ -6,24 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from example_images import files, load, random_images
 
 from ddpm_jax import figures
 from ddpm_jax.figures import loss_curve
 from ddpm_jax.pictures import image_grid
-
-
-def random_images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def load(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-def files(folder) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
 
 
 def test_rows_need_at_least_one(tmp_path):

@@ -2,23 +2,11 @@
 
 import numpy as np
 import pytest
+from example_images import files, load, random_images
 from PIL import Image
 
 from ddpm_jax import pictures
 from ddpm_jax.pictures import check_output, image_grid, save_images, to_uint8
-
-
-def random_images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def load(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-def files(folder) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
