@@ -18,8 +18,8 @@ from ddpm_jax import checkpoint, command_line, pictures, samplers, workdir
 from ddpm_jax.config import Config, check
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.generation import chunk_count, generate
+from ddpm_jax.grids import Spacing
 from ddpm_jax.models import Params
-from ddpm_jax.schedule import Spacing
 
 PROGRESS_PARTS, GIF_FRAMES = 20, 50
 

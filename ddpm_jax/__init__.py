@@ -1,5 +1,6 @@
 """Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
 
+from ddpm_jax.grids import Row, make_grid, q_posterior, spaced
 from ddpm_jax.losses import simple_loss
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
@@ -10,15 +11,11 @@ from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, 
 from ddpm_jax.samplers.ddpm import ddpm
 from ddpm_jax.schedule import (
     NoiseSchedule,
-    Row,
     from_betas,
     linear,
-    make_grid,
-    q_posterior,
     q_sample,
     scaled_linear,
     sigmoid,
-    spaced,
     squaredcos,
     zero_terminal_snr,
 )

@@ -156,6 +156,11 @@ class Config:
 
     def __post_init__(self):
         self.objective.steps(self.sampling)
+        check(
+            not self.sampling.guided or self.model.label_dropout > 0,
+            "guidance needs a net that was trained with and without labels: set model.num_classes and "
+            "model.label_dropout before training, or leave guidance_scale at 1",
+        )
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps of an epoch over so many images."""

@@ -5,21 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
+from ddpm_jax.grids import CLEAN, Row, Spacing, make_grid, rows, times_of
 from ddpm_jax.losses import simple_loss
 from ddpm_jax.prediction import FROM_OUTPUT, Denoiser, Network, Target, make_denoiser
-from ddpm_jax.schedule import (
-    BETAS,
-    NoiseSchedule,
-    Spacing,
-    from_betas,
-    make_grid,
-    q_sample,
-    spaced,
-    zero_terminal_snr,
-)
+from ddpm_jax.schedule import BETAS, NoiseSchedule, from_betas, q_sample, zero_terminal_snr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +26,44 @@ class Sampling:
     steps: int | None = None
     """Steps of the walk; None for all T of the schedule."""
     spacing: Spacing = "trailing"
-    """Which timesteps are walked when they are fewer than T."""
+    """Which timesteps are walked when they are fewer than T; karras and log_snr place them by noise level."""
+    timesteps: tuple[float, ...] | None = None
+    """The timesteps themselves, falling, in place of steps and spacing."""
     clip_x0: bool = True
     """Limit the estimate of clean data to [-1, 1] at every step."""
+    dynamic_threshold: float | None = None
+    """Limit it to this quantile of its pixels instead, and scale it back into [-1, 1]; in (0, 1]."""
+    guidance_scale: float = 1.0
+    """How far to go from what the net says without a label to what it says with it; 1 for no guidance."""
+    guidance_interval: tuple[float, float] | None = None
+    """The lowest and the highest timestep that are guided; None for all."""
+    guidance_rescale: float | None = None
+    """Share in [0, 1] by which a guided output is brought back to the contrast of the unguided."""
 
     def __post_init__(self):
         samplers.make(self.sampler, **self.options)
+        _check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
+        _check_share("dynamic_threshold", self.dynamic_threshold, above=0.0)
+        _check_share("guidance_rescale", self.guidance_rescale, above=-1.0)
+        low, high = self.guidance_interval or (0, 0)
+        _check(low <= high, f"guidance_interval must rise, not {low} {high}")
+        for name in ("steps", "spacing"):
+            given = getattr(self, name) != getattr(Sampling, name)
+            _check(not (self.timesteps and given), f"give {name} or timesteps, not both")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is any guidance."""
+        return self.guidance_scale != 1
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_share(name: str, value: float | None, above: float) -> None:
+    _check(value is None or above < value <= 1, f"{name} must be a share, at most 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,24 +107,43 @@ class Diffusion:
         return simple_loss(keys, self.noise_schedule(), network, images, self.target)
 
     def steps(self, sampling: Sampling) -> int:
-        """How many steps a walk takes; raises ValueError unless between 1 and T."""
-        return len(spaced(self.timesteps, self.timesteps if sampling.steps is None else sampling.steps))
+        """How many steps a walk takes; raises ValueError for steps or timesteps out of range."""
+        return len(self.grid(sampling).i)
+
+    def grid(self, sampling: Sampling) -> Row:
+        """The grid of a walk; raises ValueError for steps or timesteps out of range."""
+        schedule = self.noise_schedule()
+        if sampling.timesteps is not None:
+            t = np.asarray(sampling.timesteps)
+            return make_grid(schedule, t.astype(int) if np.all(t == np.floor(t)) else t)
+        steps = self.timesteps if sampling.steps is None else sampling.steps
+        t = times_of(schedule, steps, sampling.spacing)
+        if samplers.make(sampling.sampler, **sampling.options).even_stride:
+            return rows(schedule, t, np.maximum(t - self.timesteps // steps, CLEAN))
+        return make_grid(schedule, t)
 
     def walk(
         self, keys: Key[Array, " b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
     ) -> Iterator[Float[Array, "b h w c"]]:
         """Yields xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1]."""
-        schedule = self.noise_schedule()
-        denoise = self.denoiser(network, sampling)
-        grid = make_grid(schedule, spaced(self.timesteps, self.steps(sampling), sampling.spacing))
+        sampler = samplers.make(sampling.sampler, **sampling.options)
         xT = samplers.initial_noise(keys, shape)
         yield xT
-        sampler = samplers.make(sampling.sampler, **sampling.options)
-        yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
+        yield from samplers.sample_in_chunks(
+            keys, self.denoiser(network, sampling), sampler, self.grid(sampling), xT, chunks
+        )
 
     def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
-        """The network's denoiser, clipped if the sampling says so."""
-        return make_denoiser(self.noise_schedule(), network, self.target, 1.0 if sampling.clip_x0 else None)
+        """The network's denoiser, limited as the sampling says."""
+        sampler = samplers.make(sampling.sampler, **sampling.options)
+        return make_denoiser(
+            self.noise_schedule(),
+            network,
+            self.target,
+            1.0 if sampling.clip_x0 else None,
+            dynamic_threshold=sampling.dynamic_threshold,
+            keep_eps=sampler.even_stride,
+        )
 
     def noisy(
         self, keys: Key[Array, " b"], images: Float[Array, "b h w c"]

@@ -1,6 +1,6 @@
 """From parameters to pictures: batches of samples, the same whatever the batch size or the devices."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from jaxtyping import Array, Int
 from ddpm_jax import parallel
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
+from ddpm_jax.guidance import guide
 from ddpm_jax.models import Model, Params
 from ddpm_jax.pictures import spread_over, to_uint8
+from ddpm_jax.prediction import Network
 from ddpm_jax.samplers import sample_keys
 
 
@@ -28,6 +30,7 @@ def generate(
     num: int,
     batch_size: int,
     seed: int,
+    labels: Sequence[int] | None = None,
     sampling: Sampling | None = None,
     stages: int = 1,
     path: bool = False,
@@ -35,10 +38,11 @@ def generate(
 ) -> np.ndarray:
     """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) from noise to samples.
 
-    Sample i depends on (seed, i) alone, its class, if any, on i. `stages` is the least number of equal parts the walk
-    is seen in; `on_stage(images)` is called after each of them.
+    Sample i depends on (seed, i) alone; its class, if any, is the i-th of `labels`, or of all classes, in turn.
+    `stages` is the least number of equal parts the walk is seen in; `on_stage(images)` is called after each of them.
     """
     sampling = sampling or config.sampling
+    classes = jnp.asarray(labels or range(config.model.num_classes or 1))
     steps = config.objective.steps(sampling)
     chunks = chunk_count(steps, stages)
     kept = spread_over(chunks, stages + 1) if path else [chunks]
@@ -50,17 +54,26 @@ def generate(
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
         keys = parallel.shard(sample_keys(seed, indices))
-        network = network_of(config.model, params, parallel.shard(indices))
+        network = network_of(config.model, params, parallel.shard(classes[indices % len(classes)]), sampling)
         states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks)
         batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))
     return np.concatenate(batches, axis=1)
 
 
-def network_of(model: Model, params: Params, indices: Int[Array, " b"]) -> Partial:
-    """The network (xt, t) -> output; sample i of a net with n classes is of class i % n."""
+def network_of(model: Model, params: Params, labels: Int[Array, " b"], sampling: Sampling | None = None) -> Network:
+    """The network (xt, t) -> output, of these labels if it has classes, guided towards them if the sampling says so."""
+    network = Partial(model.apply, params)
     if model.num_classes is None:
-        return Partial(model.apply, params)
-    return Partial(model.apply, params, labels=indices % model.num_classes)
+        return network
+    if sampling is None or not sampling.guided:
+        return Partial(model.apply, params, labels=labels)
+    return guide(
+        network,
+        labels,
+        sampling.guidance_scale,
+        interval=sampling.guidance_interval,
+        rescale=sampling.guidance_rescale,
+    )
 
 
 def _keep(states: Iterator, kept: list[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:

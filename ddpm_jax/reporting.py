@@ -131,7 +131,8 @@ def sample_grid(config: Config, params: Params) -> np.ndarray:
 def prediction_rows(config: Config, params: Params, images: Images) -> list[tuple[str, np.ndarray]]:
     """S4's three rows at eight noise levels: input, noisy, the network's estimate of clean data."""
     x0, xt, t = _noise_levels(config, images)
-    prediction = _predict(config.objective, network_of(config.model, params, jnp.arange(LEVELS)), xt, t)
+    network = network_of(config.model, params, jnp.arange(LEVELS) % (config.model.num_classes or 1))
+    prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
     return [(name, pictures.to_uint8(np.asarray(row), config.objective.low)) for name, row in rows.items()]
 

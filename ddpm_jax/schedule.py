@@ -1,4 +1,4 @@
-"""The forward (noising) process and the step grids that walk it back.
+"""The forward (noising) process.
 
     q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                    Eq. 4, Ho et al. 2020
     alpha_t = 1 - beta_t,  alpha_bar_t = alpha_0 ... alpha_t,  t = 0..T-1
@@ -10,14 +10,11 @@ Tables are built in float64 with NumPy and stored in float32, sqrt(1 - alpha_bar
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
-
-Spacing = Literal["trailing", "leading", "linspace"]
+from jaxtyping import Array, Float, Num
 
 
 @jax.tree_util.register_dataclass
@@ -49,27 +46,14 @@ class NoiseSchedule:
         log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
+    def t_of(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The float t of a log SNR, the inverse of `at`, within [0, T-1]."""
+        return jnp.interp(-log_snr, -self.log_snr, jnp.arange(self.timesteps, dtype=log_snr.dtype))
+
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
         sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.at(t)
         return (sqrt_alpha_bar / sqrt_one_minus_alpha_bar) ** 2
-
-
-class Row(NamedTuple):
-    """One step of a walk from noise to data: the tables at `t` and at the next timestep, nearer the data.
-
-    A grid is a Row of arrays (steps,). The next of its last row is clean data, `sqrt_alpha_bar_next = 1`, so no
-    sampler needs a branch for the last step. `beta = 1 - alpha_bar / alpha_bar_next` is that of the whole stride.
-    """
-
-    i: Int[Array, "*steps"]
-    t: Num[Array, "*steps"]
-    t_next: Num[Array, "*steps"]
-    sqrt_alpha_bar: Float[Array, "*steps"]
-    sqrt_one_minus_alpha_bar: Float[Array, "*steps"]
-    sqrt_alpha_bar_next: Float[Array, "*steps"]
-    sqrt_one_minus_alpha_bar_next: Float[Array, "*steps"]
-    beta: Float[Array, "*steps"]
 
 
 def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
@@ -142,76 +126,6 @@ def q_sample(
     return sqrt_alpha_bar * x0 + sqrt_one_minus_alpha_bar * eps
 
 
-def q_posterior(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
-    """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
-    return posterior(Row(*per_example(one_step(schedule, t), x0)), x0, xt)
-
-
-def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
-    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
-
-    x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
-    """
-    one_minus_alpha_bar = row.sqrt_one_minus_alpha_bar**2
-    one_minus_alpha_bar_next = row.sqrt_one_minus_alpha_bar_next**2
-    sqrt_alpha = row.sqrt_alpha_bar / row.sqrt_alpha_bar_next
-    mean = row.sqrt_alpha_bar_next * row.beta / one_minus_alpha_bar * x0
-    mean = mean + sqrt_alpha * one_minus_alpha_bar_next / one_minus_alpha_bar * xt
-    return mean, one_minus_alpha_bar_next / one_minus_alpha_bar * row.beta
-
-
-def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
-    """The rows that lead from each t to t - 1, and from 0 to clean data."""
-    one, zero = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
-    sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
-    sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
-    here = schedule.at(t)
-    return Row(t, t, t - 1, *here, sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next, schedule.beta[t])
-
-
 def per_example(values, images: Float[Array, "b h w c"]):
     """`values` (b,), or a tuple of such, shaped (b, 1, 1, 1) to multiply `images`."""
     return jax.tree.map(lambda value: value.reshape(value.shape + (1,) * (images.ndim - value.ndim)), values)
-
-
-def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> np.ndarray:
-    """`steps` distinct timesteps of 0..timesteps-1, from noise to data (Table 2, Lin et al. 2024).
-
-    trailing: starts at T-1. leading: ends at 0 (+ `offset`); for few steps it starts below T-1. linspace: both ends.
-    Raises ValueError unless 1 <= steps <= timesteps.
-    """
-    if not 1 <= steps <= timesteps:
-        raise ValueError(f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
-    if spacing == "trailing":
-        return np.round(timesteps - np.arange(steps) * (timesteps / steps)).astype(int) - 1
-    if spacing == "linspace":
-        return np.round(np.linspace(timesteps - 1, 0, steps)).astype(int)
-    return np.arange(steps)[::-1] * (timesteps // steps) + offset
-
-
-def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
-    """The grid that walks the timesteps `t` (steps,), strictly falling within [0, T-1], and ends in clean data.
-
-    Built on the host in float64, so it is outside jit and passed in as an argument; float timesteps are placed
-    by interpolation in log SNR. Raises ValueError for timesteps that do not fall or lie outside.
-    """
-    t = np.asarray(t)
-    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= schedule.timesteps - 1 and t[-1] >= 0):  # refuses NaN
-        raise ValueError(f"timesteps must fall strictly within 0..{schedule.timesteps - 1}, not {t.tolist()}")
-    log_alpha_bar = _log_alpha_bar_at(schedule, t)
-    log_next = np.append(log_alpha_bar[1:], 0.0)
-    tables = [np.exp(0.5 * log_alpha_bar), np.sqrt(-np.expm1(log_alpha_bar))]
-    tables += [np.exp(0.5 * log_next), np.sqrt(-np.expm1(log_next)), -np.expm1(log_alpha_bar - log_next)]
-    kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else jnp.float32
-    times = [jnp.arange(t.size), jnp.asarray(t, kind), jnp.asarray(np.append(t[1:], -1), kind)]
-    return Row(*times, *(jnp.asarray(table, jnp.float32) for table in tables))
-
-
-def _log_alpha_bar_at(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
-    log_alpha_bar = np.cumsum(np.asarray(schedule.log_alpha, np.float64))
-    if np.issubdtype(t.dtype, np.integer):
-        return log_alpha_bar[t]
-    log_snr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
-    return -np.logaddexp(0.0, -np.interp(t, np.arange(schedule.timesteps), log_snr))

@@ -143,7 +143,7 @@ def test_differences_are_dotted_names():
         (lambda: Diffusion(beta_start=0.03), "betas must satisfy"),
         (lambda: Diffusion(zero_terminal_snr=True), "use target x0 or v"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
-        (lambda: with_(sampling=Sampling(steps=11), objective=Diffusion(timesteps=10)), "T = 10, not 11"),
+        (lambda: with_(sampling=Sampling(steps=11), objective=Diffusion(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
         (lambda: with_(sampling=Sampling(steps=0), objective=Corruption()), "steps must be .* not 0"),
         (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),

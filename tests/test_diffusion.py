@@ -9,8 +9,9 @@ import pytest
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.grids import make_grid, spaced
 from ddpm_jax.losses import simple_loss
-from ddpm_jax.schedule import BETAS, from_betas, make_grid, q_sample, spaced, zero_terminal_snr
+from ddpm_jax.schedule import BETAS, from_betas, q_sample, zero_terminal_snr
 
 SHAPE = (4, 4, 1)
 SMALL = Diffusion(timesteps=20, beta_start=0.01, beta_end=0.6)

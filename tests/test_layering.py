@@ -13,9 +13,10 @@ SCRIPTS = ["train", "sample"]
 # Modules (patterns, relative to ddpm_jax) and all they may import of ddpm_jax; modules not named are free.
 MAY_IMPORT = {
     "schedule": [],
+    "grids": ["schedule"],
     "prediction": ["schedule"],
-    "losses": ["schedule", "prediction"],
-    "samplers*": ["schedule", "prediction", "samplers*"],
+    "losses": ["schedule", "grids", "prediction"],
+    "samplers*": ["schedule", "grids", "prediction", "samplers*"],
     "models*": ["models*"],
     "training": ["losses", "models*", "config"],
     "parallel": [],

@@ -10,10 +10,11 @@ import pytest
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
+from ddpm_jax.grids import make_grid, spaced
 from ddpm_jax.prediction import make_denoiser
 from ddpm_jax.samplers import initial_noise, sample, sample_in_chunks, sample_keys, step_noise
 from ddpm_jax.samplers.ddpm import ddpm
-from ddpm_jax.schedule import from_betas, linear, make_grid, per_example, spaced, squaredcos
+from ddpm_jax.schedule import from_betas, linear, per_example, squaredcos
 
 NAMES = samplers.names()
 SCHEDULE = from_betas(linear())
@@ -26,10 +27,6 @@ every_sampler = pytest.mark.parametrize("name", NAMES)
 
 def grid_of(steps, spacing="trailing", schedule=SCHEDULE):
     return make_grid(schedule, spaced(schedule.timesteps, steps, spacing))
-
-
-def row_of(grid, i):
-    return jax.tree.map(lambda table: table[i], grid)
 
 
 def gaussian_x0(schedule, xt, t):
@@ -114,16 +111,16 @@ def test_one_ancestral_step_has_the_distribution_of_eq_7(variance, i):
     beta = 1 - here / after
     mean = (np.sqrt(after) * beta * x0 + np.sqrt(here / after) * (1 - after) * 0.8) / (1 - here)
     var = beta * (1 - after) / (1 - here) if variance == "fixed_small" else beta * (after < 1)
-    x_next, memory = ddpm(variance=variance).step(keys, GAUSSIAN, xt, row_of(grid, i), ())
+    x_next, memory = ddpm(variance=variance).step(keys, GAUSSIAN, xt, grid.row(i), ())
     assert memory == ()
     assert_moments(x_next[None], [mean], np.sqrt([var]))
-    noise = step_noise(keys, row_of(grid, i), xt)
+    noise = step_noise(keys, grid.row(i), xt)
     np.testing.assert_allclose(x_next, mean + np.sqrt(var) * np.asarray(noise, float), atol=1e-5)
 
 
 @every_sampler
 def test_the_last_step_adds_no_noise(name):
-    sampler, row, (_, xt) = samplers.make(name), row_of(grid_of(10), 9), noise_and_keys(4, 4)
+    sampler, row, (_, xt) = samplers.make(name), grid_of(10).row(9), noise_and_keys(4, 4)
     ends = [sampler.step(noise_and_keys(seed, 4)[0], GAUSSIAN, xt, row, sampler.init(xt))[0] for seed in (5, 6)]
     np.testing.assert_array_equal(*ends)
 
@@ -131,7 +128,7 @@ def test_the_last_step_adds_no_noise(name):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_last_ancestral_step_is_the_estimate_of_clean_data(variance):
     keys, xt = noise_and_keys(4, 4)
-    row = row_of(grid_of(10), 9)
+    row = grid_of(10).row(9)
     x_next, _ = ddpm(variance=variance).step(keys, GAUSSIAN, xt, row, ())
     np.testing.assert_allclose(x_next, GAUSSIAN(xt, row.t).x0, atol=1e-6)
 
@@ -150,7 +147,7 @@ def test_clip_sample_is_the_loop_of_s1():
         eps = 0.9 * x + 0.2 * np.sin(3 * x)
         x = (x - (1 - alpha[t]) / np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha[t])
         if t > 0:
-            x = x + np.sqrt(betas[t]) * np.asarray(step_noise(keys, row_of(grid, i), xT), float)
+            x = x + np.sqrt(betas[t]) * np.asarray(step_noise(keys, grid.row(i), xT), float)
         x = np.clip(x, -1, 1)
         np.testing.assert_allclose(states[i + 1], x, atol=1e-4)
     assert jnp.max(jnp.abs(xT)) > 1
@@ -167,7 +164,7 @@ def test_scan_loop_and_chunks_are_the_same_walk(name):
     np.testing.assert_array_equal(states[0], xT)
     xt, memory = xT, sampler.init(xT)
     for i in range(10):
-        xt, memory = sampler.step(keys, CONVOLUTION, xt, row_of(grid, i), memory)
+        xt, memory = sampler.step(keys, CONVOLUTION, xt, grid.row(i), memory)
         np.testing.assert_allclose(states[i + 1], xt, atol=1e-4)
     x0 = sample(*walk)
     np.testing.assert_allclose(x0, states[-1], atol=1e-5)
@@ -185,11 +182,11 @@ def test_chunks_that_do_not_divide_the_steps_are_refused(chunks):
 
 def test_noise_depends_on_seed_sample_and_step_alone():
     keys, xT = noise_and_keys(0)
-    noises = [xT, *(step_noise(keys, row_of(grid_of(10), i), xT) for i in range(3)), noise_and_keys(1)[1]]
+    noises = [xT, *(step_noise(keys, grid_of(10).row(i), xT) for i in range(3)), noise_and_keys(1)[1]]
     for count in (1, 7):
         part, part_xT = noise_and_keys(0, count)
         np.testing.assert_array_equal(part_xT, xT[:count])
-        np.testing.assert_array_equal(step_noise(part, row_of(grid_of(10), 2), part_xT), noises[3][:count])
+        np.testing.assert_array_equal(step_noise(part, grid_of(10).row(2), part_xT), noises[3][:count])
     np.testing.assert_array_equal(initial_noise(sample_keys(0, jnp.arange(5, 9)), SHAPE), xT[5:9])
     pixels = np.stack(noises).reshape(5 * BATCH, -1)
     correlations = np.corrcoef(pixels) - np.eye(len(pixels))

@@ -4,6 +4,7 @@ Flax stays in this package: outside, parameters are a nested dict of float32 arr
 """
 
 import dataclasses
+import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,9 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ddpm_jax.models.initial import draw_parameters
 
 Params = dict[str, Any]
+
+NO_CLASS = -1
+"""The label that says nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,10 @@ class Model:
 
     num_classes: int | None = None
     """How many class labels the net takes; None for none."""
+    label_dropout: float = 0.0
+    """Share of labels hidden while training, in [0, 1); above 0 the net also works without labels, for guidance."""
+    learned_variance: bool = False
+    """Twice the output channels; the second half is about the log variance of the reverse step."""
 
     def __post_init__(self):
         """Raises ValueError for settings out of range; `check` says more for each net."""
@@ -36,8 +44,11 @@ class Model:
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0 <= getattr(self, "dropout", 0.0) < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("dropout", "label_dropout"):
+            if not 0 <= getattr(self, name, 0.0) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.label_dropout and self.num_classes is None:
+            raise ValueError("label_dropout hides labels, which this net does not have: give num_classes too")
         self.check()
 
     def check(self) -> None:
@@ -47,6 +58,16 @@ class Model:
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""
         return self.image_size, self.image_size, self.channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.channels * (1 + self.learned_variance)
+
+    @property
+    def label_count(self) -> int:
+        """Rows of the label embedding: the classes, and one for no label where the net knows that."""
+        return (self.num_classes or 0) + (self.label_dropout > 0)
 
     def module(self) -> nn.Module:
         """The Linen module, called with (xt, t, labels, dropout_keys)."""
@@ -76,9 +97,22 @@ class Model:
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w c"]:
-        """The network's output in float32, computed in `dtype`; dropout only where each example has a key."""
+        """The network's output in float32, computed in `dtype`; dropout only where each example has a key.
+
+        A net with label dropout takes a label of -1, or no labels at all, for "not said".
+        """
+        if self.label_dropout:
+            labels = self._hide(labels, dropout_keys, len(xt))
         output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, labels, dropout_keys)
         return output.astype(jnp.float32)
+
+    def _hide(self, labels, dropout_keys, count: int) -> Int[Array, " b"]:
+        labels = jnp.full(count, NO_CLASS) if labels is None else labels
+        hidden = labels == NO_CLASS
+        if dropout_keys is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, zlib.crc32(b"labels"))
+            hidden |= jax.vmap(jax.random.uniform)(keys) < self.label_dropout
+        return jnp.where(hidden, self.label_count - 1, labels)
 
     def _undrawn(self) -> Any:
         def init():

@@ -15,6 +15,8 @@ class BasicUNet(Model):
 
     def check(self) -> None:
         check_unconditional(self.num_classes, "BasicUNet")
+        if self.learned_variance:
+            raise ValueError("BasicUNet has no output for a learned variance: use the UNet")
         check_image_size(self.image_size, 2)
 
     def module(self) -> nn.Module:

@@ -88,7 +88,7 @@ class ConvUNetModule(nn.Module):
         for i in reversed(range(last)):
             h = TransposedConv(net.widths[i], name=f"upsample_{i}")(h)
             h = ConvBlock(net, net.widths[i], name=f"up_{i}")(jnp.concatenate([skips[i], h], -1), emb, keys)
-        return conv(h, net.channels, 1, "conv_out", init="torch")
+        return conv(h, net.out_channels, 1, "conv_out", init="torch")
 
 
 class TransposedConv(nn.Module):

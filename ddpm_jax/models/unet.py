@@ -126,7 +126,7 @@ class UNetModule(nn.Module):
         h = Middle(net, name="middle")(h, emb, keys)
         h = self._up(h, skips, emb, keys)
         h = nn.silu(GroupNorm(net.groups, net.norm_eps, name="norm_out")(h))
-        return conv(h, net.channels, 3, "conv_out", init=init, zero=True)
+        return conv(h, net.out_channels, 3, "conv_out", init=init, zero=True)
 
     def _embed(self, t, labels):
         net, width = self.net, 4 * self.net.widths[0]
@@ -137,7 +137,7 @@ class UNetModule(nn.Module):
             return emb
         if labels is None:
             raise ValueError(f"this net was made for {net.num_classes} classes: give it labels")
-        return emb + embedding(labels, net.num_classes, width, "class_embedding")
+        return emb + embedding(labels, net.label_count, width, "class_embedding")
 
     def _down(self, h, emb, keys):
         net, skips = self.net, [h]

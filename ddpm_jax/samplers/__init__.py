@@ -6,31 +6,40 @@ Noise is a function of the sample's own key and the row's index alone: picture i
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.grids import Row
 from ddpm_jax.prediction import Denoiser
-from ddpm_jax.schedule import Row
 
 
-class Sampler(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampler:
     """A pair of pure functions, each a `jax.tree_util.Partial`: options are traced, changing them does not recompile.
 
     init(xT) -> memory                                           what a multistep method remembers, () for others
     step(keys, denoise, xt, row, memory) -> (x_next, memory)
+
+    `order` is the order of convergence to the probability-flow ODE, for a method that solves it; `evaluations` is how
+    often a step asks the denoiser. `even_stride` asks for what diffusers' DDIM and PNDM do: a walk from each t to
+    t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
+    order: int = dataclasses.field(default=1, metadata={"static": True})
+    evaluations: int = dataclasses.field(default=1, metadata={"static": True})
+    even_stride: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def no_memory(xT: Array) -> tuple:
@@ -104,17 +113,17 @@ def sample_in_chunks(
     if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
     state = xT, sampler.init(xT)
-    for rows in zip(*(np.split(np.asarray(table), chunks) for table in grid), strict=True):
-        state, _ = _walk_jit(keys, _pytree(denoise), sampler, Row(*rows), state)
+    for rows in grid.split(chunks):
+        state, _ = _walk_jit(keys, _pytree(denoise), sampler, rows, state)
         yield state[0]
 
 
 def _walk(keys, denoise, sampler, grid, state, trajectory=False):
     def body(state, row):
-        state = sampler.step(keys, denoise, state[0], row, state[1])
+        state = sampler.step(keys, denoise, state[0], row._replace(schedule=grid.schedule), state[1])
         return state, state[0] if trajectory else None
 
-    return jax.lax.scan(body, state, grid)
+    return jax.lax.scan(body, state, grid._replace(schedule=None))
 
 
 _walk_jit = jax.jit(_walk, static_argnames="trajectory")

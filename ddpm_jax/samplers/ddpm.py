@@ -5,8 +5,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.grids import posterior
 from ddpm_jax.samplers import Sampler, no_memory, step_noise
-from ddpm_jax.schedule import posterior
 
 
 def ddpm(

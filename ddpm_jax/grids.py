@@ -1,0 +1,177 @@
+"""The grid of timesteps that a sampler walks: one row a step, with the tables of both its ends.
+
+Rows are built on the host in float64 from log(alpha_bar), so any stride is right by construction: its beta is
+1 - alpha_bar / alpha_bar_next, and no difference of float32 tables is taken.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+from ddpm_jax.schedule import NoiseSchedule, per_example
+
+Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
+
+CLEAN = -1
+"""The timestep of clean data, alpha_bar = 1, as the end of a row."""
+
+
+class Row(NamedTuple):
+    """One step of a walk: the tables at `t` and at the next timestep, which is nearer the data unless a walk turns.
+
+    A grid is a Row of arrays (steps,). The next of its last row is clean data, `sqrt_alpha_bar_next = 1`, so no
+    sampler needs a branch for the last step. `beta = 1 - alpha_bar / alpha_bar_next` is that of the whole stride.
+    `h = (log_snr_next - log_snr) / 2` is the step in the variable of exponential integrators, infinite at clean data
+    and at pure noise. `schedule`, the same for all rows, is where a method asks for levels within a step.
+    """
+
+    i: Int[Array, "*steps"]
+    t: Num[Array, "*steps"]
+    t_next: Num[Array, "*steps"]
+    sqrt_alpha_bar: Float[Array, "*steps"]
+    sqrt_one_minus_alpha_bar: Float[Array, "*steps"]
+    sqrt_alpha_bar_next: Float[Array, "*steps"]
+    sqrt_one_minus_alpha_bar_next: Float[Array, "*steps"]
+    beta: Float[Array, "*steps"]
+    h: Float[Array, "*steps"]
+    schedule: NoiseSchedule | None = None
+
+    @property
+    def sigma(self) -> Float[Array, "*steps"]:
+        """sqrt(1 - alpha_bar) / sqrt(alpha_bar)."""
+        return self.sqrt_one_minus_alpha_bar / self.sqrt_alpha_bar
+
+    @property
+    def sigma_next(self) -> Float[Array, "*steps"]:
+        """The same at the next timestep, 0 for clean data."""
+        return self.sqrt_one_minus_alpha_bar_next / self.sqrt_alpha_bar_next
+
+    @property
+    def log_snr(self) -> Float[Array, "*steps"]:
+        """log(alpha_bar / (1 - alpha_bar))."""
+        return -2 * jnp.log(self.sigma)
+
+    def split(self, parts: int) -> "list[Row]":
+        """A grid in equal parts."""
+        tables = [np.split(np.asarray(table), parts) for table in self[:-1]]
+        return [Row(*part)._replace(schedule=self.schedule) for part in zip(*tables, strict=True)]
+
+    def row(self, i: int) -> "Row":
+        """The i-th row of a grid."""
+        return Row(*(table[i] for table in self[:-1]))._replace(schedule=self.schedule)
+
+
+def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
+    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
+
+    x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
+    """
+    one_minus_alpha_bar = row.sqrt_one_minus_alpha_bar**2
+    one_minus_alpha_bar_next = row.sqrt_one_minus_alpha_bar_next**2
+    sqrt_alpha = row.sqrt_alpha_bar / row.sqrt_alpha_bar_next
+    mean = row.sqrt_alpha_bar_next * row.beta / one_minus_alpha_bar * x0
+    mean = mean + sqrt_alpha * one_minus_alpha_bar_next / one_minus_alpha_bar * xt
+    return mean, one_minus_alpha_bar_next / one_minus_alpha_bar * row.beta
+
+
+def q_posterior(
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
+    """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
+    return posterior(Row(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
+
+
+def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
+    """The rows that lead from each t to t - 1, and from 0 to clean data."""
+    one, zero = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
+    sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
+    sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
+    h = jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2
+    here = schedule.at(t)
+    return Row(t, t, t - 1, *here, sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next, schedule.beta[t], h)
+
+
+def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> np.ndarray:
+    """`steps` distinct timesteps of 0..timesteps-1, from noise to data (Table 2, Lin et al. 2024).
+
+    trailing: starts at T-1. leading: ends at 0 (+ `offset`); for few steps it starts below T-1. linspace: both ends.
+    Raises ValueError unless 1 <= steps <= timesteps.
+    """
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
+    if spacing == "trailing":
+        return np.round(timesteps - np.arange(steps) * (timesteps / steps)).astype(int) - 1
+    if spacing == "linspace":
+        return np.round(np.linspace(timesteps - 1, 0, steps)).astype(int)
+    return np.arange(steps)[::-1] * (timesteps // steps) + offset
+
+
+def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing, rho: float = 7.0) -> np.ndarray:
+    """`steps` float timesteps in [0, T-1] from the noisiest level with any signal to the least noisy one.
+
+    log_snr: at equal steps of log SNR (Lu et al. 2022). karras: at equal steps of sigma^(1/rho) (Eq. 5, Karras et
+    al. 2022). Raises ValueError unless steps is at least 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    log_snr = _log_snr(_log_alpha_bar(schedule))
+    highest, *_, lowest = log_snr[np.isfinite(log_snr)]
+    if spacing == "log_snr":
+        wanted = np.linspace(lowest, highest, steps)
+    else:
+        wanted = -2 * rho * np.log(np.linspace(np.exp(-lowest / 2 / rho), np.exp(-highest / 2 / rho), steps))
+    return np.interp(-wanted, -log_snr, np.arange(schedule.timesteps))
+
+
+def times_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
+    """The timesteps of `steps` steps in any spacing; raises ValueError for steps out of range."""
+    if spacing in ("karras", "log_snr"):
+        return spaced_by_noise(schedule, steps, spacing)
+    return spaced(schedule.timesteps, steps, spacing)
+
+
+def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
+    """The grid that walks the timesteps `t` (steps,), strictly falling within [0, T-1], and ends in clean data.
+
+    Float timesteps are placed by interpolation in log SNR. The grid is built outside jit and passed in as an
+    argument. Raises ValueError for timesteps that do not fall or lie outside.
+    """
+    t = np.asarray(t)
+    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= schedule.timesteps - 1 and t[-1] >= 0):  # refuses NaN
+        raise ValueError(f"timesteps must fall strictly within 0..{schedule.timesteps - 1}, not {t.tolist()}")
+    return rows(schedule, t, np.append(t[1:], CLEAN))
+
+
+def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray) -> Row:
+    """A grid of any steps: from each `t` in [0, T-1] to its `t_next`, which may be CLEAN, or noisier than t."""
+    dtype = schedule.beta.dtype
+    t, t_next = np.asarray(t), np.asarray(t_next)
+    here, after = _log_alpha_bar_at(schedule, t), _log_alpha_bar_at(schedule, t_next)
+    tables = [np.exp(0.5 * here), np.sqrt(-np.expm1(here)), np.exp(0.5 * after), np.sqrt(-np.expm1(after))]
+    tables += [-np.expm1(here - after), (_log_snr(after) - _log_snr(here)) / 2]
+    kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
+    times = [jnp.arange(t.size), jnp.asarray(t, kind), jnp.asarray(t_next, kind)]
+    arrays = [*times, *(jnp.asarray(table, dtype) for table in tables)]
+    return Row(*arrays)._replace(schedule=schedule)
+
+
+def _log_alpha_bar(schedule: NoiseSchedule) -> np.ndarray:
+    return np.cumsum(np.asarray(schedule.log_alpha, np.float64))
+
+
+def _log_snr(log_alpha_bar: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+
+
+def _log_alpha_bar_at(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
+    table = _log_alpha_bar(schedule)
+    if np.issubdtype(t.dtype, np.integer):
+        found = table[t]
+    else:
+        log_snr = np.interp(t, np.arange(schedule.timesteps), _log_snr(table))
+        found = -np.logaddexp(0.0, -log_snr)
+    return np.where(t == CLEAN, 0.0, found)

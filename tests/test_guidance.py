@@ -1,0 +1,59 @@
+"""Classifier-free guidance against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from ddpm_jax.guidance import guide
+from ddpm_jax.models import NO_CLASS
+from ddpm_jax.schedule import per_example
+
+LABELS = jnp.array([2, 0, 1])
+T = jnp.array([10, 500, 900])
+XT = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+
+
+def network(weight, xt, t, labels):
+    """Something that is not linear in the label."""
+    said = jnp.where(labels == NO_CLASS, 0.3, jnp.sin(2.0 + labels.astype(jnp.float32)))
+    return jnp.tanh(weight * xt * per_example(said, xt)) + per_example(t, xt).astype(jnp.float32) / 1000
+
+
+NETWORK = Partial(network, jnp.float32(0.7))
+COND, UNCOND = NETWORK(XT, T, LABELS), NETWORK(XT, T, jnp.full(3, NO_CLASS))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+def test_the_output_is_that_of_ho_and_salimans(scale):
+    np.testing.assert_allclose(guide(NETWORK, LABELS, scale)(XT, T), UNCOND + scale * (COND - UNCOND), atol=1e-6)
+
+
+def test_a_scale_of_1_is_no_guidance_and_0_is_no_label():
+    np.testing.assert_allclose(guide(NETWORK, LABELS, 1.0)(XT, T), COND, atol=1e-6)
+    np.testing.assert_allclose(guide(NETWORK, LABELS, 0.0)(XT, T), UNCOND, atol=1e-6)
+    assert jnp.max(jnp.abs(COND - UNCOND)) > 0.1
+
+
+def test_the_interval_leaves_the_timesteps_outside_as_they_are():
+    found = guide(NETWORK, LABELS, 3.0, interval=(500, 899))(XT, T)
+    np.testing.assert_allclose(found[1], guide(NETWORK, LABELS, 3.0)(XT, T)[1], atol=1e-6)
+    np.testing.assert_allclose(found[::2], COND[::2], atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_contrast_back_by_its_share(share):
+    guided = guide(NETWORK, LABELS, 5.0)(XT, T)
+    found = guide(NETWORK, LABELS, 5.0, rescale=share)(XT, T)
+    ratio = np.std(COND, (1, 2, 3)) / np.std(guided, (1, 2, 3))
+    np.testing.assert_allclose(
+        np.std(found, (1, 2, 3)), np.std(guided, (1, 2, 3)) * (share * ratio + 1 - share), rtol=1e-5
+    )
+
+
+def test_every_number_is_traced():
+    run = jax.jit(lambda guided: guided(XT, T))
+    for scale, interval, rescale, labels in [(2.0, (1, 500), 0.3, LABELS), (4.0, (0, 100), 0.5, LABELS[::-1])]:
+        run(guide(NETWORK, labels, scale, interval=interval, rescale=rescale))
+    assert run._cache_size() == 1
