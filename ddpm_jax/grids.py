@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     def row(self, i: int) -> "Row":
         """The i-th row of a grid."""
-        return Row(*(table[i] for table in self[:-1]))._replace(schedule=self.schedule)
+        return jax.tree.map(lambda table: table[i], self._replace(schedule=None))._replace(schedule=self.schedule)
 
 
 def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
@@ -154,8 +154,7 @@ def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Seque
     tables += [-np.expm1(here - after), (_log_snr(after) - _log_snr(here)) / 2]
     kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
     times = [jnp.arange(t.size), jnp.asarray(t, kind), jnp.asarray(t_next, kind)]
-    arrays = [*times, *(jnp.asarray(table, dtype) for table in tables)]
-    return Row(*arrays)._replace(schedule=schedule)
+    return Row(*times, *(jnp.asarray(table, dtype) for table in tables))._replace(schedule=schedule)
 
 
 def _log_alpha_bar(schedule: NoiseSchedule) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_a_scale_of_1_is_no_guidance_and_0_is_no_label():
 
 
 def test_the_interval_leaves_the_timesteps_outside_as_they_are():
-    found = guide(NETWORK, LABELS, 3.0, interval=(500, 899))(XT, T)
+    found = guide(NETWORK, LABELS, 3.0, interval=(500.0, 899.0))(XT, T)
     np.testing.assert_allclose(found[1], guide(NETWORK, LABELS, 3.0)(XT, T)[1], atol=1e-6)
     np.testing.assert_allclose(found[::2], COND[::2], atol=1e-6)
 
@@ -54,6 +54,6 @@ def test_rescaling_brings_the_contrast_back_by_its_share(share):
 
 def test_every_number_is_traced():
     run = jax.jit(lambda guided: guided(XT, T))
-    for scale, interval, rescale, labels in [(2.0, (1, 500), 0.3, LABELS), (4.0, (0, 100), 0.5, LABELS[::-1])]:
+    for scale, interval, rescale, labels in [(2.0, (1.0, 500.0), 0.3, LABELS), (4.0, (0.0, 100.0), 0.5, LABELS[::-1])]:
         run(guide(NETWORK, labels, scale, interval=interval, rescale=rescale))
     assert run._cache_size() == 1
