@@ -7,6 +7,7 @@ Rows are built on the host in float64 from log(alpha_bar), so any stride is righ
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
@@ -25,10 +26,12 @@ class Row(NamedTuple):
     A grid is a Row of arrays (steps,). The next of its last row is clean data, `sqrt_alpha_bar_next = 1`, so no
     sampler needs a branch for the last step. `beta = 1 - alpha_bar / alpha_bar_next` is that of the whole stride.
     `h = (log_snr_next - log_snr) / 2` is the step in the variable of exponential integrators, infinite at clean data
-    and at pure noise. `schedule`, the same for all rows, is where a method asks for levels within a step.
+    and at pure noise. `steps` is the number of rows of the whole grid. `schedule`, the same for all rows, is where a
+    method asks for levels within a step.
     """
 
     i: Int[Array, "*steps"]
+    steps: Int[Array, "*steps"]
     t: Num[Array, "*steps"]
     t_next: Num[Array, "*steps"]
     sqrt_alpha_bar: Float[Array, "*steps"]
@@ -54,6 +57,22 @@ class Row(NamedTuple):
         """log(alpha_bar / (1 - alpha_bar))."""
         return -2 * jnp.log(self.sigma)
 
+    @property
+    def t_next_finite(self) -> Num[Array, "*steps"]:
+        """t_next where a network can be asked: 0 for clean data, for evaluations that get no weight there."""
+        return jnp.maximum(self.t_next, 0)
+
+    def starting_at(self, log_snr: Float[Array, ""]) -> "Row":
+        """The row that leads from another level, within the schedule, to this row's end."""
+        assert self.schedule is not None
+        t = self.schedule.t_of(log_snr)
+        a, b = self.schedule.at(t)
+        log_snr_next = self.log_snr + 2 * self.h
+        beta = 1 - (a / self.sqrt_alpha_bar_next) ** 2
+        return self._replace(
+            t=t, sqrt_alpha_bar=a, sqrt_one_minus_alpha_bar=b, beta=beta, h=log_snr_next / 2 + jnp.log(b / a)
+        )
+
     def split(self, parts: int) -> "list[Row]":
         """A grid in equal parts."""
         tables = [np.split(np.asarray(table), parts) for table in self[:-1]]
@@ -77,6 +96,29 @@ def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
     return mean, one_minus_alpha_bar_next / one_minus_alpha_bar * row.beta
 
 
+def learned_log_variance(variance: str, row: Row, said: Array) -> Array:
+    """Log variance (b, h, w, c) of p(x_next | x_t), from what a network says of it: Eq. 15, Nichol & Dhariwal 2021.
+
+    learned: it says the log variance itself. learned_range: -1 stands for that of fixed_small, 1 for fixed_large.
+    The fields of `row` are scalars, or (b, 1, 1, 1), and its schedule is there.
+    """
+    if variance == "learned":
+        return said
+    share = (said + 1) / 2
+    return share * jnp.log(row.beta) + (1 - share) * jnp.log(small_variance(row))
+
+
+def small_variance(row: Row) -> Array:
+    """Variance of q(x_next | x_t, x_0), and where next is clean data that of t = 1, so that it has a logarithm.
+
+    Ho et al. 2020 and Nichol & Dhariwal 2021 do so in their code. A sampler adds no noise there in any case.
+    """
+    assert row.schedule is not None
+    noise, beta = row.schedule.sqrt_one_minus_alpha_bar[:2] ** 2, row.schedule.beta[:2]
+    variance = (row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar) ** 2 * row.beta
+    return jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, noise[0] / noise[-1] * beta[-1])
+
+
 def q_posterior(
     schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
@@ -90,8 +132,8 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
     sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
     sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
     h = jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2
-    here = schedule.at(t)
-    return Row(t, t, t - 1, *here, sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next, schedule.beta[t], h)
+    levels = *schedule.at(t), sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next
+    return Row(t, jnp.full_like(t, schedule.timesteps), t, t - 1, *levels, schedule.beta[t], h)
 
 
 def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> np.ndarray:
@@ -118,7 +160,8 @@ def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing, rho: 
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     log_snr = _log_snr(_log_alpha_bar(schedule))
-    highest, *_, lowest = log_snr[np.isfinite(log_snr)]
+    with_signal = log_snr[np.isfinite(log_snr)]
+    highest, lowest = with_signal[0], with_signal[-1]
     if spacing == "log_snr":
         wanted = np.linspace(lowest, highest, steps)
     else:
@@ -139,10 +182,16 @@ def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
     Float timesteps are placed by interpolation in log SNR. The grid is built outside jit and passed in as an
     argument. Raises ValueError for timesteps that do not fall or lie outside.
     """
-    t = np.asarray(t)
-    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= schedule.timesteps - 1 and t[-1] >= 0):  # refuses NaN
-        raise ValueError(f"timesteps must fall strictly within 0..{schedule.timesteps - 1}, not {t.tolist()}")
+    t = falling(schedule.timesteps, t)
     return rows(schedule, t, np.append(t[1:], CLEAN))
+
+
+def falling(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
+    """`t` as an array; raises ValueError unless it falls strictly within [0, timesteps - 1]."""
+    t = np.asarray(t)
+    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0):  # refuses NaN
+        raise ValueError(f"timesteps must fall strictly within 0..{timesteps - 1}, not {t.tolist()}")
+    return t
 
 
 def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray) -> Row:
@@ -153,8 +202,9 @@ def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Seque
     tables = [np.exp(0.5 * here), np.sqrt(-np.expm1(here)), np.exp(0.5 * after), np.sqrt(-np.expm1(after))]
     tables += [-np.expm1(here - after), (_log_snr(after) - _log_snr(here)) / 2]
     kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
-    times = [jnp.arange(t.size), jnp.asarray(t, kind), jnp.asarray(t_next, kind)]
-    return Row(*times, *(jnp.asarray(table, dtype) for table in tables))._replace(schedule=schedule)
+    counts, times = [np.arange(t.size), np.full(t.size, t.size)], [t, t_next]
+    arrays = [jnp.asarray(array, jnp.int32) for array in counts] + [jnp.asarray(array, kind) for array in times]
+    return Row(*arrays, *(jnp.asarray(table, dtype) for table in tables))._replace(schedule=schedule)
 
 
 def _log_alpha_bar(schedule: NoiseSchedule) -> np.ndarray:

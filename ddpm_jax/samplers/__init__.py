@@ -30,15 +30,16 @@ class Sampler:
     init(xT) -> memory                                           what a multistep method remembers, () for others
     step(keys, denoise, xt, row, memory) -> (x_next, memory)
 
-    `order` is the order of convergence to the probability-flow ODE, for a method that solves it; `evaluations` is how
-    often a step asks the denoiser. `even_stride` asks for what diffusers' DDIM and PNDM do: a walk from each t to
-    t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
+    `order` is the order of convergence to the probability-flow ODE, for a method that solves it; a walk of n steps
+    asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what diffusers' DDIM and PNDM do: a walk
+    from each t to t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
     order: int = dataclasses.field(default=1, metadata={"static": True})
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
+    extra: int = dataclasses.field(default=0, metadata={"static": True})
     even_stride: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
@@ -47,9 +48,15 @@ def no_memory(xT: Array) -> tuple:
     return ()
 
 
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError(message) unless an option is as it must be."""
+    if not condition:
+        raise ValueError(message)
+
+
 def names() -> list[str]:
     """The samplers there are: the modules of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def find(name: str) -> Callable[..., Sampler]:

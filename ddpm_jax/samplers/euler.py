@@ -1,0 +1,29 @@
+"""Euler's method on the probability-flow ODE: Karras et al. 2022."""
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ddpm_jax.samplers import Sampler, no_memory
+
+
+def euler() -> Sampler:
+    """x / sqrt(alpha_bar) moves by (sigma_next - sigma) eps: d(x / sqrt(alpha_bar)) / d sigma = eps."""
+    return Sampler(Partial(no_memory), Partial(_step))
+
+
+def _step(keys, denoise, xt, row, memory):
+    x0, eps, _ = denoise(xt, row.t)
+    return euler_step(row, x0, eps), memory
+
+
+def euler_step(row, x0, eps, change=0.0):
+    """x_next where x / sqrt(alpha_bar) = x0 + sigma eps moves by (sigma_next - sigma) (eps + change).
+
+    Written from x0, so that it holds at pure noise too, where sigma is infinite and `change` must be 0.
+    """
+    return row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + sigma_step(row) * change)
+
+
+def sigma_step(row):
+    """sigma_next - sigma, or 0 where sigma is infinite."""
+    return jnp.where(row.sqrt_alpha_bar > 0, row.sigma_next - row.sigma, 0)

@@ -1,0 +1,23 @@
+"""Euler's method with new noise after each step: k-diffusion's ancestral sampler."""
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ddpm_jax.samplers import Sampler, check, no_memory, step_noise
+
+
+def euler_ancestral(*, eta: float = 1.0) -> Sampler:
+    """Goes down to sigma_down by Euler's method, then up to sigma_next by noise of deviation sigma_up.
+
+    sigma_up = eta sigma_next sqrt(1 - sigma_next^2 / sigma^2), at most sigma_next; sigma_down^2 = sigma_next^2 -
+    sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is `euler`.
+    """
+    check(eta >= 0, f"eta must not be negative, not {eta}")
+    return Sampler(Partial(no_memory), Partial(_step, eta))
+
+
+def _step(eta, keys, denoise, xt, row, memory):
+    x0, eps, _ = denoise(xt, row.t)
+    sigma_up = jnp.minimum(row.sigma_next, eta * row.sigma_next * jnp.sqrt(-jnp.expm1(-2 * row.h)))
+    sigma_down = jnp.sqrt(row.sigma_next**2 - sigma_up**2)
+    return row.sqrt_alpha_bar_next * (x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)), memory

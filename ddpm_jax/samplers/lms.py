@@ -1,0 +1,25 @@
+"""Linear multistep: Adams and Bashforth's method in sigma, k-diffusion's LMS."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ddpm_jax.samplers import Sampler, check
+from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
+from ddpm_jax.samplers.euler import euler_step, sigma_step
+
+
+def lms(*, order: Literal[1, 2, 3, 4] = 4) -> Sampler:
+    """Integrates the polynomial in sigma through this eps and the `order` - 1 before it."""
+    check(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, not {order}")
+    return Sampler(history(order), Partial(_step), order=order)
+
+
+def _step(keys, denoise, xt, row, memory):
+    x0, eps, _ = denoise(xt, row.t)
+    values, positions = memory = remember(memory, eps, row.sigma)
+    step = sigma_step(row)
+    nodes = (positions - positions[0]) / jnp.where(step == 0, 1, step)
+    weights = integral_weights(nodes, uniform_moments(len(nodes), nodes.dtype), known(positions))
+    return euler_step(row, x0, eps, change_from_newest(weights, values)), memory
