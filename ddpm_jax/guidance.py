@@ -34,7 +34,8 @@ def _guided(network, labels, scale, interval, rescale, xt, t):
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # side by side, so that a shard keeps its own
     cond, uncond = output[::2], output[1::2]
     if interval is not None:
-        inside = (interval[0] <= t) & (t <= interval[1])
+        place = t.astype(scale.dtype)
+        inside = (interval[0] <= place) & (place <= interval[1])
         scale = per_example(jnp.where(inside, scale, 1.0), xt)
     guided = uncond + scale * (cond - uncond)
     if rescale is None:
