@@ -1,9 +1,10 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
+# make parity: our samplers beside those of diffusers (installs PyTorch).
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check
+.PHONY: demo test check parity
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -17,6 +18,9 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+parity: $(VENV)/.parity
+	$(RUN) tests/parity/samplers.py
+
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
@@ -26,4 +30,8 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(RUN) -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.parity: $(VENV)/.demo
+	$(RUN) -m pip install --quiet --editable ".[parity]"
 	touch $@

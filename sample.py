@@ -1,6 +1,8 @@
 """Draws samples from a run: checkpoint -> sampler -> pictures.
 
     python sample.py --ckpt runs/digits --num 64 --steps 100 --out samples.png
+    python sample.py --ckpt runs/digits_classes --label 3,5,7 --guidance-scale 2 --sampler heun --steps 20
+    python sample.py --ckpt runs/digits --image five.png --strength 0.6
 
 Everything but --ckpt has a default from the run's recipe. `--ckpt DIR --help` lists every setting.
 """
@@ -9,38 +11,37 @@ import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from ddpm_jax import checkpoint, command_line, pictures, samplers, workdir
-from ddpm_jax.config import Config, check
+from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
-from ddpm_jax.generation import chunk_count, generate
-from ddpm_jax.grids import Spacing
+from ddpm_jax.editing import Edit
+from ddpm_jax.errors import check
+from ddpm_jax.from_pictures import FromPictures
+from ddpm_jax.generation import chunk_count, generate, labels_of
 from ddpm_jax.models import Params
 
-PROGRESS_PARTS, GIF_FRAMES = 20, 50
+DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Draw:
+class Draw(FromPictures):
     """What to draw; `--ckpt DIR` names the run and `--sampler NAME` the algorithm."""
 
-    num: int = 64
-    """How many pictures."""
+    num: int | None = None
+    """How many pictures; None for 64, or with --invert one of each."""
     batch_size: int = 64
     """How many are drawn at once; changes no picture."""
-    steps: int | None = None
-    """Steps of the walk, at most T; None for all T."""
-    spacing: Spacing = "trailing"
-    """Which timesteps are walked when they are fewer than T."""
-    clip_x0: bool = True
-    """Limit the estimate of clean data to [-1, 1] at every step."""
+    label: tuple[str, ...] = ()
+    """Classes, such as 3,5,7: picture i is of the i-th of them, in turn; by default of all."""
     seed: int = 0
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the parameters, or the parameters themselves."""
+    weights: str = "ema"
+    """An average of the parameters by name, the parameters themselves as `raw`, or the length of one to rebuild."""
     out: tuple[Path, ...] = ()
     """Files: X.png a grid, X.npz uint8 NHWC under `images`, X.gif the denoising path, a folder one PNG each."""
     trajectory: bool = False
@@ -55,7 +56,7 @@ class Draw:
     """Show where an error was raised."""
 
     def __post_init__(self):
-        check(self.num >= 1, f"--num must be at least 1, not {self.num}")
+        check(self.num is None or self.num >= 1, f"--num must be at least 1, not {self.num}")
         check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
         check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
         for path in self.out:
@@ -75,8 +76,10 @@ def main(args: list[str]) -> None:
     draw, sampling = parse(args, recipe, name or recipe.sampler, folder)
     folder, step = checkpoint.find(ckpt, draw.checkpoint)
     config = dataclasses.replace(workdir.load_config(folder, step), sampling=sampling)
-    command_line.set_up_jax(min(draw.batch_size, draw.num), draw.platform, draw.compilation_cache)
-    states = draw_states(config, workdir.load_params(config, folder, step, draw.weights), draw)
+    num = draw.num or draw.one_each() or DEFAULT_NUM
+    command_line.set_up_jax(min(draw.batch_size, num), draw.platform, draw.compilation_cache)
+    edit = draw.edit(config, num)
+    states = draw_states(config, workdir.load_params(config, folder, step, draw.weights), draw, num, edit)
     for path in pictures.save_states(states, draw.out, draw.trajectory):
         print(path)
 
@@ -85,24 +88,28 @@ def parse(args: list[str], recipe: Sampling, sampler: str, folder: Path) -> tupl
     """What to draw and how, the sampler's own options as `--sampler.NAME`; defaults from the run's recipe."""
     known = recipe.options if sampler == recipe.sampler else {}
     options = command_line.options_class(samplers.find(sampler), known)
-    fields = [("sampler", options, dataclasses.field(default_factory=options))]
-    arguments = dataclasses.make_dataclass("Arguments", fields, bases=(Draw,), frozen=True, kw_only=True)
-    start = {name: getattr(recipe, name) for name in ("steps", "spacing", "clip_x0")}
-    default = arguments(out=(folder / "samples.png",), **start)
+    own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]
+    arguments = dataclasses.make_dataclass("Arguments", own, bases=(Draw, Sampling), frozen=True, kw_only=True)
+    shared = [field.name for field in dataclasses.fields(Sampling) if field.name not in ("sampler", "options")]
+    how = {name: getattr(recipe, name) for name in shared}
+    for name, others in {"timesteps": ("steps", "spacing"), "steps": ("timesteps",), "spacing": ("timesteps",)}.items():
+        if command_line.is_given(args, name):  # in place of what the recipe says instead
+            how |= {other: getattr(Sampling, other) for other in others}
+    default = arguments(out=(folder / "samples.png",), **how)
     draw = command_line.parse(arguments, args, default, f"sample.py --ckpt {folder}")
-    how = {name: getattr(draw, name) for name in start}
+    how = {name: getattr(draw, name) for name in shared}
     return draw, Sampling(sampler=sampler, options=dataclasses.asdict(draw.sampler), **how)
 
 
-def draw_states(config: Config, params: Params, draw: Draw) -> np.ndarray:
+def draw_states(config: Config, params: Params, draw: Draw, num: int, edit: Edit | None) -> np.ndarray:
     """uint8 states (k, num, h, w, c): the last holds the samples, the others, if wanted, the path to them."""
-    steps = config.objective.steps(config.sampling)
+    steps = config.objective.steps(config.sampling, edit)
     path = draw.trajectory or any(out.suffix == ".gif" for out in draw.out)
     stages = min(GIF_FRAMES if path else PROGRESS_PARTS, steps)
-    draw_all = partial(generate, config, params, num=draw.num, batch_size=draw.batch_size, seed=draw.seed)
-    total = draw.num * chunk_count(steps, stages)
-    with tqdm(total=total, unit="part", desc=f"{draw.num} pictures, {steps} steps") as bar:
-        return draw_all(stages=stages, path=path, on_stage=bar.update)
+    labels = labels_of(config.model, command_line.whole_numbers("--label", draw.label), edit)
+    draw_all = partial(generate, config, params, num=num, batch_size=draw.batch_size, seed=draw.seed)
+    with tqdm(total=num * chunk_count(steps, stages), unit="part", desc=f"{num} pictures, {steps} steps") as bar:
+        return draw_all(labels=labels, edit=edit, stages=stages, path=path, on_stage=bar.update)
 
 
 if __name__ == "__main__":

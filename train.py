@@ -2,7 +2,6 @@
 
     python train.py --config digits
     python train.py --config cifar10 --workdir runs/a --optimizer.learning-rate 1e-4 --training.steps 2000
-
     python train.py --config cifar10 --data folder --data.path my_pictures --model conv_unet
 
 The same command again resumes where it stopped. `--config NAME --help` lists every setting.
@@ -21,7 +20,7 @@ import tyro
 from ddpm_jax import command_line, parallel, workdir
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps, to_json
-from ddpm_jax.data import batch_at, stream
+from ddpm_jax.data import batch_at, check_labels, stream
 from ddpm_jax.reporting import Reporter, banner, preview
 from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, model_loss
 
@@ -69,29 +68,29 @@ def main(args: list[str]) -> None:
 def use_devices(run: Run, config: Config) -> Config:
     """The config with the number of CPU devices that JAX was set up with."""
     training = config.training
-    count = command_line.set_up_jax(
-        training.micro_batch_size, run.platform, run.compilation_cache, training.cpu_devices
-    )
-    parallel.check_divides(training.micro_batch_size)
+    batch_size = training.micro_batch_size
+    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices)
+    parallel.check_divides(batch_size)
     return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 
 
 def train(config: Config, run: Run, start: int) -> None:
     """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
     images = config.data.load(config.model.image_size, config.model.channels)
+    if config.model.num_classes is not None:
+        check_labels(images, config.model.num_classes)
     total, steps_per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
     if start >= total:
         print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
         return
     key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
-    state = parallel.replicate(jax.jit(init_state, static_argnums=1)(config.model.init(key_init), tx))
+    state = jax.jit(init_state, static_argnums=(1, 2))(config.model.init(key_init), tx, config.ema)
+    state = parallel.replicate(state)
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 
-    if run.overwrite:
-        workdir.clear(run.workdir)
-    workdir.write_config(run.workdir, config)
+    workdir.begin(run.workdir, config, start, run.overwrite)
     print(f"images    {len(images):,}, {steps_per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
     if run.preview:
         preview(config, images, run.workdir)
@@ -112,6 +111,7 @@ def train(config: Config, run: Run, start: int) -> None:
                 state, values = train_step(state, micro_batch)
                 metrics.append(values)
             done = step + 1
+            workdir.snapshot(config.ema, run.workdir, done, total, state.ema_params)
             if done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
             reporter.after_step(done, mean(metrics), state)

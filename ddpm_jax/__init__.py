@@ -1,7 +1,8 @@
 """Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
 
 from ddpm_jax.grids import Row, make_grid, q_posterior, spaced
-from ddpm_jax.losses import simple_loss
+from ddpm_jax.likelihood import Bound, bits_per_dim
+from ddpm_jax.losses import hybrid_loss, loss_weight, simple_loss, vlb_loss
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -11,6 +12,7 @@ from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, 
 from ddpm_jax.samplers.ddpm import ddpm
 from ddpm_jax.schedule import (
     NoiseSchedule,
+    flow,
     from_betas,
     linear,
     q_sample,
@@ -23,6 +25,7 @@ from ddpm_jax.training import TrainState, example_keys, init_state, make_train_s
 
 __all__ = [
     "BasicUNet",
+    "Bound",
     "ConvUNet",
     "Model",
     "NoiseSchedule",
@@ -31,12 +34,16 @@ __all__ = [
     "Sampler",
     "TrainState",
     "UNet",
+    "bits_per_dim",
     "ddpm",
     "example_keys",
+    "flow",
     "from_betas",
+    "hybrid_loss",
     "init_state",
     "initial_noise",
     "linear",
+    "loss_weight",
     "make_denoiser",
     "make_grid",
     "make_train_step",
@@ -51,5 +58,6 @@ __all__ = [
     "simple_loss",
     "spaced",
     "squaredcos",
+    "vlb_loss",
     "zero_terminal_snr",
 ]

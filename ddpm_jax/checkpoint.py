@@ -1,11 +1,13 @@
 """Checkpoints by Orbax: the parts of the state as separate items, and the resolved config beside them.
 
-A run's directory holds `checkpoints/STEP/` (written aside and renamed, so never half there) and `config.json`.
+A run's directory holds `checkpoints/STEP/` (written aside and renamed, so never half there) and `config.json`, and
+`snapshots/STEP/` with the power-function averages of a run that tracks them.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 FOLDER = "checkpoints"
+SNAPSHOTS = "snapshots"
 
 # Orbax reports each save in many INFO and WARNING lines of its own; failures are raised, not logged.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -42,23 +45,49 @@ class Checkpoints:
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """The items named in `like`, placed as its arrays; raises ValueError if their shapes differ."""
         for name, tree in like.items():
-            self._check_shapes(step, name, tree)
+            _check_shapes(Path(self._manager.directory) / str(step) / name, f"checkpoint {step}", name, tree)
         wanted = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
         found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         return {name: found[name] for name in like}
 
-    def _check_shapes(self, step: int, name: str, like: Any) -> None:
-        folder = Path(self._manager.directory) / str(step) / name
-        if not folder.exists():
-            raise ValueError(f"checkpoint {step} holds no {name}: it was not saved by this program, or is damaged")
-        with ocp.StandardCheckpointer() as reader:
-            saved, wanted = _shapes(reader.metadata(folder).item_metadata.tree), _shapes(like)
-        for path in sorted(saved | wanted):
-            if saved.get(path) != wanted.get(path):
-                raise ValueError(
-                    f"checkpoint {step} holds another model's {name} than its recipe's: {path} is "
-                    f"{saved.get(path, 'missing')} there and {wanted.get(path, 'missing')} in the recipe"
-                )
+
+def save_snapshot(workdir: str | Path, step: int, trees: Mapping[str, Any]) -> None:
+    """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(Path(workdir, SNAPSHOTS, str(step)).resolve(), dict(trees), force=True)
+
+
+def drop_snapshots(workdir: str | Path, after: int) -> None:
+    """Removes the snapshots of later steps, which a run that goes on from step `after` makes anew."""
+    for step in steps(workdir, SNAPSHOTS):
+        if step > after:
+            shutil.rmtree(Path(workdir, SNAPSHOTS, str(step)))
+
+
+def read_trees(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The trees named in `like` of all that lie in a snapshot or in an item of a checkpoint, as its kind of arrays.
+
+    Raises ValueError if their shapes differ.
+    """
+    _check_shapes(folder, str(folder), "averages", like, set(like))
+    args = ocp.checkpoint_utils.construct_restore_args(dict(like))
+    wanted = ocp.args.PyTreeRestore(dict(like), restore_args=args, partial_restore=True)
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(folder.resolve(), args=wanted)
+
+
+def _check_shapes(folder: Path, holder: str, name: str, like: Any, trees: set[str] | None = None) -> None:
+    if not folder.exists():
+        raise ValueError(f"{holder} holds no {name}: it was not saved by this program, or is damaged")
+    with ocp.StandardCheckpointer() as reader:
+        saved, wanted = _shapes(reader.metadata(folder.resolve()).item_metadata.tree), _shapes(like)
+    for path in sorted(saved | wanted):
+        asked = trees is None or path.partition("/")[0] in trees
+        if asked and saved.get(path) != wanted.get(path):
+            raise ValueError(
+                f"{holder} holds another model's {name} than its recipe's: {path} is "
+                f"{saved.get(path, 'missing')} there and {wanted.get(path, 'missing')} in the recipe"
+            )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -83,9 +112,9 @@ def find(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
     return workdir, found[-1] if step is None else step
 
 
-def steps(workdir: str | Path) -> list[int]:
-    """The steps saved whole in a run's directory, rising."""
-    return sorted(int(path.name) for path in (Path(workdir) / FOLDER).glob("*") if path.name.isdigit())
+def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
+    """The steps saved whole in a run's directory, rising; those of its snapshots with `folder=SNAPSHOTS`."""
+    return sorted(int(path.name) for path in (Path(workdir) / folder).glob("*") if path.name.isdigit())
 
 
 def config_file(workdir: str | Path, step: int) -> Path:

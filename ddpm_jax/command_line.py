@@ -79,6 +79,19 @@ def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def is_given(args: Sequence[str], setting: str) -> bool:
+    """Whether the arguments name a setting, such as `guidance_scale`."""
+    return any(arg.partition("=")[0].replace("_", "-") == f"--{setting}".replace("_", "-") for arg in args)
+
+
+def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
+    """The numbers of such as "3,5,7", or 3 5 7; raises ValueError for words that are none."""
+    try:
+        return [int(word) for word in ",".join(words).split(",") if word]
+    except ValueError:
+        raise ValueError(f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}") from None
+
+
 def explain_recipes(script: str, folder: Path, asked: bool) -> int:
     """The exit status after listing the recipes: 0 where help was asked for, 2 where --config was missing."""
     out = sys.stdout if asked else sys.stderr

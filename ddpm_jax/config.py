@@ -7,13 +7,9 @@ from typing import Any, Literal
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data import Data, steps_per_epoch
 from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.ema import LONGEST
+from ddpm_jax.errors import check
 from ddpm_jax.models import Model
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 def in_steps(every: int | None, every_epochs: int | None, steps_per_epoch: int) -> int | None:
@@ -88,14 +84,34 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ema:
-    """The exponential moving average of the parameters that samples are drawn with."""
+    """The moving averages of the parameters; samples are drawn with that of `decay` unless another is asked for."""
 
     decay: float = 0.9999
     warmup: bool = True
     """Use min(decay, (1 + step) / (10 + step)), so that early averages forget their start."""
+    others: tuple[float, ...] = ()
+    """Further decays, each tracked at the same time."""
+    power: tuple[float, ...] = ()
+    """Lengths of power-function averages, such as 0.05 0.1, from which other lengths are rebuilt after training."""
+    snapshots_every: int | None = None
+    """Steps between the snapshots of these that are kept for good; None for a 64th of the run."""
 
     def __post_init__(self):
-        check(0 <= self.decay < 1, f"ema.decay must be in [0, 1), not {self.decay}")
+        for name, decay in [("decay", self.decay), *(("others", other) for other in self.others)]:
+            check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}")
+        for length in self.power:
+            check(0 < length <= LONGEST, f"ema.power must be above 0 and at most {LONGEST:.4f}, not {length}")
+        check(self.snapshots_every is None or self.snapshots_every >= 1, "ema.snapshots_every must be at least 1")
+
+    @property
+    def decays(self) -> dict[str, float]:
+        """The averages of constant decay by name: "ema", and such as "ema_0.999"."""
+        return {"ema": self.decay} | {f"ema_{decay}": decay for decay in self.others}
+
+    @property
+    def tracks(self) -> dict[str, float]:
+        """The lengths of the power-function averages by name, such as "power_0.05"."""
+        return {f"power_{length}": length for length in self.power}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +172,10 @@ class Config:
 
     def __post_init__(self):
         self.objective.steps(self.sampling)
+        check(
+            self.model.learned_variance == self.objective.learns_variance,
+            "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
+        )
         check(
             not self.sampling.guided or self.model.label_dropout > 0,
             "guidance needs a net that was trained with and without labels: set model.num_classes and "

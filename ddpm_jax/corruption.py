@@ -6,7 +6,7 @@ noise schedule, and the network is not told the amount.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion import Sampling
+from ddpm_jax.editing import Edit
 from ddpm_jax.prediction import Network
 from ddpm_jax.schedule import per_example
 
@@ -62,13 +63,17 @@ class Corruption:
     """Learn the clean image from one mixed with uniform noise."""
 
     low: ClassVar[float] = 0.0
+    times: ClassVar[Literal["uniform"]] = "uniform"
+    learns_variance: ClassVar[bool] = False
 
     def loss(self, keys: Key[Array, " b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
         """The loss of each example, images in [0, 1]."""
         return corruption_loss(keys, network, images)
 
-    def steps(self, sampling: Sampling) -> int:
-        """How many mixing steps, 5 by default. Raises ValueError for less than 1, or any other setting."""
+    def steps(self, sampling: Sampling, edit: Edit | None = None) -> int:
+        """How many mixing steps, 5 by default. Raises ValueError for less than 1, any other setting, or an edit."""
+        if edit is not None:
+            raise ValueError("the corruption toy cannot edit pictures: leave those settings out")
         if dataclasses.replace(sampling, steps=None) != Sampling():
             raise ValueError("the corruption toy has one way to sample: of the sampling settings only steps may be set")
         if sampling.steps is not None and sampling.steps < 1:
@@ -76,10 +81,16 @@ class Corruption:
         return sampling.steps or DEFAULT_STEPS
 
     def walk(
-        self, keys: Key[Array, " b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
+        self,
+        keys: Key[Array, " b"],
+        network: Network,
+        shape: tuple[int, int, int],
+        sampling: Sampling,
+        chunks: int,
+        edit: Edit | None = None,
     ) -> Iterator[Float[Array, "b h w c"]]:
         """Yields uniform noise, then the state after each of `chunks` equal parts; the last is the sample in [0, 1]."""
-        x, steps = uniform_noise(keys, shape), self.steps(sampling)
+        x, steps = uniform_noise(keys, shape), self.steps(sampling, edit)
         yield x
         yield from _mixing_histories(network, x, steps)[0][steps // chunks - 1 :: steps // chunks]
 

@@ -1,18 +1,19 @@
-"""The DDPM objective as a recipe states it: a noise schedule, what the network predicts, and how samples are drawn."""
+"""The DDPM objective as a recipe states it, and how samples are drawn."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
-from ddpm_jax.grids import CLEAN, Row, Spacing, make_grid, rows, times_of
-from ddpm_jax.losses import simple_loss
-from ddpm_jax.prediction import FROM_OUTPUT, Denoiser, Network, Target, make_denoiser
-from ddpm_jax.schedule import BETAS, NoiseSchedule, from_betas, q_sample, zero_terminal_snr
+from ddpm_jax.editing import Edit
+from ddpm_jax.errors import check
+from ddpm_jax.grids import CLEAN, Row, Spacing, falling, make_grid, rows, spaced, times_of
+from ddpm_jax.objective import Objective
+from ddpm_jax.prediction import Denoiser, Network, make_denoiser
+from ddpm_jax.schedule import q_sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +43,19 @@ class Sampling:
 
     def __post_init__(self):
         samplers.make(self.sampler, **self.options)
-        _check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
+        check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
         _check_share("dynamic_threshold", self.dynamic_threshold, above=0.0)
         _check_share("guidance_rescale", self.guidance_rescale, above=-1.0)
         low, high = self.guidance_interval or (0, 0)
-        _check(low <= high, f"guidance_interval must rise, not {low} {high}")
+        check(low <= high, f"guidance_interval must rise, not {low} {high}")
         for name in ("steps", "spacing"):
             given = getattr(self, name) != getattr(Sampling, name)
-            _check(not (self.timesteps and given), f"give {name} or timesteps, not both")
+            check(not (self.timesteps and given), f"give {name} or timesteps, not both")
+
+    @property
+    def by_noise(self) -> bool:
+        """Whether timesteps are placed by noise level, any number of them."""
+        return self.spacing in ("karras", "log_snr")
 
     @property
     def guided(self) -> bool:
@@ -57,61 +63,33 @@ class Sampling:
         return self.guidance_scale != 1
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _check_share(name: str, value: float | None, above: float) -> None:
-    _check(value is None or above < value <= 1, f"{name} must be a share, at most 1, not {value}")
+    check(value is None or above < value <= 1, f"{name} must be a share, at most 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diffusion:
-    """Learn to undo Gaussian noise (Ho et al. 2020)."""
+class Diffusion(Objective):
+    """Learn to undo Gaussian noise (Ho et al. 2020), and draw samples by undoing it."""
 
-    low: ClassVar[float] = -1.0
+    def steps(self, sampling: Sampling, edit: Edit | None = None) -> int:
+        """How many steps a walk takes; raises ValueError for steps or timesteps out of range.
 
-    schedule: Literal["linear", "scaled_linear", "squaredcos", "sigmoid"] = "linear"
-    timesteps: int = 1000
-    """T."""
-    beta_start: float = 1e-4
-    """First beta; squaredcos has no use for it."""
-    beta_end: float = 0.02
-    """Last beta; squaredcos has no use for it."""
-    zero_terminal_snr: bool = False
-    """Rescale the betas so that x_T holds no signal at all; needs target x0 or v."""
-    target: Target = "eps"
-    """What the network predicts."""
+        Without an edit no device is touched: a recipe is checked before JAX is set up.
+        """
+        if edit is not None:
+            return len(self.grid(sampling, edit).i)
+        if sampling.timesteps is not None:
+            return len(falling(self.timesteps, sampling.timesteps))
+        steps = self.timesteps if sampling.steps is None else sampling.steps
+        if sampling.by_noise:
+            check(steps >= 1, f"steps must be at least 1, not {steps}")
+            return steps
+        return len(spaced(self.timesteps, steps))
 
-    def __post_init__(self):
-        if self.schedule not in BETAS:
-            raise ValueError(f"unknown schedule {self.schedule!r}; there are: {', '.join(BETAS)}")
-        if self.target not in FROM_OUTPUT:
-            raise ValueError(f"unknown target {self.target!r}; there are: {', '.join(FROM_OUTPUT)}")
-        if self.timesteps < 1:
-            raise ValueError(f"timesteps must be at least 1, not {self.timesteps}")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(f"betas must satisfy 0 < start <= end < 1, not {self.beta_start} and {self.beta_end}")
-        if self.zero_terminal_snr and self.target == "eps":
-            raise ValueError("with zero terminal SNR x_T says nothing of x0 through eps: use target x0 or v")
-
-    def noise_schedule(self) -> NoiseSchedule:
-        """The schedule's tables."""
-        options = {} if self.schedule == "squaredcos" else {"beta_start": self.beta_start, "beta_end": self.beta_end}
-        betas = BETAS[self.schedule](self.timesteps, **options)
-        return from_betas(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
-
-    def loss(self, keys: Key[Array, " b"], network: Network, images: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-        """L_simple of each example, images in [-1, 1]."""
-        return simple_loss(keys, self.noise_schedule(), network, images, self.target)
-
-    def steps(self, sampling: Sampling) -> int:
-        """How many steps a walk takes; raises ValueError for steps or timesteps out of range."""
-        return len(self.grid(sampling).i)
-
-    def grid(self, sampling: Sampling) -> Row:
+    def grid(self, sampling: Sampling, edit: Edit | None = None) -> Row:
         """The grid of a walk; raises ValueError for steps or timesteps out of range."""
+        if edit is not None:
+            return edit.grid(self.grid(sampling), samplers.make(sampling.sampler, **sampling.options))
         schedule = self.noise_schedule()
         if sampling.timesteps is not None:
             t = np.asarray(sampling.timesteps)
@@ -123,23 +101,31 @@ class Diffusion:
         return make_grid(schedule, t)
 
     def walk(
-        self, keys: Key[Array, " b"], network: Network, shape: tuple[int, int, int], sampling: Sampling, chunks: int
+        self,
+        keys: Key[Array, " b"],
+        network: Network,
+        shape: tuple[int, int, int],
+        sampling: Sampling,
+        chunks: int,
+        edit: Edit | None = None,
     ) -> Iterator[Float[Array, "b h w c"]]:
-        """Yields xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1]."""
-        sampler = samplers.make(sampling.sampler, **sampling.options)
-        xT = samplers.initial_noise(keys, shape)
+        """Yields xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1].
+
+        `edit` has a row for each key.
+        """
+        sampler, grid = samplers.make(sampling.sampler, **sampling.options), self.grid(sampling, edit)
+        denoise, xT = self.denoiser(network, sampling), samplers.initial_noise(keys, shape)
+        if edit is not None:
+            xT, sampler = edit.start(keys, denoise, sampler, grid, xT), edit.sampler(sampler)
         yield xT
-        yield from samplers.sample_in_chunks(
-            keys, self.denoiser(network, sampling), sampler, self.grid(sampling), xT, chunks
-        )
+        yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
 
     def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
         """The network's denoiser, limited as the sampling says."""
         sampler = samplers.make(sampling.sampler, **sampling.options)
         return make_denoiser(
             self.noise_schedule(),
-            network,
-            self.target,
+            *self.predictor(network),
             1.0 if sampling.clip_x0 else None,
             dynamic_threshold=sampling.dynamic_threshold,
             keep_eps=sampler.even_stride,

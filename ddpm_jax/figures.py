@@ -1,4 +1,4 @@
-"""Figures with axes or labels: the loss curve, labelled rows of pictures. Drawn without pyplot, so without a screen."""
+"""Figures with axes or labels: curves, labelled rows of pictures. Drawn without pyplot, so without a screen."""
 
 import math
 import os
@@ -32,6 +32,27 @@ def loss_curve(
     figure.suptitle(title, fontweight="bold", parse_math=False)  # a directory may be called a$b$
     for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
         _draw_loss(axes, steps, losses, scale)
+    _save_figure(figure, path)
+
+
+def bound_curve(terms: Sequence | np.ndarray, path: str | os.PathLike, title: str) -> None:
+    """Leaves a PNG with the terms (T,) of the variational bound, in bits a dimension, over t, both logarithmic.
+
+    t is counted from 1, as in the papers. Raises ValueError when no term is above 0, or there is not one a timestep.
+    """
+    terms = np.asarray(terms, np.float64)
+    if terms.ndim != 1 or not np.any(terms > 0):
+        raise ValueError(f"A bound needs one term a timestep, some above 0, but these have the shape {terms.shape}.")
+    figure = _figure(figsize=(6.4, 4.0), layout="constrained")
+    figure.suptitle(title, fontweight="bold", parse_math=False)
+    axes = figure.subplots()
+    drawn = np.where(terms > 0, terms, np.nan)
+    axes.plot(
+        np.arange(1, len(terms) + 1), drawn, color="#1f4e79", linewidth=1.6, marker="." if len(terms) < 50 else None
+    )
+    axes.set(xlabel="t, from data to noise", ylabel="bits a dimension", xscale="log", yscale="log")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
     _save_figure(figure, path)
 
 

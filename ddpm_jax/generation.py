@@ -11,8 +11,9 @@ from jaxtyping import Array, Int
 from ddpm_jax import parallel
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
+from ddpm_jax.editing import Edit
 from ddpm_jax.guidance import guide
-from ddpm_jax.models import Model, Params
+from ddpm_jax.models import NO_CLASS, Model, Params
 from ddpm_jax.pictures import spread_over, to_uint8
 from ddpm_jax.prediction import Network
 from ddpm_jax.samplers import sample_keys
@@ -32,18 +33,20 @@ def generate(
     seed: int,
     labels: Sequence[int] | None = None,
     sampling: Sampling | None = None,
+    edit: Edit | None = None,
     stages: int = 1,
     path: bool = False,
     on_stage: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
     """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) from noise to samples.
 
-    Sample i depends on (seed, i) alone; its class, if any, is the i-th of `labels`, or of all classes, in turn.
-    `stages` is the least number of equal parts the walk is seen in; `on_stage(images)` is called after each of them.
+    Sample i depends on (seed, i) alone, and with an `edit` on the edit's row i, in turn; its class, if any, is the
+    i-th of `labels`, or of all classes, in turn. `stages` is the least number of equal parts the walk is seen in;
+    `on_stage(images)` is called after each of them. Raises ValueError as `labels_of` does.
     """
     sampling = sampling or config.sampling
-    classes = jnp.asarray(labels or range(config.model.num_classes or 1))
-    steps = config.objective.steps(sampling)
+    classes = jnp.asarray(labels_of(config.model, labels, edit))
+    steps = config.objective.steps(sampling, edit)
     chunks = chunk_count(steps, stages)
     kept = spread_over(chunks, stages + 1) if path else [chunks]
     devices = jax.local_device_count()
@@ -53,11 +56,30 @@ def generate(
     for start in range(0, num, batch_size):
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
-        keys = parallel.shard(sample_keys(seed, indices))
+        one_noise = edit is not None and edit.shares is not None
+        keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
         network = network_of(config.model, params, parallel.shard(classes[indices % len(classes)]), sampling)
-        states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks)
+        part = None if edit is None else parallel.shard(edit.of(indices))
+        states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks, part)
         batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))
     return np.concatenate(batches, axis=1)
+
+
+def labels_of(model: Model, labels: Sequence[int] | None, edit: Edit | None = None) -> Sequence[int]:
+    """The labels, by default all classes, or for an edit none; raises ValueError for one that the net cannot take."""
+    classes, unsaid = range(model.num_classes or 0), [NO_CLASS] if model.label_dropout else []
+    if not classes:
+        if set(labels or ()) - {NO_CLASS}:
+            raise ValueError("this net was trained without classes: leave the labels out")
+        return [NO_CLASS]
+    labels = labels or (classes if edit is None else unsaid)
+    if wrong := sorted(set(labels) - {*classes, *unsaid}):
+        raise ValueError(f"label {wrong[0]} is outside the classes 0..{classes[-1]}")
+    if not labels:
+        raise ValueError("this net needs to know the class of what it edits: give a label")
+    if edit is not None and edit.shares is not None and len(labels) > 1:
+        raise ValueError(f"between two ends there is one class: give one label, not {len(labels)}")
+    return labels
 
 
 def network_of(model: Model, params: Params, labels: Int[Array, " b"], sampling: Sampling | None = None) -> Network:

@@ -124,7 +124,9 @@ class Reporter:
 def sample_grid(config: Config, params: Params) -> np.ndarray:
     """uint8 samples of the run's own seed, for a grid while training."""
     count, steps = config.log.samples, config.objective.steps(config.sampling)
-    sampling = dataclasses.replace(config.sampling, steps=min(steps, config.log.sample_steps or steps))
+    sampling = config.sampling
+    if config.log.sample_steps is not None and config.log.sample_steps < steps:
+        sampling = dataclasses.replace(sampling, steps=config.log.sample_steps, timesteps=None)
     return generate(config, params, num=count, batch_size=count, seed=config.training.seed, sampling=sampling)[-1]
 
 

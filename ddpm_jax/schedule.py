@@ -102,12 +102,34 @@ def sigmoid(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, timesteps)))
 
 
+def flow(timesteps: int = 1000) -> np.ndarray:
+    """betas of rectified flow at s = 1/T, 2/T .. 1, sigma = s / (1 - s) (Liu et al. 2023).
+
+    Its straight path (1 - s) x0 + s eps, divided by sqrt((1 - s)^2 + s^2), is xt. It ends in pure noise.
+    """
+    s = np.arange(1, timesteps + 1) / timesteps
+    return betas_of((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
+
+
+def edm(timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
+    """betas whose log sigma rises linearly from t = 0 to T-1, so that a float t is any sigma between, exactly.
+
+    The ends are those of Table 1, Karras et al. 2022, whose x = x0 + sigma eps is sqrt(1 + sigma^2) xt.
+    """
+    sigma = np.geomspace(sigma_min, sigma_max, timesteps)
+    return betas_of(1 / (1 + sigma**2))
+
+
+def betas_of(alpha_bar: np.ndarray) -> np.ndarray:
+    """betas (T,) with these products alpha_bar."""
+    return 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
+
+
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     """betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024); needs x0 or v prediction."""
     root = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alpha_bar = root**2
-    return 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
+    return betas_of(root**2)
 
 
 BETAS: dict[str, Callable[..., np.ndarray]] = {
@@ -115,6 +137,8 @@ BETAS: dict[str, Callable[..., np.ndarray]] = {
     "scaled_linear": scaled_linear,
     "squaredcos": squaredcos,
     "sigmoid": sigmoid,
+    "flow": flow,
+    "edm": edm,
 }
 
 

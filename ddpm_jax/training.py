@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax import importance
 from ddpm_jax.config import Config, Ema, Optimizer
+from ddpm_jax.ema import decay_rate, power_gamma, power_rate
+from ddpm_jax.errors import check
 from ddpm_jax.models import Model, Params
 
 Loss = Callable[[Params, Key[Array, " b"], dict[str, Array]], Float[Array, " b"]]
@@ -28,9 +31,11 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, tx: optax.GradientTransformation, ema: Ema | None = None) -> TrainState:
     """The state before the first step; the averages start as copies of the parameters, because steps donate both."""
-    return TrainState(jnp.zeros((), jnp.int32), params, {"ema": jax.tree.map(jnp.copy, params)}, tx.init(params))
+    ema = ema or Ema()
+    averages = {name: jax.tree.map(jnp.copy, params) for name in (*ema.decays, *ema.tracks)}
+    return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 
 
 def learning_rate(settings: Optimizer, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -58,7 +63,7 @@ def learning_rate(settings: Optimizer, total_steps: int, steps_per_epoch: int) -
 
 
 def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
-    """The optimizer of a recipe over so many images: clipping, Adam, loss scale, accumulation, outermost last."""
+    """The optimizer over so many images: clipping, Adam, loss scale, accumulation, importance of t, outermost last."""
     settings = config.optimizer
     rate = learning_rate(settings, config.total_steps(images), config.steps_per_epoch(images))
     adam = optax.adam(rate) if settings.name == "adam" else optax.adamw(rate, weight_decay=settings.weight_decay)
@@ -68,6 +73,8 @@ def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
         tx = dynamic_loss_scale(tx)
     if config.training.accumulation > 1:
         tx = accumulate(tx, config.training.accumulation)
+    if config.objective.times == "importance":
+        tx = importance.keep_losses(tx, config.objective.timesteps)
     return tx
 
 
@@ -136,12 +143,13 @@ def dynamic_loss_scale(
 
 
 def model_loss(model: Model, objective: Any, dtype: str = "float32") -> Loss:
-    """The loss of each example of a batch (`image`, `label` if any), from a key each for noise and dropout."""
+    """The loss of each example of a batch (`image`, `label` and `t` if any), from a key each for noise and dropout."""
 
     def loss(params, keys, batch):
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         options = {"labels": batch.get("label"), "dropout_keys": dropout_keys, "dtype": jnp.dtype(dtype)}
-        return objective.loss(noise_keys, lambda xt, t: model.apply(params, xt, t, **options), batch["image"])
+        given = {"t": batch["t"]} if "t" in batch else {}
+        return objective.loss(noise_keys, lambda xt, t: model.apply(params, xt, t, **options), batch["image"], **given)
 
     return loss
 
@@ -163,36 +171,49 @@ def make_train_step(
 
     With `axis_name` it runs on one share of the batch under `pmap` or `shard_map`: the gradient is
     pmean(grad(pmean(loss))), which is right under both, where either alone is wrong under one of them.
+
+    Where `tx` keeps losses, each example's t is drawn by them here.
     """
     mean = (lambda tree: tree) if axis_name is None else partial(jax.lax.pmean, axis_name=axis_name)
     ema = ema or Ema()
 
     def step(state: TrainState, batch: dict[str, Array]):
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones(()))
+        batch, weight = importance.draw(state.opt_state, batch)
 
         def scaled_loss(params):
-            value = mean(jnp.mean(loss(params, batch["key"], batch)))
-            return value * scale, value
+            losses = loss(params, batch["key"], batch)
+            value = mean(jnp.mean(weight * losses))
+            return value * scale, (value, losses)
 
-        grads, value = jax.grad(scaled_loss, has_aux=True)(state.params)
+        grads, (value, losses) = jax.grad(scaled_loss, has_aux=True)(state.params)
         grads = mean(grads)
         # optax's Adam and schedules mix dtypes, which this package's own code never does.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             grad_norm = optax.tree.norm(grads) / scale
+        opt_state = importance.learn(opt_state, batch, losses, mean)
         finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
-        ema_params = {
-            name: _average(tree, params, ema, state.step, finished) for name, tree in state.ema_params.items()
-        }
+        ema_params = _averages(state.ema_params, params, ema, state.step, finished)
         new_state = TrainState(state.step + finished.astype(jnp.int32), params, ema_params, opt_state)
         return new_state, {"loss": value, "grad_norm": grad_norm}
 
     return step
 
 
-def _average(average: Params, params: Params, ema: Ema, step: Array, finished: Array) -> Params:
-    n = step.astype(jnp.float32) + 1
-    decay = jnp.minimum(ema.decay, (1 + n) / (10 + n)) if ema.warmup else jnp.float32(ema.decay)
-    rate = (1 - decay) * finished.astype(jnp.float32)  # 0 within an accumulation: parameters have not moved
-    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array, finished: Array) -> dict[str, Params]:
+    t = step.astype(jnp.float32) + 1
+    rates = {name: decay_rate(decay, ema.warmup, t) for name, decay in ema.decays.items()}
+    rates |= {name: power_rate(power_gamma(length), t) for name, length in ema.tracks.items()}
+    check(
+        set(rates) == set(averages),
+        f"the state holds the averages {', '.join(averages)} and the step makes {', '.join(rates)}: "
+        "give init_state and make_train_step the same ema",
+    )
+
+    def average(old, rate):
+        rate = rate * finished.astype(jnp.float32)  # 0 within an accumulation: parameters have not moved
+        return jax.tree.map(lambda a, p: a + rate * (p - a), old, params)
+
+    return {name: average(old, rates[name]) for name, old in averages.items()}

@@ -6,19 +6,32 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from ddpm_jax import checkpoint, parallel
-from ddpm_jax.config import Config, check, differences, from_json, to_json
+from ddpm_jax import checkpoint, ema, parallel
+from ddpm_jax.config import Config, Ema, differences, from_json, to_json
+from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 
 CONFIG = "config.json"
-LEFT_BY_A_RUN = ("checkpoints", "samples", "preview", "tensorboard", "metrics*.jsonl", "loss.png", CONFIG)
+LEFT_BY_A_RUN = (
+    "checkpoints",
+    "snapshots",
+    "samples",
+    "preview",
+    "tensorboard",
+    "metrics*.jsonl",
+    "loss.png",
+    "bits_per_dim.*",
+    CONFIG,
+)
 FREE_TO_CHANGE = (
     "training.steps",
     "training.epochs",
     "training.parallel",
     "training.cpu_devices",
     "checkpoint.",
+    "ema.snapshots_every",
     "log.",
     "sampling.",
     "data.data_dir",
@@ -39,12 +52,62 @@ def load_config(workdir: Path, step: int | None) -> Config:
 
 
 def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
-    """The parameters of a checkpoint, "ema" or "raw", on every local device; nothing else of it is read."""
-    like = parallel.like_replicated(jax.eval_shape(config.model.init, jax.random.key(0)))
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        if weights == "raw":
-            return checkpoints.restore(step, {"params": like})["params"]
-        return checkpoints.restore(step, {"ema_params": {"ema": like}})["ema_params"]["ema"]
+    """The parameters of a checkpoint on every local device; of its averages only what is needed is read.
+
+    `weights` is "raw", the name of an average such as "ema", or the length of one to rebuild, such as "0.08". Raises
+    ValueError where the run has no such average, or not enough of its past to rebuild it.
+    """
+    like = jax.eval_shape(config.model.init, jax.random.key(0))
+    if weights == "raw":
+        with checkpoint.Checkpoints(workdir) as checkpoints:
+            return checkpoints.restore(step, {"params": parallel.like_replicated(like)})["params"]
+    if weights in (*config.ema.decays, *config.ema.tracks):
+        folder = _averages(workdir, step)
+        return checkpoint.read_trees(folder, {weights: parallel.like_replicated(like)})[weights]
+    return parallel.replicate(_rebuild(config.ema, workdir, step, _length(weights, config.ema), like))
+
+
+def _averages(workdir: Path, step: int) -> Path:
+    return workdir / checkpoint.FOLDER / str(step) / "ema_params"
+
+
+def _length(weights: str, settings: Ema) -> float:
+    names = ", ".join(["raw", *settings.decays, *settings.tracks])
+    try:
+        length = float(weights)
+    except ValueError:
+        raise ValueError(f"unknown weights {weights!r}; there are: {names}") from None
+    check(
+        bool(settings.tracks),
+        f"weights {weights} are the length of an average to rebuild, from power-function averages that this run did "
+        f"not track (train with --ema.power 0.05 0.1); there are: {names}",
+    )
+    return length
+
+
+def _rebuild(settings: Ema, workdir: Path, step: int, length: float, like: Params) -> Params:
+    past = [t for t in checkpoint.steps(workdir, checkpoint.SNAPSHOTS) if t < step]
+    folders = [workdir / checkpoint.SNAPSHOTS / str(t) for t in past] + [_averages(workdir, step)]
+    t = np.repeat([*past, step], len(settings.tracks))
+    gamma = np.tile([ema.power_gamma(track) for track in settings.tracks.values()], len(folders))
+    weights, residual = ema.solve_weights(t, gamma, step, ema.power_gamma(length))
+    check(
+        residual <= ema.MAX_RESIDUAL,
+        f"an average of length {length} would be off by {residual:.0%} at step {step}, more than "
+        f"{ema.MAX_RESIDUAL:.0%}; {len(past)} earlier snapshots of {', '.join(settings.tracks)} are enough for "
+        f"{', '.join(map(str, ema.solvable(t, gamma, step))) or 'no other length'}",
+    )
+    host = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
+    wanted = dict.fromkeys(settings.tracks, host)
+    found = (checkpoint.read_trees(folder, wanted) for folder in folders)
+    return ema.combine((trees[name] for trees in found for name in wanted), weights)
+
+
+def snapshot(settings: Ema, workdir: Path, step: int, total: int, averages: dict[str, Params]) -> None:
+    """Keeps the power-function averages for good where the settings ask for it at this step of `total`."""
+    every = settings.snapshots_every or -(-total // ema.SNAPSHOTS)
+    if settings.tracks and step % every == 0:
+        checkpoint.save_snapshot(workdir, step, {name: averages[name] for name in settings.tracks})
 
 
 def resume(config: Config, workdir: Path) -> tuple[Config, int]:
@@ -74,6 +137,14 @@ def clear(workdir: Path) -> None:
     """Removes what a run leaves in its directory, by name; other files stay."""
     for path in [path for pattern in LEFT_BY_A_RUN for path in workdir.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
+    """Makes the directory ready for the steps after `start`: what a run made that went further is dropped."""
+    if overwrite:
+        clear(workdir)
+    checkpoint.drop_snapshots(workdir, after=start)
+    write_config(workdir, config)
 
 
 def write_config(workdir: Path, config: Config) -> None:

@@ -151,6 +151,53 @@ def test_a_run_can_be_gone_on_with(saved, tmp_path):
     assert find(tmp_path, 1) == (tmp_path, 1)
 
 
+def snapshot(value):
+    """Two small trees by name, of different numbers."""
+    return {"power_0.05": small(value)["params"], "power_0.1": small(2 * value)["params"]}
+
+
+def test_snapshots_are_whole_at_once_and_replace_those_of_their_step(tmp_path):
+    for value in (1, 3):
+        checkpoint.save_snapshot(tmp_path, 4, snapshot(value))
+        folder = tmp_path / checkpoint.SNAPSHOTS / "4"
+        found = checkpoint.read_trees(folder, snapshot(0))
+        assert_same(found, snapshot(value))
+    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == [4]
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_of_many_trees_those_named_are_read_as_the_arrays_asked_for(saved):
+    folder, ema_params = saved / checkpoint.FOLDER / "7" / "ema_params", random_state().ema_params
+    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), ema_params)
+    assert_same(checkpoint.read_trees(folder, host), jax.tree.map(np.asarray, ema_params))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(checkpoint.read_trees(folder, host)))
+    placed = checkpoint.read_trees(folder, parallel.like_replicated(jax.eval_shape(lambda: ema_params)))
+    assert_same(placed, ema_params)
+    assert {leaf.sharding.device_set == set(jax.local_devices()) for leaf in jax.tree.leaves(placed)} == {True}
+
+
+def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp_path):
+    checkpoint.save_snapshot(tmp_path, 4, snapshot(1))
+    folder = tmp_path / checkpoint.SNAPSHOTS / "4"
+    one = {"power_0.1": {"w": np.zeros(3, np.float32)}}
+    found = checkpoint.read_trees(folder, one)
+    assert list(found) == ["power_0.1"]
+    np.testing.assert_array_equal(found["power_0.1"]["w"], 2)
+    for wrong in ({"w": np.zeros(4, np.float32)}, {"w": one["power_0.1"]["w"], "v": np.zeros(3, np.float32)}, {}):
+        with pytest.raises(ValueError, match=r"4 holds another model's averages .*power_0\.1/"):
+            checkpoint.read_trees(folder, {"power_0.1": wrong})
+    with pytest.raises(ValueError, match="5 holds no averages"):
+        checkpoint.read_trees(folder.parent / "5", one)
+
+
+def test_later_snapshots_are_dropped(tmp_path):
+    for step in (2, 4, 10):
+        checkpoint.save_snapshot(tmp_path, step, snapshot(1))
+    checkpoint.drop_snapshots(tmp_path, after=4)
+    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == [2, 4]
+    checkpoint.drop_snapshots(tmp_path / "new", after=4)
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the directory of a run"):
         find(tmp_path / "nowhere")

@@ -1,6 +1,9 @@
 """train.py and sample.py as a user meets them: from recipe to pictures, exact resume, mistakes in one line."""
 
+import itertools
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ import sample
 import train
 from ddpm_jax import checkpoint, command_line
 from ddpm_jax.run_log import read_metrics
+from ddpm_jax.workdir import load_config
 
 pytestmark = pytest.mark.usefixtures("optimized")
 ROOT = Path(__file__).parent.parent
@@ -148,11 +152,31 @@ def test_metrics_of_a_step_are_those_of_all_its_micro_batches():
     assert train.mean(halves[:1]) is halves[0]
 
 
-def test_a_conditional_net_trains_and_draws(tmp_path):
-    few = ["--training.steps", 1, "--workdir", tmp_path, "--model.num-classes", 10]
-    run(train.main, *TINY, *few)
-    draw(tmp_path, "--num", 3, "--out", tmp_path / "x.npz")
-    assert np.load(tmp_path / "x.npz")["images"].shape == (3, 8, 8, 1)
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory) -> Path:
+    """A run of eight steps with classes, some of them hidden, and guidance by default."""
+    workdir = tmp_path_factory.mktemp("by_class")
+    classes = ["--model.num-classes", 10, "--model.label-dropout", 0.5, "--sampling.guidance-scale", 3]
+    run(train.main, *TINY, *classes, "--training.steps", 8, "--workdir", workdir)
+    return workdir
+
+
+def test_labels_and_guidance(by_class, tmp_path):
+    def images(name, *args):
+        draw(by_class, "--num", 3, "--weights", "raw", "--out", tmp_path / name, *args)
+        return np.load(tmp_path / name)["images"].astype(int)
+
+    some = images("a.npz", "--label", "3,5,7")
+    assert some.shape == (3, 8, 8, 1)
+    assert np.abs(some - images("b.npz", "--label", 3, 5, 7)).max() <= 1
+    others = np.abs(some - images("c.npz", "--label", "3,5,8")).max((1, 2, 3))
+    assert others[:2].max() <= 1 < others[2]
+    assert np.abs(some - images("d.npz", "--label", "3,5,7", "--guidance-scale", 1)).max() > 1
+
+
+def test_labels_of_the_data_must_be_classes_of_the_net(tmp_path, capsys):
+    few = ["--training.steps", 1, "--workdir", tmp_path, "--model.num-classes", 5]
+    assert "outside the net's classes 0..4: set num_classes to 10" in one_line(capsys, train.main, *TINY, *few)
 
 
 def draw(ckpt: Path, *args) -> None:
@@ -185,6 +209,89 @@ def test_a_sample_depends_on_its_seed_and_index_alone(straight, tmp_path):
     assert np.abs(eight - images("d.npz", "--num", 8, "--weights", "raw")).max() > 1
     assert np.abs(eight - images("e.npz", "--num", 8, "--sampler.variance", "fixed_large")).max() > 1
     assert np.abs(eight - images("f.npz", "--num", 8, "--checkpoint", 4)).max() > 1
+
+
+AVERAGES = "--ema.power 0.05 0.1 --ema.others 0.1 --ema.snapshots-every 2 --checkpoint.keep-last 1".split()
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory) -> Path:
+    """A run of 8 steps with three more averages than one."""
+    workdir = tmp_path_factory.mktemp("averaged")
+    run(train.main, *TINY, *AVERAGES, "--training.steps", 8, "--workdir", workdir, "--log.samples", 0)
+    return workdir
+
+
+def test_resume_keeps_every_snapshot_bit_for_bit(averaged, tmp_path):
+    for steps in (5, 8):
+        run(train.main, *TINY, *AVERAGES, "--training.steps", steps, "--workdir", tmp_path, "--log.samples", 0)
+    assert checkpoint.steps(tmp_path) == checkpoint.steps(averaged) == [8]
+    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == checkpoint.steps(averaged, checkpoint.SNAPSHOTS)
+    like = {name: load_config(averaged, 8).model.init(jax.random.key(0)) for name in ("power_0.05", "power_0.1")}
+    for step in (2, 4, 6, 8):
+        ours, theirs = (checkpoint.read_trees(f / checkpoint.SNAPSHOTS / str(step), like) for f in (tmp_path, averaged))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    for whole, resumed in zip(arrays(averaged, 8), arrays(tmp_path, 8), strict=True):
+        np.testing.assert_array_equal(whole, resumed)
+
+
+def test_pictures_are_drawn_with_any_average(averaged, tmp_path, capsys):
+    images = {}
+    for weights in ("ema", "ema_0.1", "power_0.1", "0.10", "0.08"):
+        draw(averaged, "--num", 4, "--weights", weights, "--out", tmp_path / f"{weights}.npz")
+        images[weights] = np.load(tmp_path / f"{weights}.npz")["images"].astype(int)
+    assert np.abs(images["0.10"] - images["power_0.1"]).max() <= 1
+    for one, other in itertools.combinations(("ema", "ema_0.1", "power_0.1", "0.08"), 2):
+        assert np.abs(images[one] - images[other]).max() > 0
+    for weights, words in {
+        "emma": "ema, ema_0.1, power_0.05, power_0.1",
+        "0.01": "more than 5%",
+        "1": "0.2887",
+    }.items():
+        assert words in one_line(capsys, sample.main, "--ckpt", averaged, "--weights", weights)
+
+
+def test_sampling_settings_are_the_recipes_unless_given(straight, tmp_path, capsys):
+    def steps(*args):
+        capsys.readouterr()
+        draw(straight, "--num", 1, "--out", tmp_path / "x.npz", *args)
+        return int(re.search(r"1 pictures, (\d+) steps", capsys.readouterr().err)[1])
+
+    assert steps() == 10
+    assert steps("--steps", 3, "--spacing", "karras", "--sampler", "heun") == 3
+    assert steps("--timesteps", 999, 500, 100.5, 7) == 4
+    assert steps("--steps", 5, "--no-clip-x0", "--dynamic-threshold", 0.9) == 5
+
+
+@pytest.fixture
+def pictures(tmp_path) -> dict[str, Path]:
+    """Two pictures of 16 px and a mask of their left half, one of another size, by name."""
+    grey = np.add.outer(np.arange(16), np.arange(16)) * 8
+    mask = np.where(np.arange(16) < 8, 255, 0)[None].repeat(16, 0)
+    paths = {}
+    for name, pixels in {"A": grey, "B": grey[::-1], "MASK": mask, "SMALL": mask[:8]}.items():
+        paths[name] = tmp_path / f"{name}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[name])
+    return paths
+
+
+def test_editing_pictures(straight, pictures, tmp_path):
+    def images(*args):
+        draw(straight, "--out", tmp_path / "x.npz", *(pictures.get(arg, arg) for arg in args))
+        return np.load(tmp_path / "x.npz")["images"].astype(int)
+
+    with Image.open(pictures["A"]) as picture:
+        small = np.asarray(picture.resize((8, 8), Image.Resampling.BILINEAR), int)[..., None]
+    varied = images("--image", "A", "--strength", 0.2, "--num", 3)
+    assert np.abs(varied[0] - varied[1]).max() > 1
+    assert np.abs(varied[0] - images("--image", "A", "--strength", 0.2, "--num", 1)[0]).max() <= 1
+    kept = images("--image", "A", "--mask", "MASK", "--resample", 2, "--jump", 3, "--num", 3)
+    np.testing.assert_array_equal(kept[:, :, 4:], small[None, :, 4:].repeat(3, 0))
+    assert np.abs(kept[:, :, :4] - small[:, :4]).max() > 1
+    between = images("--image", "A", "B", "--interpolate", "--num", 4)
+    assert np.abs(between[0] - between[3]).max() > 1
+    assert images("--interpolate", "--num", 4).shape == (4, 8, 8, 1)
+    assert images("--image", "A", "B", "--invert", "--sampler", "ddim").shape == (2, 8, 8, 1)
 
 
 def test_without_a_recipe_the_recipes_are_listed(capsys):
@@ -273,11 +380,29 @@ def test_missing_data_without_a_network_fails_soon(tmp_path, capsys, monkeypatch
         (["--ckpt", "RUN", "--sampler", "dpm"], ("unknown sampler 'dpm'", "ddpm")),
         (["--ckpt", "RUN", "--checkpoint", "5"], ("no checkpoint of step 5", "4, 8")),
         (["--ckpt", "EMPTY"], ("holds no checkpoint",)),
+        (["--ckpt", "RUN", "--steps", "3", "--timesteps", "9", "3"], ("give steps or timesteps, not both",)),
+        (["--ckpt", "RUN", "--timesteps", "3", "9"], ("timesteps must fall",)),
+        (
+            ["--ckpt", "RUN", "--guidance-scale", "2"],
+            ("guidance needs a net that was trained with and without labels",),
+        ),
+        (["--ckpt", "RUN", "--label", "3"], ("this net was trained without classes",)),
+        (["--ckpt", "RUN", "--label", "three"], ("--label takes whole numbers", "three")),
+        (["--ckpt", "CLASSES", "--label", "3,10"], ("label 10 is outside the classes 0..9",)),
+        (["--ckpt", "CLASSES", "--guidance-scale", "-1"], ("guidance_scale must not be negative",)),
+        (["--ckpt", "RUN", "--sampler", "ddim", "--sampler.eta", "-1"], ("eta must not be negative",)),
+        (["--ckpt", "RUN", "--strength", "0.5"], ("--strength is for a picture",)),
+        (["--ckpt", "RUN", "--image", "none.png"], ("there is no picture none.png",)),
+        (["--ckpt", "RUN", "--image", "A", "--mask", "SMALL"], ("is 16x8 and the picture", "16x16")),
+        (["--ckpt", "RUN", "--image", "A", "--invert"], ("needs a sampler that draws no noise",)),
+        (["--ckpt", "RUN", "--image", "A", "--mask", "MASK", "--resample", "2"], ("less than the 10 steps",)),
     ],
 )
-def test_a_mistake_of_sampling_ends_in_one_line(args, words, straight, tmp_path, capsys, monkeypatch):
+def test_a_mistake_of_sampling_ends_in_one_line(
+    args, words, straight, by_class, pictures, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    places = {"RUN": straight, "EMPTY": tmp_path}
+    places = {"RUN": straight, "CLASSES": by_class, "EMPTY": tmp_path, **pictures}
     message = one_line(capsys, sample.main, *(places.get(arg, arg) for arg in args))
     for word in words:
         assert word in message
@@ -286,6 +411,14 @@ def test_a_mistake_of_sampling_ends_in_one_line(args, words, straight, tmp_path,
 @pytest.mark.parametrize(("args", "word"), [("--num 0", "--num must be at least 1"), ("--out x.jpg", "x.jpg")])
 def test_a_setting_of_sampling_that_will_not_do_is_named(args, word, straight, capsys):
     assert word in unboxed(fails(capsys, sample.main, "--ckpt", straight, *args.split()))
+
+
+def test_a_recipe_is_read_before_jax_is_set_up():
+    """The number of virtual devices can no longer be chosen once a device was touched."""
+    command = [sys.executable, "-W", "error", "train.py", "--config", "digits_classes", "--dry-run"]
+    free = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=free)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU here")

@@ -103,6 +103,16 @@ def test_settings_from_json_are_checked_too():
         from_json({"type": "config.Ema", "decay": 2.0})
 
 
+def test_averages_have_names():
+    ema = Ema(decay=0.99, others=(0.999,), power=(0.05, 0.10))
+    assert ema.decays == {"ema": 0.99, "ema_0.999": 0.999}
+    assert ema.tracks == {"power_0.05": 0.05, "power_0.1": 0.1}
+
+
+def test_an_average_saved_before_there_were_several_is_read():
+    assert from_json({"type": "config.Ema", "decay": 0.9, "warmup": False}) == Ema(decay=0.9, warmup=False)
+
+
 def test_differences_are_dotted_names():
     other = with_(
         optimizer=Optimizer(learning_rate=1e-5),
@@ -134,6 +144,9 @@ def test_differences_are_dotted_names():
         (lambda: Optimizer(weight_decay=-1.0), "optimizer.weight_decay must not be negative"),
         (lambda: Optimizer(clip_norm=0.0), "optimizer.clip_norm must be positive"),
         (lambda: Ema(decay=1.0), "ema.decay must be in"),
+        (lambda: Ema(others=(0.5, 1.0)), "ema.others must be in"),
+        (lambda: Ema(power=(0.05, 0.3)), "ema.power must be above 0 and at most 0.2887, not 0.3"),
+        (lambda: Ema(snapshots_every=0), "ema.snapshots_every must be at least 1"),
         (lambda: Checkpoint(every=0), "checkpoint.every must be at least 1"),
         (lambda: Checkpoint(keep_last=0), "checkpoint.keep_last must be at least 1"),
         (lambda: Log(every=0), "log.every must be at least 1"),
@@ -178,3 +191,13 @@ def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASE.training.steps = 11
     assert hash(BASE.model) == hash(dataclasses.replace(BASE.model))
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
+    kind = UNet(image_size=8, channels=1, widths=(8,), attention=(False,), groups=4, learned_variance=learned_variance)
+    learned, fixed = Diffusion(variance="learned_range", bound="hybrid"), Diffusion()
+    right, wrong = (learned, fixed) if learned_variance else (fixed, learned)
+    Config(model=kind, data=Digits(), training=Training(steps=1), objective=right)
+    with pytest.raises(ValueError, match=r"model.learned_variance and objective.variance .* go together"):
+        Config(model=kind, data=Digits(), training=Training(steps=1), objective=wrong)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import command_line
-from ddpm_jax.config import Config, from_json, to_json
+from ddpm_jax.config import Config, differences, from_json, to_json
 from ddpm_jax.models import Model
 from ddpm_jax.training import init_state, make_optimizer, make_train_step, model_loss
 
@@ -20,10 +20,12 @@ PARAMETERS = {
     "butterflies": 18_536_323,
     "butterflies_long": 18_536_323,
     "cifar10": 35_746_307,
+    "cifar10_classes": 35_751_939,
     "corruption": 309_057,
     "fashion_mnist": 1_707_009,
     "flowers128": 113_673_219,
     "mnist": 1_707_009,
+    "mnist_classes": 1_708_417,
     "s1_cifar10": 33_261_827,
     "s1_fashion_mnist": 33_260_417,
     "s1_flowers": 33_261_827,
@@ -72,13 +74,21 @@ def test_one_step_of_the_shrunk_recipe_learns(name):
     state = init_state(model.init(jax.random.key(0)), tx)
     step = jax.jit(make_train_step(model_loss(model, config.objective, training.dtype), tx, config.ema))
     image = jax.random.uniform(jax.random.key(1), (4, *model.image_shape), minval=config.objective.low)
-    batch = {"image": image, "key": jax.random.split(jax.random.key(2), 4)}
+    batch = {"image": image, "label": jnp.arange(4), "key": jax.random.split(jax.random.key(2), 4)}
     first, metrics = step(state, batch)
     after, _ = step(first, batch)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)]
     assert int(after.step) == 2
     assert np.isfinite(float(metrics["loss"]))
     assert max(moved) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_classes")])
+def test_a_recipe_by_class_is_its_base_with_labels_and_guidance(name):
+    config, base = load(name), load(name.removesuffix("_classes"))
+    assert (config.model.num_classes, config.model.label_dropout) == (10, 0.1)
+    assert config.sampling.guided
+    assert differences(config, base) == ["model.label_dropout", "model.num_classes", "sampling.guidance_scale"]
 
 
 def test_published_settings():

@@ -1,11 +1,24 @@
 """The batch stream is a pure function of (seed, step), whatever holds the images."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.data import InMemory, OnDisk, batch_at, batch_indices, fit, hold, steps_per_epoch, stream, to_floats
+from ddpm_jax.data import (
+    InMemory,
+    OnDisk,
+    batch_at,
+    batch_indices,
+    check_labels,
+    fit,
+    hold,
+    steps_per_epoch,
+    stream,
+    to_floats,
+)
 
 
 @pytest.fixture
@@ -148,3 +161,18 @@ def test_fit_scales_16_bit_grey_and_does_not_clip_it(dtype):
 def test_fit_refuses_pixels_of_unknown_range(pixels):
     with pytest.raises(ValueError, match="not of 8 or 16 bits"):
         fit(Image.fromarray(pixels), 4, 1, "crop")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "for 3 classes, but this data has no labels: leave num_classes out"),
+        ([0, 1, 3], "go from 0 to 3, outside the net's classes 0..2: set num_classes to 4"),
+        ([-1, 0, 1], "go from -1 to 1, outside the net's classes 0..2"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_net_are_refused(labels, message):
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    check_labels(InMemory(images, np.array([0, 1, 2])), 3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_labels(InMemory(images, None if labels is None else np.array(labels)), 3)

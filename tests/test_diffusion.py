@@ -1,7 +1,5 @@
 """The DDPM objective: its settings, and that loss and walk are those of the parts it names."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,9 @@ import pytest
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.editing import Edit, last_part, noised
 from ddpm_jax.grids import make_grid, spaced
-from ddpm_jax.losses import simple_loss
-from ddpm_jax.schedule import BETAS, from_betas, q_sample, zero_terminal_snr
+from ddpm_jax.schedule import q_sample
 
 SHAPE = (4, 4, 1)
 SMALL = Diffusion(timesteps=20, beta_start=0.01, beta_end=0.6)
@@ -20,44 +18,6 @@ KEYS = samplers.sample_keys(0, jnp.arange(3))
 
 def network(xt, t):
     return 0.5 * jnp.tanh(xt)
-
-
-def tables_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, tuple(vars(a).values()), tuple(vars(b).values()))
-
-
-@pytest.mark.parametrize("name", BETAS)
-def test_the_schedule_is_the_named_one(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scaled_linear never reaches noise within 200 of these betas
-        found = Diffusion(schedule=name, timesteps=200, beta_start=0.001, beta_end=0.05).noise_schedule()
-        ends = () if name == "squaredcos" else (0.001, 0.05)
-        tables_equal(found, from_betas(BETAS[name](200, *ends)))
-
-
-def test_the_default_is_that_of_ho_et_al():
-    assert Diffusion().target == "eps"
-    tables_equal(Diffusion().noise_schedule(), from_betas(np.linspace(1e-4, 0.02, 1000)))
-
-
-def test_zero_terminal_snr_is_applied():
-    found = Diffusion(zero_terminal_snr=True, target="v").noise_schedule()
-    tables_equal(found, from_betas(zero_terminal_snr(BETAS["linear"]())))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"timesteps": 0}, "timesteps must be at least 1, not 0"),
-        ({"beta_start": 0.0}, "0 < start <= end < 1, not 0.0 and 0.02"),
-        ({"beta_start": 0.03}, "0 < start <= end < 1, not 0.03 and 0.02"),
-        ({"beta_end": 1.0}, "0 < start <= end < 1, not 0.0001 and 1.0"),
-        ({"zero_terminal_snr": True}, "use target x0 or v"),
-    ],
-)
-def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Diffusion(**settings)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +40,6 @@ def test_steps_outside_the_schedule_are_refused(steps):
 
 def test_steps_are_all_timesteps_unless_said():
     assert [SMALL.steps(Sampling(steps=steps)) for steps in (None, 1, 20)] == [20, 1, 20]
-
-
-@pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_the_loss_is_l_simple_for_the_target(target):
-    images = jax.random.uniform(jax.random.key(1), (3, *SHAPE), minval=-1)
-    found = Diffusion(target=target).loss(KEYS, network, images)
-    np.testing.assert_array_equal(found, simple_loss(KEYS, Diffusion().noise_schedule(), network, images, target))
-    other = {"eps": "x0", "x0": "v", "v": "eps"}[target]
-    assert jnp.all(found != Diffusion(target=other).loss(KEYS, network, images))
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
@@ -140,3 +91,62 @@ def test_noisy_shows_every_noise_level_and_predict_undoes_it():
     for target, output in (("x0", images), ("eps", noise)):
         x0 = Diffusion(target=target).predict(lambda xt, t, output=output: output, xt, t)
         np.testing.assert_allclose(x0, images, atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_timesteps_placed_by_noise_may_be_any_number(spacing):
+    for steps in (1, 5, 50):
+        sampling = Sampling(steps=steps, spacing=spacing)
+        assert SMALL.steps(sampling) == len(SMALL.grid(sampling).i) == steps
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        SMALL.steps(Sampling(steps=0, spacing=spacing))
+
+
+def test_timesteps_may_be_given_themselves():
+    sampling = Sampling(timesteps=(19.0, 10.0, 4.0))
+    assert SMALL.grid(sampling).t.tolist() == [19, 10, 4]
+    assert jnp.issubdtype(SMALL.grid(sampling).t.dtype, jnp.integer)
+    np.testing.assert_allclose(SMALL.grid(Sampling(timesteps=(18.5, 10.0))).t, [18.5, 10.0])
+    assert SMALL.steps(sampling) == 3
+    for wrong in ((10.0, 19.0), (20.0, 3.0), (5.0, 5.0), (3.0, -1.0)):
+        with pytest.raises(ValueError, match=r"timesteps must fall strictly within 0\.\.19"):
+            SMALL.steps(Sampling(timesteps=wrong))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance_scale": -1.0}, "guidance_scale must not be negative, not -1.0"),
+        ({"guidance_interval": (9.0, 3.0)}, "guidance_interval must rise, not 9.0 3.0"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be a share, at most 1, not 1.5"),
+        ({"dynamic_threshold": 0.0}, "dynamic_threshold must be a share, at most 1, not 0.0"),
+        ({"timesteps": (9.0, 3.0), "steps": 2}, "give steps or timesteps, not both"),
+        ({"timesteps": (9.0, 3.0), "spacing": "karras"}, "give spacing or timesteps, not both"),
+    ],
+)
+def test_wrong_settings_of_sampling_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
+
+
+def test_a_dynamic_threshold_takes_the_place_of_the_clip():
+    xt = jnp.broadcast_to(jnp.linspace(0, 4, 16).reshape(1, *SHAPE), (3, *SHAPE))
+    diffusion = Diffusion(target="x0")
+    found = diffusion.denoiser(lambda xt, t: xt, Sampling(dynamic_threshold=1.0))(xt, jnp.array(10))
+    np.testing.assert_allclose(found.x0, xt / 4, atol=1e-6)
+
+
+def test_an_edited_walk_starts_and_ends_as_the_edit_says():
+    images = jax.random.uniform(jax.random.key(1), (3, *SHAPE), minval=-1)
+    edit = Edit(images=images, strength=0.5)
+    sampling = Sampling(steps=8)
+    grid = SMALL.grid(sampling, edit)
+    assert SMALL.steps(sampling, edit) == len(grid.i) == 4
+    states = list(SMALL.walk(KEYS, network, SHAPE, sampling, 2, edit))
+    np.testing.assert_array_equal(states[0], noised(KEYS, last_part(SMALL.grid(sampling), 0.5), images))
+    wanted = samplers.sample(KEYS, SMALL.denoiser(network, sampling), samplers.make("ddpm"), grid, states[0])
+    np.testing.assert_allclose(states[2], wanted, atol=1e-5)
+    masked = Edit(images=images, masks=images > 0, repeats=2, jump=3)
+    *_, x0 = SMALL.walk(KEYS, network, SHAPE, sampling, 1, masked)
+    np.testing.assert_array_equal(jnp.where(images > 0, 0, x0), jnp.where(images > 0, 0, images))
+    assert jnp.any((images > 0) & (x0 != images))

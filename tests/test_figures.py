@@ -92,3 +92,12 @@ assert "matplotlib.pyplot" not in sys.modules
 """
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.png")], check=True, cwd=root)
+
+
+def test_the_bound_is_drawn_over_t(tmp_path):
+    for name, terms in {"one": [0.3, 0.0], "many": 1 / np.arange(1, 900)}.items():
+        figures.bound_curve(terms, tmp_path / f"{name}.png", title="a$_{$")
+    one, many = (sum(ink(load(tmp_path / f"{name}.png"))) for name in ("one", "many"))
+    assert many > one > 0
+    with pytest.raises(ValueError, match="one term a timestep"):
+        figures.bound_curve([0.0, np.nan], tmp_path / "x.png", "")

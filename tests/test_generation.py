@@ -12,7 +12,8 @@ from ddpm_jax.config import Config, Training
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.diffusion import Diffusion, Sampling
-from ddpm_jax.generation import chunk_count, generate, network_of
+from ddpm_jax.editing import Edit
+from ddpm_jax.generation import chunk_count, generate, labels_of, network_of
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pictures import to_uint8
@@ -148,3 +149,105 @@ def test_corruption_mixes_towards_the_prediction():
     for path in (False, True):  # seen as a whole, the walk ends where it does in five parts
         whole = generate(config, params, num=9, batch_size=8, seed=3, path=path)
         assert np.abs(whole[-1].astype(int) - wanted[-1]).max() <= 1
+
+
+IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 4, 4, 1)), jnp.float32)
+MASKS = jnp.broadcast_to(jnp.arange(4)[None, None, :, None] < 2, (1, 4, 4, 1))
+EDITS = {
+    "strength": Edit(images=IMAGES, strength=0.6),
+    "mask": Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3),
+    "pictures": Edit(images=IMAGES[:1], others=IMAGES[1:2], shares=jnp.linspace(0, 1, 11), strength=0.6),
+    "noises": Edit(shares=jnp.linspace(0, 1, 11)),
+    "inversion": Edit(images=IMAGES, inverted=True),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_picture_does_not_depend_on_how_many_are_drawn_with_it(params, eleven, name):
+    """On eight devices 16 and 8 pictures at a time; each is of its own row of the edit."""
+    sampling = Sampling(steps=7, sampler="ddim" if name == "inversion" else "ddpm")
+    draw = lambda size: generate(  # noqa: E731
+        CONFIG, params, num=11, batch_size=size, seed=3, sampling=sampling, edit=EDITS[name], path=True
+    )
+    whole, parts = draw(11).astype(int), draw(8)
+    assert np.abs(whole - parts).max() <= 1
+    distinct = len({picture.tobytes() for picture in parts[1]})
+    assert distinct == 3 if name == "inversion" else distinct > 7
+    if name == "mask":
+        kept = np.broadcast_to(~np.asarray(MASKS), (11, 4, 4, 1))
+        np.testing.assert_array_equal(whole[1][kept], to_uint8(IMAGES[jnp.arange(11) % 3])[kept])
+    if name == "noises":
+        np.testing.assert_array_equal(whole[0, 0], eleven[0, 0])
+        assert np.abs(whole[1, 0] - eleven[1, 0]).max() <= 1
+
+
+def test_an_edited_walk_has_its_own_number_of_steps(params):
+    seen = []
+    edit = EDITS["mask"]
+    steps = CONFIG.objective.steps(CONFIG.sampling, edit)
+    generate(CONFIG, params, num=3, batch_size=3, seed=3, edit=edit, stages=steps, on_stage=seen.append)
+    assert steps == 7 + 6 + 2  # two stretches of 3 rows walked again, and two rows up
+    assert len(seen) == steps
+
+
+def test_the_corruption_toy_edits_nothing():
+    config = dataclasses.replace(
+        CONFIG, model=BasicUNet(image_size=4, channels=1), objective=Corruption(), sampling=Sampling()
+    )
+    with pytest.raises(ValueError, match="the corruption toy cannot edit pictures"):
+        generate(config, random_params(config.model), num=3, batch_size=3, seed=3, edit=EDITS["strength"])
+
+
+CLASSES = dataclasses.replace(MODEL, num_classes=3)
+HIDING = dataclasses.replace(CLASSES, label_dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "edit", "wanted"),
+    [
+        (MODEL, None, None, [-1]),
+        (CLASSES, None, None, [0, 1, 2]),
+        (CLASSES, [], None, [0, 1, 2]),
+        (CLASSES, [2, 1], None, [2, 1]),
+        (HIDING, [-1, 1], None, [-1, 1]),
+        (HIDING, None, EDITS["mask"], [-1]),
+        (HIDING, [2], EDITS["noises"], [2]),
+        (CLASSES, [2, 1], EDITS["mask"], [2, 1]),
+    ],
+)
+def test_labels_are_those_given_or_all_or_for_an_edit_none(model, labels, edit, wanted):
+    found = labels_of(model, labels, edit)
+    assert list(found) == wanted
+    assert labels_of(model, found, edit) == found
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "edit", "message"),
+    [
+        (MODEL, [0], None, "this net was trained without classes: leave the labels out"),
+        (CLASSES, [0, 3], None, "label 3 is outside the classes 0..2"),
+        (CLASSES, [-1], None, "label -1 is outside the classes 0..2"),
+        (HIDING, [-2], None, "label -2 is outside the classes 0..2"),
+        (CLASSES, None, EDITS["mask"], "this net needs to know the class of what it edits: give a label"),
+        (HIDING, [0, 1], EDITS["noises"], "between two ends there is one class: give one label, not 2"),
+    ],
+)
+def test_labels_that_the_net_cannot_take_are_refused(model, labels, edit, message):
+    with pytest.raises(ValueError, match=message):
+        labels_of(model, labels, edit)
+
+
+def test_guidance_is_that_of_the_labels_and_changes_no_other_picture():
+    """Scale 1 is none; at another scale a picture is still of its own seed, index and label."""
+    config, params = dataclasses.replace(CONFIG, model=HIDING), random_params(HIDING)
+    draw = lambda num, scale, **options: generate(  # noqa: E731
+        config, params, num=num, batch_size=8, seed=3, sampling=Sampling(steps=7, guidance_scale=scale), **options
+    )[0].astype(int)
+    guided = draw(9, 4.0, labels=[2, 0])
+    assert np.abs(draw(4, 4.0, labels=[2, 0]) - guided[:4]).max() <= 1
+    assert np.abs(draw(9, 4.0, labels=[2]) - guided)[::2].max() <= 1
+    assert np.abs(draw(9, 4.0, labels=[2]) - guided)[1::2].max() > 1
+    assert np.abs(draw(9, 1.0, labels=[2, 0]) - guided).max() > 1
+    unsaid, none = draw(9, 4.0, labels=[-1]), draw(9, 1.0, labels=[-1])
+    assert np.abs(unsaid - none).max() <= 1
+    assert np.abs(draw(9, 0.0, labels=[2, 0]) - none).max() <= 1

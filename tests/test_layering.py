@@ -15,10 +15,16 @@ MAY_IMPORT = {
     "schedule": [],
     "grids": ["schedule"],
     "prediction": ["schedule"],
-    "losses": ["schedule", "grids", "prediction"],
-    "samplers*": ["schedule", "grids", "prediction", "samplers*"],
+    "likelihood": ["schedule", "grids", "prediction"],
+    "losses": ["schedule", "grids", "prediction", "likelihood"],
+    "edm": ["schedule", "prediction"],
+    "objective": ["errors", "schedule", "prediction", "likelihood", "losses", "edm"],
+    "importance": [],
+    "samplers*": ["errors", "schedule", "grids", "prediction", "samplers*"],
+    "editing": ["errors", "schedule", "grids", "prediction", "samplers*"],
     "models*": ["models*"],
-    "training": ["losses", "models*", "config"],
+    "training": ["errors", "losses", "models*", "config", "ema", "importance"],
+    "ema": [],
     "parallel": [],
     "data*": ["data*"],
 }
@@ -130,4 +136,4 @@ def test_every_module_has_its_tests(name):
 
 def test_the_rules_are_about_modules_that_exist():
     assert {"schedule", "prediction", "losses", "samplers.ddpm", "models.unet", "training", "parallel"} <= set(MODULES)
-    assert own_imports("diffusion") >= {"samplers", "losses", "prediction", "schedule"}
+    assert own_imports("objective") >= {"losses", "prediction", "schedule", "edm"}

@@ -7,11 +7,11 @@ import pytest
 from jax.tree_util import Partial
 
 from ddpm_jax.prediction import FROM_OUTPUT, make_denoiser, regression_target
-from ddpm_jax.schedule import from_betas, linear, per_example, q_sample
+from ddpm_jax.schedule import flow, from_betas, linear, per_example, q_sample
 
 SCHEDULE = from_betas(linear())
 T = jnp.array([0, 10, 250, 500, 900])
-TARGETS = ["eps", "x0", "v"]
+TARGETS = ["eps", "x0", "v", "flow"]
 
 
 def normal(seed):
@@ -29,7 +29,8 @@ def output(target, x0, eps, t):
     """What a perfect network for `target` would say, in float64."""
     alpha_bar = np.cumprod(1 - linear())[np.asarray(t)].reshape(-1, 1, 1, 1)
     x0, eps = np.asarray(x0, float), np.asarray(eps, float)
-    return {"eps": eps, "x0": x0, "v": np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0}[target]
+    v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0
+    return {"eps": eps, "x0": x0, "v": v, "flow": eps - x0}[target]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -107,3 +108,23 @@ def test_the_network_is_given_one_timestep_an_example(example, t):
     *_, xt, _, _ = example
     found = make_denoiser(SCHEDULE, lambda xt, t: xt * 0 + per_example(t, xt).astype(jnp.float32), "x0", None)(xt, t)
     np.testing.assert_array_equal(found.x0, jnp.full(xt.shape, t, jnp.float32))
+
+
+@pytest.mark.parametrize("t", [(9, 4), (4, 0), (0, -1)])
+def test_an_euler_step_of_rectified_flow_is_a_ddim_step_without_noise(t):
+    """On the path x = (1 - s) x0 + s eps an Euler step is x + (s_next - s) u (Liu et al. 2023)."""
+    schedule, (x, u) = from_betas(flow(10)), (np.asarray(normal(seed), float) for seed in (0, 1))
+    s, s_next = ((time + 1) / 10 for time in t)
+    stretch = [1 / np.hypot(1 - share, share) for share in (s, s_next)]
+    xt = jnp.asarray(stretch[0] * x, jnp.float32)
+    found = make_denoiser(schedule, lambda xt, t: jnp.asarray(u, jnp.float32), "flow", None)(xt, jnp.array(t[0]))
+    ddim = stretch[1] * ((1 - s_next) * np.asarray(found.x0, float) + s_next * np.asarray(found.eps, float))
+    np.testing.assert_allclose(ddim, stretch[1] * (x + (s_next - s) * u), atol=1e-5)
+
+
+def test_what_is_said_of_the_variance_is_passed_on(example):
+    *_, xt, _, _ = example
+    found = make_denoiser(SCHEDULE, lambda xt, t: jnp.concatenate([normal(2), normal(3)], -1))(xt, jnp.array(500))
+    alone = make_denoiser(SCHEDULE, lambda xt, t: normal(2))(xt, jnp.array(500))
+    np.testing.assert_array_equal(found.log_var, normal(3))
+    np.testing.assert_array_equal(found.x0, alone.x0)

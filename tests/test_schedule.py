@@ -9,6 +9,8 @@ import pytest
 
 from ddpm_jax.schedule import (
     BETAS,
+    edm,
+    flow,
     from_betas,
     linear,
     q_sample,
@@ -46,7 +48,7 @@ def test_tables_are_those_of_float64(betas):
     }
     for name, table in wanted.items():
         assert getattr(schedule, name).dtype == jnp.float32
-        np.testing.assert_allclose(getattr(schedule, name), table, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(getattr(schedule, name), table, rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 def test_sqrt_one_minus_alpha_bar_is_not_recomputed_in_float32():
@@ -98,6 +100,26 @@ def test_squaredcos_has_the_alpha_bar_of_nichol_and_dhariwal_up_to_the_cap(T):
 def test_sigmoid_betas_follow_the_logistic_curve_from_minus_6_to_6():
     z = np.linspace(-6, 6, 1000)
     np.testing.assert_allclose(sigmoid(), 1e-4 + 0.0199 * 0.5 * (1 + np.tanh(z / 2)), rtol=1e-12)
+
+
+def test_edm_has_every_noise_level_from_0_002_to_80_at_a_float_t():
+    """log sigma is linear in t, so that interpolation in log SNR is exact (Table 1, Karras et al. 2022)."""
+    schedule, t = from_betas(edm()), jnp.asarray(np.random.default_rng(0).uniform(0, 999, 200), jnp.float32)
+    sigma = np.exp(np.log(0.002) + np.asarray(t, float) / 999 * np.log(80 / 0.002))
+    signal, noise = schedule.at(t)
+    np.testing.assert_allclose(signal, 1 / np.sqrt(1 + sigma**2), rtol=2e-6)
+    np.testing.assert_allclose(noise, sigma / np.sqrt(1 + sigma**2), rtol=2e-6)
+    np.testing.assert_allclose(schedule.t_of(jnp.asarray(-2 * np.log(sigma), jnp.float32)), t, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(schedule.t_of(jnp.array([20.0, -20.0])), [0, 999])
+    np.testing.assert_allclose(from_betas(edm(7, 0.01, 50.0)).snr(jnp.array([0, 6])), [1e4, 1 / 2500], rtol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_flow_mixes_in_equal_shares_of_noise_and_ends_in_noise(T):
+    schedule, s = from_betas(flow(T)), np.arange(1, T + 1) / T
+    shares = schedule.sqrt_one_minus_alpha_bar / (schedule.sqrt_alpha_bar + schedule.sqrt_one_minus_alpha_bar)
+    np.testing.assert_allclose(shares, s, rtol=2e-6)
+    assert schedule.alpha_bar[-1] == 0
 
 
 @pytest.mark.parametrize("family", [linear, scaled_linear, sigmoid])

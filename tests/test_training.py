@@ -11,6 +11,7 @@ import pytest
 
 from ddpm_jax.config import Config, Ema, Optimizer, Training
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.ema import power_gamma
 from ddpm_jax.models import Model
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
@@ -55,7 +56,7 @@ def linear_batch(step=0, count=8):
 def train(tx, batches, *, ema=None, params=None):
     """The states before and after each step on `batches`, and the metrics."""
     step = jax.jit(make_train_step(linear_loss, tx, ema))
-    states, metrics = [init_state(params or linear_params(), tx)], []
+    states, metrics = [init_state(params or linear_params(), tx, ema)], []
     for batch in batches:
         state, metric = step(states[-1], batch)
         states.append(state)
@@ -140,13 +141,39 @@ def test_ema_starts_as_a_copy_that_donation_does_not_share():
     assert not pointers(state.ema_params) & pointers(state.params)
 
 
+def test_several_averages_at_once_are_each_what_it_is_alone():
+    batches = [linear_batch(step) for step in range(12)]
+    together = train(optax.sgd(0.2), batches, ema=Ema(decay=0.6, others=(0.9, 0.1), power=(0.1, 0.05)))[0][-1]
+    wanted = {"ema": Ema(decay=0.6), "ema_0.9": Ema(decay=0.9), "ema_0.1": Ema(decay=0.1)}
+    wanted |= {f"power_{length}": Ema(power=(length,)) for length in (0.1, 0.05)}
+    assert set(together.ema_params) == set(wanted)
+    for name, settings in wanted.items():
+        alone = train(optax.sgd(0.2), batches, ema=settings)[0][-1].ema_params
+        assert_same(together.ema_params[name], alone[name if settings.power else "ema"])
+
+
+def test_a_power_function_average_is_its_closed_form():
+    """The parameters after step s of t weigh (s/t)^(gamma + 1) - ((s - 1)/t)^(gamma + 1), those before it nothing."""
+    states, _ = train(optax.sgd(0.2), map(linear_batch, range(12)), ema=Ema(power=(0.2,)))
+    edges = (np.arange(13) / 12) ** (power_gamma(0.2) + 1)
+    wanted = np.tensordot(np.diff(edges), np.stack([np.asarray(state.params["w"]) for state in states[1:]]), 1)
+    np.testing.assert_allclose(states[-1].ema_params["power_0.2"]["w"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_without_the_averages_of_the_step_is_an_error_that_names_them():
+    step = make_train_step(linear_loss, optax.sgd(0.1), Ema(power=(0.05,)))
+    with pytest.raises(ValueError, match=r"the averages ema and the step makes ema, power_0\.05: give init_state"):
+        step(init_state(linear_params(), optax.sgd(0.1)), linear_batch())
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_accumulated_micro_batches_are_one_step_on_the_whole_batch(count):
     whole = [linear_batch(step) for step in range(3)]
     rows = [slice(i * 8 // count, (i + 1) * 8 // count) for i in range(count)]
     micro = [jax.tree.map(lambda x, r=r: x[r], batch) for batch in whole for r in rows]
-    wanted, _ = train(optax.sgd(0.1), whole, ema=Ema(decay=0.5))
-    states, _ = train(optax.MultiSteps(optax.sgd(0.1), count).gradient_transformation(), micro, ema=Ema(decay=0.5))
+    ema = Ema(decay=0.5, others=(0.9,), power=(0.1,))
+    wanted, _ = train(optax.sgd(0.1), whole, ema=ema)
+    states, _ = train(optax.MultiSteps(optax.sgd(0.1), count).gradient_transformation(), micro, ema=ema)
     for i, state in enumerate(states):
         same = wanted[i // count]
         assert int(state.step) == i // count

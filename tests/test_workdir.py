@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import workdir
-from ddpm_jax.checkpoint import Checkpoints
-from ddpm_jax.config import Checkpoint, Config, Optimizer, Training, to_json
+from ddpm_jax.checkpoint import SNAPSHOTS, Checkpoints, steps
+from ddpm_jax.config import Checkpoint, Config, Ema, Optimizer, Training, to_json
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.ema import MAX_RESIDUAL, power_gamma
 from ddpm_jax.models.basic_unet import BasicUNet
 
 CONFIG = Config(
@@ -70,6 +71,100 @@ def test_a_config_that_cannot_be_read_is_named(run):
 def test_parameters_come_back_by_name(run, params, weights, factor):
     loaded = workdir.load_params(CONFIG, run, 5, weights)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, factor * np.asarray(b)), loaded, params)
+
+
+AVERAGES = Ema(others=(0.9,), power=(0.05, 0.1), snapshots_every=2)
+
+
+@pytest.fixture
+def averaged(tmp_path, params):
+    """A run of 8 steps whose parameters are t^2 times `params` after step t, and its config."""
+    config = dataclasses.replace(CONFIG, ema=AVERAGES)
+    averages = {name: jax.tree.map(np.zeros_like, params) for name in (*AVERAGES.decays, *AVERAGES.tracks)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for t in range(1, 9):
+            newest = jax.tree.map(lambda x, t=t: t**2 * np.asarray(x), params)
+            for name, length in AVERAGES.tracks.items():
+                beta = (1 - 1 / t) ** (power_gamma(length) + 1)
+                averages[name] = jax.tree.map(
+                    lambda a, p, beta=beta: np.float32(beta * a + (1 - beta) * p), averages[name], newest
+                )
+            workdir.snapshot(AVERAGES, tmp_path, t, 8, averages)
+            if t in (5, 8):
+                checkpoints.save(t, {"params": newest, "ema_params": averages}, to_json(config))
+    return config, tmp_path
+
+
+@pytest.mark.parametrize(("step", "length"), [(8, 0.06), (8, 0.08), (8, 0.12), (5, 0.08), (8, 0.1)])
+def test_an_average_of_any_length_is_rebuilt(averaged, params, step, length):
+    found = workdir.load_params(*averaged, step, str(length))
+    edges = (np.arange(step + 1) / step) ** (power_gamma(length) + 1)
+    wanted = np.diff(edges) @ np.arange(1, step + 1) ** 2
+    raw = step**2
+    for ours, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(
+            ours, wanted * np.asarray(leaf), atol=MAX_RESIDUAL * (raw - wanted) * np.abs(leaf).max()
+        )
+        assert ours.sharding.device_set == set(jax.local_devices())
+
+
+def test_a_tracked_average_is_read_by_name_and_is_what_is_rebuilt_at_its_length(averaged):
+    named = workdir.load_params(*averaged, 5, "power_0.1")
+    rebuilt = workdir.load_params(*averaged, 5, "0.10")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), named, rebuilt)
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(named)) > 0
+    other = workdir.load_params(*averaged, 5, "ema_0.9")
+    assert {float(abs(leaf).max()) for leaf in jax.tree.leaves(other)} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("emma", "unknown weights 'emma'; there are: raw, ema, ema_0.9, power_0.05, power_0.1$"),
+        ("0.9999", "must be above 0 and at most 0.2887, not 0.9999"),
+        ("nan", "not nan"),
+        ("0.01", r"off by \d+% at step 8, more than 5%; 3 earlier snapshots .* for 0.05, 0.06, .*0.1, 0.11, 0.12"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(averaged, weights, message):
+    with pytest.raises(ValueError, match=message) as error:
+        workdir.load_params(*averaged, 8, weights)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_without_tracks_has_nothing_to_rebuild_from(run):
+    with pytest.raises(ValueError, match=r"did not track \(train with --ema.power 0.05 0.1\); there are: raw, ema$"):
+        workdir.load_params(CONFIG, run, 5, "0.08")
+
+
+def test_snapshots_are_taken_at_the_cadence_asked_for_or_64_times_a_run(averaged, tmp_path, monkeypatch):
+    assert steps(averaged[1], SNAPSHOTS) == [2, 4, 6, 8]
+    taken = []
+    monkeypatch.setattr(workdir.checkpoint, "save_snapshot", lambda _, step, trees: taken.append((step, set(trees))))
+    averages = {"ema": {}, "power_0.1": {}}
+    for step in range(1, 1001):
+        workdir.snapshot(Ema(power=(0.1,)), tmp_path, step, 1000, averages)
+        workdir.snapshot(Ema(), tmp_path, step, 1000, averages)
+    assert taken == [(step, {"power_0.1"}) for step in range(16, 1001, 16)]
+
+
+def test_to_begin_keeps_what_the_start_has_behind_it(averaged):
+    config, folder = averaged
+    (folder / "notes.txt").write_text("mine")
+    workdir.begin(folder, config, 5, overwrite=False)
+    assert steps(folder, SNAPSHOTS) == [2, 4]
+    assert steps(folder) == [5, 8]
+    assert (folder / "config.json").exists()
+    workdir.begin(folder, config, 0, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_the_cadence_of_snapshots_may_change_and_the_tracks_may_not(averaged):
+    config, folder = averaged
+    slower = dataclasses.replace(AVERAGES, snapshots_every=4)
+    assert workdir.resume(dataclasses.replace(config, ema=slower), folder)[1] == 8
+    with pytest.raises(ValueError, match=r"ema\.power"):
+        workdir.resume(dataclasses.replace(config, ema=Ema(others=(0.9,))), folder)
 
 
 def test_another_models_checkpoint_is_an_error_that_names_a_leaf(run):

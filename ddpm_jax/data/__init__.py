@@ -26,6 +26,9 @@ Batch = dict[str, np.ndarray]
 class Images(Protocol):
     """A finite set of uint8 images of one size; `read` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
 
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> Batch: ...
@@ -77,6 +80,18 @@ class OnDisk:
     def read(self, indices: np.ndarray) -> Batch:
         batch = {"image": np.stack([self.decode(int(i)) for i in indices])}
         return batch if self.labels is None else batch | {"label": self.labels[indices]}
+
+
+def check_labels(images: Images, num_classes: int) -> None:
+    """Raises ValueError unless every image has a label in 0..num_classes-1."""
+    if images.labels is None:
+        raise ValueError(f"the net is for {num_classes} classes, but this data has no labels: leave num_classes out")
+    lowest, highest = images.labels.min(), images.labels.max()
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"labels of this data go from {lowest} to {highest}, outside the net's classes 0..{num_classes - 1}: "
+            f"set num_classes to {highest + 1}"
+        )
 
 
 def fit(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:

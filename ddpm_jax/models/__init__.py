@@ -96,7 +96,7 @@ class Model:
         *,
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w out"]:
         """The network's output in float32, computed in `dtype`; dropout only where each example has a key.
 
         A net with label dropout takes a label of -1, or no labels at all, for "not said".

@@ -75,7 +75,7 @@ class ConvUNetModule(nn.Module):
     @nn.compact
     def __call__(
         self, xt: Float[Array, "b h w c"], t: Num[Array, " b"], labels, keys: Key[Array, " b"] | None
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w out"]:
         net, last = self.net, len(self.net.widths) - 1
         waves = sinusoidal_embedding(t, net.time_embedding_dim, layout="interleaved", freq_shift=0.0).astype(xt.dtype)
         emb = nn.relu(dense(waves, net.time_embedding_dim, "time_linear", init="torch"))

@@ -118,7 +118,7 @@ class UNetModule(nn.Module):
         t: Num[Array, " b"],
         labels: Int[Array, " b"] | None,
         keys: Key[Array, " b"] | None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w out"]:
         net, init = self.net, self.net.init_scheme
         emb = self._embed(t, labels).astype(xt.dtype)
         h = conv(xt, net.widths[0], 3, "conv_in", init=init)

@@ -30,14 +30,14 @@ class Sampler:
     init(xT) -> memory                                           what a multistep method remembers, () for others
     step(keys, denoise, xt, row, memory) -> (x_next, memory)
 
-    `order` is the order of convergence to the probability-flow ODE, for a method that solves it; a walk of n steps
-    asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what diffusers' DDIM and PNDM do: a walk
-    from each t to t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
+    `order` is the order of convergence to the probability-flow ODE, None for a method that adds noise; a walk of n
+    steps asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what diffusers' DDIM and PNDM do: a
+    walk from each t to t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
-    order: int = dataclasses.field(default=1, metadata={"static": True})
+    order: int | None = dataclasses.field(default=None, metadata={"static": True})
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
     extra: int = dataclasses.field(default=0, metadata={"static": True})
     even_stride: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -46,12 +46,6 @@ class Sampler:
 def no_memory(xT: Array) -> tuple:
     """The `init` of a method that remembers nothing."""
     return ()
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises ValueError(message) unless an option is as it must be."""
-    if not condition:
-        raise ValueError(message)
 
 
 def names() -> list[str]:

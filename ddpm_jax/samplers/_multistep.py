@@ -36,7 +36,12 @@ def remember(memory, value, position):
 
 def known(positions):
     """How many entries, from the newest on, are at a finite position."""
-    return jnp.sum(jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32)))
+    return jnp.sum(jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32), dtype=jnp.int32), dtype=jnp.int32)
+
+
+def lower_at_end(row, order):
+    """The order, and in walks of fewer than 15 steps at most as many as there are steps left, as in diffusers."""
+    return jnp.where(row.steps < 15, jnp.minimum(order, row.steps - row.i), order)
 
 
 def integral_weights(nodes, moments, count):
@@ -45,7 +50,7 @@ def integral_weights(nodes, moments, count):
     nodes (k,) are measured so that the step goes from 0 to 1, moments (k,) are the integrals of 1, s, ..., s^(k-1):
     sum_k weight_k node_k^j = moment_j for j < count.
     """
-    j = jnp.arange(nodes.size)
+    j = jnp.arange(nodes.size, dtype=jnp.int32)
     used = j < count
     powers = jnp.where(used, nodes, 0)[None, :] ** j[:, None].astype(nodes.dtype)
     unused = jnp.eye(nodes.size, dtype=nodes.dtype)
@@ -76,4 +81,4 @@ def exponential_mean(h, nodes, values, count):
 
 def change_from_newest(weights, values):
     """sum_k weights_k (values_k - values_0): what earlier values add to the newest in a mean."""
-    return jnp.tensordot(weights, values - values[0], 1)
+    return jnp.tensordot(weights, values - values[:1], 1)

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.errors import check
 from ddpm_jax.grids import posterior
-from ddpm_jax.samplers import Sampler, check, no_memory, step_noise
+from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 
 def ddim(*, eta: float = 0.0, compat: bool = False) -> Sampler:
@@ -14,7 +15,7 @@ def ddim(*, eta: float = 0.0, compat: bool = False) -> Sampler:
     compat: as diffusers' DDIM, which goes to t - T // steps and keeps the network's eps where x0 was clipped.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    return Sampler(Partial(no_memory), Partial(_step, eta), even_stride=compat)
+    return Sampler(Partial(no_memory), Partial(_step, eta), order=None if eta else 1, even_stride=compat)
 
 
 def _step(eta, keys, denoise, xt, row, memory):

@@ -5,8 +5,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.errors import check
 from ddpm_jax.grids import learned_log_variance, posterior
-from ddpm_jax.samplers import Sampler, check, no_memory, step_noise
+from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 

@@ -5,33 +5,39 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.samplers import Sampler, check
+from ddpm_jax.errors import check
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import (
     change_from_newest,
     exponential_moments,
     history,
     integral_weights,
     known,
+    lower_at_end,
     remember,
 )
 from ddpm_jax.samplers.euler import euler_step
 
 
-def deis(*, order: Literal[1, 2, 3] = 3) -> Sampler:
+def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
     """Integrates eps over sigma, eps being the polynomial in log sigma through this and the `order` - 1 before it.
 
     Eq. 15 of Zhang & Chen 2023 in the variable log(rho), there called rhoAB in logarithm. The step to clean data,
-    where log sigma is infinite, is Euler's.
+    where log sigma is infinite, is Euler's. compat: the order falls to 1 at the end of short walks, as in diffusers.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
-    return Sampler(history(order), Partial(_step), order=order)
+    return Sampler(history(order), Partial(_step, Partial(lower_at_end if compat else _as_known)), order=order)
 
 
-def _step(keys, denoise, xt, row, memory):
+def _step(highest, keys, denoise, xt, row, memory):
     x0, eps, _ = denoise(xt, row.t)
     values, positions = memory = remember(memory, eps, row.log_snr / 2)
     finite = jnp.isfinite(row.h)
-    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, known(positions), 1)
+    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, highest(row, known(positions)), 1)
     nodes = (positions - positions[0]) / h
     weights = integral_weights(nodes, exponential_moments(len(nodes), h, growing=False), count)
     return euler_step(row, x0, eps, change_from_newest(weights, values)), memory
+
+
+def _as_known(row, order):
+    return order

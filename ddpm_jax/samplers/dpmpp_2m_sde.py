@@ -12,7 +12,7 @@ def dpmpp_2m_sde() -> Sampler:
 
     x_next = (std_next / std) e^-h x + sqrt(alpha_bar_next) (1 - e^-2h) D + std_next sqrt(1 - e^-2h) z.
     """
-    return Sampler(Partial(start), Partial(_step), order=2)
+    return Sampler(Partial(start), Partial(_step))
 
 
 def _step(keys, denoise, xt, row, memory):

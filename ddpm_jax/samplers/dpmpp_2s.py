@@ -4,14 +4,17 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler, no_memory
-from ddpm_jax.samplers.ddim import transfer
+from ddpm_jax.samplers.ddim import transfer, transfer_by
 
 
-def dpmpp_2s() -> Sampler:
+def dpmpp_2s(*, compat: bool = False) -> Sampler:
     """DDIM to the middle of the step in log SNR (r = 1/2), then over the whole step with the x0 found there.
 
-    The step to clean data stays DDIM's.
+    The step to clean data stays DDIM's. compat: as diffusers, which makes one step of two rows of the grid, the first
+    of them to its middle, wherever that lies.
     """
+    if compat:
+        return Sampler(Partial(_nowhere), Partial(_half_step), order=2)
     return Sampler(Partial(no_memory), Partial(_step), order=2, evaluations=2)
 
 
@@ -22,3 +25,20 @@ def _step(keys, denoise, xt, row, memory):
     x_middle = middle.sqrt_alpha_bar * x0 + middle.sqrt_one_minus_alpha_bar * eps
     x0 = jnp.where(finite, denoise(x_middle, middle.t).x0, x0)
     return transfer(row, xt, x0), memory
+
+
+def _nowhere(xT):
+    """Where a step began: x, its x0, its log SNR / 2 and its deviation of noise."""
+    return xT, xT, jnp.full((), -jnp.inf, xT.dtype), jnp.ones((), xT.dtype)
+
+
+def _half_step(keys, denoise, xt, row, memory):
+    x0, (x_begin, x0_begin, begin, std) = denoise(xt, row.t).x0, memory
+    here = row.log_snr / 2
+    second = (row.i % 2 == 1) & jnp.isfinite(begin) & jnp.isfinite(row.h)
+    h = jnp.where(second, here + row.h - begin, 1)
+    r = jnp.where(second, (here - begin) / h, 1)
+    mean = x0_begin + (x0 - x0_begin) / (2 * r)
+    x_whole = transfer_by(row.sqrt_one_minus_alpha_bar_next / std, row.sqrt_alpha_bar_next, h, x_begin, mean)
+    x_next = jnp.where(second, x_whole, transfer(row, xt, x0))
+    return x_next, (xt, x0, here, row.sqrt_one_minus_alpha_bar)

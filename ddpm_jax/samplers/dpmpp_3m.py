@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.samplers._multistep import exponential_mean, history, known, remember
+from ddpm_jax.samplers._multistep import exponential_mean, history, known, lower_at_end, remember
 from ddpm_jax.samplers.ddim import transfer
 
 
@@ -12,7 +12,8 @@ def dpmpp_3m(*, compat: bool = False) -> Sampler:
     """x_next = (std_next / std) x + sqrt(alpha_bar_next) times the integral of e^(s - h) x0(s) over s in [0, h].
 
     x0(s) is the parabola in s = lambda - lambda_t through this x0 and the two before. compat: as the paper prints it
-    and diffusers has it, with half the parabola's bend, which converges with order 2 only.
+    and diffusers has it, with half the parabola's bend, which converges with order 2 only; the order falls to 1 at the
+    end of short walks.
     """
     return Sampler(history(3), Partial(_published if compat else _step), order=2 if compat else 3)
 
@@ -26,8 +27,7 @@ def _step(keys, denoise, xt, row, memory):
 
 def _published(keys, denoise, xt, row, memory):
     values, positions = memory = remember(memory, denoise(xt, row.t).x0, row.log_snr / 2)
-    near_end = (row.steps < 15) & (row.i == row.steps - 2)  # where diffusers falls to order 2
-    order = jnp.where(jnp.isfinite(row.h), jnp.minimum(known(positions), jnp.where(near_end, 2, 3)), 1)
+    order = jnp.where(jnp.isfinite(row.h), lower_at_end(row, known(positions)), 1)
     h = jnp.where(jnp.isfinite(row.h), row.h, 1)
     r0, r1 = (positions[0] - positions[1]) / h, (positions[1] - positions[2]) / h
     slope, slope_before = (values[0] - values[1]) / r0, (values[1] - values[2]) / r1

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.samplers import Sampler, check, no_memory, step_noise
+from ddpm_jax.errors import check
+from ddpm_jax.samplers import Sampler, no_memory, step_noise
 from ddpm_jax.samplers.heun import heun_step
 
 
@@ -16,7 +17,9 @@ def edm(*, S_churn: float = 0.0, S_min: float = 0.0, S_max: float = float("inf")
     """
     for name, value in (("S_churn", S_churn), ("S_min", S_min), ("S_max", S_max), ("S_noise", S_noise)):
         check(value >= 0, f"{name} must not be negative, not {value}")
-    return Sampler(Partial(no_memory), Partial(_step, S_churn, S_min, S_max, S_noise), order=2, evaluations=2)
+    return Sampler(
+        Partial(no_memory), Partial(_step, S_churn, S_min, S_max, S_noise), order=None if S_churn else 2, evaluations=2
+    )
 
 
 def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, memory):

@@ -8,7 +8,7 @@ from ddpm_jax.samplers import Sampler, no_memory
 
 def euler() -> Sampler:
     """x / sqrt(alpha_bar) moves by (sigma_next - sigma) eps: d(x / sqrt(alpha_bar)) / d sigma = eps."""
-    return Sampler(Partial(no_memory), Partial(_step))
+    return Sampler(Partial(no_memory), Partial(_step), order=1)
 
 
 def _step(keys, denoise, xt, row, memory):

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.samplers import Sampler, check, no_memory, step_noise
+from ddpm_jax.errors import check
+from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 
 def euler_ancestral(*, eta: float = 1.0) -> Sampler:

@@ -5,7 +5,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.samplers import Sampler, check
+from ddpm_jax.errors import check
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
 from ddpm_jax.samplers.euler import euler_step, sigma_step
 

@@ -1,49 +1,77 @@
 """Pseudo numerical methods for diffusion models: Liu et al. 2022."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
 from ddpm_jax.samplers.euler import euler_step
 
 
-def pndm(*, runge_kutta: bool = True, compat: bool = False) -> Sampler:
+def pndm(*, runge_kutta: bool = True, average: Literal["eps", "v"] = "eps", compat: bool = False) -> Sampler:
     """DDIM's step with the mean of eps over it, from the four newest by Adams and Bashforth's weights (PLMS, Eq. 12).
 
     The weights, 55/24, -59/24, 37/24, -9/24, are for timesteps at equal distances. The first three steps are Runge and
     Kutta's (PRK, Eq. 13) of four evaluations each, or else the first is Heun's and the order rises from there.
-    compat: walks from t to t - T // steps as diffusers does.
+    average: v takes the mean of v in place of eps, as diffusers does for networks that predict v, and converges with
+    order 1 only. compat: walks from t to t - T // steps as diffusers does, and with the mean to clean data too, where
+    else the step is DDIM's.
     """
+    check(average in AVERAGES, f"average must be eps or v, not {average}")
     start, extra = (_runge_kutta, 9) if runge_kutta else (_heun, 1)
     until = 3 if runge_kutta else 1
-    return Sampler(history(4), Partial(_step, Partial(start), until), order=2, extra=extra, even_stride=compat)
+    step = Partial(_step, Partial(start), until, Partial(AVERAGES[average]), compat)
+    order = 2 if average == "eps" else 1
+    return Sampler(history(4), step, order=order, extra=extra, even_stride=compat)
 
 
-def _step(start, until, keys, denoise, xt, row, memory):
-    x0, eps, _ = denoise(xt, row.t)
+def _step(start, until, averaged, to_the_end, keys, denoise, xt, row, memory):
+    x0, eps, _ = prediction = denoise(xt, row.t)
+    value, per_value = averaged(prediction, row.sqrt_alpha_bar, row.sqrt_one_minus_alpha_bar)
     starting = (known(memory[1]) < until) & jnp.isfinite(row.h)
-    values, positions = memory = remember(memory, eps, row.i)
-    nodes = -jnp.arange(4, dtype=eps.dtype)
-    weights = integral_weights(
-        nodes, uniform_moments(4, eps.dtype), jnp.where(jnp.isfinite(row.h), known(positions), 1)
-    )
-    change = jax.lax.cond(
-        starting, lambda: start(denoise, row, x0, eps) - eps, lambda: change_from_newest(weights, values)
-    )
-    return euler_step(row, x0, eps, change), memory
+    values, positions = memory = remember(memory, value, row.i)
+    count = jnp.where(jnp.isfinite(row.h) | to_the_end, known(positions), 1)
+    weights = integral_weights(-jnp.arange(4, dtype=eps.dtype), uniform_moments(4, eps.dtype), count)
+
+    def move(row, change):
+        return euler_step(row, x0, eps, per_value * change)
+
+    def ask(x, t, a, b):
+        return averaged(denoise(x, t), a, b)[0] - value
+
+    change = jax.lax.cond(starting, lambda: start(move, ask, row), lambda: change_from_newest(weights, values))
+    return move(row, change), memory
 
 
-def _heun(denoise, row, x0, eps):
-    return (eps + denoise(euler_step(row, x0, eps), row.t_next_finite).eps) / 2
+def _heun(move, ask, row):
+    return _ask_at_end(ask, row, move(row, 0.0)) / 2
 
 
-def _runge_kutta(denoise, row, x0, eps):
-    t_middle = (row.t.astype(eps.dtype) + row.t_next_finite.astype(eps.dtype)) / 2
+def _runge_kutta(move, ask, row):
+    t_middle = (row.t.astype(row.h.dtype) + row.t_next_finite.astype(row.h.dtype)) / 2
     a, b = row.schedule.at(t_middle)
     half = row._replace(sqrt_alpha_bar_next=a, sqrt_one_minus_alpha_bar_next=b)
-    eps_2 = denoise(euler_step(half, x0, eps), t_middle).eps
-    eps_3 = denoise(euler_step(half, x0, eps, eps_2 - eps), t_middle).eps
-    eps_4 = denoise(euler_step(row, x0, eps, eps_3 - eps), row.t_next_finite).eps
-    return (eps + 2 * eps_2 + 2 * eps_3 + eps_4) / 6
+    change_2 = ask(move(half, 0.0), t_middle, a, b)
+    change_3 = ask(move(half, change_2), t_middle, a, b)
+    change_4 = _ask_at_end(ask, row, move(row, change_3))
+    return (2 * change_2 + 2 * change_3 + change_4) / 6
+
+
+def _ask_at_end(ask, row, x):
+    return ask(x, row.t_next_finite, row.sqrt_alpha_bar_next, row.sqrt_one_minus_alpha_bar_next)
+
+
+def _eps(prediction, a, b):
+    return prediction.eps, 1.0
+
+
+def _v(prediction, a, b):
+    """v, and what eps gains with it where x stays."""
+    return a * prediction.eps - b * prediction.x0, a
+
+
+AVERAGES = {"eps": _eps, "v": _v}

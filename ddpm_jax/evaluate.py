@@ -1,0 +1,160 @@
+"""How well a run's network explains its data: checkpoint -> variational bound -> bits per dimension.
+
+    python -m ddpm_jax.evaluate --ckpt runs/digits --num 256
+
+Leaves bits_per_dim.json, and bits_per_dim.png with the bound's term at each timestep, in the run's directory.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax import checkpoint, command_line, figures, parallel, workdir
+from ddpm_jax.config import Config
+from ddpm_jax.data import Batch, batch_at
+from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.errors import check
+from ddpm_jax.generation import chunk_count, network_of
+from ddpm_jax.likelihood import Bound, bound_terms, prior_term
+from ddpm_jax.models import Params
+from ddpm_jax.pictures import atomic_file
+from ddpm_jax.samplers import sample_keys
+
+PROGRESS_PARTS = 20
+NAME = "bits_per_dim"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to measure; `--ckpt DIR` names the run."""
+
+    num: int = 256
+    """How many images of the recipe's data."""
+    batch_size: int = 64
+    """How many are looked at at once; changes no figure."""
+    seed: int = 0
+    """Which images, and which noise."""
+    weights: str = "ema"
+    """An average of the parameters by name, or the parameters themselves as `raw`."""
+    checkpoint: int | None = None
+    """Which saved step; None for the newest."""
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    """Insist on a kind of device."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder."""
+    debug: bool = False
+    """Show where an error was raised."""
+
+    def __post_init__(self):
+        check(self.num >= 2, f"--num must be at least 2, for a standard error, not {self.num}")
+        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
+        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
+
+
+def main(args: list[str]) -> None:
+    """Measures what the command line says."""
+    ckpt, args = command_line.take_option(args, "--ckpt")
+    wanted = command_line.parse(Evaluation, args, None, "python -m ddpm_jax.evaluate --ckpt DIR")
+    if ckpt is None:
+        raise ValueError("--ckpt is missing: give the directory of a run, such as --ckpt runs/digits")
+    folder, step = checkpoint.find(ckpt, wanted.checkpoint)
+    config = workdir.load_config(folder, step)
+    objective = diffusion_of(config)
+    command_line.set_up_jax(min(wanted.batch_size, wanted.num), wanted.platform, wanted.compilation_cache)
+    batch = draw_images(config, wanted)
+    params = workdir.load_params(config, folder, step, wanted.weights)
+    parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
+    with tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps") as bar:
+        bound = evaluate(config, params, batch, wanted.batch_size, wanted.seed, bar.update)
+    found = {"step": step, "weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
+    print(describe(found))
+    for path in save(found, folder):
+        print(path)
+
+
+def diffusion_of(config: Config) -> Diffusion:
+    """The recipe's objective; raises ValueError where it has no likelihood."""
+    if not isinstance(config.objective, Diffusion):
+        raise ValueError("bits per dimension are those of a diffusion model, and this run trained the corruption toy")
+    return config.objective
+
+
+def draw_images(config: Config, wanted: Evaluation) -> Batch:
+    """`num` images of the recipe's data, and their labels, no image twice; the seed says which."""
+    images = config.data.load(config.model.image_size, config.model.channels)
+    check(wanted.num <= len(images), f"--num {wanted.num} is more than the {len(images):,} images there are")
+    return batch_at(images, wanted.seed, 0, wanted.num)
+
+
+def evaluate(
+    config: Config,
+    params: Params,
+    batch: Batch,
+    batch_size: int,
+    seed: int,
+    on_part: Callable[[], object] = lambda: None,
+) -> Bound:
+    """The bound of each image: image i's noise depends on (seed, i) alone, whatever the batch size."""
+    objective, num = diffusion_of(config), len(batch["image"])
+    schedule = objective.noise_schedule()
+    parts = jnp.split(jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS))
+    labels = batch.get("label", np.zeros(num, np.int32))
+    devices = jax.local_device_count()
+    batch_size = -(-min(batch_size, num) // devices) * devices
+    bounds = []
+    for start in range(0, num, batch_size):
+        rows = np.arange(start, start + batch_size)
+        keys, images = sample_keys(seed, jnp.asarray(rows)), batch["image"][rows % num]
+        keys, x0, label = parallel.shard((keys, images, labels[rows % num]))
+        denoise = objective.denoiser(network_of(config.model, params, label), Sampling())
+        terms = []
+        for t in parts:
+            terms.append(bound_terms(keys, schedule, denoise, x0, t, objective.variance))
+            jax.block_until_ready(terms)  # so that a progress bar shows what is done, not what is asked for
+            on_part()
+        bounds.append(Bound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))
+    return jax.tree.map(lambda *figures: jnp.concatenate(figures)[:num], *bounds)  # the last batch is filled up
+
+
+def summary(bound: Bound) -> dict:
+    """The figures of a bound over many images, as plain numbers; raises ValueError where one is not finite."""
+    total = np.asarray(bound.total)
+    check(bool(np.isfinite(total).all()), "the bound is not finite: look for NaN in the weights")
+    return {
+        "bits_per_dim": float(total.mean()),
+        "standard_error": float(total.std(ddof=1) / np.sqrt(len(total))),
+        "prior": float(np.mean(bound.prior)),
+        "steps": float(np.mean(np.sum(bound.terms[:, 1:], 1))),
+        "decoder": float(np.mean(bound.decoder)),
+        "per_timestep": np.mean(bound.terms, 0).tolist(),
+    }
+
+
+def describe(found: dict) -> str:
+    """The figures for a reader."""
+    rows = [("L_T", "prior"), ("L_1 .. L_T-1", "steps"), ("L_0", "decoder")]
+    parts = [f"  {name:<14}{found[key]:8.4f}  {key}" for name, key in rows]
+    whole = f"{found['bits_per_dim']:.4f} +- {found['standard_error']:.4f}"
+    return "\n".join([f"bits per dimension at most {whole} ({found['num']} images, step {found['step']})", *parts])
+
+
+def save(found: dict, folder: Path) -> list[Path]:
+    """Leaves the figures and their picture in a folder."""
+    numbers, picture = folder / f"{NAME}.json", folder / f"{NAME}.png"
+    with atomic_file(numbers) as file:
+        file.write((json.dumps(found, indent=2) + "\n").encode())
+    figures.bound_curve(found["per_timestep"], picture, f"{folder}: {found['bits_per_dim']:.3f} bits per dimension")
+    return [numbers, picture]
+
+
+if __name__ == "__main__":
+    with command_line.one_line_errors("--debug" in sys.argv):
+        main(sys.argv[1:])
