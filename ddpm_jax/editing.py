@@ -3,7 +3,7 @@
     strength     x starts as q(x_t | x0) of a picture, part of the way down the grid       SDEdit, Meng et al. 2022
     inpainting   a sampler whose every step puts q(x_next | x0) where a picture is known   Song et al. 2021 (SDE)
     resampling   a grid that goes up again and again, so that new and known parts agree    RePaint, Lugmayr et al. 2022
-    mixing       two pictures of the same noise, or two noises, decoded from between       section 4.3, Ho et al. 2020
+    mixing       two pictures of the same noise, or two noises, decoded from between       section 4.4, Ho et al. 2020
     inversion    the deterministic walk upwards, to the state that leads to a picture      section 5.4, Song et al. 2021
 
 Each is a function for itself, for any denoiser and sampler; `Edit` is what a command asks for of all of them.
@@ -50,8 +50,10 @@ def inpaint(sampler: Sampler, images: Float[Array, "b h w c"], masks: Bool[Array
     x_next = mask x_next + (1 - mask) (sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next) eps), with eps of the
     sample's key but of none of the sampler's own draws (Eq. 8, Lugmayr et al. 2022). At clean data that is x0 itself.
     On a row that goes up, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10), the net is not asked, and a
-    method that remembers earlier steps starts afresh.
+    method that remembers earlier steps starts afresh. Raises ValueError for masks of another size.
     """
+    sizes = images.shape[1:3], masks.shape[1:3]
+    check(sizes[0] == sizes[1], f"masks of {sizes[1]} pixels are for pictures of that size, not {sizes[0]}")
     return dataclasses.replace(sampler, step=Partial(_inpaint_step, sampler, images, masks))
 
 
@@ -99,7 +101,7 @@ def timetable(steps: int, repeats: int, jump: int) -> list[int]:
 def slerp(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], share: Float[Array, " b"]) -> Float[Array, "b h w c"]:
     """(sin((1 - s) u) a + sin(s u) b) / sin(u), u the angle between a and b in each picture, s = share in [0, 1].
 
-    Appendix D.3, Song et al. 2021. Between noises it has their length, which a straight line has not.
+    Shoemake 1985, as in section 5.3 of Song et al. 2021 (DDIM). Between noises it has their length, which a straight line has not.
     """
     lengths = jnp.linalg.norm(a.reshape(len(a), -1), axis=1) * jnp.linalg.norm(b.reshape(len(b), -1), axis=1)
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, (1, 2, 3)) / jnp.maximum(lengths, 1e-12), -1, 1))
@@ -170,6 +172,15 @@ class Edit:
     """Rows of a stretch."""
     inverted: bool = dataclasses.field(default=False, metadata={"static": True})
     """Pictures are encoded by walking up, not noised."""
+
+    def __post_init__(self):
+        some = self.images is not None
+        between = (self.others is not None) == (some and self.shares is not None)
+        check(between, "a way between pictures needs images, others and shares")
+        check(some or (self.masks is None and not self.inverted), "masks and inversion are for images: give them too")
+        check(self.masks is not None or self.repeats == 1, "repeats are for masks: give them too")
+        alone = self.shares is None and not self.inverted
+        check(self.masks is None or alone, "masks go neither with shares nor with inversion")
 
     def of(self, indices: Int[Array, " b"]) -> "Edit":
         """The same for these samples alone, a row each."""

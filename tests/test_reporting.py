@@ -12,7 +12,7 @@ from ddpm_jax.config import Config, Log, Optimizer, Training, to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits
-from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.run_log import read_metrics
 from ddpm_jax.training import TrainState
@@ -91,3 +91,20 @@ def test_preview_and_prediction_rows_start_clean_and_end_in_noise(objective, tmp
     assert error[0] < 3
     assert error[-1] > 40
     np.testing.assert_array_equal(rows["input"], IMAGES.images[:8])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "wanted"),
+    [
+        (Sampling(), Sampling(steps=3)),
+        (Sampling(steps=2), Sampling(steps=2)),
+        (Sampling(timesteps=(9.0, 7.0, 5.0, 1.0)), Sampling(steps=3)),
+        (Sampling(timesteps=(9.0, 5.0)), Sampling(timesteps=(9.0, 5.0))),
+    ],
+)
+def test_a_grid_while_training_takes_few_steps(sampling, wanted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reporting, "generate", lambda *_, sampling, **__: asked.append(sampling) or IMAGES.images[None])
+    objective, log = Diffusion(timesteps=10, beta_start=0.1, beta_end=0.8), Log(samples=4, sample_steps=3)
+    reporting.sample_grid(dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log), {})
+    assert asked == [wanted]

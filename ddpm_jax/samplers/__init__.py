@@ -30,9 +30,10 @@ class Sampler:
     init(xT) -> memory                                           what a multistep method remembers, () for others
     step(keys, denoise, xt, row, memory) -> (x_next, memory)
 
-    `order` is the order of convergence to the probability-flow ODE, None for a method that adds noise; a walk of n
-    steps asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what diffusers' DDIM and PNDM do: a
-    walk from each t to t - T // steps whatever the spacing, and the network's own eps where x0 was clipped.
+    `order` is the order of convergence to the probability-flow ODE where no noise is added, None for a method that
+    always adds some; a walk of n steps asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what
+    diffusers' DDIM and PNDM do: a walk from each t to t - T // steps whatever the spacing, and the network's own eps
+    where x0 was clipped.
     """
 
     init: Callable[[Array], Any]

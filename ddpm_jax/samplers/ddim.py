@@ -15,7 +15,7 @@ def ddim(*, eta: float = 0.0, compat: bool = False) -> Sampler:
     compat: as diffusers' DDIM, which goes to t - T // steps and keeps the network's eps where x0 was clipped.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    return Sampler(Partial(no_memory), Partial(_step, eta), order=None if eta else 1, even_stride=compat)
+    return Sampler(Partial(no_memory), Partial(_step, eta), order=1, even_stride=compat)
 
 
 def _step(eta, keys, denoise, xt, row, memory):
