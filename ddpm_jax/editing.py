@@ -101,7 +101,8 @@ def timetable(steps: int, repeats: int, jump: int) -> list[int]:
 def slerp(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], share: Float[Array, " b"]) -> Float[Array, "b h w c"]:
     """(sin((1 - s) u) a + sin(s u) b) / sin(u), u the angle between a and b in each picture, s = share in [0, 1].
 
-    Shoemake 1985, as in section 5.3 of Song et al. 2021 (DDIM). Between noises it has their length, which a straight line has not.
+    Shoemake 1985, as in section 5.3 of Song et al. 2021 (DDIM). Between noises it has their length, which a straight
+    line has not.
     """
     lengths = jnp.linalg.norm(a.reshape(len(a), -1), axis=1) * jnp.linalg.norm(b.reshape(len(b), -1), axis=1)
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, (1, 2, 3)) / jnp.maximum(lengths, 1e-12), -1, 1))

@@ -181,6 +181,12 @@ def test_an_edited_picture_does_not_depend_on_how_many_are_drawn_with_it(params,
         assert np.abs(whole[1, 0] - eleven[1, 0]).max() <= 1
 
 
+def test_between_two_ends_all_pictures_have_one_noise(params):
+    edit = Edit(images=IMAGES[:1], others=IMAGES[:1], shares=jnp.linspace(0, 1, 11), strength=0.6)
+    found = generate(CONFIG, params, num=11, batch_size=8, seed=3, edit=edit, path=True).astype(int)
+    assert np.abs(found - found[:, :1]).max() <= 1
+
+
 def test_an_edited_walk_has_its_own_number_of_steps(params):
     seen = []
     edit = EDITS["mask"]
@@ -248,6 +254,8 @@ def test_guidance_is_that_of_the_labels_and_changes_no_other_picture():
     assert np.abs(draw(9, 4.0, labels=[2]) - guided)[::2].max() <= 1
     assert np.abs(draw(9, 4.0, labels=[2]) - guided)[1::2].max() > 1
     assert np.abs(draw(9, 1.0, labels=[2, 0]) - guided).max() > 1
+    in_turn, ones = draw(9, 4.0, labels=[2, 0, 1]), draw(9, 4.0, labels=[1])
+    assert np.abs(in_turn[2::3] - ones[2::3]).max() <= 1 < np.abs(guided[8] - ones[8]).max()
     unsaid, none = draw(9, 4.0, labels=[-1]), draw(9, 1.0, labels=[-1])
     assert np.abs(unsaid - none).max() <= 1
     assert np.abs(draw(9, 0.0, labels=[2, 0]) - none).max() <= 1

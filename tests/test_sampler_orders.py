@@ -159,3 +159,15 @@ def test_pure_noise_is_a_level_to_start_from(name, betas):
     x0 = sample(keys, denoise, samplers.make(name), grid, initial_noise(keys, (2, 2, 1)))
     np.testing.assert_allclose(x0.mean(0), point[0], atol=0.1)
     assert 0.05 < float(x0.std(0).mean()) < 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_few_steps_from_almost_pure_noise_stay_finite(name, steps):
+    """alpha_bar = 2e-9 at the first row: the levels of the next are all but unreachable in rounding."""
+    schedule = from_betas(squaredcos())
+    denoise = make_denoiser(schedule, mixture_x0(schedule, jnp.full((1, 2, 2, 1), 0.5), 0.1), "x0", None)
+    keys = sample_keys(0, jnp.arange(256))
+    xT = initial_noise(keys, (2, 2, 1))
+    x0 = sample(keys, denoise, samplers.make(name), make_grid(schedule, spaced(1000, steps)), xT)
+    assert jnp.all(jnp.isfinite(x0))

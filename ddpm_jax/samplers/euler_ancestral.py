@@ -20,5 +20,5 @@ def euler_ancestral(*, eta: float = 1.0) -> Sampler:
 def _step(eta, keys, denoise, xt, row, memory):
     x0, eps, _ = denoise(xt, row.t)
     sigma_up = jnp.minimum(row.sigma_next, eta * row.sigma_next * jnp.sqrt(-jnp.expm1(-2 * row.h)))
-    sigma_down = jnp.sqrt(row.sigma_next**2 - sigma_up**2)
+    sigma_down = jnp.sqrt(jnp.maximum(row.sigma_next**2 - sigma_up**2, 0))
     return row.sqrt_alpha_bar_next * (x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)), memory
