@@ -109,6 +109,23 @@ def test_a_picture_does_not_depend_on_the_batch(name):
         np.testing.assert_allclose(part, whole[-count:], atol=0.5 / 255)
 
 
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+def test_a_picture_does_not_depend_on_the_devices(name, devices):
+    keys, xT = noise_and_keys(0, 8)
+    whole = sample(keys, CONVOLUTION, samplers.make(name), grid_of(10), xT)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    spread = jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    noise = initial_noise(spread, SHAPE)
+    np.testing.assert_array_equal(noise, xT)
+    np.testing.assert_array_equal(
+        step_noise(spread, grid_of(10).row(3), noise), step_noise(keys, grid_of(10).row(3), xT)
+    )
+    found = sample(spread, CONVOLUTION, samplers.make(name), grid_of(10), noise)
+    assert len(found.sharding.device_set) == devices
+    np.testing.assert_allclose(found, whole, atol=0.5 / 255)
+
+
 def changed_options(name):
     """The sampler's options that are numbers, each a little off its default."""
     parameters = inspect.signature(samplers.find(name)).parameters.values()
