@@ -196,15 +196,22 @@ def falling(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray) -> Row:
     """A grid of any steps: from each `t` in [0, T-1] to its `t_next`, which may be CLEAN, or noisier than t."""
-    dtype = schedule.beta.dtype
     t, t_next = np.asarray(t), np.asarray(t_next)
     here, after = _log_alpha_bar_at(schedule, t), _log_alpha_bar_at(schedule, t_next)
-    tables = [np.exp(0.5 * here), np.sqrt(-np.expm1(here)), np.exp(0.5 * after), np.sqrt(-np.expm1(after))]
-    tables += [-np.expm1(here - after), (_log_snr(after) - _log_snr(here)) / 2]
-    kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
-    counts, times = [np.arange(t.size), np.full(t.size, t.size)], [t, t_next]
-    arrays = [jnp.asarray(array, jnp.int32) for array in counts] + [jnp.asarray(array, kind) for array in times]
-    return Row(*arrays, *(jnp.asarray(table, dtype) for table in tables))._replace(schedule=schedule)
+    kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else schedule.beta.dtype
+    return Row(
+        i=jnp.arange(t.size, dtype=jnp.int32),
+        steps=jnp.full(t.size, t.size, jnp.int32),
+        t=jnp.asarray(t, kind),
+        t_next=jnp.asarray(t_next, kind),
+        sqrt_alpha_bar=jnp.asarray(np.exp(0.5 * here), schedule.beta.dtype),
+        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(-np.expm1(here)), schedule.beta.dtype),
+        sqrt_alpha_bar_next=jnp.asarray(np.exp(0.5 * after), schedule.beta.dtype),
+        sqrt_one_minus_alpha_bar_next=jnp.asarray(np.sqrt(-np.expm1(after)), schedule.beta.dtype),
+        beta=jnp.asarray(-np.expm1(here - after), schedule.beta.dtype),
+        h=jnp.asarray((_log_snr(after) - _log_snr(here)) / 2, schedule.beta.dtype),
+        schedule=schedule,
+    )
 
 
 def _log_alpha_bar(schedule: NoiseSchedule) -> np.ndarray:

@@ -17,9 +17,7 @@ def edm(*, S_churn: float = 0.0, S_min: float = 0.0, S_max: float = float("inf")
     """
     for name, value in (("S_churn", S_churn), ("S_min", S_min), ("S_max", S_max), ("S_noise", S_noise)):
         check(value >= 0, f"{name} must not be negative, not {value}")
-    return Sampler(
-        Partial(no_memory), Partial(_step, S_churn, S_min, S_max, S_noise), order=2, evaluations=2
-    )
+    return Sampler(Partial(no_memory), Partial(_step, S_churn, S_min, S_max, S_noise), order=2, evaluations=2)
 
 
 def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, memory):
