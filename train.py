@@ -77,16 +77,15 @@ def use_devices(run: Run, config: Config) -> Config:
 def train(config: Config, run: Run, start: int) -> None:
     """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
     images = config.data.load(config.model.image_size, config.model.channels)
-    if config.model.num_classes is not None:
-        check_labels(images, config.model.num_classes)
+    check_labels(images, config.model.num_classes)
     total, steps_per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
     if start >= total:
         print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
         return
     key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
-    state = jax.jit(init_state, static_argnums=(1, 2))(config.model.init(key_init), tx, config.ema)
-    state = parallel.replicate(state)
+    begin = jax.jit(init_state, static_argnums=(1, 2))
+    state = parallel.replicate(begin(config.model.init(key_init), tx, config.ema))
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 
@@ -102,8 +101,8 @@ def train(config: Config, run: Run, start: int) -> None:
         Reporter(config, images, run.workdir, start) as reporter,
     ):
         if start:
-            state = state._replace(step=jnp.asarray(start, jnp.int32), **checkpoints.restore(start, saved(state)))
-            state = parallel.replicate(state)
+            found = checkpoints.restore(start, saved(state))
+            state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))
         for step, batch in enumerate(batches(config, images, start, total), start):
             batch["key"] = example_keys(key_train, step, rows)
             metrics = []
