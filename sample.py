@@ -11,13 +11,13 @@ import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import checkpoint, command_line, pictures, samplers, workdir
+from ddpm_jax import command_line, on_run, pictures, samplers
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
@@ -25,40 +25,27 @@ from ddpm_jax.errors import check
 from ddpm_jax.from_pictures import FromPictures
 from ddpm_jax.generation import chunk_count, generate, labels_of
 from ddpm_jax.models import Params
+from ddpm_jax.on_run import OnRun, Run, open_run
 
 DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Draw(FromPictures):
+class Draw(FromPictures, OnRun):
     """What to draw; `--ckpt DIR` names the run and `--sampler NAME` the algorithm."""
 
     num: int | None = None
     """How many pictures; None for 64, or with --invert one of each."""
-    batch_size: int = 64
-    """How many are drawn at once; changes no picture."""
     label: tuple[str, ...] = ()
     """Classes, such as 3,5,7: picture i is of the i-th of them, in turn; by default of all."""
-    seed: int = 0
-    weights: str = "ema"
-    """An average of the parameters by name, the parameters themselves as `raw`, or the length of one to rebuild."""
     out: tuple[Path, ...] = ()
     """Files: X.png a grid, X.npz uint8 NHWC under `images`, X.gif the denoising path, a folder one PNG each."""
     trajectory: bool = False
     """Also write the denoising path of ten samples as X_chain.png."""
-    checkpoint: int | None = None
-    """Which saved step; None for the newest."""
-    platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Insist on a kind of device."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
-    debug: bool = False
-    """Show where an error was raised."""
 
     def __post_init__(self):
+        super().__post_init__()
         check(self.num is None or self.num >= 1, f"--num must be at least 1, not {self.num}")
-        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
-        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
         for path in self.out:
             pictures.check_output(path, self.num, gif=True)
 
@@ -69,23 +56,24 @@ def main(args: list[str]) -> None:
     if ckpt is None:
         if {"-h", "--help"} & set(args):
             command_line.parse(Draw, args, None, "sample.py --ckpt DIR")
-        raise ValueError("--ckpt is missing: give the directory of a run, such as --ckpt runs/digits")
-    folder, newest = checkpoint.find(ckpt)
-    recipe = workdir.load_config(folder, newest).sampling
+        raise ValueError(on_run.MISSING)
+    newest = open_run(ckpt)
     name, args = command_line.take_option(args, "--sampler")
-    draw, sampling = parse(args, recipe, name or recipe.sampler, folder)
-    folder, step = checkpoint.find(ckpt, draw.checkpoint)
-    config = dataclasses.replace(workdir.load_config(folder, step), sampling=sampling)
+    draw, sampling = parse(args, newest, name)
+    run = open_run(ckpt, draw.checkpoint)
+    config = dataclasses.replace(run.config, sampling=sampling)
     num = draw.num or draw.one_each() or DEFAULT_NUM
-    command_line.set_up_jax(min(draw.batch_size, num), draw.platform, draw.compilation_cache)
+    draw.set_up_jax(num)
     edit = draw.edit(config, num)
-    states = draw_states(config, workdir.load_params(config, folder, step, draw.weights), draw, num, edit)
+    states = draw_states(config, run.params(draw.weights), draw, num, edit)
     for path in pictures.save_states(states, draw.out, draw.trajectory):
         print(path)
 
 
-def parse(args: list[str], recipe: Sampling, sampler: str, folder: Path) -> tuple[Draw, Sampling]:
-    """What to draw and how, the sampler's own options as `--sampler.NAME`; defaults from the run's recipe."""
+def parse(args: list[str], run: Run, name: str | None) -> tuple[Draw, Sampling]:
+    """What to draw and how, the options of the sampler of this name as `--sampler.NAME`; defaults from the recipe."""
+    recipe, folder = run.config.sampling, run.folder
+    sampler = name or recipe.sampler
     known = recipe.options if sampler == recipe.sampler else {}
     options = command_line.options_class(samplers.find(sampler), known)
     own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]

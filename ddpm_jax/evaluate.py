@@ -10,81 +10,53 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import checkpoint, command_line, figures, parallel, workdir
+from ddpm_jax import command_line, figures, on_run, parallel
 from ddpm_jax.config import Config
 from ddpm_jax.data import Batch, batch_at
-from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.diffusion import Sampling
 from ddpm_jax.errors import check
 from ddpm_jax.generation import chunk_count, network_of
 from ddpm_jax.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.models import Params
+from ddpm_jax.on_run import OnRun, diffusion_of
 from ddpm_jax.pictures import atomic_file
 from ddpm_jax.samplers import sample_keys
 
 PROGRESS_PARTS = 20
-NAME = "bits_per_dim"
+NAME, WHAT = "bits_per_dim", "bits per dimension"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(OnRun):
     """What to measure; `--ckpt DIR` names the run."""
 
     num: int = 256
     """How many images of the recipe's data."""
-    batch_size: int = 64
-    """How many are looked at at once; changes no figure."""
-    seed: int = 0
-    """Which images, and which noise."""
-    weights: str = "ema"
-    """An average of the parameters by name, or the parameters themselves as `raw`."""
-    checkpoint: int | None = None
-    """Which saved step; None for the newest."""
-    platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Insist on a kind of device."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
-    debug: bool = False
-    """Show where an error was raised."""
 
     def __post_init__(self):
+        super().__post_init__()
         check(self.num >= 2, f"--num must be at least 2, for a standard error, not {self.num}")
-        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
-        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
 
 
 def main(args: list[str]) -> None:
     """Measures what the command line says."""
-    ckpt, args = command_line.take_option(args, "--ckpt")
-    wanted = command_line.parse(Evaluation, args, None, "python -m ddpm_jax.evaluate --ckpt DIR")
-    if ckpt is None:
-        raise ValueError("--ckpt is missing: give the directory of a run, such as --ckpt runs/digits")
-    folder, step = checkpoint.find(ckpt, wanted.checkpoint)
-    config = workdir.load_config(folder, step)
-    objective = diffusion_of(config)
-    command_line.set_up_jax(min(wanted.batch_size, wanted.num), wanted.platform, wanted.compilation_cache)
-    batch = draw_images(config, wanted)
-    params = workdir.load_params(config, folder, step, wanted.weights)
+    wanted, run = on_run.parse(Evaluation, args, "python -m ddpm_jax.evaluate")
+    objective = diffusion_of(run.config, WHAT)
+    wanted.set_up_jax(wanted.num)
+    batch, params = draw_images(run.config, wanted), run.params(wanted.weights)
     parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
     with tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps") as bar:
-        bound = evaluate(config, params, batch, wanted.batch_size, wanted.seed, bar.update)
-    found = {"step": step, "weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
+        bound = evaluate(run.config, params, batch, wanted.batch_size, wanted.seed, bar.update)
+    found = {"step": run.step, "weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
     print(describe(found))
-    for path in save(found, folder):
+    for path in save(found, run.folder):
         print(path)
-
-
-def diffusion_of(config: Config) -> Diffusion:
-    """The recipe's objective; raises ValueError where it has no likelihood."""
-    if not isinstance(config.objective, Diffusion):
-        raise ValueError("bits per dimension are those of a diffusion model, and this run trained the corruption toy")
-    return config.objective
 
 
 def draw_images(config: Config, wanted: Evaluation) -> Batch:
@@ -103,7 +75,7 @@ def evaluate(
     on_part: Callable[[], object] = lambda: None,
 ) -> Bound:
     """The bound of each image: image i's noise depends on (seed, i) alone, whatever the batch size."""
-    objective, num = diffusion_of(config), len(batch["image"])
+    objective, num = diffusion_of(config, WHAT), len(batch["image"])
     schedule = objective.noise_schedule()
     parts = jnp.split(jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS))
     labels = batch.get("label", np.zeros(num, np.int32))

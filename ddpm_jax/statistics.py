@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,77 +24,49 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from tqdm import tqdm
 
-from ddpm_jax import checkpoint, command_line, parallel, workdir
+from ddpm_jax import command_line, on_run, parallel
 from ddpm_jax.config import Config
 from ddpm_jax.data import batch_at
-from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
 from ddpm_jax.generation import network_of
 from ddpm_jax.models import Params
+from ddpm_jax.on_run import OnRun, diffusion_of
 from ddpm_jax.pictures import atomic_file
 from ddpm_jax.prediction import Denoiser, make_denoiser
 from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 from ddpm_jax.schedule import NoiseSchedule
 
-NAME = "statistics.npz"
+NAME, WHAT = "statistics.npz", "statistics"
 ROUNDING = 1e-10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimation:
+class Estimation(OnRun):
     """What to estimate from; `--ckpt DIR` names the run."""
 
     images: int = 256
     """How many images of the recipe's data, rounded up to full batches."""
     levels: int = 128
     """At how many noise levels."""
-    batch_size: int = 64
-    """How many images are looked at at once."""
-    seed: int = 0
-    """Which images, and which noise."""
-    weights: str = "ema"
-    """An average of the parameters by name, or the parameters themselves as `raw`."""
     out: Path | None = None
     """The file; None for statistics.npz in the run's directory."""
-    checkpoint: int | None = None
-    """Which saved step; None for the newest."""
-    platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Insist on a kind of device."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
-    debug: bool = False
-    """Show where an error was raised."""
 
     def __post_init__(self):
+        super().__post_init__()
         check(self.images >= 2, f"--images must be at least 2, not {self.images}")
         check(self.levels >= 3, f"--levels must be at least 3, not {self.levels}")
-        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
-        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
 
 
 def main(args: list[str]) -> None:
     """Estimates what the command line says."""
-    ckpt, args = command_line.take_option(args, "--ckpt")
-    wanted = command_line.parse(Estimation, args, None, "python -m ddpm_jax.statistics --ckpt DIR")
-    if ckpt is None:
-        raise ValueError("--ckpt is missing: give the directory of a run, such as --ckpt runs/digits")
-    folder, step = checkpoint.find(ckpt, wanted.checkpoint)
-    config = workdir.load_config(folder, step)
-    objective = diffusion_of(config)
-    command_line.set_up_jax(min(wanted.batch_size, wanted.images), wanted.platform, wanted.compilation_cache)
-    parts = parts_of(config, workdir.load_params(config, folder, step, wanted.weights), wanted)
-    schedule = objective.noise_schedule()
+    wanted, run = on_run.parse(Estimation, args, "python -m ddpm_jax.statistics")
+    schedule = diffusion_of(run.config, WHAT).noise_schedule()
+    wanted.set_up_jax(wanted.images)
+    parts = parts_of(run.config, run.params(wanted.weights), wanted)
     with tqdm(total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images") as bar:
         found = estimate(schedule, parts, wanted.levels, bar.update)
-    print(save(found, wanted.out or folder / NAME))
-
-
-def diffusion_of(config: Config) -> Diffusion:
-    """The recipe's objective; raises ValueError where it is not that of a diffusion model."""
-    if not isinstance(config.objective, Diffusion):
-        raise ValueError("statistics are those of a diffusion model, and this run trained the corruption toy")
-    return config.objective
+    print(save(found, wanted.out or run.folder / NAME))
 
 
 class Part(NamedTuple):
@@ -121,7 +93,7 @@ def parts_of(config: Config, params: Params, wanted: Estimation) -> list[Part]:
     check(
         num <= len(held), f"--images {wanted.images} in batches of {batch_size} are more than there are: {len(held):,}"
     )
-    batch, objective, found = batch_at(held, wanted.seed, 0, num), diffusion_of(config), []
+    batch, objective, found = batch_at(held, wanted.seed, 0, num), diffusion_of(config, WHAT), []
     labels = batch.get("label", np.zeros(num, np.int32))
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size)

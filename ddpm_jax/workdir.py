@@ -23,6 +23,7 @@ LEFT_BY_A_RUN = (
     "metrics*.jsonl",
     "loss.png",
     "bits_per_dim.*",
+    "statistics.npz",
     CONFIG,
 )
 FREE_TO_CHANGE = (

@@ -1,0 +1,76 @@
+"""What the commands that work on a trained run share: `--ckpt DIR`, its checkpoint and recipe, and their settings."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from ddpm_jax import checkpoint, command_line, workdir
+from ddpm_jax.config import Config
+from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.errors import check
+from ddpm_jax.models import Params
+
+MISSING = "--ckpt is missing: give the directory of a run, such as --ckpt runs/digits"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnRun:
+    """Settings of every command that works on a run."""
+
+    batch_size: int = 64
+    """How many images are worked on at once; changes no result."""
+    seed: int = 0
+    weights: str = "ema"
+    """An average of the parameters by name, the parameters themselves as `raw`, or the length of one to rebuild."""
+    checkpoint: int | None = None
+    """Which saved step; None for the newest."""
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    """Insist on a kind of device."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder."""
+    debug: bool = False
+    """Show where an error was raised."""
+
+    def __post_init__(self):
+        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
+        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
+
+    def set_up_jax(self, num: int) -> None:
+        """JAX's settings for work on `num` images; to be called before its first use."""
+        command_line.set_up_jax(min(self.batch_size, num), self.platform, self.compilation_cache)
+
+
+Settings = TypeVar("Settings", bound=OnRun)
+
+
+class Run(NamedTuple):
+    """A run's directory, one of its checkpoints, and its recipe."""
+
+    folder: Path
+    step: int
+    config: Config
+
+    def params(self, weights: str) -> Params:
+        """The parameters, as `workdir.load_params` does."""
+        return workdir.load_params(self.config, self.folder, self.step, weights)
+
+
+def open_run(ckpt: str, step: int | None = None) -> Run:
+    """The run at `ckpt`, at its newest checkpoint if no step is named."""
+    folder, step = checkpoint.find(ckpt, step)
+    return Run(folder, step, workdir.load_config(folder, step))
+
+
+def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, Run]:
+    """The settings of a command, and the run that it is about; raises ValueError where there is none."""
+    ckpt, args = command_line.take_option(args, "--ckpt")
+    settings = command_line.parse(kind, args, None, f"{command} --ckpt DIR")
+    check(ckpt is not None, MISSING)
+    return settings, open_run(str(ckpt), settings.checkpoint)
+
+
+def diffusion_of(config: Config, what: str) -> Diffusion:
+    """The recipe's objective; raises ValueError where it has none of `what`."""
+    if not isinstance(config.objective, Diffusion):
+        raise ValueError(f"{what} are those of a diffusion model, and this run trained the corruption toy")
+    return config.objective
