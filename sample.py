@@ -25,7 +25,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.from_pictures import FromPictures
 from ddpm_jax.generation import chunk_count, generate, labels_of
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import OnRun, Run, open_run
+from ddpm_jax.on_run import OnRun, TrainedRun, open_run
 
 DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
 
@@ -70,11 +70,12 @@ def main(args: list[str]) -> None:
         print(path)
 
 
-def parse(args: list[str], run: Run, name: str | None) -> tuple[Draw, Sampling]:
+def parse(args: list[str], run: TrainedRun, name: str | None) -> tuple[Draw, Sampling]:
     """What to draw and how, the options of the sampler of this name as `--sampler.NAME`; defaults from the recipe."""
     recipe, folder = run.config.sampling, run.folder
     sampler = name or recipe.sampler
     known = recipe.options if sampler == recipe.sampler else {}
+    known = run.config.objective.resolved(Sampling(sampler=sampler, options=known)).options
     options = command_line.options_class(samplers.find(sampler), known)
     own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]
     arguments = dataclasses.make_dataclass("Arguments", own, bases=(Draw, Sampling), frozen=True, kw_only=True)

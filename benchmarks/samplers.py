@@ -3,14 +3,15 @@
     python benchmarks/samplers.py                                       errors on data known in closed form, a minute
     python benchmarks/samplers.py --ckpt runs/mnist --data-dir DIR      also samples of a trained net, most of an hour
 
-What was measured is kept in runs/samplers.json, so that a run that was cut off goes on.
+What was measured on a trained net is kept in runs/samplers.json, so that a run that was cut off goes on.
+DPM-Solver-v3 takes statistics of the mixture, or those that `python -m ddpm_jax.statistics --ckpt` left in the run.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,33 +20,57 @@ from scipy.special import ndtr, ndtri
 from sklearn.metrics import pairwise_distances
 from tqdm import tqdm
 
-from ddpm_jax import command_line, samplers, workdir
-from ddpm_jax.checkpoint import find
+from ddpm_jax import command_line, samplers, statistics
 from ddpm_jax.diffusion import Sampling
+from ddpm_jax.editing import check_inverts
 from ddpm_jax.exact import mixture_x0
 from ddpm_jax.generation import generate
-from ddpm_jax.grids import make_grid, times_of
-from ddpm_jax.prediction import make_denoiser
-from ddpm_jax.schedule import from_betas, linear
+from ddpm_jax.grids import make_grid, spaced, times_of
+from ddpm_jax.on_run import TrainedRun, open_run
+from ddpm_jax.prediction import Denoiser, make_denoiser
+from ddpm_jax.schedule import NoiseSchedule, from_betas, linear
 
 PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
 MEASURED = Path("runs/samplers.json")
-OPTIONS = {
+OPTIONS: dict[str, tuple[str, dict]] = {
     "ddpm fixed_large": ("ddpm", {"variance": "fixed_large"}),
     "ddim eta 1": ("ddim", {"eta": 1.0}),
     "edm S_churn 40": ("edm", {"S_churn": 40.0}),
     "pndm without runge_kutta": ("pndm", {"runge_kutta": False}),
     "unipc order 3": ("unipc", {"order": 3}),
 }
-CASES = {name: (name, {}) for name in samplers.names()} | OPTIONS
 EXACT_BUDGETS, TRAINED_BUDGETS = (10, 20, 50), (5, 10, 20, 50, 250)
 SPACINGS = ("trailing", "log_snr", "karras")
 MEANS, STD, WEIGHTS, POINTS = np.array([-0.9, 0.0, 0.8]), 0.1, np.array([0.5, 0.2, 0.3]), 1 << 14
 
 
+def cases(statistics_file: Path) -> dict[str, tuple[str, dict]]:
+    """The rows of both tables: every sampler, and some with other options."""
+    plain: dict[str, tuple[str, dict]] = {name: (name, {}) for name in samplers.names()}
+    with_statistics = "dpm_solver_v3", {"statistics": str(statistics_file)}
+    return plain | {"dpm_solver_v3 with statistics": with_statistics} | OPTIONS
+
+
 def steps_for(sampler: samplers.Sampler, evaluations: int) -> int:
     """How many steps so many evaluations allow, 0 if none."""
-    return max((evaluations - sampler.extra) // sampler.evaluations, 0)
+    return sum(sampler.asks(steps) <= evaluations for steps in range(1, evaluations + 1))
+
+
+@functools.cache
+def exact() -> tuple[NoiseSchedule, Denoiser]:
+    """The linear schedule, and the mixture's own denoiser on it."""
+    schedule = from_betas(linear())
+    network = mixture_x0(schedule, *(jnp.asarray(x, jnp.float32) for x in (MEANS.reshape(3, 1, 1, 1), STD, WEIGHTS)))
+    return schedule, make_denoiser(schedule, network, "x0", None)
+
+
+def adds_noise(sampler: samplers.Sampler) -> bool:
+    """Whether a walk depends on its key."""
+    try:
+        check_inverts(sampler, make_grid(exact()[0], spaced(1000, 5)), (1, 1, 1))
+    except ValueError:
+        return True
+    return False
 
 
 def exact_error(name: str, options: dict, spacing: str, evaluations: int) -> float | None:
@@ -53,17 +78,36 @@ def exact_error(name: str, options: dict, spacing: str, evaluations: int) -> flo
 
     The noise is the normal distribution's quantiles, so that a deterministic sampler's error is its own.
     """
-    sampler, schedule = samplers.make(name, **options), from_betas(linear())
+    sampler = samplers.make(name, **options)
     steps = steps_for(sampler, evaluations)
     if not steps:
         return None
-    network = mixture_x0(schedule, *(jnp.asarray(x, jnp.float32) for x in (MEANS.reshape(3, 1, 1, 1), STD, WEIGHTS)))
-    denoise = make_denoiser(schedule, network, "x0", None)
     quantiles = (np.arange(POINTS) + 0.5) / POINTS
     xT = jnp.asarray(ndtri(quantiles).reshape(-1, 1, 1, 1), jnp.float32)
+    schedule, denoise = exact()
     keys, grid = samplers.sample_keys(0, jnp.arange(POINTS)), make_grid(schedule, times_of(schedule, steps, spacing))
-    x0 = np.sort(np.asarray(samplers.sample(keys, denoise, sampler, grid, xT), float).reshape(-1))
-    return float(np.sqrt(np.mean((x0 - mixture_quantiles(quantiles)) ** 2)))
+    return wasserstein(np.asarray(samplers.sample(keys, denoise, sampler, grid, xT), float))
+
+
+def wasserstein(x0: np.ndarray) -> float:
+    """Wasserstein-2 distance of samples from the mixture."""
+    wanted = mixture_quantiles((np.arange(x0.size) + 0.5) / x0.size)
+    return float(np.sqrt(np.mean((np.sort(x0.reshape(-1)) - wanted) ** 2)))
+
+
+def drawn_from_mixture(seed: int, count: int = POINTS) -> np.ndarray:
+    """Samples of the mixture itself."""
+    random = np.random.default_rng(seed)
+    return random.choice(MEANS, count, p=WEIGHTS) + STD * random.normal(size=count)
+
+
+def mixture_statistics() -> Path:
+    """A file of DPM-Solver-v3's statistics of the mixture."""
+    images = jnp.asarray(drawn_from_mixture(0).reshape(-1, 1, 1, 1), jnp.float32)
+    schedule, denoise = exact()
+    part = statistics.part(samplers.sample_keys(1, jnp.arange(POINTS)), denoise, images)
+    MEASURED.parent.mkdir(exist_ok=True)
+    return statistics.save(statistics.estimate(schedule, [part]), MEASURED.with_name("mixture_statistics.npz"))
 
 
 def mixture_quantiles(quantiles: np.ndarray) -> np.ndarray:
@@ -79,22 +123,32 @@ def energy_distance(drawn: np.ndarray, real: np.ndarray, among_real: float) -> f
     return float((2 * across - among - among_real) / among_real)
 
 
-def trained_errors(ckpt: str, data_dir: str | None, num: int, seed: int = 0) -> None:
-    """Measures every sampler on a trained net: energy distance of its samples from the data."""
-    folder, step = find(ckpt)
-    config = workdir.load_config(folder, step)
+def trained_errors(run: TrainedRun, data_dir: str | None, num: int, seed: int = 0) -> dict:
+    """Measures every sampler on a trained net: energy distance of its samples from the data, by evaluations."""
+    place = f"{run.folder} at step {run.step}, {num} pictures"
+    config = run.config
     data = config.data if data_dir is None else dataclasses.replace(config.data, data_dir=data_dir)
     images = data.load(config.model.image_size, config.model.channels)
     real = flat(images.read(np.arange(min(len(images), 4000)))["image"])
     among_real = np.sum(pairwise_distances(real, real)) / (len(real) * (len(real) - 1))
-    keep("data", f"{num}", "0", energy_distance(real[:num], real[num:], among_real))
-    params = workdir.load_params(config, folder, step, "ema")
-    draw = partial(generate, config, params, num=num, batch_size=num, seed=seed)
-    for name, budget in tqdm([(name, budget) for budget in TRAINED_BUDGETS for name in CASES], desc="trained net"):
-        sampler, steps = CASES[name], steps_for(samplers.make(CASES[name][0], **CASES[name][1]), budget)
-        if steps and str(budget) not in measured().get("trained", {}).get(name, {}):
-            sampling = Sampling(sampler=sampler[0], options=sampler[1], steps=steps)
-            keep("trained", name, str(budget), energy_distance(flat(draw(sampling=sampling)[-1]), real, among_real))
+    keep(place, "real digits", "0", energy_distance(real[:num], real[num:], among_real))
+    draw, rows = (
+        functools.partial(generate, config, run.params("ema"), num=num, batch_size=num, seed=seed),
+        cases(file_of(run)),
+    )
+    for name, budget in tqdm([(name, budget) for budget in TRAINED_BUDGETS for name in rows], desc="trained net"):
+        sampler, options = rows[name]
+        steps = steps_for(samplers.make(sampler, **options), budget)
+        if steps and str(budget) not in measured()[place].get(name, {}):
+            sampling = Sampling(sampler=sampler, options=options, steps=steps)
+            keep(place, name, str(budget), energy_distance(flat(draw(sampling=sampling)[-1]), real, among_real))
+            PAGE.write_text(fill(PAGE.read_text(), "trained", trained_table(measured()[place])))
+    return measured()[place]
+
+
+def file_of(run: TrainedRun) -> Path:
+    """Where a run's statistics are."""
+    return run.folder / statistics.NAME
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -121,27 +175,34 @@ def keep(*path_and_value) -> None:
 
 def exact_table() -> str:
     """Markdown: order, evaluations a step, error on the mixture by spacing and evaluations."""
-    lines = [
-        "| sampler | order | evaluations a step | " + " | ".join(f"{s}, {n}" for s in SPACINGS for n in EXACT_BUDGETS)
-    ]
-    lines += ["| --- " * (3 + len(SPACINGS) * len(EXACT_BUDGETS))]
-    for case, (name, options) in tqdm(CASES.items(), desc="exact denoiser"):
+    columns = [f"{spacing}, {n}" for spacing in SPACINGS for n in EXACT_BUDGETS]
+    lines = [["sampler", "order", "evaluations a step", *columns], ["---"] * (3 + len(columns))]
+    for case, (name, options) in tqdm(cases(mixture_statistics()).items(), desc="exact denoiser"):
         sampler = samplers.make(name, **options)
-        calls = f"{sampler.evaluations}" + (f", {sampler.extra} more at the start" if sampler.extra else "")
-        errors = [exact_error(name, options, s, n) for s in SPACINGS for n in EXACT_BUDGETS]
-        cells = [case, str(sampler.order or "adds noise"), calls, *("" if e is None else f"{e:.4f}" for e in errors)]
-        lines.append("| " + " | ".join(cells))
-    return "\n".join(f"{line} |" for line in lines)
+        order = "adds noise" if adds_noise(sampler) else str(sampler.order)
+        calls = f"{sampler.evaluations}" + (f", {sum(sampler.extra)} more at the start" if sampler.extra else "")
+        errors = [exact_error(name, options, spacing, n) for spacing in SPACINGS for n in EXACT_BUDGETS]
+        lines.append([case, order, calls, *map(cell, errors)])
+    floor = cell(float(np.median([wasserstein(drawn_from_mixture(seed)) for seed in range(1, 21)])))
+    return markdown([*lines, ["samples of the mixture itself", "", "", *[floor] * len(columns)]])
 
 
-def trained_table() -> str:
+def trained_table(found: dict) -> str:
     """Markdown: energy distance from the data by evaluations."""
-    found = measured().get("trained", {})
-    lines = ["| sampler | " + " | ".join(map(str, TRAINED_BUDGETS)), "| --- " * (1 + len(TRAINED_BUDGETS))]
-    for name in CASES:
-        values = [found.get(name, {}).get(str(budget)) for budget in TRAINED_BUDGETS]
-        lines.append("| " + " | ".join([name, *("" if v is None else f"{v:.4f}" for v in values)]))
-    return "\n".join(f"{line} |" for line in lines)
+    lines = [["sampler", *map(str, TRAINED_BUDGETS)], ["---"] * (1 + len(TRAINED_BUDGETS))]
+    for name in cases(Path()):
+        lines.append([name, *(cell(found.get(name, {}).get(str(budget))) for budget in TRAINED_BUDGETS)])
+    return markdown([*lines, ["real digits", *[cell(found["real digits"]["0"])] * len(TRAINED_BUDGETS)]])
+
+
+def cell(value: float | None) -> str:
+    """A figure of a table."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table of cells."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def fill(page: str, name: str, table: str) -> str:
@@ -157,13 +218,11 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64, help="pictures drawn by each sampler")
     options = parser.parse_args()
     command_line.set_up_jax(options.num, None, cache=True)
-    page = fill(PAGE.read_text(), "exact", exact_table())
+    PAGE.write_text(fill(PAGE.read_text(), "exact", exact_table()))
     if options.ckpt:
-        trained_errors(options.ckpt, options.data_dir, options.num)
-    if "trained" in measured():
-        page = fill(page, "trained", trained_table())
-    PAGE.write_text(page)
-    print(page)
+        found = trained_errors(open_run(options.ckpt), options.data_dir, options.num)
+        PAGE.write_text(fill(PAGE.read_text(), "trained", trained_table(found)))
+    print(PAGE.read_text())
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def is_given(args: Sequence[str], setting: str) -> bool:
 def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
     """The numbers of such as "3,5,7", or 3 5 7; raises ValueError for words that are none."""
     try:
-        return [int(word) for word in ",".join(words).split(",") if word]
+        return [int(word) for word in ",".join(words).split(",")] if words else []
     except ValueError:
         raise ValueError(f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}") from None
 

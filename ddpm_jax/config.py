@@ -9,6 +9,7 @@ from ddpm_jax.data import Data, steps_per_epoch
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.ema import LONGEST
 from ddpm_jax.errors import check
+from ddpm_jax.guidance import check_guidance
 from ddpm_jax.models import Model
 
 
@@ -99,6 +100,8 @@ class Ema:
     def __post_init__(self):
         for name, decay in [("decay", self.decay), *(("others", other) for other in self.others)]:
             check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}")
+        for name, values in (("others", self.others), ("power", self.power)):
+            check(len(set(values)) == len(values), f"ema.{name} names an average twice: {values}")
         for length in self.power:
             check(0 < length <= LONGEST, f"ema.power must be above 0 and at most {LONGEST:.4f}, not {length}")
         check(self.snapshots_every is None or self.snapshots_every >= 1, "ema.snapshots_every must be at least 1")
@@ -171,16 +174,13 @@ class Config:
     log: Log = dataclasses.field(default_factory=Log)
 
     def __post_init__(self):
+        object.__setattr__(self, "sampling", self.objective.resolved(self.sampling))
         self.objective.steps(self.sampling)
         check(
             self.model.learned_variance == self.objective.learns_variance,
             "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
         )
-        check(
-            not self.sampling.guided or self.model.label_dropout > 0,
-            "guidance needs a net that was trained with and without labels: set model.num_classes and "
-            "model.label_dropout before training, or leave guidance_scale at 1",
-        )
+        check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps of an epoch over so many images."""

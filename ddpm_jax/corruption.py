@@ -70,6 +70,10 @@ class Corruption:
         """The loss of each example, images in [0, 1]."""
         return corruption_loss(keys, network, images)
 
+    def resolved(self, sampling: Sampling) -> Sampling:
+        """The sampling as it is."""
+        return sampling
+
     def steps(self, sampling: Sampling, edit: Edit | None = None) -> int:
         """How many mixing steps, 5 by default. Raises ValueError for less than 1, any other setting, or an edit."""
         if edit is not None:

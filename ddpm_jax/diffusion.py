@@ -1,6 +1,8 @@
 """The DDPM objective as a recipe states it, and how samples are drawn."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
+from ddpm_jax.compat import compat_grid
 from ddpm_jax.editing import Edit
 from ddpm_jax.errors import check
-from ddpm_jax.grids import CLEAN, Row, Spacing, falling, make_grid, rows, spaced, times_of
+from ddpm_jax.grids import Row, Spacing, by_noise, falling, make_grid, spaced, times_of
 from ddpm_jax.objective import Objective
 from ddpm_jax.prediction import Denoiser, Network, make_denoiser
 from ddpm_jax.schedule import q_sample
@@ -22,7 +25,7 @@ class Sampling:
 
     sampler: str = "ddpm"
     """A module of ddpm_jax/samplers."""
-    options: Mapping[str, float | str | None] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, bool | int | float | str | None] = dataclasses.field(default_factory=dict)
     """The sampler's own options, by name."""
     steps: int | None = None
     """Steps of the walk; None for all T of the schedule."""
@@ -42,29 +45,32 @@ class Sampling:
     """Share in [0, 1] by which a guided output is brought back to the contrast of the unguided."""
 
     def __post_init__(self):
-        samplers.make(self.sampler, **self.options)
+        with contextlib.suppress(FileNotFoundError):  # a file that an option names may be made later
+            samplers.make(self.sampler, **self.options)
+        by_noise(self.spacing)
         check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
-        _check_share("dynamic_threshold", self.dynamic_threshold, above=0.0)
-        _check_share("guidance_rescale", self.guidance_rescale, above=-1.0)
+        share, rescale = self.dynamic_threshold, self.guidance_rescale
+        check(share is None or 0 < share <= 1, f"dynamic_threshold must be above 0 and at most 1, not {share}")
+        check(rescale is None or 0 <= rescale <= 1, f"guidance_rescale must be in [0, 1], not {rescale}")
         low, high = self.guidance_interval or (0, 0)
         check(low <= high, f"guidance_interval must rise, not {low} {high}")
+        check(
+            self.guided or (rescale is None and self.guidance_interval is None),
+            "guidance_interval and guidance_rescale are for guidance: set guidance_scale too, or leave them out",
+        )
         for name in ("steps", "spacing"):
             given = getattr(self, name) != getattr(Sampling, name)
             check(not (self.timesteps and given), f"give {name} or timesteps, not both")
 
-    @property
-    def by_noise(self) -> bool:
-        """Whether timesteps are placed by noise level, any number of them."""
-        return self.spacing in ("karras", "log_snr")
+    @functools.cached_property
+    def method(self) -> samplers.Sampler:
+        """The sampler with its options; raises FileNotFoundError where a file that they name is not there."""
+        return samplers.make(self.sampler, **self.options)
 
     @property
     def guided(self) -> bool:
         """Whether there is any guidance."""
         return self.guidance_scale != 1
-
-
-def _check_share(name: str, value: float | None, above: float) -> None:
-    check(value is None or above < value <= 1, f"{name} must be a share, at most 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,27 +84,50 @@ class Diffusion(Objective):
         """
         if edit is not None:
             return len(self.grid(sampling, edit).i)
-        if sampling.timesteps is not None:
-            return len(falling(self.timesteps, sampling.timesteps))
         steps = self.timesteps if sampling.steps is None else sampling.steps
-        if sampling.by_noise:
+        if sampling.timesteps is not None:
+            steps = len(falling(self.timesteps, sampling.timesteps))
+        elif by_noise(sampling.spacing):
             check(steps >= 1, f"steps must be at least 1, not {steps}")
-            return steps
-        return len(spaced(self.timesteps, steps))
+        else:
+            spaced(self.timesteps, steps)
+        self._check_said(sampling, steps)
+        return steps
+
+    def _check_said(self, sampling: Sampling, steps: int) -> None:
+        """Raises ValueError for a variance that the network does not say, and guidance that is nowhere."""
+        variance, interval = sampling.options.get("variance"), sampling.guidance_interval
+        check(
+            variance in (None, "fixed_small", "fixed_large", self.variance),
+            f"the network was not trained to say variance {variance}: use fixed_small or fixed_large",
+        )
+        check(
+            variance != "learned" or steps == self.timesteps,
+            f"variance learned is that of one timestep: take all {self.timesteps} steps, not {steps}",
+        )
+        check(
+            interval is None or (interval[0] < self.timesteps and interval[1] >= 0),
+            f"guidance_interval {interval} holds none of the timesteps 0..{self.timesteps - 1}",
+        )
+
+    def resolved(self, sampling: Sampling) -> Sampling:
+        """The sampling with the variance that the network has learned, where the sampler can take it."""
+        takes = self.learns_variance and "variance" in samplers.options_of(sampling.sampler)
+        learned = {"variance": self.variance} if takes else {}
+        return dataclasses.replace(sampling, options=learned | dict(sampling.options))
 
     def grid(self, sampling: Sampling, edit: Edit | None = None) -> Row:
         """The grid of a walk; raises ValueError for steps or timesteps out of range."""
         if edit is not None:
-            return edit.grid(self.grid(sampling), samplers.make(sampling.sampler, **sampling.options))
+            return edit.grid(self.grid(sampling), sampling.method)
         schedule = self.noise_schedule()
         if sampling.timesteps is not None:
             t = np.asarray(sampling.timesteps)
             return make_grid(schedule, t.astype(int) if np.all(t == np.floor(t)) else t)
         steps = self.timesteps if sampling.steps is None else sampling.steps
-        t = times_of(schedule, steps, sampling.spacing)
-        if samplers.make(sampling.sampler, **sampling.options).even_stride:
-            return rows(schedule, t, np.maximum(t - self.timesteps // steps, CLEAN))
-        return make_grid(schedule, t)
+        if sampling.method.compat_walk is not None:
+            return compat_grid(sampling.method.compat_walk, schedule, steps, sampling.spacing)
+        return make_grid(schedule, times_of(schedule, steps, sampling.spacing))
 
     def walk(
         self,
@@ -113,7 +142,7 @@ class Diffusion(Objective):
 
         `edit` has a row for each key.
         """
-        sampler, grid = samplers.make(sampling.sampler, **sampling.options), self.grid(sampling, edit)
+        sampler, grid = sampling.method, self.grid(sampling, edit)
         denoise, xT = self.denoiser(network, sampling), samplers.initial_noise(keys, shape)
         if edit is not None:
             xT, sampler = edit.start(keys, denoise, sampler, grid, xT), edit.sampler(sampler)
@@ -122,13 +151,12 @@ class Diffusion(Objective):
 
     def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
         """The network's denoiser, limited as the sampling says."""
-        sampler = samplers.make(sampling.sampler, **sampling.options)
         return make_denoiser(
             self.noise_schedule(),
             *self.predictor(network),
             1.0 if sampling.clip_x0 else None,
             dynamic_threshold=sampling.dynamic_threshold,
-            keep_eps=sampler.even_stride,
+            keep_eps=sampling.method.keep_eps,
         )
 
     def noisy(

@@ -28,7 +28,10 @@ from ddpm_jax.schedule import per_example
 def last_part(grid: Row, strength: float) -> Row:
     """The last share of a grid's rows, as they are there, at least one; raises ValueError outside (0, 1]."""
     check(0 < strength <= 1, f"strength must be above 0 and at most 1, not {strength}")
-    count = max(1, round(strength * len(grid.i)))
+    return _last_rows(grid, max(1, round(strength * len(grid.i))))
+
+
+def _last_rows(grid: Row, count: int) -> Row:
     part = jax.tree.map(lambda table: table[-count:], grid._replace(schedule=None))
     return part._replace(schedule=grid.schedule)
 
@@ -118,6 +121,13 @@ def lerp(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], share: Float[Ar
     return per_example(1 - share, a) * a + per_example(share, b) * b
 
 
+def with_signal(grid: Row) -> Row:
+    """The rows of a grid that do not start at pure noise, which no picture leads to; ValueError where there is none."""
+    count = int(np.sum(np.asarray(grid.sqrt_alpha_bar) > 0))
+    check(count > 0, "every step of this walk starts at pure noise, to which no picture leads: take more steps")
+    return _last_rows(grid, count)
+
+
 def upwards(grid: Row) -> Row:
     """The levels of a grid from its last noisy one to its first."""
     t = np.asarray(grid.t)[::-1]
@@ -132,15 +142,16 @@ def invert(
 
     Section 5.4, Song et al. 2021 (DDIM). The picture counts as the state at the last noisy level. The way back is as
     exact as the steps are small, whatever `denoise` is, clipped or guided, if it is the same both ways.
-    Raises ValueError for a sampler that draws noise.
+    Raises ValueError for a sampler that draws noise, and for a grid from pure noise (`with_signal` makes it one).
     """
-    check_inverts(sampler, grid)
+    check(len(with_signal(grid).i) == len(grid.i), "no picture leads to pure noise: walk with_signal(grid)")
+    check_inverts(sampler, grid, images.shape[1:])
     return sample(keys, denoise, sampler, upwards(grid), images)
 
 
-def check_inverts(sampler: Sampler, grid: Row) -> None:
-    """Raises ValueError for a sampler whose walk depends on its key; tried on one pixel."""
-    denoise, xT = Partial(_nothing), jnp.ones((1, 1, 1, 1))
+def check_inverts(sampler: Sampler, grid: Row, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a sampler whose walk depends on its key; tried on one picture of this shape."""
+    denoise, xT = Partial(_nothing), jnp.ones((1, *shape))
     ends = [sample(sample_keys(0, jnp.array([i])), denoise, sampler, grid, xT, trajectory=True) for i in (0, 1)]
     check(bool(jnp.all(ends[0] == ends[1])), "inversion needs a sampler that draws no noise, such as ddim")
 
@@ -155,7 +166,8 @@ class Edit:
     """What samples start from and keep; sample i takes row i, in turn, of each array. A pytree.
 
     With `shares` sample i starts shares[i] of the way from its image to its other image, or, where it has none,
-    between two noises; all samples then have one noise. Raises ValueError for what contradicts itself.
+    between two noises: give all samples the same key then, so that they are on one way. Raises ValueError for what
+    contradicts itself.
     """
 
     images: Float[Array, "n h w c"] | None = None
@@ -190,8 +202,10 @@ class Edit:
     def grid(self, grid: Row, sampler: Sampler) -> Row:
         """What is walked of a grid, and in which order; raises ValueError where the sampler cannot do it."""
         grid = last_part(grid, self.strength)
-        if self.inverted:
-            check_inverts(sampler, grid)
+        if self.inverted and self.images is not None:
+            grid = with_signal(grid)
+            check(len(grid.i) > 1, "inversion walks up from one noise level to another: take more steps, or strength")
+            check_inverts(sampler, grid, self.images.shape[1:])
         return resampled(grid, self.repeats, self.jump)
 
     def sampler(self, sampler: Sampler) -> Sampler:

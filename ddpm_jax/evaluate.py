@@ -79,8 +79,7 @@ def evaluate(
     schedule = objective.noise_schedule()
     parts = jnp.split(jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS))
     labels = batch.get("label", np.zeros(num, np.int32))
-    devices = jax.local_device_count()
-    batch_size = -(-min(batch_size, num) // devices) * devices
+    batch_size = parallel.even_batch(batch_size, num)
     bounds = []
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size)

@@ -29,8 +29,8 @@ class FromPictures:
     """White where a picture is made anew, black where it stays; of the size of the picture."""
     resample: int = 1
     """With --mask: how often each stretch of the walk is walked, so that new fits old (RePaint; 10 in its paper)."""
-    jump: int = 10
-    """Steps of such a stretch."""
+    jump: int | None = None
+    """Steps of such a stretch; None for 10."""
     interpolate: bool = False
     """Go from the first picture to the second, or without pictures from one noise to another."""
     invert: bool = False
@@ -57,7 +57,7 @@ class FromPictures:
             shares=jnp.linspace(0, 1, num) if self.interpolate else None,
             strength=self.strength or (0.5 if images and not masks and not self.invert else 1.0),
             repeats=self.resample,
-            jump=self.jump,
+            jump=10 if self.jump is None else self.jump,
             inverted=self.invert,
         )
 
@@ -69,6 +69,8 @@ class FromPictures:
             check(pictures > 0 or not given, f"--{name} is for a picture: give --image PATH too")
         check(masks in (0, 1, pictures), f"there are {masks} masks for {pictures} pictures: give one, or one for each")
         check(masks > 0 or self.resample == 1, "--resample is for a mask: give --mask PATH too")
+        check(self.resample > 1 or self.jump is None, "--jump is for --resample: give how often too")
+        check(pictures <= num or self.interpolate, f"there are {pictures} pictures for --num {num}: draw one of each")
         check(not masks or not (self.interpolate or self.invert), "--mask goes with neither --interpolate nor --invert")
         if self.interpolate:
             check(pictures in (0, 2), f"--interpolate is between two pictures, or two noises, not {pictures} pictures")

@@ -12,7 +12,7 @@ from ddpm_jax import parallel
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
-from ddpm_jax.guidance import guide
+from ddpm_jax.guidance import check_guidance, guide
 from ddpm_jax.models import NO_CLASS, Model, Params
 from ddpm_jax.pictures import spread_over, to_uint8
 from ddpm_jax.prediction import Network
@@ -42,15 +42,17 @@ def generate(
 
     Sample i depends on (seed, i) alone, and with an `edit` on the edit's row i, in turn; its class, if any, is the
     i-th of `labels`, or of all classes, in turn. `stages` is the least number of equal parts the walk is seen in;
-    `on_stage(images)` is called after each of them. Raises ValueError as `labels_of` does.
+    `on_stage(images)` is called after each of them. Raises ValueError as `labels_of` does, and for guidance of a net
+    that was not trained without labels too.
     """
     sampling = sampling or config.sampling
     classes = jnp.asarray(labels_of(config.model, labels, edit))
+    check_guidance(sampling.guidance_scale, config.model.label_dropout)
+    guidance = None if bool(jnp.all(classes == NO_CLASS)) else sampling
     steps = config.objective.steps(sampling, edit)
     chunks = chunk_count(steps, stages)
     kept = spread_over(chunks, stages + 1) if path else [chunks]
-    devices = jax.local_device_count()
-    batch_size = -(-min(batch_size, num) // devices) * devices
+    batch_size = parallel.even_batch(batch_size, num)
     params = parallel.replicate(params)
     batches = []
     for start in range(0, num, batch_size):
@@ -58,7 +60,7 @@ def generate(
         indices = jnp.arange(start, start + batch_size)
         one_noise = edit is not None and edit.shares is not None
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
-        network = network_of(config.model, params, parallel.shard(classes[indices % len(classes)]), sampling)
+        network = network_of(config.model, params, parallel.shard(classes[indices % len(classes)]), guidance)
         part = None if edit is None else parallel.shard(edit.of(indices))
         states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks, part)
         batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))

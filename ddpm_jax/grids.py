@@ -5,16 +5,19 @@ Rows are built on the host in float64 from log(alpha_bar), so any stride is righ
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax.errors import check
 from ddpm_jax.schedule import NoiseSchedule, per_example
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
+Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+RHO = 7.0
 
 CLEAN = -1
 """The timestep of clean data, alpha_bar = 1, as the end of a row."""
@@ -136,42 +139,48 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
     return Row(t, jnp.full_like(t, schedule.timesteps), t, t - 1, *levels, schedule.beta[t], h)
 
 
-def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> np.ndarray:
+def by_noise(spacing: str) -> bool:
+    """Whether a spacing places timesteps by noise level; raises ValueError, with the names, for one there is not."""
+    check(spacing in get_args(Spacing), f"unknown spacing {spacing!r}; there are: {', '.join(get_args(Spacing))}")
+    return spacing in ("karras", "log_snr")
+
+
+def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndarray:
     """`steps` distinct timesteps of 0..timesteps-1, from noise to data (Table 2, Lin et al. 2024).
 
-    trailing: starts at T-1. leading: ends at 0 (+ `offset`); for few steps it starts below T-1. linspace: both ends.
-    Raises ValueError unless 1 <= steps <= timesteps.
+    trailing: starts at T-1. leading: ends at 0; for few steps it starts below T-1. linspace: both ends.
+    Raises ValueError unless 1 <= steps <= timesteps, and for another spacing.
     """
-    if not 1 <= steps <= timesteps:
-        raise ValueError(f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
+    check(not by_noise(spacing), f"{spacing} is by noise level: its timesteps are those of times_of")
+    check(1 <= steps <= timesteps, f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
     if spacing == "trailing":
         return np.round(timesteps - np.arange(steps) * (timesteps / steps)).astype(int) - 1
     if spacing == "linspace":
-        return np.round(np.linspace(timesteps - 1, 0, steps)).astype(int)
-    return np.arange(steps)[::-1] * (timesteps // steps) + offset
+        return np.round(np.linspace(0, timesteps - 1, max(steps, 2))[::-1][:steps]).astype(int)
+    return np.arange(steps)[::-1] * (timesteps // steps)
 
 
-def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing, rho: float = 7.0) -> np.ndarray:
+def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
     """`steps` float timesteps in [0, T-1] from the noisiest level with any signal to the least noisy one.
 
-    log_snr: at equal steps of log SNR (Lu et al. 2022). karras: at equal steps of sigma^(1/rho) (Eq. 5, Karras et
-    al. 2022). Raises ValueError unless steps is at least 1.
+    log_snr: at equal steps of log SNR (Lu et al. 2022). karras: at equal steps of sigma^(1/rho), rho = 7 (Eq. 5,
+    Karras et al. 2022). Raises ValueError unless steps is at least 1, and for another spacing.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    check(by_noise(spacing), f"{spacing} is not by noise level: its timesteps are those of spaced")
+    check(steps >= 1, f"steps must be at least 1, not {steps}")
     log_snr = _log_snr(_log_alpha_bar(schedule))
     with_signal = log_snr[np.isfinite(log_snr)]
     highest, lowest = with_signal[0], with_signal[-1]
     if spacing == "log_snr":
         wanted = np.linspace(lowest, highest, steps)
     else:
-        wanted = -2 * rho * np.log(np.linspace(np.exp(-lowest / 2 / rho), np.exp(-highest / 2 / rho), steps))
+        wanted = -2 * RHO * np.log(np.linspace(np.exp(-lowest / 2 / RHO), np.exp(-highest / 2 / RHO), steps))
     return np.interp(-wanted, -log_snr, np.arange(schedule.timesteps))
 
 
 def times_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
     """The timesteps of `steps` steps in any spacing; raises ValueError for steps out of range."""
-    if spacing in ("karras", "log_snr"):
+    if by_noise(spacing):
         return spaced_by_noise(schedule, steps, spacing)
     return spaced(schedule.timesteps, steps, spacing)
 

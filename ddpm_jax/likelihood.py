@@ -6,7 +6,7 @@
 Timesteps here are 0..T-1, so the paper's x_1 is the state at t = 0, and clean data lie before it.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,9 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.grids import Row, learned_log_variance, one_step, posterior, small_variance
+from ddpm_jax.grids import Row, Variance, learned_log_variance, one_step, posterior, small_variance
 from ddpm_jax.prediction import Denoiser, Prediction
 from ddpm_jax.schedule import NoiseSchedule, per_example, q_sample
-
-Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 
 HALF_BIN = 1 / 255
 """Half the distance of two levels of a uint8 image in [-1, 1]."""

@@ -39,7 +39,7 @@ def simple_loss(
     network says of the variance is left out.
     """
     t = uniform_times(keys, schedule) if t is None else t
-    xt, eps = noised(keys, schedule, x0, t)
+    xt, eps = draw_xt(keys, schedule, x0, t)
     output, _ = split_output(network(xt, t), xt)
     return _squared_error(output, schedule, x0, eps, t, target, weight)
 
@@ -57,7 +57,7 @@ def hybrid_loss(
 ) -> Float[Array, " b"]:
     """L_simple + 0.001 L_vlb: L_simple teaches the mean, L_vlb the variance alone (Eq. 16, Nichol & Dhariwal 2021)."""
     t = uniform_times(keys, schedule) if t is None else t
-    xt, eps = noised(keys, schedule, x0, t)
+    xt, eps = draw_xt(keys, schedule, x0, t)
     output, said = split_output(network(xt, t), xt)
     simple = _squared_error(output, schedule, x0, eps, t, target, weight)
     vlb = _vlb(jax.lax.stop_gradient(output), said, schedule, x0, xt, t, target, variance)
@@ -76,7 +76,7 @@ def vlb_loss(
 ) -> Float[Array, " b"]:
     """T times the term of the variational bound at each example's t: on average L_vlb, in bits a dimension."""
     t = uniform_times(keys, schedule) if t is None else t
-    xt, _ = noised(keys, schedule, x0, t)
+    xt, _ = draw_xt(keys, schedule, x0, t)
     return _vlb(*split_output(network(xt, t), xt), schedule, x0, xt, t, target, variance)
 
 
@@ -107,7 +107,7 @@ def lognormal_times(
     return schedule.t_of(-2 * log_sigma)
 
 
-def noised(
+def draw_xt(
     keys: Key[Array, " b"], schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Num[Array, " b"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """xt ~ q(x_t | x_0), and the eps it was made with, of each example's own key."""

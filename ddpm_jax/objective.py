@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax import edm
+from ddpm_jax import preconditioning
 from ddpm_jax.errors import check
-from ddpm_jax.likelihood import Variance
+from ddpm_jax.grids import Variance
 from ddpm_jax.losses import (
     Weighting,
     hybrid_loss,
@@ -38,6 +38,8 @@ class Objective:
     """Rescale the betas so that x_T holds no signal at all; needs a target other than eps."""
     target: Literal["eps", "x0", "v", "flow", "edm"] = "eps"
     """What the network predicts; edm: x0, by a network preconditioned as in Karras et al. 2022."""
+    sigma_data: float = 0.5
+    """Standard deviation of the images in [-1, 1], for target edm."""
     times: Literal["uniform", "lognormal", "importance"] = "uniform"
     """How t is drawn: lognormal by noise level, as EDM does; importance by the losses so far."""
     log_sigma_mean: float = -1.2
@@ -62,11 +64,20 @@ class Objective:
         check(self.timesteps >= 1, f"timesteps must be at least 1, not {self.timesteps}")
         check(0 < start <= end < 1, f"betas must satisfy 0 < start <= end < 1, not {start} and {end}")
         check(self.log_sigma_std > 0, f"log_sigma_std must be positive, not {self.log_sigma_std}")
+        check(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
         gamma = self.weighting_gamma
         check(gamma is None or gamma > 0, f"weighting_gamma must be positive, not {gamma}")
         self._check_together()
 
     def _check_together(self) -> None:
+        check(
+            self.timesteps >= 2 or not self.zero_terminal_snr,
+            "zero_terminal_snr needs timesteps of at least 2: the only one would be pure noise",
+        )
+        check(
+            self.weighting_gamma is None or self.weighting != "simple",
+            "weighting_gamma is for weighting min_snr, soft_min_snr or p2",
+        )
         check(
             self.target != "eps" or not (self.zero_terminal_snr or self.schedule == "flow"),
             "with zero terminal SNR, as on the schedule flow, x_T says nothing of x0 through eps: use target x0 or v",
@@ -125,10 +136,10 @@ class Objective:
     def predictor(self, network: Network) -> tuple[Network, Target]:
         """The network with EDM's preconditioning, if it has it, and what that predicts."""
         if self.target == "edm":
-            return edm.precondition(self.noise_schedule(), network), "x0"
+            return preconditioning.precondition(self.noise_schedule(), network, self.sigma_data), "x0"
         return network, self.target
 
     def _weight(self, snr: Float[Array, " b"], target: Target) -> Float[Array, " b"]:
         if self.target == "edm" and self.weighting == "simple":
-            return edm.weight(snr)
+            return preconditioning.weight(snr, self.sigma_data)
         return loss_weight(self.weighting, target, snr, self.weighting_gamma)

@@ -43,7 +43,7 @@ class OnRun:
 Settings = TypeVar("Settings", bound=OnRun)
 
 
-class Run(NamedTuple):
+class TrainedRun(NamedTuple):
     """A run's directory, one of its checkpoints, and its recipe."""
 
     folder: Path
@@ -55,13 +55,13 @@ class Run(NamedTuple):
         return workdir.load_params(self.config, self.folder, self.step, weights)
 
 
-def open_run(ckpt: str, step: int | None = None) -> Run:
+def open_run(ckpt: str, step: int | None = None) -> TrainedRun:
     """The run at `ckpt`, at its newest checkpoint if no step is named."""
     folder, step = checkpoint.find(ckpt, step)
-    return Run(folder, step, workdir.load_config(folder, step))
+    return TrainedRun(folder, step, workdir.load_config(folder, step))
 
 
-def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, Run]:
+def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, TrainedRun]:
     """The settings of a command, and the run that it is about; raises ValueError where there is none."""
     ckpt, args = command_line.take_option(args, "--ckpt")
     settings = command_line.parse(kind, args, None, f"{command} --ckpt DIR")

@@ -37,6 +37,12 @@ def shard(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))
 
 
+def even_batch(batch_size: int, num: int) -> int:
+    """The size of the batches in which to work on `num` examples: at most num, then up to what the devices divide."""
+    count = jax.local_device_count()
+    return -(-min(batch_size, num) // count) * count
+
+
 def check_divides(batch_size: int) -> None:
     """Raises ValueError unless the local devices divide the batch."""
     count = jax.local_device_count()

@@ -61,8 +61,9 @@ class Estimation(OnRun):
 def main(args: list[str]) -> None:
     """Estimates what the command line says."""
     wanted, run = on_run.parse(Estimation, args, "python -m ddpm_jax.statistics")
-    schedule = diffusion_of(run.config, WHAT).noise_schedule()
+    objective = diffusion_of(run.config, WHAT)
     wanted.set_up_jax(wanted.images)
+    schedule = objective.noise_schedule()
     parts = parts_of(run.config, run.params(wanted.weights), wanted)
     with tqdm(total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images") as bar:
         found = estimate(schedule, parts, wanted.levels, bar.update)
@@ -86,8 +87,7 @@ def part(keys: Key[Array, " b"], denoise: Denoiser, images: Float[Array, "b h w 
 
 def parts_of(config: Config, params: Params, wanted: Estimation) -> list[Part]:
     """At least `images` pictures of the recipe's data, in full batches, no picture twice."""
-    devices = jax.local_device_count()
-    batch_size = -(-min(wanted.batch_size, wanted.images) // devices) * devices
+    batch_size = parallel.even_batch(wanted.batch_size, wanted.images)
     num = -(-wanted.images // batch_size) * batch_size
     held = config.data.load(config.model.image_size, config.model.channels)
     check(
@@ -131,20 +131,20 @@ def estimate(
 @jax.jit
 def _seen(schedule, part, t):
     """Of each image: y, x0, x0' along the ODE, and the diagonal of d x0 / dxt times signs of mean zero."""
-    alpha, std = schedule.at(t)
+    sqrt_alpha_bar, std = schedule.at(t)
     i = jnp.floor(t).astype(jnp.int32)
     t_by_lambda = 2 / (schedule.log_snr[i + 1] - schedule.log_snr[i])
-    xt = alpha * part.images + std * part.noise
+    xt = sqrt_alpha_bar * part.images + std * part.noise
     x0, push = jax.linearize(lambda xt, t: part.denoise(xt, t).x0, xt, t)
-    x_by_lambda = alpha * (x0 - alpha * xt)  # Eq. 2 for alpha^2 + std^2 = 1
-    return xt / alpha, x0, push(x_by_lambda, t_by_lambda), part.signs * push(part.signs, jnp.zeros_like(t))
+    x_by_lambda = sqrt_alpha_bar * (x0 - sqrt_alpha_bar * xt)  # Eq. 2, as alpha_bar + std^2 = 1
+    return xt / sqrt_alpha_bar, x0, push(x_by_lambda, t_by_lambda), part.signs * push(part.signs, jnp.zeros_like(t))
 
 
 @jax.jit
 def _moments(schedule, seen, t):
     """l, and of f, y and the rest f' + l' y the means, var f, cov(f, y), cov(f, rest), var y."""
     y, x0, x0_by_lambda, diagonal = (jnp.concatenate(each) for each in zip(*seen, strict=True))
-    l = 1 - schedule.at(t)[0] * jnp.mean(diagonal, 0)  # Eq. 58: std eps = xt - alpha x0
+    l = 1 - schedule.at(t)[0] * jnp.mean(diagonal, 0)  # Eq. 58: std eps = xt - sqrt(alpha_bar) x0
     f = (1 - l)[None] * y - x0
     rest = -(1 - l)[None] * (y - x0) - x0_by_lambda  # Eq. 62
     means = [jnp.mean(each, 0) for each in (f, y, rest)]

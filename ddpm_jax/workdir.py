@@ -12,6 +12,7 @@ from ddpm_jax import checkpoint, ema, parallel
 from ddpm_jax.config import Config, Ema, differences, from_json, to_json
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
+from ddpm_jax.pictures import atomic_file
 
 CONFIG = "config.json"
 LEFT_BY_A_RUN = (
@@ -151,4 +152,5 @@ def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
 def write_config(workdir: Path, config: Config) -> None:
     """Leaves the resolved config as `config.json`, for people."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")
+    with atomic_file(workdir / CONFIG) as file:
+        file.write((json.dumps(to_json(config), indent=2) + "\n").encode())

@@ -1,5 +1,7 @@
 """The DDPM objective: its settings, and that loss and walk are those of the parts it names."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from ddpm_jax import samplers
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.editing import Edit, last_part, noised
-from ddpm_jax.grids import make_grid, spaced
+from ddpm_jax.grids import CLEAN, make_grid, spaced
 from ddpm_jax.schedule import q_sample
 
 SHAPE = (4, 4, 1)
@@ -118,8 +120,11 @@ def test_timesteps_may_be_given_themselves():
     [
         ({"guidance_scale": -1.0}, "guidance_scale must not be negative, not -1.0"),
         ({"guidance_interval": (9.0, 3.0)}, "guidance_interval must rise, not 9.0 3.0"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale must be a share, at most 1, not 1.5"),
-        ({"dynamic_threshold": 0.0}, "dynamic_threshold must be a share, at most 1, not 0.0"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], not 1.5"),
+        ({"guidance_rescale": -0.5}, r"guidance_rescale must be in \[0, 1\], not -0.5"),
+        ({"guidance_interval": (3.0, 9.0)}, "are for guidance: set guidance_scale too, or leave them out"),
+        ({"dynamic_threshold": 0.0}, "dynamic_threshold must be above 0 and at most 1, not 0.0"),
+        ({"spacing": "even"}, "unknown spacing 'even'; there are: trailing"),
         ({"timesteps": (9.0, 3.0), "steps": 2}, "give steps or timesteps, not both"),
         ({"timesteps": (9.0, 3.0), "spacing": "karras"}, "give spacing or timesteps, not both"),
     ],
@@ -127,6 +132,35 @@ def test_timesteps_may_be_given_themselves():
 def test_wrong_settings_of_sampling_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"options": {"variance": "learned_range"}}, "was not trained to say variance learned_range: use fixed_small"),
+        ({"guidance_scale": 2.0, "guidance_interval": (20.0, 30.0)}, r"holds none of the timesteps 0\.\.19"),
+    ],
+)
+def test_sampling_that_does_not_fit_the_objective_is_refused(sampling, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL.steps(Sampling(**sampling))
+
+
+def test_a_learned_variance_is_drawn_with():
+    learned = Diffusion(timesteps=20, variance="learned", bound="hybrid")
+    assert learned.resolved(Sampling()).options == {"variance": "learned"}
+    assert learned.resolved(Sampling(options={"variance": "fixed_small"})).options == {"variance": "fixed_small"}
+    assert learned.resolved(Sampling(sampler="ddim")).options == SMALL.resolved(Sampling()).options == {}
+    assert learned.steps(learned.resolved(Sampling())) == 20
+    with pytest.raises(ValueError, match="variance learned is that of one timestep: take all 20 steps, not 10"):
+        learned.steps(learned.resolved(Sampling(steps=10)))
+
+
+def test_compat_walks_the_grid_of_diffusers():
+    sampling = Sampling(sampler="unipc", options={"compat": True}, steps=3, spacing="leading")
+    grid = SMALL.grid(sampling)
+    assert (grid.t.tolist(), grid.t_next.tolist()) == ([15, 10, 5], [10, 5, CLEAN])
+    assert SMALL.grid(dataclasses.replace(sampling, options={})).t.tolist() == [12, 6, 0]
 
 
 def test_a_dynamic_threshold_takes_the_place_of_the_clip():

@@ -6,35 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_generation import CONFIG, EDITS, IMAGES, MASKS, MODEL, random_params
 from jax.tree_util import Partial
 
-from ddpm_jax.config import Config, Training
 from ddpm_jax.corruption import Corruption
-from ddpm_jax.data.digits import Digits
-from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
-from ddpm_jax.generation import chunk_count, generate, labels_of, network_of
+from ddpm_jax.generation import chunk_count, generate
 from ddpm_jax.models.basic_unet import BasicUNet
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.pictures import to_uint8
 from ddpm_jax.samplers import sample_keys
 
 pytestmark = pytest.mark.usefixtures("optimized")
-MODEL = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4)
-CONFIG = Config(
-    model=MODEL,
-    data=Digits(),
-    training=Training(steps=1),
-    objective=Diffusion(schedule="squaredcos", timesteps=20),
-    sampling=Sampling(steps=7),
-)
-
-
-def random_params(model):
-    """Parameters none of which is zero."""
-    rng = np.random.default_rng(0)
-    fresh = model.init(jax.random.key(0))
-    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +102,6 @@ def test_sampling_that_is_given_wins_over_the_recipes(params, eleven):
     np.testing.assert_array_equal(found[0], eleven[0, :3])
 
 
-def test_a_conditional_net_draws_its_classes_in_turn():
-    model = dataclasses.replace(MODEL, num_classes=3)
-    config, params = dataclasses.replace(CONFIG, model=model), random_params(model)
-    xt, t, labels = jnp.zeros((8, 4, 4, 1)), jnp.ones(8, jnp.int32), jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1])
-    network = network_of(model, params, jnp.arange(8) % 3)
-    np.testing.assert_array_equal(network(xt, t), model.apply(params, xt, t, labels))
-    assert generate(config, params, num=3, batch_size=3, seed=0).shape == (1, 3, 4, 4, 1)
-
-
 def test_corruption_mixes_towards_the_prediction():
     """x <- x (1 - mix) + prediction mix with mix = 1/5, 1/4, 1/3, 1/2, 1 from uniform noise."""
     model, seen = BasicUNet(image_size=4, channels=1), []
@@ -149,17 +123,6 @@ def test_corruption_mixes_towards_the_prediction():
     for path in (False, True):  # seen as a whole, the walk ends where it does in five parts
         whole = generate(config, params, num=9, batch_size=8, seed=3, path=path)
         assert np.abs(whole[-1].astype(int) - wanted[-1]).max() <= 1
-
-
-IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 4, 4, 1)), jnp.float32)
-MASKS = jnp.broadcast_to(jnp.arange(4)[None, None, :, None] < 2, (1, 4, 4, 1))
-EDITS = {
-    "strength": Edit(images=IMAGES, strength=0.6),
-    "mask": Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3),
-    "pictures": Edit(images=IMAGES[:1], others=IMAGES[1:2], shares=jnp.linspace(0, 1, 11), strength=0.6),
-    "noises": Edit(shares=jnp.linspace(0, 1, 11)),
-    "inversion": Edit(images=IMAGES, inverted=True),
-}
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -202,60 +165,3 @@ def test_the_corruption_toy_edits_nothing():
     )
     with pytest.raises(ValueError, match="the corruption toy cannot edit pictures"):
         generate(config, random_params(config.model), num=3, batch_size=3, seed=3, edit=EDITS["strength"])
-
-
-CLASSES = dataclasses.replace(MODEL, num_classes=3)
-HIDING = dataclasses.replace(CLASSES, label_dropout=0.1)
-
-
-@pytest.mark.parametrize(
-    ("model", "labels", "edit", "wanted"),
-    [
-        (MODEL, None, None, [-1]),
-        (CLASSES, None, None, [0, 1, 2]),
-        (CLASSES, [], None, [0, 1, 2]),
-        (CLASSES, [2, 1], None, [2, 1]),
-        (HIDING, [-1, 1], None, [-1, 1]),
-        (HIDING, None, EDITS["mask"], [-1]),
-        (HIDING, [2], EDITS["noises"], [2]),
-        (CLASSES, [2, 1], EDITS["mask"], [2, 1]),
-    ],
-)
-def test_labels_are_those_given_or_all_or_for_an_edit_none(model, labels, edit, wanted):
-    found = labels_of(model, labels, edit)
-    assert list(found) == wanted
-    assert labels_of(model, found, edit) == found
-
-
-@pytest.mark.parametrize(
-    ("model", "labels", "edit", "message"),
-    [
-        (MODEL, [0], None, "this net was trained without classes: leave the labels out"),
-        (CLASSES, [0, 3], None, "label 3 is outside the classes 0..2"),
-        (CLASSES, [-1], None, "label -1 is outside the classes 0..2"),
-        (HIDING, [-2], None, "label -2 is outside the classes 0..2"),
-        (CLASSES, None, EDITS["mask"], "this net needs to know the class of what it edits: give a label"),
-        (HIDING, [0, 1], EDITS["noises"], "between two ends there is one class: give one label, not 2"),
-    ],
-)
-def test_labels_that_the_net_cannot_take_are_refused(model, labels, edit, message):
-    with pytest.raises(ValueError, match=message):
-        labels_of(model, labels, edit)
-
-
-def test_guidance_is_that_of_the_labels_and_changes_no_other_picture():
-    """Scale 1 is none; at another scale a picture is still of its own seed, index and label."""
-    config, params = dataclasses.replace(CONFIG, model=HIDING), random_params(HIDING)
-    draw = lambda num, scale, **options: generate(  # noqa: E731
-        config, params, num=num, batch_size=8, seed=3, sampling=Sampling(steps=7, guidance_scale=scale), **options
-    )[0].astype(int)
-    guided = draw(9, 4.0, labels=[2, 0])
-    assert np.abs(draw(4, 4.0, labels=[2, 0]) - guided[:4]).max() <= 1
-    assert np.abs(draw(9, 4.0, labels=[2]) - guided)[::2].max() <= 1
-    assert np.abs(draw(9, 4.0, labels=[2]) - guided)[1::2].max() > 1
-    assert np.abs(draw(9, 1.0, labels=[2, 0]) - guided).max() > 1
-    in_turn, ones = draw(9, 4.0, labels=[2, 0, 1]), draw(9, 4.0, labels=[1])
-    assert np.abs(in_turn[2::3] - ones[2::3]).max() <= 1 < np.abs(guided[8] - ones[8]).max()
-    unsaid, none = draw(9, 4.0, labels=[-1]), draw(9, 1.0, labels=[-1])
-    assert np.abs(unsaid - none).max() <= 1
-    assert np.abs(draw(9, 0.0, labels=[2, 0]) - none).max() <= 1

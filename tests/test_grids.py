@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.grids import make_grid, posterior, q_posterior, spaced
+from ddpm_jax.grids import make_grid, posterior, q_posterior, spaced, spaced_by_noise, times_of
 from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
 
 SMALL = np.linspace(0.05, 0.7, 12)
@@ -137,8 +137,14 @@ def test_spacings_are_those_of_table_2_of_lin_et_al(spacing, times):
     assert (spaced(1000, 10, spacing)[::-1] + 1).tolist() == times
 
 
-def test_leading_offset_moves_every_timestep():
-    assert (spaced(1000, 50, "leading", 1) - spaced(1000, 50, "leading")).tolist() == [1] * 50
+def test_a_spacing_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="karras is by noise level: its timesteps are those of times_of"):
+        spaced(1000, 10, "karras")
+    with pytest.raises(ValueError, match="leading is not by noise level"):
+        spaced_by_noise(from_betas(linear()), 10, "leading")
+    for ask in (lambda: spaced(1000, 10, "equal"), lambda: times_of(from_betas(linear()), 10, "equal")):
+        with pytest.raises(ValueError, match="unknown spacing 'equal'; there are: trailing, leading, linspace, karras"):
+            ask()
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 21])

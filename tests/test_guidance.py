@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax.guidance import guide
+from ddpm_jax.guidance import check_guidance, guide
 from ddpm_jax.models import NO_CLASS
 from ddpm_jax.schedule import per_example
 
@@ -50,6 +50,34 @@ def test_rescaling_brings_the_contrast_back_by_its_share(share):
     np.testing.assert_allclose(
         np.std(found, (1, 2, 3)), np.std(guided, (1, 2, 3)) * (share * ratio + 1 - share), rtol=1e-5
     )
+
+
+def test_what_is_said_of_the_variance_stays_that_of_the_labels():
+    def two(xt, t, labels):
+        output = NETWORK(xt, t, labels)
+        return jnp.concatenate([output, 0.5 * output], -1)
+
+    for rescale in (None, 0.7):
+        found = guide(Partial(two), LABELS, 5.0, rescale=rescale)(XT, T)
+        np.testing.assert_array_equal(found[..., 1:], 0.5 * COND)
+        np.testing.assert_array_equal(found[..., :1], guide(NETWORK, LABELS, 5.0, rescale=rescale)(XT, T))
+
+
+def test_both_are_asked_in_one_batch():
+    asked = []
+
+    def counted(xt, t, labels):
+        asked.append((len(xt), len(t), labels.tolist()))
+        return NETWORK(xt, t, labels)
+
+    guide(Partial(counted), LABELS, 2.0)(XT, T)
+    assert asked == [(6, 6, [2, NO_CLASS, 0, NO_CLASS, 1, NO_CLASS])]
+
+
+def test_a_net_that_always_knew_its_labels_is_refused():
+    check_guidance(1.0, 0.0)
+    with pytest.raises(ValueError, match="guidance needs a net that was trained with and without labels"):
+        check_guidance(2.0, 0.0)
 
 
 def test_every_number_is_traced():

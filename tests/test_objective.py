@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import edm, losses
+from ddpm_jax import losses
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.preconditioning import precondition
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.schedule import BETAS, from_betas, zero_terminal_snr
 from ddpm_jax.training import model_loss
@@ -155,14 +156,14 @@ def test_edm_is_the_preconditioned_network_in_loss_and_denoiser():
     objective = Diffusion(target="edm", schedule="edm", times="lognormal")
     schedule = objective.noise_schedule()
     t = losses.lognormal_times(KEYS, schedule)
-    xt, _ = losses.noised(KEYS, schedule, IMAGES, t)
-    x0 = edm.precondition(schedule, network)(xt, t)
+    xt, _ = losses.draw_xt(KEYS, schedule, IMAGES, t)
+    x0 = precondition(schedule, network)(xt, t)
     sigma = np.exp(-0.5 * np.log(np.asarray(schedule.snr(t), float)))
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
     wanted = weight * np.mean((np.asarray(x0, float) - np.asarray(IMAGES)) ** 2, (1, 2, 3))
     np.testing.assert_allclose(objective.loss(KEYS, network, IMAGES), wanted, rtol=1e-4)
     found = objective.denoiser(network, Sampling(clip_x0=False))(xt, jnp.array(300))
-    np.testing.assert_allclose(found.x0, edm.precondition(schedule, network)(xt, jnp.full(3, 300)), rtol=1e-6)
+    np.testing.assert_allclose(found.x0, precondition(schedule, network)(xt, jnp.full(3, 300)), rtol=1e-6)
     weighted = Diffusion(target="edm", schedule="edm", times="lognormal", weighting="min_snr")
     wanted *= np.minimum(sigma**-2, 5) / weight
     np.testing.assert_allclose(weighted.loss(KEYS, network, IMAGES), wanted, rtol=1e-4)

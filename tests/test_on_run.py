@@ -7,7 +7,7 @@ from ddpm_jax.on_run import OnRun, parse
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"batch_size": 0}, "--batch-size must be at least 1, not 0"), ({"seed": -1}, r"--seed must be in \[0, 2\*\*32\)")],
+    [({"batch_size": 0}, "--batch-size must be at least 1, not 0"), ({"seed": -1}, r"--seed must be in \[0, 2\*\*32")],
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):

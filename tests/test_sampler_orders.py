@@ -117,19 +117,40 @@ COVARIANCE = ROOT @ ROOT.T
 COUNT = 8192
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_mean_and_covariance_of_a_gaussian_are_recovered(name):
+NOISY = [("ddim", {"eta": 0.5}), ("edm", {"S_churn": 40.0}), ("ddpm", {"variance": "fixed_large"})]
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), *NOISY])
+def test_mean_and_covariance_of_a_gaussian_are_recovered(name, options):
     network = gaussian_x0(LINEAR, jnp.asarray(MEAN.reshape(2, 2, 1), jnp.float32), jnp.asarray(COVARIANCE, jnp.float32))
     denoise = make_denoiser(LINEAR, network, "x0", None)
     keys = sample_keys(0, jnp.arange(COUNT))
     xT = initial_noise(keys, (2, 2, 1))
-    x0 = sample(keys, denoise, samplers.make(name), make_grid(LINEAR, spaced(1000, 500)), xT)
+    x0 = sample(keys, denoise, samplers.make(name, **options), make_grid(LINEAR, spaced(1000, 500)), xT)
     found = np.asarray(x0, float).reshape(COUNT, 4)
     std = np.sqrt(np.diag(COVARIANCE))
     assert np.all(np.abs(found.mean(0) - MEAN) < 5 * std / np.sqrt(COUNT) + 0.01 * std)
     # The variance of a sample covariance of a Gaussian is (C_ii C_jj + C_ij^2) / n.
     error = np.sqrt((np.outer(std, std) ** 2 + COVARIANCE**2) / COUNT)
     assert np.all(np.abs(np.cov(found.T) - COVARIANCE) < 5 * error + 0.02 * np.outer(std, std))
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), *NOISY])
+def test_mean_and_variance_of_a_mixture_are_recovered(name, options):
+    network = mixture_x0(LINEAR, jnp.asarray(MEANS.reshape(3, 1, 1, 1), jnp.float32), STD, jnp.asarray(WEIGHTS))
+    denoise = make_denoiser(LINEAR, network, "x0", None)
+    keys = sample_keys(0, jnp.arange(COUNT))
+    grid = make_grid(LINEAR, spaced(1000, 200))
+    x0 = sample(keys, denoise, samplers.make(name, **options), grid, initial_noise(keys, (1, 1, 1)))
+    mean, found = np.sum(WEIGHTS * MEANS), np.asarray(x0, float).reshape(-1)
+    moments = [np.sum(WEIGHTS * ((MEANS - mean) ** 2 + STD**2))]
+    off = MEANS - mean
+    moments.append(np.sum(WEIGHTS * (off**3 + 3 * off * STD**2)))
+    std = np.sqrt(moments[0])
+    assert abs(found.mean() - mean) < 5 * std / np.sqrt(COUNT) + 0.01 * std
+    for power, wanted in zip((2, 3), moments, strict=True):
+        values = (found - mean) ** power
+        assert abs(values.mean() - wanted) < 5 * values.std() / np.sqrt(COUNT) + 0.02 * std**power
 
 
 @pytest.mark.parametrize("name", NAMES)

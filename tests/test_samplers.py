@@ -109,8 +109,8 @@ def test_a_picture_does_not_depend_on_the_batch(name):
         np.testing.assert_allclose(part, whole[-count:], atol=0.5 / 255)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+@pytest.mark.parametrize("devices", [2, 8])
+@every_sampler
 def test_a_picture_does_not_depend_on_the_devices(name, devices):
     keys, xT = noise_and_keys(0, 8)
     whole = sample(keys, CONVOLUTION, samplers.make(name), grid_of(10), xT)
@@ -121,9 +121,30 @@ def test_a_picture_does_not_depend_on_the_devices(name, devices):
     np.testing.assert_array_equal(
         step_noise(spread, grid_of(10).row(3), noise), step_noise(keys, grid_of(10).row(3), xT)
     )
-    found = sample(spread, CONVOLUTION, samplers.make(name), grid_of(10), noise)
+    count = samplers._walk_jit._cache_size()
+    *_, found = sample_in_chunks(spread, CONVOLUTION, samplers.make(name), grid_of(10), noise, 2)
+    assert samplers._walk_jit._cache_size() == count + 1
     assert len(found.sharding.device_set) == devices
     np.testing.assert_allclose(found, whole, atol=0.5 / 255)
+
+
+@every_sampler
+@pytest.mark.parametrize("options", [{}, {"runge_kutta": False}], ids=["", "runge_kutta=False"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+def test_a_walk_asks_the_denoiser_as_often_as_the_sampler_states(name, options, steps):
+    if not set(options) <= set(samplers.options_of(name)):
+        return
+    asked = []
+
+    def network(xt, t):
+        jax.debug.callback(asked.append, t[0])
+        return 0.1 * xt
+
+    keys, xT = noise_and_keys(0, 2)
+    sampler = samplers.make(name, **options)
+    sample(keys, make_denoiser(SCHEDULE, network), sampler, grid_of(steps), xT)
+    jax.effects_barrier()
+    assert len(asked) == sampler.asks(steps)
 
 
 def changed_options(name):
@@ -191,6 +212,27 @@ def test_a_wrong_option_is_answered_by_the_options_there_are(name):
     options = ", ".join(inspect.signature(samplers.find(name)).parameters) or "none"
     with pytest.raises(ValueError, match=f"sampler {name} has no option 'nonsense'; it has: {options}"):
         samplers.make(name, nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unipc", {"order": 3.0}, r"option order of sampler unipc must be .*Literal\[1, 2, 3\], not 3.0"),
+        ("unipc", {"corrector": "false"}, "option corrector of sampler unipc must be bool, not 'false'"),
+        ("ddim", {"eta": "0.5"}, "option eta of sampler ddim must be float, not '0.5'"),
+        ("ddim", {"eta": True}, "must be float, not True"),
+        ("ddpm", {"clip_sample": "1"}, r"must be float \| None, not '1'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.make(name, **options)
+
+
+def test_an_option_may_be_any_number_where_it_is_one():
+    for eta in (1, 0.5, np.float32(0.5), jnp.float32(0.5)):
+        samplers.make("ddim", eta=eta)
+    samplers.make("ddpm", clip_sample=None)
 
 
 def test_a_schedule_that_ends_in_pure_noise_can_be_walked():

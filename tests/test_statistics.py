@@ -1,6 +1,4 @@
-"""Statistics against closed forms of Gaussians, their least-squares definition on a mixture, and a run's own file."""
-
-import dataclasses
+"""Statistics against closed forms of Gaussians and their least-squares definition on a mixture."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +6,14 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax import samplers, statistics, workdir
-from ddpm_jax.checkpoint import Checkpoints
-from ddpm_jax.config import Config, Training, to_json
-from ddpm_jax.corruption import Corruption
-from ddpm_jax.data.digits import Digits
+from ddpm_jax import samplers, statistics
 from ddpm_jax.exact import gaussian_x0, mixture_x0
 from ddpm_jax.grids import rows
-from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.prediction import make_denoiser
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import load, with_statistics
 from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
-from ddpm_jax.statistics import estimate, fit, integrated, levels, main, part, save
+from ddpm_jax.statistics import estimate, fit, integrated, levels, part, save
 
 SCHEDULE = from_betas(linear())
 SHAPE = (2, 2, 1)
@@ -219,41 +212,3 @@ def test_a_file_holds_them_all(mixture, tmp_path):
     found = load(save(mixture[1], tmp_path / "new" / "statistics.npz"))
     jax.tree.map(np.testing.assert_array_equal, found, mixture[1])
     samplers.make("dpm_solver_v3", statistics=str(tmp_path / "new" / "statistics.npz"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    config = Config(model=BasicUNet(image_size=8, channels=1), data=Digits(), training=Training(batch_size=8, steps=5))
-    folder, params = tmp_path_factory.mktemp("run"), config.model.init(jax.random.key(0))
-    with Checkpoints(folder) as checkpoints:
-        saved = {"params": params, "ema_params": {"ema": params}, "opt_state": {"count": np.zeros(1)}}
-        checkpoints.save(5, saved, to_json(config))
-    return folder
-
-
-def test_a_runs_statistics_are_left_beside_it(run, capsys):
-    main(["--ckpt", str(run), "--images", "12", "--batch-size", "8", "--levels", "4", "--no-compilation-cache"])
-    assert capsys.readouterr().out.strip() == str(run / "statistics.npz")
-    found = load(run / "statistics.npz")
-    assert found.l.shape == (4, 8, 8, 1)
-    assert all(np.all(np.isfinite(table)) for table in found)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [({"images": 1}, "--images must be at least 2"), ({"levels": 2}, "--levels must be at least 3")],
-)
-def test_settings_out_of_range_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        statistics.Estimation(**setting)
-
-
-def test_more_images_than_there_are_is_refused(run):
-    with pytest.raises(ValueError, match="more than there are: 1,797"):
-        main(["--ckpt", str(run), "--images", "100000", "--no-compilation-cache"])
-
-
-def test_the_corruption_toy_has_none(run):
-    config = dataclasses.replace(workdir.load_config(run, 5), objective=Corruption())
-    with pytest.raises(ValueError, match="corruption toy"):
-        statistics.diffusion_of(config, "statistics")

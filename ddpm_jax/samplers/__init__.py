@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.compat import Walk
+from ddpm_jax.errors import check
 from ddpm_jax.grids import Row
 from ddpm_jax.prediction import Denoiser
 
@@ -31,17 +32,23 @@ class Sampler:
     step(keys, denoise, xt, row, memory) -> (x_next, memory)
 
     `order` is the order of convergence to the probability-flow ODE where no noise is added, None for a method that
-    always adds some; a walk of n steps asks the denoiser `evaluations` n + `extra` times. `even_stride` asks for what
-    diffusers' DDIM and PNDM do: a walk from each t to t - T // steps whatever the spacing, and the network's own eps
-    where x0 was clipped.
+    always adds some. A step asks the denoiser `evaluations` times, the first steps (the last of a walk apart) `extra`
+    times more each. What diffusers does before and around a sampler's steps is for who sets up the walk to do:
+    `compat_walk` names its grid (`compat.compat_grid`), `keep_eps` keeps the network's eps where x0 was clipped
+    (`prediction.make_denoiser`).
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
     order: int | None = dataclasses.field(default=None, metadata={"static": True})
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
-    extra: int = dataclasses.field(default=0, metadata={"static": True})
-    even_stride: bool = dataclasses.field(default=False, metadata={"static": True})
+    extra: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    compat_walk: Walk | None = dataclasses.field(default=None, metadata={"static": True})
+    keep_eps: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def asks(self, steps: int) -> int:
+        """How often a walk of so many steps evaluates the denoiser."""
+        return self.evaluations * steps + sum(self.extra[: steps - 1])
 
 
 def no_memory(xT: Array) -> tuple:
@@ -61,13 +68,29 @@ def find(name: str) -> Callable[..., Sampler]:
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """The types of a sampler's options by name; raises ValueError as `find` does."""
+    types = get_type_hints(find(name))
+    return {option: types[option] for option in types if option != "return"}
+
+
 def make(name: str, **options) -> Sampler:
-    """The sampler `name` with its options; raises ValueError for an option it does not have."""
-    function = find(name)
-    valid = inspect.signature(function).parameters
-    if wrong := sorted(set(options) - set(valid)):
-        raise ValueError(f"sampler {name} has no option {wrong[0]!r}; it has: {', '.join(valid) or 'none'}")
-    return function(**options)
+    """The sampler `name` with its options; raises ValueError for an option it does not have, or of another type."""
+    valid = options_of(name)
+    for option, value in options.items():
+        check(option in valid, f"sampler {name} has no option {option!r}; it has: {', '.join(valid) or 'none'}")
+        kind = getattr(valid[option], "__name__", str(valid[option]))
+        check(_is_of(value, valid[option]), f"option {option} of sampler {name} must be {kind}, not {value!r}")
+    return find(name)(**options)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value fits a type; a float may be any number, one that is traced as well."""
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if get_origin(kind) is not None:
+        return any(_is_of(value, member) for member in get_args(kind))
+    return not isinstance(value, bool | str | None) if kind is float else isinstance(value, kind)
 
 
 def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -99,7 +122,7 @@ def sample(
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """x0 (b, h, w, c) drawn from xT by one `lax.scan`; with `trajectory` all states (steps + 1, b, h, w, c)."""
-    (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, (xT, sampler.init(xT)), trajectory)
+    (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, _start(sampler, xT), trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
 
 
@@ -114,7 +137,7 @@ def sample_in_chunks(
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
-    state = xT, sampler.init(xT)
+    state = _start(sampler, xT)
     for rows in grid.split(chunks):
         state, _ = _walk_jit(keys, _pytree(denoise), sampler, rows, state)
         yield state[0]
@@ -126,6 +149,12 @@ def _walk(keys, denoise, sampler, grid, state, trajectory=False):
         return state, state[0] if trajectory else None
 
     return jax.lax.scan(body, state, grid._replace(schedule=None))
+
+
+@jax.jit
+def _start(sampler, xT):
+    """The first state; from jit, so that it lies on the devices as those after it do, and one program serves all."""
+    return xT, sampler.init(xT)
 
 
 _walk_jit = jax.jit(_walk, static_argnames="trajectory")

@@ -15,14 +15,14 @@ NODES = NODES + 0.5
 
 
 def history(length: int) -> Partial:
-    """The `init` of a method that remembers the `length` newest (values, positions); a position of inf is none."""
+    """The `init` of a method that remembers the `length` newest (values, positions); one at inf is none."""
     return Partial(_history_of(length))
 
 
 @functools.cache  # one object a length, so that jit does not take an equal sampler for another program
 def _history_of(length):
     def init(xT):
-        return jnp.zeros((length, *xT.shape), xT.dtype), jnp.full(length, jnp.inf, xT.dtype)
+        return jnp.stack([xT] * length), jnp.full(length, jnp.inf, xT.dtype)
 
     return init
 

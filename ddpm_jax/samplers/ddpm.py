@@ -1,15 +1,11 @@
 """Ancestral sampling: Algorithm 2, Ho et al. 2020, for the stride of each row."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.errors import check
-from ddpm_jax.grids import learned_log_variance, posterior
+from ddpm_jax.grids import Variance, learned_log_variance, posterior
 from ddpm_jax.samplers import Sampler, no_memory, step_noise
-
-Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 
 
 def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None) -> Sampler:

@@ -22,11 +22,13 @@ from ddpm_jax.samplers.euler import euler_step
 def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
     """Integrates eps over sigma, eps being the polynomial in log sigma through this and the `order` - 1 before it.
 
-    Eq. 15 of Zhang & Chen 2023 in the variable log(rho), there called rhoAB in logarithm. The step to clean data,
-    where log sigma is infinite, is Euler's. compat: the order falls to 1 at the end of short walks, as in diffusers.
+    Eq. 15 of Zhang & Chen 2023, whose own polynomials are in t (tAB) or rho = sigma (rhoAB). The step to clean data,
+    where log sigma is infinite, is Euler's. compat: the order falls to 1 at the end of short walks, as in diffusers,
+    whose walk ends at the level of t = 0.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
-    return Sampler(history(order), Partial(_step, Partial(lower_at_end if compat else _as_known)), order=order)
+    step = Partial(_step, Partial(lower_at_end if compat else _as_known))
+    return Sampler(history(order), step, order=order, compat_walk="inner_to_0" if compat else None)
 
 
 def _step(highest, keys, denoise, xt, row, memory):

@@ -85,13 +85,13 @@ def _step(statistics, correct, keys, denoise, xt, row, memory):
     past, step_before = memory
     x0 = denoise(xt, row.t).x0
     at, noise_only = row.log_snr / 2, row.sqrt_alpha_bar == 0
-    at_finite, alpha = jnp.where(noise_only, 0, at), jnp.where(noise_only, 1, row.sqrt_alpha_bar)
+    at_finite, scale = jnp.where(noise_only, 0, at), jnp.where(noise_only, 1, row.sqrt_alpha_bar)
     l = jax.jvp(Partial(_tables, statistics), (at_finite,), (jnp.ones_like(at),))[1][0]
-    of_x = (1 - l[None]) / alpha
+    of_x = (1 - l[None]) / scale
     past = remember(past, of_x * xt - x0, at)
     x, newest = correct(statistics, xt, step_before, past)
     x0 = x0 + of_x * (x - xt)  # so that f stays what it was: Algorithm 2, line 13
-    step = x, alpha, row.sqrt_alpha_bar_next, at_finite, row.h
+    step = x, scale, row.sqrt_alpha_bar_next, at_finite, row.h
     return jnp.where(jnp.isfinite(row.h), _go(statistics, step, newest), transfer(row, x, x0)), (past, step)
 
 
@@ -107,7 +107,7 @@ def _leave(statistics, xt, step_before, past):
 
 def _go(statistics, step, past):
     """Where a step leads with the polynomial g through all that is known."""
-    (x, alpha, alpha_next, start, h), (f, positions) = step, past
+    (x, scale, scale_next, start, h), (f, positions) = step, past
     h, k, dtype = jnp.where(jnp.isfinite(h), h, 1), len(f), x.dtype
     inner, quadrature = jnp.asarray(NODES, dtype), jnp.asarray(WEIGHTS, dtype)[:, None, None, None]
     places = jnp.where(jnp.isfinite(positions), positions, start), jnp.stack([start, start + h]), start + h * inner
@@ -119,7 +119,7 @@ def _go(statistics, step, past):
     of_moment = jax.vmap(integral_weights, (None, 0, None))(nodes, unit, known(positions))
     g = jnp.exp(S[k][None] - S[:k])[:, None] * (f - p[:k, None])
     integral = jnp.sum(jnp.tensordot(of_moment.T, moments, 1)[:, None] * g, 0) + jnp.sum(weight * p[k + 2 :], 0)[None]
-    return alpha_next * (jnp.exp(L[k] - L[k + 1])[None] / alpha * x - integral)
+    return scale_next * (jnp.exp(L[k] - L[k + 1])[None] / scale * x - integral)
 
 
 def _tables(statistics, at):

@@ -7,17 +7,18 @@ from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers.ddim import transfer
 
 
-def dpmpp_2m() -> Sampler:
+def dpmpp_2m(*, compat: bool = False) -> Sampler:
     """x_next = (std_next / std) x - sqrt(alpha_bar_next) (e^-h - 1) D, with D = x0 + h / (2 h_prev) (x0 - x0_prev).
 
     std is sqrt(1 - alpha_bar). The first step, and the last to clean data, take D = x0, which is DDIM's.
+    compat: diffusers' walk, whose linspace and leading are of one timestep more, less the last.
     """
-    return Sampler(Partial(start), Partial(_step), order=2)
+    return Sampler(Partial(start), Partial(_step), order=2, compat_walk="inner" if compat else None)
 
 
 def start(xT):
-    """No earlier x0, as if an infinite step ago."""
-    return jnp.zeros_like(xT), jnp.full((), jnp.inf, xT.dtype)
+    """No earlier x0: whatever there is was an infinite step ago."""
+    return xT, jnp.full((), jnp.inf, xT.dtype)
 
 
 def _step(keys, denoise, xt, row, memory):

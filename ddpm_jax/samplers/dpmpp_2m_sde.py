@@ -7,12 +7,13 @@ from ddpm_jax.samplers import Sampler, step_noise
 from ddpm_jax.samplers.dpmpp_2m import extrapolated, start
 
 
-def dpmpp_2m_sde() -> Sampler:
+def dpmpp_2m_sde(*, compat: bool = False) -> Sampler:
     """As `dpmpp_2m`, on the reverse SDE: each step forgets half its noise and draws it anew.
 
     x_next = (std_next / std) e^-h x + sqrt(alpha_bar_next) (1 - e^-2h) D + std_next sqrt(1 - e^-2h) z.
+    compat: the walk of `dpmpp_2m`'s.
     """
-    return Sampler(Partial(start), Partial(_step))
+    return Sampler(Partial(start), Partial(_step), compat_walk="inner" if compat else None)
 
 
 def _step(keys, denoise, xt, row, memory):

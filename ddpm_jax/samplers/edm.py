@@ -29,5 +29,6 @@ def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, memory):
     x_hat = hat.sqrt_alpha_bar * (xt / row.sqrt_alpha_bar + added * step_noise(keys, row, xt))
     churned = (gamma > 0) & (hat.sigma > sigma)
     x_hat = jnp.where(churned, x_hat, xt)
-    row = jax.tree.map(lambda a, b: jnp.where(churned, a, b.astype(a.dtype)), hat, row)
+    ends = hat._replace(schedule=None), row._replace(schedule=None)
+    row = jax.tree.map(lambda a, b: jnp.where(churned, a, b.astype(a.dtype)), *ends)
     return heun_step(denoise, row, *denoise(x_hat, row.t)[:2]), memory

@@ -3,13 +3,18 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.compat import Walk
 from ddpm_jax.samplers import Sampler, no_memory
 from ddpm_jax.samplers.euler import euler_step
 
 
-def heun() -> Sampler:
-    """Euler's step, then again with the mean of eps at both ends; the step to clean data stays Euler's."""
-    return Sampler(Partial(no_memory), Partial(_step), order=2, evaluations=2)
+def heun(*, compat: bool = False) -> Sampler:
+    """Euler's step, then again with the mean of eps at both ends; the step to clean data stays Euler's.
+
+    compat: diffusers' walk, whose linspace is not rounded.
+    """
+    walk: Walk | None = "float" if compat else None
+    return Sampler(Partial(no_memory), Partial(_step), order=2, evaluations=2, compat_walk=walk)
 
 
 def _step(keys, denoise, xt, row, memory):

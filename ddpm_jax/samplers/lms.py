@@ -11,10 +11,13 @@ from ddpm_jax.samplers._multistep import change_from_newest, history, integral_w
 from ddpm_jax.samplers.euler import euler_step, sigma_step
 
 
-def lms(*, order: Literal[1, 2, 3, 4] = 4) -> Sampler:
-    """Integrates the polynomial in sigma through this eps and the `order` - 1 before it."""
+def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
+    """Integrates the polynomial in sigma through this eps and the `order` - 1 before it.
+
+    compat: diffusers' walk, whose linspace is not rounded.
+    """
     check(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, not {order}")
-    return Sampler(history(order), Partial(_step), order=order)
+    return Sampler(history(order), Partial(_step), order=order, compat_walk="float" if compat else None)
 
 
 def _step(keys, denoise, xt, row, memory):

@@ -10,12 +10,11 @@ from jaxtyping import Array, Float
 from ddpm_jax.prediction import Network, split_output
 from ddpm_jax.schedule import NoiseSchedule, per_example
 
-SIGMA_DATA = 0.5
-"""Standard deviation of the images in [-1, 1]."""
 
-
-def precondition(schedule: NoiseSchedule, network: Network, sigma_data: float = SIGMA_DATA) -> Network:
+def precondition(schedule: NoiseSchedule, network: Network, sigma_data: float = 0.5) -> Network:
     """The network (xt, t) -> x0_hat made of F = `network`, whose input and target have unit variance at every sigma.
+
+    `sigma_data` is the standard deviation of the images in [-1, 1].
 
     c_skip = sigma_data^2 / (sigma^2 + sigma_data^2)            c_in = 1 / sqrt(sigma^2 + sigma_data^2)
     c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2)     c_noise = t
@@ -28,16 +27,16 @@ def precondition(schedule: NoiseSchedule, network: Network, sigma_data: float = 
 
 
 def _precondition(sigma_data, schedule: NoiseSchedule, network: Network, xt, t):
-    signal, noise = per_example(schedule.at(t), xt)
+    sqrt_alpha_bar, std = per_example(schedule.at(t), xt)
     # sqrt(alpha_bar) sqrt(sigma^2 + sigma_data^2): in these terms nothing is infinite where no signal is left.
-    total = jnp.sqrt(noise**2 + (signal * sigma_data) ** 2)
-    c_skip_x = signal * (sigma_data / total) ** 2 * xt
-    c_out = sigma_data * noise / total
+    total = jnp.sqrt(std**2 + (sqrt_alpha_bar * sigma_data) ** 2)
+    c_skip_x = sqrt_alpha_bar * (sigma_data / total) ** 2 * xt
+    c_out = sigma_data * std / total
     output, said = split_output(network(xt / total, t), xt)
     x0 = c_skip_x + c_out * output
     return x0 if said is None else jnp.concatenate([x0, said], -1)
 
 
-def weight(snr: Float[Array, " b"], sigma_data: float = SIGMA_DATA) -> Float[Array, " b"]:
+def weight(snr: Float[Array, " b"], sigma_data: float = 0.5) -> Float[Array, " b"]:
     """lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / c_out^2, by which F's own error is unweighted."""
     return snr + 1 / sigma_data**2

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax import edm
+from ddpm_jax import preconditioning
 from ddpm_jax.losses import simple_loss
+from ddpm_jax.preconditioning import precondition
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.schedule import edm as edm_betas
 from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
@@ -29,7 +30,7 @@ def test_the_preconditioned_network_is_eq_7(sigma_data):
         seen.append((x, t))
         return jnp.tanh(x) + 0.1
 
-    found = edm.precondition(SCHEDULE, network, sigma_data)(xt, jnp.asarray(T, jnp.float32))
+    found = precondition(SCHEDULE, network, sigma_data)(xt, jnp.asarray(T, jnp.float32))
     x, total = np.asarray(xt, float) * np.sqrt(1 + SIGMA**2), SIGMA**2 + sigma_data**2
     c_skip, c_out, c_in = sigma_data**2 / total, SIGMA * sigma_data / np.sqrt(total), 1 / np.sqrt(total)
     np.testing.assert_allclose(seen[0][0], c_in * x, rtol=1e-4, atol=1e-6)
@@ -38,7 +39,7 @@ def test_the_preconditioned_network_is_eq_7(sigma_data):
 
 
 def test_the_weight_is_lambda():
-    found = edm.weight(SCHEDULE.snr(jnp.asarray(T, jnp.float32)))
+    found = preconditioning.weight(SCHEDULE.snr(jnp.asarray(T, jnp.float32)))
     np.testing.assert_allclose(found, ((SIGMA**2 + 0.25) / (SIGMA * 0.5) ** 2).ravel(), rtol=1e-4)
 
 
@@ -52,8 +53,8 @@ def test_input_and_target_of_the_inner_network_have_unit_variance(t):
         seen.append(x)
         return 0 * x
 
-    weight = edm.weight(schedule.snr(times))
-    loss = simple_loss(keys, schedule, edm.precondition(schedule, nothing), x0, "x0", t=times, weight=weight)
+    weight = preconditioning.weight(schedule.snr(times))
+    loss = simple_loss(keys, schedule, precondition(schedule, nothing), x0, "x0", t=times, weight=weight)
     tolerance = 5 * np.sqrt(2 / x0.size)
     assert abs(float(jnp.mean(loss)) - 1) < tolerance
     assert abs(float(jnp.mean(seen[0] ** 2)) - 1) < tolerance
@@ -61,16 +62,16 @@ def test_input_and_target_of_the_inner_network_have_unit_variance(t):
 
 def test_all_is_finite_where_no_signal_is_left():
     schedule, t = from_betas(zero_terminal_snr(linear())), jnp.full(5, 999)
-    found = edm.precondition(schedule, lambda x, t: x)(images(0), t)
+    found = precondition(schedule, lambda x, t: x)(images(0), t)
     np.testing.assert_allclose(found, 0.5 * images(0), rtol=1e-6)
-    np.testing.assert_allclose(edm.weight(schedule.snr(t)), 4, rtol=1e-6)
+    np.testing.assert_allclose(preconditioning.weight(schedule.snr(t)), 4, rtol=1e-6)
 
 
 def test_what_is_said_of_the_variance_is_passed_on():
     t, said = jnp.asarray(T, jnp.float32), images(3)
-    both = edm.precondition(SCHEDULE, lambda x, t: jnp.concatenate([x, said], -1))(images(0), t)
+    both = precondition(SCHEDULE, lambda x, t: jnp.concatenate([x, said], -1))(images(0), t)
     np.testing.assert_array_equal(both[..., 3:], said)
-    np.testing.assert_array_equal(both[..., :3], edm.precondition(SCHEDULE, lambda x, t: x)(images(0), t))
+    np.testing.assert_array_equal(both[..., :3], precondition(SCHEDULE, lambda x, t: x)(images(0), t))
 
 
 def scaled(w, x, t):
@@ -80,5 +81,9 @@ def scaled(w, x, t):
 def test_parameters_pass_through_jit_as_arguments():
     run = jax.jit(lambda network, xt, t: network(xt, t))
     for w in (0.1, 0.2):
-        run(edm.precondition(SCHEDULE, Partial(scaled, jnp.float32(w))), images(0), jnp.asarray(T, jnp.float32))
+        run(
+            precondition(SCHEDULE, Partial(scaled, jnp.float32(w))),
+            images(0),
+            jnp.asarray(T, jnp.float32),
+        )
     assert run._cache_size() == 1

@@ -1,0 +1,68 @@
+"""The grids of diffusers' schedulers, written as its `set_timesteps` and `step` have them."""
+
+import numpy as np
+import pytest
+
+from ddpm_jax import samplers
+from ddpm_jax.compat import compat_grid
+from ddpm_jax.grids import CLEAN
+from ddpm_jax.schedule import from_betas, linear
+
+SCHEDULE = from_betas(linear())
+LEADING = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+LINSPACE = [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+TRAILING = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+LINSPACE_11 = [999, 899, 799, 699, 600, 500, 400, 300, 200, 100]
+LEADING_11 = [900, 810, 720, 630, 540, 450, 360, 270, 180, 90]
+
+
+@pytest.mark.parametrize(
+    ("walk", "spacing", "t"),
+    [
+        ("strides", "leading", LEADING),
+        ("strides", "linspace", LINSPACE),
+        ("strides_to_0", "trailing", TRAILING),
+        ("inner", "linspace", LINSPACE_11),
+        ("inner", "leading", LEADING_11),
+        ("inner", "trailing", TRAILING),
+        ("inner_to_0", "linspace", LINSPACE_11),
+        ("float", "leading", LEADING),
+        ("float", "linspace", np.linspace(999, 0, 10).tolist()),
+    ],
+)
+def test_ten_steps(walk, spacing, t):
+    grid = compat_grid(walk, SCHEDULE, 10, spacing)
+    np.testing.assert_allclose(grid.t, t, rtol=1e-6)
+    end = 0 if walk.endswith("to_0") else CLEAN
+    if walk.startswith("strides"):
+        np.testing.assert_array_equal(grid.t_next, np.maximum(np.array(t) - 100, end))
+    else:
+        np.testing.assert_allclose(grid.t_next, [*t[1:], end], rtol=1e-6)
+
+
+def test_levels_are_those_of_the_timesteps():
+    grid = compat_grid("inner_to_0", SCHEDULE, 10, "linspace")
+    np.testing.assert_allclose(grid.sqrt_alpha_bar, np.sqrt(np.cumprod(1 - linear()))[LINSPACE_11], rtol=1e-6)
+    np.testing.assert_allclose(grid.sqrt_alpha_bar_next[-1], np.sqrt(1 - linear()[0]), rtol=1e-6)
+
+
+def test_a_spacing_by_noise_is_ours_where_there_are_no_strides():
+    assert len(compat_grid("inner", SCHEDULE, 7, "karras").i) == 7
+    with pytest.raises(ValueError, match="compat walks equal strides of t here: spacing karras has none"):
+        compat_grid("strides", SCHEDULE, 7, "karras")
+
+
+def test_too_many_steps_are_refused():
+    assert len(compat_grid("inner", SCHEDULE, 999, "linspace").i) == 999
+    with pytest.raises(ValueError, match="compat takes less than T = 1000 steps here, not 1000"):
+        compat_grid("inner", SCHEDULE, 1000, "linspace")
+
+
+@pytest.mark.parametrize("name", samplers.names())
+def test_every_sampler_with_a_compat_has_its_walk(name):
+    if "compat" not in samplers.options_of(name):
+        assert name in ("ddpm", "edm", "dpm_solver_v3")
+        return
+    walks = [samplers.make(name, compat=compat).compat_walk for compat in (False, True)]
+    assert walks[0] is None
+    assert walks[1] is not None
