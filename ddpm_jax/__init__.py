@@ -1,6 +1,8 @@
 """Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
 
-from ddpm_jax.grids import Row, make_grid, q_posterior, spaced
+from ddpm_jax.editing import Edit, inpaint, invert, last_part, lerp, noised, resampled, slerp, with_signal
+from ddpm_jax.grids import Row, make_grid, q_posterior, spaced, times_of
+from ddpm_jax.guidance import guide
 from ddpm_jax.likelihood import Bound, bits_per_dim
 from ddpm_jax.losses import hybrid_loss, loss_weight, simple_loss, vlb_loss
 from ddpm_jax.models import Model
@@ -27,6 +29,7 @@ __all__ = [
     "BasicUNet",
     "Bound",
     "ConvUNet",
+    "Edit",
     "Model",
     "NoiseSchedule",
     "Prediction",
@@ -39,25 +42,35 @@ __all__ = [
     "example_keys",
     "flow",
     "from_betas",
+    "guide",
     "hybrid_loss",
     "init_state",
     "initial_noise",
+    "inpaint",
+    "invert",
+    "last_part",
+    "lerp",
     "linear",
     "loss_weight",
     "make_denoiser",
     "make_grid",
     "make_train_step",
     "model_loss",
+    "noised",
     "q_posterior",
     "q_sample",
+    "resampled",
     "sample",
     "sample_in_chunks",
     "sample_keys",
     "scaled_linear",
     "sigmoid",
     "simple_loss",
+    "slerp",
     "spaced",
     "squaredcos",
+    "times_of",
     "vlb_loss",
+    "with_signal",
     "zero_terminal_snr",
 ]

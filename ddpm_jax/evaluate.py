@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from ddpm_jax.data import Batch, batch_at
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.errors import check
 from ddpm_jax.generation import chunk_count, network_of
+from ddpm_jax.grids import Variance
 from ddpm_jax.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.models import Params
 from ddpm_jax.on_run import OnRun, diffusion_of
@@ -38,6 +40,10 @@ class Evaluation(OnRun):
 
     num: int = 256
     """How many images of the recipe's data."""
+    split: str | None = None
+    """Another part of the data than the recipe's, such as test, where they have parts."""
+    variance: Variance | None = None
+    """That of the reverse step; None for the objective's."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,14 +55,25 @@ def main(args: list[str]) -> None:
     wanted, run = on_run.parse(Evaluation, args, "python -m ddpm_jax.evaluate")
     objective = diffusion_of(run.config, WHAT)
     wanted.set_up_jax(wanted.num)
-    batch, params = draw_images(run.config, wanted), run.params(wanted.weights)
+    config = with_split(run.config, wanted.split)
+    batch, params, variance = draw_images(config, wanted), run.params(wanted.weights), wanted.variance
     parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
     with tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps") as bar:
-        bound = evaluate(run.config, params, batch, wanted.batch_size, wanted.seed, bar.update)
-    found = {"step": run.step, "weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
+        bound = evaluate(config, params, batch, wanted.batch_size, wanted.seed, variance, bar.update)
+    about = {"step": run.step, "data": config.data.describe(), "variance": variance or objective.variance}
+    found = about | {"weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
     print(describe(found))
     for path in save(found, run.folder):
         print(path)
+
+
+def with_split(config: Config, split: str | None) -> Config:
+    """The config with another part of its data; raises ValueError where they have none."""
+    if split is None:
+        return config
+    check("split" in vars(config.data), f"{config.data.describe()} has no parts: leave --split out")
+    part: dict[str, Any] = {"split": split}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **part))
 
 
 def draw_images(config: Config, wanted: Evaluation) -> Batch:
@@ -72,9 +89,10 @@ def evaluate(
     batch: Batch,
     batch_size: int,
     seed: int,
+    variance: Variance | None = None,
     on_part: Callable[[], object] = lambda: None,
 ) -> Bound:
-    """The bound of each image: image i's noise depends on (seed, i) alone, whatever the batch size."""
+    """The bound of each image, x0 clipped: image i's noise depends on (seed, i) alone, whatever the batch size."""
     objective, num = diffusion_of(config, WHAT), len(batch["image"])
     schedule = objective.noise_schedule()
     parts = jnp.split(jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS))
@@ -88,7 +106,7 @@ def evaluate(
         denoise = objective.denoiser(network_of(config.model, params, label), Sampling())
         terms = []
         for t in parts:
-            terms.append(bound_terms(keys, schedule, denoise, x0, t, objective.variance))
+            terms.append(bound_terms(keys, schedule, denoise, x0, t, variance or objective.variance))
             jax.block_until_ready(terms)  # so that a progress bar shows what is done, not what is asked for
             on_part()
         bounds.append(Bound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))

@@ -154,7 +154,7 @@ def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndar
     check(not by_noise(spacing), f"{spacing} is by noise level: its timesteps are those of times_of")
     check(1 <= steps <= timesteps, f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
     if spacing == "trailing":
-        return np.round(timesteps - np.arange(steps) * (timesteps / steps)).astype(int) - 1
+        return np.round(np.arange(timesteps, 0, -timesteps / steps)[:steps]).astype(int) - 1
     if spacing == "linspace":
         return np.round(np.linspace(0, timesteps - 1, max(steps, 2))[::-1][:steps]).astype(int)
     return np.arange(steps)[::-1] * (timesteps // steps)

@@ -146,6 +146,7 @@ def test_differences_are_dotted_names():
         (lambda: Ema(decay=1.0), "ema.decay must be in"),
         (lambda: Ema(others=(0.5, 1.0)), "ema.others must be in"),
         (lambda: Ema(power=(0.05, 0.3)), "ema.power must be above 0 and at most 0.2887, not 0.3"),
+        (lambda: Ema(others=(0.5, 0.5)), "ema.others names an average twice"),
         (lambda: Ema(snapshots_every=0), "ema.snapshots_every must be at least 1"),
         (lambda: Checkpoint(every=0), "checkpoint.every must be at least 1"),
         (lambda: Checkpoint(keep_last=0), "checkpoint.keep_last must be at least 1"),
@@ -155,6 +156,9 @@ def test_differences_are_dotted_names():
         (lambda: Diffusion(timesteps=0), "timesteps must be at least 1"),
         (lambda: Diffusion(beta_start=0.03), "betas must satisfy"),
         (lambda: Diffusion(zero_terminal_snr=True), "use target x0 or v"),
+        (lambda: Diffusion(zero_terminal_snr=True, target="v", timesteps=1), "needs timesteps of at least 2"),
+        (lambda: Diffusion(weighting_gamma=5.0), "weighting_gamma is for weighting min_snr"),
+        (lambda: Diffusion(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
         (lambda: with_(sampling=Sampling(steps=11), objective=Diffusion(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
@@ -201,3 +205,12 @@ def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
     Config(model=kind, data=Digits(), training=Training(steps=1), objective=right)
     with pytest.raises(ValueError, match=r"model.learned_variance and objective.variance .* go together"):
         Config(model=kind, data=Digits(), training=Training(steps=1), objective=wrong)
+
+
+def test_a_learned_variance_is_what_samples_are_drawn_with():
+    model = dataclasses.replace(BASE.model, learned_variance=True)
+    learned = with_(model=model, objective=Diffusion(variance="learned_range", bound="hybrid"))
+    assert learned.sampling.options == {"variance": "learned_range"}
+    assert from_json(to_json(learned)) == learned
+    with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
+        with_(sampling=Sampling(options={"variance": "learned_range"}))

@@ -14,6 +14,7 @@ from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, Training, to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.generation import network_of
 from ddpm_jax.likelihood import Bound, bits_per_dim
@@ -108,6 +109,18 @@ def test_a_learned_variance_is_used(tmp_path):
     np.testing.assert_allclose(np.mean(whole.total), learned["bits_per_dim"], rtol=1e-4)
     object.__setattr__(objective, "variance", "fixed_small")
     assert abs(np.mean(evaluate.evaluate(config, params, batch, 8, 0).total) - learned["bits_per_dim"]) > 1e-3
+
+
+def test_another_variance_and_split_may_be_asked_for(run, capsys):
+    found = []
+    for variance in ("fixed_small", "fixed_large"):
+        measure("--ckpt", run, "--num", 4, "--variance", variance)
+        found.append(json.loads((run / "bits_per_dim.json").read_text()))
+        assert found[-1]["variance"] == variance
+    assert found[0]["bits_per_dim"] != found[1]["bits_per_dim"]
+    assert "has no parts: leave --split out" in one_line(capsys, "--ckpt", run, "--split", "test")
+    tfds = dataclasses.replace(CONFIG, data=Tfds(name="mnist"))
+    assert evaluate.with_split(tfds, "test").data == Tfds(name="mnist", split="test")
 
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):

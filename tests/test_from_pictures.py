@@ -112,6 +112,8 @@ def test_one_of_each_is_drawn_where_more_would_be_the_same():
         ({"mask": "mask"}, "--mask is for a picture"),
         ({"invert": True}, "--invert is for a picture"),
         ({"image": "a", "resample": 2}, "--resample is for a mask"),
+        ({"image": "a", "mask": "mask", "jump": 3}, "--jump is for --resample: give how often too"),
+        ({"image": "a b", "num": 1}, "there are 2 pictures for --num 1: draw one of each"),
         ({"image": "a", "mask": "mask", "resample": 0}, "--resample must be at least 1, not 0"),
         ({"image": "a", "mask": "mask", "invert": True}, "--mask goes with neither --interpolate nor --invert"),
         ({"image": "a b", "mask": "mask", "interpolate": True}, "--mask goes with neither"),

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import train
 from ddpm_jax import command_line
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,16 @@ def test_the_data_snippet_makes_a_recipe():
     names: dict = {}
     exec(snippet, names)
     assert names["config"].data.describe() == "folder: my_pictures"
+
+
+COMMANDS = re.findall(r"^python train\.py ([^#`]*?)(?:  +#.*)?$", README.replace("\\\n", " "), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--help" not in command])
+def test_the_training_commands_make_recipes(command, capsys):
+    train.main([*command.split(), *([] if "--dry-run" in command else ["--dry-run"]), "--no-compilation-cache"])
+    assert "parameters" in capsys.readouterr().out
+    assert len(COMMANDS) > 8
 
 
 def test_every_recipe_and_file_is_named():

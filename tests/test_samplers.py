@@ -41,6 +41,9 @@ def noise_and_keys(seed, count=BATCH):
     return keys, initial_noise(keys, SHAPE)
 
 
+_step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
+
+
 @every_sampler
 @pytest.mark.parametrize("steps", [1, 10])
 def test_data_of_one_point_are_reached_exactly(name, steps):
@@ -53,7 +56,7 @@ def test_data_of_one_point_are_reached_exactly(name, steps):
 @every_sampler
 def test_the_last_step_adds_no_noise(name):
     sampler, row, (_, xt) = samplers.make(name), grid_of(10).row(9), noise_and_keys(4, 4)
-    ends = [sampler.step(noise_and_keys(seed, 4)[0], GAUSSIAN, xt, row, sampler.init(xt))[0] for seed in (5, 6)]
+    ends = [_step(sampler, noise_and_keys(seed, 4)[0], GAUSSIAN, xt, row, sampler.init(xt))[0] for seed in (5, 6)]
     np.testing.assert_array_equal(*ends)
 
 
@@ -67,7 +70,7 @@ def test_scan_loop_and_chunks_are_the_same_walk(name):
     np.testing.assert_array_equal(states[0], xT)
     xt, memory = xT, sampler.init(xT)
     for i in range(10):
-        xt, memory = sampler.step(keys, CONVOLUTION, xt, grid.row(i), memory)
+        xt, memory = _step(sampler, keys, CONVOLUTION, xt, grid.row(i), memory)
         np.testing.assert_allclose(states[i + 1], xt, atol=1e-4)
     x0 = sample(*walk)
     np.testing.assert_allclose(x0, states[-1], atol=1e-5)
@@ -109,8 +112,7 @@ def test_a_picture_does_not_depend_on_the_batch(name):
         np.testing.assert_allclose(part, whole[-count:], atol=0.5 / 255)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-@every_sampler
+@pytest.mark.parametrize(("name", "devices"), [*((name, 8) for name in NAMES), ("ddpm", 2), ("unipc", 2)])
 def test_a_picture_does_not_depend_on_the_devices(name, devices):
     keys, xT = noise_and_keys(0, 8)
     whole = sample(keys, CONVOLUTION, samplers.make(name), grid_of(10), xT)
@@ -217,11 +219,11 @@ def test_a_wrong_option_is_answered_by_the_options_there_are(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unipc", {"order": 3.0}, r"option order of sampler unipc must be .*Literal\[1, 2, 3\], not 3.0"),
+        ("unipc", {"order": 3.0}, "option order of sampler unipc must be 1 or 2 or 3, not 3.0"),
         ("unipc", {"corrector": "false"}, "option corrector of sampler unipc must be bool, not 'false'"),
         ("ddim", {"eta": "0.5"}, "option eta of sampler ddim must be float, not '0.5'"),
         ("ddim", {"eta": True}, "must be float, not True"),
-        ("ddpm", {"clip_sample": "1"}, r"must be float \| None, not '1'"),
+        ("ddpm", {"clip_sample": "1"}, "must be float or NoneType, not '1'"),
     ],
 )
 def test_an_option_of_another_type_is_refused(name, options, message):
@@ -230,8 +232,7 @@ def test_an_option_of_another_type_is_refused(name, options, message):
 
 
 def test_an_option_may_be_any_number_where_it_is_one():
-    for eta in (1, 0.5, np.float32(0.5), jnp.float32(0.5)):
-        samplers.make("ddim", eta=eta)
+    assert [leaf for leaf in jax.tree.leaves(samplers.make("ddim", eta=1)) if isinstance(leaf, float)] == [1.0]
     samplers.make("ddpm", clip_sample=None)
 
 

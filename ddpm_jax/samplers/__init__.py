@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -77,20 +77,24 @@ def options_of(name: str) -> dict[str, Any]:
 def make(name: str, **options) -> Sampler:
     """The sampler `name` with its options; raises ValueError for an option it does not have, or of another type."""
     valid = options_of(name)
+    typed = {}
     for option, value in options.items():
         check(option in valid, f"sampler {name} has no option {option!r}; it has: {', '.join(valid) or 'none'}")
-        kind = getattr(valid[option], "__name__", str(valid[option]))
-        check(_is_of(value, valid[option]), f"option {option} of sampler {name} must be {kind}, not {value!r}")
-    return find(name)(**options)
+        kinds = get_args(valid[option]) or (valid[option],)
+        typed[option] = float(value) if float in kinds and type(value) is int else value
+        allowed = " or ".join(kind.__name__ if isinstance(kind, type) else repr(kind) for kind in kinds)
+        check(
+            any(_is_of(typed[option], kind) for kind in kinds),
+            f"option {option} of sampler {name} must be {allowed}, not {value!r}",
+        )
+    return find(name)(**typed)
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value fits a type; a float may be any number, one that is traced as well."""
-    if get_origin(kind) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if get_origin(kind) is not None:
-        return any(_is_of(value, member) for member in get_args(kind))
-    return not isinstance(value, bool | str | None) if kind is float else isinstance(value, kind)
+    """Whether a value is of a type, or is the choice of a Literal; a number that is traced is one too."""
+    if not isinstance(kind, type):
+        return type(value) is type(kind) and value == kind
+    return isinstance(value, kind) or (kind is float and not isinstance(value, bool | int | str | None))
 
 
 def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:

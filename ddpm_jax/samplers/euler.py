@@ -19,14 +19,19 @@ def _step(keys, denoise, xt, row, memory):
     return euler_step(row, x0, eps), memory
 
 
+ALL_BUT_NOISE = 1e-3  # sqrt(alpha_bar) below which xt tells nothing of the data
+
+
 def euler_step(row, x0, eps, change=0.0):
     """x_next where x / sqrt(alpha_bar) = x0 + sigma eps moves by (sigma_next - sigma) (eps + change).
 
-    Written from x0, so that it holds at pure noise too, where sigma is infinite and `change` must be 0.
+    Written from x0, so that it holds at pure noise too, where sigma is infinite. There and at levels next to it (sigma
+    above 1000, as at T-1 of the squared cosine) `change` has no say: an error of the network in it, times sigma, would
+    drown the picture.
     """
     return row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + sigma_step(row) * change)
 
 
 def sigma_step(row):
-    """sigma_next - sigma, or 0 where sigma is infinite."""
-    return jnp.where(row.sqrt_alpha_bar > 0, row.sigma_next - row.sigma, 0)
+    """sigma_next - sigma, or 0 where what is there is all but noise."""
+    return jnp.where(row.sqrt_alpha_bar > ALL_BUT_NOISE, row.sigma_next - row.sigma, 0)

@@ -10,8 +10,8 @@ plain      as "as it is", without our `compat`, and our walk ending in clean dat
 The exit status is 1 if a line is over its bound, which holds for "exact", or its pictures differ by more than 1/255.
 """
 
+import functools
 import sys
-from typing import NamedTuple
 from unittest import mock
 
 import diffusers
@@ -19,134 +19,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from cases import CASES, SPACINGS
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.grids import CLEAN, rows, spaced
+from ddpm_jax.compat import compat_grid
+from ddpm_jax.grids import CLEAN, rows
 from ddpm_jax.prediction import make_denoiser
 from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
-from ddpm_jax.schedule import from_betas, linear
+from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
 
 T = 1000
 BETAS = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02}
-SCHEDULE = from_betas(linear(T))
-SQRT_ALPHA_BAR = np.sqrt(np.cumprod(1 - linear(T)))
-SQRT_ONE_MINUS_ALPHA_BAR = np.sqrt(1 - np.cumprod(1 - linear(T)))
+ALPHA_BAR = {False: np.cumprod(1 - linear(T)), True: np.cumprod(1 - zero_terminal_snr(linear(T)))}
+SCHEDULES = {False: from_betas(linear(T)), True: from_betas(zero_terminal_snr(linear(T)))}
+SCHEDULE = SCHEDULES[False]
 RANDOM = np.random.default_rng(0)
 MIX, PHASE = RANDOM.normal(size=(3, 3)).astype(np.float32), RANDOM.uniform(0, 6, 3).astype(np.float32)
 KEYS = sample_keys(0, jnp.arange(4))
 NOISE = initial_noise(KEYS, (8, 8, 3))
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
-COMPAT = {"compat": True}
 
 
-class Case(NamedTuple):
-    """A scheduler with its settings, and what of ours is to match it."""
-
-    scheduler: str
-    config: dict
-    sampler: str
-    options: dict = {}  # noqa: RUF012
-    compat: dict = {}  # noqa: RUF012
-    end: str = "clean"  # where the walk goes: clean; level 0; stride (T // steps down, then clean); stride 0
-    step: dict = {}  # noqa: RUF012
-    clip: bool = False
-    bound: float | None = 1e-4
-    note: str = ""
-
-
-SPACINGS = ("leading", "trailing", "linspace")
-SPACED = [{"timestep_spacing": spacing} for spacing in SPACINGS]
-
-
-def ddpm_cases():
-    for spacing in SPACED:
-        for variance in ("fixed_small", "fixed_large"):
-            for clip in (True, False):
-                config = {**spacing, "variance_type": variance, "clip_sample": clip}
-                case = Case("DDPM", config, "ddpm", {"variance": variance}, clip=clip)
-                if spacing["timestep_spacing"] == "trailing" and variance == "fixed_large":
-                    case = case._replace(bound=None, note="diffusers leaves noise on the last picture")
-                yield case
-
-
-def ddim_cases():
-    for spacing in SPACED:
-        for eta in (0.0, 0.5, 1.0):
-            for clip in (True, False):
-                config = {**spacing, "clip_sample": clip}
-                yield Case("DDIM", config, "ddim", {"eta": eta}, COMPAT, "stride", {"eta": eta}, clip)
-
-
-def pndm_cases():
-    for skip in (False, True):
-        for to_one in (False, True):
-            config = {"skip_prk_steps": skip, "set_alpha_to_one": to_one}
-            end = "stride" if to_one else "stride 0"
-            case = Case("PNDM", config, "pndm", {"runge_kutta": not skip}, COMPAT, end)
-            yield case._replace(bound=5e-4, note="sums of large multiples of eps, in float32 both")
-
-
-def dpm_cases():
-    multi, single = "DPMSolverMultistep", "DPMSolverSinglestep"
-    for spacing in SPACED:
-        yield Case(multi, {**spacing, "solver_order": 1}, "ddim")
-        yield Case(multi, {**spacing, "solver_order": 2}, "dpmpp_2m")
-        yield Case(multi, {**spacing, "solver_order": 3}, "dpmpp_3m", compat=COMPAT)
-        yield Case(multi, {**spacing, "algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde")
-    yield Case(multi, {"final_sigmas_type": "sigma_min", "lower_order_final": False}, "dpmpp_2m", end="level 0")
-    yield Case(single, {}, "dpmpp_2s", compat=COMPAT)
-    yield Case(single, {"final_sigmas_type": "sigma_min"}, "dpmpp_2s", compat=COMPAT, end="level 0")
-
-
-def unipc_cases():
-    for order in (1, 2, 3):
-        for B in ("bh1", "bh2"):
-            for end in ("zero", "sigma_min"):
-                config = {"solver_order": order, "solver_type": B, "final_sigmas_type": end}
-                case = Case("UniPCMultistep", config, "unipc", {"order": order, "B": B}, COMPAT)
-                if end == "sigma_min":
-                    case = case._replace(end="level 0")
-                elif B == "bh1":
-                    case = case._replace(bound=None, note="diffusers ends in NaN")
-                yield case
-
-
-def deis_cases():
-    for order in (1, 2, 3):
-        yield Case("DEISMultistep", {"solver_order": order}, "deis", {"order": order}, COMPAT, "level 0")
-
-
-def sigma_cases():
-    for spacing in SPACED:
-        bound, note = 1e-4, ""
-        if spacing["timestep_spacing"] == "linspace":
-            bound, note = 1e-3, "float t: diffusers interpolates sigma, we log SNR"
-        for name in ("Euler", "EulerAncestral", "Heun", "LMS"):
-            sampler = {"EulerAncestral": "euler_ancestral"}.get(name, name.lower())
-            yield Case(name + "Discrete", spacing, sampler, bound=bound, note=note)
-    for scheduler, sampler in (("EulerDiscrete", "euler"), ("HeunDiscrete", "heun")):
-        yield Case(scheduler, {"use_karras_sigmas": True}, sampler)
-
-
-def network(xp, xt, t, target):
+def network(xp, xt, t, target, zero, says_variance):
     """A smooth network with some x0 outside [-1, 1]; xp is numpy or jax.numpy, t (b,)."""
     t = t.astype(xp.float32).reshape(-1, 1, 1, 1)
-    tables = (xp.asarray(table, xp.float32) for table in (SQRT_ALPHA_BAR, SQRT_ONE_MINUS_ALPHA_BAR))
+    tables = (xp.asarray(np.sqrt(table), xp.float32) for table in (ALPHA_BAR[zero], 1 - ALPHA_BAR[zero]))
     a, b = (xp.interp(t, xp.arange(T), table).astype(xp.float32) for table in tables)
     x0 = 1.3 * xp.tanh(xt @ xp.asarray(MIX) + xp.sin(t / 200 + xp.asarray(PHASE)))
     eps = (xt - a * x0) / b
-    return eps if target == "eps" else a * eps - b * x0
+    output = eps if target == "eps" else a * eps - b * x0
+    return xp.concatenate([output, xp.sin(3 * xt)], -1) if says_variance else output
 
 
-NETWORKS = {target: Partial(lambda xt, t, target=target: network(jnp, xt, t, target)) for target in PREDICTION_TYPE}
+@functools.cache
+def our_network(*settings):
+    return Partial(lambda xt, t: network(jnp, xt, t, *settings))
 
 
 def scheduler_of(case, target, steps, exact):
     kind = getattr(diffusers, case.scheduler + "Scheduler")
     scheduler = kind(**BETAS, **case.config, prediction_type=PREDICTION_TYPE[target])
     if exact:
-        scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - linear(T)))
+        scheduler.alphas_cumprod = torch.from_numpy(ALPHA_BAR[case.zero])
         if getattr(scheduler, "final_alpha_cumprod", 1) != 1:
             scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
@@ -166,23 +81,38 @@ def end_of_diffusers(case, scheduler, target, noises):
     with mock.patch.object(module, "randn_tensor", draw, create=True):
         for t in scheduler.timesteps:
             xt = scheduler.scale_model_input(x, t).numpy()
-            output = torch.from_numpy(network(np, xt, np.full(len(xt), float(t)), target))
-            x = scheduler.step(output, t, x, **case.step).prev_sample
+            output = network(np, xt, np.full(len(xt), float(t)), target, case.zero, case.says_variance)
+            x = _step(scheduler, torch.from_numpy(output), t, x, case)
     return x.numpy()
 
 
-def grid_of(scheduler, steps, end):
+def _step(scheduler, output, t, x, case):
+    """prev_sample; diffusers has channels second where it splits them, pictures of 4 dimensions here have them last."""
+    if not case.says_variance:
+        return scheduler.step(output, t, x, **case.step).prev_sample
+    first = scheduler.step(output.movedim(-1, 1), t, x.movedim(-1, 1), **case.step).prev_sample
+    return first.movedim(1, -1)
+
+
+def grid_of(case, scheduler, steps, end):
+    schedule = SCHEDULES[case.zero]
+    if case.karras:
+        sigmas = scheduler.sigmas.numpy().astype(float)[:steps]
+        t = np.asarray(SCHEDULE.t_of(-2 * jnp.log(jnp.asarray(sigmas))), float)
+        grid = rows(SCHEDULE, t, np.append(t[1:], 0.0 if end == "level 0" else CLEAN))
+        return grid._replace(t=jnp.asarray(scheduler.timesteps.numpy(), jnp.int32))
     times = scheduler._timesteps if isinstance(scheduler, diffusers.PNDMScheduler) else scheduler.timesteps.numpy()
     t = np.unique(times)[::-1]
     t = t.astype(int) if np.all(t == np.floor(t)) else t.astype(float)
     if end.startswith("stride"):
-        return rows(SCHEDULE, t, np.maximum(t - T // steps, 0 if end == "stride 0" else CLEAN))
-    return rows(SCHEDULE, t, np.append(t[1:], 0 if end == "level 0" else CLEAN))
+        return rows(schedule, t, np.maximum(t - T // steps, 0 if end == "stride 0" else CLEAN))
+    return rows(schedule, t, np.append(t[1:], 0 if end == "level 0" else CLEAN))
 
 
 def end_of_ours(case, grid, target, options, keep_eps):
-    clip_x0 = 1.0 if case.clip else None
-    denoise = make_denoiser(SCHEDULE, NETWORKS[target], target, clip_x0, keep_eps=keep_eps)
+    limits = {"dynamic_threshold": case.threshold, "keep_eps": keep_eps}
+    net = our_network(target, case.zero, case.says_variance)
+    denoise = make_denoiser(SCHEDULES[case.zero], net, target, 1.0 if case.clip else None, **limits)
     return np.asarray(sample(KEYS, denoise, samplers.make(case.sampler, **options), grid, NOISE))
 
 
@@ -193,7 +123,7 @@ def relative(ours, theirs):
 def compare(case, target, steps):
     """The columns of a line; the last is None where there is nothing to leave out."""
     schedulers = [scheduler_of(case, target, steps, exact) for exact in (True, False)]
-    grid = grid_of(schedulers[0], steps, case.end)
+    grid = grid_of(case, schedulers[0], steps, case.end)
     noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
     exact, theirs = (end_of_diffusers(case, scheduler, target, noises) for scheduler in schedulers)
     averaged = {"average": "v"} if case.sampler == "pndm" and target == "v" else {}
@@ -201,18 +131,37 @@ def compare(case, target, steps):
     pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     plain = None
     if case.compat or case.end != "clean":
-        grid = grid_of(schedulers[0], steps, "clean")
+        grid = grid_of(case, schedulers[0], steps, "clean")
         plain = relative(end_of_ours(case, grid, target, case.options, False), theirs)
     return relative(ours, exact), relative(ours, theirs), pictures, plain
 
 
-def same_timesteps(spacing):
-    """For how many numbers of steps ours are those of diffusers, which rounds halves otherwise or has one too many."""
-    scheduler, same = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing), []
-    for steps in range(1, T + 1):
+WALKS = {
+    "DDIM": "ddim",
+    "PNDM": "pndm",
+    "DPMSolverMultistep": "dpmpp_2m",
+    "DPMSolverSinglestep": "dpmpp_2s",
+    "UniPCMultistep": "unipc",
+    "DEISMultistep": "deis",
+    "EulerDiscrete": "euler",
+    "HeunDiscrete": "heun",
+    "LMSDiscrete": "lms",
+}
+
+
+def same_walks(name, spacing):
+    """For how many numbers of steps the timesteps of our compat walk are those of a scheduler."""
+    settings = {} if "Single" in name else {"timestep_spacing": spacing}
+    settings |= {"skip_prk_steps": True} if name == "PNDM" else {}
+    scheduler, same = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings), []
+    walk = samplers.make(WALKS[name], compat=True).compat_walk
+    for steps in range(2, T):
         scheduler.set_timesteps(steps)
-        same.append(np.array_equal(scheduler.timesteps.numpy(), spaced(T, steps, spacing)))
-    return f"the same for {sum(same)} of {T} numbers of steps"
+        times = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
+        theirs = np.unique(times)[::-1]
+        ours = np.asarray(compat_grid(walk, SCHEDULE, steps, spacing).t)
+        same.append(len(theirs) == steps and np.allclose(ours, theirs, atol=1e-3))
+    return f"{sum(same)} of {len(same)}"
 
 
 def print_line(case, target, steps):
@@ -234,13 +183,15 @@ def main():
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_disable_most_optimizations", True)
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
-    for spacing in SPACINGS:
-        print(f"timesteps {spacing}: {same_timesteps(spacing)}")
+    print("numbers of steps for which our compat walk has the timesteps of a scheduler")
+    for name in WALKS:
+        spacings = ("linspace",) if "Single" in name else SPACINGS
+        print(f"{name:20} " + ", ".join(f"{spacing} {same_walks(name, spacing)}" for spacing in spacings), flush=True)
     print(f"{'scheduler':52} target steps  {'ours':15} exact  as it is    /255  plain  bound")
     over = 0
-    for cases in (ddpm_cases, ddim_cases, pndm_cases, dpm_cases, unipc_cases, deis_cases, sigma_cases):
-        for case in cases():
-            for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
+    for case in CASES:
+        for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
+            if not (case.zero and target == "eps"):
                 over += print_line(case, target, steps)
     print(f"{over} over their bound")
     return over
