@@ -1,4 +1,4 @@
-"""The price of the sampling loop: a scan of N steps over N single forward passes of the same net.
+"""The price of the sampling loop: a scan of N steps over as many single forward passes of the same net.
 
     python benchmarks/sampling_loop.py [--steps 50] [--batch-size 16] [--pairs 9]
 
@@ -18,7 +18,7 @@ import ddpm_jax as dj
 from configs.mnist import config
 from ddpm_jax import samplers
 
-NAMES = ("ddpm", "ddim", "dpmpp_2m", "unipc")
+NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
 
 def seconds(function, *arguments) -> float:
@@ -49,7 +49,7 @@ def main(steps: int, batch_size: int, pairs: int) -> None:
             return dj.sample(keys, denoise, sampler, grid, xT)
 
         seconds(walk), seconds(forwards)
-        ratios = [seconds(walk) / seconds(forwards) for _ in range(pairs)]
+        ratios = [seconds(walk) / seconds(forwards) / sampler.evaluations for _ in range(pairs)]
         print(f"{name:<12} {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 

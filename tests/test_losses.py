@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from example_losses import SCHEDULE, TARGETS, keys
 
-from ddpm_jax.losses import lognormal_times, noised, simple_loss, uniform_times
+from ddpm_jax.losses import draw_xt, lognormal_times, simple_loss, uniform_times
 from ddpm_jax.prediction import regression_target
 from ddpm_jax.schedule import edm as edm_betas
 from ddpm_jax.schedule import from_betas, linear, per_example, zero_terminal_snr
@@ -83,7 +83,7 @@ def test_a_weight_multiplies_and_given_timesteps_are_used(target):
     plain = simple_loss(keys(8), SCHEDULE, lambda xt, t: 0.1 * xt, x0, target, t=t)
     found = simple_loss(keys(8), SCHEDULE, lambda xt, t: 0.1 * xt, x0, target, t=t, weight=jnp.arange(8.0))
     np.testing.assert_allclose(found, plain * jnp.arange(8.0), rtol=1e-6)
-    xt, eps = noised(keys(8), SCHEDULE, x0, t)
+    xt, eps = draw_xt(keys(8), SCHEDULE, x0, t)
     wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.at(t), x0))
     np.testing.assert_allclose(plain, jnp.mean((0.1 * xt - wanted) ** 2, (1, 2, 3)), rtol=1e-5)
 
@@ -110,6 +110,6 @@ def test_lognormal_times_stay_within_the_schedule():
 @pytest.mark.parametrize("draw", [uniform_times, lognormal_times])
 def test_t_and_noise_are_of_keys_of_their_own(draw):
     t = draw(keys(2000), SCHEDULE).astype(jnp.float32)
-    eps = noised(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[1].ravel()
+    eps = draw_xt(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[1].ravel()
     assert abs(np.corrcoef(t, eps)[0, 1]) < 5 / np.sqrt(2000)
     np.testing.assert_array_equal(draw(keys(2000)[5:9], SCHEDULE), t[5:9].astype(draw(keys(1), SCHEDULE).dtype))

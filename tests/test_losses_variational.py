@@ -9,7 +9,7 @@ from example_losses import STD, gaussian, keys
 
 from ddpm_jax.grids import q_posterior
 from ddpm_jax.likelihood import bound_terms
-from ddpm_jax.losses import hybrid_loss, noised, simple_loss, vlb_loss
+from ddpm_jax.losses import draw_xt, hybrid_loss, simple_loss, vlb_loss
 from ddpm_jax.prediction import make_denoiser, split_output
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.schedule import from_betas, per_example
@@ -105,7 +105,7 @@ def test_what_is_said_of_the_variance_does_not_change_l_simple():
 def test_the_reverse_step_at_each_t_is_q_posterior():
     """An exact x0 and fixed_small: no divergence but at t = 0, so that a wrong stride or t would show."""
     x0 = gaussian(8)
-    xt, _ = noised(keys(8), SMALL, x0, jnp.arange(8))
+    xt, _ = draw_xt(keys(8), SMALL, x0, jnp.arange(8))
     vlb = jax.jit(
         lambda x0_hat: vlb_loss(keys(8), SMALL, lambda xt, t: x0_hat, x0, "x0", "fixed_small", t=jnp.arange(8))
     )

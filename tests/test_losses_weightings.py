@@ -7,7 +7,7 @@ import pytest
 from example_losses import SCHEDULE, STD, TARGETS, gaussian, keys
 
 from ddpm_jax import preconditioning
-from ddpm_jax.losses import loss_weight, noised, simple_loss
+from ddpm_jax.losses import draw_xt, loss_weight, simple_loss
 from ddpm_jax.prediction import make_denoiser, regression_target
 from ddpm_jax.schedule import edm as edm_betas
 from ddpm_jax.schedule import flow, from_betas, linear, per_example, zero_terminal_snr
@@ -55,7 +55,7 @@ def test_simple_is_the_targets_own_error(target):
 @pytest.mark.parametrize("weighting", WEIGHTINGS[1:])
 def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weighting):
     x0, t = jax.random.uniform(jax.random.key(1), (8, 4, 4, 1), minval=-1), jnp.arange(8) * 100 + 50
-    xt, _ = noised(keys(8), SCHEDULE, x0, t)
+    xt, _ = draw_xt(keys(8), SCHEDULE, x0, t)
     signal, noise = per_example(SCHEDULE.at(t), x0)
     x0_hat = 0.3 * xt
     found = []
