@@ -144,7 +144,7 @@ def trained_errors(run: TrainedRun, data_dir: str | None, num: int, seed: int = 
         if steps and str(budget) not in measured()[place].get(name, {}):
             sampling = Sampling(sampler=sampler, options=options, steps=steps)
             keep(place, name, str(budget), energy_distance(flat(draw(sampling=sampling)[-1]), real, among_real))
-            PAGE.write_text(fill(PAGE.read_text(), "trained", trained_table(measured()[place])))
+            write("trained", trained_table(measured()[place]))
     return measured()[place]
 
 
@@ -207,9 +207,12 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def fill(page: str, name: str, table: str) -> str:
-    """The page with the part between its markers replaced."""
-    return re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S)
+def write(name: str, table: str) -> None:
+    """Puts a table between its markers on the page."""
+    found = re.sub(
+        f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", PAGE.read_text(), flags=re.S
+    )
+    PAGE.write_text(found)
 
 
 def main() -> None:
@@ -220,10 +223,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64, help="pictures drawn by each sampler")
     options = parser.parse_args()
     command_line.set_up_jax(options.num, None, cache=True)
-    PAGE.write_text(fill(PAGE.read_text(), "exact", exact_table()))
+    write("exact", exact_table())
     if options.ckpt:
-        found = trained_errors(open_run(options.ckpt), options.data_dir, options.num)
-        PAGE.write_text(fill(PAGE.read_text(), "trained", trained_table(found)))
+        write("trained", trained_table(trained_errors(open_run(options.ckpt), options.data_dir, options.num)))
     print(PAGE.read_text())
 
 
