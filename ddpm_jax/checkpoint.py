@@ -39,7 +39,7 @@ class Checkpoints:
 
     def save(self, step: int, items: Mapping[str, Any], config: Any) -> None:
         """Starts to save; the arrays are copied first, so the caller may go on and donate them."""
-        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(**saved, config=ocp.args.JsonSave(config)))
 
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,20 @@ class Checkpoints:
 def save_snapshot(workdir: str | Path, step: int, trees: Mapping[str, Any]) -> None:
     """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
     with ocp.StandardCheckpointer() as writer:
-        writer.save(Path(workdir, SNAPSHOTS, str(step)).resolve(), dict(trees), force=True)
+        writer.save(Path(workdir, SNAPSHOTS, str(step)).resolve(), _one_copy(dict(trees)), force=True)
+
+
+def _one_copy(tree: Any) -> Any:
+    """The arrays of this host's first device, where each of its devices holds them whole.
+
+    Orbax would have every device write a share of each array, for which it compiles a slice per shape and device.
+    """
+
+    def first(x: Any) -> Any:
+        whole = isinstance(x, jax.Array) and x.is_fully_addressable and x.is_fully_replicated
+        return x.addressable_data(0) if whole else x
+
+    return jax.tree.map(first, tree)
 
 
 def drop_snapshots(workdir: str | Path, after: int) -> None:

@@ -1,5 +1,6 @@
 """Settings of every test: shapes checked, no implicit promotion, 8 virtual CPU devices."""
 
+import gc
 import os
 import tempfile
 
@@ -34,3 +35,11 @@ def compile_once():
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         yield
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Each compiled program holds memory maps, of which Linux allows a process 65,530: the whole suite needs more."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -38,12 +38,12 @@ def load(name: str) -> Config:
 
 
 def shrunk(model: Model) -> Model:
-    """The same architecture with the fewest levels and channels."""
+    """The same architecture with one level of few channels."""
     small = {"image_size": 8}
     if hasattr(model, "widths"):
-        small |= {"widths": (8, 16), "groups": 4}
+        small |= {"widths": (8,), "groups": 4}
     if hasattr(model, "attention"):
-        small |= {"attention": (False, True), "head_dim": None, "layers_per_level": 1}
+        small |= {"attention": (True,), "head_dim": None, "layers_per_level": 1}
     return dataclasses.replace(model, **small)
 
 

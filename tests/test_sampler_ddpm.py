@@ -127,7 +127,7 @@ def test_another_clip_sample_does_not_recompile():
 
 def test_a_wrong_variance_is_answered_by_those_there_are(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match="fixed_small, fixed_large"):
+    with pytest.raises(ValueError, match="'fixed_small' or 'fixed_large'"):
         samplers.make("ddpm", variance="nonsense")
 
 

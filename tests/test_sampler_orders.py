@@ -105,7 +105,8 @@ def test_a_sampler_states_an_order_unless_it_adds_noise(name):
     network = mixture_x0(LINEAR, jnp.zeros((1, 1, 1, 1)), 0.5)
     denoise = make_denoiser(LINEAR, network, "x0", None)
     a, b = (
-        sampler.step(sample_keys(seed, jnp.arange(2)), denoise, xt, grid.row(4), sampler.init(xt))[0] for seed in (0, 1)
+        _step(sampler, sample_keys(seed, jnp.arange(2)), denoise, xt, grid.row(4), sampler.init(xt))[0]
+        for seed in (0, 1)
     )
     assert bool(jnp.all(a == b)) == (sampler.order is not None)
 
@@ -183,12 +184,14 @@ def test_pure_noise_is_a_level_to_start_from(name, betas):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_few_steps_from_almost_pure_noise_stay_finite(name, steps):
+def test_few_steps_from_almost_pure_noise_stay_finite(name):
     """alpha_bar = 2e-9 at the first row: the levels of the next are all but unreachable in rounding."""
     schedule = from_betas(squaredcos())
     denoise = make_denoiser(schedule, mixture_x0(schedule, jnp.full((1, 2, 2, 1), 0.5), 0.1), "x0", None)
-    keys = sample_keys(0, jnp.arange(256))
-    xT = initial_noise(keys, (2, 2, 1))
-    x0 = sample(keys, denoise, samplers.make(name), make_grid(schedule, spaced(1000, steps)), xT)
-    assert jnp.all(jnp.isfinite(x0))
+    keys, sampler = sample_keys(0, jnp.arange(256)), samplers.make(name)
+    for steps in (1, 2, 5):
+        grid, xt = make_grid(schedule, spaced(1000, steps)), initial_noise(keys, (2, 2, 1))
+        memory = sampler.init(xt)
+        for i in range(steps):
+            xt, memory = _step(sampler, keys, denoise, xt, grid.row(i), memory)
+        assert jnp.all(jnp.isfinite(xt))
