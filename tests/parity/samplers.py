@@ -53,8 +53,9 @@ def network(xp, xt, t, target, zero, says_variance):
 
 
 @functools.cache
-def our_network(*settings):
-    return Partial(lambda xt, t: network(jnp, xt, t, *settings))
+def our_network(karras, *settings):
+    """The network; with Karras sigmas it sees whole timesteps, as it does in diffusers."""
+    return Partial(lambda xt, t: network(jnp, xt, jnp.round(t) if karras else t, *settings))
 
 
 def scheduler_of(case, target, steps, exact):
@@ -75,7 +76,8 @@ def end_of_diffusers(case, scheduler, target, noises):
     module, rest = sys.modules[type(scheduler).__module__], iter(noises)
 
     def draw(*args, **kwargs):
-        return torch.tensor(next(rest))
+        noise = torch.tensor(next(rest))
+        return noise.movedim(-1, 1) if case.says_variance else noise
 
     x = torch.tensor(NOISE) / scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]).float()
     with mock.patch.object(module, "randn_tensor", draw, create=True):
@@ -99,8 +101,8 @@ def grid_of(case, scheduler, steps, end):
     if case.karras:
         sigmas = scheduler.sigmas.numpy().astype(float)[:steps]
         t = np.asarray(SCHEDULE.t_of(-2 * jnp.log(jnp.asarray(sigmas))), float)
-        grid = rows(SCHEDULE, t, np.append(t[1:], 0.0 if end == "level 0" else CLEAN))
-        return grid._replace(t=jnp.asarray(scheduler.timesteps.numpy(), jnp.int32))
+        t = np.maximum(t, 1e-5) if end == "level 0" else t  # the last step of diffusers is from level 0 to level 0
+        return rows(SCHEDULE, t, np.append(t[1:], 0.0 if end == "level 0" else CLEAN))
     times = scheduler._timesteps if isinstance(scheduler, diffusers.PNDMScheduler) else scheduler.timesteps.numpy()
     t = np.unique(times)[::-1]
     t = t.astype(int) if np.all(t == np.floor(t)) else t.astype(float)
@@ -111,7 +113,7 @@ def grid_of(case, scheduler, steps, end):
 
 def end_of_ours(case, grid, target, options, keep_eps):
     limits = {"dynamic_threshold": case.threshold, "keep_eps": keep_eps}
-    net = our_network(target, case.zero, case.says_variance)
+    net = our_network(case.karras, target, case.zero, case.says_variance)
     denoise = make_denoiser(SCHEDULES[case.zero], net, target, 1.0 if case.clip else None, **limits)
     return np.asarray(sample(KEYS, denoise, samplers.make(case.sampler, **options), grid, NOISE))
 
