@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddpm_jax.models.initial import draw_parameters
+from ddpm_jax.models.initial import Undrawn, draw_parameters
 
 Params = dict[str, Any]
 
@@ -38,9 +38,7 @@ class Model:
 
     def __post_init__(self):
         """Raises ValueError for settings out of range; `check` says more for each net."""
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {self.channels}")
-        for name in ("image_size", "num_classes", "groups", "layers_per_level", "head_dim", "time_embedding_dim"):
+        for name in ("image_size", "channels", "num_classes", "groups", "layers_per_level", "head_dim", "time_embedding_dim"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -77,6 +75,11 @@ class Model:
         """Fresh parameters, float32."""
         return draw_parameters(key, self._undrawn())
 
+    def shapes(self) -> Params:
+        """The tree of parameters as shapes and dtypes; nothing is drawn."""
+        is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf.value, self._undrawn(), is_leaf=is_leaf)
+
     def parameter_count(self) -> int:
         """How many numbers the parameters hold; nothing is drawn."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._undrawn()))
@@ -92,7 +95,7 @@ class Model:
         params: Params,
         xt: Float[Array, "b h w c"],
         t: Num[Array, " b"],
-        labels: Int[Array, " b"] | None = None,
+        labels: Num[Array, "b ..."] | None = None,
         *,
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,

@@ -132,12 +132,13 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """x plus self-attention over its pixels, after a group norm; heads of `head_dim` channels, None for one head."""
+    """x plus self-attention over its pixels, after a group norm, over `scale`; heads of `head_dim` channels or one."""
 
     head_dim: int | None
     groups: int = 32
     eps: float = 1e-5
     init_scheme: Init = "ddpm"
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -145,7 +146,8 @@ class SelfAttention(nn.Module):
         head_dim = self.head_dim or c
         if c % head_dim:
             raise ValueError(f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width")
-        pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x).reshape(b, h * w, c)
+        pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x) if self.groups else x
+        pixels = pixels.reshape(b, h * w, c)
         q, k, v = (
             dense(pixels, c, name, init=self.init_scheme)
             .reshape(b, h * w, c // head_dim, head_dim)
@@ -153,13 +155,36 @@ class SelfAttention(nn.Module):
             for name in ("to_q", "to_k", "to_v")
         )
         mixed = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h * w, c)
-        return x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
+        return (x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)) / self.scale
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """x with every pixel doubled in both directions."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """The mean of each 2x2 block."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def fir_downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """Every other pixel of x, smoothed by the filter (1, 3, 3, 1) / 8 in both directions (Zhang 2019)."""
+    return _fir(x, 1.0, window_strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def fir_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """x with zeros between its pixels, smoothed by four times the same filter."""
+    return _fir(x, 4.0, window_strides=(1, 1), padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
+
+
+def _fir(x: Array, gain: float, **options) -> Array:
+    line = np.array([1, 3, 3, 1]) / 8
+    kernel = jnp.asarray(np.tile((gain * np.outer(line, line))[:, :, None, None], x.shape[-1]), x.dtype)
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+    return jax.lax.conv_general_dilated(x, kernel, **layout, **options)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:

@@ -1,24 +1,38 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B) in the topology of diffusers' UNet2DModel, leaf for leaf."""
+"""The DDPM U-Net (Ho et al. 2020, appendix B) in the topology of diffusers' UNet2DModel, leaf for leaf.
+
+With other settings it is also the U-Net of Dhariwal & Nichol 2021 (scale_shift, resnet) and NCSN++ (skip, fourier).
+"""
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.initial import Init
+from ddpm_jax.models.initial import Init, Initial, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
-    SelfAttention,
+    average_pool,
     check_image_size,
     conv,
     dense,
-    dropout,
     embedding,
-    module_keys,
+    fir_downsample,
+    fir_upsample,
     sinusoidal_embedding,
     upsample_nearest,
+)
+from ddpm_jax.models.unet_blocks import (
+    Activation,
+    Kind,
+    Level,
+    Middle,
+    ResidualBlock,
+    ncsnpp_resampler,
+    quarter,
 )
 
 
@@ -36,74 +50,68 @@ class UNet(Model):
     """Channels an attention head; None for a single head."""
     dropout: float = 0.0
     """Share of activations dropped in each residual block while training, in [0, 1)."""
-    groups: int = 32
+    groups: int | None = 32
+    """Groups of the norms; None for a quarter of the channels, at most 32."""
     norm_eps: float = 1e-6
     flip_sin_to_cos: bool = False
     freq_shift: float = 1.0
     symmetric_padding: bool = False
     """Pad the strided convolutions by 1 on all sides, instead of at the right and the bottom as DDPM does."""
     init_scheme: Init = "ddpm"
+    up_attention: tuple[bool, ...] = ()
+    """Which levels have attention on the way up, the finest first; empty for those of the way down."""
+    down_kinds: tuple[Kind, ...] = ()
+    """How each level goes down: by a strided convolution, a residual block (resnet), or as NCSN++ (skip); empty: conv."""
+    up_kinds: tuple[Kind, ...] = ()
+    """How each level is gone up to from, the finest first; empty for convolutions."""
+    middle: Literal["attention", "plain", "none"] = "attention"
+    """What lies between the way down and the way up: two residual blocks with attention between, or without, or none."""
+    middle_scale: float = 1.0
+    """What the sums of the middle are divided by."""
+    middle_groups: int | None = None
+    """Groups of the middle attention's norm; None for those of the net, 0 for no norm."""
+    activation: Activation = "silu"
+    modulation: Literal["shift", "scale_shift"] = "shift"
+    """How the time embedding comes in: added before the second norm, or as a scale and a shift after it."""
+    time_embedding: Literal["sinusoidal", "fourier", "learned"] = "sinusoidal"
+    """fourier: of log t at random frequencies, and the output is divided by t (Song et al. 2021)."""
+    time_embedding_dim: int | None = None
+    """Numbers of the time embedding; None for 4 times the first width."""
+    timesteps: int | None = None
+    """How many timesteps a learned time embedding has."""
+    labels_are: Literal["classes", "numbers", "vectors"] = "classes"
+    """numbers are embedded as t is, vectors are added to the time embedding; neither counts in num_classes."""
+    center_input: bool = False
+    """Take pictures in [0, 1] and bring them to [-1, 1] first."""
 
     def check(self) -> None:
         check_image_size(self.image_size, len(self.widths) - 1)
-        if len(self.attention) != len(self.widths):
-            raise ValueError(f"attention names {len(self.attention)} levels, but widths has {len(self.widths)}")
+        for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
+            count = len(getattr(self, name))
+            if count != len(self.widths) and (count or name == "attention"):
+                raise ValueError(f"{name} names {count} levels, but widths has {len(self.widths)}")
+        if (self.time_embedding == "learned") != (self.timesteps is not None):
+            raise ValueError("timesteps is for a learned time embedding: give both or neither")
+        if self.labels_are != "classes" and self.num_classes is not None:
+            raise ValueError(f"num_classes is for labels that are classes, not {self.labels_are}: leave it out")
 
     def module(self) -> nn.Module:
         return UNetModule(self, name="unet")
 
+    def groups_of(self, channels: int) -> int:
+        """Groups of the norm of so many channels."""
+        return self.groups or quarter(channels)
 
-class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, plus the time embedding, norm, SiLU, dropout, conv, plus the input."""
+    @property
+    def down_levels(self) -> list[tuple[int, bool, Kind]]:
+        """Width, attention and kind of each level on the way down, the finest first."""
+        return list(zip(self.widths, self.attention, self.down_kinds or ("conv",) * len(self.widths), strict=True))
 
-    net: UNet
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys) -> Float[Array, "b h w w2"]:
-        net, init = self.net, self.net.init_scheme
-        h = nn.silu(GroupNorm(net.groups, net.norm_eps, name="norm1")(x))
-        h = conv(h, self.width, 3, "conv1", init=init)
-        h = h + dense(nn.silu(emb), self.width, "time_emb_proj", init=init)[:, None, None]
-        h = nn.silu(GroupNorm(net.groups, net.norm_eps, name="norm2")(h))
-        h = dropout(h, net.dropout, module_keys(self, keys))
-        h = conv(h, self.width, 3, "conv2", init=init, zero=True)
-        return h + (x if x.shape[-1] == self.width else conv(x, self.width, 1, "conv_shortcut", init=init))
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if the level has it; returns every state."""
-
-    net: UNet
-    width: int
-    attention: bool
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array, keys, skips: tuple[Array | None, ...]) -> list[Array]:
-        states = []
-        for j, skip in enumerate(skips):
-            x = x if skip is None else jnp.concatenate([x, skip], -1)
-            x = ResidualBlock(self.net, self.width, name=f"resnet_{j}")(x, emb, keys)
-            if self.attention:
-                x = _attention(self.net, f"attention_{j}")(x)
-            states.append(x)
-        return states
-
-
-def _attention(net: UNet, name: str) -> SelfAttention:
-    return SelfAttention(net.head_dim, net.groups, net.norm_eps, net.init_scheme, name=name)
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the coarsest level."""
-
-    net: UNet
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], emb: Array, keys) -> Float[Array, "b h w c"]:
-        x = ResidualBlock(self.net, x.shape[-1], name="resnet_0")(x, emb, keys)
-        x = _attention(self.net, "attention_0")(x)
-        return ResidualBlock(self.net, x.shape[-1], name="resnet_1")(x, emb, keys)
+    @property
+    def up_levels(self) -> list[tuple[int, bool, Kind]]:
+        """The same on the way up."""
+        kinds = self.up_kinds or ("conv",) * len(self.widths)
+        return list(zip(self.widths, self.up_attention or self.attention, kinds, strict=True))
 
 
 class UNetModule(nn.Module):
@@ -116,47 +124,90 @@ class UNetModule(nn.Module):
         self,
         xt: Float[Array, "b h w c"],
         t: Num[Array, " b"],
-        labels: Int[Array, " b"] | None,
+        labels: Num[Array, "b ..."] | None,
         keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w out"]:
-        net, init = self.net, self.net.init_scheme
+        net = self.net
         emb = self._embed(t, labels).astype(xt.dtype)
-        h = conv(xt, net.widths[0], 3, "conv_in", init=init)
-        h, skips = self._down(h, emb, keys)
-        h = Middle(net, name="middle")(h, emb, keys)
-        h = self._up(h, skips, emb, keys)
-        h = nn.silu(GroupNorm(net.groups, net.norm_eps, name="norm_out")(h))
-        return conv(h, net.out_channels, 3, "conv_out", init=init, zero=True)
+        xt = 2 * xt - 1 if net.center_input else xt
+        h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)
+        h, skips = self._down(h, xt, emb, keys)
+        h = h if net.middle == "none" else Middle(net, name="middle")(h, emb, keys)
+        h, picture = self._up(h, skips, emb, keys)
+        h = nn.silu(GroupNorm(net.groups_of(h.shape[-1]), net.norm_eps, name="norm_out")(h))
+        h = conv(h, net.out_channels, 3, "conv_out", init=net.init_scheme, zero=True)
+        h = h if picture is None else h + picture
+        return h / t.astype(h.dtype)[:, None, None, None] if net.time_embedding == "fourier" else h
 
     def _embed(self, t, labels):
-        net, width = self.net, 4 * self.net.widths[0]
-        waves = sinusoidal_embedding(t, net.widths[0], flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift)
-        emb = dense(waves, width, "time_linear_1", init=net.init_scheme)
-        emb = dense(nn.silu(emb), width, "time_linear_2", init=net.init_scheme)
-        if net.num_classes is None:
-            return emb
+        net = self.net
+        width = net.time_embedding_dim or 4 * net.widths[0]
+        if net.labels_are == "classes" and net.num_classes is None:
+            return self._project(self._waves(t), width, "time_linear")
         if labels is None:
-            raise ValueError(f"this net was made for {net.num_classes} classes: give it labels")
-        return emb + embedding(labels, net.label_count, width, "class_embedding")
+            raise ValueError(f"this net was made for labels ({net.labels_are}): give it labels")
+        if net.labels_are == "numbers":
+            waves, of_labels = jnp.split(self._waves(jnp.concatenate([t, labels.astype(t.dtype)])), 2)
+            return self._project(waves, width, "time_linear") + self._project(of_labels, width, "class_linear")
+        emb = self._project(self._waves(t), width, "time_linear")
+        vectors = net.labels_are == "vectors"
+        return emb + (labels.reshape(len(labels), -1) if vectors else self._classes(labels, width))
 
-    def _down(self, h, emb, keys):
+    def _classes(self, labels, width):
+        return embedding(labels, self.net.label_count, width, "class_embedding")
+
+    def _waves(self, t):
+        net, width = self.net, self.net.widths[0]
+        if net.time_embedding == "sinusoidal":
+            return sinusoidal_embedding(t, width, flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift)
+        if net.time_embedding == "learned":
+            return embedding(t, net.timesteps, width, "time_table")
+        frequencies = self.param("time_frequencies", undrawn(Initial("normal", 16.0)), (width,), jnp.float32)
+        angles = jnp.log(t.astype(jnp.float32))[:, None] * jax.lax.stop_gradient(frequencies)[None] * 2 * jnp.pi
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+    def _project(self, waves, width, name):
+        hidden = nn.silu(dense(waves, width, f"{name}_1", init=self.net.init_scheme))
+        return dense(hidden, width, f"{name}_2", init=self.net.init_scheme)
+
+    def _down(self, h, picture, emb, keys):
         net, skips = self.net, [h]
-        padding = ((1, 1), (1, 1)) if net.symmetric_padding else ((0, 1), (0, 1))
-        for i, (width, attention) in enumerate(zip(net.widths, net.attention, strict=True)):
-            skips += Level(net, width, attention, name=f"down_{i}")(
-                skips[-1], emb, keys, (None,) * net.layers_per_level
-            )
-            if i + 1 < len(net.widths):
-                options = {"init": net.init_scheme, "strides": 2, "padding": padding}
-                skips.append(conv(skips[-1], width, 3, f"downsample_{i}", **options))
+        for i, (width, attention, kind) in enumerate(net.down_levels):
+            level = Level(net, width, attention, kind == "skip", name=f"down_{i}")
+            skips += level(skips[-1], emb, keys, (None,) * net.layers_per_level)
+            name = f"downsample_{i}"
+            if i + 1 == len(net.widths):
+                continue
+            if kind == "conv":
+                padding = ((1, 1), (1, 1)) if net.symmetric_padding else ((0, 1), (0, 1))
+                h = conv(skips[-1], width, 3, name, init=net.init_scheme, strides=2, padding=padding)
+            elif kind == "resnet":
+                h = ResidualBlock(net, width, resample=average_pool, name=name)(skips[-1], emb, keys)
+            else:
+                picture = fir_downsample(picture)
+                h = ncsnpp_resampler(net, width, fir_downsample, name)(skips[-1], emb, keys)
+                h = h + conv(picture, width, 1, f"down_picture_{i}", init=net.init_scheme)
+            skips.append(h)
         return skips[-1], skips
 
     def _up(self, h, skips, emb, keys):
-        net, count = self.net, self.net.layers_per_level + 1
-        for i in reversed(range(len(net.widths))):
+        net, count, picture = self.net, self.net.layers_per_level + 1, None
+        for i, (width, attention, kind) in reversed(list(enumerate(net.up_levels))):
             here = tuple(reversed(skips[-count:]))
             skips = skips[:-count]
-            h = Level(net, net.widths[i], net.attention[i], name=f"up_{i}")(h, emb, keys, here)[-1]
-            if i:
-                h = conv(upsample_nearest(h), net.widths[i], 3, f"upsample_{i}", init=net.init_scheme)
-        return h
+            h = Level(net, width, attention, kind == "skip", name=f"up_{i}")(h, emb, keys, here)[-1]
+            if kind == "skip" and picture is not None:
+                picture = fir_upsample(picture)
+            name = f"upsample_{i}"
+            if i == 0:
+                continue
+            if kind == "conv":
+                h = conv(upsample_nearest(h), width, 3, name, init=net.init_scheme)
+            elif kind == "resnet":
+                h = ResidualBlock(net, width, resample=upsample_nearest, name=name)(h, emb, keys)
+            else:
+                part = nn.silu(GroupNorm(quarter(width), net.norm_eps, name=f"up_picture_norm_{i}")(h))
+                part = conv(part, net.channels, 3, f"up_picture_{i}", init=net.init_scheme, zero=True)
+                picture = part if picture is None else picture + part
+                h = ncsnpp_resampler(net, width, fir_upsample, name)(h, emb, keys)
+        return h, picture

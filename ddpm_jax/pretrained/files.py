@@ -1,0 +1,37 @@
+"""Files of a folder that may come from anywhere: JSON within limits, and no way out of the folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.errors import check
+
+LARGEST_JSON = 8 * 2**20
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """The path, which must lie in the folder or, for one in the cache of the hub, in its repository's; else ValueError.
+
+    Links are followed: the cache keeps files as links into the repository's `blobs`.
+    """
+    root, real = folder.resolve(), path.resolve()
+    cache = next((parent for parent in root.parents if parent.name.startswith("models--")), root)
+    check(real.is_relative_to(root) or real.is_relative_to(cache), f"{path} lies outside {folder}: it is not read")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError for anything else, or more than 8 MiB."""
+    size = path.stat().st_size
+    check(size <= LARGEST_JSON, f"{path} is {size:,} bytes: no JSON of a model is over {LARGEST_JSON:,}")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    check(isinstance(value, dict), f"{path} does not hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes as diffusers does: sorted, indented by 2, with a last newline."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

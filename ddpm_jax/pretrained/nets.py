@@ -1,0 +1,29 @@
+"""Nets in the diffusers layout: a folder with config.json and the weights."""
+
+from pathlib import Path
+
+from ddpm_jax.models import Params
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.pretrained.files import inside, read_json, write_json
+from ddpm_jax.pretrained.names import from_state_dict, to_state_dict
+from ddpm_jax.pretrained.tensors import read_tensors, write_tensors
+from ddpm_jax.pretrained.unet_config import config_of, unet_of
+
+CONFIG = "config.json"
+
+
+def load_net(folder: Path, variant: str | None = None, image_size: int | None = None) -> tuple[UNet, Params]:
+    """The net and its float32 parameters; raises FileNotFoundError or ValueError.
+
+    `variant` is such as fp16; `image_size` is for nets whose config names no sample_size.
+    """
+    net = unet_of(read_json(inside(folder, folder / CONFIG)), image_size)
+    return net, from_state_dict(net, read_tensors(folder, variant))
+
+
+def save_net(net: UNet, params: Params, folder: Path) -> None:
+    """Writes the net so that diffusers' UNet2DModel.from_pretrained opens it; raises ValueError for one it cannot be."""
+    config = config_of(net)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, config)
+    write_tensors(folder, to_state_dict(net, params))

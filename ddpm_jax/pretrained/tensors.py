@@ -1,0 +1,94 @@
+"""Tensors of a folder in the diffusers layout: safetensors, whole or in shards, or PyTorch's .bin, without PyTorch.
+
+Nothing of a file is executed, nothing outside the folder is read, and a tensor is read when it is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ddpm_jax.errors import check
+from ddpm_jax.pretrained.files import inside, read_json
+from ddpm_jax.pretrained.unpickle import read_bin
+
+NAME = "diffusion_pytorch_model"
+DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+
+
+class Stored(NamedTuple):
+    """A tensor that lies in a file."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+    """Its numbers as float32."""
+
+
+def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
+    """The tensors of a net by name, of a variant such as fp16; raises FileNotFoundError or ValueError.
+
+    Without one the plain files are taken, or those of the only variant there is.
+    """
+    variants = [variant] if variant else ["", *_variants(folder)]
+    for end in ("safetensors", "bin"):
+        read = _read_safetensors if end == "safetensors" else _read_bin
+        for name in variants:
+            dot = f".{name}" if name else ""
+            if (path := folder / f"{NAME}{dot}.{end}").exists():
+                return read(inside(folder, path))
+            if (path := folder / f"{NAME}.{end}.index{dot}.json").exists():
+                return _read_shards(folder, path, read)
+    wanted = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
+    raise FileNotFoundError(f"{folder} holds no weights ({wanted})")
+
+
+def _variants(folder: Path) -> list[str]:
+    found = {path.name.split(".")[1] for path in folder.glob(f"{NAME}.*.*") if path.name.count(".") == 2}
+    return sorted(found - {"safetensors", "bin"})
+
+
+def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
+    places = read_json(inside(folder, index)).get("weight_map")
+    whole = isinstance(places, dict) and all(isinstance(shard, str) for shard in places.values())
+    check(whole, f"{index} has no weight_map of tensor names to file names")
+    shards = {shard: read(inside(folder, folder / shard)) for shard in sorted(set(places.values()))}
+    lost = sorted(name for name, shard in places.items() if name not in shards[shard])
+    check(not lost, f"{index} places {', '.join(lost[:4])} in files that do not hold them")
+    twice = sorted(name for shard, tensors in shards.items() for name in tensors if places.get(name) != shard)
+    check(not twice, f"{index} does not place {', '.join(twice[:4])} where they are found")
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            said = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in found.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    strange = sorted({dtype for dtype, _ in said.values()} - set(DTYPES))
+    check(not strange, f"{path} holds tensors of type {', '.join(strange)}; weights are {', '.join(DTYPES)}")
+    return {name: Stored(shape, _reader(path, name, dtype)) for name, (dtype, shape) in said.items()}
+
+
+def _reader(path: Path, name: str, dtype: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with safe_open(path, framework="numpy") as file:
+            return np.asarray(file.get_tensor(name), np.float32)
+
+    return read
+
+
+def _read_bin(path: Path) -> dict[str, Stored]:
+    return {name: Stored(tensor.shape, tensor.read) for name, tensor in read_bin(path).items()}
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Writes one safetensors file, as diffusers does."""
+    path = folder / f"{NAME}.safetensors"
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    return path
