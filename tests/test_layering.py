@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "ema": [],
     "parallel": [],
     "data*": ["data*"],
+    "pretrained*": ["errors", "models*", "pretrained*"],
 }
 MAY_NOT_IMPORT = {"checkpoint": ["training"], "pretrained*": ["training"]}
 MODELS_NEED_ONLY = ["jax", "flax", "numpy", "jaxtyping", "ddpm_jax"]
@@ -36,6 +37,8 @@ TESTED_IN = {
     "samplers.*": "test_samplers.py",
     "models.layers": "test_layers.py",
     "models.*": "test_models.py",
+    "pretrained.unpickle": "test_pretrained_hostile.py",
+    "pretrained.files": "test_pretrained_hostile.py",
     "pretrained.*": "test_pretrained.py",
     "data.digits": "test_data.py",
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from example_nets import BLOCK, CONV_UNET, TINY, UNET, apply, by_path, captured, draw, inputs
 
-from ddpm_jax.models import layers, unet
+from ddpm_jax.models import layers, unet_blocks
 from ddpm_jax.models.conv_unet import TransposedConv
 from ddpm_jax.models.layers import SelfAttention, dropout, group_norm, max_pool, sinusoidal_embedding, upsample_nearest
 
@@ -122,7 +122,7 @@ def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
 
     seen = []
     recorder = lambda x, rate, keys: (seen.append(keys), x)[1]  # noqa: E731
-    monkeypatch.setattr(unet, "dropout", recorder)
+    monkeypatch.setattr(unet_blocks, "dropout", recorder)
     monkeypatch.setattr(conv_unet, "dropout", recorder)
 
     def record(keys):

@@ -38,7 +38,15 @@ class Model:
 
     def __post_init__(self):
         """Raises ValueError for settings out of range; `check` says more for each net."""
-        for name in ("image_size", "channels", "num_classes", "groups", "layers_per_level", "head_dim", "time_embedding_dim"):
+        for name in (
+            "image_size",
+            "channels",
+            "num_classes",
+            "groups",
+            "layers_per_level",
+            "head_dim",
+            "time_embedding_dim",
+        ):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

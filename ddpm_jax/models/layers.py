@@ -2,7 +2,7 @@
 
 import zlib
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -180,11 +180,11 @@ def fir_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return _fir(x, 4.0, window_strides=(1, 1), padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
 
 
-def _fir(x: Array, gain: float, **options) -> Array:
+def _fir(x: Array, gain: float, **options: Any) -> Array:
     line = np.array([1, 3, 3, 1]) / 8
     kernel = jnp.asarray(np.tile((gain * np.outer(line, line))[:, :, None, None], x.shape[-1]), x.dtype)
-    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
-    return jax.lax.conv_general_dilated(x, kernel, **layout, **options)
+    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+    return jax.lax.conv_general_dilated(x, kernel, **options)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:

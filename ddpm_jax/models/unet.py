@@ -61,11 +61,11 @@ class UNet(Model):
     up_attention: tuple[bool, ...] = ()
     """Which levels have attention on the way up, the finest first; empty for those of the way down."""
     down_kinds: tuple[Kind, ...] = ()
-    """How each level goes down: by a strided convolution, a residual block (resnet), or as NCSN++ (skip); empty: conv."""
+    """How each level goes down: strided convolution, residual block (resnet), or as NCSN++ (skip); empty for conv."""
     up_kinds: tuple[Kind, ...] = ()
     """How each level is gone up to from, the finest first; empty for convolutions."""
     middle: Literal["attention", "plain", "none"] = "attention"
-    """What lies between the way down and the way up: two residual blocks with attention between, or without, or none."""
+    """At the coarsest level: two residual blocks with attention between, or without it (plain), or nothing."""
     middle_scale: float = 1.0
     """What the sums of the middle are divided by."""
     middle_groups: int | None = None
@@ -85,6 +85,8 @@ class UNet(Model):
     """Take pictures in [0, 1] and bring them to [-1, 1] first."""
 
     def check(self) -> None:
+        if min(self.widths, default=0) < 1:
+            raise ValueError(f"widths must name at least one level, of at least 1 channel, not {self.widths}")
         check_image_size(self.image_size, len(self.widths) - 1)
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
             count = len(getattr(self, name))
@@ -105,13 +107,18 @@ class UNet(Model):
     @property
     def down_levels(self) -> list[tuple[int, bool, Kind]]:
         """Width, attention and kind of each level on the way down, the finest first."""
-        return list(zip(self.widths, self.attention, self.down_kinds or ("conv",) * len(self.widths), strict=True))
+        return list(zip(self.widths, self.attention, self.down_kinds or self._convolutions, strict=True))
 
     @property
     def up_levels(self) -> list[tuple[int, bool, Kind]]:
         """The same on the way up."""
-        kinds = self.up_kinds or ("conv",) * len(self.widths)
-        return list(zip(self.widths, self.up_attention or self.attention, kinds, strict=True))
+        attention, kinds = self.up_attention or self.attention, self.up_kinds or self._convolutions
+        return list(zip(self.widths, attention, kinds, strict=True))
+
+    @property
+    def _convolutions(self) -> tuple[Kind, ...]:
+        kind: Kind = "conv"
+        return (kind,) * len(self.widths)
 
 
 class UNetModule(nn.Module):
@@ -145,7 +152,8 @@ class UNetModule(nn.Module):
         if net.labels_are == "classes" and net.num_classes is None:
             return self._project(self._waves(t), width, "time_linear")
         if labels is None:
-            raise ValueError(f"this net was made for labels ({net.labels_are}): give it labels")
+            kind = f"{net.num_classes} classes" if net.labels_are == "classes" else f"{net.labels_are} as labels"
+            raise ValueError(f"this net was made for {kind}: give it labels")
         if net.labels_are == "numbers":
             waves, of_labels = jnp.split(self._waves(jnp.concatenate([t, labels.astype(t.dtype)])), 2)
             return self._project(waves, width, "time_linear") + self._project(of_labels, width, "class_linear")

@@ -86,9 +86,10 @@ class Level(nn.Module):
             options = self._of_ncsnpp(x, skip) if self.ncsnpp else {}
             x = x if skip is None else jnp.concatenate([x, skip], -1)
             x = ResidualBlock(self.net, self.width, **options, name=f"resnet_{j}")(x, emb, keys)
-            if self.attention and (j == last or not (self.ncsnpp and skip is not None)):
-                name = f"attention_{0 if self.ncsnpp and skip is not None else j}"
-                x = attention(self.net, name, **({"groups": 32, "scale": SKIP_SCALE} if self.ncsnpp else {}))(x)
+            once = self.ncsnpp and skip is not None
+            if self.attention and (j == last or not once):
+                groups, scale = (32, SKIP_SCALE) if self.ncsnpp else (None, 1.0)
+                x = attention(self.net, f"attention_{0 if once else j}", groups=groups, scale=scale)(x)
             states.append(x)
         return states
 
@@ -126,5 +127,5 @@ class Middle(nn.Module):
 
 def ncsnpp_resampler(net: "UNet", width: int, resample: Callable[[Array], Array], name: str) -> ResidualBlock:
     """The residual block by which a level of NCSN++ goes over to the next."""
-    groups = {"groups_in": quarter(width), "groups_out": quarter(width)}
-    return ResidualBlock(net, width, **groups, scale=SKIP_SCALE, resample=resample, shortcut=True, name=name)
+    groups = quarter(width)
+    return ResidualBlock(net, width, groups, groups, SKIP_SCALE, resample, shortcut=True, name=name)

@@ -99,7 +99,7 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
     return jax.tree_util.tree_map_with_path(leaf_of, net.shapes())
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def _some(names: list[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

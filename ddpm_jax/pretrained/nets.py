@@ -22,7 +22,7 @@ def load_net(folder: Path, variant: str | None = None, image_size: int | None = 
 
 
 def save_net(net: UNet, params: Params, folder: Path) -> None:
-    """Writes the net so that diffusers' UNet2DModel.from_pretrained opens it; raises ValueError for one it cannot be."""
+    """Writes the net as UNet2DModel.from_pretrained of diffusers opens it; raises ValueError for one it cannot be."""
     config = config_of(net)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config)

@@ -3,6 +3,7 @@
 Nothing of a file is executed, nothing outside the folder is read, and a tensor is read when it is asked for.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -47,14 +48,16 @@ def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
 
 
 def _variants(folder: Path) -> list[str]:
-    found = {path.name.split(".")[1] for path in folder.glob(f"{NAME}.*.*") if path.name.count(".") == 2}
-    return sorted(found - {"safetensors", "bin"})
+    """The variants of which there are files, such as NAME.fp16.safetensors and NAME.bin.index.fp16.json."""
+    kinds = rf"{NAME}(?:\.(\w+)\.(?:safetensors|bin)|\.(?:safetensors|bin)\.index\.(\w+)\.json)"
+    found = (re.fullmatch(kinds, path.name) for path in folder.iterdir())
+    return sorted({name[1] or name[2] for name in found if name})
 
 
 def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
     places = read_json(inside(folder, index)).get("weight_map")
-    whole = isinstance(places, dict) and all(isinstance(shard, str) for shard in places.values())
-    check(whole, f"{index} has no weight_map of tensor names to file names")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise ValueError(f"{index} has no weight_map of tensor names to file names")
     shards = {shard: read(inside(folder, folder / shard)) for shard in sorted(set(places.values()))}
     lost = sorted(name for name, shard in places.items() if name not in shards[shard])
     check(not lost, f"{index} places {', '.join(lost[:4])} in files that do not hold them")

@@ -14,14 +14,14 @@ DEFAULTS: dict[str, Any] = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
     "time_embedding_dim": None,
-    "freq_shift": 0,
+    "freq_shift": 0.0,
     "flip_sin_to_cos": True,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
     "mid_block_type": "UNetMidBlock2D",
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     "block_out_channels": [224, 448, 672, 896],
     "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
+    "mid_block_scale_factor": 1.0,
     "downsample_padding": 1,
     "downsample_type": "conv",
     "upsample_type": "conv",
@@ -38,6 +38,8 @@ DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": None,
 }
 """What a key that is missing stands for, in diffusers; null is another thing."""
+
+MOST_LAYERS = 64
 
 OF_AVERAGES = {"decay", "inv_gamma", "power", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"}
 """Keys that diffusers' moving averages leave in the config of the net they average."""
@@ -65,7 +67,27 @@ def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any], ignored:
     said = {key: value for key, value in config.items() if key[:1] != "_" and key not in left_at_default}
     unknown = sorted(set(said) - set(defaults) - ignored)
     check(not unknown, f"{what} says {', '.join(unknown)}, which is not understood here: its net would be another one")
+    for key, value in said.items():
+        default = defaults.get(key)
+        check(_like(value, default), f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
     return {**defaults, **{key: value for key, value in said.items() if key in defaults}}
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a default, or null, or the default says nothing of its kind."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, list):
+        return isinstance(value, list) and bool(value) and all(_like(item, default[0]) for item in value)
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, list):
+        return f"a list, such as {default}"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a string")
 
 
 def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
@@ -75,6 +97,7 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
     """
     check(config.get("_class_name", CLASS) == CLASS, f"this is a {config.get('_class_name')}, not a {CLASS}")
     said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json")
+    check(said["layers_per_block"] <= MOST_LAYERS, f"layers_per_block is {said['layers_per_block']}: that is no net")
     channels, out = said["in_channels"], said["out_channels"]
     check(out in (channels, 2 * channels), f"out_channels {out} is neither in_channels {channels} nor twice that")
     down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
@@ -95,15 +118,15 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
         up_kinds=tuple(kind for _, kind in up),
         layers_per_level=said["layers_per_block"],
         head_dim=said["attention_head_dim"],
-        dropout=said["dropout"],
+        dropout=float(said["dropout"]),
         groups=said["norm_num_groups"],
-        norm_eps=said["norm_eps"],
+        norm_eps=float(said["norm_eps"]),
         flip_sin_to_cos=said["flip_sin_to_cos"],
-        freq_shift=said["freq_shift"],
+        freq_shift=float(said["freq_shift"]),
         symmetric_padding=_known({0: False, 1: True}, said["downsample_padding"], "downsample_padding"),
         init_scheme="torch",
         middle=_known(MIDDLES, (said["mid_block_type"], said["add_attention"]), "mid_block_type and add_attention"),
-        middle_scale=said["mid_block_scale_factor"],
+        middle_scale=float(said["mid_block_scale_factor"]),
         middle_groups=0 if unnormed else said["attn_norm_num_groups"],
         activation=_known(ACTIVATIONS, str(said["act_fn"]).lower(), "act_fn"),
         modulation=modulation,

@@ -37,7 +37,7 @@ class Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    size: int
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
@@ -46,18 +46,21 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             folder, sizes = _contents(path, archive)
             with archive.open(f"{folder}/data.pkl") as file:
-                found = _Unpickler(file, path, folder, sizes).load()
+                found = _load(_Unpickler(file, path, folder, sizes), path)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a zip archive as torch.save writes since PyTorch 1.6: {error}") from error
-    except (pickle.UnpicklingError, EOFError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: {error or 'its pickle ends too soon'}") from error
-    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} holds a pickle that is no state dict: {error}") from error
-    whole = isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
-    )
+    # What a pickle says may hide the methods of an OrderedDict, so those of dict are called.
+    entries = list(dict.items(found)) if isinstance(found, dict) else [(None, found)]
+    whole = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries)
     check(whole, f"{path} does not hold tensors by name alone")
-    return dict(found)
+    return dict(entries)
+
+
+def _load(unpickler: pickle.Unpickler, path: Path) -> Any:
+    try:
+        return unpickler.load()
+    except Exception as error:  # whatever a pickle that is not well formed makes of the unpickler
+        raise ValueError(f"{path} is not a state dict: it {error or 'ends too soon'}") from error
 
 
 def _contents(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]:
@@ -100,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         whole = isinstance(storage, Storage) and len(shape) == len(strides)
         whole = whole and all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
         end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False)) if whole else 0
-        if not whole or (0 not in shape and end > storage.count) or math.prod(shape) > storage.count:
+        if not whole or (0 not in shape and end > storage.size) or math.prod(shape) > storage.size:
             raise pickle.UnpicklingError("holds a tensor that reaches beyond its storage")
 
         def read() -> np.ndarray:

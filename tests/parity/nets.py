@@ -7,11 +7,13 @@ float32   the largest difference of the outputs over the largest output
 bfloat16  our largest difference from diffusers' float32 output, and diffusers' own
 back      whether our export gives diffusers the same tensors, bit for bit, and the same output
 
-Then ten faults, each put into the net or its weights, and what difference they make. The exit status is 1 if a line is
-over its bound (5e-6; in bfloat16 1.5 times that of diffusers), or a fault is within it.
+Then the formats that diffusers writes, and ten faults, each put into the net or its weights, and what difference they
+make. The exit status is 1 if a line is over its bound (5e-6; in bfloat16 1.5 times that of diffusers), or a fault is
+within it.
 """
 
 import dataclasses
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from ddpm_jax.pretrained.names import to_state_dict
 from ddpm_jax.pretrained.nets import load_net, save_net
+from ddpm_jax.pretrained.unet_config import DEFAULTS
 
 BOUND, HALF_BOUND, RANDOM_NETS = 5e-6, 1.5, 30
 DDPM = {
@@ -97,17 +101,19 @@ def random_config(rng):
     }
     if config["class_embed_type"] is not None:
         config["num_class_embeds"] = None
-    return config | ({} if skip else dict(zip(("in_channels", "out_channels"), any_of((1, 1), (3, 3), (3, 6)))))
+    return config | (
+        {} if skip else dict(zip(("in_channels", "out_channels"), any_of((1, 1), (3, 3), (3, 6)), strict=True))
+    )
 
 
 def example(net, size):
     """Pictures, timesteps and labels for a net, as numpy arrays, NHWC."""
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, size, size, net.channels)).astype(np.float32)
+    images = rng.normal(size=(4, size, size, net.channels)).astype(np.float32)
     width = net.time_embedding_dim or 4 * net.widths[0]
-    labels = {"numbers": np.array([1, 5]), "vectors": rng.normal(size=(2, width)).astype(np.float32)}
-    labels["classes"] = None if net.num_classes is None else np.array([1, 5])
-    return images, np.array([3, 941]), labels[net.labels_are]
+    labels = {"numbers": np.array([1, 5, 0, 6]), "vectors": rng.normal(size=(4, width)).astype(np.float32)}
+    labels["classes"] = None if net.num_classes is None else np.array([1, 5, 0, 6])
+    return images, np.array([3, 941, 250, 600]), labels[net.labels_are]
 
 
 def ours(net, params, inputs, dtype=jnp.float32):
@@ -199,6 +205,39 @@ def print_faults(folder):
     return missed
 
 
+def print_formats(folder):
+    """A net in each format that diffusers writes; how many of them do not hold its numbers."""
+    model, wrong = made({"block_out_channels": [32, 64], **levels([1], [0], 2)}, 0), 0
+    ways = {
+        "safetensors": (torch.float32, {}),
+        "shards": (torch.float32, {"max_shard_size": "500KB"}),
+        "variant fp16": (torch.float16, {"variant": "fp16"}),
+        "shards of a variant": (torch.float16, {"variant": "fp16", "max_shard_size": "500KB"}),
+        "bfloat16": (torch.bfloat16, {}),
+        "bin": (torch.float32, {"safe_serialization": False}),
+        "bin of bfloat16": (torch.bfloat16, {"safe_serialization": False}),
+        "bin in shards": (torch.float32, {"safe_serialization": False, "max_shard_size": "500KB"}),
+    }
+    for name, (dtype, how) in ways.items():
+        model.to(dtype).save_pretrained(folder / name, **how)
+        net, params = load_net(folder / name)
+        tensors = to_state_dict(net, params)
+        same = all(np.array_equal(tensors[key], value.float().numpy()) for key, value in model.state_dict().items())
+        wrong += not same
+        files = len(list((folder / name).glob("*.bin")) + list((folder / name).glob("*.safetensors")))
+        print(f"{name:38}{files} files  {'same' if same else 'DIFFERS'}", flush=True)
+    return wrong
+
+
+def print_defaults():
+    """Whether diffusers takes other values than we for keys that are missing."""
+    signature = inspect.signature(diffusers.UNet2DModel.__init__).parameters.values()
+    defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in signature}
+    wrong = defaults != {"self": inspect.Parameter.empty} | DEFAULTS
+    print(f"defaults of config.json               {'DIFFER' if wrong else 'same'}")
+    return wrong
+
+
 def main():
     """Prints the tables; returns how many lines are not as they should be."""
     diffusers.utils.logging.set_verbosity_error()
@@ -210,6 +249,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for seed, (name, config, size) in enumerate([*nets, *((name, NAMED[name], 64) for name in NAMED)]):
             wrong += print_line(name, config, seed, Path(folder), size)
+        wrong += print_defaults()
+        print("formats")
+        wrong += print_formats(Path(folder))
         print("faults")
         wrong += print_faults(Path(folder))
     print(f"{wrong} not as they should be")

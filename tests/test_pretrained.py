@@ -1,0 +1,170 @@
+"""Nets in the diffusers layout: the outputs that diffusers has of them, and what will not do."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_pretrained import NETS, fixture, save_bin
+from safetensors.numpy import save_file
+
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.pretrained.names import to_state_dict
+from ddpm_jax.pretrained.nets import load_net, save_net
+from ddpm_jax.pretrained.unet_config import DEFAULTS, config_of, unet_of
+
+every_net = pytest.mark.parametrize("name", NETS)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def precise():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@every_net
+def test_the_output_is_that_of_diffusers(name, tmp_path, precise):
+    arrays, _, _ = fixture(name, tmp_path)
+    net, params = load_net(tmp_path)
+    labels = jnp.asarray(arrays["labels"]) if "labels" in arrays else None
+    output = jax.jit(net.apply)(params, jnp.asarray(arrays["images"]), jnp.asarray(arrays["t"]), labels)
+    error = np.max(np.abs(output - arrays["output"])) / np.max(np.abs(arrays["output"]))
+    assert error < 5e-6
+
+
+@every_net
+def test_a_round_trip_keeps_every_bit_and_every_setting(name, tmp_path):
+    _, config, weights = fixture(name, tmp_path)
+    net, params = load_net(tmp_path)
+    save_net(net, params, tmp_path / "again")
+    again, same = load_net(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    assert jax.tree.structure(params) == jax.tree.structure(net.init(jax.random.key(0)))
+    tensors = to_state_dict(net, params)
+    assert tensors.keys() == weights.keys()
+    for key in weights:
+        np.testing.assert_array_equal(tensors[key], weights[key])
+    written = json.loads((tmp_path / "again/config.json").read_text())
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    assert {key: written[key] for key in known if key != "attn_norm_num_groups"} == {
+        key: value for key, value in known.items() if key != "attn_norm_num_groups"
+    }
+    assert unet_of(config_of(again)) == again
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        UNet(image_size=8, channels=1),
+        UNet(image_size=8, channels=3, num_classes=10, label_dropout=0.1, symmetric_padding=True, head_dim=8),
+        UNet(image_size=8, channels=3, modulation="scale_shift", learned_variance=True, init_scheme="torch"),
+    ],
+)
+def test_a_net_of_ours_survives_but_for_what_only_training_needs(net):
+    again = unet_of(config_of(net))
+    assert jax.tree.map(jnp.shape, again.shapes()) == jax.tree.map(jnp.shape, net.shapes())
+    assert again.num_classes == (net.label_count or None)
+    for name in ("widths", "attention", "head_dim", "norm_eps", "symmetric_padding", "learned_variance", "freq_shift"):
+        assert getattr(again, name) == getattr(net, name)
+
+
+def test_all_formats_hold_the_same_net(tmp_path):
+    _, _, weights = fixture("butterflies", tmp_path)
+    _, wanted = load_net(tmp_path)
+    whole = tmp_path / WEIGHTS
+    half = [dict(list(weights.items())[i::2]) for i in (0, 1)]
+
+    def same(variant=None):
+        jax.tree.map(np.testing.assert_array_equal, load_net(tmp_path, variant)[1], wanted)
+
+    shutil.move(whole, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    same()
+    same("fp16")
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    save_bin(tmp_path / "diffusion_pytorch_model.bin", weights)
+    same()
+    (tmp_path / "diffusion_pytorch_model.bin").unlink()
+    for i, part in enumerate(half):
+        save_file(part, tmp_path / f"part{i}.safetensors")
+    places = {key: f"part{i}.safetensors" for i, part in enumerate(half) for key in part}
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    same()
+    with pytest.raises(FileNotFoundError, match=r"no weights \(diffusion_pytorch_model.bf16.safetensors\)"):
+        load_net(tmp_path, "bf16")
+
+
+def test_legacy_names_of_attention_are_read(tmp_path):
+    _, _, weights = fixture("ddpm", tmp_path)
+    _, wanted = load_net(tmp_path)
+    legacy = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(key):
+        for new, old in legacy.items():
+            key = key.replace(f".{new}.", f".{old}.")
+        return key
+
+    save_file({renamed(key): value for key, value in weights.items()}, tmp_path / WEIGHTS)
+    jax.tree.map(np.testing.assert_array_equal, load_net(tmp_path)[1], wanted)
+
+
+def test_missing_stands_for_the_default_and_null_does_not():
+    assert unet_of({"sample_size": 32}).head_dim == DEFAULTS["attention_head_dim"] == 8
+    assert unet_of({"sample_size": 32, "attention_head_dim": None}).head_dim is None
+    listed = {"sample_size": 32, "norm_eps": 1e-3, "_use_default_values": ["norm_eps"], "_name_or_path": "x"}
+    assert unet_of(listed).norm_eps == 1e-5
+    assert unet_of({"sample_size": 32}).parameter_count() == 274_056_163
+    assert unet_of({}, image_size=64).image_size == 64
+    assert unet_of({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"cross_attention_dim": 768}, "says cross_attention_dim, which is not understood"),
+        ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, not a UNet2DModel"),
+        ({"sample_size": None}, "names no sample_size"),
+        ({"sample_size": [32, 64]}, "not square"),
+        ({"down_block_types": ["CrossAttnDownBlock2D"]}, "down_block_types 'CrossAttnDownBlock2D' is not understood"),
+        ({"act_fn": "tanh"}, "act_fn 'tanh' is not understood"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'"),
+        ({"out_channels": 4}, "out_channels 4 is neither"),
+        ({"downsample_padding": 2}, "downsample_padding 2"),
+        ({"time_embedding_type": ["positional"]}, "time_embedding_type must be"),
+        ({"layers_per_block": 10**9}, "layers_per_block"),
+        ({"block_out_channels": "wide"}, "block_out_channels must be"),
+        ({"norm_eps": "1e-5"}, "norm_eps must be"),
+        ({"block_out_channels": [32]}, "levels, but widths has 1"),
+    ],
+)
+def test_what_is_not_understood_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        unet_of({"sample_size": 32} | config)
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "of another shape"])
+def test_every_leaf_is_filled_once(change, tmp_path):
+    _, _, weights = fixture("ddpm", tmp_path)
+    key = "conv_in.weight"
+    weights |= {"left over": {"extra.weight": weights[key]}, "of another shape": {key: weights[key][:1]}}.get(
+        change, {}
+    )
+    if change == "missing":
+        del weights[key]
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"1 {change}: {'extra' if change == 'left over' else key}"):
+        load_net(tmp_path)
+
+
+def test_a_net_that_diffusers_has_not_is_not_written(tmp_path):
+    net = UNet(
+        image_size=8, channels=1, down_kinds=("resnet", "conv", "conv", "conv"), attention=(True, True, False, False)
+    )
+    with pytest.raises(ValueError, match="one way to go down from levels with attention"):
+        config_of(net)
+    assert (
+        config_of(dataclasses.replace(net, attention=(False,) * 4))["down_block_types"][0] == "ResnetDownsampleBlock2D"
+    )
