@@ -124,7 +124,7 @@ def test_missing_stands_for_the_default_and_null_does_not():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"cross_attention_dim": 768}, "says cross_attention_dim, which is not understood"),
+        ({"cross_attention_dim": 768}, r"says \['cross_attention_dim'\], which is not understood"),
         ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, not a UNet2DModel"),
         ({"sample_size": None}, "names no sample_size"),
         ({"sample_size": [32, 64]}, "not square"),

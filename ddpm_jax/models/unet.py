@@ -43,7 +43,7 @@ class UNet(Model):
     widths: tuple[int, ...] = (128, 256, 256, 256)
     """Channels of each level, the finest first; each further level halves the picture."""
     attention: tuple[bool, ...] = (False, True, False, False)
-    """Which levels have self-attention; the middle always has it."""
+    """Which levels have self-attention; see also up_attention and middle."""
     layers_per_level: int = 2
     """Residual blocks a level on the way down; one more on the way up."""
     head_dim: int | None = None

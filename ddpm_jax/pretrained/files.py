@@ -14,14 +14,20 @@ def inside(folder: Path, path: Path) -> Path:
 
     Links are followed: the cache keeps files as links into the repository's `blobs`.
     """
-    root, real = folder.resolve(), path.resolve()
-    cache = next((parent for parent in root.parents if parent.name.startswith("models--")), root)
-    check(real.is_relative_to(root) or real.is_relative_to(cache), f"{path} lies outside {folder}: it is not read")
+    try:
+        root, real = folder.resolve(), path.resolve()
+    except RuntimeError as error:  # a loop of links, up to Python 3.12
+        raise ValueError(f"{path} is a link that leads nowhere") from error
+    blobs = [parent / "blobs" for parent in root.parents if parent.name.startswith("models--")]
+    allowed = any(real.is_relative_to(place) for place in (root, *blobs[:1]))
+    check(allowed, f"{path} lies outside {folder}: it is not read")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises ValueError for anything else, or more than 8 MiB."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, or no file")
     size = path.stat().st_size
     check(size <= LARGEST_JSON, f"{path} is {size:,} bytes: no JSON of a model is over {LARGEST_JSON:,}")
     try:

@@ -76,7 +76,8 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
 
     No tensor is read before all names and shapes are found to be right.
     """
-    tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+    given, tensors = tensors, {_renamed(name): tensor for name, tensor in tensors.items()}
+    check(len(given) == len(tensors), "the weights have a part of attention under its old name and its new one")
     wanted = {state_dict_name(net, path): (path, leaf.shape) for path, leaf in _paths(net.shapes())}
     wrong = [
         f"{name} is {_shape_in_torch(path, shape)} in the net and {tensors[name].shape} in the file"
@@ -100,7 +101,9 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
 
 
 def _some(names: list[str], most: int = 2) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(name[:120] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def _renamed(name: str) -> str:

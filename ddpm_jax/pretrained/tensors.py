@@ -34,17 +34,18 @@ def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
 
     Without one the plain files are taken, or those of the only variant there is.
     """
-    variants = [variant] if variant else ["", *_variants(folder)]
-    for end in ("safetensors", "bin"):
-        read = _read_safetensors if end == "safetensors" else _read_bin
-        for name in variants:
-            dot = f".{name}" if name else ""
+    there = _variants(folder)
+    only = there if len(there) == 1 else []
+    for name in [variant] if variant else ["", *only]:
+        dot = f".{name}" if name else ""
+        for end, read in (("safetensors", _read_safetensors), ("bin", _read_bin)):
             if (path := folder / f"{NAME}{dot}.{end}").exists():
                 return read(inside(folder, path))
             if (path := folder / f"{NAME}.{end}.index{dot}.json").exists():
                 return _read_shards(folder, path, read)
     wanted = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
-    raise FileNotFoundError(f"{folder} holds no weights ({wanted})")
+    others = f"; there are the variants {', '.join(there)}" if there else ""
+    raise FileNotFoundError(f"{folder} holds no weights ({wanted}){others}")
 
 
 def _variants(folder: Path) -> list[str]:
@@ -67,6 +68,8 @@ def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Sto
 
 
 def _read_safetensors(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
     try:
         with safe_open(path, framework="numpy") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -75,10 +78,10 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     strange = sorted({dtype for dtype, _ in said.values()} - set(DTYPES))
     check(not strange, f"{path} holds tensors of type {', '.join(strange)}; weights are {', '.join(DTYPES)}")
-    return {name: Stored(shape, _reader(path, name, dtype)) for name, (dtype, shape) in said.items()}
+    return {name: Stored(shape, _reader(path, name)) for name, (_, shape) in said.items()}
 
 
-def _reader(path: Path, name: str, dtype: str) -> Callable[[], np.ndarray]:
+def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         with safe_open(path, framework="numpy") as file:
             return np.asarray(file.get_tensor(name), np.float32)

@@ -39,7 +39,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a key that is missing stands for, in diffusers; null is another thing."""
 
-MOST_LAYERS = 64
+LARGEST = {"layers_per_block": 64, "block_out_channels": 2**14, "sample_size": 2**14, "num_train_timesteps": 2**20}
+"""What no net reaches; beyond it drawing up the net alone would take memory or time without end."""
+MOST_LEVELS = 16
 
 OF_AVERAGES = {"decay", "inv_gamma", "power", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"}
 """Keys that diffusers' moving averages leave in the config of the net they average."""
@@ -66,7 +68,7 @@ def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any], ignored:
     left_at_default = set(config.get("_use_default_values") or ())
     said = {key: value for key, value in config.items() if key[:1] != "_" and key not in left_at_default}
     unknown = sorted(set(said) - set(defaults) - ignored)
-    check(not unknown, f"{what} says {', '.join(unknown)}, which is not understood here: its net would be another one")
+    check(not unknown, f"{what} says {repr(unknown)[:200]}, which is not understood here: its net would be another one")
     for key, value in said.items():
         default = defaults.get(key)
         check(_like(value, default), f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
@@ -97,7 +99,7 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
     """
     check(config.get("_class_name", CLASS) == CLASS, f"this is a {config.get('_class_name')}, not a {CLASS}")
     said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json")
-    check(said["layers_per_block"] <= MOST_LAYERS, f"layers_per_block is {said['layers_per_block']}: that is no net")
+    _check_sizes(said)
     channels, out = said["in_channels"], said["out_channels"]
     check(out in (channels, 2 * channels), f"out_channels {out} is neither in_channels {channels} nor twice that")
     down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
@@ -136,6 +138,15 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
         labels_are=labels,
         center_input=said["center_input_sample"],
     )
+
+
+def _check_sizes(said: Mapping[str, Any]) -> None:
+    for key, most in LARGEST.items():
+        values = said[key] if isinstance(said[key], list) else [said[key]]
+        fit = all(value is None or (isinstance(value, int) and 1 <= value <= most) for value in values)
+        check(fit, f"config.json: {key} {str(said[key])[:80]} is not within 1 to {most}")
+    levels = len(said["block_out_channels"])
+    check(levels <= MOST_LEVELS, f"config.json: a net of {levels} levels is not within 1 to {MOST_LEVELS}")
 
 
 def _known(names: Mapping, value: Any, key: str) -> Any:

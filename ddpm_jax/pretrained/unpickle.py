@@ -1,13 +1,14 @@
-"""PyTorch's .bin files read without PyTorch, by an unpickler that knows the few names that make up a tensor.
+"""PyTorch's .bin files read without PyTorch: nothing that a file says is called, its pickle is only looked through.
 
 The format (torch.save since 1.6): a zip archive with one pickle, NAME/data.pkl, and one file a storage, NAME/data/KEY.
+A state dict needs few of a pickle's instructions, and of names just those that make up a tensor. All others end in a
+ValueError.
 """
 
 import math
-import pickle
+import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +18,26 @@ import numpy as np
 from ddpm_jax.errors import check
 
 LARGEST_PICKLE = 16 * 2**20
-DTYPES = {
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "DoubleStorage": np.dtype(np.float64),
+MOST_AXES = 8
+STORAGES = {
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.DoubleStorage": np.dtype(np.float64),
 }
+DICT, TENSOR, PARAMETER = (
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+)
+NAMES = {DICT, TENSOR, PARAMETER, *STORAGES}
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, KeyError, NotImplementedError)
 
 
-class Tensor(NamedTuple):
-    """A tensor in a .bin file; its numbers are read when they are asked for."""
+class Name(NamedTuple):
+    """A global name that a pickle refers to."""
 
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    name: str
 
 
 class Storage(NamedTuple):
@@ -40,80 +48,182 @@ class Storage(NamedTuple):
     size: int
 
 
-def read_bin(path: Path) -> dict[str, Tensor]:
+class BinTensor(NamedTuple):
+    """A tensor in a .bin file, before its numbers are read."""
+
+    path: Path
+    member: str
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """Its numbers as float32; raises ValueError where the archive does not hold them."""
+        dtype = self.storage.dtype
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                data = archive.read(self.member)
+            steps = tuple(stride * dtype.itemsize for stride in self.strides)
+            return np.ndarray(self.shape, dtype, data, self.offset * dtype.itemsize, steps).astype(np.float32)
+        except (*DAMAGED, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged at {self.member}: {error}") from error
+
+
+def read_bin(path: Path) -> dict[str, BinTensor]:
     """The tensors of a state dict by name; raises ValueError for anything else that the file holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             folder, sizes = _contents(path, archive)
-            with archive.open(f"{folder}/data.pkl") as file:
-                found = _load(_Unpickler(file, path, folder, sizes), path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a zip archive as torch.save writes since PyTorch 1.6: {error}") from error
-    # What a pickle says may hide the methods of an OrderedDict, so those of dict are called.
-    entries = list(dict.items(found)) if isinstance(found, dict) else [(None, found)]
-    whole = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries)
-    check(whole, f"{path} does not hold tensors by name alone")
-    return dict(entries)
-
-
-def _load(unpickler: pickle.Unpickler, path: Path) -> Any:
+            data = archive.read(f"{folder}/data.pkl")
+    except DAMAGED as error:
+        raise ValueError(
+            f"{path} is no whole zip archive, as torch.save writes since PyTorch 1.6: save it anew, or as safetensors"
+        ) from error
     try:
-        return unpickler.load()
-    except Exception as error:  # whatever a pickle that is not well formed makes of the unpickler
-        raise ValueError(f"{path} is not a state dict: it {error or 'ends too soon'}") from error
+        found = _Machine(path, folder, sizes).run(data)
+    except (ValueError, IndexError, KeyError, TypeError) as error:  # of an instruction that finds not what it needs
+        raise ValueError(f"{path} is not a state dict of floats: {str(error)[:200]}") from error
+    size = sum(math.prod(tensor.shape) for tensor in found.values())
+    stored = {tensor.storage for tensor in found.values()}
+    check(size <= sum(storage.size for storage in stored), f"{path} has more numbers in its tensors than it holds")
+    return found
 
 
 def _contents(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]:
     """The archive's folder, and the bytes of each of its files."""
-    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    infos = archive.infolist()
+    stored = all(i.compress_type == zipfile.ZIP_STORED and i.compress_size == i.file_size for i in infos)
+    check(stored, f"{path} is compressed, which torch.save never does: it is not read")
+    sizes = {info.filename: info.file_size for info in infos}
+    check(len(sizes) == len(infos), f"{path} holds two files of one name")
     pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     check(len(pickles) == 1, f"{path} holds {len(pickles)} pickles (NAME/data.pkl), not one")
     check(sizes[pickles[0]] <= LARGEST_PICKLE, f"{path} has a pickle of {sizes[pickles[0]]:,} bytes, which is too much")
     order = pickles[0].replace("data.pkl", "byteorder")
-    check(order not in sizes or archive.read(order) == b"little", f"{path} was written with another order of bytes")
-    stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-    check(stored, f"{path} is compressed, which torch.save never does: it is not read")
+    known = order not in sizes or (sizes[order] < 16 and archive.read(order) == b"little")
+    check(known, f"{path} was written with another order of bytes")
     return pickles[0].partition("/")[0], sizes
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, folder: str, sizes: dict[str, int]):
-        super().__init__(file)
+class _Machine:
+    """The instructions of a pickle (pickletools documents each) over a stack of plain values and records."""
+
+    def __init__(self, path: Path, folder: str, sizes: dict[str, int]):
         self.path, self.folder, self.sizes = path, folder, sizes
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _data_of
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, which no state dict of floats needs: nothing was run")
+    def run(self, data: bytes) -> dict[str, BinTensor]:
+        """The tensors by name that the pickle stands for."""
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                break
+            if opcode.name in VALUES:
+                self.stack.append(VALUES[opcode.name](argument))
+            else:
+                step = STEPS.get(opcode.name)
+                check(step is not None, f"its pickle has the instruction {opcode.name}, which none needs: nothing ran")
+                step(self, argument)
+        found = self.stack[-1]
+        whole = isinstance(found, dict) and all(isinstance(value, BinTensor) for value in found.values())
+        check(whole, "it does not hold tensors by name alone")
+        return found
 
-    def persistent_load(self, said: Any) -> Storage:
-        kind, dtype, key, _, count = said
-        whole = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str) and isinstance(count, int)
-        if not whole or self.sizes.get(f"{self.folder}/data/{key}") != count * dtype.itemsize:
-            raise pickle.UnpicklingError("holds a storage that is not in the archive, or of another size there")
-        return Storage(dtype, key, count)
+    def name(self, argument: str) -> None:
+        name = argument.replace(" ", ".")
+        check(name in NAMES, f"it asks for {name[:80]!r}, which no state dict of floats needs: nothing ran")
+        self.stack.append(Name(name))
 
-    def _tensor(self, storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
-        whole = isinstance(storage, Storage) and len(shape) == len(strides)
-        whole = whole and all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
-        end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False)) if whole else 0
-        if not whole or (0 not in shape and end > storage.size) or math.prod(shape) > storage.size:
-            raise pickle.UnpicklingError("holds a tensor that reaches beyond its storage")
+    def mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
 
-        def read() -> np.ndarray:
-            with zipfile.ZipFile(self.path) as archive:
-                numbers = np.frombuffer(archive.read(f"{self.folder}/data/{storage.key}"), storage.dtype)
-            steps = tuple(stride * storage.dtype.itemsize for stride in strides)
-            return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False).astype(np.float32)
+    def since_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        values, self.stack = self.stack[start:], self.stack[:start]
+        return values
 
-        return Tensor(tuple(shape), read)
+    def tuple_of(self, count: int | None) -> None:
+        if count is not None:
+            self.marks.append(len(self.stack) - count)
+        values = tuple(self.since_mark())
+        self.stack.append(values)
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        check(isinstance(target, dict), "it sets items of what is no dict")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            check(isinstance(key, str), "it does not hold tensors by name alone")
+            target[key] = value
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def build(self, _: Any) -> None:
+        self.stack.pop()  # attributes, such as the _metadata of a state dict: not set
+
+    def call(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        check(isinstance(function, Name) and isinstance(arguments, tuple), "it calls what is no name")
+        if function.name == DICT:
+            check(arguments == (), "it makes a dict of something")
+            self.stack.append({})
+        elif function.name == PARAMETER:
+            check(isinstance(arguments[0], BinTensor), "it makes a parameter of what is no tensor")
+            self.stack.append(arguments[0])
+        else:
+            check(function.name == TENSOR, f"it calls {function.name}")
+            self.stack.append(self.tensor(*arguments[:4]))
+
+    def storage(self, _: Any) -> None:
+        kind, name, key, _, size = self.stack.pop()
+        known = kind == "storage" and isinstance(name, Name) and isinstance(key, str) and isinstance(size, int)
+        check(known and name.name in STORAGES, "it refers to what is no storage of floats")
+        dtype = STORAGES[name.name]
+        there = self.sizes.get(f"{self.folder}/data/{key}") == size * dtype.itemsize
+        check(there, "it has a storage that is not in the archive, or of another size there")
+        self.stack.append(Storage(dtype, key, size))
+
+    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> BinTensor:
+        known = isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)
+        check(known and len(shape) == len(strides) <= MOST_AXES, "it has a tensor without storage, shape or strides")
+        numbers = (offset, *shape, *strides)
+        check(all(isinstance(n, int) and 0 <= n < 2**40 for n in numbers), "it has a tensor of sizes that none has")
+        end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        within = 0 in shape or (end <= storage.size and math.prod(shape) <= storage.size)
+        check(within, "it has a tensor that reaches beyond its storage")
+        return BinTensor(self.path, f"{self.folder}/data/{storage.key}", storage, offset, shape, strides)
 
 
-def _data_of(data: Tensor, *_: Any) -> Tensor:
-    return data
+VALUES = {
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_DICT": lambda _: {},
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"), lambda value: value),
+}
+STEPS = {
+    "PROTO": lambda machine, _: None,
+    "GLOBAL": _Machine.name,
+    "MARK": _Machine.mark,
+    "TUPLE": lambda machine, _: machine.tuple_of(None),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.storage,
+}

@@ -1,0 +1,178 @@
+"""Files that mean harm, each made in a folder that holds a net of diffusers otherwise."""
+
+import json
+import pickle
+import struct
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from example_pretrained import Call, Global, Storage, pickled, tensor, write_bin
+
+ROOT = Path(__file__).parent.parent
+SAFETENSORS, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+NUMBERS = Storage("0", np.zeros(8, np.float32))
+
+
+def calls(name, text):
+    """A pickle that calls module.name(text), in the oldest protocol."""
+    return f"c{name}\n(V{text}\ntR.".encode()
+
+
+def bin_of(data, storages=(NUMBERS,), **options):
+    return lambda folder: write_bin(folder / BIN, data, storages, **options)
+
+
+def state(value):
+    return bin_of(pickled(OrderedDict({"conv_in.weight": value})))
+
+
+def stack_global(folder):
+    data = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0etouch executed\x85R."
+    write_bin(folder / BIN, data)
+
+
+def two_pickles(folder):
+    write_bin(folder / BIN, pickled({}))
+    with zipfile.ZipFile(folder / BIN, "a") as archive:
+        archive.writestr("other/data.pkl", pickled({}))
+
+
+def two_of_a_name(folder):
+    write_bin(folder / BIN, pickled({}))
+    with warnings.catch_warnings(), zipfile.ZipFile(folder / BIN, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("archive/data.pkl", pickled({}))
+
+
+def shorter(folder):
+    """The directory of the archive says that the storage has 100 times as many bytes as there are."""
+    large = Storage("0", NUMBERS.array, count=800)
+    write_bin(folder / BIN, pickled({"conv_in.weight": tensor(large, (800,), (1,))}), [NUMBERS])
+    data = (folder / BIN).read_bytes()
+    at = data.rindex(b"archive/data/0") - 46  # the last entry of the directory; its sizes are at 20 and 24
+    sizes = struct.pack("<II", 3200, 3200)
+    (folder / BIN).write_bytes(data[: at + 20] + sizes + data[at + 28 :])
+
+
+def loop(folder):
+    (folder / SAFETENSORS).symlink_to(folder / f"{SAFETENSORS}.index.json")
+    (folder / f"{SAFETENSORS}.index.json").symlink_to(folder / SAFETENSORS)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(folder / "config.json")
+
+
+HASH_BOMB = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
+"""A dict whose key is a pair of a pair of a pair ..., each of the same thing twice."""
+
+
+def cut(name, make):
+    def made(folder):
+        make(folder)
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-40])
+
+    return made
+
+
+def header(said, size=None, data=b"\0" * 64):
+    """A safetensors file with this header."""
+    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+    whole = struct.pack("<Q", len(text) if size is None else size) + text + data
+    return lambda folder: (folder / SAFETENSORS).write_bytes(whole)
+
+
+def part(dtype="F32", shape=(8,), start=0, end=32):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def index(shard, weights="conv_in.weight"):
+    text = json.dumps({"weight_map": {weights: shard}})
+    return lambda folder: (folder / f"{SAFETENSORS}.index.json").write_text(text)
+
+
+def linked(folder):
+    (folder / "shard.safetensors").symlink_to(folder.parent / "outside.safetensors")
+    index("shard.safetensors")(folder)
+
+
+def config(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def sparse_config(folder):
+    with open(folder / "config.json", "wb") as file:
+        file.truncate(2**30)
+
+
+def changed(**settings):
+    def made(folder):
+        said = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(said | settings))
+
+    return made
+
+
+PAYLOADS = {
+    "os.system": bin_of(calls("os\nsystem", "touch executed")),
+    "posix.system by protocol 4": stack_global,
+    "builtins.eval": bin_of(calls("builtins\neval", "open('executed', 'w')")),
+    "builtins.exec": bin_of(calls("builtins\nexec", "open('executed', 'w')")),
+    "open a file": bin_of(b"cbuiltins\nopen\n(Vexecuted\nVw\ntR."),
+    "subprocess.Popen": bin_of(calls("subprocess\nPopen", "touch executed")),
+    "getattr of a module": bin_of(calls("builtins\ngetattr", "x")),
+    "a module imported": bin_of(calls("importlib\nimport_module", "antigravity")),
+    "a class of another module": state(Call(Global("torch.nn.modules.linear", "Linear"), 1)),
+    "OrderedDict of another module": bin_of(calls("evil\nOrderedDict", "x")),
+    "an array of NumPy": bin_of(pickle.dumps(np.zeros(3), protocol=2)),
+    "an extension code": bin_of(b"\x80\x02\x82\x01."),
+    "an object with attributes": bin_of(b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."),
+    "numbers by name": bin_of(pickled({"conv_in.weight": 3})),
+    "a list": bin_of(pickled([1, 2])),
+    "a storage that is not there": state(tensor(Storage("7", NUMBERS.array), (8,), (1,))),
+    "a storage said to be larger": state(tensor(Storage("0", NUMBERS.array, count=10**9), (8,), (1,))),
+    "a storage of whole numbers": state(tensor(Storage("0", NUMBERS.array, kind="LongStorage"), (8,), (1,))),
+    "a tensor beyond its storage": state(tensor(NUMBERS, (8,), (1,), offset=4)),
+    "a tensor before its storage": state(tensor(NUMBERS, (4,), (-1,), offset=3)),
+    "a tensor of one number repeated": state(tensor(NUMBERS, (10**10,), (0,))),
+    "one storage for many tensors": bin_of(pickled({str(i): tensor(NUMBERS, (8,), (1,)) for i in range(9)})),
+    "a tensor of many axes": state(tensor(NUMBERS, (1,) * 40000, (1,) * 40000)),
+    "a key that takes for ever to hash": bin_of(HASH_BOMB),
+    "a memo of a large number": bin_of(b"\x80\x02}r\xff\xff\xff\x7f."),
+    "attributes of a type": bin_of(b"\x80\x02ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00|NNNK@K@K?tb."),
+    "two files of one name": two_of_a_name,
+    "a loop of links": loop,
+    "a compressed pickle": bin_of(b"\0" * 300 * 2**20, compression=zipfile.ZIP_DEFLATED),
+    "a pickle cut short": bin_of(pickled({"conv_in.weight": tensor(NUMBERS, (8,), (1,))})[:-10]),
+    "an archive cut short": cut(BIN, bin_of(pickled({}))),
+    "no archive": lambda folder: (folder / BIN).write_bytes(pickle.dumps({})),
+    "two pickles": two_pickles,
+    "a header of 8 GB": header(b"{}", size=8 * 2**30),
+    "a header beyond any number": header(b"{}", size=2**64 - 1),
+    "tensors that overlap": header({"a": part(), "b": part(start=16, end=48)}),
+    "a tensor beyond the file": header({"a": part(shape=(10**9,), end=4 * 10**9)}),
+    "a tensor of another size than its shape": header({"a": part(shape=(10**9,))}),
+    "negative offsets": header({"a": part(start=-32, end=0)}),
+    "whole numbers": header({"conv_in.weight": part("I64", (4,))}, data=b"\0" * 32),
+    "an unknown type": header({"conv_in.weight": part("F7")}),
+    "a header that is no JSON": header(b"\xff\xfe{]"),
+    "safetensors cut short": cut(SAFETENSORS, header({"a": part()}, data=b"\0" * 32)),
+    "a shard above": index("../outside.safetensors"),
+    "a shard by an absolute path": index(str(ROOT / "pyproject.toml")),
+    "a shard by a link": linked,
+    "a shard that is the folder": index("."),
+    "no weight_map": lambda folder: (folder / f"{SAFETENSORS}.index.json").write_text("{}"),
+    "a weight_map of numbers": index(3),
+    "JSON of 1 GB": sparse_config,
+    "JSON a million deep": config("[" * 10**6),
+    "JSON that is no object": config("[1]"),
+    "JSON of bytes": config("\0\1\2"),
+    "a net too wide to hold": changed(block_out_channels=[2**20, 2**20]),
+    "a net of a billion layers": changed(layers_per_block=10**9),
+    "a net of no width": changed(block_out_channels=[0, 0]),
+}
+
+HARMLESS = {"an object with attributes", "a memo of a large number"}
+"""Taken for what they are, state dicts, which are not those of the net."""
