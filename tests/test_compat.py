@@ -1,11 +1,15 @@
 """The grids of diffusers' schedulers, written as its `set_timesteps` and `step` have them."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import samplers
 from ddpm_jax.compat import compat_grid
+from ddpm_jax.exact import mixture_x0
 from ddpm_jax.grids import CLEAN
+from ddpm_jax.prediction import make_denoiser
+from ddpm_jax.samplers import initial_noise, sample, sample_keys
 from ddpm_jax.schedule import from_betas, linear
 
 SCHEDULE = from_betas(linear())
@@ -66,3 +70,14 @@ def test_every_sampler_with_a_compat_has_its_walk(name):
     walks = [samplers.make(name, compat=compat).compat_walk for compat in (False, True)]
     assert walks[0] is None
     assert walks[1] is not None
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_a_last_step_of_no_length_changes_nothing(steps):
+    grid = compat_grid("inner_to_0", SCHEDULE, steps, "karras")
+    assert float(grid.h[-1]) == 0
+    keys = sample_keys(0, jnp.arange(4))
+    xT = initial_noise(keys, (2, 2, 1))
+    denoise = make_denoiser(SCHEDULE, mixture_x0(SCHEDULE, jnp.full((1, 2, 2, 1), 0.5), 0.1), "x0", None)
+    *_, before, after = sample(keys, denoise, samplers.make("deis", compat=True), grid, xT, trajectory=True)
+    np.testing.assert_allclose(before, after, rtol=1e-6)

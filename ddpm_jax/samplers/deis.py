@@ -34,8 +34,8 @@ def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
 def _step(highest, keys, denoise, xt, row, memory):
     x0, eps, _ = denoise(xt, row.t)
     values, positions = memory = remember(memory, eps, row.log_snr / 2)
-    finite = jnp.isfinite(row.h)
-    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, highest(row, known(positions)), 1)
+    some = jnp.isfinite(row.h) & (row.h != 0)  # on its Karras grid the last step of diffusers has no length
+    h, count = jnp.where(some, row.h, 1), jnp.where(some, highest(row, known(positions)), 1)
     nodes = (positions - positions[0]) / h
     weights = integral_weights(nodes, exponential_moments(len(nodes), h, growing=False), count)
     return euler_step(row, x0, eps, change_from_newest(weights, values)), memory

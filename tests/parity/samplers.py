@@ -101,7 +101,6 @@ def grid_of(case, scheduler, steps, end):
     if case.karras:
         sigmas = scheduler.sigmas.numpy().astype(float)[:steps]
         t = np.asarray(SCHEDULE.t_of(-2 * jnp.log(jnp.asarray(sigmas))), float)
-        t = np.maximum(t, 1e-5) if end == "level 0" else t  # the last step of diffusers is from level 0 to level 0
         return rows(SCHEDULE, t, np.append(t[1:], 0.0 if end == "level 0" else CLEAN))
     times = scheduler._timesteps if isinstance(scheduler, diffusers.PNDMScheduler) else scheduler.timesteps.numpy()
     t = np.unique(times)[::-1]
