@@ -137,6 +137,10 @@ def test_missing_stands_for_the_default_and_null_does_not():
         ({"layers_per_block": 10**9}, "layers_per_block"),
         ({"block_out_channels": "wide"}, "block_out_channels must be"),
         ({"norm_eps": "1e-5"}, "norm_eps must be"),
+        ({"in_channels": None}, "in_channels must be a whole number, not None"),
+        ({"block_out_channels": None}, "block_out_channels must be a list"),
+        ({"class_embed_type": []}, "class_embed_type"),
+        ({"sample_size": "32"}, "sample_size 32 is not within"),
         ({"block_out_channels": [32]}, "levels, but widths has 1"),
     ],
 )

@@ -1,6 +1,6 @@
 """The config.json of diffusers' UNet2DModel and our `UNet`, each from the other."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from ddpm_jax.errors import check
@@ -39,6 +39,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a key that is missing stands for, in diffusers; null is another thing."""
 
+NULLABLE = {"mid_block_type", "downsample_type", "upsample_type", "attention_head_dim", "norm_num_groups"}
+"""Keys that may be null beside those whose default is null."""
+
 LARGEST = {"layers_per_block": 64, "block_out_channels": 2**14, "sample_size": 2**14, "num_train_timesteps": 2**20}
 """What no net reaches; beyond it drawing up the net alone would take memory or time without end."""
 MOST_LEVELS = 16
@@ -71,12 +74,13 @@ def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any], ignored:
     check(not unknown, f"{what} says {repr(unknown)[:200]}, which is not understood here: its net would be another one")
     for key, value in said.items():
         default = defaults.get(key)
-        check(_like(value, default), f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
+        fits = key in NULLABLE if value is None and default is not None else _like(value, default)
+        check(fits, f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
     return {**defaults, **{key: value for key, value in said.items() if key in defaults}}
 
 
 def _like(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default, or null, or the default says nothing of its kind."""
+    """Whether a value is of the kind of a default, or the default says nothing of its kind, or null is a value."""
     if value is None or default is None:
         return True
     if isinstance(default, list):
@@ -150,7 +154,10 @@ def _check_sizes(said: Mapping[str, Any]) -> None:
 
 
 def _known(names: Mapping, value: Any, key: str) -> Any:
-    check(value in names, f"{key} {value!r} is not understood; known are {', '.join(map(repr, names))}")
+    check(
+        isinstance(value, Hashable) and value in names,
+        f"{key} {value!r} is not understood; known are {', '.join(map(repr, names))}",
+    )
     return names[value]
 
 
