@@ -78,7 +78,8 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
     """
     given, tensors = tensors, {_renamed(name): tensor for name, tensor in tensors.items()}
     check(len(given) == len(tensors), "the weights have a part of attention under its old name and its new one")
-    wanted = {state_dict_name(net, path): (path, leaf.shape) for path, leaf in _paths(net.shapes())}
+    shapes = net.shapes()
+    wanted = {state_dict_name(net, path): (path, leaf.shape) for path, leaf in _paths(shapes)}
     wrong = [
         f"{name} is {_shape_in_torch(path, shape)} in the net and {tensors[name].shape} in the file"
         for name, (path, shape) in wanted.items()
@@ -97,7 +98,7 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         return jnp.asarray(_from_torch(path, tensors[path_to_name[path]].read()))
 
-    return jax.tree_util.tree_map_with_path(leaf_of, net.shapes())
+    return jax.tree_util.tree_map_with_path(leaf_of, shapes)
 
 
 def _some(names: list[str], most: int = 2) -> str:
