@@ -1,10 +1,11 @@
 """The config.json of diffusers' UNet2DModel and our `UNet`, each from the other."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax.errors import check
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.pretrained.settings import known, settings_of
 
 CLASS = "UNet2DModel"
 DEFAULTS: dict[str, Any] = {
@@ -66,50 +67,20 @@ LABELS = {None: "classes", "timestep": "numbers", "identity": "vectors"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
 
 
-def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any], ignored: set[str], what: str) -> dict[str, Any]:
-    """The settings of a config of diffusers, those missing at their defaults; raises ValueError for an unknown key."""
-    left_at_default = set(config.get("_use_default_values") or ())
-    said = {key: value for key, value in config.items() if key[:1] != "_" and key not in left_at_default}
-    unknown = sorted(set(said) - set(defaults) - ignored)
-    check(not unknown, f"{what} says {repr(unknown)[:200]}, which is not understood here: its net would be another one")
-    for key, value in said.items():
-        default = defaults.get(key)
-        fits = key in NULLABLE if value is None and default is not None else _like(value, default)
-        check(fits, f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
-    return {**defaults, **{key: value for key, value in said.items() if key in defaults}}
-
-
-def _like(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default, or the default says nothing of its kind, or null is a value."""
-    if value is None or default is None:
-        return True
-    if isinstance(default, list):
-        return isinstance(value, list) and bool(value) and all(_like(item, default[0]) for item in value)
-    if isinstance(default, (bool, str)):
-        return isinstance(value, type(default))
-    return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)
-
-
-def _kind(default: Any) -> str:
-    if isinstance(default, list):
-        return f"a list, such as {default}"
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a string")
-
-
 def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
     """The net that a config.json describes; raises ValueError for what is not understood.
 
     `image_size` is for configs that name none; the parameters do not depend on it.
     """
     check(config.get("_class_name", CLASS) == CLASS, f"this is a {config.get('_class_name')}, not a {CLASS}")
-    said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json")
+    said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json", NULLABLE)
     _check_sizes(said)
     channels, out = said["in_channels"], said["out_channels"]
     check(out in (channels, 2 * channels), f"out_channels {out} is neither in_channels {channels} nor twice that")
     down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
     up = [_block(name, "Up", said["upsample_type"]) for name in reversed(said["up_block_types"])]
-    labels = _known(LABELS, said["class_embed_type"], "class_embed_type")
-    modulation = _known(MODULATIONS, said["resnet_time_scale_shift"], "resnet_time_scale_shift")
+    labels = known(LABELS, said["class_embed_type"], "class_embed_type")
+    modulation = known(MODULATIONS, said["resnet_time_scale_shift"], "resnet_time_scale_shift")
     unnormed = said["attn_norm_num_groups"] is None and modulation != "shift"
     learned = said["time_embedding_type"] == "learned"
     return UNet(
@@ -129,14 +100,14 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
         norm_eps=float(said["norm_eps"]),
         flip_sin_to_cos=said["flip_sin_to_cos"],
         freq_shift=float(said["freq_shift"]),
-        symmetric_padding=_known({0: False, 1: True}, said["downsample_padding"], "downsample_padding"),
+        symmetric_padding=known({0: False, 1: True}, said["downsample_padding"], "downsample_padding"),
         init_scheme="torch",
-        middle=_known(MIDDLES, (said["mid_block_type"], said["add_attention"]), "mid_block_type and add_attention"),
+        middle=known(MIDDLES, (said["mid_block_type"], said["add_attention"]), "mid_block_type and add_attention"),
         middle_scale=float(said["mid_block_scale_factor"]),
         middle_groups=0 if unnormed else said["attn_norm_num_groups"],
-        activation=_known(ACTIVATIONS, str(said["act_fn"]).lower(), "act_fn"),
+        activation=known(ACTIVATIONS, str(said["act_fn"]).lower(), "act_fn"),
         modulation=modulation,
-        time_embedding=_known(TIME_EMBEDDINGS, said["time_embedding_type"], "time_embedding_type"),
+        time_embedding=known(TIME_EMBEDDINGS, said["time_embedding_type"], "time_embedding_type"),
         time_embedding_dim=said["time_embedding_dim"],
         timesteps=said["num_train_timesteps"] if learned else None,
         labels_are=labels,
@@ -153,19 +124,11 @@ def _check_sizes(said: Mapping[str, Any]) -> None:
     check(levels <= MOST_LEVELS, f"config.json: a net of {levels} levels is not within 1 to {MOST_LEVELS}")
 
 
-def _known(names: Mapping, value: Any, key: str) -> Any:
-    check(
-        isinstance(value, Hashable) and value in names,
-        f"{key} {value!r} is not understood; known are {', '.join(map(repr, names))}",
-    )
-    return names[value]
-
-
 def _block(name: str, way: str, resample_type: str | None) -> tuple[bool, Any]:
-    known = {pattern.format(way): level for pattern, level in BLOCKS.items()}
-    attention, kind = _known(known, str(name).removeprefix("UNetRes"), f"{way.lower()}_block_types")
+    levels = {pattern.format(way): level for pattern, level in BLOCKS.items()}
+    attention, kind = known(levels, str(name).removeprefix("UNetRes"), f"{way.lower()}_block_types")
     sampler = f"{way.lower()}sample_type"
-    return attention, kind or _known({None: "conv", "conv": "conv", "resnet": "resnet"}, resample_type, sampler)
+    return attention, kind or known({None: "conv", "conv": "conv", "resnet": "resnet"}, resample_type, sampler)
 
 
 def _size(size: Any) -> int:
