@@ -1,10 +1,12 @@
-"""Draws samples from a run: checkpoint -> sampler -> pictures.
+"""Draws samples from a trained net: checkpoint -> sampler -> pictures.
 
     python sample.py --ckpt runs/digits --num 64 --steps 100 --out samples.png
     python sample.py --ckpt runs/digits_classes --label 3,5,7 --guidance-scale 2 --sampler heun --steps 20
     python sample.py --ckpt runs/digits --image five.png --strength 0.6
+    python sample.py --ckpt google/ddpm-cat-256 --steps 50
 
-Everything but --ckpt has a default from the run's recipe. `--ckpt DIR --help` lists every setting.
+--ckpt is a run, or a folder or hub repository in the layout of diffusers. All else has a default from its recipe.
+`--ckpt DIR --help` lists every setting.
 """
 
 import dataclasses
@@ -15,23 +17,22 @@ from typing import Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from ddpm_jax import command_line, on_run, pictures, samplers
-from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
 from ddpm_jax.errors import check
 from ddpm_jax.from_pictures import FromPictures
-from ddpm_jax.generation import chunk_count, generate, labels_of
+from ddpm_jax.generation import generate_shown, labels_of
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import OnRun, TrainedRun, open_run
+from ddpm_jax.on_run import InBatches, PretrainedNet, TrainedRun, open_any
+from ddpm_jax.recipe import Recipe
 
 DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Draw(FromPictures, OnRun):
+class Draw(FromPictures, InBatches):
     """What to draw; `--ckpt DIR` names the run and `--sampler NAME` the algorithm."""
 
     num: int | None = None
@@ -57,25 +58,25 @@ def main(args: list[str]) -> None:
         if {"-h", "--help"} & set(args):
             command_line.parse(Draw, args, None, "sample.py --ckpt DIR")
         raise ValueError(on_run.MISSING)
-    newest = open_run(ckpt)
+    source = open_any(ckpt)
     name, args = command_line.take_option(args, "--sampler")
-    draw, sampling = parse(args, newest, name)
-    run = open_run(ckpt, draw.checkpoint)
-    config = dataclasses.replace(run.config, sampling=sampling)
+    draw, sampling = parse(args, ckpt, source, name)
+    source = source if draw.checkpoint is None else open_any(ckpt, draw.checkpoint)
+    recipe = dataclasses.replace(source.recipe, sampling=sampling)
     num = draw.num or draw.one_each() or DEFAULT_NUM
     draw.set_up_jax(num)
-    edit = draw.edit(config, num)
-    states = draw_states(config, run.params(draw.weights), draw, num, edit)
+    edit = draw.edit(recipe, num)
+    states = draw_states(recipe, source.params(draw.weights), draw, num, edit)
     for path in pictures.save_states(states, draw.out, draw.trajectory):
         print(path)
 
 
-def parse(args: list[str], run: TrainedRun, name: str | None) -> tuple[Draw, Sampling]:
+def parse(args: list[str], ckpt: str, source: TrainedRun | PretrainedNet, name: str | None) -> tuple[Draw, Sampling]:
     """What to draw and how, the options of the sampler of this name as `--sampler.NAME`; defaults from the recipe."""
-    recipe, folder = run.config.sampling, run.folder
+    recipe = source.recipe.sampling
     sampler = name or recipe.sampler
     known = recipe.options if sampler == recipe.sampler else {}
-    known = run.config.objective.resolved(Sampling(sampler=sampler, options=known)).options
+    known = source.recipe.objective.resolved(Sampling(sampler=sampler, options=known)).options
     options = command_line.options_class(samplers.find(sampler), known)
     own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]
     arguments = dataclasses.make_dataclass("Arguments", own, bases=(Draw, Sampling), frozen=True, kw_only=True)
@@ -84,21 +85,18 @@ def parse(args: list[str], run: TrainedRun, name: str | None) -> tuple[Draw, Sam
     for name, others in {"timesteps": ("steps", "spacing"), "steps": ("timesteps",), "spacing": ("timesteps",)}.items():
         if command_line.is_given(args, name):  # in place of what the recipe says instead
             how |= {other: getattr(Sampling, other) for other in others}
-    default = arguments(out=(folder / "samples.png",), **how)
-    draw = command_line.parse(arguments, args, default, f"sample.py --ckpt {folder}")
+    default = arguments(out=(source.pictures / "samples.png",), **how)
+    draw = command_line.parse(arguments, args, default, f"sample.py --ckpt {ckpt}")
     how = {name: getattr(draw, name) for name in shared}
     return draw, Sampling(sampler=sampler, options=dataclasses.asdict(draw.sampler), **how)
 
 
-def draw_states(config: Config, params: Params, draw: Draw, num: int, edit: Edit | None) -> np.ndarray:
+def draw_states(recipe: Recipe, params: Params, draw: Draw, num: int, edit: Edit | None) -> np.ndarray:
     """uint8 states (k, num, h, w, c): the last holds the samples, the others, if wanted, the path to them."""
-    steps = config.objective.steps(config.sampling, edit)
     path = draw.trajectory or any(out.suffix == ".gif" for out in draw.out)
-    stages = min(GIF_FRAMES if path else PROGRESS_PARTS, steps)
-    labels = labels_of(config.model, command_line.whole_numbers("--label", draw.label), edit)
-    draw_all = partial(generate, config, params, num=num, batch_size=draw.batch_size, seed=draw.seed)
-    with tqdm(total=num * chunk_count(steps, stages), unit="part", desc=f"{num} pictures, {steps} steps") as bar:
-        return draw_all(labels=labels, edit=edit, stages=stages, path=path, on_stage=bar.update)
+    labels = labels_of(recipe.model, command_line.whole_numbers("--label", draw.label), edit)
+    draw_all = partial(generate_shown, recipe, params, num=num, batch_size=draw.batch_size, seed=draw.seed)
+    return draw_all(labels=labels, edit=edit, stages=GIF_FRAMES if path else PROGRESS_PARTS, path=path)
 
 
 if __name__ == "__main__":

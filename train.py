@@ -3,6 +3,7 @@
     python train.py --config digits
     python train.py --config cifar10 --workdir runs/a --optimizer.learning-rate 1e-4 --training.steps 2000
     python train.py --config cifar10 --data folder --data.path my_pictures --model conv_unet
+    python train.py --config butterflies --init-from google/ddpm-cat-256 --push owner/name
 
 The same command again resumes where it stopped. `--config NAME --help` lists every setting.
 """
@@ -17,19 +18,24 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from ddpm_jax import command_line, parallel, workdir
+from ddpm_jax import command_line, export, parallel, workdir
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import batch_at, check_labels, stream
+from ddpm_jax.init_from import first_params, with_net_of
+from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.reporting import Reporter, banner, preview
-from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, model_loss
+from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, mean_metrics, model_loss, split
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of one recipe; `--data NAME` and `--model NAME` choose another source or network before all else."""
+    """A run of one recipe; `--data NAME` and `--model NAME` choose another source or network before all else.
+
+    `--init-from` DIR, or a repository of the hub, takes a trained network, its weights and what it was trained for.
+    """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: Path
@@ -40,6 +46,10 @@ class Run:
     """Print the resolved recipe, its data, devices and parameter count, and stop; needs no data on disk."""
     preview: bool = False
     """Also leave pictures of the data and of the noising process."""
+    push: str | None = None
+    """A repository of the hub, owner/name, to which each save is uploaded in the layout of diffusers."""
+    private: bool = False
+    """Make that one private."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
     """Insist on a kind of device."""
     compilation_cache: bool = True
@@ -57,12 +67,15 @@ def main(args: list[str]) -> None:
     for field in ("data", "model"):
         kind, args = command_line.take_option(args, f"--{field}")
         recipe = recipe if kind is None else command_line.choose(recipe, field, kind)
+    init, args = command_line.take_option(args, "--init-from")
+    recipe = recipe if init is None else with_net_of(recipe, init)
     run = command_line.parse(Run, args, Run(config=recipe, workdir=Path("runs") / name), f"train.py --config {name}")
     config, start = (run.config, 0) if run.overwrite else workdir.resume(run.config, run.workdir)
     config = use_devices(run, config)
     print(banner(config, run.workdir))
     if not run.dry_run:
-        train(config, run, start)
+        upload = export.publisher(run.push, run.private, config)
+        train(config, run, start, upload)
 
 
 def use_devices(run: Run, config: Config) -> Config:
@@ -74,7 +87,7 @@ def use_devices(run: Run, config: Config) -> Config:
     return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 
 
-def train(config: Config, run: Run, start: int) -> None:
+def train(config: Config, run: Run, start: int, upload) -> None:
     """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
     images = config.data.load(config.model.image_size, config.model.channels)
     check_labels(images, config.model.num_classes)
@@ -85,7 +98,8 @@ def train(config: Config, run: Run, start: int) -> None:
     key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
     begin = jax.jit(init_state, static_argnums=(1, 2))
-    state = parallel.replicate(begin(config.model.init(key_init), tx, config.ema))
+    params = config.model.init(key_init) if start else first_params(config, key_init)
+    state = parallel.replicate(begin(params, tx, config.ema))
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 
@@ -113,18 +127,14 @@ def train(config: Config, run: Run, start: int) -> None:
             workdir.snapshot(config.ema, run.workdir, done, total, state.ema_params)
             if done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
-            reporter.after_step(done, mean(metrics), state)
+                upload(TrainedRun(run.workdir, done, config), state.ema_params["ema"])
+            reporter.after_step(done, mean_metrics(metrics), state)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
 
 
 def training_keys(seed: int):
     """The keys of the parameters and of the steps; folded by a name, so that they are not those of samples."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
-
-
-def mean(metrics: list[dict]) -> dict:
-    """The metrics of an optimizer step: the mean of its micro-batches', on the device."""
-    return metrics[0] if len(metrics) == 1 else jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
 
 
 def saved(state) -> dict:
@@ -136,12 +146,6 @@ def batches(config: Config, images, start: int, stop: int):
     """The global batches of steps start..stop-1, made ahead by worker threads."""
     seed, size, flip = config.training.seed, config.training.batch_size, config.data.flip
     return stream(lambda step: batch_at(images, seed, step, size, flip=flip, low=config.objective.low), start, stop)
-
-
-def split(batch: dict, count: int) -> list[dict]:
-    """A batch in `count` micro-batches, in order."""
-    size = len(batch["image"]) // count
-    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count)]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""The grids of diffusers' schedulers where they are not ours: what the `compat` of a sampler asks for."""
+"""How diffusers' schedulers walk where we do not: what the `compat` of a sampler asks for."""
 
+import dataclasses
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ddpm_jax.errors import check
-from ddpm_jax.grids import CLEAN, Row, Spacing, by_noise, rows, spaced, times_of
+from ddpm_jax.grids import CLEAN, Row, Spacing, by_noise, falling, rows, spaced, times_of
+from ddpm_jax.prediction import Network
 from ddpm_jax.schedule import NoiseSchedule
 
 Walk = Literal["strides", "strides_to_0", "inner", "inner_to_0", "float"]
+LEAST_SIGNAL = 2.0**-24
+"""alpha_bar of their last timestep where there is no signal left, which methods in log SNR cannot take."""
 
 
-def compat_grid(walk: Walk, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> Row:
-    """The grid of `steps` rows that diffusers walks with a sampler.
+def compat_grid(
+    walk: Walk, schedule: NoiseSchedule, steps: int, spacing: Spacing, offset: int = 0, end: int | None = None
+) -> Row:
+    """The grid of `steps` rows that diffusers walks with a sampler, its timesteps raised by `offset`.
 
     strides       from each t to t - T // steps, whatever the spacing             DDIM
     inner         linspace and leading are of steps + 1 timesteps, less the last  DPM-Solver++, UniPC
@@ -20,14 +28,17 @@ def compat_grid(walk: Walk, schedule: NoiseSchedule, steps: int, spacing: Spacin
     inner_to_0    as inner, and the last row leads to the level of t = 0          DEIS
     float         linspace is not rounded to whole timesteps                      Euler, Heun, LMS
 
-    Raises ValueError for steps out of range, and for strides where the spacing is by noise level.
+    `end`, a timestep, has the last row lead elsewhere. Raises ValueError for steps out of range, and for strides where
+    the spacing is by noise level.
     """
-    end = 0 if walk.endswith("to_0") else CLEAN
+    if end is None:
+        end = 0 if walk.endswith("to_0") else CLEAN
     if walk.startswith("strides"):
         check(not by_noise(spacing), f"compat walks equal strides of t here: spacing {spacing} has none")
-        t = spaced(schedule.timesteps, steps, spacing)
+        t = falling(schedule.timesteps, spaced(schedule.timesteps, steps, spacing) + offset)
         return rows(schedule, t, np.maximum(t - schedule.timesteps // steps, end))
-    t = _times(walk, schedule, steps, spacing)
+    schedule = _with_signal(schedule)
+    t = falling(schedule.timesteps, _times(walk, schedule, steps, spacing) + offset)
     return rows(schedule, t, np.append(t[1:], end))
 
 
@@ -38,3 +49,29 @@ def _times(walk: Walk, schedule: NoiseSchedule, steps: int, spacing: Spacing) ->
         check(steps < schedule.timesteps, f"compat takes less than T = {schedule.timesteps} steps here, not {steps}")
         return spaced(schedule.timesteps, steps + 1, spacing)[:-1]
     return times_of(schedule, steps, spacing)
+
+
+def _with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule with its last timestep, if that is pure noise, at LEAST_SIGNAL, for the grid's tables alone."""
+    log_alpha = np.asarray(schedule.log_alpha, np.float64)
+    if np.isfinite(log_alpha[-1]):
+        return schedule
+    log_alpha = np.append(log_alpha[:-1], np.log(LEAST_SIGNAL) - np.sum(log_alpha[:-1]))
+    return dataclasses.replace(schedule, log_alpha=jnp.asarray(log_alpha, jnp.float32))
+
+
+def noise_scale(walk: Walk | None, spacing: Spacing, grid: Row):
+    """What xT of unit variance is multiplied by: less than 1 where diffusers starts from its noise part alone.
+
+    That is with the walk float unless the spacing is leading (Euler, Heun, LMS).
+    """
+    return grid.sqrt_one_minus_alpha_bar[0] if walk == "float" and spacing != "leading" else 1.0
+
+
+def at_whole_timesteps(network: Network) -> Network:
+    """The network asked at the nearest whole timestep, as diffusers asks it with the walk inner."""
+    return Partial(_at_whole, network if isinstance(network, Partial) else Partial(network))
+
+
+def _at_whole(network, xt, t):
+    return network(xt, jnp.round(t).astype(jnp.int32))

@@ -4,13 +4,10 @@ import dataclasses
 import importlib
 from typing import Any, Literal
 
-from ddpm_jax.corruption import Corruption
 from ddpm_jax.data import Data, steps_per_epoch
-from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.ema import LONGEST
 from ddpm_jax.errors import check
-from ddpm_jax.guidance import check_guidance
-from ddpm_jax.models import Model
+from ddpm_jax.recipe import Recipe
 
 
 def in_steps(every: int | None, every_epochs: int | None, steps_per_epoch: int) -> int | None:
@@ -33,6 +30,8 @@ class Training:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; parameters stay float32, float16 gets a dynamic loss scale."""
     seed: int = 0
+    init_from: str | None = None
+    """The net whose weights training starts from, as `--init-from` says; None for fresh ones."""
     parallel: Literal["pmap", "jit"] = "pmap"
     """How the step is spread over the local devices; both give the same numbers."""
     cpu_devices: int | None = None
@@ -160,28 +159,19 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Recipe):
     """Everything about a run: the same Config gives the same run."""
 
-    model: Model
     data: Data
     training: Training
-    objective: Diffusion | Corruption = dataclasses.field(default_factory=Diffusion)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     ema: Ema = dataclasses.field(default_factory=Ema)
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
 
-    def __post_init__(self):
-        object.__setattr__(self, "sampling", self.objective.resolved(self.sampling))
-        self.objective.steps(self.sampling)
-        check(self.model.channels in (1, 3), f"channels must be 1 (grey) or 3 (RGB), not {self.model.channels}")
-        check(
-            self.model.learned_variance == self.objective.learns_variance,
-            "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
-        )
-        check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
+    @property
+    def resize(self) -> Literal["crop", "squash"]:
+        return self.data.resize
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimizer steps of an epoch over so many images."""

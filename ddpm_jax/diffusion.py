@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
-from ddpm_jax.compat import compat_grid
+from ddpm_jax.compat import at_whole_timesteps, compat_grid, noise_scale
 from ddpm_jax.editing import Edit
 from ddpm_jax.errors import check
-from ddpm_jax.grids import Row, Spacing, by_noise, falling, make_grid, spaced, times_of
+from ddpm_jax.grids import CLEAN, Row, Spacing, by_noise, falling, make_grid, spaced, times_of
 from ddpm_jax.objective import Objective
 from ddpm_jax.prediction import Denoiser, Network, make_denoiser
 from ddpm_jax.schedule import q_sample
@@ -33,10 +34,16 @@ class Sampling:
     """Which timesteps are walked when they are fewer than T; karras and log_snr place them by noise level."""
     timesteps: tuple[float, ...] | None = None
     """The timesteps themselves, falling, in place of steps and spacing."""
+    offset: int = 0
+    """What leading timesteps are raised by, as those of some of diffusers' schedulers."""
+    end: Literal["clean", "lowest"] | None = None
+    """Where the last step leads: to clean data, or to the level of t = 0; None for the sampler's own way."""
     clip_x0: bool = True
     """Limit the estimate of clean data to [-1, 1] at every step."""
     dynamic_threshold: float | None = None
     """Limit it to this quantile of its pixels instead, and scale it back into [-1, 1]; in (0, 1]."""
+    threshold_limit: float | None = None
+    """The most that the threshold may be, at least 1; None for no limit."""
     guidance_scale: float = 1.0
     """How far to go from what the net says without a label to what it says with it; 1 for no guidance."""
     guidance_interval: tuple[float, float] | None = None
@@ -51,6 +58,15 @@ class Sampling:
         check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
         share, rescale = self.dynamic_threshold, self.guidance_rescale
         check(share is None or 0 < share <= 1, f"dynamic_threshold must be above 0 and at most 1, not {share}")
+        check(
+            self.threshold_limit is None or (share is not None and self.threshold_limit >= 1),
+            f"threshold_limit must be at least 1, with a dynamic_threshold, not {self.threshold_limit}",
+        )
+        check(self.end in (None, "clean", "lowest"), f"end must be clean or lowest, not {self.end}")
+        check(
+            self.offset == 0 or (self.offset > 0 and self.spacing == "leading"),
+            f"offset must not be negative, and is for spacing leading, not {self.offset} with {self.spacing}",
+        )
         check(rescale is None or 0 <= rescale <= 1, f"guidance_rescale must be in [0, 1], not {rescale}")
         low, high = self.guidance_interval or (0, 0)
         check(low <= high, f"guidance_interval must rise, not {low} {high}")
@@ -120,14 +136,19 @@ class Diffusion(Objective):
         """The grid of a walk; raises ValueError for steps or timesteps out of range."""
         if edit is not None:
             return edit.grid(self.grid(sampling), sampling.method)
-        schedule = self.noise_schedule()
+        schedule, walk, end = (
+            self.noise_schedule(),
+            sampling.method.compat_walk,
+            0 if sampling.end == "lowest" else CLEAN,
+        )
         if sampling.timesteps is not None:
             t = np.asarray(sampling.timesteps)
-            return make_grid(schedule, t.astype(int) if np.all(t == np.floor(t)) else t)
+            return make_grid(schedule, t.astype(int) if np.all(t == np.floor(t)) else t, end)
         steps = self.timesteps if sampling.steps is None else sampling.steps
-        if sampling.method.compat_walk is not None:
-            return compat_grid(sampling.method.compat_walk, schedule, steps, sampling.spacing)
-        return make_grid(schedule, times_of(schedule, steps, sampling.spacing))
+        if walk is not None:
+            asked = None if sampling.end is None else end
+            return compat_grid(walk, schedule, steps, sampling.spacing, sampling.offset, asked)
+        return make_grid(schedule, times_of(schedule, steps, sampling.spacing) + sampling.offset, end)
 
     def walk(
         self,
@@ -144,18 +165,23 @@ class Diffusion(Objective):
         """
         sampler, grid = sampling.method, self.grid(sampling, edit)
         denoise, xT = self.denoiser(network, sampling), samplers.initial_noise(keys, shape)
-        if edit is not None:
+        if edit is None:
+            xT = noise_scale(sampler.compat_walk, sampling.spacing, grid) * xT
+        else:
             xT, sampler = edit.start(keys, denoise, sampler, grid, xT), edit.sampler(sampler)
         yield xT
         yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
 
     def denoiser(self, network: Network, sampling: Sampling) -> Denoiser:
         """The network's denoiser, limited as the sampling says."""
+        network, target = self.predictor(network)
         return make_denoiser(
             self.noise_schedule(),
-            *self.predictor(network),
+            at_whole_timesteps(network) if (sampling.method.compat_walk or "").startswith("inner") else network,
+            target,
             1.0 if sampling.clip_x0 else None,
             dynamic_threshold=sampling.dynamic_threshold,
+            threshold_limit=sampling.threshold_limit,
             keep_eps=sampling.method.keep_eps,
         )
 

@@ -26,7 +26,7 @@ from ddpm_jax.generation import chunk_count, network_of
 from ddpm_jax.grids import Variance
 from ddpm_jax.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import OnRun, diffusion_of
+from ddpm_jax.on_run import InBatches, diffusion_of
 from ddpm_jax.pictures import atomic_file
 from ddpm_jax.samplers import sample_keys
 
@@ -35,7 +35,7 @@ NAME, WHAT = "bits_per_dim", "bits per dimension"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation(OnRun):
+class Evaluation(InBatches):
     """What to measure; `--ckpt DIR` names the run."""
 
     num: int = 256

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array
 from PIL import Image, ImageOps
 
-from ddpm_jax.config import Config
 from ddpm_jax.data import to_floats
 from ddpm_jax.data.folder import decode_image
 from ddpm_jax.editing import Edit
 from ddpm_jax.errors import check
+from ddpm_jax.recipe import Recipe
 
 HALF = 128
 
@@ -40,13 +40,13 @@ class FromPictures:
         """How many samples there are to draw where that is not a matter of choice."""
         return len(self.image) if self.invert and not self.interpolate else None
 
-    def edit(self, config: Config, num: int) -> Edit | None:
+    def edit(self, recipe: Recipe, num: int) -> Edit | None:
         """The edit that is asked for, if any; raises ValueError or FileNotFoundError where it cannot be made."""
         self._check_together(num)
         if not self.image and not self.interpolate:
             return None
-        images = [to_floats(read(path, "--image", config), config.objective.low) for path in self.image]
-        masks = [read(path, "--mask", config).mean(-1, keepdims=True) >= HALF for path in self.mask]
+        images = [to_floats(read(path, "--image", recipe), recipe.objective.low) for path in self.image]
+        masks = [read(path, "--mask", recipe).mean(-1, keepdims=True) >= HALF for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
         first, last = (images[:1], images[1:]) if self.interpolate else (images, [])
@@ -77,11 +77,11 @@ class FromPictures:
             check(num >= 2, f"--interpolate makes at least 2 pictures, not --num {num}")
 
 
-def read(path: Path, flag: str, config: Config) -> np.ndarray:
-    """The picture at `path` as uint8 (h, w, c) for the net, fitted as the run's data are."""
+def read(path: Path, flag: str, recipe: Recipe) -> np.ndarray:
+    """The picture at `path` as uint8 (h, w, c) for the net, fitted as its data were."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture {path}: check {flag}")
-    return decode_image(path, str(path), config.model.image_size, config.model.channels, config.data.resize)
+    return decode_image(path, str(path), recipe.model.image_size, recipe.model.channels, recipe.resize)
 
 
 def _stack(arrays: list[np.ndarray]) -> Array | None:

@@ -1,21 +1,23 @@
 """From parameters to pictures: batches of samples, the same whatever the batch size or the devices."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Int
+from tqdm import tqdm
 
 from ddpm_jax import parallel
-from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
 from ddpm_jax.guidance import check_guidance, guide
 from ddpm_jax.models import NO_CLASS, Model, Params
 from ddpm_jax.pictures import spread_over, to_uint8
 from ddpm_jax.prediction import Network
+from ddpm_jax.recipe import Recipe
 from ddpm_jax.samplers import sample_keys
 
 
@@ -25,7 +27,7 @@ def chunk_count(steps: int, at_least: int) -> int:
 
 
 def generate(
-    config: Config,
+    recipe: Recipe,
     params: Params,
     *,
     num: int,
@@ -45,11 +47,11 @@ def generate(
     `on_stage(images)` is called after each of them. Raises ValueError as `labels_of` does, and for guidance of a net
     that was not trained without labels too.
     """
-    sampling = sampling or config.sampling
-    classes = jnp.asarray(labels_of(config.model, labels, edit))
-    check_guidance(sampling.guidance_scale, config.model.label_dropout)
+    sampling = sampling or recipe.sampling
+    classes = jnp.asarray(labels_of(recipe.model, labels, edit))
+    check_guidance(sampling.guidance_scale, recipe.model.label_dropout)
     guidance = None if bool(jnp.all(classes == NO_CLASS)) else sampling
-    steps = config.objective.steps(sampling, edit)
+    steps = recipe.objective.steps(sampling, edit)
     chunks = chunk_count(steps, stages)
     kept = spread_over(chunks, stages + 1) if path else [chunks]
     batch_size = parallel.even_batch(batch_size, num)
@@ -60,11 +62,28 @@ def generate(
         indices = jnp.arange(start, start + batch_size)
         one_noise = edit is not None and edit.shares is not None
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
-        network = network_of(config.model, params, parallel.shard(classes[indices % len(classes)]), guidance)
+        network = network_of(recipe.model, params, parallel.shard(classes[indices % len(classes)]), guidance)
         part = None if edit is None else parallel.shard(edit.of(indices))
-        states = config.objective.walk(keys, network, config.model.image_shape, sampling, chunks, part)
-        batches.append(_keep(states, kept, wanted, config.objective.low, on_stage))
+        states = recipe.objective.walk(keys, network, recipe.model.image_shape, sampling, chunks, part)
+        batches.append(_keep(states, kept, wanted, recipe.objective.low, on_stage))
     return np.concatenate(batches, axis=1)
+
+
+def generate_shown(
+    recipe: Recipe,
+    params: Params,
+    *,
+    num: int,
+    stages: int = 20,
+    edit: Edit | None = None,
+    progress: bool = True,
+    **how: Any,
+) -> np.ndarray:
+    """What `generate` returns, with a progress bar of so many stages."""
+    steps = recipe.objective.steps(recipe.sampling, edit)
+    total = num * chunk_count(steps, min(stages, steps))
+    with tqdm(total=total, unit="part", desc=f"{num} pictures, {steps} steps", disable=not progress) as bar:
+        return generate(recipe, params, num=num, stages=stages, edit=edit, on_stage=bar.update, **how)
 
 
 def labels_of(model: Model, labels: Sequence[int] | None, edit: Edit | None = None) -> Sequence[int]:

@@ -185,14 +185,14 @@ def times_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarra
     return spaced(schedule.timesteps, steps, spacing)
 
 
-def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray) -> Row:
+def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int = CLEAN) -> Row:
     """The grid that walks the timesteps `t` (steps,), strictly falling within [0, T-1], and ends in clean data.
 
-    Float timesteps are placed by interpolation in log SNR. The grid is built outside jit and passed in as an
-    argument. Raises ValueError for timesteps that do not fall or lie outside.
+    `end`, a timestep, has it end there instead. Float timesteps are placed by interpolation in log SNR. The grid is
+    built outside jit and passed in as an argument. Raises ValueError for timesteps that do not fall or lie outside.
     """
     t = falling(schedule.timesteps, t)
-    return rows(schedule, t, np.append(t[1:], CLEAN))
+    return rows(schedule, t, np.append(t[1:], end))
 
 
 def falling(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:

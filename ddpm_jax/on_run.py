@@ -1,4 +1,4 @@
-"""What the commands that work on a trained run share: `--ckpt DIR`, its checkpoint and recipe, and their settings."""
+"""What the commands that work on a trained net share: `--ckpt`, what lies there with its recipe, and their settings."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,10 @@ from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
+from ddpm_jax.pretrained import folders
+from ddpm_jax.recipe import Recipe
 
+ANY = "a run such as runs/digits, or a folder or hub repository owner/name in the layout of diffusers"
 MISSING = "--ckpt is missing: give the directory of a run, such as --ckpt runs/digits"
 
 
@@ -17,19 +20,25 @@ MISSING = "--ckpt is missing: give the directory of a run, such as --ckpt runs/d
 class OnRun:
     """Settings of every command that works on a run."""
 
-    batch_size: int = 64
-    """How many images are worked on at once; changes no result."""
-    seed: int = 0
     weights: str = "ema"
     """An average of the parameters by name, the parameters themselves as `raw`, or the length of one to rebuild."""
     checkpoint: int | None = None
     """Which saved step; None for the newest."""
+    debug: bool = False
+    """Show where an error was raised."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InBatches(OnRun):
+    """Settings of those that work on pictures, so many at once."""
+
+    batch_size: int = 64
+    """How many images are worked on at once; changes no result."""
+    seed: int = 0
     platform: Literal["cpu", "gpu", "tpu"] | None = None
     """Insist on a kind of device."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
-    debug: bool = False
-    """Show where an error was raised."""
 
     def __post_init__(self):
         check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
@@ -53,6 +62,44 @@ class TrainedRun(NamedTuple):
     def params(self, weights: str) -> Params:
         """The parameters, as `workdir.load_params` does."""
         return workdir.load_params(self.config, self.folder, self.step, weights)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The config, of which the recipe is a part."""
+        return self.config
+
+    @property
+    def pictures(self) -> Path:
+        """Where pictures go unless told otherwise."""
+        return self.folder
+
+
+class PretrainedNet(NamedTuple):
+    """A folder in the layout of diffusers and its recipe."""
+
+    folder: Path
+    recipe: Recipe
+    pictures: Path = Path()
+
+    def params(self, weights: str) -> Params:
+        """The parameters; raises ValueError for another name of weights than the default."""
+        check(weights == OnRun.weights, "a net in the layout of diffusers has one set of weights: leave --weights out")
+        return folders.read_params(self.folder, self.recipe)
+
+
+def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
+    """The run at `ckpt`, as `open_run`, or else the net in the layout of diffusers, there or on the hub.
+
+    Raises FileNotFoundError, ValueError or OSError.
+    """
+    path = Path(ckpt)
+    if (path / checkpoint.FOLDER).is_dir():
+        return open_run(ckpt, step)
+    check(step is None, f"--checkpoint names a step of a run, which {ckpt} is not: leave it out")
+    if path.is_dir() and not folders.is_one(path):
+        raise FileNotFoundError(f"{ckpt} holds neither {checkpoint.FOLDER} nor {folders.INDEX}: give {ANY}")
+    folder = folders.find(ckpt)
+    return PretrainedNet(folder, folders.read_recipe(folder))
 
 
 def open_run(ckpt: str, step: int | None = None) -> TrainedRun:

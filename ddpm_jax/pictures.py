@@ -54,7 +54,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> 
     for i, cell in enumerate(cells):
         top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
         canvas[top : top + h, left : left + w] = cell
-    return _picture(canvas)
+    return to_image(canvas)
 
 
 def chain_strip(states: np.ndarray) -> Image.Image:
@@ -95,7 +95,7 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     check_output(path, len(images))
     if path.is_dir() or not path.suffix:
         for i, image in enumerate(images):
-            save_picture(_picture(image), path / f"{i:05d}.png")
+            save_picture(to_image(image), path / f"{i:05d}.png")
     elif path.suffix.lower() == ".png":
         save_picture(image_grid(images), path)
     else:
@@ -155,7 +155,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(file, format="PNG")
 
 
-def _picture(pixels: np.ndarray) -> Image.Image:
+def to_image(pixels: np.ndarray) -> Image.Image:
     """A picture of uint8 pixels, "h w c": grey for one channel, RGB for three."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 

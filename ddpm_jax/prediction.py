@@ -83,20 +83,22 @@ def make_denoiser(
     clip_x0: float | None = 1.0,
     *,
     dynamic_threshold: float | None = None,
+    threshold_limit: float | None = None,
     keep_eps: bool = False,
 ) -> Denoiser:
     """The function (xt, t) -> Prediction of a `network` (xt, t) -> output that was trained for `target`.
 
     `clip_x0` limits x0 to [-clip_x0, clip_x0] and makes eps follow; None leaves it. `dynamic_threshold` p in (0, 1]
     takes its place: |x0| is limited to its p-quantile in the picture, if above 1, and divided by it (section 2.3,
-    Saharia et al. 2022). `keep_eps` leaves eps as the network had it, as diffusers' DDIM does. The result is a pytree
-    (a `jax.tree_util.Partial`): where `network` is one too, parameters and limits pass through jit as arguments.
+    Saharia et al. 2022); `threshold_limit` is the most that the quantile counts. `keep_eps` leaves eps as the network
+    had it, as diffusers' DDIM does. The result is a pytree (a `jax.tree_util.Partial`): where `network` is one too,
+    parameters and limits pass through jit as arguments.
     """
     if not isinstance(network, Partial):
         network = Partial(network)
     limit = None if clip_x0 is None else Partial(_clip, clip_x0)
     if dynamic_threshold is not None:
-        limit = Partial(_divide_by_quantile, dynamic_threshold)
+        limit = Partial(_divide_by_quantile, dynamic_threshold, threshold_limit)
     eps_after = Partial(_keep if keep_eps else _follow)
     return Partial(_denoise, Partial(FROM_OUTPUT[target]), limit, eps_after, schedule, network)
 
@@ -116,9 +118,9 @@ def _clip(bound, x0):
     return jnp.clip(x0, -bound, bound)
 
 
-def _divide_by_quantile(share, x0):
+def _divide_by_quantile(share, most, x0):
     size = jnp.quantile(jnp.abs(x0), share, axis=(1, 2, 3), keepdims=True)
-    bound = jnp.maximum(size, 1.0)
+    bound = jnp.clip(size, 1.0, most)
     return jnp.clip(x0, -bound, bound) / bound
 
 

@@ -30,7 +30,7 @@ from ddpm_jax.data import batch_at
 from ddpm_jax.errors import check
 from ddpm_jax.generation import network_of
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import OnRun, diffusion_of
+from ddpm_jax.on_run import InBatches, diffusion_of
 from ddpm_jax.pictures import atomic_file
 from ddpm_jax.prediction import Denoiser, make_denoiser
 from ddpm_jax.samplers import initial_noise, sample_keys
@@ -42,7 +42,7 @@ ROUNDING = 1e-10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimation(OnRun):
+class Estimation(InBatches):
     """What to estimate from; `--ckpt DIR` names the run."""
 
     images: int = 256

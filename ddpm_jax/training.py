@@ -217,3 +217,14 @@ def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array
         return jax.tree.map(lambda a, p: a + rate * (p - a), old, params)
 
     return {name: average(old, rates[name]) for name, old in averages.items()}
+
+
+def mean_metrics(metrics: list[dict]) -> dict:
+    """The metrics of an optimizer step: the mean of its micro-batches', on the device."""
+    return metrics[0] if len(metrics) == 1 else jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
+
+
+def split(batch: dict, count: int) -> list[dict]:
+    """A batch in `count` micro-batches, in order."""
+    size = len(batch["image"]) // count
+    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count)]

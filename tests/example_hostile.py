@@ -172,6 +172,11 @@ PAYLOADS = {
     "a net too wide to hold": changed(block_out_channels=[2**20, 2**20]),
     "a net of a billion layers": changed(layers_per_block=10**9),
     "a net of no width": changed(block_out_channels=[0, 0]),
+    "a net too narrow for its norms": changed(block_out_channels=[2, 2], norm_num_groups=None),
+    "words for numbers": changed(attn_norm_num_groups="many"),
+    "groups below none": changed(attn_norm_num_groups=-1),
+    "more classes than a number holds": changed(num_class_embeds=10**12),
+    "a number that is no float": changed(norm_eps=10**400),
 }
 
 HARMLESS = {"an object with attributes", "a memo of a large number"}

@@ -10,7 +10,7 @@ from ddpm_jax.exact import mixture_x0
 from ddpm_jax.grids import CLEAN
 from ddpm_jax.prediction import make_denoiser
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
-from ddpm_jax.schedule import from_betas, linear
+from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
 
 SCHEDULE = from_betas(linear())
 LEADING = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
@@ -54,6 +54,16 @@ def test_a_spacing_by_noise_is_ours_where_there_are_no_strides():
     assert len(compat_grid("inner", SCHEDULE, 7, "karras").i) == 7
     with pytest.raises(ValueError, match="compat walks equal strides of t here: spacing karras has none"):
         compat_grid("strides", SCHEDULE, 7, "karras")
+
+
+def test_pure_noise_keeps_a_little_signal_where_walks_are_in_log_snr():
+    schedule = from_betas(zero_terminal_snr(linear()))
+    assert compat_grid("strides", schedule, 10, "trailing").sqrt_alpha_bar[0] == 0
+    for walk in ("inner", "float"):
+        grid = compat_grid(walk, schedule, 10, "trailing")
+        np.testing.assert_allclose(grid.sqrt_alpha_bar[0], 2.0**-12, rtol=1e-3)
+        plain = compat_grid("strides", schedule, 10, "trailing")
+        np.testing.assert_array_equal(grid.sqrt_alpha_bar[1:], plain.sqrt_alpha_bar[1:])
 
 
 def test_too_many_steps_are_refused():

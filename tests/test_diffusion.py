@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -162,11 +163,65 @@ def test_compat_walks_the_grid_of_diffusers():
     assert SMALL.grid(dataclasses.replace(sampling, options={})).t.tolist() == [12, 6, 0]
 
 
+@pytest.mark.parametrize("options", [{}, {"compat": True}])
+def test_leading_timesteps_are_raised_by_the_offset(options):
+    plain = Sampling(sampler="ddim", options=options, steps=4, spacing="leading")
+    grid, raised = (SMALL.grid(dataclasses.replace(plain, offset=offset)) for offset in (0, 2))
+    assert raised.t.tolist() == [t + 2 for t in grid.t.tolist()] == [17, 12, 7, 2]
+    assert int(raised.t_next[-1]) == CLEAN
+    with pytest.raises(ValueError, match=r"timesteps must fall strictly within 0..19"):
+        SMALL.grid(dataclasses.replace(plain, offset=5))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"options": {"compat": True}}, {"timesteps": (19.0, 9.0)}])
+def test_a_walk_ends_where_it_is_told(sampling):
+    ends = [SMALL.grid(Sampling(sampler="ddim", **sampling, end=end)).t_next[-1] for end in (None, "clean", "lowest")]
+    assert [int(end) for end in ends] == [CLEAN, CLEAN, 0]
+    own = Sampling(sampler="pndm", options={"compat": True}, steps=5)
+    assert [int(SMALL.grid(dataclasses.replace(own, end=end)).t_next[-1]) for end in (None, "clean")] == [0, CLEAN]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"offset": -1, "spacing": "leading"}, "offset must not be negative"),
+        ({"offset": 1}, "is for spacing leading, not 1 with trailing"),
+        ({"end": "nowhere"}, "end must be clean or lowest"),
+        ({"threshold_limit": 2.0}, "with a dynamic_threshold"),
+        ({"threshold_limit": 0.5, "dynamic_threshold": 0.9}, "threshold_limit must be at least 1"),
+    ],
+)
+def test_what_only_diffusers_needs_is_checked_too(settings, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
+
+
+@pytest.mark.parametrize(("spacing", "scaled"), [("leading", False), ("trailing", True), ("karras", True)])
+def test_methods_in_sigma_start_from_the_noise_alone_as_in_diffusers(spacing, scaled):
+    """They start at sigma eps, which is sqrt(1 - alpha_bar) eps in our scale."""
+    sampling = Sampling(sampler="euler", options={"compat": True}, steps=4, spacing=spacing)
+    first = next(SMALL.walk(KEYS, network, SHAPE, sampling, 1))
+    scale = SMALL.grid(sampling).sqrt_one_minus_alpha_bar[0] if scaled else 1.0
+    assert scale < 0.9999 or not scaled
+    np.testing.assert_allclose(first, scale * samplers.initial_noise(KEYS, SHAPE), rtol=1e-6)
+
+
+def test_with_the_walk_inner_the_network_is_asked_at_whole_timesteps():
+    asked = lambda xt, t: 0 * xt + t.astype(xt.dtype).reshape(-1, 1, 1, 1)  # noqa: E731
+    for options, seen in (({}, 3.4), ({"compat": True}, 3.0)):
+        denoise = SMALL.denoiser(asked, Sampling(sampler="unipc", options=options, steps=4, clip_x0=False))
+        np.testing.assert_allclose(denoise(jnp.zeros((3, *SHAPE)), jnp.array(3.4)).eps, seen, rtol=1e-5)
+
+
 def test_a_dynamic_threshold_takes_the_place_of_the_clip():
     xt = jnp.broadcast_to(jnp.linspace(0, 4, 16).reshape(1, *SHAPE), (3, *SHAPE))
     diffusion = Diffusion(target="x0")
     found = diffusion.denoiser(lambda xt, t: xt, Sampling(dynamic_threshold=1.0))(xt, jnp.array(10))
     np.testing.assert_allclose(found.x0, xt / 4, atol=1e-6)
+    limited = Sampling(dynamic_threshold=1.0, threshold_limit=2.0)
+    found = diffusion.denoiser(lambda xt, t: xt, limited)(xt, jnp.array(10))
+    np.testing.assert_allclose(found.x0, jnp.minimum(xt, 2) / 2, atol=1e-6)
 
 
 def test_an_edited_walk_starts_and_ends_as_the_edit_says():

@@ -14,7 +14,7 @@ SCRIPTS = ["train", "sample"]
 MAY_IMPORT = {
     "schedule": [],
     "grids": ["errors", "schedule"],
-    "compat": ["errors", "schedule", "grids"],
+    "compat": ["errors", "schedule", "grids", "prediction"],
     "prediction": ["schedule"],
     "likelihood": ["schedule", "grids", "prediction"],
     "losses": ["schedule", "grids", "prediction", "likelihood"],
@@ -28,15 +28,17 @@ MAY_IMPORT = {
     "ema": [],
     "parallel": [],
     "data*": ["data*"],
-    "pretrained*": ["errors", "models*", "pretrained*"],
+    "pretrained*": ["errors", "models*", "diffusion", "samplers*", "schedule", "recipe", "pretrained*"],
 }
 MAY_NOT_IMPORT = {"checkpoint": ["training"], "pretrained*": ["training"]}
 MODELS_NEED_ONLY = ["jax", "flax", "numpy", "jaxtyping", "ddpm_jax"]
 # Modules without a test file of their own, and where their tests are.
 TESTED_IN = {
+    "recipe": "test_config.py",
     "samplers.*": "test_samplers.py",
     "models.layers": "test_layers.py",
     "models.*": "test_models.py",
+    "pretrained.scheduler*": "test_pretrained_scheduler.py",
     "pretrained.unpickle": "test_pretrained_hostile.py",
     "pretrained.files": "test_pretrained_hostile.py",
     "pretrained.*": "test_pretrained.py",

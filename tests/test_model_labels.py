@@ -19,6 +19,26 @@ def test_labels_change_the_output_and_cannot_be_left_out():
         net.apply(params, xt, t)
 
 
+NUMBERS = dataclasses.replace(UNET, num_classes=None, labels_are="numbers")
+
+
+def test_labels_that_are_numbers_keep_their_fractions_and_t_its_digits():
+    net, params = draw(NUMBERS)
+    xt, _, _ = inputs(net)
+    t, labels = jnp.array([1001, 3]), jnp.array([0.25, 0.75])
+    found = apply(net, params, xt, t, labels)
+    np.testing.assert_allclose(found, apply(net, params, xt, t.astype(jnp.float32), labels), atol=1e-6)
+    np.testing.assert_allclose(found, apply(net, params, xt, t, labels.astype(jnp.bfloat16)), atol=1e-6)
+    assert np.abs(found - apply(net, params, xt, t, jnp.zeros(2, jnp.int32))).max() > 1e-3
+
+
+def test_fractions_are_no_labels_of_a_net_that_learned_whole_timesteps():
+    net = dataclasses.replace(NUMBERS, time_embedding="learned", timesteps=10)
+    xt, _, _ = inputs(net)
+    with pytest.raises(ValueError, match="integer"):
+        jax.eval_shape(net.apply, net.shapes(), xt, jnp.array([1, 2]), jnp.array([0.5, 1.5]))
+
+
 HIDING = dataclasses.replace(UNET, label_dropout=0.25)
 
 

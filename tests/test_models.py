@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_nets import BLOCK, NETS, apply, by_path, draw, inputs
+from example_nets import BLOCK, NETS, TINY, UNET, apply, by_path, draw, inputs
 
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -114,6 +114,48 @@ def test_time_may_be_float():
     net, params = draw(BLOCK)
     xt, t, _ = inputs(net)
     np.testing.assert_allclose(apply(net, params, xt, t.astype(jnp.float32)), apply(net, params, xt, t), rtol=1e-6)
+
+
+def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
+    net, params = draw(dataclasses.replace(TINY, time_embedding="fourier"))
+    params["time_linear_2"] = jax.tree.map(jnp.zeros_like, params["time_linear_2"])  # then t comes in nowhere else
+    xt, _, _ = inputs(net)
+    outputs = [t * apply(net, params, xt, jnp.full(2, t), dtype="bfloat16") for t in (1000, 1001)]
+    np.testing.assert_allclose(*outputs, rtol=1e-5)
+
+
+SKIP = {"channels": 3, "widths": (4, 4, 4), "attention": (False,) * 3, "groups": None, "head_dim": None}
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (("skip", "conv", "resnet"), ("skip", "skip", "conv")),
+        (("conv", "resnet", "skip"), ("skip", "skip", "skip")),
+    ],
+)
+def test_skip_levels_compute_where_all_finer_ones_are_skip_too(down, up):
+    for channels, learned_variance in ((1, True), (3, False), (3, True)):
+        settings = SKIP | {"channels": channels, "learned_variance": learned_variance}
+        net = dataclasses.replace(UNET, **settings, down_kinds=down, up_kinds=up)
+        result = jax.eval_shape(lambda key, net=net: net.apply(net.init(key), *inputs(net)), jax.random.key(0))
+        assert result.shape == (2, 8, 8, net.out_channels)
+        assert net.shapes()["up_picture_1"]["bias"].shape == (net.out_channels,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"down_kinds": ("conv", "skip", "skip")}, "down_kinds: all levels finer than a skip level must be skip too"),
+        ({"up_kinds": ("conv", "skip", "skip")}, "up_kinds: all levels finer than a skip level"),
+        ({"up_kinds": ("skip", "resnet", "skip")}, "up_kinds: all levels finer than a skip level"),
+        ({"widths": (2, 4, 4)}, r"widths of at least 4, not \(2, 4, 4\)"),
+        ({"widths": (2, 4, 4), "groups": 2, "down_kinds": ("skip",) * 3}, "widths of at least 4"),
+    ],
+)
+def test_levels_that_skip_cannot_be_mixed_with_are_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(UNET, **SKIP | settings)
 
 
 def test_image_sizes_that_do_not_fit_name_those_that_do():

@@ -6,15 +6,17 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
-from example_pretrained import NETS, fixture, save_bin
+from example_pretrained import NETS, Storage, fixture, pickled, save_bin, tensor, write_bin
 from safetensors.numpy import save_file
 
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.names import to_state_dict
 from ddpm_jax.pretrained.nets import load_net, save_net
 from ddpm_jax.pretrained.unet_config import DEFAULTS, config_of, unet_of
+from ddpm_jax.pretrained.unpickle import read_bin
 
 every_net = pytest.mark.parametrize("name", NETS)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -50,9 +52,7 @@ def test_a_round_trip_keeps_every_bit_and_every_setting(name, tmp_path):
         np.testing.assert_array_equal(tensors[key], weights[key])
     written = json.loads((tmp_path / "again/config.json").read_text())
     known = {key: value for key, value in config.items() if not key.startswith("_")}
-    assert {key: written[key] for key in known if key != "attn_norm_num_groups"} == {
-        key: value for key, value in known.items() if key != "attn_norm_num_groups"
-    }
+    assert {key: written[key] for key in known} == known
     assert unet_of(config_of(again)) == again
 
 
@@ -97,6 +97,33 @@ def test_all_formats_hold_the_same_net(tmp_path):
         load_net(tmp_path, "bf16")
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("FloatStorage", np.float32),
+        ("HalfStorage", np.float16),
+        ("DoubleStorage", np.float64),
+        ("BFloat16Storage", ml_dtypes.bfloat16),
+    ],
+)
+def test_a_bin_is_read_in_every_type_and_layout(kind, dtype, tmp_path):
+    numbers = (np.arange(24) / 7).astype(dtype)
+    storage, empty = Storage("0", numbers, kind), Storage("1", numbers[:0], kind)
+    layouts = {
+        "transposed": (tensor(storage, (4, 3), (1, 4)), numbers[:12].reshape(3, 4).T),
+        "every other from the second row": (tensor(storage, (3, 3), (6, 2), 6), numbers.reshape(4, 6)[1:, ::2]),
+        "of no axes": (tensor(storage, (), (), 23), numbers[23]),
+        "of no numbers": (tensor(empty, (0, 4), (4, 1)), numbers[:0].reshape(0, 4)),
+    }
+    data = pickled({name: stored for name, (stored, _) in layouts.items()})
+    write_bin(tmp_path / "weights.bin", data, [storage, empty])
+    found = read_bin(tmp_path / "weights.bin")
+    for name, (_, wanted) in layouts.items():
+        assert found[name].shape == wanted.shape
+        assert found[name].read().dtype == np.float32
+        np.testing.assert_array_equal(found[name].read(), wanted.astype(np.float32))
+
+
 def test_legacy_names_of_attention_are_read(tmp_path):
     _, _, weights = fixture("ddpm", tmp_path)
     _, wanted = load_net(tmp_path)
@@ -121,6 +148,13 @@ def test_missing_stands_for_the_default_and_null_does_not():
     assert unet_of({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
 
 
+SKIP = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["SkipDownBlock2D"] * 2,
+    "up_block_types": ["SkipUpBlock2D"] * 2,
+}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -142,6 +176,11 @@ def test_missing_stands_for_the_default_and_null_does_not():
         ({"class_embed_type": []}, "class_embed_type"),
         ({"sample_size": "32"}, "sample_size 32 is not within"),
         ({"block_out_channels": [32]}, "levels, but widths has 1"),
+        (SKIP | {"in_channels": 1, "out_channels": 1}, "skip levels .* 3 channels on the way down, not 1"),
+        (SKIP | {"out_channels": 6}, "skip levels .* 3 channels on the way up, not 6"),
+        (SKIP | {"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]}, "up_kinds: all levels finer than a skip level"),
+        (SKIP | {"up_block_types": ["UpBlock2D"] * 2, "norm_num_groups": None}, "needs groups for its norms"),
+        ({"attn_norm_num_groups": 0}, "attn_norm_num_groups 0 is not within"),
     ],
 )
 def test_what_is_not_understood_is_refused(config, message):
@@ -161,6 +200,36 @@ def test_every_leaf_is_filled_once(change, tmp_path):
     save_file(weights, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=f"1 {change}: {'extra' if change == 'left over' else key}"):
         load_net(tmp_path)
+
+
+def test_parameters_of_another_net_are_not_written():
+    net = UNet(image_size=8, channels=1, widths=(4, 8), attention=(False, False), groups=4, layers_per_level=1)
+    wanted = {
+        "missing": {"attention": (True, False)},
+        "left over": {"middle": "none"},
+        "of another shape": {"channels": 3},
+    }
+    for fault, settings in wanted.items():
+        with pytest.raises(ValueError, match=rf"not those of the net: \d+ {fault}: "):
+            to_state_dict(dataclasses.replace(net, **settings), net.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="left over: down_2"):
+        to_state_dict(net, dataclasses.replace(net, widths=(4, 8, 8), attention=(False,) * 3).init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 1}, "3 channels on the way down, not 1"),
+        ({"channels": 1, "down_kinds": ()}, "3 channels on the way up, not 1"),
+        ({"learned_variance": True}, "3 channels on the way up, not 6"),
+        ({"up_kinds": ()}, "needs groups for its norms"),
+    ],
+)
+def test_skip_levels_that_diffusers_has_not_are_not_written(settings, message):
+    net = unet_of(SKIP | {"norm_num_groups": None}, image_size=8)
+    assert unet_of(config_of(net)) == net
+    with pytest.raises(ValueError, match=message):
+        config_of(dataclasses.replace(net, **settings))
 
 
 def test_a_net_that_diffusers_has_not_is_not_written(tmp_path):

@@ -4,6 +4,7 @@ With other settings it is also the U-Net of Dhariwal & Nichol 2021 (scale_shift,
 """
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.initial import Init, Initial, undrawn
+from ddpm_jax.models.initial import Initial, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
     average_pool,
@@ -26,7 +27,7 @@ from ddpm_jax.models.layers import (
     upsample_nearest,
 )
 from ddpm_jax.models.unet_blocks import (
-    Activation,
+    Blocks,
     Kind,
     Level,
     Middle,
@@ -37,7 +38,7 @@ from ddpm_jax.models.unet_blocks import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNet(Model):
+class UNet(Blocks, Model):
     """Residual blocks with group norm, attention at chosen levels, learned down- and upsampling."""
 
     widths: tuple[int, ...] = (128, 256, 256, 256)
@@ -46,33 +47,16 @@ class UNet(Model):
     """Which levels have self-attention; see also up_attention and middle."""
     layers_per_level: int = 2
     """Residual blocks a level on the way down; one more on the way up."""
-    head_dim: int | None = None
-    """Channels an attention head; None for a single head."""
-    dropout: float = 0.0
-    """Share of activations dropped in each residual block while training, in [0, 1)."""
-    groups: int | None = 32
-    """Groups of the norms; None for a quarter of the channels, at most 32."""
-    norm_eps: float = 1e-6
     flip_sin_to_cos: bool = False
     freq_shift: float = 1.0
     symmetric_padding: bool = False
     """Pad the strided convolutions by 1 on all sides, instead of at the right and the bottom as DDPM does."""
-    init_scheme: Init = "ddpm"
     up_attention: tuple[bool, ...] = ()
     """Which levels have attention on the way up, the finest first; empty for those of the way down."""
     down_kinds: tuple[Kind, ...] = ()
-    """How each level goes down: strided convolution, residual block (resnet), or as NCSN++ (skip); empty for conv."""
+    """How each level goes down: strided convolution, residual block (resnet) or, as all finer ones, NCSN++ (skip)."""
     up_kinds: tuple[Kind, ...] = ()
-    """How each level is gone up to from, the finest first; empty for convolutions."""
-    middle: Literal["attention", "plain", "none"] = "attention"
-    """At the coarsest level: two residual blocks with attention between, or without it (plain), or nothing."""
-    middle_scale: float = 1.0
-    """What the sums of the middle are divided by."""
-    middle_groups: int | None = None
-    """Groups of the middle attention's norm; None for those of the net, 0 for no norm."""
-    activation: Activation = "silu"
-    modulation: Literal["shift", "scale_shift"] = "shift"
-    """How the time embedding comes in: added before the second norm, or as a scale and a shift after it."""
+    """How each level is gone up to from, the finest first; empty for convolutions, as down_kinds."""
     time_embedding: Literal["sinusoidal", "fourier", "learned"] = "sinusoidal"
     """fourier: of log t at random frequencies, and the output is divided by t (Song et al. 2021)."""
     time_embedding_dim: int | None = None
@@ -96,13 +80,19 @@ class UNet(Model):
             raise ValueError("timesteps is for a learned time embedding: give both or neither")
         if self.labels_are != "classes" and self.num_classes is not None:
             raise ValueError(f"num_classes is for labels that are classes, not {self.labels_are}: leave it out")
+        self._check_skip()
+
+    def _check_skip(self) -> None:
+        # The coarsest level goes down to none, so its kind says only how its blocks are normed.
+        for name, kinds in (("down_kinds", self.down_kinds[:-1]), ("up_kinds", self.up_kinds)):
+            if any(finer != "skip" == coarser for finer, coarser in itertools.pairwise(kinds)):
+                raise ValueError(f"{name}: all levels finer than a skip level must be skip too, not {kinds}")
+        quarters = self.groups is None or "skip" in self.down_kinds + self.up_kinds
+        if quarters and min(self.widths) < 4:
+            raise ValueError(f"norms of a quarter of the channels need widths of at least 4, not {self.widths}")
 
     def module(self) -> nn.Module:
         return UNetModule(self, name="unet")
-
-    def groups_of(self, channels: int) -> int:
-        """Groups of the norm of so many channels."""
-        return self.groups or quarter(channels)
 
     @property
     def down_levels(self) -> list[tuple[int, bool, Kind]]:
@@ -144,7 +134,9 @@ class UNetModule(nn.Module):
         h = nn.silu(GroupNorm(net.groups_of(h.shape[-1]), net.norm_eps, name="norm_out")(h))
         h = conv(h, net.out_channels, 3, "conv_out", init=net.init_scheme, zero=True)
         h = h if picture is None else h + picture
-        return h / t.astype(h.dtype)[:, None, None, None] if net.time_embedding == "fourier" else h
+        if net.time_embedding == "fourier":
+            h = h.astype(jnp.float32) / t.astype(jnp.float32)[:, None, None, None]
+        return h
 
     def _embed(self, t, labels):
         net = self.net
@@ -155,7 +147,10 @@ class UNetModule(nn.Module):
             kind = f"{net.num_classes} classes" if net.labels_are == "classes" else f"{net.labels_are} as labels"
             raise ValueError(f"this net was made for {kind}: give it labels")
         if net.labels_are == "numbers":
-            waves, of_labels = jnp.split(self._waves(jnp.concatenate([t, labels.astype(t.dtype)])), 2)
+            # Fractions as float32, in which the waves are drawn; a learned embedding takes whole numbers alone.
+            whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (t, labels))
+            both = jnp.concatenate([t, labels], dtype=jnp.int32 if whole else jnp.float32)
+            waves, of_labels = jnp.split(self._waves(both), 2)
             return self._project(waves, width, "time_linear") + self._project(of_labels, width, "class_linear")
         emb = self._project(self._waves(t), width, "time_linear")
         vectors = net.labels_are == "vectors"
@@ -215,7 +210,7 @@ class UNetModule(nn.Module):
                 h = ResidualBlock(net, width, resample=upsample_nearest, name=name)(h, emb, keys)
             else:
                 part = nn.silu(GroupNorm(quarter(width), net.norm_eps, name=f"up_picture_norm_{i}")(h))
-                part = conv(part, net.channels, 3, f"up_picture_{i}", init=net.init_scheme, zero=True)
+                part = conv(part, net.out_channels, 3, f"up_picture_{i}", init=net.init_scheme, zero=True)
                 picture = part if picture is None else picture + part
                 h = ncsnpp_resampler(net, width, fir_upsample, name)(h, emb, keys)
         return h, picture

@@ -1,17 +1,16 @@
 """The parts of the U-Net: residual blocks, levels, the middle, and the ways from one level to the next."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddpm_jax.models.initial import Init
 from ddpm_jax.models.layers import GroupNorm, SelfAttention, conv, dense, dropout, module_keys
-
-if TYPE_CHECKING:
-    from ddpm_jax.models.unet import UNet
 
 Kind = Literal["conv", "resnet", "skip"]
 Activation = Literal["silu", "relu", "gelu", "mish"]
@@ -31,6 +30,33 @@ def quarter(channels: int) -> int:
     return min(channels // 4, 32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The hyperparameters that the parts of the U-Net read."""
+
+    head_dim: int | None = None
+    """Channels an attention head; None for a single head."""
+    dropout: float = 0.0
+    """Share of activations dropped in each residual block while training, in [0, 1)."""
+    groups: int | None = 32
+    """Groups of the norms; None for a quarter of the channels, at most 32."""
+    norm_eps: float = 1e-6
+    init_scheme: Init = "ddpm"
+    middle: Literal["attention", "plain", "none"] = "attention"
+    """At the coarsest level: two residual blocks with attention between, or without it (plain), or nothing."""
+    middle_scale: float = 1.0
+    """What the sums of the middle are divided by."""
+    middle_groups: int | None = None
+    """Groups of the middle attention's norm; None for those of the net, 0 for no norm."""
+    activation: Activation = "silu"
+    modulation: Literal["shift", "scale_shift"] = "shift"
+    """How the time embedding comes in: added before the second norm, or as a scale and a shift after it."""
+
+    def groups_of(self, channels: int) -> int:
+        """Groups of the norm of so many channels."""
+        return self.groups or quarter(channels)
+
+
 class ResidualBlock(nn.Module):
     """norm, activation, conv, the time embedding, norm, activation, dropout, conv, plus the input.
 
@@ -38,7 +64,7 @@ class ResidualBlock(nn.Module):
     in any case. None for the groups leaves them to the net.
     """
 
-    net: "UNet"
+    net: Blocks
     width: int
     groups_in: int | None = None
     groups_out: int | None = None
@@ -74,7 +100,7 @@ class Level(nn.Module):
     the way up one attention, at the end.
     """
 
-    net: "UNet"
+    net: Blocks
     width: int
     attention: bool
     ncsnpp: bool = False
@@ -101,7 +127,7 @@ class Level(nn.Module):
         return {"groups_in": groups, "groups_out": quarter(self.width), "scale": SKIP_SCALE}
 
 
-def attention(net: "UNet", name: str, *, groups: int | None = None, scale: float = 1.0):
+def attention(net: Blocks, name: str, *, groups: int | None = None, scale: float = 1.0):
     """A self-attention layer of the net; None for the groups leaves them to the net, 0 is for no norm."""
 
     def apply(x: Array) -> Array:
@@ -114,7 +140,7 @@ def attention(net: "UNet", name: str, *, groups: int | None = None, scale: float
 class Middle(nn.Module):
     """Residual block, attention if the middle has it, residual block at the coarsest level."""
 
-    net: "UNet"
+    net: Blocks
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], emb: Array, keys) -> Float[Array, "b h w c"]:
@@ -125,7 +151,7 @@ class Middle(nn.Module):
         return ResidualBlock(net, x.shape[-1], scale=scale, name="resnet_1")(x, emb, keys)
 
 
-def ncsnpp_resampler(net: "UNet", width: int, resample: Callable[[Array], Array], name: str) -> ResidualBlock:
+def ncsnpp_resampler(net: Blocks, width: int, resample: Callable[[Array], Array], name: str) -> ResidualBlock:
     """The residual block by which a level of NCSN++ goes over to the next."""
     groups = quarter(width)
     return ResidualBlock(net, width, groups, groups, SKIP_SCALE, resample, shortcut=True, name=name)

@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.tensors import Stored
+from ddpm_jax.pretrained.unpickle import Stored
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "time_frequencies": "weight", "bias": "bias"}
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -66,7 +66,9 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
-    """{name in diffusers: float32 array in PyTorch's layout}, of all parameters."""
+    """{name in diffusers: float32 array in PyTorch's layout}; raises ValueError for the parameters of another net."""
+    wanted, given = ({path: leaf.shape for path, leaf in _paths(tree)} for tree in (net.shapes(), params))
+    _check_same(wanted, given, "the parameters are not those of the net")
     tensors = {state_dict_name(net, path): _to_torch(path, np.asarray(leaf)) for path, leaf in _paths(params)}
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
@@ -79,26 +81,30 @@ def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
     given, tensors = tensors, {_renamed(name): tensor for name, tensor in tensors.items()}
     check(len(given) == len(tensors), "the weights have a part of attention under its old name and its new one")
     shapes = net.shapes()
-    wanted = {state_dict_name(net, path): (path, leaf.shape) for path, leaf in _paths(shapes)}
-    wrong = [
-        f"{name} is {_shape_in_torch(path, shape)} in the net and {tensors[name].shape} in the file"
-        for name, (path, shape) in wanted.items()
-        if name in tensors and tensors[name].shape != _shape_in_torch(path, shape)
-    ]
-    faults = {
-        "missing": sorted(set(wanted) - set(tensors)),
-        "left over": sorted(set(tensors) - set(wanted)),
-        "of another shape": wrong,
-    }
-    said = [f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names]
-    check(not said, f"the weights are not those of the net that config.json describes: {'; '.join(said)}")
-    path_to_name = {path: name for name, (path, _) in wanted.items()}
+    wanted = {state_dict_name(net, path): _shape_in_torch(path, leaf.shape) for path, leaf in _paths(shapes)}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    _check_same(wanted, found, "the weights are not those of the net that config.json describes")
 
     def leaf_of(path, leaf):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(_from_torch(path, tensors[path_to_name[path]].read()))
+        return jnp.asarray(_from_torch(path, tensors[state_dict_name(net, path)].read()))
 
     return jax.tree_util.tree_map_with_path(leaf_of, shapes)
+
+
+def _check_same(wanted: Mapping[str, tuple], given: Mapping[str, tuple], otherwise: str) -> None:
+    """Raises ValueError, which begins with `otherwise`, unless both have the same shapes by the same names."""
+    faults = {
+        "missing": sorted(set(wanted) - set(given)),
+        "left over": sorted(set(given) - set(wanted)),
+        "of another shape": [
+            f"{name} is {given[name]} and in the net {shape}"
+            for name, shape in wanted.items()
+            if given.get(name, shape) != shape
+        ],
+    }
+    said = [f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names]
+    check(not said, f"{otherwise}: {'; '.join(said)}")
 
 
 def _some(names: list[str], most: int = 2) -> str:

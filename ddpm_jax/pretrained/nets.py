@@ -17,13 +17,23 @@ def load_net(folder: Path, variant: str | None = None, image_size: int | None = 
 
     `variant` is such as fp16; `image_size` is for nets whose config names no sample_size.
     """
-    net = unet_of(read_json(inside(folder, folder / CONFIG)), image_size)
-    return net, from_state_dict(net, read_tensors(folder, variant))
+    net = read_net(folder, image_size)
+    return net, read_params(folder, net, variant)
+
+
+def read_net(folder: Path, image_size: int | None = None) -> UNet:
+    """The net alone, as `load_net`; no device is touched."""
+    return unet_of(read_json(inside(folder, folder / CONFIG)), image_size)
+
+
+def read_params(folder: Path, net: UNet, variant: str | None = None) -> Params:
+    """The parameters of the net, as `load_net`."""
+    return from_state_dict(net, read_tensors(folder, variant))
 
 
 def save_net(net: UNet, params: Params, folder: Path) -> None:
     """Writes the net as UNet2DModel.from_pretrained of diffusers opens it; raises ValueError for one it cannot be."""
-    config = config_of(net)
+    config, tensors = config_of(net), to_state_dict(net, params)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config)
-    write_tensors(folder, to_state_dict(net, params))
+    write_tensors(folder, tensors)

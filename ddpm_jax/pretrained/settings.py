@@ -5,6 +5,9 @@ from typing import Any
 
 from ddpm_jax.errors import check
 
+VERSION = "0.35.0"
+"""The version of diffusers that what is written is said to be of."""
+
 
 def settings_of(
     config: Mapping[str, Any],
@@ -37,7 +40,7 @@ def _like(value: Any, default: Any) -> bool:
     if value is None or default is None:
         return True
     if isinstance(default, list):
-        return isinstance(value, list) and bool(value) and all(_like(item, default[0]) for item in value)
+        return isinstance(value, list) and (not default or (bool(value) and all(_like(x, default[0]) for x in value)))
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)

@@ -6,7 +6,6 @@ Nothing of a file is executed, nothing outside the folder is read, and a tensor 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -15,18 +14,10 @@ from safetensors.numpy import save_file
 
 from ddpm_jax.errors import check
 from ddpm_jax.pretrained.files import inside, read_json
-from ddpm_jax.pretrained.unpickle import read_bin
+from ddpm_jax.pretrained.unpickle import Stored, read_bin
 
 NAME = "diffusion_pytorch_model"
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
-
-
-class Stored(NamedTuple):
-    """A tensor that lies in a file."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-    """Its numbers as float32."""
 
 
 def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
@@ -38,7 +29,7 @@ def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
     only = there if len(there) == 1 else []
     for name in [variant] if variant else ["", *only]:
         dot = f".{name}" if name else ""
-        for end, read in (("safetensors", _read_safetensors), ("bin", _read_bin)):
+        for end, read in (("safetensors", _read_safetensors), ("bin", read_bin)):
             if (path := folder / f"{NAME}{dot}.{end}").exists():
                 return read(inside(folder, path))
             if (path := folder / f"{NAME}.{end}.index{dot}.json").exists():
@@ -87,10 +78,6 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
             return np.asarray(file.get_tensor(name), np.float32)
 
     return read
-
-
-def _read_bin(path: Path) -> dict[str, Stored]:
-    return {name: Stored(tensor.shape, tensor.read) for name, tensor in read_bin(path).items()}
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:

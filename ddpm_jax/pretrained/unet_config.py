@@ -5,7 +5,7 @@ from typing import Any
 
 from ddpm_jax.errors import check
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.settings import known, settings_of
+from ddpm_jax.pretrained.settings import VERSION, known, settings_of
 
 CLASS = "UNet2DModel"
 DEFAULTS: dict[str, Any] = {
@@ -43,9 +43,17 @@ DEFAULTS: dict[str, Any] = {
 NULLABLE = {"mid_block_type", "downsample_type", "upsample_type", "attention_head_dim", "norm_num_groups"}
 """Keys that may be null beside those whose default is null."""
 
-LARGEST = {"layers_per_block": 64, "block_out_channels": 2**14, "sample_size": 2**14, "num_train_timesteps": 2**20}
+LARGEST = {
+    "layers_per_block": 64,
+    "block_out_channels": 2**14,
+    "sample_size": 2**14,
+    "time_embedding_dim": 2**16,
+    "attn_norm_num_groups": 2**14,
+    "num_class_embeds": 2**20,
+    "num_train_timesteps": 2**20,
+}
 """What no net reaches; beyond it drawing up the net alone would take memory or time without end."""
-MOST_LEVELS = 16
+MOST, MOST_LEVELS = 10**6, 16
 
 OF_AVERAGES = {"decay", "inv_gamma", "power", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"}
 """Keys that diffusers' moving averages leave in the config of the net they average."""
@@ -59,12 +67,35 @@ BLOCKS = {
     "AttnSkip{}Block2D": (True, "skip"),
     "Resnet{}sampleBlock2D": (False, "resnet"),
 }
-TIME_EMBEDDINGS = {"positional": "sinusoidal", "fourier": "fourier", "learned": "learned"}
-MODULATIONS = {"default": "shift", "scale_shift": "scale_shift"}
 MIDDLES = {(None, True): "none", (None, False): "none", (CLASS_OF_MIDDLE := "UNetMidBlock2D", True): "attention"}
 MIDDLES[CLASS_OF_MIDDLE, False] = "plain"
-LABELS = {None: "classes", "timestep": "numbers", "identity": "vectors"}
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
+
+SAME = {
+    "in_channels": "channels",
+    "center_input_sample": "center_input",
+    "time_embedding_dim": "time_embedding_dim",
+    "freq_shift": "freq_shift",
+    "flip_sin_to_cos": "flip_sin_to_cos",
+    "layers_per_block": "layers_per_level",
+    "mid_block_scale_factor": "middle_scale",
+    "dropout": "dropout",
+    "attention_head_dim": "head_dim",
+    "norm_num_groups": "groups",
+    "norm_eps": "norm_eps",
+}
+"""Keys whose value is that of a setting of ours."""
+
+NAMED: dict[str, tuple[str, dict]] = {
+    "time_embedding_type": (
+        "time_embedding",
+        {"positional": "sinusoidal", "fourier": "fourier", "learned": "learned"},
+    ),
+    "downsample_padding": ("symmetric_padding", {0: False, 1: True}),
+    "act_fn": ("activation", {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}),
+    "resnet_time_scale_shift": ("modulation", {"default": "shift", "scale_shift": "scale_shift"}),
+    "class_embed_type": ("labels_are", {None: "classes", "timestep": "numbers", "identity": "vectors"}),
+}
+"""Keys with a setting of ours, and what of it stands for their values."""
 
 
 def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
@@ -75,44 +106,33 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
     check(config.get("_class_name", CLASS) == CLASS, f"this is a {config.get('_class_name')}, not a {CLASS}")
     said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json", NULLABLE)
     _check_sizes(said)
+    said["act_fn"] = said["act_fn"].lower()
     channels, out = said["in_channels"], said["out_channels"]
     check(out in (channels, 2 * channels), f"out_channels {out} is neither in_channels {channels} nor twice that")
     down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
     up = [_block(name, "Up", said["upsample_type"]) for name in reversed(said["up_block_types"])]
-    labels = known(LABELS, said["class_embed_type"], "class_embed_type")
-    modulation = known(MODULATIONS, said["resnet_time_scale_shift"], "resnet_time_scale_shift")
-    unnormed = said["attn_norm_num_groups"] is None and modulation != "shift"
-    learned = said["time_embedding_type"] == "learned"
-    return UNet(
+    said |= {key: float(said[key]) for key, default in DEFAULTS.items() if isinstance(default, float)}
+    same = {ours: said[key] for key, ours in SAME.items()}
+    named = {ours: known(names, said[key], key) for key, (ours, names) in NAMED.items()}
+    unnormed = said["attn_norm_num_groups"] is None and named["modulation"] != "shift"
+    net = UNet(
         image_size=_size(image_size if said["sample_size"] is None else said["sample_size"]),
-        channels=channels,
         learned_variance=out == 2 * channels,
-        num_classes=said["num_class_embeds"] if labels == "classes" else None,
+        num_classes=said["num_class_embeds"] if named["labels_are"] == "classes" else None,
         widths=tuple(said["block_out_channels"]),
         attention=tuple(attention for attention, _ in down),
         up_attention=tuple(attention for attention, _ in up),
         down_kinds=tuple(kind for _, kind in down),
         up_kinds=tuple(kind for _, kind in up),
-        layers_per_level=said["layers_per_block"],
-        head_dim=said["attention_head_dim"],
-        dropout=float(said["dropout"]),
-        groups=said["norm_num_groups"],
-        norm_eps=float(said["norm_eps"]),
-        flip_sin_to_cos=said["flip_sin_to_cos"],
-        freq_shift=float(said["freq_shift"]),
-        symmetric_padding=known({0: False, 1: True}, said["downsample_padding"], "downsample_padding"),
         init_scheme="torch",
         middle=known(MIDDLES, (said["mid_block_type"], said["add_attention"]), "mid_block_type and add_attention"),
-        middle_scale=float(said["mid_block_scale_factor"]),
         middle_groups=0 if unnormed else said["attn_norm_num_groups"],
-        activation=known(ACTIVATIONS, str(said["act_fn"]).lower(), "act_fn"),
-        modulation=modulation,
-        time_embedding=known(TIME_EMBEDDINGS, said["time_embedding_type"], "time_embedding_type"),
-        time_embedding_dim=said["time_embedding_dim"],
-        timesteps=said["num_train_timesteps"] if learned else None,
-        labels_are=labels,
-        center_input=said["center_input_sample"],
+        timesteps=said["num_train_timesteps"] if named["time_embedding"] == "learned" else None,
+        **same,
+        **named,
     )
+    _check_possible(net)
+    return net
 
 
 def _check_sizes(said: Mapping[str, Any]) -> None:
@@ -120,6 +140,8 @@ def _check_sizes(said: Mapping[str, Any]) -> None:
         values = said[key] if isinstance(said[key], list) else [said[key]]
         fit = all(value is None or (isinstance(value, int) and 1 <= value <= most) for value in values)
         check(fit, f"config.json: {key} {str(said[key])[:80]} is not within 1 to {most}")
+    for key in (key for key, default in DEFAULTS.items() if isinstance(default, float)):
+        check(abs(said[key]) <= MOST, f"config.json: {key} {str(said[key])[:80]} is not within -{MOST} to {MOST}")
     levels = len(said["block_out_channels"])
     check(levels <= MOST_LEVELS, f"config.json: a net of {levels} levels is not within 1 to {MOST_LEVELS}")
 
@@ -140,49 +162,46 @@ def _size(size: Any) -> int:
 
 def config_of(net: UNet) -> dict[str, Any]:
     """The config.json of a net; raises ValueError for one that UNet2DModel cannot be."""
-    kinds = {way: {kind for _, attention, kind in levels if attention and kind != "skip"} for way, levels in _ways(net)}
-    for way, found in kinds.items():
-        check(len(found) < 2, f"a {CLASS} has one way to go {way} from levels with attention, not {sorted(found)}")
-    scaled = net.modulation == "scale_shift"
-    check(net.middle_groups != 0 or scaled, f"the middle attention of a {CLASS} has no norm with scale_shift alone")
-    middle_groups = net.groups_of(net.widths[-1]) if scaled and net.middle_groups is None else net.middle_groups
+    _check_possible(net)
+    unsaid = net.modulation == "scale_shift" and net.middle_groups is None
     labelled = net.labels_are == "classes" and net.num_classes is not None
     return {
         "_class_name": CLASS,
-        "_diffusers_version": "0.35.0",
+        "_diffusers_version": VERSION,
         "sample_size": net.image_size,
-        "in_channels": net.channels,
         "out_channels": net.out_channels,
-        "center_input_sample": net.center_input,
-        "time_embedding_type": _inverse(TIME_EMBEDDINGS, net.time_embedding),
-        "time_embedding_dim": net.time_embedding_dim,
-        "freq_shift": net.freq_shift,
-        "flip_sin_to_cos": net.flip_sin_to_cos,
         "down_block_types": [_block_name(attention, kind, "Down") for _, attention, kind in net.down_levels],
         "mid_block_type": None if net.middle == "none" else CLASS_OF_MIDDLE,
         "up_block_types": [_block_name(attention, kind, "Up") for _, attention, kind in reversed(net.up_levels)],
         "block_out_channels": list(net.widths),
-        "layers_per_block": net.layers_per_level,
-        "mid_block_scale_factor": net.middle_scale,
-        "downsample_padding": int(net.symmetric_padding),
-        "downsample_type": next(iter(kinds["down"]), "conv"),
-        "upsample_type": next(iter(kinds["up"]), "conv"),
-        "dropout": net.dropout,
-        "act_fn": net.activation,
-        "attention_head_dim": net.head_dim,
-        "norm_num_groups": net.groups,
-        "attn_norm_num_groups": middle_groups or None,
-        "norm_eps": net.norm_eps,
-        "resnet_time_scale_shift": _inverse(MODULATIONS, net.modulation),
+        "downsample_type": next(iter(_kinds(net.down_levels[:-1])), "conv"),
+        "upsample_type": next(iter(_kinds(net.up_levels[1:])), "conv"),
+        "attn_norm_num_groups": net.groups_of(net.widths[-1]) if unsaid else net.middle_groups or None,
         "add_attention": net.middle == "attention",
-        "class_embed_type": _inverse(LABELS, net.labels_are),
         "num_class_embeds": net.label_count if labelled else None,
         "num_train_timesteps": net.timesteps,
+        **{key: getattr(net, ours) for key, ours in SAME.items()},
+        **{key: _inverse(names, getattr(net, ours)) for key, (ours, names) in NAMED.items()},
     }
 
 
-def _ways(net: UNet) -> list[tuple[str, list]]:
-    return [("down", net.down_levels[:-1]), ("up", net.up_levels[1:])]
+def _check_possible(net: UNet) -> None:
+    """Raises ValueError for a net that UNet2DModel cannot be."""
+    ways = {"down": (net.down_levels[:-1], net.channels), "up": (net.up_levels[1:], net.out_channels)}
+    for way, (levels, channels) in ways.items():
+        found = sorted(_kinds(levels))
+        check(len(found) < 2, f"a {CLASS} has one way to go {way} from levels with attention, not {found}")
+        fits = channels == 3 or all(kind != "skip" for _, _, kind in levels)
+        check(fits, f"the skip levels of a {CLASS} have pictures of 3 channels on the way {way}, not {channels}")
+    grouped = net.groups is not None or all(kind == "skip" for _, _, kind in net.down_levels + net.up_levels)
+    check(grouped, f"a {CLASS} needs groups for its norms (norm_num_groups) unless all its levels are skip")
+    scaled = net.modulation == "scale_shift"
+    check(net.middle_groups != 0 or scaled, f"the middle attention of a {CLASS} has no norm with scale_shift alone")
+
+
+def _kinds(levels: list) -> set[str]:
+    """The ways to go over to the next level that a type of block leaves open."""
+    return {kind for _, attention, kind in levels if attention and kind != "skip"}
 
 
 def _inverse(names: Mapping, value: Any) -> Any:

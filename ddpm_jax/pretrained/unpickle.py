@@ -9,6 +9,8 @@ import math
 import pickletools
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,29 +50,15 @@ class Storage(NamedTuple):
     size: int
 
 
-class BinTensor(NamedTuple):
-    """A tensor in a .bin file, before its numbers are read."""
+class Stored(NamedTuple):
+    """A tensor that lies in a file."""
 
-    path: Path
-    member: str
-    storage: Storage
-    offset: int
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        """Its numbers as float32; raises ValueError where the archive does not hold them."""
-        dtype = self.storage.dtype
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                data = archive.read(self.member)
-            steps = tuple(stride * dtype.itemsize for stride in self.strides)
-            return np.ndarray(self.shape, dtype, data, self.offset * dtype.itemsize, steps).astype(np.float32)
-        except (*DAMAGED, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged at {self.member}: {error}") from error
+    read: Callable[[], np.ndarray]
+    """Its numbers as float32; raises ValueError where the file does not hold them."""
 
 
-def read_bin(path: Path) -> dict[str, BinTensor]:
+def read_bin(path: Path) -> dict[str, Stored]:
     """The tensors of a state dict by name; raises ValueError for anything else that the file holds."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -81,13 +69,24 @@ def read_bin(path: Path) -> dict[str, BinTensor]:
             f"{path} is no whole zip archive, as torch.save writes since PyTorch 1.6: save it anew, or as safetensors"
         ) from error
     try:
-        found = _Machine(path, folder, sizes).run(data)
+        machine = _Machine(path, folder, sizes)
+        found = machine.run(data)
     except (ValueError, IndexError, KeyError, TypeError) as error:  # of an instruction that finds not what it needs
         raise ValueError(f"{path} is not a state dict of floats: {str(error)[:200]}") from error
     size = sum(math.prod(tensor.shape) for tensor in found.values())
-    stored = {tensor.storage for tensor in found.values()}
-    check(size <= sum(storage.size for storage in stored), f"{path} has more numbers in its tensors than it holds")
+    held = sum(storage.size for storage in machine.storages)
+    check(size <= held, f"{path} has more numbers in its tensors than it holds")
     return found
+
+
+def _numbers(path: Path, member: str, dtype: np.dtype, offset: int, shape, strides) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = archive.read(member)
+        steps = tuple(stride * dtype.itemsize for stride in strides)
+        return np.ndarray(shape, dtype, data, offset * dtype.itemsize, steps).astype(np.float32)
+    except (*DAMAGED, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged at {member}: {error}") from error
 
 
 def _contents(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]:
@@ -114,8 +113,9 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: set[Storage] = set()
 
-    def run(self, data: bytes) -> dict[str, BinTensor]:
+    def run(self, data: bytes) -> dict[str, Stored]:
         """The tensors by name that the pickle stands for."""
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
@@ -127,7 +127,7 @@ class _Machine:
                 check(step is not None, f"its pickle has the instruction {opcode.name}, which none needs: nothing ran")
                 step(self, argument)
         found = self.stack[-1]
-        whole = isinstance(found, dict) and all(isinstance(value, BinTensor) for value in found.values())
+        whole = isinstance(found, dict) and all(isinstance(value, Stored) for value in found.values())
         check(whole, "it does not hold tensors by name alone")
         return found
 
@@ -177,7 +177,7 @@ class _Machine:
             check(arguments == (), "it makes a dict of something")
             self.stack.append({})
         elif function.name == PARAMETER:
-            check(isinstance(arguments[0], BinTensor), "it makes a parameter of what is no tensor")
+            check(isinstance(arguments[0], Stored), "it makes a parameter of what is no tensor")
             self.stack.append(arguments[0])
         else:
             check(function.name == TENSOR, f"it calls {function.name}")
@@ -191,8 +191,9 @@ class _Machine:
         there = self.sizes.get(f"{self.folder}/data/{key}") == size * dtype.itemsize
         check(there, "it has a storage that is not in the archive, or of another size there")
         self.stack.append(Storage(dtype, key, size))
+        self.storages.add(self.stack[-1])
 
-    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> BinTensor:
+    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> Stored:
         known = isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)
         check(known and len(shape) == len(strides) <= MOST_AXES, "it has a tensor without storage, shape or strides")
         numbers = (offset, *shape, *strides)
@@ -200,7 +201,8 @@ class _Machine:
         end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         within = 0 in shape or (end <= storage.size and math.prod(shape) <= storage.size)
         check(within, "it has a tensor that reaches beyond its storage")
-        return BinTensor(self.path, f"{self.folder}/data/{storage.key}", storage, offset, shape, strides)
+        member = f"{self.folder}/data/{storage.key}"
+        return Stored(shape, partial(_numbers, self.path, member, storage.dtype, offset, shape, strides))
 
 
 VALUES = {

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler
+from ddpm_jax.samplers._multistep import lower_at_end
 from ddpm_jax.samplers.ddim import transfer
 
 
@@ -11,9 +12,11 @@ def dpmpp_2m(*, compat: bool = False) -> Sampler:
     """x_next = (std_next / std) x - sqrt(alpha_bar_next) (e^-h - 1) D, with D = x0 + h / (2 h_prev) (x0 - x0_prev).
 
     std is sqrt(1 - alpha_bar). The first step, and the last to clean data, take D = x0, which is DDIM's.
-    compat: diffusers' walk, whose linspace and leading are of one timestep more, less the last.
+    compat: diffusers' walk, whose linspace and leading are of one timestep more, less the last; in short walks the last
+    step takes D = x0 wherever it leads.
     """
-    return Sampler(Partial(start), Partial(_step), order=2, compat_walk="inner" if compat else None)
+    step = Partial(_step, Partial(highest_order(compat)))
+    return Sampler(Partial(start), step, order=2, compat_walk="inner" if compat else None)
 
 
 def start(xT):
@@ -21,13 +24,18 @@ def start(xT):
     return xT, jnp.full((), jnp.inf, xT.dtype)
 
 
-def _step(keys, denoise, xt, row, memory):
+def highest_order(compat):
+    """The order of a step, from its row and that of the method."""
+    return lower_at_end if compat else lambda row, order: order
+
+
+def _step(highest, keys, denoise, xt, row, memory):
     x0 = denoise(xt, row.t).x0
-    return transfer(row, xt, extrapolated(x0, row.h, memory)), (x0, row.h)
+    return transfer(row, xt, extrapolated(x0, row.h, memory, highest(row, 2))), (x0, row.h)
 
 
-def extrapolated(x0, h, memory):
-    """x0 half a step ahead on the line through the previous one; x0 itself where either step is infinite."""
+def extrapolated(x0, h, memory, order):
+    """x0 half a step ahead on the line through the previous one; x0 itself in order 1, or where a step is infinite."""
     x0_prev, h_prev = memory
-    ratio = jnp.where(jnp.isfinite(h) & jnp.isfinite(h_prev), h / h_prev, 0)
+    ratio = jnp.where(jnp.isfinite(h) & jnp.isfinite(h_prev) & (order > 1), h / h_prev, 0)
     return x0 + ratio / 2 * (x0 - x0_prev)

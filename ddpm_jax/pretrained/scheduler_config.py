@@ -1,0 +1,198 @@
+"""The scheduler_config.json of diffusers: what a net was trained for, and the sampler that walks as its scheduler."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.errors import check
+from ddpm_jax.pretrained.schedulers import LEGACY, OWN_VALUES, SCHEDULERS, TRAINED, VARIANCES, Kind
+from ddpm_jax.pretrained.settings import known, settings_of
+
+NAME = "scheduler_config.json"
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
+SCHEDULES |= {"sigmoid": "sigmoid"}
+SPACINGS = {spacing: spacing for spacing in ("leading", "trailing", "linspace")}
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+ENDS = {"zero": "clean", "sigma_min": "lowest"}
+MOST_TIMESTEPS = 2**20
+DEFAULT_STEPS = 50
+"""Steps where the sampler is not ancestral sampling, which takes all; that of diffusers' pipelines."""
+
+HEEDED = {*TRAINED, "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"}
+HEEDED |= {"sample_max_value", "rescale_betas_zero_snr", "timestep_spacing", "use_karras_sigmas", "variance_type"}
+HEEDED |= {"set_alpha_to_one", "final_sigmas_type"}
+HEEDED -= {"trained_betas"}
+"""Keys that are heeded whoever has them."""
+
+
+class Scheduler(NamedTuple):
+    """What a scheduler_config.json says."""
+
+    name: str
+    objective: Diffusion
+    sampling: Sampling
+
+
+def scheduler_of(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
+    """The objective and the sampling of a scheduler_config.json; raises ValueError for what is not understood.
+
+    `name` has it read as that of another scheduler: what the net was trained for is as its own class says, how to walk
+    as the other does with the keys that both have.
+    """
+    own = str(config.get("_class_name", name))
+    name = name or own
+    check(config.get("predict_epsilon") in (None, True), f"{NAME}: predict_epsilon false is not supported")
+    walked = _settings(config, own, name)
+    for key, value in walked.items():
+        kind = SCHEDULERS[name]
+        neutral = key in HEEDED or key in kind.heeded or value == kind.defaults[key]
+        check(neutral, f"{NAME}: {key} {repr(value)[:80]} is not supported for {name}")
+    return Scheduler(name, _objective(_settings(config, own, own)), _sampling(walked, SCHEDULERS[name]))
+
+
+def _settings(config: Mapping[str, Any], own: str, name: str) -> dict[str, Any]:
+    """The settings of a scheduler's JSON as another reads them."""
+    owner, reader = known(SCHEDULERS, own, f"{NAME}: _class_name"), known(SCHEDULERS, name, "scheduler")
+    foreign = {
+        key
+        for key, value in config.items()
+        if own != name and key in OWN_VALUES and value not in OWN_VALUES[key].get(name, ())
+    }
+    read = {key: value for key, value in config.items() if key not in foreign}
+    return settings_of(read, reader.defaults, {*owner.defaults, *LEGACY}, NAME)
+
+
+def _objective(said: Mapping[str, Any]) -> Diffusion:
+    timesteps = said["num_train_timesteps"]
+    check(said["trained_betas"] is None, f"{NAME}: trained_betas are not supported, only named schedules")
+    check(
+        1 <= timesteps <= MOST_TIMESTEPS, f"{NAME}: num_train_timesteps {timesteps} is not within 1 to {MOST_TIMESTEPS}"
+    )
+    learned: dict[str, Any] = {"variance": "learned_range", "bound": "hybrid"}
+    variance = said.get("variance_type") or "fixed_small"
+    check(variance != "learned", f"{NAME}: variance_type learned is not supported, whose nets say the variance itself")
+    return Diffusion(
+        schedule=known(SCHEDULES, said["beta_schedule"], "beta_schedule"),
+        timesteps=timesteps,
+        beta_start=float(said["beta_start"]),
+        beta_end=float(said["beta_end"]),
+        zero_terminal_snr=said.get("rescale_betas_zero_snr", False),
+        target=known(TARGETS, said["prediction_type"], "prediction_type"),
+        **(learned if known(VARIANCES, variance, "variance_type") == "learned_range" else {}),
+    )
+
+
+def _sampling(said: Mapping[str, Any], kind: Kind) -> Sampling:
+    sampler, options = kind.sampler(said)
+    spacing = known(SPACINGS, said.get("timestep_spacing", "linspace"), "timestep_spacing")
+    karras = said.get("use_karras_sigmas", False)
+    check(
+        not karras or kind.whole_karras or spacing == "linspace",
+        f"{NAME}: use_karras_sigmas with timestep_spacing {spacing} is not supported for this scheduler",
+    )
+    few = None if sampler == "ddpm" else min(DEFAULT_STEPS, max(1, said["num_train_timesteps"] - 1))
+    return Sampling(
+        sampler=sampler,
+        options=options,
+        steps=few,
+        spacing="karras" if karras else spacing,
+        offset=said.get("steps_offset", 0) if spacing == "leading" and not karras else 0,
+        end=_end(said),
+        **_limits(said),
+    )
+
+
+def _end(said: Mapping[str, Any]) -> Any:
+    if "set_alpha_to_one" in said:
+        return "clean" if said["set_alpha_to_one"] else "lowest"
+    return known(ENDS, said["final_sigmas_type"], "final_sigmas_type") if "final_sigmas_type" in said else None
+
+
+def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How x0 is limited: thresholds that may not exceed 1 are a clip to [-1, 1]."""
+    if said.get("thresholding"):
+        most = float(said["sample_max_value"])
+        check(most >= 1, f"{NAME}: sample_max_value {most} is not supported: it must be at least 1")
+        ratio = float(said["dynamic_thresholding_ratio"])
+        return {"dynamic_threshold": ratio, "threshold_limit": most} if most > 1 else {"clip_x0": True}
+    clipped, limit = said.get("clip_sample", False), said.get("clip_sample_range", 1.0)
+    check(not clipped or limit == 1, f"{NAME}: clip_sample_range {limit} is not supported: pictures are in [-1, 1]")
+    return {"clip_x0": clipped}
+
+
+def scheduler_config(objective: Diffusion, sampling: Sampling) -> dict[str, Any]:
+    """The scheduler_config.json that has diffusers walk as the sampling does, number of steps and guidance apart.
+
+    Where no scheduler does, as for the samplers that it has not, it is that of DDPMScheduler. Raises ValueError for
+    what no net of diffusers is trained for.
+    """
+    trained = _trained(objective)
+    for name, kind in SCHEDULERS.items():
+        for choice in kind.choices:
+            config = {"_class_name": name, **kind.defaults, **_said(trained, sampling, kind), **choice}
+            try:
+                found = scheduler_of(config)
+            except ValueError:
+                continue
+            if (
+                _walk(found.sampling) == _walk(sampling)
+                and found.objective.learns_variance == objective.learns_variance
+            ):
+                return config
+    return scheduler_config(objective, ancestral(objective, sampling))
+
+
+def ancestral(objective: Diffusion, sampling: Sampling) -> Sampling:
+    """Ancestral sampling, as near to the sampling as a DDPMScheduler can be."""
+    said = {"variance": objective.variance} if objective.learns_variance else sampling.options
+    options = {key: value for key, value in said.items() if key == "variance"}
+    spacing = sampling.spacing if sampling.spacing in SPACINGS else "trailing"
+    return Sampling(options=options, spacing=spacing, clip_x0=sampling.clip_x0)
+
+
+def _trained(objective: Diffusion) -> dict[str, Any]:
+    """The keys that say what a net was trained for."""
+    schedules, targets = _inverse(SCHEDULES), _inverse(TARGETS)
+    for what, names in ((objective.schedule, schedules), (objective.target, targets)):
+        check(what in names, f"diffusers has no {what}: only {', '.join(names)} can be written")
+    check(objective.variance != "learned", "diffusers has no log variance that is learned: only learned_range")
+    return {
+        "beta_schedule": schedules[objective.schedule],
+        "beta_start": objective.beta_start,
+        "beta_end": objective.beta_end,
+        "num_train_timesteps": objective.timesteps,
+        "prediction_type": targets[objective.target],
+        "rescale_betas_zero_snr": objective.zero_terminal_snr,
+    }
+
+
+def _said(trained: Mapping[str, Any], sampling: Sampling, kind: Kind) -> dict[str, Any]:
+    """Those of the keys of a scheduler that all schedulers mean alike."""
+    karras, thresholded = sampling.spacing == "karras", sampling.dynamic_threshold is not None
+    said = {
+        **trained,
+        "timestep_spacing": "linspace" if karras else sampling.spacing,
+        "use_karras_sigmas": karras,
+        "steps_offset": sampling.offset,
+        "clip_sample": sampling.clip_x0 and not thresholded,
+        "thresholding": thresholded or (sampling.clip_x0 and "clip_sample" not in kind.defaults),
+        "dynamic_thresholding_ratio": sampling.dynamic_threshold or 0.995,
+        "sample_max_value": sampling.threshold_limit or 1.0,
+    }
+    return {key: value for key, value in said.items() if key in kind.defaults}
+
+
+def _walk(sampling: Sampling) -> tuple:
+    """What of a sampling a scheduler says: all but the number of steps, guidance, and whose walk it is exactly."""
+    own_end = "lowest" if (sampling.method.compat_walk or "").endswith("to_0") else "clean"
+    threshold = (sampling.dynamic_threshold, sampling.threshold_limit)
+    clipped = sampling.clip_x0 and sampling.dynamic_threshold is None
+    defaults = {p.name: p.default for p in inspect.signature(samplers.find(sampling.sampler)).parameters.values()}
+    options = defaults | dict(sampling.options) | {"compat": True}
+    return sampling.sampler, options, sampling.spacing, sampling.offset, sampling.end or own_end, clipped, threshold
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in names.items()}
