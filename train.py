@@ -74,20 +74,20 @@ def main(args: list[str]) -> None:
     config = use_devices(run, config)
     print(banner(config, run.workdir))
     if not run.dry_run:
-        upload = export.publisher(run.push, run.private, config)
-        train(config, run, start, upload)
+        train(config, run, start, export.publisher(run.push, run.private, config))
 
 
 def use_devices(run: Run, config: Config) -> Config:
     """The config with the number of CPU devices that JAX was set up with."""
     training = config.training
-    batch_size = training.micro_batch_size
-    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices)
-    parallel.check_divides(batch_size)
+    count = command_line.set_up_jax(
+        training.micro_batch_size, run.platform, run.compilation_cache, training.cpu_devices
+    )
+    parallel.check_divides(training.micro_batch_size)
     return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 
 
-def train(config: Config, run: Run, start: int, upload) -> None:
+def train(config: Config, run: Run, start: int, upload: export.Upload) -> None:
     """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
     images = config.data.load(config.model.image_size, config.model.channels)
     check_labels(images, config.model.num_classes)
@@ -97,9 +97,8 @@ def train(config: Config, run: Run, start: int, upload) -> None:
         return
     key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
-    begin = jax.jit(init_state, static_argnums=(1, 2))
     params = config.model.init(key_init) if start else first_params(config, key_init)
-    state = parallel.replicate(begin(params, tx, config.ema))
+    state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
     loss = model_loss(config.model, config.objective, config.training.dtype)
     train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
 

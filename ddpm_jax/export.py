@@ -23,6 +23,8 @@ from ddpm_jax.models import Params
 from ddpm_jax.on_run import OnRun, TrainedRun
 from ddpm_jax.pretrained import folders, hub
 
+Upload = Callable[[TrainedRun, Params], None]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(OnRun):
@@ -84,7 +86,7 @@ def replace(out: Path, folder: Path) -> None:
         new.rename(out)
 
 
-def publisher(repo: str | None, private: bool, config: Config) -> Callable[[TrainedRun, Params], None]:
+def publisher(repo: str | None, private: bool, config: Config) -> Upload:
     """What uploads a run while it trains; where an upload goes wrong that is told, and training goes on.
 
     Raises ValueError or OSError, before any training, if the net cannot be written or the repository not written to.

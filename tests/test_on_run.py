@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax.on_run import OnRun, parse
+from ddpm_jax.on_run import InBatches, OnRun, parse
 
 
 @pytest.mark.parametrize(
@@ -11,11 +11,11 @@ from ddpm_jax.on_run import OnRun, parse
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        OnRun(**setting)
+        InBatches(**setting)
 
 
 def test_a_run_that_is_not_named_or_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="--ckpt is missing: give the directory of a run"):
-        parse(OnRun, ["--seed", "1"], "command")
+        parse(InBatches, ["--seed", "1"], "command")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         parse(OnRun, ["--ckpt", str(tmp_path / "none")], "command")

@@ -10,7 +10,7 @@ from example_hub import READ, WRITE, Repository, call, client, serve
 from huggingface_hub.utils import validate_repo_id
 
 from ddpm_jax.pretrained import hub as ours
-from ddpm_jax.pretrained.hub import is_repository, weights_file
+from ddpm_jax.pretrained.hub import is_repository
 from ddpm_jax.pretrained.tensors import NAME, read_tensors, write_tensors
 
 NET = {"config.json": b'{"_class_name": "UNet2DModel"}'}
@@ -298,24 +298,6 @@ def test_a_name_without_an_owner_is_no_repository():
     assert not is_repository("gpt2")
     with pytest.raises(ValueError, match="'gpt2' cannot be a repository of the hub: name one as owner/name"):
         ours.download("gpt2")
-
-
-KINDS = [PLAIN, INDEX, BIN, f"{NAME}.bin.index.json", FP16, INDEX_FP16, f"{NAME}.bf16.bin", f"vae/{PLAIN}"]
-
-
-@pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
-@pytest.mark.parametrize("first", range(len(KINDS)))
-def test_the_weights_chosen_of_names_are_those_read_of_a_folder(tmp_path, variant, first):
-    for name in KINDS[first:-1]:
-        (tmp_path / name).touch()
-    try:
-        chosen = weights_file(KINDS[first:], variant, "owner/name")
-    except FileNotFoundError:
-        with pytest.raises(FileNotFoundError, match="holds no weights"):
-            read_tensors(tmp_path, variant)
-    else:
-        with pytest.raises(ValueError, match=str(tmp_path / chosen)):
-            read_tensors(tmp_path, variant)
 
 
 def test_without_the_client_the_error_says_what_to_install(monkeypatch):

@@ -13,12 +13,14 @@ LARGEST_JSON = 8 * 2**20
 def inside(folder: Path, path: Path) -> Path:
     """The path, which must lie in the folder or, for one in the cache of the hub, in its repository's; else ValueError.
 
-    Links are followed: the cache keeps files as links into the repository's `blobs`.
+    Links are followed: the cache keeps files as links into the `blobs` of the repository, and those as links into the
+    `blobs` of the whole cache.
     """
     check(path.exists() or not path.is_symlink(), f"{path} is a link that leads nowhere")
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    blobs = [parent / "blobs" for parent in root.parents if parent.name.startswith("models--")]
-    allowed = any(real.is_relative_to(place) for place in (root, *blobs[:1]))
+    repositories = [parent for parent in root.parents if parent.name.startswith("models--")][:1]
+    blobs = [place / "blobs" for repository in repositories for place in (repository, repository.parent)]
+    allowed = any(real.is_relative_to(place) for place in (root, *blobs))
     check(allowed, f"{path} lies outside {folder}: it is not read")
     return path
 

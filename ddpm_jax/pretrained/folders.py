@@ -9,6 +9,7 @@ from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub, nets, scheduler_config
 from ddpm_jax.pretrained.files import inside, read_json, write_json
+from ddpm_jax.pretrained.hub import INDEX
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.pretrained.settings import VERSION
 from ddpm_jax.pretrained.unet_config import CLASS, config_of
@@ -16,7 +17,6 @@ from ddpm_jax.recipe import Recipe
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedule import NoiseSchedule
 
-INDEX = "model_index.json"
 PIPELINE = "DDPMPipeline"
 PARTS = {"unet", "scheduler"}
 
@@ -94,7 +94,9 @@ def find(path_or_repo: str | Path, variant: str | None = None, revision: str | N
         return path
     if not hub.is_repository(str(path_or_repo)):
         raise FileNotFoundError(f"{path_or_repo} is neither a folder here nor owner/name, a repository of the hub")
-    return hub.download(str(path_or_repo), variant=variant, revision=revision)
+    repo = str(path_or_repo)
+    _index(hub.download(repo, variant=variant, revision=revision, weights=False))
+    return hub.download(repo, variant=variant, revision=revision)
 
 
 def is_one(folder: Path) -> bool:

@@ -4,7 +4,7 @@ The client reads HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT an
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +12,13 @@ from types import ModuleType
 from ddpm_jax.errors import check
 from ddpm_jax.pretrained.files import read_json
 from ddpm_jax.pretrained.nets import CONFIG
-from ddpm_jax.pretrained.tensors import NAME
+from ddpm_jax.pretrained.tensors import weights_file
 from ddpm_jax.pretrained.unet_config import CLASS
 
 REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII)
 INDEX = "model_index.json"
 UNET = "unet/"
 JSONS = [INDEX, CONFIG, UNET + CONFIG, "scheduler_config.json", "scheduler/scheduler_config.json"]
-WEIGHTS = re.compile(rf"{NAME}(?:\.(\w+))?\.(?:safetensors|bin)|{NAME}\.(?:safetensors|bin)\.index(?:\.(\w+))?\.json")
 
 NO_ACCESS = "check the name and, if it is private, set HF_TOKEN to a token that may see it"
 REMEDIES = {401: NO_ACCESS, 403: "set HF_TOKEN to a token that may do this", 404: NO_ACCESS}
@@ -72,24 +71,6 @@ def _download_weights(repo: str, folder: Path, place: str, names: set[str], vari
     check(not lost, f"{repo} has no {', '.join(lost[:4])[:200]} beside {file.name}, which places tensors there")
     for shard in sorted(shards):
         fetch(shard)
-
-
-def weights_file(names: Collection[str], variant: str | None, what: str) -> str:
-    """Of the files of a net, the one that `read_tensors` takes: its weights, or the index of their shards.
-
-    Raises FileNotFoundError that says which weights `what`, such as owner/name, holds.
-    """
-    there = sorted({match[1] or match[2] or "" for match in map(WEIGHTS.fullmatch, names) if match})
-    only = [name for name in there if name]
-    for name in [variant] if variant else ["", *(only if len(only) == 1 else [])]:
-        dot = f".{name}" if name else ""
-        for end in ("safetensors", "bin"):
-            for file in (f"{NAME}{dot}.{end}", f"{NAME}.{end}.index{dot}.json"):
-                if file in names:
-                    return file
-    wanted = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
-    others = f"; there are {', '.join(name or 'those of no variant' for name in there)}" if there else ""
-    raise FileNotFoundError(f"{what} holds no weights ({wanted}){others}")
 
 
 def prepare(repo: str, private: bool = False) -> None:

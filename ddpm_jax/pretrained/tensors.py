@@ -4,7 +4,7 @@ Nothing of a file is executed, nothing outside the folder is read, and a tensor 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +17,7 @@ from ddpm_jax.pretrained.files import inside, read_json
 from ddpm_jax.pretrained.unpickle import Stored, read_bin
 
 NAME = "diffusion_pytorch_model"
+WEIGHTS = re.compile(rf"{NAME}(?:\.(\w+))?\.(?:safetensors|bin)|{NAME}\.(?:safetensors|bin)\.index(?:\.(\w+))?\.json")
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
 
 
@@ -25,25 +26,27 @@ def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
 
     Without one the plain files are taken, or those of the only variant there is.
     """
-    there = _variants(folder)
-    only = there if len(there) == 1 else []
-    for name in [variant] if variant else ["", *only]:
+    path = folder / weights_file({file.name for file in folder.iterdir()}, variant, str(folder))
+    read = _read_safetensors if ".safetensors" in path.name else read_bin
+    return _read_shards(folder, path, read) if path.suffix == ".json" else read(inside(folder, path))
+
+
+def weights_file(names: Collection[str], variant: str | None, what: str) -> str:
+    """Of the files of a net, the one that `read_tensors` takes: its weights, or the index of their shards.
+
+    Raises FileNotFoundError that says which weights `what`, such as owner/name, holds.
+    """
+    there = sorted({match[1] or match[2] or "" for match in map(WEIGHTS.fullmatch, names) if match})
+    only = [name for name in there if name]
+    for name in [variant] if variant else ["", *(only if len(only) == 1 else [])]:
         dot = f".{name}" if name else ""
-        for end, read in (("safetensors", _read_safetensors), ("bin", read_bin)):
-            if (path := folder / f"{NAME}{dot}.{end}").exists():
-                return read(inside(folder, path))
-            if (path := folder / f"{NAME}.{end}.index{dot}.json").exists():
-                return _read_shards(folder, path, read)
+        for end in ("safetensors", "bin"):
+            for file in (f"{NAME}{dot}.{end}", f"{NAME}.{end}.index{dot}.json"):
+                if file in names:
+                    return file
     wanted = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
-    others = f"; there are the variants {', '.join(there)}" if there else ""
-    raise FileNotFoundError(f"{folder} holds no weights ({wanted}){others}")
-
-
-def _variants(folder: Path) -> list[str]:
-    """The variants of which there are files, such as NAME.fp16.safetensors and NAME.bin.index.fp16.json."""
-    kinds = rf"{NAME}(?:\.(\w+)\.(?:safetensors|bin)|\.(?:safetensors|bin)\.index\.(\w+)\.json)"
-    found = (re.fullmatch(kinds, path.name) for path in folder.iterdir())
-    return sorted({name[1] or name[2] for name in found if name})
+    others = f"; there are {', '.join(name or 'those of no variant' for name in there)}" if there else ""
+    raise FileNotFoundError(f"{what} holds no weights ({wanted}){others}")
 
 
 def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:

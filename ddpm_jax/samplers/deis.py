@@ -16,7 +16,7 @@ from ddpm_jax.samplers._multistep import (
     lower_at_end,
     remember,
 )
-from ddpm_jax.samplers.euler import euler_step
+from ddpm_jax.samplers.euler import all_but_noise, euler_step
 
 
 def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
@@ -27,18 +27,18 @@ def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
     whose walk ends at the level of t = 0.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
-    step = Partial(_step, Partial(lower_at_end if compat else _as_known))
+    step = Partial(_step, Partial(lower_at_end if compat else _as_known), all_but_noise(compat))
     return Sampler(history(order), step, order=order, compat_walk="inner_to_0" if compat else None)
 
 
-def _step(highest, keys, denoise, xt, row, memory):
+def _step(highest, noise, keys, denoise, xt, row, memory):
     x0, eps, _ = denoise(xt, row.t)
     values, positions = memory = remember(memory, eps, row.log_snr / 2)
     some = jnp.isfinite(row.h) & (row.h != 0)  # on its Karras grid the last step of diffusers has no length
     h, count = jnp.where(some, row.h, 1), jnp.where(some, highest(row, known(positions)), 1)
     nodes = (positions - positions[0]) / h
     weights = integral_weights(nodes, exponential_moments(len(nodes), h, growing=False), count)
-    return euler_step(row, x0, eps, change_from_newest(weights, values)), memory
+    return euler_step(row, x0, eps, change_from_newest(weights, values), noise), memory
 
 
 def _as_known(row, order):

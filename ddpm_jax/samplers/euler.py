@@ -22,16 +22,21 @@ def _step(keys, denoise, xt, row, memory):
 ALL_BUT_NOISE = 1e-3  # sqrt(alpha_bar) below which xt tells nothing of the data
 
 
-def euler_step(row, x0, eps, change=0.0):
+def all_but_noise(compat):
+    """sqrt(alpha_bar) up to which `euler_step` leaves a change out; diffusers, in no case."""
+    return 0.0 if compat else ALL_BUT_NOISE
+
+
+def euler_step(row, x0, eps, change=0.0, noise=ALL_BUT_NOISE):
     """x_next where x / sqrt(alpha_bar) = x0 + sigma eps moves by (sigma_next - sigma) (eps + change).
 
     Written from x0, so that it holds at pure noise too, where sigma is infinite. There and at levels next to it (sigma
     above 1000, as at T-1 of the squared cosine) `change` has no say: an error of the network in it, times sigma, would
-    drown the picture.
+    drown the picture. `noise` is the sqrt(alpha_bar) where that begins.
     """
-    return row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + sigma_step(row) * change)
+    return row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + sigma_step(row, noise) * change)
 
 
-def sigma_step(row):
+def sigma_step(row, noise=ALL_BUT_NOISE):
     """sigma_next - sigma, or 0 where what is there is all but noise."""
-    return jnp.where(row.sqrt_alpha_bar > ALL_BUT_NOISE, row.sigma_next - row.sigma, 0)
+    return jnp.where(row.sqrt_alpha_bar > noise, row.sigma_next - row.sigma, 0)

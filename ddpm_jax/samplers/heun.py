@@ -5,7 +5,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.compat import Walk
 from ddpm_jax.samplers import Sampler, no_memory
-from ddpm_jax.samplers.euler import euler_step
+from ddpm_jax.samplers.euler import ALL_BUT_NOISE, all_but_noise, euler_step
 
 
 def heun(*, compat: bool = False) -> Sampler:
@@ -14,15 +14,15 @@ def heun(*, compat: bool = False) -> Sampler:
     compat: diffusers' walk, whose linspace is not rounded.
     """
     walk: Walk | None = "float" if compat else None
-    return Sampler(Partial(no_memory), Partial(_step), order=2, evaluations=2, compat_walk=walk)
+    return Sampler(Partial(no_memory), Partial(_step, all_but_noise(compat)), order=2, evaluations=2, compat_walk=walk)
 
 
-def _step(keys, denoise, xt, row, memory):
-    return heun_step(denoise, row, *denoise(xt, row.t)[:2]), memory
+def _step(noise, keys, denoise, xt, row, memory):
+    return heun_step(denoise, row, *denoise(xt, row.t)[:2], noise), memory
 
 
-def heun_step(denoise, row, x0, eps):
+def heun_step(denoise, row, x0, eps, noise=ALL_BUT_NOISE):
     """x_next from x0 and eps at the row's level; on the last row the second evaluation has no weight."""
     x_euler = euler_step(row, x0, eps)
     eps_next = denoise(x_euler, row.t_next_finite).eps
-    return euler_step(row, x0, eps, jnp.where(jnp.isfinite(row.h), 0.5, 0) * (eps_next - eps))
+    return euler_step(row, x0, eps, jnp.where(jnp.isfinite(row.h), 0.5, 0) * (eps_next - eps), noise)

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
-from ddpm_jax.samplers.euler import euler_step, sigma_step
+from ddpm_jax.samplers.euler import all_but_noise, euler_step, sigma_step
 
 
 def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
@@ -17,13 +17,15 @@ def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
     compat: diffusers' walk, whose linspace is not rounded.
     """
     check(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, not {order}")
-    return Sampler(history(order), Partial(_step), order=order, compat_walk="float" if compat else None)
+    return Sampler(
+        history(order), Partial(_step, all_but_noise(compat)), order=order, compat_walk="float" if compat else None
+    )
 
 
-def _step(keys, denoise, xt, row, memory):
+def _step(noise, keys, denoise, xt, row, memory):
     x0, eps, _ = denoise(xt, row.t)
     values, positions = memory = remember(memory, eps, row.sigma)
-    step = sigma_step(row)
+    step = sigma_step(row, noise)
     nodes = (positions - positions[0]) / jnp.where(step == 0, 1, step)
     weights = integral_weights(nodes, uniform_moments(len(nodes), nodes.dtype), known(positions))
-    return euler_step(row, x0, eps, change_from_newest(weights, values)), memory
+    return euler_step(row, x0, eps, change_from_newest(weights, values), noise), memory

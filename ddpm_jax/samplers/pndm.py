@@ -10,7 +10,7 @@ from ddpm_jax.compat import Walk
 from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
-from ddpm_jax.samplers.euler import euler_step
+from ddpm_jax.samplers.euler import all_but_noise, euler_step
 
 
 def pndm(*, runge_kutta: bool = True, average: Literal["eps", "v"] = "eps", compat: bool = False) -> Sampler:
@@ -24,13 +24,13 @@ def pndm(*, runge_kutta: bool = True, average: Literal["eps", "v"] = "eps", comp
     """
     check(average in AVERAGES, f"average must be eps or v, not {average}")
     start, extra = (_runge_kutta, (3, 3, 3)) if runge_kutta else (_heun, (1,))
-    step = Partial(_step, Partial(start), len(extra), Partial(AVERAGES[average]), compat)
+    step = Partial(_step, Partial(start), len(extra), Partial(AVERAGES[average]), compat, all_but_noise(compat))
     order = 2 if average == "eps" else 1
     walk: Walk | None = "strides_to_0" if compat else None
     return Sampler(history(4), step, order=order, extra=extra, compat_walk=walk)
 
 
-def _step(start, until, averaged, to_the_end, keys, denoise, xt, row, memory):
+def _step(start, until, averaged, to_the_end, noise, keys, denoise, xt, row, memory):
     x0, eps, _ = prediction = denoise(xt, row.t)
     value, per_value = averaged(prediction, row.sqrt_alpha_bar, row.sqrt_one_minus_alpha_bar)
     starting = (known(memory[1]) < until) & jnp.isfinite(row.h)
@@ -39,7 +39,7 @@ def _step(start, until, averaged, to_the_end, keys, denoise, xt, row, memory):
     weights = integral_weights(-jnp.arange(4, dtype=eps.dtype), uniform_moments(4, eps.dtype), count)
 
     def move(row, change):
-        return euler_step(row, x0, eps, per_value * change)
+        return euler_step(row, x0, eps, per_value * change, noise)
 
     def ask(x, t, a, b):
         return averaged(denoise(x, t), a, b)[0] - value

@@ -48,6 +48,7 @@ def end_of_ours(folder, name, keys):
 
 def end_of_diffusers(folder, name, noise, noises):
     """x0 of diffusers from this noise, with these on the way."""
+    diffusers.utils.logging.disable_progress_bar()
     pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(STEPS)
