@@ -9,7 +9,10 @@ from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.pipeline import Pipeline
 from ddpm_jax.prediction import Prediction, make_denoiser
+from ddpm_jax.pretrained.folders import Pretrained, as_pretrained, load_pretrained, save_pretrained
+from ddpm_jax.recipe import Recipe
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
 from ddpm_jax.samplers.ddpm import ddpm
 from ddpm_jax.schedule import (
@@ -32,11 +35,15 @@ __all__ = [
     "Edit",
     "Model",
     "NoiseSchedule",
+    "Pipeline",
     "Prediction",
+    "Pretrained",
+    "Recipe",
     "Row",
     "Sampler",
     "TrainState",
     "UNet",
+    "as_pretrained",
     "bits_per_dim",
     "ddpm",
     "example_keys",
@@ -51,6 +58,7 @@ __all__ = [
     "last_part",
     "lerp",
     "linear",
+    "load_pretrained",
     "loss_weight",
     "make_denoiser",
     "make_grid",
@@ -63,6 +71,7 @@ __all__ = [
     "sample",
     "sample_in_chunks",
     "sample_keys",
+    "save_pretrained",
     "scaled_linear",
     "sigmoid",
     "simple_loss",

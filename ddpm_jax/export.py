@@ -71,7 +71,7 @@ def exported(run: TrainedRun, params: Params, weights: str, name: str) -> Iterat
     """A new folder with the export of a run, whole, for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="ddpm_jax-") as temporary:
         folder = Path(temporary) / "export"
-        folders.save_pretrained(folders.pretrained(run.recipe, params), folder)
+        folders.save_pretrained(folders.as_pretrained(run.recipe, params), folder)
         write_card(folder, run, weights, name)
         yield folder
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import preconditioning
@@ -104,12 +105,16 @@ class Objective:
         """Whether the network has to say the variance of the reverse step."""
         return self.variance.startswith("learned")
 
-    def noise_schedule(self) -> NoiseSchedule:
-        """The schedule's tables."""
+    def betas(self) -> np.ndarray:
+        """The schedule's betas (T,), float64."""
         ramp = self.schedule in ("linear", "scaled_linear", "sigmoid")
         options = {"beta_start": self.beta_start, "beta_end": self.beta_end} if ramp else {}
         betas = BETAS[self.schedule](self.timesteps, **options)
-        return from_betas(zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
+        return zero_terminal_snr(betas) if self.zero_terminal_snr else betas
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule's tables."""
+        return from_betas(self.betas())
 
     def loss(
         self,

@@ -230,18 +230,23 @@ def call(name: str, *args, **options) -> tuple:
     return name, args, options
 
 
+def environment_of(hub: Hub, cache: Path) -> dict[str, str]:
+    """The environment of a process whose hub and cache are these."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    root = str(Path(__file__).parents[1])
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": root}
+    return {**ours, "JAX_PLATFORMS": "cpu", **settings}
+
+
 def client(hub: Hub, cache: Path, *calls: tuple, **environment: str) -> list[str]:
     """What each of the calls returns, or the name of its error and the message.
 
     All in one process of their own, because the client reads the environment when it is imported.
     """
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    root = str(Path(__file__).parents[1])
-    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": root}
     done = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(calls, default=str),
-        env={**ours, "JAX_PLATFORMS": "cpu", **settings, **environment},
+        env=environment_of(hub, cache) | environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,10 +1,14 @@
 """Exports of runs: what is in the folder, what it opens as, what is replaced and what is not, and uploads that fail."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from example_commands import TINY, draw, one_line, run
+from example_hub import WRITE, environment_of, serve
 from PIL import Image
 
 import train
@@ -131,6 +135,25 @@ def test_a_training_that_could_never_be_uploaded_does_not_begin(tmp_path, capsys
     assert "diffusers has no edm" in message
     assert not (tmp_path / "run").exists()
     assert "--private is for --push" in one_line(capsys, train.main, *TINY, "--private", "--workdir", tmp_path / "run")
+
+
+def test_a_run_goes_to_the_hub_and_draws_from_there(trained, tmp_path):
+    def command(*args):
+        settings = environment_of(hub, tmp_path / "cache") | {"HF_TOKEN": WRITE, "JAX_NUM_CPU_DEVICES": "1"}
+        words = [sys.executable, *map(str, args)]
+        done = subprocess.run(words, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    with serve() as hub:
+        said = command("-m", "ddpm_jax.export", "--ckpt", trained, "--push", "us/net", "--private")
+        assert said == [f"{hub.address}/us/net"]
+        assert hub.repositories["us/net"].private
+        assert hub.repositories["us/net"].branches["main"].keys() == FILES
+        ask = ("--num", 2, "--steps", 2, "--no-compilation-cache")
+        assert command(Path(train.__file__).with_name("sample.py"), "--ckpt", "us/net", *ask) == ["samples.png"]
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert min(picture.size) > 1
 
 
 def test_the_pictures_are_pictures(exported):

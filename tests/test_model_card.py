@@ -11,7 +11,7 @@ from ddpm_jax.data.folder import Folder
 from ddpm_jax.model_card import write_card
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.on_run import TrainedRun
-from ddpm_jax.pretrained.folders import pretrained, save_pretrained
+from ddpm_jax.pretrained.folders import as_pretrained, save_pretrained
 
 MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
 
@@ -32,7 +32,7 @@ def card(tmp_path):
         training=Training(steps=30),
         checkpoint=Checkpoint(every=10),
     )
-    save_pretrained(pretrained(config, MODEL.init(jax.random.key(0))), tmp_path / "out")
+    save_pretrained(as_pretrained(config, MODEL.init(jax.random.key(0))), tmp_path / "out")
 
     def write(**changes):
         write_card(tmp_path / "out", TrainedRun(folder, 30, dataclasses.replace(config, **changes)), "ema", "me/cats")

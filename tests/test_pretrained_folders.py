@@ -16,7 +16,7 @@ from ddpm_jax.corruption import Corruption
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.folders import check_possible, load_pretrained, pretrained, save_pretrained
+from ddpm_jax.pretrained.folders import as_pretrained, check_possible, load_pretrained, save_pretrained
 from ddpm_jax.recipe import Recipe
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -136,7 +136,7 @@ SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_p
 )
 def test_what_is_saved_is_what_is_loaded(objective, sampling, tmp_path):
     recipe = Recipe(model=SMALL, objective=objective, sampling=sampling)
-    saved = pretrained(recipe, SMALL.init(jax.random.key(0)))
+    saved = as_pretrained(recipe, SMALL.init(jax.random.key(0)))
     save_pretrained(saved, tmp_path / "a")
     loaded = load_pretrained(tmp_path / "a")
     jax.tree.map(np.testing.assert_array_equal, saved.params, loaded.params)
@@ -155,7 +155,7 @@ def test_what_is_saved_is_what_is_loaded(objective, sampling, tmp_path):
 def test_what_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     params = SMALL.init(jax.random.key(0))
     for objective, message in ((Diffusion(target="edm", schedule="edm"), "diffusers has no edm"),):
-        model = pretrained(Recipe(model=SMALL), params)._replace(recipe=Recipe(model=SMALL, objective=objective))
+        model = as_pretrained(Recipe(model=SMALL), params)._replace(recipe=Recipe(model=SMALL, objective=objective))
         with pytest.raises(ValueError, match=message):
             save_pretrained(model, tmp_path / "none")
     with pytest.raises(ValueError, match="diffusers has no net such as BasicUNet"):
@@ -163,5 +163,5 @@ def test_what_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="no such thing as the corruption toy"):
         check_possible(Recipe(model=SMALL, objective=Corruption()))
     with pytest.raises(ValueError, match="the parameters are not those of the net"):
-        save_pretrained(pretrained(Recipe(model=dataclasses.replace(SMALL, widths=(8,))), params), tmp_path / "none")
+        save_pretrained(as_pretrained(Recipe(model=dataclasses.replace(SMALL, widths=(8,))), params), tmp_path / "none")
     assert not (tmp_path / "none").exists()

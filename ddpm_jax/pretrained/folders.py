@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
     recipe: Recipe
 
 
-def pretrained(recipe: Recipe, params: Params) -> Pretrained:
+def as_pretrained(recipe: Recipe, params: Params) -> Pretrained:
     """The recipe and its parameters as they would come from a folder; raises ValueError as `check_possible` does."""
     model, objective = check_possible(recipe)
     return Pretrained(model, params, objective.noise_schedule(), recipe.sampling.method, recipe)
@@ -68,7 +68,7 @@ def load_pretrained(
     """
     folder = find(path_or_repo, variant, revision)
     recipe = read_recipe(folder, scheduler, image_size)
-    return pretrained(recipe, read_params(folder, recipe, variant))
+    return as_pretrained(recipe, read_params(folder, recipe, variant))
 
 
 def save_pretrained(model: Pretrained, folder: str | Path) -> None:

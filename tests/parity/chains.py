@@ -1,7 +1,8 @@
 """Whole chains of diffusers beside ours: python tests/parity/chains.py [FOLDER ...] [--out DIR]  (extra `parity`).
 
 A model in the layout of diffusers, here a small net with random weights and any FOLDER (such as an export of a trained
-run), is opened by both and walked by both through 50 steps from the same noise, with the same noise on the way. A line
+run), is opened by both and walked by both through 50 steps from the same noise, with the same noise on the way. The
+random net predicts v: where one predicts eps, DDIM's walk is chaos (noise times 1 + 1e-7 changes every pixel). A line
 gives the largest difference of the pictures in steps of 1/255, and of x0 before it is cut to [-1, 1]; with --out both
 grids are left there side by side. The exit status is 1 if pictures differ by more than 1/255.
 """
@@ -32,7 +33,7 @@ SMALL = {"block_out_channels": [32, 64], "sample_size": 16, **levels([1], [0], 2
 
 def save_random(folder):
     """A model of diffusers with random weights."""
-    scheduler = diffusers.DDPMScheduler()
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     diffusers.DDPMPipeline(unet=made(SMALL, 0), scheduler=scheduler).save_pretrained(folder)
 
 

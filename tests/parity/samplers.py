@@ -1,16 +1,21 @@
-"""Every scheduler of an installed diffusers beside our sampler: python tests/parity/samplers.py  (extra `parity`).
+"""Every scheduler of an installed diffusers beside ours: python tests/parity/samplers.py  (extra `parity`).
 
-Both walk from the same noise, with the same network and the same noise on the way. A line of the table gives
+Ours is what we make of the scheduler's own JSON. Both walk from the same noise, with the same network and the same
+noise on the way. A line of the table gives
 
 exact      the largest difference of their ends over the largest value, with the tables of diffusers in float64
 as it is   the same with its own in float32, which have 1 - alpha_bar at t = 0 with an error of 2e-4
 /255       the largest difference of the pictures in [-1, 1], in steps of 1/255, with its own tables
-plain      as "as it is", without our `compat`, and our walk ending in clean data
+plain      as "as it is", without our `compat`
 
-The exit status is 1 if a line is over its bound, which holds for "exact", or its pictures differ by more than 1/255.
+The exit status is 1 if a line is over its bound, which holds for "exact", if its pictures differ by more than 1/255, or
+if a scheduler has other keys or defaults than we know.
 """
 
+import dataclasses
 import functools
+import inspect
+import json
 import sys
 from unittest import mock
 
@@ -24,16 +29,13 @@ from jax.tree_util import Partial
 
 from ddpm_jax import samplers
 from ddpm_jax.compat import compat_grid
-from ddpm_jax.grids import CLEAN, rows
-from ddpm_jax.prediction import make_denoiser
-from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
-from ddpm_jax.schedule import from_betas, linear, zero_terminal_snr
+from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.pretrained.schedulers import SCHEDULERS
+from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
+from ddpm_jax.schedule import from_betas, linear
 
-T = 1000
+T, LEAST_SIGNAL = 1000, 2.0**-24
 BETAS = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02}
-ALPHA_BAR = {False: np.cumprod(1 - linear(T)), True: np.cumprod(1 - zero_terminal_snr(linear(T)))}
-SCHEDULES = {False: from_betas(linear(T)), True: from_betas(zero_terminal_snr(linear(T)))}
-SCHEDULE = SCHEDULES[False]
 RANDOM = np.random.default_rng(0)
 MIX, PHASE = RANDOM.normal(size=(3, 3)).astype(np.float32), RANDOM.uniform(0, 6, 3).astype(np.float32)
 KEYS = sample_keys(0, jnp.arange(4))
@@ -41,37 +43,55 @@ NOISE = initial_noise(KEYS, (8, 8, 3))
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
 
 
-def network(xp, xt, t, target, zero, says_variance):
-    """A smooth network with some x0 outside [-1, 1]; xp is numpy or jax.numpy, t (b,)."""
+def network(xp, xt, t, target, alpha_bar, says_variance):
+    """A smooth network with some x0 outside [-1, 1]; xp is numpy or jax.numpy, t (b,), alpha_bar (T,)."""
     t = t.astype(xp.float32).reshape(-1, 1, 1, 1)
-    tables = (xp.asarray(np.sqrt(table), xp.float32) for table in (ALPHA_BAR[zero], 1 - ALPHA_BAR[zero]))
+    tables = (xp.asarray(np.sqrt(table), xp.float32) for table in (np.asarray(alpha_bar), 1 - np.asarray(alpha_bar)))
     a, b = (xp.interp(t, xp.arange(T), table).astype(xp.float32) for table in tables)
     x0 = 1.3 * xp.tanh(xt @ xp.asarray(MIX) + xp.sin(t / 200 + xp.asarray(PHASE)))
     eps = (xt - a * x0) / b
-    output = eps if target == "eps" else a * eps - b * x0
+    output = {"eps": eps, "v": a * eps - b * x0, "x0": x0}[target]
     return xp.concatenate([output, xp.sin(3 * xt)], -1) if says_variance else output
 
 
 @functools.cache
-def our_network(karras, *settings):
-    """The network; with Karras sigmas it sees whole timesteps, as it does in diffusers."""
-    return Partial(lambda xt, t: network(jnp, xt, jnp.round(t) if karras else t, *settings))
+def our_network(*settings):
+    """The network as a function that is the same object for the same settings."""
+    return Partial(lambda xt, t: network(jnp, xt, t, *settings))
 
 
-def scheduler_of(case, target, steps, exact):
-    kind = getattr(diffusers, case.scheduler + "Scheduler")
-    scheduler = kind(**BETAS, **case.config, prediction_type=PREDICTION_TYPE[target])
+def made(case, target, steps=None, exact=False):
+    """A scheduler of diffusers, that which reads the JSON of another if the case says so."""
+    settings = {**BETAS, "prediction_type": PREDICTION_TYPE[target], **case.config}
+    scheduler = getattr(diffusers, f"{case.scheduler}Scheduler")(**settings)
+    if case.read_as is not None:
+        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(scheduler.config)
     if exact:
-        scheduler.alphas_cumprod = torch.from_numpy(ALPHA_BAR[case.zero])
+        scheduler.alphas_cumprod = torch.from_numpy(alpha_bar_of(scheduler))
         if getattr(scheduler, "final_alpha_cumprod", 1) != 1:
             scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    scheduler.set_timesteps(steps)
-    if exact and hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = scheduler.sigmas.double()
+    if steps is not None:
+        scheduler.set_timesteps(steps)
+        if exact and hasattr(scheduler, "sigmas"):
+            scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
 
 
-def end_of_diffusers(case, scheduler, target, noises):
+def alpha_bar_of(scheduler):
+    """Its table in float64, by our schedules, which the tests hold to float64."""
+    alpha_bar = np.cumprod(1 - np.asarray(ours_of(json.loads(scheduler.to_json_string()))[0].betas(), float))
+    if alpha_bar[-1] == 0 and float(scheduler.alphas_cumprod[-1]) > 0:
+        alpha_bar[-1] = LEAST_SIGNAL
+    return alpha_bar
+
+
+def ours_of(config, name=None, steps=None, **options):
+    """The objective and the sampling that we make of a JSON."""
+    _, objective, sampling = scheduler_of(config, name)
+    return objective, dataclasses.replace(sampling, steps=steps or sampling.steps, options=sampling.options | options)
+
+
+def end_of_diffusers(case, scheduler, net, noises):
     """x0 of diffusers; x in its own scale, as scale_model_input brings it to the network's."""
     module, rest = sys.modules[type(scheduler).__module__], iter(noises)
 
@@ -79,11 +99,11 @@ def end_of_diffusers(case, scheduler, target, noises):
         noise = torch.tensor(next(rest))
         return noise.movedim(-1, 1) if case.says_variance else noise
 
-    x = torch.tensor(NOISE) / scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]).float()
+    x = torch.tensor(NOISE) * scheduler.init_noise_sigma
     with mock.patch.object(module, "randn_tensor", draw, create=True):
         for t in scheduler.timesteps:
             xt = scheduler.scale_model_input(x, t).numpy()
-            output = network(np, xt, np.full(len(xt), float(t)), target, case.zero, case.says_variance)
+            output = network(np, xt, np.full(len(xt), float(t)), *net)
             x = _step(scheduler, torch.from_numpy(output), t, x, case)
     return x.numpy()
 
@@ -96,25 +116,9 @@ def _step(scheduler, output, t, x, case):
     return first.movedim(1, -1)
 
 
-def grid_of(case, scheduler, steps, end):
-    schedule = SCHEDULES[case.zero]
-    if case.karras:
-        sigmas = scheduler.sigmas.numpy().astype(float)[:steps]
-        t = np.asarray(SCHEDULE.t_of(-2 * jnp.log(jnp.asarray(sigmas))), float)
-        return rows(SCHEDULE, t, np.append(t[1:], 0.0 if end == "level 0" else CLEAN))
-    times = scheduler._timesteps if isinstance(scheduler, diffusers.PNDMScheduler) else scheduler.timesteps.numpy()
-    t = np.unique(times)[::-1]
-    t = t.astype(int) if np.all(t == np.floor(t)) else t.astype(float)
-    if end.startswith("stride"):
-        return rows(schedule, t, np.maximum(t - T // steps, 0 if end == "stride 0" else CLEAN))
-    return rows(schedule, t, np.append(t[1:], 0 if end == "level 0" else CLEAN))
-
-
-def end_of_ours(case, grid, target, options, keep_eps):
-    limits = {"dynamic_threshold": case.threshold, "keep_eps": keep_eps}
-    net = our_network(case.karras, target, case.zero, case.says_variance)
-    denoise = make_denoiser(SCHEDULES[case.zero], net, target, 1.0 if case.clip else None, **limits)
-    return np.asarray(sample(KEYS, denoise, samplers.make(case.sampler, **options), grid, NOISE))
+def end_of_ours(objective, sampling, net):
+    *_, x0 = objective.walk(KEYS, our_network(*net), NOISE.shape[1:], sampling, 1)
+    return np.asarray(x0)
 
 
 def relative(ours, theirs):
@@ -123,17 +127,19 @@ def relative(ours, theirs):
 
 def compare(case, target, steps):
     """The columns of a line; the last is None where there is nothing to leave out."""
-    schedulers = [scheduler_of(case, target, steps, exact) for exact in (True, False)]
-    grid = grid_of(case, schedulers[0], steps, case.end)
+    config = json.loads(made(case._replace(read_as=None), target).to_json_string())
+    objective, sampling = ours_of(config, case.read_as and f"{case.read_as}Scheduler", steps, **case.step)
+    alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
+    net = objective.target, tuple(alpha_bar), case.says_variance
+    grid = objective.grid(sampling)
     noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
-    exact, theirs = (end_of_diffusers(case, scheduler, target, noises) for scheduler in schedulers)
-    averaged = {"average": "v"} if case.sampler == "pndm" and target == "v" else {}
-    ours = end_of_ours(case, grid, target, {**case.options, **case.compat, **averaged}, case.sampler == "ddim")
+    exact, theirs = (end_of_diffusers(case, made(case, target, steps, exact), net, noises) for exact in (True, False))
+    ours = end_of_ours(objective, sampling, net)
     pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     plain = None
-    if case.compat or case.end != "clean":
-        grid = grid_of(case, schedulers[0], steps, "clean")
-        plain = relative(end_of_ours(case, grid, target, case.options, False), theirs)
+    if "compat" in sampling.options:
+        options = {key: value for key, value in sampling.options.items() if key != "compat"}
+        plain = relative(end_of_ours(objective, dataclasses.replace(sampling, options=options), net), theirs)
     return relative(ours, exact), relative(ours, theirs), pictures, plain
 
 
@@ -155,24 +161,33 @@ def same_walks(name, spacing):
     settings = {} if "Single" in name else {"timestep_spacing": spacing}
     settings |= {"skip_prk_steps": True} if name == "PNDM" else {}
     scheduler, same = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings), []
-    walk = samplers.make(WALKS[name], compat=True).compat_walk
+    walk, schedule = samplers.make(WALKS[name], compat=True).compat_walk, from_betas(linear(T))
     for steps in (*range(2, 51), *range(53, T, 29)):
         scheduler.set_timesteps(steps)
         times = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
         theirs = np.unique(times)[::-1]
-        ours = np.asarray(compat_grid(walk, SCHEDULE, steps, spacing).t)
+        ours = np.asarray(compat_grid(walk, schedule, steps, spacing).t)
         same.append(len(theirs) == steps and np.allclose(ours, theirs, atol=1e-3))
     return f"{sum(same)} of {len(same)}"
+
+
+def other_defaults():
+    """The schedulers that have other keys than we know, or other values where they are missing."""
+    for name, kind in SCHEDULERS.items():
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+        theirs = {p.name: p.default for p in parameters if p.name != "self"}
+        if theirs != kind.defaults:
+            print(f"{name}: {sorted({*theirs.items()} ^ {*kind.defaults.items()}, key=str)}")
+            yield name
 
 
 def print_line(case, target, steps):
     exact, as_it_is, pictures, plain = compare(case, target, steps)
     over = case.bound is not None and not (exact <= case.bound and pictures <= 1)
     settings = {**case.config, **case.step}.items()
-    name = " ".join(
-        [case.scheduler, *(value if isinstance(value, str) else f"{key}={value}" for key, value in settings)]
-    )
-    line = f"{name:52} {target:6} {steps:5}  {case.sampler:15} {exact:5.0e}  {as_it_is:8.0e}"
+    words = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings]
+    name = " ".join([case.scheduler, *([f"as {case.read_as}"] if case.read_as else []), *words])
+    line = f"{name:64} {target:6} {steps:5}  {exact:5.0e}  {as_it_is:8.0e}"
     bound, needed = ("-" if value is None else f"{value:.0e}" for value in (case.bound, plain))
     print(f"{line}  {pictures:6.2f}  {needed:>5}  {bound:>5}  {'OVER ' if over else ''}{case.note}", flush=True)
     return over
@@ -184,15 +199,17 @@ def main():
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_disable_most_optimizations", True)
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
+    over = len(list(other_defaults()))
+    print(f"{over} of {len(SCHEDULERS)} schedulers have other keys or defaults than we know")
     print("for how many of some numbers of steps our compat walk has the timesteps of a scheduler")
     for name in WALKS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
         print(f"{name:20} " + ", ".join(f"{spacing} {same_walks(name, spacing)}" for spacing in spacings), flush=True)
-    print(f"{'scheduler':52} target steps  {'ours':15} exact  as it is    /255  plain  bound")
-    over = 0
+    print(f"{'scheduler':64} target steps  exact  as it is    /255  plain  bound")
     for case in CASES:
         for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
-            if not (case.zero and target == "eps"):
+            said = "prediction_type" in case.config and target == "v"
+            if not (said or (case.zero and target == "eps")):
                 over += print_line(case, target, steps)
     print(f"{over} over their bound")
     return over
