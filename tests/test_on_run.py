@@ -1,8 +1,9 @@
 """What the commands on a run share: their settings' limits, and a run that is not there."""
 
 import pytest
+from example_pretrained import fixture
 
-from ddpm_jax.on_run import InBatches, OnRun, parse
+from ddpm_jax.on_run import InBatches, OnRun, open_any, parse
 
 
 @pytest.mark.parametrize(
@@ -19,3 +20,31 @@ def test_a_run_that_is_not_named_or_not_there_is_one_sentence(tmp_path):
         parse(InBatches, ["--seed", "1"], "command")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         parse(OnRun, ["--ckpt", str(tmp_path / "none")], "command")
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A net in the layout of diffusers."""
+    fixture("ddpm", tmp_path)
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
+    return tmp_path
+
+
+def test_a_net_in_the_layout_of_diffusers_stands_where_a_run_does(theirs):
+    source = open_any(str(theirs))
+    assert source.recipe.sampling.sampler == "ddim"
+    assert source.params("ema").keys() == source.recipe.model.shapes().keys()
+    with pytest.raises(ValueError, match="has one set of weights: leave --weights out"):
+        source.params("raw")
+    with pytest.raises(ValueError, match=r"--checkpoint names a step of a run, which .* is not: leave it out"):
+        open_any(str(theirs), 3)
+
+
+def test_what_is_neither_is_told_what_either_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is neither a folder here nor owner/name, a repository of the hub"):
+        open_any(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"holds neither checkpoints nor model_index\.json: give a run such as"):
+        open_any(str(tmp_path))
+    with pytest.raises(ValueError, match="is a file: give the folder it is in"):
+        (tmp_path / "file").touch()
+        open_any(str(tmp_path / "file"))

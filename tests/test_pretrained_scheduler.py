@@ -116,6 +116,12 @@ def test_any_schedulers_json_is_read_as_any_others(own, name):
     assert found.sampling.sampler == scheduler_of({"_class_name": name}).sampling.sampler
 
 
+def test_keys_passed_on_from_another_scheduler_say_nothing():
+    """diffusers keeps them in the JSON of a scheduler that was made from another's."""
+    passed_on = {"skip_prk_steps": True, "solver_order": 3, "use_karras_sigmas": True, "variance_type": "fixed_large"}
+    assert named("DDIM", **passed_on) == named("DDIM")
+
+
 def test_a_value_that_only_its_own_scheduler_knows_is_left_out():
     said = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1", "solver_order": 3}
     assert scheduler_of(said, "DEISMultistepScheduler").sampling.options == {"order": 3, "compat": True}
@@ -204,6 +210,12 @@ def test_no_key_is_passed_over(name):
         ("DDPM", {"clip_sample_range": 2.0}, "clip_sample_range 2.0"),
         ("DDPM", {"beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ("DDPM", {"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
+        ("DDPM", {"beta_start": 10**400}, "beta_start must be a number, not 1000"),
+        ("DDPM", {"beta_start": float("nan")}, "beta_start must be a number, not nan"),
+        ("DDPM", {"beta_start": 0.5, "beta_end": 0.1}, "0 < start <= end < 1"),
+        ("DDPM", {"variance_type": ["fixed_small"]}, "variance_type must be a string"),
+        ("DPMSolverMultistep", {"variance_type": ["learned"]}, "variance_type \\['learned'\\] is not understood"),
+        ("DPMSolverMultistep", {"lambda_min_clipped": -5.1}, "lambda_min_clipped -5.1 is not supported"),
         ("UniPCMultistep", {"use_flow_sigmas": True}, "use_flow_sigmas True"),
         ("DPMSolverMultistep", {"algorithm_type": "dpmsolver"}, "algorithm_type dpmsolver of solver_order 2"),
         ("DDPM", {"num_train_timesteps": "many"}, "num_train_timesteps must be a whole number"),

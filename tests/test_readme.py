@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_pretrained import fixture
 from PIL import Image
 
 import train
@@ -39,10 +41,24 @@ def test_the_data_snippet_makes_a_recipe():
     assert names["config"].data.describe() == "folder: my_pictures"
 
 
+def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch):
+    fixture("ddpm", tmp_path)
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    monkeypatch.chdir(tmp_path)
+    snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2].replace("my_pipeline", str(tmp_path))
+    exec(snippet.replace("steps=50", "steps=2"), {"xt": jnp.zeros((2, 8, 8, 1)), "t": jnp.array([3, 999])})
+    for name in ("first.png", "quick.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (8, 8)
+
+
 COMMANDS = re.findall(r"^python train\.py ([^#`]*?)(?:  +#.*)?$", README.replace("\\\n", " "), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "--help" not in c and "--data.path" not in c])
+ELSEWHERE = ("help", "data.path", "init-from", "push")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not any(f"--{word}" in c for word in ELSEWHERE)])
 def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.main([*command.split(), *([] if "--dry-run" in command else ["--dry-run"]), "--no-compilation-cache"])

@@ -25,6 +25,8 @@ HEEDED |= {"sample_max_value", "rescale_betas_zero_snr", "timestep_spacing", "us
 HEEDED |= {"set_alpha_to_one", "final_sigmas_type"}
 HEEDED -= {"trained_betas"}
 """Keys that are heeded whoever has them."""
+PASSED_ON = LEGACY.union(*(kind.defaults for kind in SCHEDULERS.values()))
+"""Keys that a JSON may hold whosever it is."""
 
 
 class Scheduler(NamedTuple):
@@ -53,15 +55,16 @@ def scheduler_of(config: Mapping[str, Any], name: str | None = None) -> Schedule
 
 
 def _settings(config: Mapping[str, Any], own: str, name: str) -> dict[str, Any]:
-    """The settings of a scheduler's JSON as another reads them."""
-    owner, reader = known(SCHEDULERS, own, f"{NAME}: _class_name"), known(SCHEDULERS, name, "scheduler")
+    """The settings of a scheduler's JSON as another reads them; it may hold keys of any, which diffusers passes on."""
+    known(SCHEDULERS, own, f"{NAME}: _class_name")
+    reader = known(SCHEDULERS, name, "scheduler")
     foreign = {
         key
         for key, value in config.items()
         if own != name and key in OWN_VALUES and value not in OWN_VALUES[key].get(name, ())
     }
     read = {key: value for key, value in config.items() if key not in foreign}
-    return settings_of(read, reader.defaults, {*owner.defaults, *LEGACY}, NAME)
+    return settings_of(read, reader.defaults, PASSED_ON, NAME)
 
 
 def _objective(said: Mapping[str, Any]) -> Diffusion:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ddpm_jax.errors import check
 
+LARGEST_FLOAT = 1e300
 VERSION = "0.35.0"
 """The version of diffusers that what is written is said to be of."""
 
@@ -43,7 +44,10 @@ def _like(value: Any, default: Any) -> bool:
         return isinstance(value, list) and (not default or (bool(value) and all(_like(x, default[0]) for x in value)))
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
-    return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    finite = isinstance(value, (int, float)) and abs(value) <= LARGEST_FLOAT
+    return value == default or (finite and not isinstance(value, bool))
 
 
 def _kind(default: Any) -> str:

@@ -65,7 +65,7 @@ def made(case, target, steps=None, exact=False):
     settings = {**BETAS, "prediction_type": PREDICTION_TYPE[target], **case.config}
     scheduler = getattr(diffusers, f"{case.scheduler}Scheduler")(**settings)
     if case.read_as is not None:
-        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(scheduler.config)
+        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(json.loads(scheduler.to_json_string()))
     if exact:
         scheduler.alphas_cumprod = torch.from_numpy(alpha_bar_of(scheduler))
         if getattr(scheduler, "final_alpha_cumprod", 1) != 1:
