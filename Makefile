@@ -1,5 +1,5 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
-# make parity: our samplers and nets beside those of diffusers (installs PyTorch).
+# make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -21,6 +21,8 @@ check: $(VENV)/.test
 parity: $(VENV)/.parity
 	$(RUN) tests/parity/samplers.py
 	$(RUN) tests/parity/nets.py
+	$(RUN) tests/parity/chains.py
+	$(RUN) tests/parity/training.py
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"

@@ -111,7 +111,7 @@ def example(net, size):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, size, size, net.channels)).astype(np.float32)
     width = net.time_embedding_dim or 4 * net.widths[0]
-    labels = {"numbers": np.array([1, 5, 0, 6]), "vectors": rng.normal(size=(4, width)).astype(np.float32)}
+    labels = {"numbers": np.array([1, 5, 2, 6]), "vectors": rng.normal(size=(4, width)).astype(np.float32)}
     labels["classes"] = None if net.num_classes is None else np.array([1, 5, 0, 6])
     return images, np.array([3, 941, 250, 600]), labels[net.labels_are]
 
