@@ -181,9 +181,8 @@ def main():
     furthest = max(from_exact[name][0] for name in ("torch, 2 threads", *THREADS, *KERNEL))
     losses, grads = from_exact["ours"][0], apart["ours"][1]
     print(f"losses from torch's      ours {apart['ours'][0]:.1e}  torch by threads {between:.1e}")
-    print(
-        f"losses from float64      ours {losses:.1e}  torch {furthest:.1e}  {'OVER' if not losses <= furthest else ''}"
-    )
+    over = not losses <= furthest, not grads <= BOUND
+    print(f"losses from float64      ours {losses:.1e}  torch {furthest:.1e}  {'OVER' if over[0] else ''}")
     print(f"gradients from torch's   ours {grads:.1e}  bound {BOUND:.0e}  {'OVER' if over[1] else ''}")
     return sum(over)
 
