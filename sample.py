@@ -81,10 +81,8 @@ def parse(args: list[str], ckpt: str, source: TrainedRun | PretrainedNet, name: 
     own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]
     arguments = dataclasses.make_dataclass("Arguments", own, bases=(Draw, Sampling), frozen=True, kw_only=True)
     shared = [field.name for field in dataclasses.fields(Sampling) if field.name not in ("sampler", "options")]
+    recipe = recipe.cleared_for(name for name in shared if command_line.is_given(args, name))
     how = {name: getattr(recipe, name) for name in shared}
-    for name, others in {"timesteps": ("steps", "spacing"), "steps": ("timesteps",), "spacing": ("timesteps",)}.items():
-        if command_line.is_given(args, name):  # in place of what the recipe says instead
-            how |= {other: getattr(Sampling, other) for other in others}
     default = arguments(out=(source.pictures / "samples.png",), **how)
     draw = command_line.parse(arguments, args, default, f"sample.py --ckpt {ckpt}")
     how = {name: getattr(draw, name) for name in shared}

@@ -22,10 +22,11 @@ from ddpm_jax import command_line, export, parallel, workdir
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import batch_at, check_labels, stream
+from ddpm_jax.errors import check
 from ddpm_jax.init_from import first_params, with_net_of
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.reporting import Reporter, banner, preview
-from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, mean_metrics, model_loss, split
+from ddpm_jax.training import by_micro_batches, example_keys, init_state, make_optimizer, make_train_step, model_loss
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -65,29 +66,29 @@ def main(args: list[str]) -> None:
         raise SystemExit(command_line.explain_recipes("train.py", CONFIGS, asked=bool({"-h", "--help"} & set(args))))
     recipe = command_line.load_recipe(name, CONFIGS)
     for field in ("data", "model"):
-        kind, args = command_line.take_option(args, f"--{field}")
-        recipe = recipe if kind is None else command_line.choose(recipe, field, kind)
+        chosen, args = command_line.take_option(args, f"--{field}")
+        recipe = recipe if chosen is None else command_line.choose(recipe, field, chosen)
     init, args = command_line.take_option(args, "--init-from")
+    check(init is None or not chosen, "--init-from says which network it is: leave --model out")
     recipe = recipe if init is None else with_net_of(recipe, init)
     run = command_line.parse(Run, args, Run(config=recipe, workdir=Path("runs") / name), f"train.py --config {name}")
     config, start = (run.config, 0) if run.overwrite else workdir.resume(run.config, run.workdir)
     config = use_devices(run, config)
     print(banner(config, run.workdir))
     if not run.dry_run:
-        train(config, run, start, export.publisher(run.push, run.private, config))
+        train(config, run, start)
 
 
 def use_devices(run: Run, config: Config) -> Config:
     """The config with the number of CPU devices that JAX was set up with."""
     training = config.training
-    count = command_line.set_up_jax(
-        training.micro_batch_size, run.platform, run.compilation_cache, training.cpu_devices
-    )
-    parallel.check_divides(training.micro_batch_size)
+    batch_size = training.micro_batch_size
+    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices)
+    parallel.check_divides(batch_size)
     return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 
 
-def train(config: Config, run: Run, start: int, upload: export.Upload) -> None:
+def train(config: Config, run: Run, start: int) -> None:
     """Loads data, builds or restores the state, and runs the steps from `start` to the end."""
     images = config.data.load(config.model.image_size, config.model.channels)
     check_labels(images, config.model.num_classes)
@@ -95,6 +96,7 @@ def train(config: Config, run: Run, start: int, upload: export.Upload) -> None:
     if start >= total:
         print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
         return
+    upload = export.publisher(run.push, run.private, config)
     key_init, key_train = training_keys(config.training.seed)
     tx = make_optimizer(config, len(images))
     params = config.model.init(key_init) if start else first_params(config, key_init)
@@ -107,8 +109,7 @@ def train(config: Config, run: Run, start: int, upload: export.Upload) -> None:
     if run.preview:
         preview(config, images, run.workdir)
     save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
-    rows = jnp.arange(config.training.batch_size)
-    keep = config.checkpoint
+    rows, keep = jnp.arange(config.training.batch_size), config.checkpoint
     with (
         Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every) as checkpoints,
         Reporter(config, images, run.workdir, start) as reporter,
@@ -118,16 +119,13 @@ def train(config: Config, run: Run, start: int, upload: export.Upload) -> None:
             state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))
         for step, batch in enumerate(batches(config, images, start, total), start):
             batch["key"] = example_keys(key_train, step, rows)
-            metrics = []
-            for micro_batch in split(batch, config.training.accumulation):
-                state, values = train_step(state, micro_batch)
-                metrics.append(values)
+            state, metrics = by_micro_batches(train_step, state, batch, config.training.accumulation)
             done = step + 1
             workdir.snapshot(config.ema, run.workdir, done, total, state.ema_params)
             if done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
                 upload(TrainedRun(run.workdir, done, config), state.ema_params["ema"])
-            reporter.after_step(done, mean_metrics(metrics), state)
+            reporter.after_step(done, metrics, state)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
 
 

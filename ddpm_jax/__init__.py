@@ -11,7 +11,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline
 from ddpm_jax.prediction import Prediction, make_denoiser
-from ddpm_jax.pretrained.folders import Pretrained, as_pretrained, load_pretrained, save_pretrained
+from ddpm_jax.pretrained.folders import Pretrained, load_pretrained, save_pretrained
 from ddpm_jax.recipe import Recipe
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
 from ddpm_jax.samplers.ddpm import ddpm
@@ -43,7 +43,6 @@ __all__ = [
     "Sampler",
     "TrainState",
     "UNet",
-    "as_pretrained",
     "bits_per_dim",
     "ddpm",
     "example_keys",

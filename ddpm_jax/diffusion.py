@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,14 @@ from ddpm_jax.grids import CLEAN, Row, Spacing, by_noise, falling, make_grid, sp
 from ddpm_jax.objective import Objective
 from ddpm_jax.prediction import Denoiser, Network, make_denoiser
 from ddpm_jax.schedule import q_sample
+
+GIVE_WAY = {
+    "sampler": ("options",),
+    "steps": ("timesteps",),
+    "spacing": ("timesteps", "offset"),
+    "timesteps": ("steps", "spacing", "offset"),
+}
+"""Settings of a sampling that are of no use, or in the way, when another is set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,15 @@ class Sampling:
         for name in ("steps", "spacing"):
             given = getattr(self, name) != getattr(Sampling, name)
             check(not (self.timesteps and given), f"give {name} or timesteps, not both")
+
+    def changed(self, **settings: Any) -> "Sampling":
+        """With other settings, in place also of those that go with what they replace, such as offset with spacing."""
+        return dataclasses.replace(self.cleared_for(settings), **settings)
+
+    def cleared_for(self, names: Iterable[str]) -> "Sampling":
+        """Without the settings that give way when those of these names are set."""
+        gone = {other for name in names for other in GIVE_WAY.get(name, ())}
+        return dataclasses.replace(self, **{name: getattr(Sampling(), name) for name in gone})
 
     @functools.cached_property
     def method(self) -> samplers.Sampler:

@@ -7,7 +7,6 @@
 """
 
 import dataclasses
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,11 +17,12 @@ from pathlib import Path
 from ddpm_jax import command_line, on_run
 from ddpm_jax.config import Config
 from ddpm_jax.errors import check
-from ddpm_jax.model_card import write_card
+from ddpm_jax.model_card import PICTURES, write_card
 from ddpm_jax.models import Params
 from ddpm_jax.on_run import OnRun, TrainedRun
 from ddpm_jax.pretrained import folders, hub
 
+FILES = {"README.md", *PICTURES, folders.INDEX, "unet", "scheduler"}
 Upload = Callable[[TrainedRun, Params], None]
 
 
@@ -49,9 +49,13 @@ class Export(OnRun):
 def main(args: list[str]) -> None:
     """Writes, and uploads, what the command line says."""
     wanted, run = on_run.parse(Export, args, "python -m ddpm_jax.export")
+    folders.check_possible(run.recipe)
     if wanted.push is not None:
         hub.prepare(wanted.push, wanted.private)
-    with exported(run, run.params(wanted.weights), wanted.weights, wanted.push or str(wanted.out)) as folder:
+    if wanted.out is not None:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    beside = None if wanted.out is None else wanted.out.parent
+    with exported(run, run.params(wanted.weights), wanted.weights, wanted.push or str(wanted.out), beside) as folder:
         if wanted.push is not None:
             print(hub.upload(folder, wanted.push, private=wanted.private, message=f"Step {run.step} of a run"))
         if wanted.out is not None:
@@ -62,49 +66,53 @@ def main(args: list[str]) -> None:
 def check_free(out: Path, overwrite: bool) -> None:
     """Raises ValueError where a folder cannot be written without loss of anything but an export to be replaced."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        ours = (out / folders.INDEX).is_file()
-        check(ours and overwrite, f"{out} is there already: name another --out" + ", or add --overwrite" * ours)
+        exported = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
+        check(exported and overwrite, f"{out} is there already: name another --out" + ", or add --overwrite" * exported)
 
 
 @contextmanager
-def exported(run: TrainedRun, params: Params, weights: str, name: str) -> Iterator[Path]:
-    """A new folder with the export of a run, whole, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="ddpm_jax-") as temporary:
-        folder = Path(temporary) / "export"
-        folders.save_pretrained(folders.as_pretrained(run.recipe, params), folder)
-        write_card(folder, run, weights, name)
+def exported(run: TrainedRun, params: Params, weights: str, name: str, beside: Path | None = None) -> Iterator[Path]:
+    """A folder with the export of a run, in a temporary one, which may be beside where it is to go."""
+    with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
+        folder = Path(temporary) / "new"
+        scheduler = folders.save_pretrained(run.recipe, params, folder, for_pipeline=True)
+        write_card(folder, run, weights, name, scheduler)
         yield folder
 
 
 def replace(out: Path, folder: Path) -> None:
-    """Puts a copy of a folder in the place of `out`: whole, or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-        shutil.copytree(folder, new := Path(beside) / "new")
-        if out.exists():
-            out.rename(Path(beside) / "old")
-        new.rename(out)
+    """Puts a folder, on the same disk, in the place of `out`: that is what it was, or what it is to be."""
+    old = folder.with_name("old")
+    if out.exists():
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
 
 
 def publisher(repo: str | None, private: bool, config: Config) -> Upload:
     """What uploads a run while it trains; where an upload goes wrong that is told, and training goes on.
 
-    Raises ValueError or OSError, before any training, if the net cannot be written or the repository not written to.
+    Raises ValueError, ImportError or OSError, before any training, if the net cannot be written or the repository not
+    written to.
     """
     if repo is None:
         check(not private, "--private is for --push")
         return lambda run, params: None
     folders.check_possible(config)
     hub.prepare(repo, private)
-    return partial(_publish, repo)
+    return partial(_publish, repo, private)
 
 
-def _publish(repo: str, run: TrainedRun, params: Params) -> None:
+def _publish(repo: str, private: bool, run: TrainedRun, params: Params) -> None:
     try:
         with exported(run, params, "ema", repo) as folder:
-            hub.upload(folder, repo, message=f"Step {run.step}")
-    except OSError as error:
-        print(f"step {run.step} was not uploaded, and training goes on: {error}", file=sys.stderr)
+            hub.upload(folder, repo, private=private, message=f"Step {run.step}")
+    except Exception as error:  # whatever it is, the training is worth more
+        message = " ".join(str(error).split())
+        print(f"step {run.step} was not uploaded, and training goes on: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,10 @@ def generate(
     kept = spread_over(chunks, stages + 1) if path else [chunks]
     batch_size = parallel.even_batch(batch_size, num)
     params = parallel.replicate(params)
-    batches = []
+    one_noise, batches = edit is not None and edit.shares is not None, []
     for start in range(0, num, batch_size):
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
-        one_noise = edit is not None and edit.shares is not None
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
         network = network_of(recipe.model, params, parallel.shard(classes[indices % len(classes)]), guidance)
         part = None if edit is None else parallel.shard(edit.of(indices))

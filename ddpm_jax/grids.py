@@ -199,7 +199,7 @@ def falling(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
     """`t` as an array; raises ValueError unless it falls strictly within [0, timesteps - 1]."""
     t = np.asarray(t)
     if not (t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0):  # refuses NaN
-        raise ValueError(f"timesteps must fall strictly within 0..{timesteps - 1}, not {t.tolist()}")
+        raise ValueError(f"timesteps must fall strictly within 0..{timesteps - 1}, not {str(t.tolist())[:200]}")
     return t
 
 

@@ -5,12 +5,25 @@ import dataclasses
 from jaxtyping import Array, Key
 
 from ddpm_jax.config import Config, to_json
+from ddpm_jax.corruption import Corruption
+from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.on_run import OnRun, open_any
 
 FREE = {"image_size", "dropout", "init_scheme"}
 """Settings of a net that leave what its weights compute as it is."""
+TRAINED_FOR = (
+    "schedule",
+    "timesteps",
+    "beta_start",
+    "beta_end",
+    "zero_terminal_snr",
+    "target",
+    "sigma_data",
+    "variance",
+)
+"""Settings of an objective that say what the output of a net means."""
 
 
 def with_net_of(config: Config, ckpt: str) -> Config:
@@ -19,8 +32,20 @@ def with_net_of(config: Config, ckpt: str) -> Config:
     Raises as `on_run.open_any` does, and ValueError where the rest of the config does not fit.
     """
     source = open_any(ckpt).recipe
+    objective, sampling = _objective(config.objective, source.objective), config.sampling
+    if isinstance(objective, Diffusion) and (sampling.steps or 0) > objective.timesteps:
+        sampling = sampling.changed(steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
-    return dataclasses.replace(config, model=source.model, objective=source.objective, training=training)
+    return dataclasses.replace(config, model=source.model, objective=objective, sampling=sampling, training=training)
+
+
+def _objective(ours: Diffusion | Corruption, theirs: Diffusion | Corruption) -> Diffusion | Corruption:
+    """What a net was trained to predict, of which noise, by our losses."""
+    if not (isinstance(ours, Diffusion) and isinstance(theirs, Diffusion)):
+        return theirs
+    kept = {name: getattr(theirs, name) for name in TRAINED_FOR}
+    bound = ours.bound if ours.learns_variance == theirs.learns_variance else theirs.bound
+    return dataclasses.replace(ours, bound=bound, **kept)
 
 
 def first_params(config: Config, key: Key[Array, ""]) -> Params:

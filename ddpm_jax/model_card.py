@@ -9,17 +9,18 @@ import numpy as np
 
 from ddpm_jax.config import Config, to_json
 from ddpm_jax.on_run import TrainedRun
-from ddpm_jax.pretrained.scheduler_config import NAME as SCHEDULER
 from ddpm_jax.reporting import settings
 from ddpm_jax.run_log import read_metrics
 
 LAST = 20
-PLACES = ("path", "data_dir")
+PICTURES = {"samples.png": "samples/*.png", "loss.png": "loss.png"}
+"""Pictures of an export, and those of a run that they are the newest of."""
+
 CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags: [diffusers, ddpm, unconditional-image-generation, jax, ddpm_jax]
----
+{base}---
 # {title}
 A U-Net of {parameters:,} parameters that draws {kind} pictures of {size} x {size} pixels, trained for {steps:,} steps
 on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
@@ -27,17 +28,7 @@ on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
 {pictures}
 
 ## Use
-```python
-import diffusers
-
-diffusers.DDPMPipeline.from_pretrained("{name}")(batch_size=4).images
-```
-
-```python
-import ddpm_jax
-
-ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0).images
-```
+{use}
 
 ## Figures
 {figures}
@@ -47,35 +38,55 @@ ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0).images
 {recipe}
 ```
 """
+WITH_DIFFUSERS = """```python
+import diffusers
+
+diffusers.DDPMPipeline.from_pretrained("{name}")(batch_size=4, num_inference_steps={steps}).images
+```
+
+"""
+WITH_DDPM_JAX = """```python
+import ddpm_jax
+
+ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0, steps={steps}).images
+```"""
 
 
-def write_card(folder: Path, run: TrainedRun, weights: str, name: str) -> None:
+def write_card(folder: Path, run: TrainedRun, weights: str, name: str, scheduler: str) -> None:
     """Writes README.md into the folder of an export, and copies the run's newest samples and its loss beside it."""
     config, model = run.config, run.config.model
+    base, pictures = config.training.init_from, _copy_pictures(run.folder, folder)
     text = CARD.format(
+        base="" if base is None or Path(base).exists() else f"base_model: {base}\n",
         title=Path(name).name,
         parameters=model.parameter_count(),
         kind="grey" if model.channels == 1 else "colour",
         size=model.image_size,
         steps=run.step,
         data=_data(config),
-        pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in _copy_pictures(run.folder, folder)),
-        name=name,
-        figures="\n".join(f"- {what}: {value}" for what, value in _figures(folder, run, weights).items()),
-        recipe="\n".join(f"{name} {value}" for name, value in settings(_shared(config))),
+        pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
+        use=_use(config, name),
+        figures="\n".join(f"- {what}: {value}" for what, value in _figures(run, weights, scheduler).items()),
+        recipe="\n".join(f"{name} {value}" for name, value in settings(to_json(config)) if not _is_here(value)),
     )
     (folder / "README.md").write_text(text)
 
 
+def _use(config: Config, name: str) -> str:
+    """How to draw with it; DDPMPipeline of diffusers gives no classes to a network."""
+    steps = config.objective.steps(config.sampling)
+    ways = (WITH_DDPM_JAX,) if config.model.num_classes else (WITH_DIFFUSERS, WITH_DDPM_JAX)
+    return "".join(way.format(name=name, steps=steps) for way in ways)
+
+
 def _copy_pictures(run: Path, folder: Path) -> list[Path]:
     """The newest samples and the loss curve, as they are called in the export; those that there are."""
-    found = {"samples.png": sorted((run / "samples").glob("*.png"))[-1:], "loss.png": list(run.glob("loss.png"))}
+    found = {name: sorted(run.glob(pattern))[-1:] for name, pattern in PICTURES.items()}
     return [Path(shutil.copy(paths[0], folder / name)) for name, paths in found.items() if paths]
 
 
-def _figures(folder: Path, run: TrainedRun, weights: str) -> dict[str, Any]:
+def _figures(run: TrainedRun, weights: str, scheduler: str) -> dict[str, Any]:
     losses = [row["loss"] for row in _metrics(run) if row.get("loss") is not None][-LAST:]
-    scheduler = json.loads((folder / "scheduler" / SCHEDULER).read_text())["_class_name"]
     sampling = run.config.sampling
     figures = {
         "weights": f"{weights}, of step {run.step:,}",
@@ -99,13 +110,11 @@ def _metrics(run: TrainedRun) -> list[dict]:
 def _data(config: Config) -> str:
     """The data in words, without the folders of this machine."""
     said = config.data.describe()
-    for place in filter(None, (getattr(config.data, name, None) for name in PLACES)):
-        said = said.replace(str(place), Path(place).name) if Path(place).exists() else said
+    for place in filter(_is_here, (str(getattr(config.data, name, "")) for name in ("path", "data_dir"))):
+        said = said.replace(place, Path(place).name)
     return said
 
 
-def _shared(config: Config) -> Any:
-    """The config without the folders of this machine."""
-    said = to_json(config)
-    said["data"] = {key: value for key, value in said["data"].items() if key not in PLACES}
-    return said
+def _is_here(value: str) -> bool:
+    """Whether a setting is a path on this machine, of which others need not know."""
+    return value.startswith(("/", "~")) or ("/" in value and Path(value).exists())

@@ -75,16 +75,16 @@ class TrainedRun(NamedTuple):
 
 
 class PretrainedNet(NamedTuple):
-    """A folder in the layout of diffusers and its recipe."""
+    """A folder or repository in the layout of diffusers and its recipe."""
 
-    folder: Path
+    ckpt: str
     recipe: Recipe
     pictures: Path = Path()
 
     def params(self, weights: str) -> Params:
         """The parameters; raises ValueError for another name of weights than the default."""
         check(weights == OnRun.weights, "a net in the layout of diffusers has one set of weights: leave --weights out")
-        return folders.read_params(self.folder, self.recipe)
+        return folders.read_params(self.ckpt, self.recipe)
 
 
 def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
@@ -98,8 +98,7 @@ def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
     check(step is None, f"--checkpoint names a step of a run, which {ckpt} is not: leave it out")
     if path.is_dir() and not folders.is_one(path):
         raise FileNotFoundError(f"{ckpt} holds neither {checkpoint.FOLDER} nor {folders.INDEX}: give {ANY}")
-    folder = folders.find(ckpt)
-    return PretrainedNet(folder, folders.read_recipe(folder))
+    return PretrainedNet(ckpt, folders.read_recipe(folders.find(ckpt)))
 
 
 def open_run(ckpt: str, step: int | None = None) -> TrainedRun:

@@ -12,7 +12,7 @@ from PIL import Image
 from ddpm_jax.generation import generate_shown
 from ddpm_jax.models import Params
 from ddpm_jax.pictures import to_image
-from ddpm_jax.pretrained.folders import as_pretrained, load_pretrained, save_pretrained
+from ddpm_jax.pretrained.folders import load_pretrained, save_pretrained
 from ddpm_jax.recipe import Recipe
 
 MOST_AT_ONCE = 64
@@ -39,7 +39,7 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the folder that `from_pretrained` reads, as `folders.save_pretrained` does."""
-        save_pretrained(as_pretrained(self.recipe, self.params), folder)
+        save_pretrained(self.recipe, self.params, folder)
 
     def __call__(
         self,
@@ -55,9 +55,7 @@ class Pipeline:
         `sampling` are settings of `Sampling` in place of the recipe's, such as sampler="unipc", steps=20; another
         sampler has its own options by default. Raises ValueError as `generate` and `Sampling` do.
         """
-        if "sampler" in sampling:
-            sampling = {"options": {}} | sampling
-        recipe = dataclasses.replace(self.recipe, sampling=dataclasses.replace(self.recipe.sampling, **sampling))
+        recipe = dataclasses.replace(self.recipe, sampling=self.recipe.sampling.changed(**sampling))
         drawn = generate_shown(
             recipe,
             self.params,

@@ -219,12 +219,11 @@ def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array
     return {name: average(old, rates[name]) for name, old in averages.items()}
 
 
-def mean_metrics(metrics: list[dict]) -> dict:
-    """The metrics of an optimizer step: the mean of its micro-batches', on the device."""
-    return metrics[0] if len(metrics) == 1 else jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
-
-
-def split(batch: dict, count: int) -> list[dict]:
-    """A batch in `count` micro-batches, in order."""
+def by_micro_batches(train_step: Callable, state: TrainState, batch: dict, count: int) -> tuple[TrainState, dict]:
+    """The state and the mean of the metrics, on the device, after a batch in `count` micro-batches, in order."""
     size = len(batch["image"]) // count
-    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count)]
+    metrics = []
+    for i in range(count):
+        state, values = train_step(state, {name: x[i * size : (i + 1) * size] for name, x in batch.items()})
+        metrics.append(values)
+    return state, values if count == 1 else jax.tree.map(lambda *values: sum(values) / count, *metrics)

@@ -13,6 +13,7 @@ from example_pretrained import Call, Global, Storage, pickled, tensor, write_bin
 
 ROOT = Path(__file__).parent.parent
 SAFETENSORS, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
 NUMBERS = Storage("0", np.zeros(8, np.float32))
 
 
@@ -29,32 +30,16 @@ def state(value):
     return bin_of(pickled(OrderedDict({"conv_in.weight": value})))
 
 
-def stack_global(folder):
-    data = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0etouch executed\x85R."
-    write_bin(folder / BIN, data)
+def twice(name):
+    """An archive with one more pickle, of this name."""
 
+    def made(folder):
+        write_bin(folder / BIN, pickled({}))
+        with warnings.catch_warnings(), zipfile.ZipFile(folder / BIN, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(name, pickled({}))
 
-def two_pickles(folder):
-    write_bin(folder / BIN, pickled({}))
-    with zipfile.ZipFile(folder / BIN, "a") as archive:
-        archive.writestr("other/data.pkl", pickled({}))
-
-
-def two_of_a_name(folder):
-    write_bin(folder / BIN, pickled({}))
-    with warnings.catch_warnings(), zipfile.ZipFile(folder / BIN, "a") as archive:
-        warnings.simplefilter("ignore")
-        archive.writestr("archive/data.pkl", pickled({}))
-
-
-def shorter(folder):
-    """The directory of the archive says that the storage has 100 times as many bytes as there are."""
-    large = Storage("0", NUMBERS.array, count=800)
-    write_bin(folder / BIN, pickled({"conv_in.weight": tensor(large, (800,), (1,))}), [NUMBERS])
-    data = (folder / BIN).read_bytes()
-    at = data.rindex(b"archive/data/0") - 46  # the last entry of the directory; its sizes are at 20 and 24
-    sizes = struct.pack("<II", 3200, 3200)
-    (folder / BIN).write_bytes(data[: at + 20] + sizes + data[at + 28 :])
+    return made
 
 
 def loop(folder):
@@ -66,6 +51,23 @@ def loop(folder):
 
 HASH_BOMB = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
 """A dict whose key is a pair of a pair of a pair ..., each of the same thing twice."""
+
+
+def directory(claimed, whole64=False):
+    """An archive of holes whose end record claims a directory of so many bytes."""
+
+    def made(folder):
+        with open(folder / BIN, "wb") as file:
+            file.truncate(claimed)
+            file.seek(0, 2)
+            if whole64:
+                record = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, claimed, 0)
+                locator = struct.pack("<IQI", 0, claimed, 1)
+                file.write(b"PK\x06\x06" + record + b"PK\x06\x07" + locator)
+            size = 2**32 - 1 if whole64 else claimed
+            file.write(b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, size, 0, 0))
+
+    return made
 
 
 def cut(name, make):
@@ -84,6 +86,12 @@ def header(said, size=None, data=b"\0" * 64):
     return lambda folder: (folder / SAFETENSORS).write_bytes(whole)
 
 
+def many_tensors(count):
+    """A genuine header of so many empty tensors."""
+    each = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return lambda folder: header(b"{" + b",".join(each % i for i in range(count)) + b"}", data=b"")(folder)
+
+
 def part(dtype="F32", shape=(8,), start=0, end=32):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
 
@@ -98,26 +106,51 @@ def linked(folder):
     index("shard.safetensors")(folder)
 
 
-def config(text):
-    return lambda folder: (folder / "config.json").write_text(text)
+def one_shard_by_many_names(folder):
+    header({"a": part()}, data=b"\0" * 32)(folder)
+    (folder / SAFETENSORS).rename(folder / "shard")
+    places = {str(i): "./" * i + "shard" for i in range(100)}
+    (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps({"weight_map": places}))
 
 
-def sparse_config(folder):
-    with open(folder / "config.json", "wb") as file:
-        file.truncate(2**30)
+def config(text, name=CONFIG):
+    return lambda folder: (folder / name).write_text(text)
 
 
-def changed(**settings):
+def sparse_config(name):
+    def made_config(folder):
+        with open(folder / name, "wb") as file:
+            file.truncate(2**30)
+
+    return made_config
+
+
+def changed(name=CONFIG, **settings):
     def made(folder):
-        said = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(said | settings))
+        said = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps(said | settings))
 
     return made
 
 
+def repeated(text, size):
+    """A JSON list of about so many bytes."""
+    return config("[" + ",".join([text] * (size // (len(text) + 1))) + "]")
+
+
+def linked_config(folder):
+    """The folder of the scheduler is a link to one outside."""
+    outside = folder.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / SCHEDULER).write_text("{}")
+    (folder / "scheduler").symlink_to(outside)
+
+
+DEEP, LONG, PARTS = "[" * 900 + "]" * 900, "B" * 10**6, ["diffusers"] * 10**5
+
 PAYLOADS = {
     "os.system": bin_of(calls("os\nsystem", "touch executed")),
-    "posix.system by protocol 4": stack_global,
+    "posix.system by protocol 4": bin_of(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0etouch executed\x85R."),
     "builtins.eval": bin_of(calls("builtins\neval", "open('executed', 'w')")),
     "builtins.exec": bin_of(calls("builtins\nexec", "open('executed', 'w')")),
     "open a file": bin_of(b"cbuiltins\nopen\n(Vexecuted\nVw\ntR."),
@@ -142,13 +175,13 @@ PAYLOADS = {
     "a key that takes for ever to hash": bin_of(HASH_BOMB),
     "a memo of a large number": bin_of(b"\x80\x02}r\xff\xff\xff\x7f."),
     "attributes of a type": bin_of(b"\x80\x02ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00|NNNK@K@K?tb."),
-    "two files of one name": two_of_a_name,
+    "two files of one name": twice("archive/data.pkl"),
     "a loop of links": loop,
     "a compressed pickle": bin_of(b"\0" * 300 * 2**20, compression=zipfile.ZIP_DEFLATED),
     "a pickle cut short": bin_of(pickled({"conv_in.weight": tensor(NUMBERS, (8,), (1,))})[:-10]),
     "an archive cut short": cut(BIN, bin_of(pickled({}))),
     "no archive": lambda folder: (folder / BIN).write_bytes(pickle.dumps({})),
-    "two pickles": two_pickles,
+    "two pickles": twice("other/data.pkl"),
     "a header of 8 GB": header(b"{}", size=8 * 2**30),
     "a header beyond any number": header(b"{}", size=2**64 - 1),
     "tensors that overlap": header({"a": part(), "b": part(start=16, end=48)}),
@@ -165,7 +198,20 @@ PAYLOADS = {
     "a shard that is the folder": index("."),
     "no weight_map": lambda folder: (folder / f"{SAFETENSORS}.index.json").write_text("{}"),
     "a weight_map of numbers": index(3),
-    "JSON of 1 GB": sparse_config,
+    "a pickle of 16 MiB of dicts": bin_of(b"}" * 2**24 + b"."),
+    "a pickle of 3 MiB of dicts": bin_of(b"}" * (3 * 2**20) + b"."),
+    "a pickle that leaves many values": bin_of(b"}" * 2**16 + b"."),
+    "a directory of 400 MB": directory(400 * 2**20),
+    "a directory of 400 MB by zip64": directory(400 * 2**20, whole64=True),
+    "a header of 16 MiB": many_tensors(300_000),
+    "a header of 4 MiB": many_tensors(72_000),
+    "one shard by many names": one_shard_by_many_names,
+    "a shard of a long name": index("a" * 10**4),
+    "a tensor whose name is two lines": header({"a\nb": part()}, data=b"\0" * 32),
+    "JSON of 1 GB": sparse_config(CONFIG),
+    "JSON of 8 MiB": repeated(DEEP, 2**23),
+    "JSON of 2 MiB, deep": repeated(DEEP, 2**21),
+    "JSON of 2 MiB, flat": repeated("[[]]", 2**21),
     "JSON a million deep": config("[" * 10**6),
     "JSON that is no object": config("[1]"),
     "JSON of bytes": config("\0\1\2"),
@@ -177,7 +223,27 @@ PAYLOADS = {
     "groups below none": changed(attn_norm_num_groups=-1),
     "more classes than a number holds": changed(num_class_embeds=10**12),
     "a number that is no float": changed(norm_eps=10**400),
+    "a class of a long name": changed(_class_name=LONG),
+    "an embedding of a long name": changed(time_embedding_type=LONG),
+    "a key of two lines": changed(**{"a\nb": 1}),
+    "a word of two lines": changed(num_class_embeds="a\nb"),
+    "many keys at their defaults": changed(_use_default_values=PARTS, **{str(i): 0 for i in range(50000)}),
+    "a scheduler of 1 GB": sparse_config(SCHEDULER),
+    "a scheduler a million deep": config("[" * 10**6, SCHEDULER),
+    "a scheduler of a long class": changed(SCHEDULER, _class_name=LONG),
+    "a scheduler of a class that is a list": changed(SCHEDULER, _class_name=PARTS),
+    "a schedule of a long name": changed(SCHEDULER, beta_schedule=LONG),
+    "a billion timesteps": changed(SCHEDULER, num_train_timesteps=10**9),
+    "timesteps of many digits": changed(SCHEDULER, num_train_timesteps=10**4000),
+    "a noise that is no float": changed(SCHEDULER, beta_start=10**400),
+    "betas of many entries": changed(SCHEDULER, trained_betas=[0.5] * 10**5),
+    "a scheduler outside": linked_config,
+    "an index of 1 GB": sparse_config(INDEX),
+    "an index of a long class": changed(INDEX, _class_name=LONG, vae=["diffusers", "VQModel"]),
+    "an index with a part of many entries": changed(INDEX, unet=PARTS),
+    "an index of many parts": changed(INDEX, **{str(i): ["a", "b"] for i in range(50000)}),
+    "an index that names a class of a long name": changed(INDEX, scheduler=["diffusers", LONG]),
 }
 
-HARMLESS = {"an object with attributes", "a memo of a large number"}
-"""Taken for what they are, state dicts, which are not those of the net."""
+HARMLESS = {"an object with attributes", "a memo of a large number", "a header of 4 MiB"}
+"""Taken for what they are, tensors by name, which are not those of the net."""

@@ -47,12 +47,6 @@ def test_data_and_model_are_chosen_by_name(tmp_path, capsys):
     assert "there are: conv_unet" in one_line(capsys, train.main, "--config", "digits", "--model", "convunet")
 
 
-def test_metrics_of_a_step_are_those_of_all_its_micro_batches():
-    halves = [{"loss": jax.numpy.float32(1)}, {"loss": jax.numpy.float32(4)}]
-    assert float(train.mean(halves)["loss"]) == 2.5
-    assert train.mean(halves[:1]) is halves[0]
-
-
 def test_labels_of_the_data_must_be_classes_of_the_net(tmp_path, capsys):
     few = ["--training.steps", 1, "--workdir", tmp_path, "--model.num-classes", 5]
     assert "outside the net's classes 0..4: set num_classes to 10" in one_line(capsys, train.main, *TINY, *few)

@@ -163,6 +163,16 @@ def test_compat_walks_the_grid_of_diffusers():
     assert SMALL.grid(dataclasses.replace(sampling, options={})).t.tolist() == [12, 6, 0]
 
 
+def test_a_setting_takes_the_place_of_those_that_go_with_another():
+    leading = Sampling(sampler="pndm", options={"compat": True}, steps=5, spacing="leading", offset=1)
+    assert leading.changed(spacing="trailing") == Sampling(sampler="pndm", options={"compat": True}, steps=5)
+    given = leading.changed(timesteps=(9.0, 3.0))
+    assert (given.timesteps, given.steps, given.spacing, given.offset) == ((9.0, 3.0), None, "trailing", 0)
+    assert given.changed(steps=4).timesteps is None
+    assert leading.changed(sampler="ddim").options == {}
+    assert leading.changed(steps=4) == dataclasses.replace(leading, steps=4)
+
+
 @pytest.mark.parametrize("options", [{}, {"compat": True}])
 def test_leading_timesteps_are_raised_by_the_offset(options):
     plain = Sampling(sampler="ddim", options=options, steps=4, spacing="leading")

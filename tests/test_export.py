@@ -30,15 +30,15 @@ def trained(tmp_path_factory):
     return workdir
 
 
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "deep" / "model"
     run(export.main, "--ckpt", trained, "--out", out)
     return out
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_it_holds_the_average_and_what_was_trained_for(trained, exported):
@@ -82,10 +82,17 @@ def test_only_an_export_is_replaced_and_only_if_asked(trained, tmp_path, capsys)
     run(export.main, "--ckpt", trained, "--out", out, "--overwrite")
     assert files(out) == FILES
     assert list(tmp_path.iterdir()) == [out]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("all I have")
-    assert "is there already" in one_line_boxed(capsys, "--ckpt", trained, "--out", tmp_path / "mine", "--overwrite")
-    assert (tmp_path / "mine/thesis.txt").read_text() == "all I have"
+    (out / "thesis.txt").write_text("all I have")
+    assert "is there already" in one_line_boxed(capsys, "--ckpt", trained, "--out", out, "--overwrite")
+    assert (out / "thesis.txt").read_text() == "all I have"
+
+
+def test_what_was_there_stays_where_the_new_cannot_take_its_place(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/README.md").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        export.replace(tmp_path / "model", tmp_path / "none")
+    assert (tmp_path / "model/README.md").read_text() == "old"
 
 
 def one_line_boxed(capsys, *args):
@@ -106,19 +113,21 @@ def test_what_does_not_go_together_is_said(trained, args, message, capsys):
 
 def test_a_net_that_diffusers_has_not_is_one_line(tmp_path, capsys):
     run(train.main, *TINY, "--training.steps", 1, "--workdir", tmp_path / "edm", "--objective.target", "edm")
-    message = one_line(capsys, export.main, "--ckpt", tmp_path / "edm", "--out", tmp_path / "out")
-    assert "diffusers has no edm" in message
+    for where in (("--out", tmp_path / "out"), ("--push", "us/net")):
+        message = one_line(capsys, export.main, "--ckpt", tmp_path / "edm", *where)
+        assert "diffusers has no edm" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_an_upload_that_fails_leaves_the_training_alone(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [ConnectionError("no answer\nfrom the hub"), RuntimeError("no answer")])
+def test_an_upload_that_fails_leaves_the_training_alone(error, tmp_path, monkeypatch, capsys):
     """The hub itself is in test_pretrained_hub; here its answers are given, for training and the hub both take long."""
     uploaded = []
 
-    def upload(folder, repo, *, message, private=False):
+    def upload(folder, repo, *, message, private):
         uploaded.append((repo, message, files(folder)))
         if len(uploaded) == 1:
-            raise ConnectionError("no answer from the hub")
+            raise error
 
     monkeypatch.setattr(hub, "prepare", lambda repo, private: None)
     monkeypatch.setattr(hub, "upload", upload)

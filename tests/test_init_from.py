@@ -1,5 +1,6 @@
 """Training from weights that are there: of a run, and of a net in the layout of diffusers."""
 
+import dataclasses
 import json
 
 import jax
@@ -37,6 +38,28 @@ def test_the_net_and_what_it_was_trained_for_come_along(theirs):
     jax.tree.map(np.testing.assert_array_equal, first_params(config, jax.random.key(0)), params)
 
 
+def test_the_losses_stay_the_recipes(theirs):
+    ours = dataclasses.replace(DIGITS.objective, weighting="min_snr", times="importance")
+    config = with_net_of(dataclasses.replace(DIGITS, objective=ours), str(theirs))
+    assert (config.objective.weighting, config.objective.times) == ("min_snr", "importance")
+
+
+def test_a_learned_variance_brings_the_bound_that_trains_it(theirs):
+    said = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+    (theirs / "scheduler_config.json").write_text(json.dumps(said))
+    net = json.loads((theirs / "config.json").read_text())
+    (theirs / "config.json").write_text(json.dumps(net | {"out_channels": 2}))
+    config = with_net_of(DIGITS, str(theirs))
+    assert (config.objective.variance, config.objective.bound) == ("learned_range", "hybrid")
+    assert config.model.learned_variance
+
+
+def test_a_walk_of_more_steps_than_there_are_timesteps_is_cut(theirs):
+    said = {"_class_name": "DDPMScheduler", "num_train_timesteps": 50, "beta_end": 0.5}
+    (theirs / "scheduler_config.json").write_text(json.dumps(said))
+    assert with_net_of(DIGITS, str(theirs)).sampling.steps is None
+
+
 def test_without_it_weights_are_fresh():
     fresh = first_params(DIGITS, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, fresh, DIGITS.model.init(jax.random.key(0)))
@@ -60,6 +83,8 @@ def test_another_net_is_refused_in_one_line(theirs, tmp_path, capsys):
     )
     assert "is another one than this recipe's: model.norm_eps differ" in message
     assert not (tmp_path / "run").exists()
+    message = one_line(capsys, train.main, *SMALL, "--model", "basic_unet", "--init-from", theirs)
+    assert "--init-from says which network it is: leave --model out" in message
     message = one_line(capsys, train.main, *SMALL, "--init-from", tmp_path / "none", "--workdir", tmp_path / "run")
     assert "neither a folder here nor owner/name" in message
 

@@ -8,10 +8,11 @@ import pytest
 
 from ddpm_jax.config import Checkpoint, Config, Training
 from ddpm_jax.data.folder import Folder
+from ddpm_jax.diffusion import Sampling
 from ddpm_jax.model_card import write_card
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.on_run import TrainedRun
-from ddpm_jax.pretrained.folders import as_pretrained, save_pretrained
+from ddpm_jax.pretrained.folders import save_pretrained
 
 MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
 
@@ -32,10 +33,11 @@ def card(tmp_path):
         training=Training(steps=30),
         checkpoint=Checkpoint(every=10),
     )
-    save_pretrained(as_pretrained(config, MODEL.init(jax.random.key(0))), tmp_path / "out")
+    save_pretrained(config, MODEL.init(jax.random.key(0)), tmp_path / "out")
 
     def write(**changes):
-        write_card(tmp_path / "out", TrainedRun(folder, 30, dataclasses.replace(config, **changes)), "ema", "me/cats")
+        run = TrainedRun(folder, 30, dataclasses.replace(config, **changes))
+        write_card(tmp_path / "out", run, "ema", "me/cats", "DDPMScheduler")
         return (tmp_path / "out/README.md").read_text()
 
     return write
@@ -53,10 +55,23 @@ def test_its_facts(card):
 
 
 def test_nothing_of_this_machine(card, tmp_path):
-    assert str(tmp_path) not in card()
+    options = {"statistics": str(tmp_path / "run/statistics.npz")}
+    started = Training(steps=30, init_from=str(tmp_path / "cats"))
+    assert str(tmp_path) not in card(sampling=Sampling(sampler="dpm_solver_v3", options=options), training=started)
+
+
+def test_how_to_draw_is_what_works(card):
+    """As many steps as the run's, and without diffusers where it would have to give a class."""
+    assert "(batch_size=4, num_inference_steps=1000).images" in card()
+    assert "(batch_size=4, seed=0, steps=50).images" in card(sampling=Sampling(steps=50))
+    text = card(model=dataclasses.replace(MODEL, num_classes=3))
+    assert "import ddpm_jax" in text
+    assert "import diffusers" not in text
 
 
 def test_its_head_is_what_the_hub_reads(card):
     head = card().split("---\n")[1]
     assert "library_name: diffusers\n" in head
     assert "pipeline_tag: unconditional-image-generation\n" in head
+    started = card(training=Training(steps=30, init_from="them/net")).split("---\n")[1]
+    assert "base_model: them/net\n" in started

@@ -40,6 +40,12 @@ def test_a_net_in_the_layout_of_diffusers_stands_where_a_run_does(theirs):
         open_any(str(theirs), 3)
 
 
+def test_parts_may_lie_in_either_place(theirs):
+    (theirs / "scheduler").mkdir()
+    (theirs / "scheduler_config.json").rename(theirs / "scheduler/scheduler_config.json")
+    assert open_any(str(theirs)).recipe.sampling.sampler == "ddim"
+
+
 def test_what_is_neither_is_told_what_either_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="is neither a folder here nor owner/name, a repository of the hub"):
         open_any(str(tmp_path / "none"))

@@ -32,6 +32,8 @@ def test_settings_of_the_sampling_take_the_place_of_the_recipes(pipeline):
         for how in ({"steps": 5}, {"steps": 5, "sampler": "ddim"})
     )
     assert np.any(steps != sampler)
+    given = np.asarray(pipeline(seed=4, progress=False, timesteps=(16.0, 12.0, 8.0, 4.0, 0.0)).images[0])
+    np.testing.assert_array_equal(given, steps)
     with pytest.raises(ValueError, match="unknown sampler 'nonsense'"):
         pipeline(sampler="nonsense")
 

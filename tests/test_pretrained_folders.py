@@ -16,7 +16,8 @@ from ddpm_jax.corruption import Corruption
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.folders import as_pretrained, check_possible, load_pretrained, save_pretrained
+from ddpm_jax.pretrained import hub
+from ddpm_jax.pretrained.folders import check_possible, find, load_pretrained, save_pretrained
 from ddpm_jax.recipe import Recipe
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -127,41 +128,71 @@ SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_p
 
 
 @pytest.mark.parametrize(
-    ("objective", "sampling"),
+    ("objective", "sampling", "scheduler"),
     [
-        (Diffusion(), Sampling()),
-        (Diffusion(target="v", schedule="squaredcos", timesteps=400), Sampling(spacing="leading", clip_x0=False)),
-        (Diffusion(), Sampling(sampler="unipc", options={"order": 3, "compat": True}, steps=50, spacing="linspace")),
+        (Diffusion(), Sampling(), "DDPM"),
+        (
+            Diffusion(target="v", schedule="squaredcos", timesteps=400),
+            Sampling(spacing="leading", clip_x0=False),
+            "DDPM",
+        ),
+        (
+            Diffusion(),
+            Sampling(sampler="unipc", options={"order": 3, "compat": True}, steps=50, spacing="linspace"),
+            "UniPCMultistep",
+        ),
     ],
 )
-def test_what_is_saved_is_what_is_loaded(objective, sampling, tmp_path):
-    recipe = Recipe(model=SMALL, objective=objective, sampling=sampling)
-    saved = as_pretrained(recipe, SMALL.init(jax.random.key(0)))
-    save_pretrained(saved, tmp_path / "a")
+def test_what_is_saved_is_what_is_loaded(objective, sampling, scheduler, tmp_path):
+    recipe, params = Recipe(model=SMALL, objective=objective, sampling=sampling), SMALL.init(jax.random.key(0))
+    assert save_pretrained(recipe, params, tmp_path / "a") == f"{scheduler}Scheduler"
     loaded = load_pretrained(tmp_path / "a")
-    jax.tree.map(np.testing.assert_array_equal, saved.params, loaded.params)
-    for ours, theirs in zip(*map(jax.tree.leaves, (saved.schedule, loaded.schedule)), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, params, loaded.params)
+    for ours, theirs in zip(*map(jax.tree.leaves, (objective.noise_schedule(), loaded.schedule)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    save_pretrained(loaded, tmp_path / "b")
+    save_pretrained(loaded.recipe, loaded.params, tmp_path / "b")
     for path in sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file()):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
-    index = json.loads((tmp_path / "a/model_index.json").read_text())
+    index, said = (json.loads((tmp_path / "a" / name).read_text()) for name in INDEX_AND_SCHEDULER)
     assert index.keys() == INDEX.keys()
-    assert (
-        index["scheduler"][1] == json.loads((tmp_path / "a/scheduler/scheduler_config.json").read_text())["_class_name"]
-    )
+    assert index["scheduler"][1] == said["_class_name"] == f"{scheduler}Scheduler"
+
+
+INDEX_AND_SCHEDULER = ("model_index.json", "scheduler/scheduler_config.json")
+
+
+def test_for_the_pipeline_the_scheduler_is_one_that_it_calls(tmp_path):
+    sampling = Sampling(sampler="unipc", options={"compat": True}, spacing="linspace")
+    params = SMALL.init(jax.random.key(0))
+    written = save_pretrained(Recipe(model=SMALL, sampling=sampling), params, tmp_path, for_pipeline=True)
+    assert written == "DDPMScheduler"
+    assert load_pretrained(tmp_path).recipe.sampling.spacing == "linspace"
 
 
 def test_what_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     params = SMALL.init(jax.random.key(0))
-    for objective, message in ((Diffusion(target="edm", schedule="edm"), "diffusers has no edm"),):
-        model = as_pretrained(Recipe(model=SMALL), params)._replace(recipe=Recipe(model=SMALL, objective=objective))
+    for recipe, message in (
+        (Recipe(model=SMALL, objective=Diffusion(target="edm", schedule="edm")), "diffusers has no edm"),
+        (Recipe(model=BasicUNet(image_size=28, channels=1)), "diffusers has no net such as BasicUNet"),
+        (Recipe(model=SMALL, objective=Corruption()), "no such thing as the corruption toy"),
+        (Recipe(model=dataclasses.replace(SMALL, widths=(8,))), "the parameters are not those of the net"),
+    ):
         with pytest.raises(ValueError, match=message):
-            save_pretrained(model, tmp_path / "none")
-    with pytest.raises(ValueError, match="diffusers has no net such as BasicUNet"):
+            save_pretrained(recipe, params, tmp_path / "none")
+        assert not (tmp_path / "none").exists() or message.startswith("the parameters")
+    with pytest.raises(ValueError, match="only a UNet can be written"):
         check_possible(Recipe(model=BasicUNet(image_size=28, channels=1)))
-    with pytest.raises(ValueError, match="no such thing as the corruption toy"):
-        check_possible(Recipe(model=SMALL, objective=Corruption()))
-    with pytest.raises(ValueError, match="the parameters are not those of the net"):
-        save_pretrained(as_pretrained(Recipe(model=dataclasses.replace(SMALL, widths=(8,))), params), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+
+
+def test_other_weights_are_not_left_beside_the_new(tmp_path):
+    """diffusers would open the shards, which it looks for first."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds other weights \(diffusion_pytorch_model.safetensors.index.json\)"):
+        save_pretrained(Recipe(model=SMALL), SMALL.init(jax.random.key(0)), tmp_path)
+
+
+def test_a_name_that_is_neither_tells_of_both(monkeypatch):
+    monkeypatch.setattr(hub, "download", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("there is none")))
+    with pytest.raises(FileNotFoundError, match="no folder runs/digit here, and as a repository of the hub: there is"):
+        find("runs/digit")

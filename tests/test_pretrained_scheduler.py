@@ -142,6 +142,31 @@ def test_a_sampling_is_written_as_its_scheduler(name):
             assert again[1:] == found[1:], choice
 
 
+@pytest.mark.parametrize("objective", [{"target": "v", "zero_terminal_snr": True}, {"target": "x0"}])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_a_net_was_trained_for_is_kept_whoever_walks(name, objective):
+    """Where the sampler's own scheduler has no key for it, or cannot step so, another one is written."""
+    wanted = Diffusion(**objective)
+    written = scheduler_config(wanted, scheduler_of({"_class_name": name}).sampling)
+    assert scheduler_of(written).objective == wanted
+    assert not (objective["target"] == "x0" and written["_class_name"].startswith(("PNDM", "EulerAncestral")))
+
+
+def test_for_the_pipeline_only_what_it_can_call_is_written():
+    called = {"DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"}
+    for name in SCHEDULERS:
+        sampling = scheduler_of({"_class_name": name}).sampling
+        written = scheduler_config(Diffusion(), sampling, for_pipeline=True)["_class_name"]
+        assert written == (name if name in called else "DDPMScheduler")
+
+
+def test_thresholds_are_kept_where_ancestral_sampling_takes_the_place():
+    for limit in (None, 2.0):
+        sampling = Sampling(sampler="heun", dynamic_threshold=0.9, threshold_limit=limit)
+        found = scheduler_of(scheduler_config(Diffusion(), sampling)).sampling
+        assert (found.sampler, found.dynamic_threshold, found.threshold_limit) == ("ddpm", 0.9, limit)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -168,6 +193,11 @@ def test_a_sampler_that_diffusers_has_not_is_written_as_ancestral_sampling():
         assert (written["_class_name"], written["timestep_spacing"]) == ("DDPMScheduler", "trailing")
         assert written["variance_type"] == sampling.options.get("variance", "fixed_small")
         assert written["prediction_type"] == "v_prediction"
+
+
+def test_more_timesteps_than_any_scheduler_has_are_refused():
+    with pytest.raises(ValueError, match="no scheduler of diffusers can be written"):
+        scheduler_config(Diffusion(timesteps=2**20 + 1), Sampling())
 
 
 @pytest.mark.parametrize("settings", [{"target": "edm"}, {"schedule": "flow", "target": "flow"}])

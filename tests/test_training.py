@@ -23,7 +23,15 @@ from ddpm_jax.config import Ema, Optimizer
 from ddpm_jax.ema import power_gamma
 from ddpm_jax.models import Model
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training import example_keys, init_state, learning_rate, make_optimizer, make_train_step, model_loss
+from ddpm_jax.training import (
+    by_micro_batches,
+    example_keys,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+    model_loss,
+)
 
 UNET = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4)
 
@@ -215,3 +223,14 @@ def test_example_keys_depend_on_key_step_and_row_alone():
     np.testing.assert_array_equal(whole[::-1], data(0, 5, list(range(8))[::-1]))
     others = np.concatenate([whole, data(0, 6, range(8)), data(1, 5, range(8))])
     assert len(np.unique(others, axis=0)) == 24
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_batch_goes_through_in_parts_in_order_and_its_metrics_are_the_mean(count):
+    def step(seen, batch):
+        return [*seen, batch["image"].tolist()], {"loss": jnp.mean(batch["image"])}
+
+    batch = {"image": jnp.array([1.0, 3.0, 2.0, 8.0]), "key": jnp.arange(4)}
+    seen, metrics = by_micro_batches(step, [], batch, count)
+    assert np.concatenate(seen).tolist() == [1.0, 3.0, 2.0, 8.0]
+    assert (len(seen), float(metrics["loss"])) == (count, 3.5)

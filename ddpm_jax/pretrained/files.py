@@ -7,7 +7,13 @@ from typing import Any
 
 from ddpm_jax.errors import check
 
-LARGEST_JSON = 8 * 2**20
+LARGEST_JSON = 2 * 2**20
+LONGEST_NAME = 80
+
+
+def brief(text: object) -> str:
+    """What a file says, as one line of an error can show it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:200])
 
 
 def inside(folder: Path, path: Path) -> Path:
@@ -26,7 +32,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError for anything else, or more than 8 MiB."""
+    """The object in a JSON file; raises ValueError for anything else, or more than 2 MiB."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, or no file")
     size = path.stat().st_size
@@ -36,6 +42,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     check(isinstance(value, dict), f"{path} does not hold a JSON object")
+    names = [*value, value.get("_class_name", "")]
+    known = all(isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() for name in names)
+    check(known, f"{path} has a key or a _class_name that no model has")
     return value
 
 

@@ -24,7 +24,7 @@ PARTS = {"unet", "scheduler"}
 class Pretrained(NamedTuple):
     """A network with its parameters, the noise it was trained for, and the sampler it draws with.
 
-    `model.apply(params, xt, t)` is the network's output, NHWC; `recipe` has all of it but the parameters.
+    `model.apply(params, xt, t)` is the network's output, NHWC. `recipe` says all of it but the parameters.
     """
 
     model: UNet
@@ -32,24 +32,6 @@ class Pretrained(NamedTuple):
     schedule: NoiseSchedule
     sampler: Sampler
     recipe: Recipe
-
-
-def as_pretrained(recipe: Recipe, params: Params) -> Pretrained:
-    """The recipe and its parameters as they would come from a folder; raises ValueError as `check_possible` does."""
-    model, objective = check_possible(recipe)
-    return Pretrained(model, params, objective.noise_schedule(), recipe.sampling.method, recipe)
-
-
-def check_possible(recipe: Recipe) -> tuple[UNet, Diffusion]:
-    """The net and the objective of a recipe; raises ValueError where diffusers cannot hold them."""
-    model, objective = recipe.model, recipe.objective
-    if not isinstance(model, UNet):
-        raise ValueError(f"diffusers has no net such as {type(model).__name__}: only a UNet can be written")
-    if not isinstance(objective, Diffusion):
-        raise ValueError("diffusers has no such thing as the corruption toy: only diffusion models can be written")
-    config_of(model)
-    scheduler_config.scheduler_config(objective, recipe.sampling)
-    return model, objective
 
 
 def load_pretrained(
@@ -64,44 +46,64 @@ def load_pretrained(
 
     `scheduler`, such as UniPCMultistepScheduler, reads the scheduler's JSON as that of another; `variant` is such as
     fp16, `revision` a branch, tag or commit of the repository; `image_size` is for nets whose config names none.
-    Raises FileNotFoundError, ValueError or OSError.
+    Raises FileNotFoundError, ValueError, ImportError or OSError.
     """
-    folder = find(path_or_repo, variant, revision)
-    recipe = read_recipe(folder, scheduler, image_size)
-    return as_pretrained(recipe, read_params(folder, recipe, variant))
+    recipe = read_recipe(find(path_or_repo, revision), scheduler, image_size)
+    params = read_params(path_or_repo, recipe, variant, revision)
+    model, objective = check_possible(recipe)
+    return Pretrained(model, params, objective.noise_schedule(), recipe.sampling.method, recipe)
 
 
-def save_pretrained(model: Pretrained, folder: str | Path) -> None:
+def save_pretrained(recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False) -> str:
     """Writes the folder that `load_pretrained` reads, and `DDPMPipeline.from_pretrained` of diffusers.
 
-    The scheduler is that of the recipe's sampler, or DDPMScheduler where diffusers has none such. Raises ValueError for
-    what diffusers cannot hold.
+    Returns the name of its scheduler, which walks as the recipe's sampler, or is DDPMScheduler where none does;
+    `for_pipeline` takes only those that the pipeline can call. Raises ValueError for what diffusers cannot hold.
     """
-    folder, (_, objective) = Path(folder), check_possible(model.recipe)
-    scheduler = scheduler_config.scheduler_config(objective, model.recipe.sampling)
-    nets.save_net(model.model, model.params, folder / "unet")
+    folder, (model, objective) = Path(folder), check_possible(recipe)
+    scheduler = scheduler_config.scheduler_config(objective, recipe.sampling, for_pipeline)
+    nets.save_net(model, params, folder / "unet")
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / scheduler_config.NAME, scheduler | {"_diffusers_version": VERSION})
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
+    return scheduler["_class_name"]
 
 
-def find(path_or_repo: str | Path, variant: str | None = None, revision: str | None = None) -> Path:
-    """The folder at a path, or of a repository in the hub's cache, after its download."""
+def check_possible(recipe: Recipe) -> tuple[UNet, Diffusion]:
+    """The net and the objective of a recipe; raises ValueError where diffusers cannot hold them."""
+    model, objective = recipe.model, recipe.objective
+    if not isinstance(model, UNet):
+        raise ValueError(f"diffusers has no net such as {type(model).__name__}: only a UNet can be written")
+    if not isinstance(objective, Diffusion):
+        raise ValueError("diffusers has no such thing as the corruption toy: only diffusion models can be written")
+    config_of(model)
+    scheduler_config.scheduler_config(objective, recipe.sampling)
+    return model, objective
+
+
+def find(
+    path_or_repo: str | Path, revision: str | None = None, variant: str | None = None, weights: bool = False
+) -> Path:
+    """The folder at a path, or of a repository in the hub's cache after the download of its JSON files.
+
+    With `weights` these too, of a variant. Raises FileNotFoundError, ValueError, ImportError or OSError.
+    """
     path = Path(path_or_repo)
     if path.exists():
         check(path.is_dir(), f"{path} is a file: give the folder it is in")
         return path
     if not hub.is_repository(str(path_or_repo)):
         raise FileNotFoundError(f"{path_or_repo} is neither a folder here nor owner/name, a repository of the hub")
-    repo = str(path_or_repo)
-    _index(hub.download(repo, variant=variant, revision=revision, weights=False))
-    return hub.download(repo, variant=variant, revision=revision)
+    try:
+        return hub.download(str(path_or_repo), variant=variant, revision=revision, weights=weights)
+    except (OSError, ImportError) as error:
+        raise type(error)(f"there is no folder {path_or_repo} here, and as a repository of the hub: {error}") from error
 
 
 def is_one(folder: Path) -> bool:
     """Whether a folder looks like one in the layout of diffusers."""
-    return any((folder / name).exists() for name in (INDEX, "unet", scheduler_config.NAME))
+    return any((folder / name).exists() for name in (INDEX, "unet", "scheduler", scheduler_config.NAME))
 
 
 def read_recipe(folder: Path, scheduler: str | None = None, image_size: int | None = None) -> Recipe:
@@ -113,9 +115,12 @@ def read_recipe(folder: Path, scheduler: str | None = None, image_size: int | No
     return Recipe(model=model, objective=said.objective, sampling=said.sampling)
 
 
-def read_params(folder: Path, recipe: Recipe, variant: str | None = None) -> Params:
-    """The parameters in a folder whose recipe has been read."""
+def read_params(
+    path_or_repo: str | Path, recipe: Recipe, variant: str | None = None, revision: str | None = None
+) -> Params:
+    """The parameters of a model whose recipe has been read, downloaded first where it is a repository."""
     assert isinstance(recipe.model, UNet)
+    folder = find(path_or_repo, revision, variant, weights=True)
     return nets.read_params(_part(folder, "unet"), recipe.model, variant)
 
 
@@ -127,7 +132,9 @@ def _index(folder: Path) -> dict[str, Any]:
     named = {name: part for name, part in index.items() if isinstance(part, list) and part != [None, None]}
     others = sorted(set(named) - PARTS)
     kind = index.get("_class_name", PIPELINE)
-    check(not others, f"{folder} is a {kind} with {', '.join(others)[:200]}: only nets of pixels are supported")
+    check(
+        not others, f"{folder} is a {str(kind)[:80]} with {', '.join(others)[:200]}: only nets of pixels are supported"
+    )
     whole = all(len(part) == 2 and all(isinstance(word, str) for word in part) for part in named.values())
     check(whole and set(named) == PARTS, f"{folder / INDEX} does not name a unet and a scheduler")
     return index

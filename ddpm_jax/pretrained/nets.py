@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.files import inside, read_json, write_json
 from ddpm_jax.pretrained.names import from_state_dict, to_state_dict
-from ddpm_jax.pretrained.tensors import read_tensors, write_tensors
+from ddpm_jax.pretrained.tensors import NAME, read_tensors, write_tensors
 from ddpm_jax.pretrained.unet_config import config_of, unet_of
 
 CONFIG = "config.json"
@@ -35,5 +36,7 @@ def save_net(net: UNet, params: Params, folder: Path) -> None:
     """Writes the net as UNet2DModel.from_pretrained of diffusers opens it; raises ValueError for one it cannot be."""
     config, tensors = config_of(net), to_state_dict(net, params)
     folder.mkdir(parents=True, exist_ok=True)
+    others = sorted({path.name for path in folder.glob(f"{NAME}*")} - {f"{NAME}.safetensors"})
+    check(not others, f"{folder} holds other weights ({', '.join(others[:2])}): save to another folder")
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors)

@@ -7,23 +7,38 @@ from typing import Any, NamedTuple
 from ddpm_jax import samplers
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.errors import check
-from ddpm_jax.pretrained.schedulers import LEGACY, OWN_VALUES, SCHEDULERS, TRAINED, VARIANCES, Kind
+from ddpm_jax.pretrained.schedulers import (
+    CLIPPED,
+    LEADING,
+    LEGACY,
+    OWN_VALUES,
+    RESCALED,
+    SCHEDULERS,
+    THRESHOLDED,
+    TRAINED,
+    VARIANCES,
+    Kind,
+)
 from ddpm_jax.pretrained.settings import known, settings_of
 
 NAME = "scheduler_config.json"
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
-SCHEDULES |= {"sigmoid": "sigmoid"}
-SPACINGS = {spacing: spacing for spacing in ("leading", "trailing", "linspace")}
+SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "squaredcos",
+    "sigmoid": "sigmoid",
+}
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "linspace"}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 ENDS = {"zero": "clean", "sigma_min": "lowest"}
 MOST_TIMESTEPS = 2**20
+UNLIMITED = 1e6
+"""A threshold that no pixel reaches."""
 DEFAULT_STEPS = 50
 """Steps where the sampler is not ancestral sampling, which takes all; that of diffusers' pipelines."""
 
-HEEDED = {*TRAINED, "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"}
-HEEDED |= {"sample_max_value", "rescale_betas_zero_snr", "timestep_spacing", "use_karras_sigmas", "variance_type"}
-HEEDED |= {"set_alpha_to_one", "final_sigmas_type"}
-HEEDED -= {"trained_betas"}
+HEEDED = {*TRAINED, *CLIPPED, *THRESHOLDED, *RESCALED, *LEADING} - {"trained_betas"}
+HEEDED |= {"use_karras_sigmas", "variance_type", "set_alpha_to_one", "final_sigmas_type"}
 """Keys that are heeded whoever has them."""
 PASSED_ON = LEGACY.union(*(kind.defaults for kind in SCHEDULERS.values()))
 """Keys that a JSON may hold whosever it is."""
@@ -119,40 +134,52 @@ def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
         most = float(said["sample_max_value"])
         check(most >= 1, f"{NAME}: sample_max_value {most} is not supported: it must be at least 1")
         ratio = float(said["dynamic_thresholding_ratio"])
-        return {"dynamic_threshold": ratio, "threshold_limit": most} if most > 1 else {"clip_x0": True}
+        limit = None if most >= UNLIMITED else most
+        return {"dynamic_threshold": ratio, "threshold_limit": limit} if most > 1 else {"clip_x0": True}
     clipped, limit = said.get("clip_sample", False), said.get("clip_sample_range", 1.0)
     check(not clipped or limit == 1, f"{NAME}: clip_sample_range {limit} is not supported: pictures are in [-1, 1]")
     return {"clip_x0": clipped}
 
 
-def scheduler_config(objective: Diffusion, sampling: Sampling) -> dict[str, Any]:
+def scheduler_config(objective: Diffusion, sampling: Sampling, for_pipeline: bool = False) -> dict[str, Any]:
     """The scheduler_config.json that has diffusers walk as the sampling does, number of steps and guidance apart.
 
-    Where no scheduler does, as for the samplers that it has not, it is that of DDPMScheduler. Raises ValueError for
-    what no net of diffusers is trained for.
+    Where no scheduler does, it is that of DDPMScheduler; with `for_pipeline` also where DDPMPipeline could not call it.
+    Raises ValueError for what no net of diffusers is trained for.
     """
     trained = _trained(objective)
-    for name, kind in SCHEDULERS.items():
-        for choice in kind.choices:
-            config = {"_class_name": name, **kind.defaults, **_said(trained, sampling, kind), **choice}
-            try:
-                found = scheduler_of(config)
-            except ValueError:
-                continue
-            if (
-                _walk(found.sampling) == _walk(sampling)
-                and found.objective.learns_variance == objective.learns_variance
-            ):
-                return config
-    return scheduler_config(objective, ancestral(objective, sampling))
+    for wanted in (sampling, ancestral(objective, sampling)):
+        for name, kind in SCHEDULERS.items():
+            fits = (kind.in_pipeline or not for_pipeline) and (kind.steps_x0 or objective.target != "x0")
+            for choice in kind.choices if fits else ():
+                config = {"_class_name": name, **kind.defaults, **_said(trained, wanted, kind), **choice}
+                if _says(config, objective, wanted):
+                    return config
+    raise ValueError(f"no scheduler of diffusers can be written for {objective} and {sampling}")
+
+
+def _says(config: Mapping[str, Any], objective: Diffusion, sampling: Sampling) -> bool:
+    """Whether a JSON, read again, is of this objective and of this walk."""
+    try:
+        found = scheduler_of(config)
+    except ValueError:
+        return False
+    same = found.objective.learns_variance == objective.learns_variance and _trained(found.objective) == _trained(
+        objective
+    )
+    return same and _walk(found.sampling) == _walk(sampling)
 
 
 def ancestral(objective: Diffusion, sampling: Sampling) -> Sampling:
     """Ancestral sampling, as near to the sampling as a DDPMScheduler can be."""
     said = {"variance": objective.variance} if objective.learns_variance else sampling.options
-    options = {key: value for key, value in said.items() if key == "variance"}
-    spacing = sampling.spacing if sampling.spacing in SPACINGS else "trailing"
-    return Sampling(options=options, spacing=spacing, clip_x0=sampling.clip_x0)
+    return Sampling(
+        options={key: value for key, value in said.items() if key == "variance"},
+        spacing=sampling.spacing if sampling.spacing in SPACINGS else "trailing",
+        clip_x0=sampling.clip_x0,
+        dynamic_threshold=sampling.dynamic_threshold,
+        threshold_limit=sampling.threshold_limit,
+    )
 
 
 def _trained(objective: Diffusion) -> dict[str, Any]:
@@ -182,7 +209,7 @@ def _said(trained: Mapping[str, Any], sampling: Sampling, kind: Kind) -> dict[st
         "clip_sample": sampling.clip_x0 and not thresholded,
         "thresholding": thresholded or (sampling.clip_x0 and "clip_sample" not in kind.defaults),
         "dynamic_thresholding_ratio": sampling.dynamic_threshold or 0.995,
-        "sample_max_value": sampling.threshold_limit or 1.0,
+        "sample_max_value": sampling.threshold_limit or (UNLIMITED if thresholded else 1.0),
     }
     return {key: value for key, value in said.items() if key in kind.defaults}
 

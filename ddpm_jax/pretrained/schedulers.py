@@ -78,6 +78,10 @@ class Kind(NamedTuple):
     """Values of these and of the end, in all their combinations."""
     whole_karras: bool = True
     """Whether Karras sigmas span the whole schedule, whatever the timesteps."""
+    in_pipeline: bool = False
+    """Whether DDPMPipeline can call it, which scales neither the noise nor what the network sees."""
+    steps_x0: bool = True
+    """Whether it steps with networks that predict x0."""
 
 
 def _ddpm(said):
@@ -99,7 +103,7 @@ def _dpm(said):
     names = {("dpmsolver++", 2): "dpmpp_2m", ("dpmsolver++", 3): "dpmpp_3m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}
     if kind == ("dpmsolver++", 1):
         return "unipc", {"order": 1, "corrector": False, "compat": True}
-    check(kind in names, f"algorithm_type {algorithm} of solver_order {order} is not supported")
+    check(kind in names, f"algorithm_type {algorithm[:80]} of solver_order {order} is not supported")
     return names[kind], {"compat": True}
 
 
@@ -131,17 +135,20 @@ SCHEDULERS = {
         TRAINED | LEADING | CLIPPED | THRESHOLDED | RESCALED | {"variance_type": "fixed_small"},
         _ddpm,
         choices=_values("variance_type", "fixed_small", "fixed_large", "learned_range"),
+        in_pipeline=True,
     ),
     "DDIMScheduler": Kind(
         TRAINED | LEADING | CLIPPED | THRESHOLDED | RESCALED | {"set_alpha_to_one": True},
         _named("ddim", compat=True),
         choices=TO_ONE,
+        in_pipeline=True,
     ),
     "PNDMScheduler": Kind(
         TRAINED | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
         _pndm,
         heeded=("skip_prk_steps",),
         choices=_each(_values("skip_prk_steps", False, True), TO_ONE),
+        steps_x0=False,
     ),
     "UniPCMultistepScheduler": Kind(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | RESCALED | SHIFTED | SOLVED | ENDED
@@ -157,6 +164,7 @@ SCHEDULERS = {
         heeded=("solver_order", "algorithm_type"),
         choices=_each(_values("solver_order", 2, 3, 1), SIGMA_ENDS)
         + _each(_values("algorithm_type", "sde-dpmsolver++"), SIGMA_ENDS),
+        in_pipeline=True,
     ),
     "DPMSolverSinglestepScheduler": Kind(
         {key: value for key, value in TRAINED.items() if key != "steps_offset"}
@@ -164,6 +172,7 @@ SCHEDULERS = {
         _named("dpmpp_2s", compat=True),
         heeded=("lower_order_final",),
         choices=SIGMA_ENDS,
+        in_pipeline=True,
     ),
     "EulerDiscreteScheduler": Kind(
         TRAINED | LINSPACE | SIGMAS | RESCALED | ENDED | {"interpolation_type": "linear", "timestep_type": "discrete"},
@@ -171,7 +180,9 @@ SCHEDULERS = {
         choices=SIGMA_ENDS,
         whole_karras=False,
     ),
-    "EulerAncestralDiscreteScheduler": Kind(TRAINED | LINSPACE | RESCALED, _named("euler_ancestral", compat=True)),
+    "EulerAncestralDiscreteScheduler": Kind(
+        TRAINED | LINSPACE | RESCALED, _named("euler_ancestral", compat=True), steps_x0=False
+    ),
     "HeunDiscreteScheduler": Kind(
         TRAINED | LINSPACE | SIGMAS | CLIPPED | {"clip_sample": False, "beta_start": 0.00085, "beta_end": 0.012},
         _named("heun", compat=True),

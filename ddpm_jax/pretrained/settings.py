@@ -5,7 +5,7 @@ from typing import Any
 
 from ddpm_jax.errors import check
 
-LARGEST_FLOAT = 1e300
+LARGEST_FLOAT, LARGEST_INT, LONGEST_WORD = 1e300, 2**63, 80
 VERSION = "0.35.0"
 """The version of diffusers that what is written is said to be of."""
 
@@ -24,15 +24,18 @@ def settings_of(
     left_at_default = config.get("_use_default_values") or []
     check(
         isinstance(left_at_default, list),
-        f"{what}: _use_default_values must be a list, not {str(left_at_default)[:80]}",
+        f"{what}: _use_default_values must be a list, not {repr(left_at_default)[:80]}",
     )
-    said = {key: value for key, value in config.items() if key[:1] != "_" and key not in left_at_default}
+    unsaid = {key for key in left_at_default if isinstance(key, str)}
+    said = {key: value for key, value in config.items() if key[:1] != "_" and key not in unsaid}
     unknown = sorted(set(said) - set(defaults) - set(ignored))
     check(not unknown, f"{what} says {repr(unknown)[:200]}, which is not understood")
     for key, value in said.items():
         default = defaults.get(key)
         fits = key in nullable if value is None and default is not None else _like(value, default)
-        check(fits, f"{what}: {key} must be {_kind(default)}, not {str(value)[:80]}")
+        check(fits, f"{what}: {key} must be {_kind(default)}, not {repr(value)[:80]}")
+        short = not isinstance(value, str) or (len(value) <= LONGEST_WORD and value.isprintable())
+        check(short, f"{what}: {key} {repr(value)[:80]} is not a word that any model has")
     return {**defaults, **{key: value for key, value in said.items() if key in defaults}}
 
 
@@ -45,7 +48,7 @@ def _like(value: Any, default: Any) -> bool:
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, int):
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_INT
     finite = isinstance(value, (int, float)) and abs(value) <= LARGEST_FLOAT
     return value == default or (finite and not isinstance(value, bool))
 
@@ -60,6 +63,6 @@ def known(names: Mapping, value: Any, key: str) -> Any:
     """What of ours stands for a value of theirs; raises ValueError, with those there are, for another."""
     check(
         isinstance(value, Hashable) and value in names,
-        f"{key} {value!r} is not understood; known are {', '.join(map(repr, names))}",
+        f"{key} {repr(value)[:80]} is not understood; known are {', '.join(map(repr, names))}",
     )
     return names[value]

@@ -5,7 +5,9 @@ A state dict needs few of a pickle's instructions, and of names just those that 
 ValueError.
 """
 
+import io
 import math
+import os
 import pickletools
 import zipfile
 import zlib
@@ -18,9 +20,10 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import check
+from ddpm_jax.pretrained.files import brief
 
-LARGEST_PICKLE = 16 * 2**20
-MOST_AXES = 8
+LARGEST_PART = 4 * 2**20
+MOST_INSTRUCTIONS, MOST_AXES, LONGEST_KEY = 2**17, 8, 80
 STORAGES = {
     "torch.FloatStorage": np.dtype(np.float32),
     "torch.HalfStorage": np.dtype(np.float16),
@@ -58,10 +61,21 @@ class Stored(NamedTuple):
     """Its numbers as float32; raises ValueError where the file does not hold them."""
 
 
+class _Contents(io.FileIO):
+    """A file of which only small parts can be read, such as the directory of a zip archive, and its pickle."""
+
+    def read(self, size: int | None = -1, /) -> Any:
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - self.tell()
+        check(size <= LARGEST_PART, f"{self.name} has a directory of {size:,} bytes, which is too much")
+        return super().read(size)
+
+
 def read_bin(path: Path) -> dict[str, Stored]:
     """The tensors of a state dict by name; raises ValueError for anything else that the file holds."""
+    check(path.is_file(), f"{path} is missing, or no file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Contents(path) as file, zipfile.ZipFile(file) as archive:
             folder, sizes = _contents(path, archive)
             data = archive.read(f"{folder}/data.pkl")
     except DAMAGED as error:
@@ -72,7 +86,7 @@ def read_bin(path: Path) -> dict[str, Stored]:
         machine = _Machine(path, folder, sizes)
         found = machine.run(data)
     except (ValueError, IndexError, KeyError, TypeError) as error:  # of an instruction that finds not what it needs
-        raise ValueError(f"{path} is not a state dict of floats: {str(error)[:200]}") from error
+        raise ValueError(f"{path} is not a state dict of floats: {brief(error)}") from error
     size = sum(math.prod(tensor.shape) for tensor in found.values())
     held = sum(storage.size for storage in machine.storages)
     check(size <= held, f"{path} has more numbers in its tensors than it holds")
@@ -86,7 +100,7 @@ def _numbers(path: Path, member: str, dtype: np.dtype, offset: int, shape, strid
         steps = tuple(stride * dtype.itemsize for stride in strides)
         return np.ndarray(shape, dtype, data, offset * dtype.itemsize, steps).astype(np.float32)
     except (*DAMAGED, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged at {member}: {error}") from error
+        raise ValueError(f"{path} is damaged at {brief(member)}: {brief(error)}") from error
 
 
 def _contents(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]:
@@ -98,7 +112,7 @@ def _contents(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]
     check(len(sizes) == len(infos), f"{path} holds two files of one name")
     pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     check(len(pickles) == 1, f"{path} holds {len(pickles)} pickles (NAME/data.pkl), not one")
-    check(sizes[pickles[0]] <= LARGEST_PICKLE, f"{path} has a pickle of {sizes[pickles[0]]:,} bytes, which is too much")
+    check(sizes[pickles[0]] <= LARGEST_PART, f"{path} has a pickle of {sizes[pickles[0]]:,} bytes, which is too much")
     order = pickles[0].replace("data.pkl", "byteorder")
     known = order not in sizes or (sizes[order] < 16 and archive.read(order) == b"little")
     check(known, f"{path} was written with another order of bytes")
@@ -117,7 +131,8 @@ class _Machine:
 
     def run(self, data: bytes) -> dict[str, Stored]:
         """The tensors by name that the pickle stands for."""
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            check(count < MOST_INSTRUCTIONS, f"its pickle has more than {MOST_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 break
             if opcode.name in VALUES:
@@ -126,7 +141,8 @@ class _Machine:
                 step = STEPS.get(opcode.name)
                 check(step is not None, f"its pickle has the instruction {opcode.name}, which none needs: nothing ran")
                 step(self, argument)
-        found = self.stack[-1]
+        check(len(self.stack) == 1 and not self.marks, f"it leaves {len(self.stack)} values, not one")
+        found = self.stack[0]
         whole = isinstance(found, dict) and all(isinstance(value, Stored) for value in found.values())
         check(whole, "it does not hold tensors by name alone")
         return found
@@ -141,7 +157,8 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
-        values, self.stack = self.stack[start:], self.stack[:start]
+        values = self.stack[start:]
+        del self.stack[start:]
         return values
 
     def tuple_of(self, count: int | None) -> None:
@@ -186,7 +203,8 @@ class _Machine:
     def storage(self, _: Any) -> None:
         kind, name, key, _, size = self.stack.pop()
         known = kind == "storage" and isinstance(name, Name) and isinstance(key, str) and isinstance(size, int)
-        check(known and name.name in STORAGES, "it refers to what is no storage of floats")
+        known = known and name.name in STORAGES and len(key) <= LONGEST_KEY
+        check(known, "it refers to what is no storage of floats")
         dtype = STORAGES[name.name]
         there = self.sizes.get(f"{self.folder}/data/{key}") == size * dtype.itemsize
         check(there, "it has a storage that is not in the archive, or of another size there")
