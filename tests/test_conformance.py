@@ -1,7 +1,6 @@
 """The figures that diffusers' own scheduler tests expect (tests/schedulers of its repository), by our samplers.
 
-Ten steps from a fixed picture with a made-up network. Each walk is the one that the scheduler takes there: its
-timesteps, where it ends, and our `compat` where the two differ.
+Ten steps from a fixed picture with a made-up network, by what we make of each scheduler's JSON.
 """
 
 from typing import NamedTuple
@@ -12,8 +11,9 @@ import pytest
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.grids import CLEAN, rows, spaced, times_of
+from ddpm_jax.grids import CLEAN, rows, times_of
 from ddpm_jax.prediction import make_denoiser
+from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.samplers import sample, sample_keys
 from ddpm_jax.schedule import from_betas, linear, per_example
 
@@ -21,11 +21,7 @@ PICTURE = jnp.asarray((np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 1,
 KEYS = sample_keys(0, jnp.arange(4))
 LINEAR, LINEAR_1100 = from_betas(linear()), from_betas(linear(1100))
 
-LEADING = spaced(1000, 10, "leading")
-STRIDES_TO_DATA = LEADING, np.maximum(LEADING - 100, CLEAN)
-STRIDES_TO_0 = LEADING, np.maximum(LEADING - 100, 0)
 TENTHS = np.round(np.linspace(999, 0, 11)).astype(int)
-TENTHS_TO_0 = TENTHS[:-1], TENTHS[1:]
 
 
 def network(xt, t):
@@ -39,49 +35,53 @@ def distances(x0):
 
 
 class Case(NamedTuple):
-    name: str
-    walk: tuple[np.ndarray, np.ndarray]
+    scheduler: str
+    config: dict
     target: str
     total: float | None
     mean: float
-    options: dict
-    beta_start: float = 1e-4
 
 
-COMPAT = {"compat": True}
+TO_0, BRIGHT = {"final_sigmas_type": "sigma_min"}, {"beta_start": 0.01}
 CASES = [
-    Case("ddim", STRIDES_TO_DATA, "eps", 172.0067, 0.223967, COMPAT),
-    Case("ddim", STRIDES_TO_DATA, "v", 52.5302, 0.0684, COMPAT),
-    Case("ddim", STRIDES_TO_DATA, "eps", 149.8295, 0.1951, COMPAT, 0.01),
-    Case("ddim", STRIDES_TO_0, "eps", 149.0784, 0.1941, COMPAT, 0.01),
-    Case("pndm", STRIDES_TO_0, "eps", 198.1318, 0.2580, COMPAT),
-    Case("pndm", STRIDES_TO_0, "v", 67.3986, 0.0878, {**COMPAT, "average": "v"}),
-    Case("pndm", STRIDES_TO_DATA, "eps", 230.0399, 0.2995, COMPAT, 0.01),
-    Case("pndm", STRIDES_TO_0, "eps", 186.9482, 0.2434, COMPAT, 0.01),
-    Case("unipc", TENTHS_TO_0, "eps", None, 0.2464, COMPAT),
-    Case("unipc", TENTHS_TO_0, "v", None, 0.1014, COMPAT),
-    Case("dpmpp_2m", TENTHS_TO_0, "eps", None, 0.3301, {}),
-    Case("dpmpp_2m", TENTHS_TO_0, "v", None, 0.2251, {}),
-    Case("dpmpp_2s", TENTHS_TO_0, "eps", None, 0.2791, COMPAT),
-    Case("dpmpp_2s", TENTHS_TO_0, "v", None, 0.1453, COMPAT),
-    Case("deis", TENTHS_TO_0, "eps", None, 0.23916, {**COMPAT, "order": 2}),
-    Case("deis", TENTHS_TO_0, "v", None, 0.091, {**COMPAT, "order": 2}),
+    Case("DDIM", {}, "eps", 172.0067, 0.223967),
+    Case("DDIM", {}, "v", 52.5302, 0.0684),
+    Case("DDIM", BRIGHT, "eps", 149.8295, 0.1951),
+    Case("DDIM", {**BRIGHT, "set_alpha_to_one": False}, "eps", 149.0784, 0.1941),
+    Case("PNDM", {}, "eps", 198.1318, 0.2580),
+    Case("PNDM", {}, "v", 67.3986, 0.0878),
+    Case("PNDM", {**BRIGHT, "set_alpha_to_one": True}, "eps", 230.0399, 0.2995),
+    Case("PNDM", BRIGHT, "eps", 186.9482, 0.2434),
+    Case("UniPCMultistep", TO_0, "eps", None, 0.2464),
+    Case("UniPCMultistep", TO_0, "v", None, 0.1014),
+    Case("DPMSolverSinglestep", TO_0, "eps", None, 0.2791),
+    Case("DPMSolverSinglestep", TO_0, "v", None, 0.1453),
+    Case("DEISMultistep", {}, "eps", None, 0.23916),
+    Case("DEISMultistep", {}, "v", None, 0.091),
 ]
+PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
 
 
 def case_id(case):
-    return f"{case.name} {case.target} {case.total or case.mean}"
+    return f"{case.scheduler} {case.target} {case.total or case.mean}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_a_walk_ends_where_that_of_diffusers_does(case):
-    schedule = from_betas(linear(beta_start=case.beta_start))
-    clip_x0 = 1.0 if case.name == "ddim" else None
-    denoise = make_denoiser(schedule, network, case.target, clip_x0, keep_eps=case.name == "ddim")
-    grid = rows(schedule, *case.walk)
-    total, mean = distances(sample(KEYS, denoise, samplers.make(case.name, **case.options), grid, PICTURE))
+def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
+    config = {"_class_name": f"{case.scheduler}Scheduler", "prediction_type": PREDICTION_TYPE[case.target]}
+    _, objective, sampling = scheduler_of(config | case.config)
+    sampling = sampling.changed(steps=10)
+    grid, denoise = objective.grid(sampling), objective.denoiser(network, sampling)
+    total, mean = distances(sample(KEYS, denoise, sampling.method, grid, PICTURE))
     assert abs(mean - case.mean) < 1e-4
     assert case.total is None or abs(total - case.total) < 1e-2
+
+
+@pytest.mark.parametrize(("target", "expected"), [("eps", 0.3301), ("v", 0.2251)])
+def test_dpmpp_2m_ends_where_that_of_diffusers_does_with_its_order_to_the_end(target, expected):
+    denoise = make_denoiser(LINEAR, network, target, None)
+    x0 = sample(KEYS, denoise, samplers.make("dpmpp_2m"), rows(LINEAR, TENTHS[:-1], TENTHS[1:]), PICTURE)
+    assert abs(distances(x0)[1] - expected) < 1e-4
 
 
 def network_of_sigma(xt, t):

@@ -4,7 +4,8 @@ A model in the layout of diffusers, here a small net with random weights and any
 run), is opened by both and walked by both through 50 steps from the same noise, with the same noise on the way. The
 random net predicts v: where one predicts eps, DDIM's walk is chaos (noise times 1 + 1e-7 changes every pixel). A line
 gives the largest difference of the pictures in steps of 1/255, and of x0 before it is cut to [-1, 1]; with --out both
-grids are left there side by side. The exit status is 1 if pictures differ by more than 1/255.
+grids are left there side by side. Before, the random net is exported with each sampler that walks as a scheduler does,
+and DDPMPipeline draws from it. The exit status is 1 if pictures differ by more than 1/255, or the pipeline does not.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from jax.tree_util import Partial
 from nets import DDPM, levels, made
 
 from ddpm_jax.pictures import image_grid, to_uint8
-from ddpm_jax.pretrained.folders import load_pretrained
+from ddpm_jax.pretrained.folders import load_pretrained, save_pretrained
+from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.pretrained.schedulers import SCHEDULERS as SCHEDULERS_THERE_ARE
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
 
 STEPS, COUNT = 50, 16
@@ -79,6 +82,24 @@ def print_line(what, folder, name, out):
     return over
 
 
+def print_pipelines(folder):
+    """Whether DDPMPipeline draws from an export with each sampler; how many times it does not."""
+    failed, model = 0, load_pretrained(folder)
+    for name in SCHEDULERS_THERE_ARE:
+        sampling = scheduler_of({"_class_name": name}).sampling
+        recipe = dataclasses.replace(model.recipe, sampling=sampling)
+        with tempfile.TemporaryDirectory() as out:
+            written = save_pretrained(recipe, model.params, out, for_pipeline=True)
+            pipeline = diffusers.DDPMPipeline.from_pretrained(out)
+            pipeline.set_progress_bar_config(disable=True)
+            try:
+                said = f"draws {len(pipeline(batch_size=2, num_inference_steps=4).images)}"
+            except Exception as error:
+                failed, said = failed + 1, f"FAILED {error}"
+        print(f"{sampling.sampler:20}{written:32}{said}", flush=True)
+    return failed
+
+
 def main():
     """Prints the table; returns how many lines are over their bound."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -88,11 +109,13 @@ def main():
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_default_matmul_precision", "highest")
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
-    print(f"{'model':30}{'scheduler':20}{'/255':>8}  {'x0':>8}")
     with tempfile.TemporaryDirectory() as random:
         save_random(random)
+        print("exports")
+        failed = print_pipelines(random)
+        print(f"{'model':30}{'scheduler':20}{'/255':>8}  {'x0':>8}")
         models = {"random net": random} | {str(folder): folder for folder in options.folders}
-        return sum(
+        return failed + sum(
             print_line(what, folder, name, options.out) for what, folder in models.items() for name in SCHEDULERS
         )
 
