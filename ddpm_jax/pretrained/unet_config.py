@@ -47,6 +47,7 @@ LARGEST = {
     "layers_per_block": 64,
     "block_out_channels": 2**14,
     "sample_size": 2**14,
+    "in_channels": 2**10,
     "time_embedding_dim": 2**16,
     "attn_norm_num_groups": 2**14,
     "num_class_embeds": 2**20,
@@ -156,7 +157,7 @@ def _block(name: str, way: str, resample_type: str | None) -> tuple[bool, Any]:
 def _size(size: Any) -> int:
     check(size is not None, "config.json names no sample_size: say which image_size to use")
     sizes = set(size) if isinstance(size, (list, tuple)) else {size}
-    check(len(sizes) == 1, f"sample_size {size} is not square: only square pictures are supported")
+    check(len(sizes) == 1, f"sample_size {str(size)[:80]} is not square: only square pictures are supported")
     return sizes.pop()
 
 
