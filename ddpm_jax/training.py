@@ -219,7 +219,7 @@ def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array
     return {name: average(old, rates[name]) for name, old in averages.items()}
 
 
-def by_micro_batches(train_step: Callable, state: TrainState, batch: dict, count: int) -> tuple[TrainState, dict]:
+def by_micro_batches(train_step: Callable, state: Any, batch: dict, count: int) -> tuple[Any, dict]:
     """The state and the mean of the metrics, on the device, after a batch in `count` micro-batches, in order."""
     size = len(batch["image"]) // count
     metrics = []

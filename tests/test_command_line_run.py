@@ -163,12 +163,12 @@ def test_editing_pictures(straight, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--ckpt", "nowhere"], ("nowhere does not exist",)),
+        (["--ckpt", "nowhere"], ("nowhere is neither a folder here nor owner/name",)),
         (["--num", "3"], ("--ckpt is missing",)),
         (["--ckpt", "RUN", "--steps", "1001"], ("between 1 and", "1000")),
         (["--ckpt", "RUN", "--sampler", "dpm"], ("unknown sampler 'dpm'", "ddpm")),
         (["--ckpt", "RUN", "--checkpoint", "5"], ("no checkpoint of step 5", "4, 8")),
-        (["--ckpt", "EMPTY"], ("holds no checkpoint",)),
+        (["--ckpt", "EMPTY"], ("holds neither checkpoints nor",)),
         (["--ckpt", "RUN", "--steps", "3", "--timesteps", "9", "3"], ("give steps or timesteps, not both",)),
         (["--ckpt", "RUN", "--timesteps", "3", "9"], ("timesteps must fall",)),
         (

@@ -39,6 +39,11 @@ def known(positions):
     return jnp.sum(jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32), dtype=jnp.int32), dtype=jnp.int32)
 
 
+def unchanged(row, order):
+    """The order, whatever the row."""
+    return order
+
+
 def lower_at_end(row, order):
     """The order, and in walks of fewer than 15 steps at most as many as there are steps left, as in diffusers."""
     return jnp.where(row.steps < 15, jnp.minimum(order, row.steps - row.i), order)

@@ -15,6 +15,7 @@ from ddpm_jax.samplers._multistep import (
     known,
     lower_at_end,
     remember,
+    unchanged,
 )
 from ddpm_jax.samplers.euler import all_but_noise, euler_step
 
@@ -27,7 +28,7 @@ def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
     whose walk ends at the level of t = 0.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
-    step = Partial(_step, Partial(lower_at_end if compat else _as_known), all_but_noise(compat))
+    step = Partial(_step, Partial(lower_at_end if compat else unchanged), all_but_noise(compat))
     return Sampler(history(order), step, order=order, compat_walk="inner_to_0" if compat else None)
 
 
@@ -39,7 +40,3 @@ def _step(highest, noise, keys, denoise, xt, row, memory):
     nodes = (positions - positions[0]) / h
     weights = integral_weights(nodes, exponential_moments(len(nodes), h, growing=False), count)
     return euler_step(row, x0, eps, change_from_newest(weights, values), noise), memory
-
-
-def _as_known(row, order):
-    return order

@@ -31,13 +31,14 @@ import optax
 import torch
 from nets import NAMED
 
-from configs.butterflies import config as recipe
+from ddpm_jax.command_line import load_recipe
 from ddpm_jax.pretrained.names import to_state_dict
 from ddpm_jax.pretrained.nets import load_net
 from ddpm_jax.schedule import from_betas, linear, q_sample
 from ddpm_jax.training import init_state, make_optimizer, make_train_step
 
 NET = {"sample_size": 32} | NAMED["johnowhitaker/ddpm-butterflies-32px"]
+CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS, BATCH, BOUND = 100, 4, 1e-4
 SHOWN = (1, 2, 5, 10, 25, 50, 100)
 OUR_TABLES = from_betas(linear(1000))
@@ -97,7 +98,7 @@ def ours(net, params, data, schedule=OUR_TABLES, tx=None):
         eps_hat = net.apply(params, q_sample(schedule, batch["image"], batch["t"], batch["eps"]), batch["t"])
         return jnp.mean((eps_hat - batch["eps"]) ** 2, axis=(1, 2, 3))
 
-    tx = tx or make_optimizer(recipe, images=1000)
+    tx = tx or make_optimizer(load_recipe("butterflies", CONFIGS), images=1000)
     step_of, state = jax.jit(make_train_step(loss, tx)), init_state(params, tx)
     losses, grads, start = [], {}, time.monotonic()
     for step, (x0, t, eps) in enumerate(data, 1):
