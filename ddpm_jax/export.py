@@ -88,7 +88,8 @@ def replace(out: Path, folder: Path) -> None:
     try:
         folder.rename(out)
     except OSError:
-        old.rename(out)
+        if old.exists():
+            old.rename(out)
         raise
 
 

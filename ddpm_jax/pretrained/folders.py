@@ -50,8 +50,8 @@ def load_pretrained(
     """
     recipe = read_recipe(find(path_or_repo, revision), scheduler, image_size)
     params = read_params(path_or_repo, recipe, variant, revision)
-    model, objective = check_possible(recipe)
-    return Pretrained(model, params, objective.noise_schedule(), recipe.sampling.method, recipe)
+    assert isinstance(recipe.model, UNet) and isinstance(recipe.objective, Diffusion)
+    return Pretrained(recipe.model, params, recipe.objective.noise_schedule(), recipe.sampling.method, recipe)
 
 
 def save_pretrained(recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False) -> str:
