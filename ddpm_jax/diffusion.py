@@ -153,11 +153,8 @@ class Diffusion(Objective):
         """The grid of a walk; raises ValueError for steps or timesteps out of range."""
         if edit is not None:
             return edit.grid(self.grid(sampling), sampling.method)
-        schedule, walk, end = (
-            self.noise_schedule(),
-            sampling.method.compat_walk,
-            0 if sampling.end == "lowest" else CLEAN,
-        )
+        schedule, walk = self.noise_schedule(), sampling.method.compat_walk
+        end = 0 if sampling.end == "lowest" else CLEAN
         if sampling.timesteps is not None:
             t = np.asarray(sampling.timesteps)
             return make_grid(schedule, t.astype(int) if np.all(t == np.floor(t)) else t, end)

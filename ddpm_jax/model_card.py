@@ -57,7 +57,7 @@ def write_card(folder: Path, run: TrainedRun, weights: str, name: str, scheduler
     config, model = run.config, run.config.model
     base, pictures = config.training.init_from, _copy_pictures(run.folder, folder)
     text = CARD.format(
-        base="" if base is None or Path(base).exists() else f"base_model: {base}\n",
+        base="" if base is None or _is_here(base) or Path(base).exists() else f"base_model: {base}\n",
         title=Path(name).name,
         parameters=model.parameter_count(),
         kind="grey" if model.channels == 1 else "colour",

@@ -73,5 +73,6 @@ def test_its_head_is_what_the_hub_reads(card):
     head = card().split("---\n")[1]
     assert "library_name: diffusers\n" in head
     assert "pipeline_tag: unconditional-image-generation\n" in head
-    started = card(training=Training(steps=30, init_from="them/net")).split("---\n")[1]
-    assert "base_model: them/net\n" in started
+    for init_from, said in (("them/net", True), ("/home/me/gone", False)):
+        head = card(training=Training(steps=30, init_from=init_from)).split("---\n")[1]
+        assert (f"base_model: {init_from}\n" in head) == said
