@@ -1,10 +1,11 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
+# make bench: how fast, beside diffusers on PyTorch (installs PyTorch).
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check parity
+.PHONY: demo test check parity bench
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -23,6 +24,9 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/nets.py
 	$(RUN) tests/parity/chains.py
 	$(RUN) tests/parity/training.py
+
+bench: $(VENV)/.parity
+	$(RUN) benchmarks/bench.py --out docs/benchmarks.md
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"

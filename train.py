@@ -80,10 +80,10 @@ def main(args: list[str]) -> None:
 
 
 def use_devices(run: Run, config: Config) -> Config:
-    """The config with the number of CPU devices that JAX was set up with."""
+    """The config with the number of CPU devices; of one core each they would mostly wait for each other's gradients."""
     training = config.training
     batch_size = training.micro_batch_size
-    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices)
+    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices, cores_each=2)
     parallel.check_divides(batch_size)
     return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
 

@@ -156,11 +156,13 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def set_up_jax(batch_size: int, platform: str | None, cache: bool, cpu_devices: int | None = None) -> int | None:
+def set_up_jax(
+    batch_size: int, platform: str | None, cache: bool, cpu_devices: int | None = None, cores_each: int = 1
+) -> int | None:
     """The number of virtual CPU devices, after JAX's settings are made; to be called before its first use."""
     if cache:
         use_compilation_cache()
-    count = parallel.use_cpu_cores(batch_size, cpu_devices)
+    count = parallel.use_cpu_cores(batch_size, cpu_devices, cores_each)
     if platform is not None:
         parallel.require_platform(platform)
     return count

@@ -35,7 +35,7 @@ class Training:
     parallel: Literal["pmap", "jit"] = "pmap"
     """How the step is spread over the local devices; both give the same numbers."""
     cpu_devices: int | None = None
-    """Virtual CPU devices; None for the largest number that divides the batch, up to the number of cores."""
+    """Virtual CPU devices; None for the largest number that divides the batch, up to half the number of cores."""
 
     def __post_init__(self):
         for name in ("batch_size", "steps", "epochs", "accumulation", "cpu_devices"):

@@ -61,7 +61,8 @@ def generate(
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
-        network = network_of(recipe.model, params, parallel.shard(classes[indices % len(classes)]), guidance)
+        apply, label = parallel.by_device(recipe.model.apply), parallel.shard(classes[indices % len(classes)])
+        network = network_of(recipe.model, params, label, guidance, apply)
         part = None if edit is None else parallel.shard(edit.of(indices))
         states = recipe.objective.walk(keys, network, recipe.model.image_shape, sampling, chunks, part)
         batches.append(_keep(states, kept, wanted, recipe.objective.low, on_stage))
@@ -102,13 +103,22 @@ def labels_of(model: Model, labels: Sequence[int] | None, edit: Edit | None = No
     return labels
 
 
-def network_of(model: Model, params: Params, labels: Int[Array, " b"], sampling: Sampling | None = None) -> Network:
-    """The network (xt, t) -> output, of these labels if it has classes, guided towards them if the sampling says so."""
-    network = Partial(model.apply, params)
+def network_of(
+    model: Model,
+    params: Params,
+    labels: Int[Array, " b"],
+    sampling: Sampling | None = None,
+    apply: Callable | None = None,
+) -> Network:
+    """The network (xt, t) -> output, of these labels if it has classes, guided towards them if the sampling says so.
+
+    `apply` takes the place of the model's own.
+    """
+    network = Partial(apply or model.apply, params)
     if model.num_classes is None:
         return network
     if sampling is None or not sampling.guided:
-        return Partial(model.apply, params, labels=labels)
+        return Partial(network, labels=labels)
     return guide(
         network,
         labels,

@@ -5,6 +5,7 @@ the local devices by `jax.pmap`, or by `jax.jit` with a sharded batch; both leav
 checkpoint does not depend on the route or on the number of devices.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,25 @@ def like_replicated(shapes: Any) -> Any:
 def shard(tree: Any) -> Any:
     """`tree` with the first axis of every array split over the local devices."""
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))
+
+
+@functools.cache
+def by_device(function: Callable) -> Callable:
+    """`function(tree, *arrays, **arrays)` of arrays split over the local devices, each at work on its share alone.
+
+    For a function that treats each example by itself, so that the compiler need not find out how to split it. The
+    same function gives the same object, as `jit` needs it.
+    """
+
+    def of_share(tree, arrays, named):
+        return function(tree, *arrays, **named)
+
+    def split(tree, *arrays, **named):
+        whole, share = PartitionSpec(), PartitionSpec(AXIS)
+        specs = {"in_specs": (whole, share, share), "out_specs": share}
+        return jax.shard_map(of_share, mesh=data_mesh(), check_vma=False, **specs)(tree, arrays, named)
+
+    return split
 
 
 def even_batch(batch_size: int, num: int) -> int:
@@ -79,16 +99,17 @@ def spread(make_step: Callable[[str | None], Callable], route: str) -> Callable:
     return pmap_step(make_step(AXIS)) if route == "pmap" else jit_step(make_step(None))
 
 
-def use_cpu_cores(batch_size: int, wanted: int | None = None) -> int | None:
-    """The number of virtual devices that the CPU is split into, so that a step uses every core; None if left alone.
+def use_cpu_cores(batch_size: int, wanted: int | None = None, cores_each: int = 1) -> int | None:
+    """The number of virtual devices that the CPU is split into, so that every core is used; None if left alone.
 
-    `wanted`, or the largest number up to the cores that divides the batch. Does nothing where the user has chosen by
-    JAX_NUM_CPU_DEVICES or XLA_FLAGS. To be called before the first use of a device, by scripts only.
+    `wanted`, or the largest number that divides the batch and leaves `cores_each` to each device. Does nothing where
+    the user has chosen by JAX_NUM_CPU_DEVICES or XLA_FLAGS. To be called before the first use of a device, by scripts.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = wanted or next(n for n in range(min(cores, batch_size), 0, -1) if batch_size % n == 0)
+    most = max(min(cores // cores_each, batch_size), 1)
+    count = wanted or next(n for n in range(most, 0, -1) if batch_size % n == 0)
     jax.config.update("jax_num_cpu_devices", count)
     return count
 

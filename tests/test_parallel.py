@@ -145,12 +145,26 @@ def in_a_process(code, **environment):
     return subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, **options).stdout.split("\n")[:-1]
 
 
+def test_each_device_works_on_its_share_alone():
+    """Three examples from a sum over the examples at hand: the shares are one example each, as XLA would not cut it."""
+    code = (
+        "import numpy as np, jax.numpy as jnp\n"
+        "def of_share(tree, x, *, y): return tree + jnp.sum(x) + y\n"
+        "apart = parallel.by_device(of_share)\n"
+        "print(np.asarray(jax.jit(apart)(1.0, jnp.arange(3.0), y=jnp.asarray([10.0, 20.0, 30.0]))).tolist())\n"
+        "print(parallel.by_device(of_share) is apart)"
+    )
+    assert in_a_process(code, JAX_NUM_CPU_DEVICES="3") == ["[11.0, 22.0, 33.0]", "True"]
+
+
 def test_cpu_cores_are_the_largest_divisor_of_the_batch():
     code = (
         "for batch in (128, 9, 7, 1, 13, 24): print(parallel.use_cpu_cores(batch))\n"
+        "for batch in (128, 9, 1): print(parallel.use_cpu_cores(batch, cores_each=2))\n"
+        "print(parallel.use_cpu_cores(128, cores_each=24))\n"
         "print(parallel.use_cpu_cores(128, 4), parallel.describe_devices())"
     )
-    assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4 4 x cpu"]
+    assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4", "3", "1", "1", "4 4 x cpu"]
 
 
 @pytest.mark.parametrize(

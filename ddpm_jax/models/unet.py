@@ -182,8 +182,7 @@ class UNetModule(nn.Module):
             if i + 1 == len(net.widths):
                 continue
             if kind == "conv":
-                padding = ((1, 1), (1, 1)) if net.symmetric_padding else ((0, 1), (0, 1))
-                h = conv(skips[-1], width, 3, name, init=net.init_scheme, strides=2, padding=padding)
+                h = conv(skips[-1], width, 3, name, init=net.init_scheme, halve=0 if net.symmetric_padding else 1)
             elif kind == "resnet":
                 h = ResidualBlock(net, width, resample=average_pool, name=name)(skips[-1], emb, keys)
             else:
