@@ -117,6 +117,17 @@ def test_it_maps_over_any_axis():
     assert error(ours[:, 1], 2 * exact(x, kernel)) < 2e-6
 
 
+def test_called_by_itself_it_compiles_once(caplog):
+    x, kernel = arrays((1, 3, 3, 5), 7)
+
+    def compilations():
+        with jax.log_compiles():
+            jax.grad(lambda kernel: jnp.sum(conv3x3(x, kernel, 1)))(kernel)
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    assert compilations() == compilations() > 0
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_is_left_to_xla(dtype):
     x, kernel = (a.astype(dtype) for a in arrays((2, 8, 8, 32), 32))

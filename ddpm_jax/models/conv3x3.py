@@ -5,6 +5,7 @@ is how it and its gradients are computed on a CPU: by the minimal filtering of W
 m x m outputs take (m + 2)^2 products where the sum itself takes 9 m^2, and a product of matrices does them.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -203,7 +204,11 @@ def _bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
     def batched(args, axes, **options):
         return jax.vmap(partial(function, **options), axes)(*args), 0
 
-    primitive.def_impl(lambda *args, **options: jax.jit(partial(primitive.bind, **options))(*args))
+    @functools.cache
+    def compiled(**options):
+        return jax.jit(partial(primitive.bind, **options))
+
+    primitive.def_impl(lambda *args, **options: compiled(**options)(*args))
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
