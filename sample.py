@@ -9,8 +9,14 @@
 `--ckpt DIR --help` lists every setting.
 """
 
-import dataclasses
+import os
 import sys
+
+if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # a step's memory is new each time: in large pages
+    os.execv(sys.executable, sys.orig_argv)
+
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any

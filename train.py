@@ -8,9 +8,15 @@
 The same command again resumes where it stopped. `--config NAME --help` lists every setting.
 """
 
-import dataclasses
+import os
 import sys
-import zlib
+
+if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # a step's memory is new each time: in large pages
+    os.execv(sys.executable, sys.orig_argv)
+
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from ddpm_jax import command_line, export, parallel, workdir
+from ddpm_jax import command_line, export, parallel, training, workdir
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import batch_at, check_labels, stream
@@ -26,7 +32,6 @@ from ddpm_jax.errors import check
 from ddpm_jax.init_from import first_params, with_net_of
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.reporting import Reporter, banner, preview
-from ddpm_jax.training import by_micro_batches, example_keys, init_state, make_optimizer, make_train_step, model_loss
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -81,11 +86,11 @@ def main(args: list[str]) -> None:
 
 def use_devices(run: Run, config: Config) -> Config:
     """The config with the number of CPU devices; of one core each they would mostly wait for each other's gradients."""
-    training = config.training
-    batch_size = training.micro_batch_size
-    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, training.cpu_devices, cores_each=2)
+    settings = config.training
+    batch_size = settings.micro_batch_size
+    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, settings.cpu_devices, cores_each=2)
     parallel.check_divides(batch_size)
-    return dataclasses.replace(config, training=dataclasses.replace(training, cpu_devices=count))
+    return dataclasses.replace(config, training=dataclasses.replace(settings, cpu_devices=count))
 
 
 def train(config: Config, run: Run, start: int) -> None:
@@ -97,12 +102,12 @@ def train(config: Config, run: Run, start: int) -> None:
         print(f"{run.workdir} is at step {start} of {total} already: raise --training.steps to go on")
         return
     upload = export.publisher(run.push, run.private, config)
-    key_init, key_train = training_keys(config.training.seed)
-    tx = make_optimizer(config, len(images))
+    key_init, key_train = training.training_keys(config.training.seed)
+    tx = training.make_optimizer(config, len(images))
     params = config.model.init(key_init) if start else first_params(config, key_init)
-    state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
-    loss = model_loss(config.model, config.objective, config.training.dtype)
-    train_step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), config.training.parallel)
+    state = parallel.replicate(jax.jit(training.init_state, static_argnums=(1, 2))(params, tx, config.ema))
+    loss = training.model_loss(config.model, config.objective, config.training.dtype)
+    train_step = parallel.spread(partial(training.make_train_step, loss, tx, config.ema), config.training.parallel)
 
     workdir.begin(run.workdir, config, start, run.overwrite)
     print(f"images    {len(images):,}, {steps_per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
@@ -118,8 +123,8 @@ def train(config: Config, run: Run, start: int) -> None:
             found = checkpoints.restore(start, saved(state))
             state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))
         for step, batch in enumerate(batches(config, images, start, total), start):
-            batch["key"] = example_keys(key_train, step, rows)
-            state, metrics = by_micro_batches(train_step, state, batch, config.training.accumulation)
+            batch["key"] = training.example_keys(key_train, step, rows)
+            state, metrics = training.by_micro_batches(train_step, state, batch, config.training.accumulation)
             done = step + 1
             workdir.snapshot(config.ema, run.workdir, done, total, state.ema_params)
             if done == total or (save_every and done % save_every == 0):
@@ -127,11 +132,6 @@ def train(config: Config, run: Run, start: int) -> None:
                 upload(TrainedRun(run.workdir, done, config), state.ema_params["ema"])
             reporter.after_step(done, metrics, state)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
-
-
-def training_keys(seed: int):
-    """The keys of the parameters and of the steps; folded by a name, so that they are not those of samples."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
 
 
 def saved(state) -> dict:

@@ -21,6 +21,7 @@ from sides import Side, ratio
 
 FOLDER = Path(__file__).parent
 DDIM_STEPS = 50
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py and sample.py set them
 
 
 class Net(NamedTuple):
@@ -39,7 +40,7 @@ HEAD = ["| net | what | PyTorch / ours | seconds, PyTorch and ours | PyTorch was
 def rows(net: Net, pairs: int, torch_python: str) -> Iterator[str]:
     """A line of the table for each kind of work."""
     with (
-        Side(sys.executable, str(FOLDER / "jax_side.py")) as ours,
+        Side(sys.executable, str(FOLDER / "jax_side.py"), LARGE_PAGES) as ours,
         Side(torch_python, str(FOLDER / "torch_side.py")) as theirs,
         tempfile.TemporaryDirectory() as folder,
     ):

@@ -1,5 +1,6 @@
 """The training step: a pure function (state, batch) -> (state, metrics), for any loss, optimizer and device count."""
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -152,6 +153,11 @@ def model_loss(model: Model, objective: Any, dtype: str = "float32") -> Loss:
         return objective.loss(noise_keys, lambda xt, t: model.apply(params, xt, t, **options), batch["image"], **given)
 
     return loss
+
+
+def training_keys(seed: int) -> Key[Array, " 2"]:
+    """The keys of the parameters and of the steps; folded by a name, so that they are not those of samples."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
 
 
 def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[Array, " b"]:

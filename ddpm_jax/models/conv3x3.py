@@ -208,11 +208,15 @@ def _bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
     def compiled(**options):
         return jax.jit(partial(primitive.bind, **options))
 
+    def lowering(function):
+        jitted = functools.cache(lambda **options: jax.jit(partial(function, **options)))  # traced once a shape
+        return mlir.lower_fun(lambda *args, **options: jitted(**options)(*args), multiple_results=False)
+
     primitive.def_impl(lambda *args, **options: compiled(**options)(*args))
     primitive.def_abstract_eval(shape)
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+    mlir.register_lowering(primitive, lowering(function))
+    mlir.register_lowering(primitive, lowering(on_cpu), platform="cpu")
     return primitive
 
 

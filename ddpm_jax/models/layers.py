@@ -74,6 +74,7 @@ def sinusoidal_embedding(
     return jnp.concatenate(waves, -1) if layout == "concatenated" else jnp.stack(waves, -1).reshape(-1, dim)
 
 
+@partial(jax.jit, static_argnums=(3, 4))
 def group_norm(
     x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
 ) -> Float[Array, "b h w c"]:
@@ -89,13 +90,15 @@ def group_norm(
     about_pilot = wide - pilot
     mean = jnp.mean(about_pilot, (1, 2))
     variance = jnp.mean(about_pilot**2, (1, 2)) - mean**2
+    mean, variance = jax.lax.optimization_barrier((mean, variance))
     mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)
     group_mean = jnp.mean(mean, -1, keepdims=True)
     # Law of total variance: within the channels, plus between them.
     group_variance = jnp.mean(variance.reshape(mean.shape) + (mean - group_mean) ** 2, -1, keepdims=True)
     gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
     shift = bias.reshape(1, groups, -1) - group_mean * gain
-    return (wide * gain.reshape(b, 1, 1, c) + shift.reshape(b, 1, 1, c)).astype(x.dtype)
+    gain, shift = jax.lax.optimization_barrier((gain.reshape(b, 1, 1, c), shift.reshape(b, 1, 1, c)))
+    return (wide * gain + shift).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
