@@ -85,11 +85,11 @@ def main(args: list[str]) -> None:
 
 
 def use_devices(run: Run, config: Config) -> Config:
-    """The config with the number of CPU devices; of one core each they would mostly wait for each other's gradients."""
-    settings = config.training
-    batch_size = settings.micro_batch_size
-    count = command_line.set_up_jax(batch_size, run.platform, run.compilation_cache, settings.cpu_devices, cores_each=2)
-    parallel.check_divides(batch_size)
+    """The config with the number of CPU devices."""
+    settings, size = config.training, config.training.micro_batch_size
+    devices = settings.cpu_devices, config.cores_each()
+    count = command_line.set_up_jax(size, run.platform, run.compilation_cache, *devices)
+    parallel.check_divides(size)
     return dataclasses.replace(config, training=dataclasses.replace(settings, cpu_devices=count))
 
 

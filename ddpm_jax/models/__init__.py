@@ -4,6 +4,7 @@ Flax stays in this package: outside, parameters are a nested dict of float32 arr
 """
 
 import dataclasses
+import functools
 import zlib
 from typing import Any
 
@@ -125,6 +126,7 @@ class Model:
             hidden |= jax.vmap(jax.random.uniform)(keys) < self.label_dropout
         return jnp.where(hidden, self.label_count - 1, labels)
 
+    @functools.cache  # noqa: B019 - a net is a handful of numbers
     def _undrawn(self) -> Any:
         def init():
             xt, t = jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)

@@ -5,20 +5,18 @@ is how it and its gradients are computed on a CPU: by the minimal filtering of W
 m x m outputs take (m + 2)^2 products where the sum itself takes 9 m^2, and a product of matrices does them.
 """
 
-import functools
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 from jaxtyping import Array, Float
 
+from ddpm_jax.models.bilinear import bilinear
+
 LEAST_CHANNELS = 32  # not measured: XLA's library wants more than 16
-LARGE_IMAGE = 32 * 32  # pixels from which on the tiles of a batch outgrow the cache: images are taken one by one
+LARGE_IMAGE = 28 * 28  # pixels from which on images are taken one by one, so that their tiles stay in the cache
 KERNEL_COST = 50  # products that take, by one timing, as long as bringing one weight to one point
 
 
@@ -194,36 +192,9 @@ def _kernel_grad_on_cpu(x, g, *, halve):
     return _kernel_grad(x, g, halve=halve)
 
 
-def _bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
-    primitive = Primitive(name)
-
-    def shape(*args, **options):
-        out = jax.eval_shape(partial(function, **options), *args)
-        return jax.core.ShapedArray(out.shape, out.dtype)
-
-    def batched(args, axes, **options):
-        return jax.vmap(partial(function, **options), axes)(*args), 0
-
-    @functools.cache
-    def compiled(**options):
-        return jax.jit(partial(primitive.bind, **options))
-
-    def lowering(function):
-        jitted = functools.cache(lambda **options: jax.jit(partial(function, **options)))  # traced once a shape
-        return mlir.lower_fun(lambda *args, **options: jitted(**options)(*args), multiple_results=False)
-
-    primitive.def_impl(lambda *args, **options: compiled(**options)(*args))
-    primitive.def_abstract_eval(shape)
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, lowering(function))
-    mlir.register_lowering(primitive, lowering(on_cpu), platform="cpu")
-    return primitive
-
-
-# One trilinear form, the sum of g * conv3x3(x, kernel): each gradient of one of the three is another of them.
-_conv = _bilinear("conv3x3", direct, _conv_on_cpu)
-_to_input = _bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
-_to_kernel = _bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
+_conv = bilinear("conv3x3", direct, _conv_on_cpu)
+_to_input = bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
+_to_kernel = bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
 ad.defbilinear(
     _conv,
     lambda g, x, kernel, *, halve: _to_input.bind(g, kernel, halve=halve, size=x.aval.shape[1:3]),

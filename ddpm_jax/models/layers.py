@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
+from ddpm_jax.models.bilinear import matmul, matmul_by_rows
 from ddpm_jax.models.conv3x3 import conv3x3
 from ddpm_jax.models.initial import ONES, ZEROS, Init, Initial, initials, undrawn
 
@@ -31,7 +32,7 @@ def conv(
 
 def conv1x1(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], halve: None = None) -> Float[Array, "b h w o"]:
     """The product of each pixel with the kernel: on a CPU, the gradient of XLA's own is several times slower."""
-    return x @ kernel[0, 0]
+    return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
 CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
@@ -40,7 +41,10 @@ CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
 def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
     """A linear map of the last axis of x."""
     kernel, bias = initials(init, x.shape[-1], features, zero)
-    return nn.Dense(features, dtype=x.dtype, name=name, kernel_init=undrawn(kernel), bias_init=undrawn(bias))(x)
+    options: dict[str, Any] = {"kernel_init": undrawn(kernel), "bias_init": undrawn(bias)}
+    options["dot_general"] = lambda x, kernel, *_, **__: matmul(x, kernel)
+    layer = nn.Dense(features, dtype=x.dtype, name=name, **options)
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
 
 def embedding(labels: Array, count: int, features: int, name: str) -> Array:
@@ -145,10 +149,14 @@ def attend(
     Plain products with the heads in front, and the division last, where it is smallest: on a CPU this beats the
     layout of `jax.nn.dot_product_attention` (benchmarks/layers.py).
     """
-    wide = partial(jnp.matmul, preferred_element_type=jnp.float32)  # float16 would overflow
-    logits = wide(q * q.shape[-1] ** -0.5, k.swapaxes(-1, -2))
+    if v.dtype == jnp.float32:
+        by_rows, product = matmul_by_rows, matmul
+    else:
+        wide = partial(jnp.matmul, preferred_element_type=jnp.float32)  # float16 would overflow
+        by_rows, product = lambda a, b: wide(a, b.swapaxes(-1, -2)), wide
+    logits = by_rows(q * q.shape[-1] ** -0.5, k)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    return (wide(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
+    return (product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
 class SelfAttention(nn.Module):
