@@ -114,13 +114,13 @@ def network_of(
 
     `apply` takes the place of the model's own.
     """
-    network = Partial(apply or model.apply, params)
+    apply = apply or model.apply
     if model.num_classes is None:
-        return network
+        return Partial(apply, params)
     if sampling is None or not sampling.guided:
-        return Partial(network, labels=labels)
+        return Partial(apply, params, labels=labels)
     return guide(
-        network,
+        Partial(apply, params),
         labels,
         sampling.guidance_scale,
         interval=sampling.guidance_interval,

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_generation import CONFIG, EDITS, MODEL, random_params
 
+from ddpm_jax import samplers
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.generation import generate, labels_of, network_of
 
@@ -22,6 +24,14 @@ def test_a_conditional_net_draws_its_classes_in_turn():
     network = network_of(model, params, jnp.arange(8) % 3)
     np.testing.assert_array_equal(network(xt, t), model.apply(params, xt, t, labels))
     assert generate(config, params, num=3, batch_size=3, seed=0).shape == (1, 3, 4, 4, 1)
+
+
+def test_other_labels_and_parameters_do_not_recompile():
+    config = dataclasses.replace(CONFIG, model=CLASSES)
+    draw = lambda params, seed: generate(config, params, num=16, batch_size=8, seed=seed)  # noqa: E731
+    first, count = draw(random_params(CLASSES), 0), samplers._walk_jit._cache_size()
+    assert (draw(CLASSES.init(jax.random.key(1)), 1) != first).any()
+    assert samplers._walk_jit._cache_size() == count
 
 
 @pytest.mark.parametrize(
