@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax import samplers
+from ddpm_jax import samplers, step_caching
 from ddpm_jax.compat import at_whole_timesteps, compat_grid, noise_scale
 from ddpm_jax.editing import Edit
 from ddpm_jax.errors import check
@@ -58,10 +58,16 @@ class Sampling:
     """The lowest and the highest timestep that are guided; None for all."""
     guidance_rescale: float | None = None
     """Share in [0, 1] by which a guided output is brought back to the contrast of the unguided."""
+    cache_interval: int | None = None
+    """Run the whole U-Net every so many steps, and its shallow part alone between them; None for the whole always."""
+    cache_depth: int = 0
+    """How many blocks of the way down that part has; 0 is the fastest."""
 
     def __post_init__(self):
         with contextlib.suppress(FileNotFoundError):  # a file that an option names may be made later
-            samplers.make(self.sampler, **self.options)
+            method = samplers.make(self.sampler, **self.options)
+            if self.cache_interval is not None:
+                step_caching.check_sampler(method)
         by_noise(self.spacing)
         check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
         share, rescale = self.dynamic_threshold, self.guidance_rescale
@@ -82,6 +88,9 @@ class Sampling:
             self.guided or (rescale is None and self.guidance_interval is None),
             "guidance_interval and guidance_rescale are for guidance: set guidance_scale too, or leave them out",
         )
+        interval, depth = self.cache_interval, self.cache_depth
+        check(interval is None or interval >= 1, f"cache_interval must be at least 1, not {interval}")
+        check(depth == 0 or interval is not None, "cache_depth is for step caching: set cache_interval too")
         for name in ("steps", "spacing"):
             given = getattr(self, name) != getattr(Sampling, name)
             check(not (self.timesteps and given), f"give {name} or timesteps, not both")
@@ -182,7 +191,11 @@ class Diffusion(Objective):
         if edit is None:
             xT = noise_scale(sampler.compat_walk, sampling.spacing, grid) * xT
         else:
-            xT, sampler = edit.start(keys, denoise, sampler, grid, xT), edit.sampler(sampler)
+            xT = edit.start(keys, denoise, sampler, grid, xT)
+        if sampling.cache_interval is not None:
+            sampler = step_caching.cached(sampler, sampling.cache_interval, denoise, xT)
+        if edit is not None:
+            sampler = edit.sampler(sampler)
         yield xT
         yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from ddpm_jax import parallel
+from ddpm_jax import parallel, step_caching
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
 from ddpm_jax.guidance import check_guidance, guide
@@ -61,7 +61,7 @@ def generate(
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
-        apply, label = parallel.by_device(recipe.model.apply), parallel.shard(classes[indices % len(classes)])
+        apply, label = apply_of(recipe.model, sampling), parallel.shard(classes[indices % len(classes)])
         network = network_of(recipe.model, params, label, guidance, apply)
         part = None if edit is None else parallel.shard(edit.of(indices))
         states = recipe.objective.walk(keys, network, recipe.model.image_shape, sampling, chunks, part)
@@ -101,6 +101,13 @@ def labels_of(model: Model, labels: Sequence[int] | None, edit: Edit | None = No
     if edit is not None and edit.shares is not None and len(labels) > 1:
         raise ValueError(f"between two ends there is one class: give one label, not {len(labels)}")
     return labels
+
+
+def apply_of(model: Model, sampling: Sampling) -> Callable:
+    """The model's `apply`, each device at work on its share, or one from which a walk can cache steps."""
+    if sampling.cache_interval is None:
+        return parallel.by_device(model.apply)
+    return step_caching.Apply(parallel.by_device(step_caching.Evaluation(model, sampling.cache_depth)))
 
 
 def network_of(

@@ -8,6 +8,7 @@ from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.errors import check
 from ddpm_jax.guidance import check_guidance
 from ddpm_jax.models import Model
+from ddpm_jax.step_caching import check_net
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Recipe:
             "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
         )
         check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
+        if self.sampling.cache_interval is not None:
+            check_net(self.model, self.sampling.cache_depth)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

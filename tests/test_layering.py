@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "importance": [],
     "samplers*": ["errors", "schedule", "grids", "compat", "prediction", "samplers*"],
     "editing": ["errors", "schedule", "grids", "prediction", "samplers*"],
+    "step_caching": ["errors", "prediction", "samplers*", "models*"],
     "models*": ["models*"],
     "training": ["errors", "losses", "models*", "config", "ema", "importance"],
     "ema": [],
