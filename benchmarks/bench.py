@@ -1,93 +1,87 @@
-"""Training, forward passes and sampling beside diffusers on PyTorch, on this machine: make bench
+"""How fast, and at what cost: training, forward passes and sampling beside diffusers on PyTorch, and our own costs.
 
-    python benchmarks/bench.py [--nets butterflies cifar10 mnist] [--pairs 7] [--torch-python PYTHON] [--out FILE]
+    python benchmarks/bench.py [--rows training loop ...] [--nets butterflies cifar10 mnist] [--pairs 7]
+        [--torch-python PYTHON] [--older-python PYTHON] [--out FILE]
 
-A figure is PyTorch's seconds over ours: above 1 ours is faster. The two sides are processes that take turns in pairs,
-with the same net from the same weights in float32; the median of the pairs stands with the lowest and the highest.
+A speed is PyTorch's seconds over ours: above 1 ours is faster. Two sides are processes that take turns in pairs, with
+the same net from the same weights in float32; the median of the pairs stands with the lowest and the highest.
 PyTorch runs in the fastest of four ways, eager or compiled, contiguous or channels last, found for each row; its
-environment (extra `parity`) may be another one than that of JAX.
+environment (extra `parity`) may be another one than that of JAX. With --older-python, ours also runs in an older
+Python's environment. Rows of one net alone are of the first of --nets. `gpu.py` is this for a GPU.
 """
 
 import argparse
-import itertools
 import sys
-import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from sides import Side, ratio
+import beside_torch
+import costs
+import programs
+from rows import HEAD, NETS, OURS, TORCH, Row, machine
+from sides import Side
 
-FOLDER = Path(__file__).parent
-DDIM_STEPS = 50
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py and sample.py set them
-
-
-class Net(NamedTuple):
-    """A recipe, its batch, how many pictures are drawn, and how many steps make one turn."""
-
-    recipe: str
-    batch_size: int
-    pictures: int
-    turns: int
+ROWS = (*beside_torch.ROWS, "memory", "loop", "accumulation", "pmap", "input", "cold-start", "convolutions", "again")
+TITLE = """# How fast
+What `make bench` found: ratios of one run of interleaved pairs, the median with the lowest and the highest.
+`python benchmarks/bench.py --help` says how; `python benchmarks/gpu.py` is the same for a GPU.
+"""
 
 
-NETS = [Net("butterflies", 16, 16, 2), Net("cifar10", 8, 8, 2), Net("mnist", 128, 64, 2)]
-HEAD = ["| net | what | PyTorch / ours | seconds, PyTorch and ours | PyTorch was |", "| --- | --- | --- | --- | --- |"]
+def rows(wanted: argparse.Namespace) -> Iterator[Row]:
+    """The rows that are wanted, as they are found."""
+    nets, pairs = [net for net in NETS if net.recipe in wanted.nets], wanted.pairs
+    if set(beside_torch.ROWS) & set(wanted.rows):
+        for net in nets:
+            yield from beside_torch.speed(net, wanted.rows, pairs, wanted.torch_python, wanted.older_python)
+    if "convolutions" in wanted.rows:
+        for net in nets:
+            yield from programs.naive(net)
+    of_one_net = {
+        "memory": lambda: beside_torch.memory(nets[0], wanted.torch_python),
+        "loop": lambda: costs.loop(nets[-1], pairs),
+        "accumulation": lambda: costs.accumulation(nets[0], pairs),
+        "pmap": lambda: costs.pmap(nets[0], pairs),
+        "input": lambda: costs.input_pipeline(nets[0], pairs),
+        "cold-start": lambda: programs.cold_start(nets[0]),
+        "again": programs.again,
+    }
+    for name in (name for name in of_one_net if name in wanted.rows):
+        yield from of_one_net[name]()
 
 
-def rows(net: Net, pairs: int, torch_python: str) -> Iterator[str]:
-    """A line of the table for each kind of work."""
-    with (
-        Side(sys.executable, str(FOLDER / "jax_side.py"), LARGE_PAGES) as ours,
-        Side(torch_python, str(FOLDER / "torch_side.py")) as theirs,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        ours.ask("load", net.recipe, net.batch_size, folder)
-        theirs.ask("load", folder, net.batch_size)
-        work = {
-            f"training step of {net.batch_size}": (net.turns, "train", net.turns),
-            f"forward pass of {net.batch_size}": (5, "forward", 5),
-            f"DDIM, {DDIM_STEPS} steps of {net.pictures}": (1, "sample", DDIM_STEPS, net.pictures),
-        }
-        for what, (count, function, *args) in work.items():
-            way = fastest_way(theirs, function, args if function != "sample" else [5, net.pictures])
-            found = ratio(partial(theirs.ask, function, *args), partial(ours.ask, function, *args), pairs)
-            seconds = " and ".join(f"{s / count:.3f}" for s in found.seconds)
-            yield f"| {net.recipe} | {what} | {found} | {seconds} | {way} |"
-        yield f"| | versions | {ours.ask('versions')} | {theirs.ask('versions')} | |"
+def versions(wanted: argparse.Namespace) -> str:
+    """What the figures are of: the machine, the libraries."""
+    sides = [(sys.executable, OURS), (wanted.torch_python, TORCH), (wanted.older_python, OURS)]
+    found = [machine()]
+    for python, script in ((python, script) for python, script in sides if python):
+        with Side(python, script) as side:
+            found.append(", ".join(f"{name} {value}" for name, value in side.ask("versions").items()))
+    return "; ".join(found)
 
 
-def fastest_way(theirs: Side, function: str, args: list) -> str:
-    """Sets PyTorch to the fastest way of doing that work, and says which it is."""
-    seconds = {}
-    for way in itertools.product((False, True), repeat=2):
-        theirs.ask("use", *way)
-        theirs.ask(function, *args)  # compiles
-        seconds[way] = min(theirs.ask(function, *args) for _ in range(2))
-    compiled, channels_last = best = min(seconds, key=lambda way: seconds[way])
-    theirs.ask("use", *best)
-    return f"{'compiled' if compiled else 'eager'}, {'channels last' if channels_last else 'contiguous'}"
-
-
-def main(nets: list[str], pairs: int, torch_python: str, out: Path | None) -> None:
-    """Prints the table line by line, and writes it to `out`."""
-    lines = list(HEAD)
-    print("\n".join(lines))
-    for net in NETS:
-        for line in rows(net, pairs, torch_python) if net.recipe in nets else ():
-            print(line, flush=True)
-            lines.append(line)
-    if out is not None:
-        out.write_text("\n".join(lines) + "\n")
+def main(wanted: argparse.Namespace) -> None:
+    """Prints the table line by line, and writes it as it grows."""
+    lines = [TITLE, f"On {versions(wanted)}.", "", *HEAD]
+    print("\n".join(lines), flush=True)
+    for row in rows(wanted):
+        lines.append(str(row))
+        print(row, flush=True)
+        if wanted.out is not None:
+            wanted.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [net.recipe for net in NETS]
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--nets", nargs="+", choices=names, default=names)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--torch-python", default=sys.executable, help="the Python of an environment with diffusers")
-    parser.add_argument("--out", type=Path)
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--older-python", help="one with an older JAX, for training steps and forward passes")
+    parser.add_argument("--out", type=Path, help="the page to write, of a run of all rows and nets")
+    wanted = parser.parse_args()
+    whole = set(wanted.rows) == set(ROWS) and wanted.nets == names
+    if wanted.out is not None and not whole:
+        parser.error("--out is for a run of all rows and nets")
+    main(wanted)

@@ -12,9 +12,11 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import sampling_loop  # noqa: E402
 from sides import serve  # noqa: E402
 
 from ddpm_jax import command_line, parallel  # noqa: E402
+from ddpm_jax.data import InMemory, batch_at, stream  # noqa: E402
 from ddpm_jax.diffusion import Sampling  # noqa: E402
 from ddpm_jax.generation import generate  # noqa: E402
 from ddpm_jax.pretrained.folders import save_pretrained  # noqa: E402
@@ -28,6 +30,7 @@ from ddpm_jax.training import (  # noqa: E402
 )
 
 CORES_EACH = 2  # as train.py has it
+PICTURES = 1000
 STATE = {}
 
 
@@ -36,47 +39,77 @@ def versions():
     return {"jax": jax.__version__, "devices": parallel.describe_devices()}
 
 
-def load(recipe, batch_size, folder=None, devices=None, route="pmap", accumulation=1):
+def load(recipe, batch_size, folder=None, devices=None, route="pmap", accumulation=1, dtype="float32"):
     """The recipe's net without dropout, on fresh parameters, which go to `folder` too; `devices` of the CPU."""
     config = command_line.load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
     parallel.use_cpu_cores(batch_size, devices, CORES_EACH)
-    training = dataclasses.replace(config.training, batch_size=batch_size * accumulation, accumulation=accumulation)
-    config = dataclasses.replace(config, model=model, training=training)
+    changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
+    config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)
-    tx = make_optimizer(config, 1000)
+    tx = make_optimizer(config, PICTURES)
     state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
-    loss = model_loss(model, config.objective)
+    loss = model_loss(model, config.objective, dtype)
     step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), route)
-    image = np.random.default_rng(0).uniform(-1, 1, (batch_size * accumulation, *model.image_shape)).astype(np.float32)
+    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *model.image_shape), np.uint8)
     STATE.clear()
-    STATE.update(config=config, params=jax.tree.map(jnp.copy, params), state=state, step=step, image=image)
+    STATE.update(config=config, state=state, step=step, images=InMemory(pictures))
+    STATE["image"] = batch(0)["image"]
+
+
+def batch(step):
+    """The batch of a step, of pictures in memory, as train.py has it."""
+    config = STATE["config"]
+    return batch_at(STATE["images"], 0, step, config.training.batch_size, flip=config.data.flip)
+
+
+def train_on(image, step):
+    """One optimizer step; it may be at work still."""
+    given = {"image": image, "key": example_keys(jax.random.key(1), step, jnp.arange(len(image)))}
+    accumulation = STATE["config"].training.accumulation
+    STATE["state"], _ = by_micro_batches(STATE["step"], STATE["state"], given, accumulation)
 
 
 def train(steps):
     """Seconds of so many training steps."""
-    config, image = STATE["config"], STATE["image"]
     began = time.perf_counter()
-    for i in range(steps):
-        keys = example_keys(jax.random.key(1), i, jnp.arange(len(image)))
-        batch = {"image": image, "key": keys}
-        STATE["state"], _ = by_micro_batches(STATE["step"], STATE["state"], batch, config.training.accumulation)
+    for step in range(steps):
+        train_on(STATE["image"], step)
     jax.block_until_ready(STATE["state"])
     return time.perf_counter() - began
+
+
+def feed(steps):
+    """Seconds in which the batches of so many steps are made, with nothing else to do."""
+    began = time.perf_counter()
+    for _ in stream(batch, 0, steps):
+        pass
+    return time.perf_counter() - began
+
+
+def wait(steps):
+    """The share of so many training steps, fed by the stream, in which the loop waits for the next batch."""
+    began, waited, batches = time.perf_counter(), 0.0, stream(batch, 0, steps)
+    for step in range(steps):
+        asked = time.perf_counter()
+        image = next(batches)["image"]
+        waited += time.perf_counter() - asked
+        train_on(image, step)
+    jax.block_until_ready(STATE["state"])
+    return waited / (time.perf_counter() - began)
 
 
 def forward(times):
     """Seconds of so many passes."""
     if "forward" not in STATE:
         STATE["forward"] = jax.jit(parallel.by_device(STATE["config"].model.apply))
-        STATE["params"] = parallel.replicate(STATE["params"])
     x = parallel.shard(STATE["image"])
     t = parallel.shard(np.full(len(x), 500))
     began = time.perf_counter()
     for _ in range(times):
-        jax.block_until_ready(STATE["forward"](STATE["params"], x, t))
+        jax.block_until_ready(STATE["forward"](STATE["state"].params, x, t))
     return time.perf_counter() - began
 
 
@@ -84,8 +117,13 @@ def sample(steps, count):
     """Seconds of drawing so many pictures by DDIM."""
     began = time.perf_counter()
     sampling = Sampling(sampler="ddim", steps=steps)
-    generate(STATE["config"], STATE["params"], num=count, batch_size=count, seed=0, sampling=sampling)
+    generate(STATE["config"], STATE["state"].params, num=count, batch_size=count, seed=0, sampling=sampling)
     return time.perf_counter() - began
+
+
+def loop_tax(recipe, sampler, steps, batch_size, pairs):
+    """The `Ratio` of a sampling scan to as many single forward passes."""
+    return sampling_loop.tax(command_line.load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
 
 
 def peak():
@@ -94,4 +132,5 @@ def peak():
 
 
 if __name__ == "__main__":
-    serve({function.__name__: function for function in (versions, load, train, forward, sample, peak)})
+    asked = versions, load, train, feed, wait, forward, sample, loop_tax, peak
+    serve({function.__name__: function for function in asked})

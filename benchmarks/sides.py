@@ -57,8 +57,11 @@ class Ratio(NamedTuple):
     highest: float
     seconds: tuple[float, float]
 
+    def __float__(self) -> float:
+        return self.median
+
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.lowest:.2f} to {self.highest:.2f})"
+        return f"{self.median:.3f} ({self.lowest:.3f} to {self.highest:.3f})"
 
 
 def ratio(above: Callable[[], float], below: Callable[[], float], pairs: int) -> Ratio:

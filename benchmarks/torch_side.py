@@ -1,4 +1,4 @@
-"""The torch side of bench.py: diffusers' UNet2DModel trained and sampled as its own scripts do, as fast as it goes.
+"""The torch side of bench.py and gpu.py: diffusers' UNet2DModel trained and sampled as its own scripts do, at its best.
 
 AdamW and the moving average are torch's fused and foreach forms, which are faster than diffusers' loops.
 """
@@ -15,75 +15,96 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent))
 from sides import serve
 
+SCHEDULERS = {"ddpm": diffusers.DDPMScheduler, "ddim": diffusers.DDIMScheduler}
 STATE = {}
 
 
 def versions():
     """What the figures are of."""
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "on": device}
 
 
-def load(folder, batch_size):
-    """A net in the layout of diffusers, its optimizer, its average, and a batch."""
-    net = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
-    STATE.clear()
-    STATE.update(net=net, run=net, batch_size=batch_size, memory_format=torch.contiguous_format)
-    STATE["average"] = [p.detach().clone() for p in net.parameters()]
-    STATE["scheduler"] = diffusers.DDPMScheduler()
+def load(folder, batch_size, device="cpu", autocast=None):
+    """A net in the layout of diffusers, its optimizer, its average, and a batch; `autocast` such as "bfloat16"."""
+    net = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).to(device)
     image = torch.rand(batch_size, net.config.in_channels, net.config.sample_size, net.config.sample_size) * 2 - 1
-    STATE["image"] = image
+    STATE.clear()
+    STATE.update(net=net, run=net, device=device, memory_format=torch.contiguous_format)
+    STATE.update(image=image.pin_memory() if device == "cuda" else image, scheduler=diffusers.DDPMScheduler())
+    STATE["average"] = [p.detach().clone() for p in net.parameters()]
+    STATE["dtype"] = getattr(torch, autocast or "float32")
 
 
-def use(compiled, channels_last):
+def use(compiled, channels_last, mode="default"):
     """Changes over to compiled or eager code, and to the layout."""
     torch.compiler.reset()
     STATE["memory_format"] = torch.channels_last if channels_last else torch.contiguous_format
     net = STATE["net"].to(memory_format=STATE["memory_format"])
-    STATE["run"] = torch.compile(net) if compiled else net
+    STATE["run"] = torch.compile(net, mode=mode) if compiled else net
     STATE["optimizer"] = torch.optim.AdamW(net.parameters(), lr=4e-4, fused=True)
+
+
+def network(x, t):
+    """The net's output, in float32."""
+    torch.compiler.cudagraph_mark_step_begin()
+    with torch.autocast(STATE["device"], STATE["dtype"], enabled=STATE["dtype"] != torch.float32):
+        return STATE["run"](x, t).sample.float()
+
+
+def placed(x):
+    """`x` on the device, in the layout."""
+    return x.to(STATE["device"], non_blocking=True, memory_format=STATE["memory_format"])
+
+
+def now():
+    """The time when all that was asked for is done."""
+    if STATE["device"] == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def train(steps, accumulation=1):
     """Seconds of so many training steps."""
-    net, run, scheduler = STATE["net"], STATE["run"], STATE["scheduler"]
-    began = time.perf_counter()
+    net, scheduler = STATE["net"], STATE["scheduler"]
+    began = now()
     for _ in range(steps):
         for _ in range(accumulation):
-            x0 = STATE["image"].to(memory_format=STATE["memory_format"])
+            x0 = placed(STATE["image"])
             eps = torch.randn_like(x0)
-            t = torch.randint(0, 1000, (len(x0),))
-            loss = functional.mse_loss(run(scheduler.add_noise(x0, eps, t), t).sample, eps)
+            t = torch.randint(0, 1000, (len(x0),), device=x0.device)
+            loss = functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps)
             (loss / accumulation).backward()
         STATE["optimizer"].step()
         STATE["optimizer"].zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(STATE["average"], list(net.parameters()), 1e-3)
-    return time.perf_counter() - began
+    return now() - began
 
 
 @torch.inference_mode()
 def forward(times):
     """Seconds of so many passes."""
-    x = STATE["image"].to(memory_format=STATE["memory_format"])
-    t = torch.full((len(x),), 500)
-    began = time.perf_counter()
+    x = placed(STATE["image"])
+    t = torch.full((len(x),), 500, device=x.device)
+    began = now()
     for _ in range(times):
-        STATE["run"](x, t)
-    return time.perf_counter() - began
+        network(x, t)
+    return now() - began
 
 
 @torch.inference_mode()
-def sample(steps, count):
-    """Seconds of drawing so many pictures by DDIM."""
+def sample(steps, count, sampler="ddim"):
+    """Seconds of drawing so many pictures."""
     config = STATE["net"].config
-    scheduler = diffusers.DDIMScheduler()
+    scheduler = SCHEDULERS[sampler]()
     scheduler.set_timesteps(steps)
-    began = time.perf_counter()
-    x = torch.randn(count, config.in_channels, config.sample_size, config.sample_size)
-    x = x.to(memory_format=STATE["memory_format"])
-    for t in scheduler.timesteps:
-        x = scheduler.step(STATE["run"](x, t).sample, t, x).prev_sample
-    return time.perf_counter() - began
+    began = now()
+    x = placed(torch.randn(count, config.in_channels, config.sample_size, config.sample_size))
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(network(x, torch.full((count,), t, device=x.device)), t, x).prev_sample
+    x.cpu()
+    return now() - began
 
 
 def peak():
@@ -92,4 +113,5 @@ def peak():
 
 
 if __name__ == "__main__":
-    serve({function.__name__: function for function in (versions, load, use, train, forward, sample, peak)})
+    asked = versions, load, use, train, forward, sample, peak
+    serve({function.__name__: function for function in asked})

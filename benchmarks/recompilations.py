@@ -1,0 +1,53 @@
+"""A side of bench.py: how often a training run compiles something again.
+
+What is counted: JAX's own event of each program handed to XLA's compiler (the smallest operation, a program found in
+the persistent cache too), after the first time that each kind of work was done. These kinds are a training step, the
+end of an epoch, a sample grid with its predictions, a checkpoint, and the variational bound of some pictures.
+"""
+
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from sides import serve  # noqa: E402
+
+from ddpm_jax import command_line  # noqa: E402
+from ddpm_jax.data import batch_at  # noqa: E402
+from ddpm_jax.evaluate import evaluate  # noqa: E402
+from ddpm_jax.reporting import Reporter  # noqa: E402
+
+EVENT = "/jax/core/compile/backend_compile_duration"
+PICTURES = 16
+
+
+def count(recipe, steps, every):
+    """How many programs were compiled up to the first grid, checkpoint and evaluation, and how many after that."""
+    config = command_line.load_recipe(recipe, ROOT / "configs")
+    images = batch_at(config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES)
+    compiled, at_first = [], []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event == EVENT))
+    after_step = Reporter.after_step
+
+    def watched(reporter, step, metrics, state):
+        after_step(reporter, step, metrics, state)
+        if step % every == 0:
+            evaluate(config, state.ema_params["ema"], images, PICTURES, seed=0)
+        if step == every:
+            at_first.append(sum(compiled))
+
+    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Reporter, "after_step", watched):
+        run = f"--config {recipe} --workdir {workdir}/run --training.steps {steps} --no-compilation-cache"
+        cadence = f"--log.samples-every {every} --checkpoint.every {every}"
+        sys.argv = ["train.py", *run.split(), *cadence.split()]
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return at_first[0], sum(compiled) - at_first[0]
+
+
+if __name__ == "__main__":
+    serve({"count": count})
