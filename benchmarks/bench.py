@@ -41,7 +41,7 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
         "memory": lambda: beside_torch.memory(nets[0], wanted.torch_python),
         "loop": lambda: costs.loop(nets[-1], pairs),
         "accumulation": lambda: costs.accumulation(nets[0], pairs),
-        "pmap": lambda: costs.pmap(nets[0], pairs),
+        "pmap": lambda: costs.routes(nets[0], pairs),
         "input": lambda: costs.input_pipeline(nets[0], pairs),
         "cold-start": lambda: programs.cold_start(nets[0]),
         "again": programs.again,

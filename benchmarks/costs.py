@@ -46,7 +46,7 @@ def accumulation(net: Net, pairs: int) -> Iterator[Row]:
     yield Row(what, net.recipe, found, Goal("<=", 1.05), f"micro-batches of {net.batch_size}, {of_seconds(found)}")
 
 
-def pmap(net: Net, pairs: int) -> Iterator[Row]:
+def routes(net: Net, pairs: int) -> Iterator[Row]:
     """The training step by pmap on one device over the same under jit."""
     with Side(sys.executable, OURS) as mapped, Side(sys.executable, OURS) as plain:
         for side, route in ((mapped, "pmap"), (plain, "jit")):

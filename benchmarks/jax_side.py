@@ -1,9 +1,10 @@
-"""Our side of bench.py: training steps, forward passes and samples, by what train.py and sample.py run."""
+"""Our side of bench.py and gpu.py: training steps, forward passes and samples, by what train.py and sample.py run."""
 
 import dataclasses
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -56,6 +57,8 @@ def load(recipe, batch_size, folder=None, devices=None, route="pmap", accumulati
     pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *model.image_shape), np.uint8)
     STATE.clear()
     STATE.update(config=config, state=state, step=step, images=InMemory(pictures))
+    STATE["apply"] = parallel.by_device(partial(model.apply, dtype=jnp.dtype(dtype)))
+    STATE["forward"] = jax.jit(STATE["apply"])
     STATE["image"] = batch(0)["image"]
 
 
@@ -103,8 +106,6 @@ def wait(steps):
 
 def forward(times):
     """Seconds of so many passes."""
-    if "forward" not in STATE:
-        STATE["forward"] = jax.jit(parallel.by_device(STATE["config"].model.apply))
     x = parallel.shard(STATE["image"])
     t = parallel.shard(np.full(len(x), 500))
     began = time.perf_counter()
@@ -131,6 +132,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+ASKED = (versions, load, train, feed, wait, forward, sample, loop_tax, peak)
+FUNCTIONS = {function.__name__: function for function in ASKED}
+
 if __name__ == "__main__":
-    asked = versions, load, train, feed, wait, forward, sample, loop_tax, peak
-    serve({function.__name__: function for function in asked})
+    serve(FUNCTIONS)

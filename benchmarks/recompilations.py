@@ -5,6 +5,8 @@ the persistent cache too), after the first time that each kind of work was done.
 end of an epoch, a sample grid with its predictions, a checkpoint, and the variational bound of some pictures.
 """
 
+import contextlib
+import io
 import runpy
 import sys
 import tempfile
@@ -45,7 +47,8 @@ def count(recipe, steps, every):
         run = f"--config {recipe} --workdir {workdir}/run --training.steps {steps} --no-compilation-cache"
         cadence = f"--log.samples-every {every} --checkpoint.every {every}"
         sys.argv = ["train.py", *run.split(), *cadence.split()]
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     return at_first[0], sum(compiled) - at_first[0]
 
 

@@ -36,7 +36,7 @@ class Side:
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes the pipes
 
 
 def serve(functions: dict[str, Callable]) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.convolutions import convolutions, naive_convolutions
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.models import conv3x3 as module
 from ddpm_jax.models.conv3x3 import F2, F4, conv3x3, direct, minimal, minimal_input_grad, minimal_kernel_grad
@@ -162,12 +163,15 @@ def compiled():
 
 
 def test_no_convolution_falls_to_the_naive_loop(compiled):
-    """XLA's compiler for CPUs is fast for these labels alone, without reversal (its ir_emission_utils.cc)."""
     for text in compiled:
-        labels = re.findall(r" convolution\(.*?dim_labels=(\S+?),? ", text)
-        assert labels
-        assert set(labels) == {"b01f_01io->b01f"}
-        assert "rhs_reversal" not in text
+        assert convolutions(text)
+        assert not naive_convolutions(text)
+
+
+@pytest.mark.parametrize("labels", ["b01f_01io->b01f", "bf01_01io->b01f", "b01f_01io->b01f, rhs_reversal=1x1"])
+def test_the_naive_loop_is_recognised(labels):
+    text = f"  %c.1 = f32[2,8,8,4] convolution(%x, %k), window={{size=3x3}}, dim_labels={labels}, metadata={{}}\n"
+    assert naive_convolutions(text) == ([] if labels == "b01f_01io->b01f" else [text.strip("\n")])
 
 
 def test_nothing_goes_to_the_host_within_a_step(compiled):
