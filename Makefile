@@ -1,6 +1,6 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
-# make bench: how fast, beside diffusers on PyTorch (installs PyTorch).
+# make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -26,7 +26,7 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/training.py
 
 bench: $(VENV)/.parity
-	$(RUN) benchmarks/bench.py --out docs/benchmarks.md
+	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON))
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"

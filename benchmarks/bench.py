@@ -7,7 +7,8 @@ A speed is PyTorch's seconds over ours: above 1 ours is faster. Two sides are pr
 the same net from the same weights in float32; the median of the pairs stands with the lowest and the highest.
 PyTorch runs in the fastest of four ways, eager or compiled, contiguous or channels last, found for each row; its
 environment (extra `parity`) may be another one than that of JAX. With --older-python, ours also runs in an older
-Python's environment. Rows of one net alone are of the first of --nets. `gpu.py` is this for a GPU.
+Python's environment. Rows of one net alone are of the first of --nets, the loop of the last, where it would weigh most.
+`gpu.py` is this for a GPU.
 """
 
 import argparse
