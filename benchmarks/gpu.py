@@ -1,12 +1,13 @@
 """Training and sampling on a GPU in bfloat16 beside diffusers on PyTorch; without a GPU it says so and ends.
 
     python benchmarks/gpu.py [--recipe cifar10] [--batch-sizes 128 1024] [--pairs 5] [--torch-python PYTHON]
-        [--peak-tflops 989] [--out FILE]
+        [--torch-mode max-autotune] [--peak-tflops 989] [--out FILE]
 
 A speed is PyTorch's seconds over ours, as in bench.py: processes that take turns, the same net from the same weights.
-PyTorch runs compiled (max-autotune, CUDA graphs included), channels last, under autocast to bfloat16, with a batch
+PyTorch runs compiled (max-autotune with its CUDA graphs), channels last, under autocast to bfloat16, with a batch
 that waits in pinned memory; ours has its batch on the host too. MFU, the share of the device's peak in use, counts
-three forward passes for a training step. --platform cpu tries the same code out where there is no GPU.
+three forward passes for a training step. --platform cpu tries the same code out where there is no GPU, as in
+--platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --peak-tflops 1.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def speed(wanted: argparse.Namespace, batch_size: int, peak: float) -> Iterator[
         ours.ask("load", recipe, batch_size, folder, dtype=DTYPE)
         flops = ours.ask("flops")
         theirs.ask("load", folder, batch_size, device, DTYPE)
-        theirs.ask("use", True, True, "max-autotune")
+        theirs.ask("use", True, True, wanted.torch_mode)
         work = {"training step": ((TURNS,), 3 * TURNS), f"DDIM-{DDIM_STEPS}": ((DDIM_STEPS, batch_size), DDIM_STEPS)}
         if batch_size == min(wanted.batch_sizes):
             work[f"DDPM-{DDPM_STEPS}"] = ((DDPM_STEPS, batch_size, "ddpm"), DDPM_STEPS)
@@ -92,7 +93,7 @@ def torch_starts(wanted: argparse.Namespace, batch_size: int) -> Iterator[float]
             began = time.perf_counter()
             with Side(wanted.torch_python, TORCH, {"TORCHINDUCTOR_CACHE_DIR": cache}) as theirs:
                 theirs.ask("load", weights, batch_size, device, DTYPE)
-                theirs.ask("use", True, True, "max-autotune")
+                theirs.ask("use", True, True, wanted.torch_mode)
                 theirs.ask("train", 1)
                 yield time.perf_counter() - began
 
@@ -125,6 +126,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--platform", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--torch-python", default=sys.executable, help="the Python of an environment with diffusers")
+    parser.add_argument("--torch-mode", default="max-autotune", help="that of torch.compile")
     parser.add_argument("--peak-tflops", type=float, help="the device's, for dense bfloat16")
     parser.add_argument("--out", type=Path)
     main(parser.parse_args())
