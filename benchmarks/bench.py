@@ -22,7 +22,8 @@ import programs
 from rows import HEAD, NETS, OURS, TORCH, Row, machine
 from sides import Side
 
-ROWS = (*beside_torch.ROWS, "memory", "loop", "accumulation", "pmap", "input", "cold-start", "convolutions", "again")
+OURS_ALONE = ("loop", "accumulation", "pmap", "input", "cold-start", "convolutions", "recompilations")
+ROWS = (*beside_torch.ROWS, "memory", *OURS_ALONE)
 TITLE = """# How fast
 What `make bench` found: ratios of one run of interleaved pairs, the median with the lowest and the highest.
 `python benchmarks/bench.py --help` says how; `python benchmarks/gpu.py` is the same for a GPU.
@@ -45,7 +46,7 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
         "pmap": lambda: costs.routes(nets[0], pairs),
         "input": lambda: costs.input_pipeline(nets[0], pairs),
         "cold-start": lambda: programs.cold_start(nets[0]),
-        "again": programs.again,
+        "recompilations": programs.recompilations,
     }
     for name in (name for name in of_one_net if name in wanted.rows):
         yield from of_one_net[name]()

@@ -30,7 +30,7 @@ def naive(net: Net) -> Iterator[Row]:
     yield Row("naive convolutions in the training step and the sampler", net.recipe, len(found), Goal("<=", 0), how)
 
 
-def again(recipe: str = "digits", steps: int = RUN_STEPS, every: int = EVERY) -> Iterator[Row]:
+def recompilations(recipe: str = "digits", steps: int = RUN_STEPS, every: int = EVERY) -> Iterator[Row]:
     """A run of train.py with grids, checkpoints and evaluations: what it compiles once each was done."""
     with Side(sys.executable, str(FOLDER / "recompilations.py")) as run:
         before, after = run.ask("count", recipe, steps, every)
