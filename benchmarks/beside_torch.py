@@ -23,21 +23,21 @@ def speed(net: Net, wanted: list[str], pairs: int, torch_python: str, older_pyth
         "forward": (f"forward pass of {net.batch_size}", 5, "forward", 5),
         "sampling": (f"DDIM, {DDIM_STEPS} steps of {net.pictures}", 1, "sample", DDIM_STEPS, net.pictures),
     }
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        theirs = stack.enter_context(Side(torch_python, TORCH))
-        ours = [stack.enter_context(Side(python, OURS)) for python in (sys.executable, older_python) if python]
-        for side in ours:
-            side.ask("load", net.recipe, net.batch_size, folder)
-        jax = [side.ask("versions")["jax"] for side in ours]
-        theirs.ask("load", folder, net.batch_size)
-        for name in (name for name in ROWS if name in wanted):
-            what, count, function, *args = work[name]
+    for name in (name for name in ROWS if name in wanted):
+        what, count, function, *args = work[name]
+        pythons = [sys.executable, older_python if name in OLDER else None]
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            theirs = stack.enter_context(Side(torch_python, TORCH))
+            ours = [stack.enter_context(Side(python, OURS)) for python in pythons if python]
+            for side in ours:
+                side.ask("load", net.recipe, net.batch_size, folder, sampling=name != "training")
+            theirs.ask("load", folder, net.batch_size)
             way = fastest_way(theirs, function, args if function != "sample" else [5, net.pictures])
-            for side, version in zip(ours if name in OLDER else ours[:1], jax, strict=False):
+            for side in ours:
                 found = ratio(partial(theirs.ask, function, *args), partial(side.ask, function, *args), pairs)
                 above, below = (seconds / count for seconds in found.seconds)
-                how = f"PyTorch {above:.3f} s ({way}), JAX {version} {below:.3f} s"
+                how = f"PyTorch {above:.3f} s ({way}), JAX {side.ask('versions')['jax']} {below:.3f} s"
                 yield Row(f"speed over PyTorch's: {what}", net.recipe, found, Goal(">=", net.goal), how)
 
 

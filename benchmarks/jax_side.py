@@ -1,8 +1,14 @@
 """Our side of bench.py and gpu.py: training steps, forward passes and samples, by what train.py and sample.py run."""
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as train.py and sample.py do
+    os.execv(sys.executable, sys.orig_argv)
+
 import dataclasses
 import resource
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,15 +19,15 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-import sampling_loop  # noqa: E402
-from sides import serve  # noqa: E402
+import sampling_loop
+from sides import serve
 
-from ddpm_jax import command_line, parallel  # noqa: E402
-from ddpm_jax.data import InMemory, batch_at, stream  # noqa: E402
-from ddpm_jax.diffusion import Sampling  # noqa: E402
-from ddpm_jax.generation import generate  # noqa: E402
-from ddpm_jax.pretrained.folders import save_pretrained  # noqa: E402
-from ddpm_jax.training import (  # noqa: E402
+from ddpm_jax import command_line, parallel
+from ddpm_jax.data import InMemory, batch_at, stream
+from ddpm_jax.diffusion import Sampling
+from ddpm_jax.generation import generate
+from ddpm_jax.pretrained.folders import save_pretrained
+from ddpm_jax.training import (
     by_micro_batches,
     example_keys,
     init_state,
@@ -30,7 +36,6 @@ from ddpm_jax.training import (  # noqa: E402
     model_loss,
 )
 
-CORES_EACH = 2  # as train.py has it
 PICTURES = 1000
 STATE = {}
 
@@ -40,13 +45,16 @@ def versions():
     return {"jax": jax.__version__, "devices": parallel.describe_devices()}
 
 
-def load(recipe, batch_size, folder=None, devices=None, route="pmap", accumulation=1, dtype="float32"):
-    """The recipe's net without dropout, on fresh parameters, which go to `folder` too; `devices` of the CPU."""
+def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="pmap", accumulation=1, dtype="float32"):
+    """The recipe's net without dropout, on fresh parameters, which go to `folder` too.
+
+    On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use.
+    """
     config = command_line.load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
-    parallel.use_cpu_cores(batch_size, devices, CORES_EACH)
     changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
     config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
+    parallel.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_each())
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)
