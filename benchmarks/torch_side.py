@@ -65,28 +65,35 @@ def now():
 
 
 def train(steps, accumulation=1):
-    """Seconds of so many training steps."""
-    net, scheduler = STATE["net"], STATE["scheduler"]
+    """Seconds of so many training steps, after one that is not counted: a process that lay idle is slow at first."""
+    train_step(accumulation)
     began = now()
     for _ in range(steps):
-        for _ in range(accumulation):
-            x0 = placed(STATE["image"])
-            eps = torch.randn_like(x0)
-            t = torch.randint(0, 1000, (len(x0),), device=x0.device)
-            loss = functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps)
-            (loss / accumulation).backward()
-        STATE["optimizer"].step()
-        STATE["optimizer"].zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(STATE["average"], list(net.parameters()), 1e-3)
+        train_step(accumulation)
     return now() - began
+
+
+def train_step(accumulation):
+    """One optimizer step of so many micro-batches."""
+    net, scheduler = STATE["net"], STATE["scheduler"]
+    for _ in range(accumulation):
+        x0 = placed(STATE["image"])
+        eps = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),), device=x0.device)
+        loss = functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps)
+        (loss / accumulation).backward()
+    STATE["optimizer"].step()
+    STATE["optimizer"].zero_grad()
+    with torch.no_grad():
+        torch._foreach_lerp_(STATE["average"], list(net.parameters()), 1e-3)
 
 
 @torch.inference_mode()
 def forward(times):
-    """Seconds of so many passes."""
+    """Seconds of so many passes, after one that is not counted."""
     x = placed(STATE["image"])
     t = torch.full((len(x),), 500, device=x.device)
+    network(x, t)
     began = now()
     for _ in range(times):
         network(x, t)
