@@ -12,9 +12,10 @@
 import os
 import sys
 
-if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+by_itself = __name__ == "__main__" and sys.orig_argv[1:] == sys.argv
+if by_itself and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # a step's memory is new each time: in large pages
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 import dataclasses
 from functools import partial

@@ -11,9 +11,10 @@ The same command again resumes where it stopped. `--config NAME --help` lists ev
 import os
 import sys
 
-if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+by_itself = __name__ == "__main__" and sys.orig_argv[1:] == sys.argv
+if by_itself and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # a step's memory is new each time: in large pages
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 import dataclasses
 from functools import partial
@@ -87,8 +88,8 @@ def main(args: list[str]) -> None:
 def use_devices(run: Run, config: Config) -> Config:
     """The config with the number of CPU devices."""
     settings, size = config.training, config.training.micro_batch_size
-    devices = settings.cpu_devices, config.cores_each()
-    count = command_line.set_up_jax(size, run.platform, run.compilation_cache, *devices)
+    wanted = settings.cpu_devices, config.cores_each()
+    count = command_line.set_up_jax(size, run.platform, run.compilation_cache, *wanted)
     parallel.check_divides(size)
     return dataclasses.replace(config, training=dataclasses.replace(settings, cpu_devices=count))
 
@@ -115,10 +116,8 @@ def train(config: Config, run: Run, start: int) -> None:
         preview(config, images, run.workdir)
     save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
     rows, keep = jnp.arange(config.training.batch_size), config.checkpoint
-    with (
-        Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every) as checkpoints,
-        Reporter(config, images, run.workdir, start) as reporter,
-    ):
+    checkpoints = Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every)
+    with checkpoints, Reporter(config, images, run.workdir, start) as reporter:
         if start:
             found = checkpoints.restore(start, saved(state))
             state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))

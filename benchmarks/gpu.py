@@ -94,7 +94,7 @@ def torch_starts(wanted: argparse.Namespace, batch_size: int) -> Iterator[float]
             with Side(wanted.torch_python, TORCH, {"TORCHINDUCTOR_CACHE_DIR": cache}) as theirs:
                 theirs.ask("load", weights, batch_size, device, DTYPE)
                 theirs.ask("use", True, True, wanted.torch_mode)
-                theirs.ask("train", 1)
+                theirs.ask("train", 0)
                 yield time.perf_counter() - began
 
 

@@ -1,14 +1,8 @@
 """Our side of bench.py and gpu.py: training steps, forward passes and samples, by what train.py and sample.py run."""
 
-import os
-import sys
-
-if __name__ == "__main__" and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as train.py and sample.py do
-    os.execv(sys.executable, sys.orig_argv)
-
 import dataclasses
 import resource
+import sys
 import time
 from functools import partial
 from pathlib import Path

@@ -19,13 +19,16 @@ def naive(net: Net) -> Iterator[Row]:
     """Of all programs that a training step and a sampling walk compile, as XLA writes them down when it is done."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-        with Side(sys.executable, OURS, {"XLA_FLAGS": flags}) as ours:
+        fresh = {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # what a cache has is not written down
+        with Side(sys.executable, OURS, fresh) as ours:
             ours.ask("load", net.recipe, net.batch_size)
             ours.ask("train", 1)
             ours.ask("sample", 2, net.pictures)
         programs = [text for file in Path(folder).glob(OPTIMIZED) if convolutions(text := file.read_text())]
     found = [line for text in programs for line in naive_convolutions(text)]
     count = sum(len(convolutions(text)) for text in programs)
+    if not count:
+        raise RuntimeError("XLA wrote no program with a convolution down: does this JAX know --xla_dump_to?")
     how = f"of {count} in {len(programs)} programs that have any"
     yield Row("naive convolutions in the training step and the sampler", net.recipe, len(found), Goal("<=", 0), how)
 

@@ -57,7 +57,7 @@ def main(ckpt: str, steps: int, num: int, pairs: int, sampler: str) -> None:
     source = open_any(ckpt)
     command_line.set_up_jax(num, None, cache=True)
     recipe, params = source.recipe, source.params(OnRun.weights)
-    plain = recipe.sampling.changed(sampler=sampler, steps=steps)
+    plain = recipe.sampling.changed(sampler=sampler, steps=steps, cache_interval=None, cache_depth=0)
     full = Walk(recipe, params, num, plain)
     net = f"{type(recipe.model).__name__}, {recipe.model.parameter_count():,} parameters"
     print(f"{net}, {steps} steps of {sampler}, {num} pictures, {parallel.describe_devices()}")

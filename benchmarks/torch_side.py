@@ -32,7 +32,7 @@ def load(folder, batch_size, device="cpu", autocast=None):
     STATE.clear()
     STATE.update(net=net, run=net, device=device, memory_format=torch.contiguous_format)
     STATE.update(image=image.pin_memory() if device == "cuda" else image, scheduler=diffusers.DDPMScheduler())
-    STATE["average"] = [p.detach().clone() for p in net.parameters()]
+    torch.backends.cudnn.benchmark = True
     STATE["dtype"] = getattr(torch, autocast or "float32")
 
 
@@ -43,6 +43,7 @@ def use(compiled, channels_last, mode="default"):
     net = STATE["net"].to(memory_format=STATE["memory_format"])
     STATE["run"] = torch.compile(net, mode=mode) if compiled else net
     STATE["optimizer"] = torch.optim.AdamW(net.parameters(), lr=4e-4, fused=True)
+    STATE["average"] = [p.detach().clone() for p in net.parameters()]
 
 
 def network(x, t):

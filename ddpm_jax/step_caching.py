@@ -36,7 +36,7 @@ def check_sampler(sampler: Sampler) -> None:
     """Raises ValueError for a sampler that asks the network more than once a step."""
     check(
         sampler.evaluations == 1 and not sampler.extra,
-        "step caching needs a sampler of one evaluation a step, such as ddim or unipc: leave cache_interval out",
+        "step caching needs a sampler of one evaluation a step, such as ddim or unipc: set cache_interval to None",
     )
 
 
@@ -98,7 +98,7 @@ def _init(init, like, xT):
 
     A guided network has two evaluations a picture, side by side, so that a shard keeps its own.
     """
-    deep = (xT[:, None, :, :, :1] * like).reshape(-1, *xT.shape[1:3], like.shape[-1])
+    deep = (xT[:, None, :, :, :1].astype(like.dtype) * like).reshape(-1, *xT.shape[1:3], like.shape[-1])
     return init(xT), deep, jnp.int32(0)
 
 

@@ -137,6 +137,22 @@ def test_a_recipe_is_read_before_jax_is_set_up():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked for on Linux")
+@pytest.mark.parametrize("name", ["train.py", "sample.py"])
+def test_a_script_run_by_itself_starts_anew_for_large_pages_and_no_host_is_replaced(name, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os\nprint('pages', os.environ.get('GLIBC_TUNABLES'))\n")
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    env["PYTHONPATH"] = str(tmp_path)
+    run = f"runpy.run_path({name!r}, run_name='__main__')"
+    host = f"import runpy, sys\nsys.argv = [{name!r}]\ntry: {run}\nfinally: print('here')"
+    for command, said in (([name], ["None", "glibc.malloc.hugetlb=1"]), (["-c", host], ["None", "here"])):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=env, check=False
+        )
+        words = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith(("pages", "here"))]
+        assert words == said, done.stderr
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU here")
 def test_a_missing_gpu_is_named():
     done = script("train.py", "--config", "digits", "--dry-run", "--platform", "gpu")

@@ -1,6 +1,5 @@
 """Step caching: its shallow part is a part of the net, its walk is the one written out by hand, and what it refuses."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -8,37 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_generation import random_params
+from example_step_caching import (
+    CLASSES,
+    GRID,
+    GUIDED,
+    KEYS,
+    LABELS,
+    NETS,
+    ONCE,
+    PARAMS,
+    RECIPE,
+    REMADE,
+    SCHEDULE,
+    SMALL,
+    XT,
+)
 from jax.tree_util import Partial
 
 import sample as script
 from ddpm_jax import samplers
-from ddpm_jax.diffusion import Diffusion, Sampling
-from ddpm_jax.editing import Edit, inpaint, resampled
+from ddpm_jax.editing import inpaint, resampled
 from ddpm_jax.generation import generate, network_of
 from ddpm_jax.grids import make_grid, spaced
-from ddpm_jax.models.basic_unet import BasicUNet
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.on_run import PretrainedNet
 from ddpm_jax.prediction import make_denoiser
-from ddpm_jax.recipe import Recipe
-from ddpm_jax.samplers import initial_noise, sample, sample_in_chunks, sample_keys
-from ddpm_jax.step_caching import Apply, Evaluation, cached, check_net, check_sampler
-
-PLAIN = UNet(image_size=8, channels=1, widths=(8, 12), attention=(True, False), groups=4)
-SMALL = dataclasses.replace(PLAIN, layers_per_level=1)
-NETS = {
-    "plain": PLAIN,
-    "resnet": dataclasses.replace(
-        SMALL, down_kinds=("resnet", "skip"), up_kinds=("resnet",) * 2, modulation="scale_shift", learned_variance=True
-    ),
-    "one level": dataclasses.replace(SMALL, widths=(8,), attention=(False,), up_attention=(True,), middle="plain"),
-    "fourier": dataclasses.replace(SMALL, time_embedding="fourier", center_input=True),
-}
-CLASSES = dataclasses.replace(PLAIN, attention=(False, False), layers_per_level=1, num_classes=3, label_dropout=0.1)
-OBJECTIVE = Diffusion(schedule="squaredcos", timesteps=20, target="x0")
-RECIPE = Recipe(model=CLASSES, objective=OBJECTIVE, sampling=Sampling(sampler="ddim", steps=8))
-PARAMS = random_params(CLASSES)
-PARAMS["conv_out"]["kernel"] *= 0.5  # greys, not black and white
+from ddpm_jax.samplers import sample, sample_in_chunks
+from ddpm_jax.step_caching import Apply, Evaluation, cached
 
 
 def inputs(net, count=2):
@@ -111,14 +105,6 @@ def test_an_interval_of_1_is_the_full_walk():
     assert len(np.unique(full)) > 40
 
 
-SCHEDULE = OBJECTIVE.noise_schedule()
-GRID = make_grid(SCHEDULE, spaced(20, 8))
-KEYS = sample_keys(0, jnp.arange(3))
-XT = initial_noise(KEYS, CLASSES.image_shape)
-LABELS = jnp.arange(3) % 2
-GUIDED = Sampling(guidance_scale=3.0, guidance_interval=(5.0, 20.0), guidance_rescale=0.5)
-
-
 def cached_walk(interval, depth, sampling, sampler, chunks=1, grid=GRID):
     """The last state of a walk that caches steps."""
     network = network_of(CLASSES, PARAMS, LABELS, sampling, Apply(Evaluation(CLASSES, depth)))
@@ -153,9 +139,6 @@ def test_a_guided_walk_is_the_loop_written_out():
     assert jnp.max(jnp.abs(wanted - cached_walk(1, depth, GUIDED, sampler))) > 0.01
     for chunks in (1, 4):
         np.testing.assert_allclose(cached_walk(3, depth, GUIDED, sampler, chunks), wanted, atol=1e-4)
-
-
-ONCE = [name for name in samplers.names() if samplers.make(name).evaluations == 1 and not samplers.make(name).extra]
 
 
 def told(sampler, grid, interval, around=lambda sampler: sampler):
@@ -203,11 +186,6 @@ def test_every_sampler_of_one_evaluation_can_cache(name):
     assert (x_next.shape, after) == (XT.shape, before)
 
 
-IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 8, 8, 1)), jnp.float32)
-MASKS = jnp.broadcast_to(jnp.arange(8)[None, None, :, None] < 4, (1, 8, 8, 1))
-REMADE = Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3, strength=0.8)
-
-
 def test_a_picture_does_not_depend_on_the_batch():
     """Guided and edited, on eight devices 16 and 8 pictures at a time."""
     sampling = RECIPE.sampling.changed(cache_interval=2, guidance_scale=2.0)
@@ -234,47 +212,3 @@ def test_the_command_line_takes_both_settings(tmp_path):
     sampling = script.parse(["--cache-interval", "3", "--cache-depth", "1"], "net", source, None)[1]
     assert (sampling.cache_interval, sampling.cache_depth) == (3, 1)
     assert script.parse([], "net", source, None)[1].cache_interval is None
-
-
-@pytest.mark.parametrize("name", sorted(set(samplers.names()) - set(ONCE)))
-def test_samplers_of_more_evaluations_are_refused(name):
-    for refused in (lambda: Sampling(sampler=name, cache_interval=2), lambda: check_sampler(samplers.make(name))):
-        with pytest.raises(ValueError, match="step caching needs a sampler of one evaluation a step, such as ddim"):
-            refused()
-
-
-@pytest.mark.parametrize(
-    ("model", "depth", "message"),
-    [
-        (BasicUNet(image_size=8, channels=1), 0, "step caching is for the unet, not for BasicUNet"),
-        (dataclasses.replace(PLAIN, down_kinds=("skip", "conv")), 0, "finest level is not of kind skip"),
-        (dataclasses.replace(PLAIN, up_kinds=("skip", "conv")), 0, "finest level is not of kind skip"),
-        (PLAIN, 3, "cache_depth must be from 0 to the 2 blocks of a level of this net, not 3"),
-        (PLAIN, -1, "cache_depth must be from 0 to the 2 blocks of a level of this net, not -1"),
-    ],
-)
-def test_nets_without_such_a_part_are_refused(model, depth, message):
-    sampling = Sampling(cache_interval=2, cache_depth=depth)
-    for refused in (lambda: check_net(model, depth), lambda: Recipe(model=model, sampling=sampling)):
-        with pytest.raises(ValueError, match=message):
-            refused()
-    with pytest.raises(ValueError, match=message):
-        generate(Recipe(model=model), {}, num=1, batch_size=1, seed=0, sampling=sampling)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"cache_interval": 0}, "cache_interval must be at least 1, not 0"),
-        ({"cache_depth": 1}, "cache_depth is for step caching: set cache_interval too"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Sampling(**settings)
-
-
-def test_a_network_that_keeps_nothing_is_refused():
-    denoise = make_denoiser(SCHEDULE, network_of(CLASSES, PARAMS, LABELS))
-    with pytest.raises(ValueError, match="step caching needs a denoiser that asks one network once"):
-        cached(samplers.make("ddim"), 2, denoise, XT)

@@ -87,6 +87,7 @@ def group_norm(
     Statistics are float32 sums a channel over (h, w), joined a group afterwards: on a CPU faster than a reduction
     over (h, w, channels of the group) (benchmarks/layers.py). They are taken about a pilot pixel, because plain sums of
     squares lose 1e-3 where |mean| = 30 std; the result does not depend on the pilot, so no gradient flows to it.
+    The barriers keep XLA from doing the arithmetic of a channel anew for each pixel.
     """
     b, c = x.shape[0], x.shape[-1]
     wide = x.astype(jnp.float32)

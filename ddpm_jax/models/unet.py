@@ -104,7 +104,7 @@ class UNet(Blocks, Model):
         depth: int,
         deep: Float[Array, "b h w d"] | None = None,
     ) -> tuple[Float[Array, "b h w out"], Float[Array, "b h w d"]]:
-        """The output, in float32, and what the last depth + 1 blocks on the way up start from.
+        """The output, in the dtype of xt, and what the last depth + 1 blocks on the way up start from.
 
         With such `deep` features only these blocks run, and the first `depth` on the way down. Depth is from 0 to
         layers_per_level, and the finest level is none of NCSN++.
