@@ -39,9 +39,6 @@ class Model:
 
     def __post_init__(self):
         """Raises ValueError for settings out of range; `check` says more for each net."""
-        for field in dataclasses.fields(self):
-            if isinstance(value := getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(value))  # a net is hashable
         for name in (
             "image_size",
             "channels",
