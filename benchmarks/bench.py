@@ -19,10 +19,10 @@ from pathlib import Path
 import beside_torch
 import costs
 import programs
-from rows import HEAD, NETS, OURS, TORCH, Row, machine
+from rows import NETS, OURS, TORCH, Row, machine, write
 from sides import Side
 
-OURS_ALONE = ("loop", "accumulation", "pmap", "input", "cold-start", "convolutions", "recompilations")
+OURS_ALONE = ("loop", "accumulation", "pmap", "devices", "input", "cold-start", "convolutions", "recompilations")
 ROWS = (*beside_torch.ROWS, "memory", *OURS_ALONE)
 TITLE = """# How fast
 What `make bench` found: ratios of one run of interleaved pairs, the median with the lowest and the highest.
@@ -36,9 +36,11 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
     if set(beside_torch.ROWS) & set(wanted.rows):
         for net in nets:
             yield from beside_torch.speed(net, wanted.rows, pairs, wanted.torch_python, wanted.older_python)
-    if "convolutions" in wanted.rows:
-        for net in nets:
+    for net in nets:
+        if "convolutions" in wanted.rows:
             yield from programs.naive(net)
+        if "devices" in wanted.rows:
+            yield from costs.devices(net, pairs)
     of_one_net = {
         "memory": lambda: beside_torch.memory(nets[0], wanted.torch_python),
         "loop": lambda: costs.loop(nets[-1], pairs),
@@ -54,23 +56,13 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
 
 def versions(wanted: argparse.Namespace) -> str:
     """What the figures are of: the machine, the libraries."""
-    sides = [(sys.executable, OURS), (wanted.torch_python, TORCH), (wanted.older_python, OURS)]
+    beside = {*beside_torch.ROWS, "memory"} & set(wanted.rows)
+    sides = [(sys.executable, OURS), (wanted.torch_python if beside else None, TORCH), (wanted.older_python, OURS)]
     found = [machine()]
     for python, script in ((python, script) for python, script in sides if python):
         with Side(python, script) as side:
             found.append(", ".join(f"{name} {value}" for name, value in side.ask("versions").items()))
     return "; ".join(found)
-
-
-def main(wanted: argparse.Namespace) -> None:
-    """Prints the table line by line, and writes it as it grows."""
-    lines = [TITLE, f"On {versions(wanted)}.", "", *HEAD]
-    print("\n".join(lines), flush=True)
-    for row in rows(wanted):
-        lines.append(str(row))
-        print(row, flush=True)
-        if wanted.out is not None:
-            wanted.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
@@ -86,4 +78,4 @@ if __name__ == "__main__":
     whole = set(wanted.rows) == set(ROWS) and wanted.nets == names
     if wanted.out is not None and not whole:
         parser.error("--out is for a run of all rows and nets")
-    main(wanted)
+    write(f"{TITLE}\nOn {versions(wanted)}.", rows(wanted), wanted.out)

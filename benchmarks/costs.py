@@ -1,4 +1,4 @@
-"""The rows about our own costs: the sampling loop, the input pipeline, gradient accumulation, pmap."""
+"""The rows about our own costs: the sampling loop, the input pipeline, gradient accumulation, pmap, devices."""
 
 import sys
 from collections.abc import Iterator
@@ -54,6 +54,16 @@ def routes(net: Net, pairs: int) -> Iterator[Row]:
         found = ratio(partial(mapped.ask, "train", net.turns), partial(plain.ask, "train", net.turns), pairs)
     how = f"{net.turns} steps of {net.batch_size}, {of_seconds(found)}"
     yield Row("pmap on one device over jit", net.recipe, found, Goal("<=", 1.02), how)
+
+
+def devices(net: Net, pairs: int) -> Iterator[Row]:
+    """The training step on one device of the CPU over that on two, beside the number that train.py takes."""
+    with Side(sys.executable, OURS) as one, Side(sys.executable, OURS) as two:
+        chosen = one.ask("load", net.recipe, net.batch_size, devices=1)
+        two.ask("load", net.recipe, net.batch_size, devices=2)
+        found = ratio(partial(one.ask, "train", net.turns), partial(two.ask, "train", net.turns), pairs)
+    how = f"{of_seconds(found)}; {chosen} for each two cores is what train.py takes"
+    yield Row(f"training step of {net.batch_size} on one device over that on two", net.recipe, found, None, how)
 
 
 def of_seconds(found: Ratio) -> str:

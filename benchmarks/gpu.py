@@ -16,10 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from cold_start import first_steps
-from rows import FOLDER, HEAD, TORCH, Goal, Row, machine
+from rows import FOLDER, TORCH, Goal, Row, machine, write
 from sides import Ratio, Side, ratio
 
 OURS = str(FOLDER / "gpu_side.py")
@@ -99,7 +100,7 @@ def torch_starts(wanted: argparse.Namespace, batch_size: int) -> Iterator[float]
 
 
 def main(wanted: argparse.Namespace) -> None:
-    """Prints the table line by line, and writes it as it grows; one line where there is no such device."""
+    """Prints the table, and writes it; one line where there is no such device."""
     with Side(sys.executable, OURS, SHARE) as ours:
         platform, kind = ours.ask("device")
         version = ours.ask("versions")["jax"]
@@ -109,14 +110,9 @@ def main(wanted: argparse.Namespace) -> None:
     peak = peak_of(kind, wanted.peak_tflops)
     with Side(wanted.torch_python, TORCH) as theirs:
         torch = ", ".join(f"{name} {value}" for name, value in theirs.ask("versions").items())
-    lines = [f"# How fast on a GPU\nOn {kind}, {machine()}; jax {version}; {torch}.", "", *HEAD]
-    print("\n".join(lines), flush=True)
-    for work in (*(speed(wanted, size, peak) for size in wanted.batch_sizes), starts(wanted)):
-        for row in work:
-            lines.append(str(row))
-            print(row, flush=True)
-            if wanted.out is not None:
-                wanted.out.write_text("\n".join(lines) + "\n")
+    preface = f"# How fast on a GPU\nOn {kind}, {machine()}; jax {version}; {torch}."
+    speeds = chain.from_iterable(speed(wanted, size, peak) for size in wanted.batch_sizes)
+    write(preface, chain(speeds, starts(wanted)), wanted.out)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def versions():
 def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="pmap", accumulation=1, dtype="float32"):
     """The recipe's net without dropout, on fresh parameters, which go to `folder` too.
 
-    On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use.
+    On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use. Returns how many
+    of them train.py would use for each two cores.
     """
     config = command_line.load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
@@ -62,6 +63,7 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     STATE["apply"] = parallel.by_device(partial(model.apply, dtype=jnp.dtype(dtype)))
     STATE["forward"] = jax.jit(STATE["apply"])
     STATE["image"] = batch(0)["image"]
+    return 2 // config.cores_each()
 
 
 def batch(step):

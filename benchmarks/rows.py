@@ -2,12 +2,13 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
 FOLDER = Path(__file__).parent
 OURS, TORCH = str(FOLDER / "jax_side.py"), str(FOLDER / "torch_side.py")
-HEAD = ["| figure | net | found | goal | reached | |", "| --- | --- | --- | --- | --- | --- |"]
+HEAD = "| figure | net | found | goal | reached | |\n| --- | --- | --- | --- | --- | --- |"
 
 
 class Net(NamedTuple):
@@ -50,6 +51,17 @@ class Row(NamedTuple):
         goal = "" if self.goal is None else f"{self.goal.sign} {self.goal.bound:g}{self.unit}"
         reached = "" if self.goal is None else "yes" if self.goal.reached(value) else "no"
         return f"| {self.figure} | {self.net} | {found} | {goal} | {reached} | {self.how} |"
+
+
+def write(preface: str, rows: Iterable[Row], page: Path | None) -> None:
+    """Prints the table line by line, and writes it as it grows."""
+    lines = [preface, "", HEAD]
+    print("\n".join(lines), flush=True)
+    for row in rows:
+        lines.append(str(row))
+        print(row, flush=True)
+        if page is not None:
+            page.write_text("\n".join(lines) + "\n")
 
 
 def machine() -> str:

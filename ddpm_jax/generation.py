@@ -51,8 +51,7 @@ def generate(
     classes = jnp.asarray(labels_of(recipe.model, labels, edit))
     check_guidance(sampling.guidance_scale, recipe.model.label_dropout)
     guidance = None if bool(jnp.all(classes == NO_CLASS)) else sampling
-    steps = recipe.objective.steps(sampling, edit)
-    chunks = chunk_count(steps, stages)
+    chunks = chunk_count(recipe.objective.steps(sampling, edit), stages)
     kept = spread_over(chunks, stages + 1) if path else [chunks]
     batch_size = parallel.even_batch(batch_size, num)
     params = parallel.replicate(params)

@@ -57,3 +57,14 @@ def test_the_gradients_of_a_stack_sum_over_no_first_axis():
 
     assert "lhs_contracting_dims={1}" in text(jnp.matmul)
     assert "lhs_contracting_dims={1}" not in text(matmul)
+
+
+@pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
+def test_a_precision_asked_for_within_a_jitted_function_is_kept_in_its_gradients_too(function):
+    @jax.jit
+    def gradient(*args):
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(lambda *args: jnp.sum(function(*args) ** 2), (0, 1))(*args)
+
+    text = gradient.lower(*example(function, (2,))).as_text()
+    assert text.count("stablehlo.dot_general") == text.count("precision = [HIGHEST, HIGHEST]") == 3

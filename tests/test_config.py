@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ddpm_jax.config import (
+    PARAMETERS_A_PIXEL,
     Checkpoint,
     Config,
     Ema,
@@ -214,3 +215,10 @@ def test_a_learned_variance_is_what_samples_are_drawn_with():
     assert from_json(to_json(learned)) == learned
     with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
         with_(sampling=Sampling(options={"variance": "learned_range"}))
+
+
+def test_a_device_has_two_cores_where_parameters_weigh_more_than_pictures():
+    most = BASE.model.parameter_count() // (PARAMETERS_A_PIXEL * BASE.model.image_size**2)
+    assert with_(training=Training(steps=1, batch_size=most)).cores_each() == 2
+    assert with_(training=Training(steps=1, batch_size=most + 1)).cores_each() == 1
+    assert with_(training=Training(steps=1, batch_size=2 * most, accumulation=2)).cores_each() == 2

@@ -82,20 +82,20 @@ class Model:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, float32."""
-        return draw_parameters(key, self._undrawn())
+        return draw_parameters(key, self._undrawn)
 
     def shapes(self) -> Params:
         """The tree of parameters as shapes and dtypes; nothing is drawn."""
         is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
-        return jax.tree.map(lambda leaf: leaf.value, self._undrawn(), is_leaf=is_leaf)
+        return jax.tree.map(lambda leaf: leaf.value, self._undrawn, is_leaf=is_leaf)
 
     def parameter_count(self) -> int:
         """How many numbers the parameters hold; nothing is drawn."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._undrawn()))
+        return sum(leaf.size for leaf in jax.tree.leaves(self._undrawn))
 
     def summary(self) -> str:
         """One line a part of the net with its parameter count, and their sum."""
-        parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in self._undrawn().items()}
+        parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in self._undrawn.items()}
         rows = [*sorted(parts.items()), ("total", sum(parts.values()))]
         return "\n".join(f"  {name:<20}{count:>15,}" for name, count in rows)
 
@@ -126,7 +126,7 @@ class Model:
             hidden |= jax.vmap(jax.random.uniform)(keys) < self.label_dropout
         return jnp.where(hidden, self.label_count - 1, labels)
 
-    @functools.cache  # noqa: B019 - a net is a handful of numbers
+    @functools.cached_property
     def _undrawn(self) -> Any:
         def init():
             xt, t = jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)

@@ -7,6 +7,7 @@ another of them, so that gradients of any order stay as fast.
 import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ from jaxtyping import Array, Float
 
 
 def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
-    """What is `function(a, b, **options)` everywhere but on a CPU; its gradients are for `ad.defbilinear` to say."""
+    """What is `function(a, b, **options)` everywhere but on a CPU; its gradients are for `gradients` to say."""
     primitive = Primitive(name)
+    function, on_cpu = _at_precision(function), _at_precision(on_cpu)
 
     def shape(*args, **options):
         out = jax.eval_shape(partial(function, **options), *args)
@@ -42,14 +44,35 @@ def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
     return primitive
 
 
+def bind(primitive: Primitive, a: Array, b: Array, **options: Any) -> Array:
+    """The primitive of a and b, at the precision that `jax.default_matmul_precision` says here."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return primitive.bind(a, b, precision=precision, **options)
+
+
+def gradients(primitive: Primitive, by_a: Callable, by_b: Callable) -> None:
+    """Has gradients by a and by b from `by_a(g, a, b, **options)` and `by_b(g, a, b, **options)` of the cotangent g."""
+    ad.defbilinear(primitive, _at_precision(by_a), _at_precision(by_b))
+
+
+def _at_precision(function):
+    """`function` for a primitive, which is traced where the context of the caller is gone."""
+
+    def run(*args, precision, **options):
+        with jax.default_matmul_precision(precision):
+            return function(*args, **options)
+
+    return run
+
+
 def matmul(a: Float[Array, "*b n k"], b: Float[Array, "*b k m"]) -> Float[Array, "*b n m"]:
     """a @ b of two stacks of matrices, or of two matrices, of one dtype."""
-    return _matmul.bind(a, b)
+    return bind(_matmul, a, b)
 
 
 def matmul_by_rows(a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]) -> Float[Array, "*b n m"]:
     """a @ b.T of the same: the products of the rows."""
-    return _by_rows.bind(a, b)
+    return bind(_by_rows, a, b)
 
 
 def _by_columns(a, b):
@@ -67,6 +90,6 @@ def _by_columns_on_cpu(a, b):
 _matmul = bilinear("matmul", jnp.matmul, jnp.matmul)
 _by_rows = bilinear("matmul_by_rows", *2 * [lambda a, b: jnp.matmul(a, b.swapaxes(-1, -2))])
 _of_columns = bilinear("matmul_by_columns", _by_columns, _by_columns_on_cpu)
-ad.defbilinear(_matmul, lambda g, a, b: _by_rows.bind(g, b), lambda g, a, b: _of_columns.bind(a, g))
-ad.defbilinear(_by_rows, lambda g, a, b: _matmul.bind(g, b), lambda g, a, b: _of_columns.bind(g, a))
-ad.defbilinear(_of_columns, lambda g, a, b: _by_rows.bind(b, g), lambda g, a, b: _matmul.bind(a, g))
+gradients(_matmul, lambda g, a, b: bind(_by_rows, g, b), lambda g, a, b: bind(_of_columns, a, g))
+gradients(_by_rows, lambda g, a, b: bind(_matmul, g, b), lambda g, a, b: bind(_of_columns, g, a))
+gradients(_of_columns, lambda g, a, b: bind(_by_rows, b, g), lambda g, a, b: bind(_matmul, a, g))

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad
 from jaxtyping import Array, Float
 
-from ddpm_jax.models.bilinear import bilinear
+from ddpm_jax.models.bilinear import bilinear, bind, gradients
 
 LEAST_CHANNELS = 32  # not measured: XLA's library wants more than 16
 LARGE_IMAGE = 28 * 28  # pixels from which on images are taken one by one, so that their tiles stay in the cache
@@ -28,7 +27,7 @@ def conv3x3(
     `halve` leaves every other pixel of it, from that one on: 0 is a stride of 2 with a padding of 1 all around, 1 one
     with a padding at the right and the bottom alone.
     """
-    return _conv.bind(x, kernel, halve=halve)
+    return bind(_conv, x, kernel, halve=halve)
 
 
 def direct(x: Array, kernel: Array, *, halve: int | None = None) -> Array:
@@ -195,18 +194,18 @@ def _kernel_grad_on_cpu(x, g, *, halve):
 _conv = bilinear("conv3x3", direct, _conv_on_cpu)
 _to_input = bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
 _to_kernel = bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
-ad.defbilinear(
+gradients(
     _conv,
-    lambda g, x, kernel, *, halve: _to_input.bind(g, kernel, halve=halve, size=x.aval.shape[1:3]),
-    lambda g, x, kernel, *, halve: _to_kernel.bind(x, g, halve=halve),
+    lambda g, x, kernel, *, halve: bind(_to_input, g, kernel, halve=halve, size=x.aval.shape[1:3]),
+    lambda g, x, kernel, *, halve: bind(_to_kernel, x, g, halve=halve),
 )
-ad.defbilinear(
+gradients(
     _to_input,
-    lambda x, g, kernel, *, halve, size: _conv.bind(x, kernel, halve=halve),
-    lambda x, g, kernel, *, halve, size: _to_kernel.bind(x, g, halve=halve),
+    lambda x, g, kernel, *, halve, size: bind(_conv, x, kernel, halve=halve),
+    lambda x, g, kernel, *, halve, size: bind(_to_kernel, x, g, halve=halve),
 )
-ad.defbilinear(
+gradients(
     _to_kernel,
-    lambda kernel, x, g, *, halve: _to_input.bind(g, kernel, halve=halve, size=x.aval.shape[1:3]),
-    lambda kernel, x, g, *, halve: _conv.bind(x, kernel, halve=halve),
+    lambda kernel, x, g, *, halve: bind(_to_input, g, kernel, halve=halve, size=x.aval.shape[1:3]),
+    lambda kernel, x, g, *, halve: bind(_conv, x, kernel, halve=halve),
 )
