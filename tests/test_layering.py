@@ -26,9 +26,13 @@ MAY_IMPORT = {
     "step_caching": ["errors", "prediction", "samplers*", "models*"],
     "models*": ["models*"],
     "training": ["errors", "losses", "models*", "config", "ema", "importance"],
+    "optimizer": ["config", "importance", "models*"],
+    "files": [],
+    "manifest": ["files"],
+    "interruption": [],
     "ema": [],
     "parallel": [],
-    "data*": ["data*"],
+    "data*": ["data*", "errors"],
     "pretrained*": ["errors", "models*", "diffusion", "samplers*", "schedule", "recipe", "pretrained*"],
 }
 MAY_NOT_IMPORT = {"checkpoint": ["training"], "pretrained*": ["training"]}

@@ -8,6 +8,7 @@ or, above `IN_MEMORY_BYTES`, `OnDisk`. `batch_at` makes every global batch a pur
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -15,6 +16,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from ddpm_jax.errors import check
 
 IN_MEMORY_BYTES = 2 * 1024**3
 DECODING_THREADS = 16
@@ -42,6 +45,11 @@ class Data:
     """Mirror each image left to right with probability 1/2."""
     resize: Literal["crop", "squash"] = "crop"
     """How an image of another shape is fitted: cut the middle square out, or change the aspect ratio."""
+    max_bad: float = 0.0
+    """Share of images that may be damaged, in [0, 1): named and left out; with more of them nothing starts."""
+
+    def __post_init__(self):
+        check(0 <= self.max_bad < 1, f"data.max_bad must be in [0, 1), not {self.max_bad}")
 
     def describe(self) -> str:
         """One line that says where the images come from."""
@@ -122,14 +130,49 @@ def fit(image: Image.Image, image_size: int, channels: int, resize: str) -> np.n
 
 
 def hold(
-    count: int, decode: Callable[[int], np.ndarray], labels: np.ndarray | None, image_bytes: int, name: str
+    count: int,
+    decode: Callable[[int], np.ndarray],
+    labels: np.ndarray | None,
+    image_bytes: int,
+    name: str,
+    max_bad: float = 0.0,
 ) -> Images:
-    """All images in memory if they take at most `IN_MEMORY_BYTES`, else left on disk and decoded when read."""
-    if count * image_bytes > IN_MEMORY_BYTES:
+    """All images in memory if they take at most `IN_MEMORY_BYTES`, else left on disk and decoded when read.
+
+    Images for which `decode` raises ValueError are named on stderr and left out; raises ValueError where they are more
+    than the share `max_bad`. On disk with a `max_bad` of 0, the first such image ends the run when it is read.
+    """
+    on_disk = count * image_bytes > IN_MEMORY_BYTES
+    if on_disk and not max_bad:
         return OnDisk(count, decode, labels)
+
+    def attempt(i: int) -> np.ndarray | ValueError | None:
+        try:
+            image = decode(i)
+        except ValueError as error:
+            return error
+        return None if on_disk else image
+
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
-        decoded = tqdm(threads.map(decode, range(count)), f"decoding {name}", count, unit="image", leave=False)
-        return InMemory(np.stack(list(decoded)), labels)
+        decoded = list(tqdm(threads.map(attempt, range(count)), f"decoding {name}", count, unit="image", leave=False))
+    sound = _sound(decoded, max_bad)
+    labels = None if labels is None else labels[sound]
+    if on_disk:
+        return OnDisk(len(sound), lambda i: decode(sound[i]), labels)
+    return InMemory(np.stack([decoded[i] for i in sound]), labels)
+
+
+def _sound(decoded: list, max_bad: float) -> list[int]:
+    """Where there is no error; names the errors, and raises ValueError where they are too many."""
+    bad = {i: error for i, error in enumerate(decoded) if isinstance(error, ValueError)}
+    for error in bad.values():
+        print(error, file=sys.stderr)
+    share = f"{len(bad):,} of {len(decoded):,} images cannot be used"
+    if len(bad) > max_bad * len(decoded) or len(bad) == len(decoded):
+        raise ValueError(f"{share}: {next(iter(bad.values()))}, or let more of them be left out by --data.max-bad")
+    if bad:
+        print(f"{share} and are left out", file=sys.stderr)
+    return [i for i in range(len(decoded)) if i not in bad]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

@@ -38,7 +38,8 @@ class Folder(Data):
             file = root / names[i]
             return decode_image(file, str(file), image_size, channels, self.resize)
 
-        return hold(len(names), decode, folder_labels(names), image_size**2 * channels, self.describe())
+        size = image_size**2 * channels
+        return hold(len(names), decode, folder_labels(names), size, self.describe(), self.max_bad)
 
 
 def image_names(root: Path) -> list[str]:

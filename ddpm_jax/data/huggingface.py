@@ -54,7 +54,8 @@ class HuggingFace(Data):
             file, name = encoded(table[0][i].as_py()), f"in row {i} (from 0) of {self.path}"
             return decode_image(file, name, image_size, channels, self.resize)
 
-        return hold(len(table), decode, labels(table, self.path), image_size**2 * channels, self.describe())
+        size = image_size**2 * channels
+        return hold(len(table), decode, labels(table, self.path), size, self.describe(), self.max_bad)
 
     def table(self) -> pa.Table:
         """Column 0 holds the encoded images; column 1, if any, integer labels."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from ddpm_jax.data import IN_MEMORY_BYTES, Data, Images, fit, hold
+from ddpm_jax.data import IN_MEMORY_BYTES, Data, Images, hold
+from ddpm_jax.data.folder import decode_image
 from ddpm_jax.data.tfds_prepare import is_prepared, prepare
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class Tfds(Data):
 
         def decode(index: int) -> np.ndarray:
             (encoded,) = value(records[index], key).bytes_list.value
-            with Image.open(io.BytesIO(encoded)) as image:
-                return fit(image, image_size, channels, self.resize)
+            name = f"in record {index} of {self.name}"
+            return decode_image(io.BytesIO(encoded), name, image_size, channels, self.resize)
 
         labels = read_labels(records, builder.info.features)
-        return hold(len(records), decode, labels, image_size**2 * channels, self.name)
+        return hold(len(records), decode, labels, image_size**2 * channels, self.name, self.max_bad)
 
 
 def find(name: str, data_dir: str | None) -> DatasetBuilder:
