@@ -16,6 +16,7 @@ if by_itself and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # a step's memory is new each time: in large pages
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
+import contextlib
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from ddpm_jax import command_line, export, parallel, training, workdir
-from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax import command_line, export, optimizer, parallel, training, workdir
+from ddpm_jax.checkpoint import Checkpoints, restore
 from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import batch_at, check_labels, stream
 from ddpm_jax.errors import check
 from ddpm_jax.init_from import first_params, with_net_of
+from ddpm_jax.interruption import Interruption
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.reporting import Reporter, banner, preview
 
@@ -78,11 +80,12 @@ def main(args: list[str]) -> None:
     check(init is None or not chosen, "--init-from says which network it is: leave --model out")
     recipe = recipe if init is None else with_net_of(recipe, init)
     run = command_line.parse(Run, args, Run(config=recipe, workdir=Path("runs") / name), f"train.py --config {name}")
-    config, start = (run.config, 0) if run.overwrite else workdir.resume(run.config, run.workdir)
-    config = use_devices(run, config)
-    print(banner(config, run.workdir))
-    if not run.dry_run:
-        train(config, run, start)
+    with contextlib.nullcontext() if run.dry_run else workdir.alone(run.workdir):
+        config, start = (run.config, 0) if run.overwrite else workdir.resume(run.config, run.workdir)
+        config = use_devices(run, config)
+        print(banner(config, run.workdir))
+        if not run.dry_run:
+            train(config, run, start)
 
 
 def use_devices(run: Run, config: Config) -> Config:
@@ -104,7 +107,7 @@ def train(config: Config, run: Run, start: int) -> None:
         return
     upload = export.publisher(run.push, run.private, config)
     key_init, key_train = training.training_keys(config.training.seed)
-    tx = training.make_optimizer(config, len(images))
+    tx = optimizer.make_optimizer(config, len(images))
     params = config.model.init(key_init) if start else first_params(config, key_init)
     state = parallel.replicate(jax.jit(training.init_state, static_argnums=(1, 2))(params, tx, config.ema))
     loss = training.model_loss(config.model, config.objective, config.training.dtype)
@@ -116,20 +119,29 @@ def train(config: Config, run: Run, start: int) -> None:
         preview(config, images, run.workdir)
     save_every = in_steps(config.checkpoint.every, config.checkpoint.every_epochs, steps_per_epoch)
     rows, keep = jnp.arange(config.training.batch_size), config.checkpoint
-    checkpoints = Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every)
-    with checkpoints, Reporter(config, images, run.workdir, start) as reporter:
-        if start:
-            found = checkpoints.restore(start, saved(state))
-            state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))
+    if start:
+        found = restore(run.workdir, start, saved(state))
+        state = parallel.replicate(state._replace(step=jnp.asarray(start, jnp.int32), **found))
+    go_on = keep.on_failure == "go_on"
+    checkpoints = Checkpoints(run.workdir, keep_last=keep.keep_last, keep_every=keep.keep_every, go_on=go_on)
+    with Interruption() as stop, checkpoints, Reporter(config, images, run.workdir, start) as reporter:
         for step, batch in enumerate(batches(config, images, start, total), start):
             batch["key"] = training.example_keys(key_train, step, rows)
             state, metrics = training.by_micro_batches(train_step, state, batch, config.training.accumulation)
-            done = step + 1
+            done, stopping = step + 1, stop.signal
             workdir.snapshot(config.ema, run.workdir, done, total, state.ema_params)
-            if done == total or (save_every and done % save_every == 0):
+            if stopping or done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, saved(state), to_json(config))
                 upload(TrainedRun(run.workdir, done, config), state.ema_params["ema"])
             reporter.after_step(done, metrics, state)
+            if reporter.watch.in_a_row >= config.training.max_skipped:
+                parts = workdir.go_back(config, run.workdir, done, saved(state), reporter.watch)
+                state = parallel.replicate(state._replace(**parts))
+            if stopping and done < total:
+                break
+    if done < total:
+        print(f"stopped: step {done} of {total} is saved in {run.workdir}; the same command goes on")
+        raise SystemExit(stop.status)
     print(f"done: step {total}, in {run.workdir}; draw samples with: python sample.py --ckpt {run.workdir}")
 
 

@@ -20,12 +20,12 @@ from ddpm_jax import command_line, parallel
 from ddpm_jax.data import InMemory, batch_at, stream
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.generation import generate
+from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.pretrained.folders import save_pretrained
 from ddpm_jax.training import (
     by_micro_batches,
     example_keys,
     init_state,
-    make_optimizer,
     make_train_step,
     model_loss,
 )

@@ -148,6 +148,9 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     """A user's mistake ends in one line and exit status 2; `debug` shows where it was raised."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
         if debug:
             traceback.print_exc()

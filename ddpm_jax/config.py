@@ -34,13 +34,17 @@ class Training:
     seed: int = 0
     init_from: str | None = None
     """The net whose weights training starts from, as `--init-from` says; None for fresh ones."""
+    max_skipped: int = 10
+    """Updates in a row that are skipped, because loss or gradient is not finite, before something is done about it."""
+    on_skipped: Literal["stop", "go_back"] = "stop"
+    """What that is: end the run in one line, or go on with the weights of the newest checkpoint before them."""
     parallel: Literal["pmap", "jit"] = "pmap"
     """How the step is spread over the local devices; both give the same numbers."""
     cpu_devices: int | None = None
     """Virtual CPU devices; None for the largest number that divides the batch, up to half the number of cores."""
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "epochs", "accumulation", "cpu_devices"):
+        for name in ("batch_size", "steps", "epochs", "accumulation", "max_skipped", "cpu_devices"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}")
         check(self.steps is not None or self.epochs is not None, "give training.steps or training.epochs")
@@ -130,6 +134,8 @@ class Checkpoint:
     """How many of the newest are kept."""
     keep_every: int | None = None
     """Steps divisible by this are kept for good."""
+    on_failure: Literal["stop", "go_on"] = "stop"
+    """What a save that fails does: end the run in one line, or leave it to the next save, said on stderr."""
 
     def __post_init__(self):
         for name in ("every", "every_epochs", "keep_last", "keep_every"):

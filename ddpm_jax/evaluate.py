@@ -22,12 +22,12 @@ from ddpm_jax.config import Config
 from ddpm_jax.data import Batch, batch_at
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.errors import check
+from ddpm_jax.files import atomic_file
 from ddpm_jax.generation import chunk_count, network_of
 from ddpm_jax.grids import Variance
 from ddpm_jax.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.models import Params
 from ddpm_jax.on_run import InBatches, diffusion_of
-from ddpm_jax.pictures import atomic_file
 from ddpm_jax.samplers import sample_keys
 
 PROGRESS_PARTS = 20

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.pictures import atomic_file, image_grid
+from ddpm_jax.files import atomic_file
+from ddpm_jax.pictures import image_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

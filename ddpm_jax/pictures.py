@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from ddpm_jax.files import atomic_file
 
 CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
 SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
@@ -133,20 +133,6 @@ def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[
 def spread_over(last: int, count: int) -> list[int]:
     """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
     return np.round(np.linspace(0, last, count)).astype(int).tolist()
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears at path when the block ends well, and leaves what was there when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from ddpm_jax.config import Config, in_steps, to_json
 from ddpm_jax.data import Images, batch_at, to_floats
 from ddpm_jax.generation import generate, network_of
 from ddpm_jax.models import Params
+from ddpm_jax.optimizer import learning_rate
 from ddpm_jax.run_log import RunLog
 from ddpm_jax.samplers import sample_keys
-from ddpm_jax.training import TrainState, learning_rate
+from ddpm_jax.training import TrainState
+from ddpm_jax.watch import Watch
 
 LEVELS = 8
 CURVE_SECONDS = 30
@@ -51,7 +54,10 @@ def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
 
 
 class Reporter:
-    """Called after every step; device values are read one interval late, so that no step waits for the host."""
+    """Called after every step; device values are read one interval late, so that no step waits for the host.
+
+    `watch` knows what the steps looked at so far had to skip.
+    """
 
     def __init__(self, config: Config, images: Images, workdir: Path, start: int):
         self._config, self._images, self._workdir = config, images, workdir
@@ -61,6 +67,7 @@ class Reporter:
         self._log = RunLog(workdir, start)
         self._bar = tqdm(total=self._total, initial=start, unit="step", dynamic_ncols=True)
         self._waiting: list[tuple[int, dict]] = []
+        self.watch = Watch()
         self._epoch_losses: list[jax.Array] = []
         self._epoch_began = self._drawn = time.perf_counter()
 
@@ -76,6 +83,7 @@ class Reporter:
     def after_step(self, step: int, metrics: dict[str, jax.Array], state: TrainState) -> None:
         """Logs, at the recipe's cadences, what the step that made `state` the state of `step` gave."""
         self._bar.update()
+        self.watch.add(step, metrics["loss"], metrics["grad_norm"])
         self._epoch_losses.append(metrics["loss"])
         ends_epoch = step % self._steps_per_epoch == 0
         if step % self._config.log.every == 0 or step == self._total or ends_epoch:
@@ -90,7 +98,10 @@ class Reporter:
 
     def _write_waiting(self, more: dict[str, float] | None = None) -> None:
         for step, metrics in self._waiting:
-            values = {"loss": metrics["loss"]} | metrics | {"learning_rate": self._rate(step - 1)} | (more or {})
+            for line in self.watch.look(step):
+                self._bar.write(line)
+            facts = {"learning_rate": self._rate(step - 1), "skipped": self.watch.skipped}
+            values = {"loss": metrics["loss"]} | metrics | facts | (more or {})
             self._log.scalars(step, {name: float(value) for name, value in values.items()})
             self._bar.set_postfix(loss=f"{float(values['loss']):.4f}")
         self._waiting = []
@@ -100,7 +111,8 @@ class Reporter:
 
     def _end_epoch(self, step: int) -> None:
         epoch, epochs = -(-step // self._steps_per_epoch), -(-self._total // self._steps_per_epoch)
-        mean, count = float(np.mean(jax.device_get(self._epoch_losses))), len(self._epoch_losses)
+        losses, count = np.asarray(jax.device_get(self._epoch_losses)), len(self._epoch_losses)
+        mean = float(np.mean(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else math.nan
         rate = count * self._config.training.batch_size / (time.perf_counter() - self._epoch_began)
         whole = count == self._steps_per_epoch  # not after a resume within it, nor where the run ends within it
         part = "" if whole else f" of its last {count} steps"

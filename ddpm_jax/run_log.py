@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.figures import loss_curve
-from ddpm_jax.pictures import atomic_file
+from ddpm_jax.files import atomic_file, free_name
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -38,7 +38,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         if path.exists() and start_step > 0:
             _remove_after(path, start_step)
         elif path.exists():
-            path.rename(_free_name(path))
+            path.rename(free_name(path))
         self._losses: list[tuple[int, float]] = []
         for record in read_metrics(path) if path.exists() else []:
             self._remember_loss(record)
@@ -119,11 +119,3 @@ def _remove_after(path: Path, step: int) -> None:
     kept = [line for line, record in _lines(path) if record["step"] <= step]
     with atomic_file(path) as file:
         file.writelines(kept)
-
-
-def _free_name(path: Path) -> Path:
-    """The first of path's name with -1, -2, ... before the suffix that is not taken."""
-    number = 1
-    while (name := path.with_stem(f"{path.stem}-{number}")).exists():
-        number += 1
-    return name

@@ -28,10 +28,10 @@ from ddpm_jax import command_line, on_run, parallel
 from ddpm_jax.config import Config
 from ddpm_jax.data import batch_at
 from ddpm_jax.errors import check
+from ddpm_jax.files import atomic_file
 from ddpm_jax.generation import network_of
 from ddpm_jax.models import Params
 from ddpm_jax.on_run import InBatches, diffusion_of
-from ddpm_jax.pictures import atomic_file
 from ddpm_jax.prediction import Denoiser, make_denoiser
 from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics

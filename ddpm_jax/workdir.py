@@ -1,20 +1,26 @@
 """A run's directory: may this recipe go on in it, and what is in it to throw away."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
 from ddpm_jax import checkpoint, ema, parallel
 from ddpm_jax.config import Config, Ema, differences, from_json, to_json
 from ddpm_jax.errors import check
+from ddpm_jax.files import atomic_file
 from ddpm_jax.models import Params
-from ddpm_jax.pictures import atomic_file
+from ddpm_jax.watch import Watch
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", ".lock"
 LEFT_BY_A_RUN = (
     "checkpoints",
     "snapshots",
@@ -31,6 +37,8 @@ FREE_TO_CHANGE = (
     "training.steps",
     "training.epochs",
     "training.parallel",
+    "training.max_skipped",
+    "training.on_skipped",
     "training.cpu_devices",
     "checkpoint.",
     "ema.snapshots_every",
@@ -61,8 +69,7 @@ def load_params(config: Config, workdir: Path, step: int, weights: str) -> Param
     """
     like = jax.eval_shape(config.model.init, jax.random.key(0))
     if weights == "raw":
-        with checkpoint.Checkpoints(workdir) as checkpoints:
-            return checkpoints.restore(step, {"params": parallel.like_replicated(like)})["params"]
+        return checkpoint.restore(workdir, step, {"params": parallel.like_replicated(like)})["params"]
     if weights in (*config.ema.decays, *config.ema.tracks):
         folder = _averages(workdir, step)
         return checkpoint.read_trees(folder, {weights: parallel.like_replicated(like)})[weights]
@@ -88,7 +95,7 @@ def _length(weights: str, settings: Ema) -> float:
 
 
 def _rebuild(settings: Ema, workdir: Path, step: int, length: float, like: Params) -> Params:
-    past = [t for t in checkpoint.steps(workdir, checkpoint.SNAPSHOTS) if t < step]
+    past = [t for t in checkpoint.whole(workdir, checkpoint.SNAPSHOTS) if t < step][::-1]
     folders = [workdir / checkpoint.SNAPSHOTS / str(t) for t in past] + [_averages(workdir, step)]
     t = np.repeat([*past, step], len(settings.tracks))
     gamma = np.tile([ema.power_gamma(track) for track in settings.tracks.values()], len(folders))
@@ -115,14 +122,14 @@ def snapshot(settings: Ema, workdir: Path, step: int, total: int, averages: dict
 def resume(config: Config, workdir: Path) -> tuple[Config, int]:
     """The config to go on with and the step to go on from, 0 where no run is in the directory.
 
-    Raises ValueError, naming what differs, if another recipe's run is there.
+    Raises ValueError, naming what differs, if another recipe's run is there, and where all checkpoints are damaged.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file: choose another --workdir")
-    found = checkpoint.steps(workdir)
-    if not found and not (workdir / CONFIG).exists():
+    start = checkpoint.newest(workdir)
+    if not start and not (workdir / CONFIG).exists():
         return config, 0
-    saved = load_config(workdir, found[-1] if found else None)
+    saved = load_config(workdir, start or None)
     changed = [name for name in differences(config, saved) if not name.startswith(FREE_TO_CHANGE)]
     check(
         not changed,
@@ -132,7 +139,18 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
     training = config.training
     if training.cpu_devices is None:
         training = dataclasses.replace(training, cpu_devices=saved.training.cpu_devices)
-    return dataclasses.replace(config, training=training), found[-1] if found else 0
+    return dataclasses.replace(config, training=training), start
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(workdir / LOCK, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ValueError(f"another run is at work in {workdir}: wait for its end or choose another --workdir") from None
 
 
 def clear(workdir: Path) -> None:
@@ -141,10 +159,27 @@ def clear(workdir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """The parts of the state from the newest checkpoint before the updates that were skipped up to step `done`.
+
+    Raises ValueError where the recipe says to stop, where there is none, and where that has not helped.
+    """
+    settings = config.training
+    message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
+    remedy = "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or look for odd values in the data"
+    check(settings.on_skipped == "go_back", f"{message}: {remedy}, or --training.on-skipped go_back")
+    before = next((step for step in checkpoint.whole(workdir) if step < watch.last_good), 0)
+    check(before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}")
+    print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
+    watch.start_over()
+    return checkpoint.restore(workdir, before, like)
+
+
 def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
-    """Makes the directory ready for the steps after `start`: what a run made that went further is dropped."""
+    """Makes the directory ready for the steps after `start`: what a run made that went further is out of the way."""
     if overwrite:
         clear(workdir)
+    checkpoint.set_aside(workdir, after=start)
     checkpoint.drop_snapshots(workdir, after=start)
     write_config(workdir, config)
 

@@ -36,9 +36,9 @@ def linear_batch(step=0, count=8):
     return {"image": jnp.asarray(images), "key": example_keys(jax.random.key(0), step, jnp.arange(count))}
 
 
-def train(tx, batches, *, ema=None, params=None):
+def train(tx, batches, *, ema=None, params=None, loss=linear_loss):
     """The states before and after each step on `batches`, and the metrics."""
-    step = jax.jit(make_train_step(linear_loss, tx, ema))
+    step = jax.jit(make_train_step(loss, tx, ema))
     states, metrics = [init_state(params or linear_params(), tx, ema)], []
     for batch in batches:
         state, metric = step(states[-1], batch)

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import checkpoint, parallel
+from ddpm_jax import checkpoint, manifest, parallel
 from ddpm_jax.checkpoint import Checkpoints, config_file, find
 from ddpm_jax.config import Config, Training, from_json, to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training import TrainState, dynamic_loss_scale, init_state
+from ddpm_jax.optimizer import dynamic_loss_scale, skip_nonfinite
+from ddpm_jax.training import TrainState, init_state
 
 CONFIG = Config(
     model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)), data=Digits(), training=Training(steps=10)
@@ -24,7 +25,7 @@ def random_state() -> TrainState:
     """A state with every kind of part: Adam's moments, counters, a loss scale, an accumulation; random numbers."""
     rng = np.random.default_rng(0)
     params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)}, "norm": {"scale": jnp.ones(4)}}
-    tx = optax.MultiSteps(dynamic_loss_scale(optax.adam(1e-3)), 2).gradient_transformation()
+    tx = optax.MultiSteps(dynamic_loss_scale(skip_nonfinite(optax.adam(1e-3))), 2).gradient_transformation()
     state = init_state(params, tx)
     return jax.tree.map(lambda x: jnp.asarray(100 * rng.standard_normal(x.shape), x.dtype), state)
 
@@ -49,8 +50,7 @@ def saved(tmp_path_factory):
 
 
 def restore(workdir, like, step=7):
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore(step, like)
+    return checkpoint.restore(workdir, step, like)
 
 
 def assert_same(ours, theirs):
@@ -204,8 +204,131 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         find(tmp_path)
     for step in (2, 10, 30):
-        (tmp_path / checkpoint.FOLDER / str(step)).mkdir(parents=True)
+        folder = tmp_path / checkpoint.FOLDER / str(step)
+        folder.mkdir(parents=True)
+        manifest.write(folder)
     (tmp_path / checkpoint.FOLDER / "40.orbax-checkpoint-tmp").mkdir()  # a save that was cut off
     with pytest.raises(ValueError, match=r"no checkpoint of step 5; it has 2, 10, 30$"):
         find(tmp_path, 5)
     assert find(str(tmp_path)) == (tmp_path, 30)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A directory with steps 1, 2 and 3."""
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {})
+    return tmp_path
+
+
+def harm(workdir, step):
+    """Flips a bit of the largest file of a step, which is that of its arrays."""
+    files = [path for path in (workdir / checkpoint.FOLDER / str(step)).rglob("*/*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+def test_the_newest_whole_step_is_used_and_what_is_damaged_is_named(three, capsys):
+    name = harm(three, 3)
+    assert find(three) == (three, 2)
+    words = capsys.readouterr().err
+    assert words.startswith(f"{three / checkpoint.FOLDER / '3'} is damaged and left out: ")
+    assert words.endswith(f"{name} is not as it was saved\n")
+    with pytest.raises(ValueError, match=r"checkpoint 3 of .* is damaged"):
+        find(three, 3)
+    assert find(three, 1) == (three, 1)
+
+
+def test_without_a_whole_step_it_stops(three):
+    for step in (1, 2, 3):
+        harm(three, step)
+    with pytest.raises(ValueError, match="no whole checkpoint: put a copy of one back, or --overwrite"):
+        checkpoint.newest(three)
+
+
+def test_damaged_steps_are_set_aside_and_saved_again(three):
+    for _ in range(2):
+        harm(three, 3)
+        checkpoint.set_aside(three, after=checkpoint.newest(three))
+        with Checkpoints(three, keep_last=3) as checkpoints:
+            checkpoints.save(3, small(7), {})
+        assert checkpoint.newest(three) == 3
+    np.testing.assert_array_equal(restore(three, small(0), 3)["params"]["w"], 7)
+    names = sorted(path.name for path in (three / checkpoint.FOLDER).iterdir())
+    assert names == ["1", "2", "3", "3-1.damaged", "3-2.damaged"]
+
+
+def test_what_a_kill_left_is_cleared_away(three):
+    folder = three / checkpoint.FOLDER
+    for name in ("4.orbax-checkpoint-tmp", "1.dropped"):
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    assert checkpoint.newest(three) == 3
+    with Checkpoints(three, keep_last=3):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_no_step_is_given_up_before_a_newer_one_is_whole(tmp_path, monkeypatch):
+    """The older ones are there whenever a manifest is written."""
+    seen, write = [], manifest.write
+
+    def watched(folder):
+        seen.append([step for step in checkpoint.steps(tmp_path) if checkpoint.damage(tmp_path, step) is None])
+        write(folder)
+
+    monkeypatch.setattr(manifest, "write", watched)
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {})
+    assert seen == [[], [1], [2]]
+    assert checkpoint.steps(tmp_path) == [3]
+
+
+def fail_once(monkeypatch, at):
+    """The manifest of one step cannot be written, as on a full disk."""
+    write = manifest.write
+
+    def failing(folder):
+        if folder.name == str(at):
+            raise OSError(28, "No space left on device")
+        write(folder)
+
+    monkeypatch.setattr(manifest, "write", failing)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_failed_save_stops_the_run_at_the_next_one(tmp_path, monkeypatch):
+    fail_once(monkeypatch, 2)
+    with (
+        pytest.raises(OSError, match=r"step 2 was not saved \(.*No space left.*\); checkpoints there are: 1: make"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {})
+    assert checkpoint.newest(tmp_path) == 1
+
+
+def test_or_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, capsys):
+    fail_once(monkeypatch, 2)
+    with Checkpoints(tmp_path, keep_last=3, go_on=True) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {})
+    assert checkpoint.steps(tmp_path) == [1, 3]
+    assert checkpoint.newest(tmp_path) == 3
+    assert (
+        "step 2 was not saved ([Errno 28] No space left on device); checkpoints there are: 1\n"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_last_save_must_succeed_in_any_case(tmp_path, monkeypatch):
+    fail_once(monkeypatch, 2)
+    with pytest.raises(OSError, match="step 2 was not saved"), Checkpoints(tmp_path, go_on=True) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small(step), {})
+    assert checkpoint.newest(tmp_path) == 1

@@ -12,7 +12,8 @@ import pytest
 from ddpm_jax import command_line
 from ddpm_jax.config import Config, differences, from_json, to_json
 from ddpm_jax.models import Model
-from ddpm_jax.training import init_state, make_optimizer, make_train_step, model_loss
+from ddpm_jax.optimizer import make_optimizer
+from ddpm_jax.training import init_state, make_train_step, model_loss
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(command_line.recipes(CONFIGS))

@@ -13,7 +13,8 @@ from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.models import conv3x3 as module
 from ddpm_jax.models.conv3x3 import F2, F4, conv3x3, direct, minimal, minimal_input_grad, minimal_kernel_grad
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training import init_state, make_optimizer, make_train_step, model_loss
+from ddpm_jax.optimizer import make_optimizer
+from ddpm_jax.training import init_state, make_train_step, model_loss
 
 # (x, channels out): even, odd, tiny and large images, one image, few channels.
 SHAPES = [

@@ -15,8 +15,9 @@ from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.importance import LossHistory, draw_times, keep_losses, observe, probabilities
 from ddpm_jax.losses import vlb_loss
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.schedule import from_betas
-from ddpm_jax.training import example_keys, init_state, make_optimizer, make_train_step, model_loss
+from ddpm_jax.training import example_keys, init_state, make_train_step, model_loss
 
 T = 8
 ROOTS = np.array([5.0, 0.1, 1.0, 2.0, 0.0, 3.0, 0.5, 0.4])

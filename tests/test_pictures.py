@@ -133,15 +133,6 @@ def test_old_and_new_samples_do_not_mix_in_a_directory(tmp_path):
             refuse()
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
-    (tmp_path / "x").write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="full"), pictures.atomic_file(tmp_path / "x") as file:
-        file.write(b"half")
-        raise RuntimeError("full")
-    assert (tmp_path / "x").read_bytes() == b"old"
-    assert files(tmp_path) == ["x"]
-
-
 @pytest.mark.parametrize(("frames", "channels"), [(4, 1), (4, 3), (1, 3)])
 def test_gif_shows_every_state_and_holds_the_last(tmp_path, frames, channels):
     shades = np.arange(frames, dtype=np.uint8) * 60

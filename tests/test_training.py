@@ -1,4 +1,4 @@
-"""The training step against closed forms: learning rates, averages, weight decay, keys; nets that overfit."""
+"""The training step against closed forms: averages, keys; nets that overfit."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -19,55 +19,20 @@ from example_training import (
     train,
 )
 
-from ddpm_jax.config import Ema, Optimizer
+from ddpm_jax.config import Ema
 from ddpm_jax.ema import power_gamma
 from ddpm_jax.models import Model
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.training import (
     by_micro_batches,
     example_keys,
     init_state,
-    learning_rate,
-    make_optimizer,
     make_train_step,
     model_loss,
 )
 
 UNET = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4)
-
-
-# Learning rate
-
-
-def rates(total_steps=100, steps_per_epoch=10, count=None, **settings):
-    rate = learning_rate(Optimizer(**settings), total_steps, steps_per_epoch)
-    return np.asarray(jax.vmap(rate)(jnp.arange(total_steps if count is None else count)))
-
-
-def test_a_constant_rate_is_constant():
-    np.testing.assert_allclose(rates(learning_rate=3e-4), 3e-4, rtol=1e-6)
-
-
-@pytest.mark.parametrize("decay", ["constant", "cosine", "epoch_cosine"])
-def test_warmup_rises_from_zero_in_a_straight_line(decay):
-    found = rates(learning_rate=1e-3, decay=decay, warmup_steps=20)
-    np.testing.assert_allclose(found[:20], 1e-3 * np.arange(20) / 20, rtol=1e-6)
-    np.testing.assert_allclose(found[20], 1e-3, rtol=1e-6)
-
-
-@pytest.mark.parametrize("warmup", [0, 20])
-def test_cosine_falls_along_half_a_wave_to_the_floor_and_stays(warmup):
-    found = rates(learning_rate=1e-3, decay="cosine", floor=1e-5, warmup_steps=warmup, count=150)
-    share = np.minimum((np.arange(warmup, 150) - warmup) / (100 - warmup), 1)
-    np.testing.assert_allclose(found[warmup:], 1e-5 + 99e-5 * (1 + np.cos(np.pi * share)) / 2, rtol=1e-4)
-    np.testing.assert_allclose(found[100:], 1e-5, rtol=1e-4)
-
-
-def test_epoch_cosine_is_pytorchs_cosine_annealing_stepped_once_an_epoch():
-    """CosineAnnealingLR(T_max=epochs, eta_min=floor): eta_min + (lr - eta_min) (1 + cos(pi epoch / T_max)) / 2."""
-    found = rates(total_steps=7 * 13, steps_per_epoch=13, learning_rate=2e-3, decay="epoch_cosine", floor=1e-5)
-    epoch = np.repeat(np.arange(7), 13)
-    np.testing.assert_allclose(found, 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 7)) / 2, rtol=1e-5)
 
 
 # Steps
@@ -140,19 +105,6 @@ def test_placed_arrays_are_all_that_a_step_needs():
             state, metrics = step(state, batch)
     assert int(state.step) == 3
     assert np.isfinite(metrics["loss"])
-
-
-# Optimizer
-
-
-def test_adamw_decays_weights_and_adam_does_not():
-    zero_grads, params = jax.tree.map(jnp.zeros_like, linear_params()), linear_params()
-    for name, factor in (("adam", 1.0), ("adamw", 1 - 0.01 * 0.3)):
-        settings = {"name": name, "learning_rate": 0.01, "weight_decay": 0.3}
-        tx = make_optimizer(recipe(optimizer=settings), images=80)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, _ = tx.update(zero_grads, tx.init(params), params)
-        assert_close(optax.apply_updates(params, updates), jax.tree.map(lambda p, f=factor: p * f, params))
 
 
 # Networks

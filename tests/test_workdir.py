@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import workdir
-from ddpm_jax.checkpoint import SNAPSHOTS, Checkpoints, steps
+from ddpm_jax import manifest, workdir
+from ddpm_jax.checkpoint import FOLDER, SNAPSHOTS, Checkpoints, steps
 from ddpm_jax.config import Checkpoint, Config, Ema, Optimizer, Training, to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.ema import MAX_RESIDUAL, power_gamma
@@ -62,7 +64,9 @@ def test_what_changes_the_run_is_refused_by_name(run, change, named):
 
 
 def test_a_config_that_cannot_be_read_is_named(run):
-    workdir.checkpoint.config_file(run, 5).write_text("{")
+    config = workdir.checkpoint.config_file(run, 5)
+    config.write_text("{")
+    manifest.write(config.parents[1])
     with pytest.raises(ValueError, match=r"cannot be read .*--overwrite"):
         workdir.resume(CONFIG, run)
 
@@ -153,7 +157,8 @@ def test_to_begin_keeps_what_the_start_has_behind_it(averaged):
     (folder / "notes.txt").write_text("mine")
     workdir.begin(folder, config, 5, overwrite=False)
     assert steps(folder, SNAPSHOTS) == [2, 4]
-    assert steps(folder) == [5, 8]
+    assert steps(folder) == [5]
+    assert (folder / FOLDER / "8-1.damaged").is_dir()
     assert (folder / "config.json").exists()
     workdir.begin(folder, config, 0, overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt"]
@@ -189,3 +194,33 @@ def test_clear_removes_a_run_and_nothing_else(run):
     assert json.loads((run / "config.json").read_text()) == json.loads(json.dumps(to_json(CONFIG)))
     workdir.clear(run)
     assert [path.name for path in run.iterdir()] == ["mine"]
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path):
+    with (
+        workdir.alone(tmp_path / "new"),
+        pytest.raises(ValueError, match="another run is at work"),
+        workdir.alone(tmp_path / "new"),
+    ):
+        pass
+    with workdir.alone(tmp_path / "new"):
+        pass
+
+
+def test_a_lock_is_gone_with_its_process(tmp_path):
+    words = f"""
+import os, pathlib
+from ddpm_jax import manifest, workdir
+with workdir.alone(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    os.read(0, 1)
+"""
+    command = [sys.executable, "-c", words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another run is at work"), workdir.alone(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with workdir.alone(tmp_path):
+            pass
