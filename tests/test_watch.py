@@ -41,17 +41,17 @@ def test_rows_of_skips_are_told_once_each(bad, which):
     watch, lines = look([np.nan] * 2, watch=watch, start=9)
     assert lines == ["steps 9 to 10: loss or gradient not finite, nothing was changed; 7 skipped so far"]
     assert watch.in_a_row == 3
-    assert watch.last_good == 11
+    look([1.0], watch=watch, start=11)
+    assert (watch.in_a_row, watch.last_good) == (0, 11)
     watch.start_over()
     assert (watch.skipped, watch.in_a_row, watch.last_good) == (7, 0, 0)
 
 
 def test_later_steps_are_left_for_the_next_look():
-    class NotReady:
-        """Numbers of a step that is under way still."""
-
     watch = Watch()
-    watch.add(1, jnp.float32(1), jnp.float32(np.nan))
-    watch.add(2, NotReady(), NotReady())
+    for step in (1, 2):
+        watch.add(step, jnp.float32(1), jnp.float32(np.nan))
     assert watch.look(1) == ["step 1: loss or gradient not finite, nothing was changed; 1 skipped so far"]
     assert watch.skipped == 1
+    assert watch.look(2) == ["step 2: loss or gradient not finite, nothing was changed; 2 skipped so far"]
+    assert watch.look(2) == []
