@@ -14,8 +14,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interruption:
     """While it is entered, `signal` is the first of the signals that came, 0 before.
 
-    They are read from a socket by a thread, since Python's own handlers wait for the main thread, which may compile
-    for a minute. Elsewhere than in the main thread, where Python takes no handlers, nothing is caught.
+    They are read from a socket by a thread, since Python's own handlers wait for the main thread, which may be in one
+    call of XLA for a minute. Elsewhere than in the main thread, where Python takes no handlers, nothing is caught.
     """
 
     def __init__(self) -> None:

@@ -144,11 +144,18 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind."""
+    """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind.
+
+    A directory in which nothing was left is gone afterwards.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(workdir / LOCK, timeout=0):
-            yield
+            try:
+                yield
+            finally:
+                if {path.name for path in workdir.iterdir()} == {LOCK}:
+                    shutil.rmtree(workdir)
     except filelock.Timeout:
         raise ValueError(f"another run is at work in {workdir}: wait for its end or choose another --workdir") from None
 

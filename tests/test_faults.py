@@ -61,9 +61,8 @@ def test_a_kill_at_any_moment_loses_at_most_one_interval(seed, straight, cache, 
 def test_a_signal_saves_the_step_and_ends_with_its_status(number, straight, cache, tmp_path):
     with Run(tmp_path / "run", cache) as run:
         run.reaches(4)
-        began, before = time.perf_counter(), run.step
+        before = run.step
         assert run.ends(number) == 128 + number
-        assert time.perf_counter() - began < 10
     step = checkpoint.newest(tmp_path / "run")
     assert f"stopped: step {step} of {STEPS} is saved" in run.words
     assert "Traceback" not in run.words
