@@ -19,17 +19,19 @@ ENV = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "
 
 
 class Run:
-    """`python train.py` on a tiny recipe in `workdir`; killed at the latest when the block ends."""
+    """`python train.py` on a tiny recipe in `workdir`; killed at the latest when the block ends.
 
-    def __init__(self, workdir: Path, cache: Path, *more: object, **process: object):
+    `launcher` is Python that is run first and becomes it.
+    """
+
+    def __init__(self, workdir: Path, cache: Path, *more: object, launcher: str = ""):
         args = [item for item in SETTINGS if item != "--no-compilation-cache"]
-        command = [sys.executable, "train.py", *args, "--workdir", workdir, *map(str, more)]
+        start = [sys.executable, "-c", launcher] if launcher else [sys.executable]
+        command = [*start, "train.py", *args, "--workdir", workdir, *map(str, more)]
         env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         self.workdir = workdir
         self._words = open(workdir.parent / f"{workdir.name}.words", "w+")  # noqa: SIM115 - closed at the end
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=self._words, stderr=subprocess.STDOUT, **process
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._words, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> "Run":
         return self

@@ -34,8 +34,8 @@ class Bench(NamedTuple):
     cache: Path
     straight: Path
 
-    def run(self, *more: object, **process: object) -> Run:
-        return Run(self.folder / "run", self.cache, *more, **process)
+    def run(self) -> Run:
+        return Run(self.folder / "run", self.cache)
 
     def goes_on(self) -> None:
         """The same command again ends as the straight run did, bit for bit."""

@@ -1,6 +1,5 @@
 """Real runs that are stopped, killed, damaged and denied the disk: nothing half-written is used, nothing else lost."""
 
-import ctypes
 import os
 import random
 import shutil
@@ -14,8 +13,6 @@ from example_faults import EVERY, STEPS, Run, flip
 
 from ddpm_jax import checkpoint
 from ddpm_jax.run_log import read_metrics
-
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 24, 1, 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +125,19 @@ def half_way(straight, tmp_path):
     return tmp_path / "run"
 
 
-def without_privileges():
-    """Root may write everywhere by three capabilities, which the process of a run then has not."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER):
-        if os.getuid() == 0 and libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
+WITHOUT_PRIVILEGES = """
+import ctypes, os, sys
+for capability in (1, 2, 3) if os.getuid() == 0 else ():  # DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER: root writes by these
+    assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 def test_a_folder_that_may_not_be_written(half_way, straight, cache):
     folder = half_way / checkpoint.FOLDER
     folder.chmod(0o555)
     try:
-        with Run(half_way, cache, preexec_fn=without_privileges) as run:
+        with Run(half_way, cache, launcher=WITHOUT_PRIVILEGES) as run:
             stopped_cleanly(run, "was not saved")
     finally:
         folder.chmod(0o755)
