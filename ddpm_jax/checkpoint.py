@@ -40,8 +40,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, *, keep_last: int = 2, keep_every: int | None = None, go_on: bool = False):
         self._folder = (Path(workdir) / FOLDER).resolve()
         self._keep_last, self._keep_every, self._go_on = keep_last, keep_every, go_on
-        self._under_way, self._sealing = 0, Future[None]()
-        self._sealing.set_result(None)
+        self._under_way, self._sealing = 0, _done()
         self._thread = ThreadPoolExecutor(1)
         at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
@@ -59,7 +58,8 @@ class Checkpoints:
     def save(self, step: int, items: Mapping[str, Any], config: Any) -> None:
         """Starts to save; the arrays are copied first, so the caller may go on and donate them."""
         with self._failures_named(self._go_on):
-            self._sealing.result()
+            sealing, self._sealing = self._sealing, _done()
+            sealing.result()
         with self._failures_named(self._go_on):
             self._under_way = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
@@ -99,6 +99,13 @@ class Checkpoints:
         for mark in (UNFINISHED, DROPPED):
             for path in self._folder.glob(f"*{mark}*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _done() -> Future:
+    """What has nothing to wait for."""
+    future: Future = Future()
+    future.set_result(None)
+    return future
 
 
 def restore(workdir: str | Path, step: int, like: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,8 +124,7 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
 
     Raises ValueError, naming what differs, if another recipe's run is there, and where all checkpoints are damaged.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{workdir} is a file: choose another --workdir")
+    _check_is_no_file(workdir)
     start = checkpoint.newest(workdir)
     if not start and not (workdir / CONFIG).exists():
         return config, 0
@@ -142,12 +141,17 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
     return dataclasses.replace(config, training=training), start
 
 
+def _check_is_no_file(workdir: Path) -> None:
+    check(not workdir.exists() or workdir.is_dir(), f"{workdir} is a file: choose another --workdir")
+
+
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind.
 
     A directory in which nothing was left is gone afterwards.
     """
+    _check_is_no_file(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(workdir / LOCK, timeout=0):

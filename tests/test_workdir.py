@@ -224,3 +224,9 @@ with workdir.alone(pathlib.Path({str(tmp_path)!r})):
         process.wait()
         with workdir.alone(tmp_path):
             pass
+
+
+def test_a_file_is_no_directory_for_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: choose another --workdir"), workdir.alone(tmp_path / "file"):
+        pass
