@@ -1,11 +1,12 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
+# make faults: every fault a run is to survive, many times (about two hours).
 # make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check parity bench
+.PHONY: demo test check parity faults bench
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -24,6 +25,9 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/nets.py
 	$(RUN) tests/parity/chains.py
 	$(RUN) tests/parity/training.py
+
+faults: $(VENV)/.test
+	$(RUN) tests/faults.py
 
 bench: $(VENV)/.parity
 	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON))

@@ -23,12 +23,14 @@ from cold_start import first_steps
 from rows import FOLDER, TORCH, Goal, Row, machine, write
 from sides import Ratio, Side, ratio
 
+from ddpm_jax.parallel import DETERMINISTIC
+
 OURS = str(FOLDER / "gpu_side.py")
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leaves the other side some memory
 DTYPE = "bfloat16"
 TURNS = 10
 DDIM_STEPS, DDPM_STEPS = 50, 1000
-SPEED, MFU = Goal(">=", 1.3), Goal(">=", 40)
+SPEED, MFU, PRICE = Goal(">=", 1.3), Goal(">=", 40), Goal("<=", 1.1)
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312}
 """TFLOP/s of dense bfloat16 by what a device's kind says, as the maker states them."""
 
@@ -65,6 +67,22 @@ def speed(wanted: argparse.Namespace, batch_size: int, peak: float) -> Iterator[
             used = 100 * passes * flops * batch_size / found.seconds[1] / (peak * 1e12)
             how = f"{flops / 1e9:.2f} GFLOP a forward pass, of {peak:g} TFLOP/s"
             yield Row(f"MFU: {what}", recipe, used, MFU if function == "train" else None, how, "%")
+
+
+def determinism(wanted: argparse.Namespace) -> Iterator[Row]:
+    """What it costs that a training step gives the same bits each time (--deterministic of train.py)."""
+    batch_size = min(wanted.batch_sizes)
+    same = {"XLA_FLAGS": DETERMINISTIC}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Side(sys.executable, OURS, SHARE) as usual,
+        Side(sys.executable, OURS, SHARE | same) as deterministic,
+    ):
+        for side in (usual, deterministic):
+            side.ask("load", wanted.recipe, batch_size, folder, dtype=DTYPE)
+        found = ratio(partial(deterministic.ask, "train", TURNS), partial(usual.ask, "train", TURNS), wanted.pairs)
+    how = f"{found.seconds[0] / TURNS:.4f} s over {found.seconds[1] / TURNS:.4f} s a step"
+    yield Row(f"training step of {batch_size}, deterministic over not", wanted.recipe, found, PRICE, how)
 
 
 def per_second(images: int, found: Ratio) -> str:
@@ -112,7 +130,7 @@ def main(wanted: argparse.Namespace) -> None:
         torch = ", ".join(f"{name} {value}" for name, value in theirs.ask("versions").items())
     preface = f"# How fast on a GPU\nOn {kind}, {machine()}; jax {version}; {torch}."
     speeds = chain.from_iterable(speed(wanted, size, peak) for size in wanted.batch_sizes)
-    write(preface, chain(speeds, starts(wanted)), wanted.out)
+    write(preface, chain(speeds, determinism(wanted), starts(wanted)), wanted.out)
 
 
 if __name__ == "__main__":

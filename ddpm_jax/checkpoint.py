@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from ddpm_jax import manifest
-from ddpm_jax.files import free_name, sync
+from ddpm_jax import hosts, manifest
+from ddpm_jax.config import Checkpoint
+from ddpm_jax.errors import check
+from ddpm_jax.files import sync
+from ddpm_jax.saved_steps import FOLDER, SNAPSHOTS, steps
 
-FOLDER = "checkpoints"
-SNAPSHOTS = "snapshots"
-UNFINISHED, DROPPED, DAMAGED = ".orbax-checkpoint-tmp", ".dropped", ".damaged"
+UNFINISHED, DROPPED = ".orbax-checkpoint-tmp", ".dropped"
 
 # Orbax reports each save in many lines of its own, and each failure, which it raises too, with a traceback a thread.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -34,12 +36,15 @@ class Checkpoints:
     """Saves {item: pytree of arrays} by step; a context manager that waits for saves under way.
 
     A step is given up only after the manifest of a newer one stands. A save that fails is named at the next one: by
-    OSError, or, to `go_on`, on stderr; at the end by OSError in any case.
+    OSError, or, if the settings say to go on, on stderr; at the end by OSError in any case. On several hosts all save
+    together, and none can go on without the others.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int = 2, keep_every: int | None = None, go_on: bool = False):
-        self._folder = (Path(workdir) / FOLDER).resolve()
-        self._keep_last, self._keep_every, self._go_on = keep_last, keep_every, go_on
+    def __init__(self, workdir: str | Path, settings: Checkpoint | None = None):
+        self._workdir, self._settings = Path(workdir), settings or Checkpoint()
+        self._folder = (self._workdir / FOLDER).resolve()
+        self._go_on = self._settings.on_failure == "go_on"
+        check(not self._go_on or hosts.count() == 1, "--checkpoint.on-failure go_on is for one host: use stop")
         self._under_way, self._sealing = 0, _done()
         self._thread = ThreadPoolExecutor(1)
         at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
@@ -55,21 +60,27 @@ class Checkpoints:
         self._thread.shutdown()
         self._writer.close()
 
-    def save(self, step: int, items: Mapping[str, Any], config: Any) -> None:
-        """Starts to save; the arrays are copied first, so the caller may go on and donate them."""
+    def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None) -> None:
+        """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.
+
+        `images` is how many the run is trained on, of which its batches depend.
+        """
         with self._failures_named(self._go_on):
             sealing, self._sealing = self._sealing, _done()
             sealing.result()
         with self._failures_named(self._go_on):
             self._under_way = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
-            composite = ocp.args.Composite(**saved, config=ocp.args.JsonSave(config))
+            facts = {"config": ocp.args.JsonSave(config), "data": ocp.args.JsonSave({"images": images})}
+            composite = ocp.args.Composite(**saved, **facts)
             self._writer.save(self._folder / str(step), args=composite)
             self._sealing = self._thread.submit(self._seal, self._folder / str(step))
 
     def _seal(self, folder: Path) -> None:
         """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
         self._writer.wait_until_finished()
+        if not hosts.is_first():
+            return
         try:
             manifest.write(folder)
         except OSError:
@@ -79,26 +90,36 @@ class Checkpoints:
         self._drop_old()
 
     @contextlib.contextmanager
-    def _failures_named(self, go_on: bool) -> Iterator[None]:
+    def _failures_named(self, go_on: bool, what: str | None = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
             self._clear_unfinished()
-            left = ", ".join(map(str, steps(self._folder.parent))) or "none"
-            message = f"step {self._under_way} was not saved ({_in_short(error)}); checkpoints there are: {left}"
+            left = ", ".join(map(str, steps(self._workdir))) or "none"
+            what = what or f"step {self._under_way}"
+            message = f"{what} was not saved ({_in_short(error)}); checkpoints there are: {left}"
             if not go_on:
                 raise OSError(f"{message}: make room, or allow writing to {self._folder}, and start again") from error
             print(message, file=sys.stderr)
 
     def _drop_old(self) -> None:
-        for step in steps(self._folder.parent)[: -self._keep_last]:
-            if self._keep_every is None or step % self._keep_every:
+        for step in steps(self._workdir)[: -self._settings.keep_last]:
+            if self._settings.keep_every is None or step % self._settings.keep_every:
                 shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{DROPPED}"))
 
     def _clear_unfinished(self) -> None:
-        for mark in (UNFINISHED, DROPPED):
+        for mark in (UNFINISHED, DROPPED) if hosts.is_first() else ():
             for path in self._folder.glob(f"*{mark}*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def save_snapshot(self, step: int, trees: Mapping[str, Any]) -> None:
+        """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
+        folder = (self._workdir / SNAPSHOTS / str(step)).resolve()
+        with self._failures_named(self._go_on, f"the snapshot of step {step}"):
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(folder, _one_copy(dict(trees)), force=True)
+            if hosts.is_first():
+                manifest.write(folder)
 
 
 def _done() -> Future:
@@ -119,32 +140,20 @@ def restore(workdir: str | Path, step: int, like: Mapping[str, Any]) -> dict[str
     return {name: found[name] for name in like}
 
 
-def save_snapshot(workdir: str | Path, step: int, trees: Mapping[str, Any]) -> None:
-    """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
-    folder = Path(workdir, SNAPSHOTS, str(step)).resolve()
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(folder, _one_copy(dict(trees)), force=True)
-    manifest.write(folder)
-
-
 def _one_copy(tree: Any) -> Any:
-    """The arrays of this host's first device, where each of its devices holds them whole.
+    """The arrays of this host's first device, where each device holds them whole; on several hosts for NumPy.
 
-    Orbax would have every device write a share of each array, for which it compiles a slice per shape and device.
+    Orbax would have every device write a share of each array, for which it compiles a slice per shape and device. What
+    is NumPy's it has the first host write alone.
     """
 
     def first(x: Any) -> Any:
-        whole = isinstance(x, jax.Array) and x.is_fully_addressable and x.is_fully_replicated
-        return x.addressable_data(0) if whole else x
+        if not (isinstance(x, jax.Array) and x.is_fully_replicated):
+            return x
+        copy = x.addressable_data(0)
+        return copy if hosts.count() == 1 else np.array(copy)
 
     return jax.tree.map(first, tree)
-
-
-def drop_snapshots(workdir: str | Path, after: int) -> None:
-    """Removes the snapshots of later steps, which a run that goes on from step `after` makes anew."""
-    for step in steps(workdir, SNAPSHOTS):
-        if step > after:
-            shutil.rmtree(Path(workdir, SNAPSHOTS, str(step)))
 
 
 def read_trees(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,67 +194,3 @@ def _in_short(error: BaseException) -> str:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
-
-
-def find(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
-    """The run's directory and the step to use, by default the newest that is whole.
-
-    A damaged one that is passed over is named on stderr. Raises FileNotFoundError or ValueError.
-    """
-    workdir = Path(ckpt)
-    if not workdir.exists():
-        raise FileNotFoundError(f"{workdir} does not exist: give the directory of a run, such as runs/digits")
-    found = steps(workdir)
-    if not found:
-        raise FileNotFoundError(f"{workdir} holds no checkpoint ({FOLDER}/STEP): give the directory of a run")
-    if step is None:
-        return workdir, newest(workdir)
-    if step not in found:
-        raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
-    if what := damage(workdir, step):
-        raise ValueError(f"checkpoint {step} of {workdir} is damaged ({what}): use another of {found}")
-    return workdir, step
-
-
-def newest(workdir: str | Path) -> int:
-    """The newest step that is whole, 0 where none was saved; each damaged one above it is named on stderr.
-
-    Raises ValueError where all are damaged.
-    """
-    if not steps(workdir):
-        return 0
-    for step in whole(workdir):
-        return step
-    raise ValueError(f"{workdir} holds no whole checkpoint: put a copy of one back, or --overwrite the run")
-
-
-def whole(workdir: str | Path, folder: str = FOLDER) -> Iterator[int]:
-    """The steps without damage, the newest first; each damaged one is named on stderr when it is come to."""
-    for step in reversed(steps(workdir, folder)):
-        if what := damage(workdir, step, folder):
-            print(f"{Path(workdir, folder, str(step))} is damaged and left out: {what}", file=sys.stderr)
-        else:
-            yield step
-
-
-def damage(workdir: str | Path, step: int, folder: str = FOLDER) -> str | None:
-    """What is wrong with a step, None if every file of it is as it was saved."""
-    return manifest.damage(Path(workdir, folder, str(step)))
-
-
-def set_aside(workdir: str | Path, after: int) -> None:
-    """Renames the steps above one, damaged as they are, so that they can be saved again."""
-    for step in steps(workdir):
-        if step > after:
-            path = Path(workdir, FOLDER, str(step))
-            path.rename(free_name(path.with_suffix(DAMAGED)))
-
-
-def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
-    """The steps saved in a run's directory, rising; those of its snapshots with `folder=SNAPSHOTS`."""
-    return sorted(int(path.name) for path in (Path(workdir) / folder).glob("*") if path.name.isdigit())
-
-
-def config_file(workdir: str | Path, step: int) -> Path:
-    """Where the config saved with a step lies: plain JSON, readable without a device."""
-    return Path(workdir, FOLDER, str(step), "config", "metadata")

@@ -160,11 +160,18 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 
 
 def set_up_jax(
-    batch_size: int, platform: str | None, cache: bool, cpu_devices: int | None = None, cores_each: int = 1
+    batch_size: int,
+    platform: str | None,
+    cache: bool,
+    cpu_devices: int | None = None,
+    cores_each: int = 1,
+    deterministic: bool = False,
 ) -> int | None:
     """The number of virtual CPU devices, after JAX's settings are made; to be called before its first use."""
     if cache:
         use_compilation_cache()
+    if deterministic:
+        parallel.be_deterministic()
     count = parallel.use_cpu_cores(batch_size, cpu_devices, cores_each)
     if platform is not None:
         parallel.require_platform(platform)

@@ -1,8 +1,7 @@
-"""A recipe: frozen dataclasses that say everything about a run, their form on disk, and their checks."""
+"""A recipe: frozen dataclasses that say everything about a run, and their checks."""
 
 import dataclasses
-import importlib
-from typing import Any, Literal
+from typing import Literal
 
 from ddpm_jax.data import Data, steps_per_epoch
 from ddpm_jax.ema import LONGEST
@@ -38,13 +37,9 @@ class Training:
     """Updates in a row that are skipped, because loss or gradient is not finite, before something is done about it."""
     on_skipped: Literal["stop", "go_back"] = "stop"
     """What that is: end the run in one line, or go on with the weights of the newest checkpoint before them."""
-    parallel: Literal["pmap", "jit"] = "pmap"
-    """How the step is spread over the local devices; both give the same numbers."""
-    cpu_devices: int | None = None
-    """Virtual CPU devices; None for the largest number that divides the batch, up to half the number of cores."""
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "epochs", "accumulation", "max_skipped", "cpu_devices"):
+        for name in ("batch_size", "steps", "epochs", "accumulation", "max_skipped"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}")
         check(self.steps is not None or self.epochs is not None, "give training.steps or training.epochs")
@@ -58,6 +53,23 @@ class Training:
     def micro_batch_size(self) -> int:
         """Images of one call of the training step."""
         return self.batch_size // self.accumulation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How the step is spread over devices and hosts; every way gives the same numbers to rounding."""
+
+    route: Literal["pmap", "jit"] = "pmap"
+    """Each device works on its share of the batch, or XLA is told how the arrays are split."""
+    fsdp: int = 1
+    """Devices over which parameters, averages and optimizer state are split; above 1 by the jit route."""
+    cpu_devices: int | None = None
+    """Virtual CPU devices of a host; None for the largest number that divides the batch, up to half its cores."""
+
+    def __post_init__(self):
+        for name in ("fsdp", "cpu_devices"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +184,7 @@ class Config(Recipe):
 
     data: Data
     training: Training
+    parallel: Parallel = dataclasses.field(default_factory=Parallel)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     ema: Ema = dataclasses.field(default_factory=Ema)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -196,60 +209,3 @@ class Config(Recipe):
     def total_steps(self, images: int) -> int:
         """The run's length in optimizer steps."""
         return in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images)) or 0
-
-
-def to_json(value: Any) -> Any:
-    """The config as plain JSON values; each dataclass carries its class as `type`, relative to this package."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        kind = type(value)
-        return {"type": f"{kind.__module__}.{kind.__qualname__}".removeprefix(_PACKAGE), **fields}
-    if isinstance(value, dict):
-        return {str(name): to_json(item) for name, item in value.items()}
-    return [to_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-_PACKAGE = "ddpm_jax."
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of `to_json`. Only dataclasses of this package are made; raises ValueError for anything else."""
-    if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    fields = {name: from_json(item) for name, item in value.items() if name != "type"}
-    if "type" not in value:
-        return fields
-    kind = _find_class(str(value["type"]))
-    known = {field.name for field in dataclasses.fields(kind)}
-    check(set(fields) <= known, f"unknown settings of {value['type']}: {', '.join(sorted(set(fields) - known))}")
-    try:
-        return kind(**fields)
-    except TypeError as error:  # a setting without a default is missing
-        raise ValueError(f"the settings of {value['type']} are not whole: {error}") from error
-
-
-def _find_class(name: str) -> type:
-    module, _, qualname = name.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(_PACKAGE + module), qualname)
-    except (ImportError, AttributeError, ValueError):
-        kind = None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == _PACKAGE + module):
-        raise ValueError(f"this checkpoint's config names {name!r}, which this version of ddpm_jax does not have")
-    return kind
-
-
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """The settings, as dotted names, in which two configs differ."""
-    return _differences(to_json(ours), to_json(theirs), "")
-
-
-def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = sorted(set(ours) | set(theirs))
-        return [
-            d for name in names for d in _differences(ours.get(name), theirs.get(name), f"{path}.{name}".strip("."))
-        ]
-    return [] if ours == theirs else [path]

@@ -93,15 +93,15 @@ def replace(out: Path, folder: Path) -> None:
         raise
 
 
-def publisher(repo: str | None, private: bool, config: Config) -> Upload:
-    """What uploads a run while it trains; where an upload goes wrong that is told, and training goes on.
+def publisher(repo: str | None, private: bool, config: Config) -> Upload | None:
+    """What uploads a run while it trains, if anything does; an upload that goes wrong is told, and training goes on.
 
     Raises ValueError, ImportError or OSError, before any training, if the net cannot be written or the repository not
     written to.
     """
     if repo is None:
         check(not private, "--private is for --push")
-        return lambda run, params: None
+        return None
     folders.check_possible(config)
     hub.prepare(repo, private)
     return partial(_publish, repo, private)

@@ -4,7 +4,8 @@ import dataclasses
 
 from jaxtyping import Array, Key
 
-from ddpm_jax.config import Config, to_json
+from ddpm_jax.config import Config
+from ddpm_jax.config_json import to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.config import Config, to_json
+from ddpm_jax.config import Config
+from ddpm_jax.config_json import to_json
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.reporting import settings
 from ddpm_jax.run_log import read_metrics

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from ddpm_jax import checkpoint, command_line, workdir
+from ddpm_jax import command_line, saved_steps, workdir
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
@@ -93,17 +93,17 @@ def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
     Raises FileNotFoundError, ValueError or OSError.
     """
     path = Path(ckpt)
-    if (path / checkpoint.FOLDER).is_dir():
+    if (path / saved_steps.FOLDER).is_dir():
         return open_run(ckpt, step)
     check(step is None, f"--checkpoint names a step of a run, which {ckpt} is not: leave it out")
     if path.is_dir() and not folders.is_one(path):
-        raise FileNotFoundError(f"{ckpt} holds neither {checkpoint.FOLDER} nor {folders.INDEX}: give {ANY}")
+        raise FileNotFoundError(f"{ckpt} holds neither {saved_steps.FOLDER} nor {folders.INDEX}: give {ANY}")
     return PretrainedNet(ckpt, folders.read_recipe(folders.find(ckpt)))
 
 
 def open_run(ckpt: str, step: int | None = None) -> TrainedRun:
     """The run at `ckpt`, at its newest checkpoint if no step is named."""
-    folder, step = checkpoint.find(ckpt, step)
+    folder, step = saved_steps.find(ckpt, step)
     return TrainedRun(folder, step, workdir.load_config(folder, step))
 
 

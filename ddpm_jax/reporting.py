@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import figures, parallel, pictures
-from ddpm_jax.config import Config, in_steps, to_json
+from ddpm_jax import figures, hosts, parallel, pictures
+from ddpm_jax.config import Config, in_steps
+from ddpm_jax.config_json import to_json
 from ddpm_jax.data import Images, batch_at, to_floats
 from ddpm_jax.generation import generate, network_of
 from ddpm_jax.models import Params
 from ddpm_jax.optimizer import learning_rate
-from ddpm_jax.run_log import RunLog
+from ddpm_jax.run_log import RunLog, Silence, going_on
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.training import TrainState
 from ddpm_jax.watch import Watch
@@ -36,7 +37,7 @@ def banner(config: Config, workdir: Path) -> str:
     rows = {
         "data": config.data.describe(),
         "model": f"{type(config.model).__name__}, {config.model.parameter_count()} parameters",
-        "devices": f"{parallel.describe_devices()}, by {training.parallel}",
+        "devices": f"{parallel.describe_devices()}, by {config.parallel.route}",
         "length": f"{length}, batches of {training.batch_size} in {training.accumulation} micro-batches",
         "workdir": str(workdir),
     }
@@ -64,8 +65,9 @@ class Reporter:
         self._total, self._steps_per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
         self._rate = learning_rate(config.optimizer, self._total, self._steps_per_epoch)
         self._sample_every = in_steps(config.log.samples_every, config.log.samples_every_epochs, self._steps_per_epoch)
-        self._log = RunLog(workdir, start)
-        self._bar = tqdm(total=self._total, initial=start, unit="step", dynamic_ncols=True)
+        self._log = RunLog(workdir, start) if hosts.is_first() else Silence()
+        options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_first()}
+        self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict]] = []
         self.watch = Watch()
         self._epoch_losses: list[jax.Array] = []
@@ -94,7 +96,10 @@ class Reporter:
         if self._config.log.samples and (
             step == self._total or (self._sample_every and step % self._sample_every == 0)
         ):
-            self._draw(step, state.ema_params["ema"])
+            params = parallel.at_hand(state.ema_params["ema"])
+            if hosts.is_first():
+                with going_on("a grid of samples"):
+                    self._draw(step, params)
 
     def _write_waiting(self, more: dict[str, float] | None = None) -> None:
         for step, metrics in self._waiting:

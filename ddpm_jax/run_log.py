@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 from PIL import Image
@@ -16,12 +18,15 @@ from PIL import Image
 from ddpm_jax.figures import loss_curve
 from ddpm_jax.files import atomic_file, free_name
 
+FLUSH_SECONDS = 30
+
 
 class RunLog(AbstractContextManager["RunLog"]):
     """The log of one run under workdir; a context manager, so that TensorBoard's last points are on disk when it ends.
 
     `metrics.jsonl` holds one object a line, {"step": 10, "loss": 0.03, ...}, written as soon as it is logged. A number
     that is not finite is null there, because JSON has no NaN; TensorBoard gets the NaN itself, and `loss.png` a gap.
+    What cannot be written is told on stderr and ends nothing: lines wait for the next one, the rest is left out.
 
     With start_step > 0 the run resumes from that step's checkpoint: later lines, which it is about to write again, and
     a last line cut by a crash are removed, TensorBoard hides its later points, all else stays byte for byte. With
@@ -30,8 +35,6 @@ class RunLog(AbstractContextManager["RunLog"]):
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
-        from tensorboardX import SummaryWriter  # imported late: reading metrics needs no TensorBoard
-
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._metrics = path = self.workdir / "metrics.jsonl"
@@ -40,14 +43,10 @@ class RunLog(AbstractContextManager["RunLog"]):
         elif path.exists():
             path.rename(free_name(path))
         self._losses: list[tuple[int, float]] = []
+        self._unwritten: list[bytes] = []
         for record in read_metrics(path) if path.exists() else []:
             self._remember_loss(record)
-        self._board = SummaryWriter(
-            str(self.workdir / "tensorboard"),
-            purge_step=start_step + 1 if start_step > 0 else 0,  # TensorBoard drops what is at this step or later
-            flush_secs=30,
-            filename_suffix=f".{time.time_ns()}",  # its own names count in seconds: a quick restart would overwrite
-        )
+        self._board = Board(self.workdir / "tensorboard", start_step)
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Appends a line to metrics.jsonl and a point to each TensorBoard curve.
@@ -58,25 +57,30 @@ class RunLog(AbstractContextManager["RunLog"]):
             raise ValueError('A value cannot be called "step", the name of the line\'s own step; rename it.')
         numbers = {name: float(value) for name, value in values.items()}
         record = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        with open(self._metrics, "a", encoding="utf-8") as file:  # closed each time: a killed run loses no line
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        with going_on(str(self._metrics)):
+            append(self._metrics, b"".join(self._unwritten))  # closed each time: a killed run loses no line
+            self._unwritten = []
         self._remember_loss(record)
-        for name, number in numbers.items():
-            self._board.add_scalar(name, number, int(step))
+        with going_on("TensorBoard's points"):
+            self._board.scalars(int(step), numbers)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Shows the picture in TensorBoard under this name and step."""
-        self._board.add_image(name, np.asarray(picture.convert("RGB")), int(step), dataformats="HWC")
+        with going_on("TensorBoard's picture"):
+            self._board.image(int(step), name, picture)
 
     def curve(self) -> None:
         """Draws loss.png anew from all losses so far, those before a resume too, if there are any."""
         if self._losses:
             steps, losses = zip(*self._losses, strict=True)
-            loss_curve(steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name)
+            with going_on("loss.png"):
+                loss_curve(steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name)
 
     def close(self) -> None:
         """Every TensorBoard point and picture is on disk afterwards."""
-        self._board.close()
+        with going_on("TensorBoard's points"):
+            self._board.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -86,6 +90,99 @@ class RunLog(AbstractContextManager["RunLog"]):
     def _remember_loss(self, record: dict) -> None:
         if "loss" in record:
             self._losses.append((record["step"], math.nan if record["loss"] is None else record["loss"]))
+
+
+class Board:
+    """TensorBoard's events; a file that cannot be written to is cut to what it held, and given up for a new one."""
+
+    def __init__(self, folder: Path, start_step: int):
+        self._folder, self._flushed, self._size = folder, 0.0, 0
+        self._records: Any = None
+        self._purge_step: int | None = start_step + 1 if start_step > 0 else 0
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A point of each curve, or by OSError of none."""
+        from tensorboardX.summary import scalar  # imported late: reading metrics needs no TensorBoard
+
+        self._write(*({"step": step, "summary": scalar(name, number)} for name, number in numbers.items()))
+
+    def image(self, step: int, name: str, picture: Image.Image) -> None:
+        """A picture under this name."""
+        from tensorboardX.summary import image
+
+        pixels = np.asarray(picture.convert("RGB"))
+        self._write({"step": step, "summary": image(name, pixels, dataformats="HWC")})
+
+    def close(self) -> None:
+        """Ends the file, if there is one."""
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+    def _write(self, *events: dict) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if self._records is None:
+            self._open()
+        try:
+            for event in events:
+                self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._records.flush()
+                self._size, self._flushed = self._path.stat().st_size, time.monotonic()
+        except OSError:
+            with suppress(OSError):  # what was not flushed
+                self.close()
+            self._records = None
+            os.truncate(self._path, self._size)
+            raise
+
+    def _open(self) -> None:
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()  # TensorBoard reads files in the order of their names; one begun a moment ago stays
+        self._path, self._size = self._folder / f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}", 0
+        self._records, self._flushed = RecordWriter(str(self._path)), 0.0
+        begin: list[dict] = [{"file_version": "brain.Event:2"}]
+        if self._purge_step is not None:  # TensorBoard drops what is at this step or later
+            begin.append({"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)})
+        self._write(*begin)
+        self._purge_step = None
+
+
+class Silence:
+    """The log of a host that is not the first: nothing is left behind."""
+
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
+
+    def image(self, step: int, name: str, picture: Image.Image) -> None: ...
+
+    def curve(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def going_on(what: str) -> Iterator[None]:
+    """Where the block cannot write, that is told in a line on stderr, and what comes after it goes on."""
+    try:
+        yield
+    except OSError as error:
+        print(f"{what} was not written, and training goes on: {error}", file=sys.stderr)
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Adds all of the lines to a file, or by OSError none of them."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(lines)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

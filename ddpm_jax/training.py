@@ -1,7 +1,7 @@
 """The training step: a pure function (state, batch) -> (state, metrics), for any loss, optimizer and device count."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -125,11 +125,16 @@ def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array
     return {name: average(old, rates[name]) for name, old in averages.items()}
 
 
+def micro_batches(batch: dict, count: int) -> Iterator[dict]:
+    """The batch in `count` equal parts, in order."""
+    size = len(batch["image"]) // count
+    return ({name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count))
+
+
 def by_micro_batches(train_step: Callable, state: Any, batch: dict, count: int) -> tuple[Any, dict]:
     """The state and the mean of the metrics, on the device, after a batch in `count` micro-batches, in order."""
-    size = len(batch["image"]) // count
     metrics = []
-    for i in range(count):
-        state, values = train_step(state, {name: x[i * size : (i + 1) * size] for name, x in batch.items()})
+    for part in micro_batches(batch, count):
+        state, values = train_step(state, part)
         metrics.append(values)
     return state, values if count == 1 else jax.tree.map(lambda *values: sum(values) / count, *metrics)

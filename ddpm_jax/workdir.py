@@ -1,7 +1,6 @@
 """A run's directory: may this recipe go on in it, and what is in it to throw away."""
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import sys
@@ -13,8 +12,9 @@ import filelock
 import jax
 import numpy as np
 
-from ddpm_jax import checkpoint, ema, parallel
-from ddpm_jax.config import Config, Ema, differences, from_json, to_json
+from ddpm_jax import checkpoint, ema, hosts, parallel, saved_steps
+from ddpm_jax.config import Config, Ema
+from ddpm_jax.config_json import differences, from_json, to_json
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.models import Params
@@ -36,10 +36,9 @@ LEFT_BY_A_RUN = (
 FREE_TO_CHANGE = (
     "training.steps",
     "training.epochs",
-    "training.parallel",
     "training.max_skipped",
     "training.on_skipped",
-    "training.cpu_devices",
+    "parallel.",
     "checkpoint.",
     "ema.snapshots_every",
     "log.",
@@ -54,7 +53,7 @@ def load_config(workdir: Path, step: int | None) -> Config:
 
     Raises ValueError where it cannot be read.
     """
-    path = workdir / CONFIG if step is None else checkpoint.config_file(workdir, step)
+    path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
         return from_json(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError) as error:
@@ -77,7 +76,7 @@ def load_params(config: Config, workdir: Path, step: int, weights: str) -> Param
 
 
 def _averages(workdir: Path, step: int) -> Path:
-    return workdir / checkpoint.FOLDER / str(step) / "ema_params"
+    return workdir / saved_steps.FOLDER / str(step) / "ema_params"
 
 
 def _length(weights: str, settings: Ema) -> float:
@@ -95,8 +94,8 @@ def _length(weights: str, settings: Ema) -> float:
 
 
 def _rebuild(settings: Ema, workdir: Path, step: int, length: float, like: Params) -> Params:
-    past = [t for t in checkpoint.whole(workdir, checkpoint.SNAPSHOTS) if t < step][::-1]
-    folders = [workdir / checkpoint.SNAPSHOTS / str(t) for t in past] + [_averages(workdir, step)]
+    past = [t for t in saved_steps.whole(workdir, saved_steps.SNAPSHOTS) if t < step][::-1]
+    folders = [workdir / saved_steps.SNAPSHOTS / str(t) for t in past] + [_averages(workdir, step)]
     t = np.repeat([*past, step], len(settings.tracks))
     gamma = np.tile([ema.power_gamma(track) for track in settings.tracks.values()], len(folders))
     weights, residual = ema.solve_weights(t, gamma, step, ema.power_gamma(length))
@@ -112,22 +111,29 @@ def _rebuild(settings: Ema, workdir: Path, step: int, length: float, like: Param
     return ema.combine((trees[name] for trees in found for name in wanted), weights)
 
 
-def snapshot(settings: Ema, workdir: Path, step: int, total: int, averages: dict[str, Params]) -> None:
+def snapshot(
+    settings: Ema, checkpoints: checkpoint.Checkpoints, step: int, total: int, averages: dict[str, Params]
+) -> None:
     """Keeps the power-function averages for good where the settings ask for it at this step of `total`."""
     every = settings.snapshots_every or -(-total // ema.SNAPSHOTS)
     if settings.tracks and step % every == 0:
-        checkpoint.save_snapshot(workdir, step, {name: averages[name] for name in settings.tracks})
+        checkpoints.save_snapshot(step, {name: averages[name] for name in settings.tracks})
 
 
-def resume(config: Config, workdir: Path) -> tuple[Config, int]:
-    """The config to go on with and the step to go on from, 0 where no run is in the directory.
+def cpu_devices(workdir: Path) -> int | None:
+    """The virtual CPU devices of the run that is in a directory, if any; raises ValueError as `load_config`."""
+    return load_config(workdir, None).parallel.cpu_devices if (workdir / CONFIG).exists() else None
+
+
+def resume(config: Config, workdir: Path) -> int:
+    """The step from which the config goes on, 0 where no run is in the directory.
 
     Raises ValueError, naming what differs, if another recipe's run is there, and where all checkpoints are damaged.
     """
     _check_is_no_file(workdir)
-    start = checkpoint.newest(workdir)
+    start = saved_steps.newest(workdir)
     if not start and not (workdir / CONFIG).exists():
-        return config, 0
+        return 0
     saved = load_config(workdir, start or None)
     changed = [name for name in differences(config, saved) if not name.startswith(FREE_TO_CHANGE)]
     check(
@@ -135,10 +141,7 @@ def resume(config: Config, workdir: Path) -> tuple[Config, int]:
         f"{workdir} holds a run with other settings ({', '.join(changed[:5])}): choose another --workdir, "
         "give the settings of that run, or --overwrite it",
     )
-    training = config.training
-    if training.cpu_devices is None:
-        training = dataclasses.replace(training, cpu_devices=saved.training.cpu_devices)
-    return dataclasses.replace(config, training=training), start
+    return start
 
 
 def _check_is_no_file(workdir: Path) -> None:
@@ -149,8 +152,12 @@ def _check_is_no_file(workdir: Path) -> None:
 def alone(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind.
 
+    Of several hosts the first does it for all.
     A directory in which nothing was left is gone afterwards.
     """
+    if not hosts.is_first():
+        yield
+        return
     _check_is_no_file(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
@@ -179,7 +186,7 @@ def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watc
     message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
     remedy = "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or look for odd values in the data"
     check(settings.on_skipped == "go_back", f"{message}: {remedy}, or --training.on-skipped go_back")
-    before = next((step for step in checkpoint.whole(workdir) if step < watch.last_good), 0)
+    before = next((step for step in saved_steps.whole(workdir) if step < watch.last_good), 0)
     check(before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}")
     print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
     watch.start_over()
@@ -190,8 +197,8 @@ def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
     """Makes the directory ready for the steps after `start`: what a run made that went further is out of the way."""
     if overwrite:
         clear(workdir)
-    checkpoint.set_aside(workdir, after=start)
-    checkpoint.drop_snapshots(workdir, after=start)
+    saved_steps.set_aside(workdir, after=start)
+    saved_steps.drop_snapshots(workdir, after=start)
     write_config(workdir, config)
 
 

@@ -10,7 +10,9 @@ from jaxtyping import install_import_hook
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # by the environment, so that the scripts leave it alone when a test calls them
 os.environ.pop("XLA_FLAGS", None)
 install_import_hook("ddpm_jax", "beartype.beartype")
-pytest.register_assert_rewrite("example_commands", "example_editing")  # their asserts say what they found, as in tests
+pytest.register_assert_rewrite(
+    "example_commands", "example_editing", "example_faults", "faults"
+)  # their asserts say what they found, as in tests
 
 import jax  # noqa: E402
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sample
-from ddpm_jax import checkpoint, command_line
+from ddpm_jax import command_line, saved_steps
 
 TINY = (
     "--config digits --no-compilation-cache --model.widths 8 --model.attention False --model.groups 4 "
@@ -50,7 +50,7 @@ def arrays(workdir: Path, step: int) -> list[np.ndarray]:
     """All arrays that a checkpoint holds."""
     import orbax.checkpoint as ocp
 
-    folder = (workdir / checkpoint.FOLDER / str(step)).resolve()
+    folder = (workdir / saved_steps.FOLDER / str(step)).resolve()
     with ocp.StandardCheckpointer() as reader:
         items = [reader.restore(folder / item) for item in ("params", "ema_params", "opt_state")]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(items)]

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import checkpoint, manifest, parallel
-from ddpm_jax.checkpoint import Checkpoints, config_file, find
-from ddpm_jax.config import Config, Training, from_json, to_json
+from ddpm_jax import checkpoint, manifest, parallel, saved_steps
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.config import Checkpoint, Config, Training
+from ddpm_jax.config_json import from_json, to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.optimizer import dynamic_loss_scale, skip_nonfinite
+from ddpm_jax.saved_steps import config_file, find
 from ddpm_jax.training import TrainState, init_state
 
 CONFIG = Config(
@@ -77,7 +79,7 @@ def test_an_item_can_be_restored_alone(saved):
 
 def test_arrays_come_back_where_those_of_like_are(saved):
     params = random_state().params
-    found = restore(saved, {"params": parallel.replicate(params)})["params"]
+    found = restore(saved, {"params": parallel.place(params)})["params"]
     for leaf in jax.tree.leaves(found):
         assert leaf.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.local_devices())
@@ -124,10 +126,10 @@ def test_an_item_that_was_not_saved_is_an_error(saved):
     ids=str,
 )
 def test_old_checkpoints_go_as_asked(tmp_path, options, left):
-    with Checkpoints(tmp_path, **options) as checkpoints:
+    with Checkpoints(tmp_path, Checkpoint(**options)) as checkpoints:
         for step in range(1, 7):
             checkpoints.save(step, small(step), {})
-    assert checkpoint.steps(tmp_path) == left
+    assert saved_steps.steps(tmp_path) == left
     assert find(tmp_path) == (tmp_path, 6)
     for step in left:
         np.testing.assert_array_equal(restore(tmp_path, small(0), step)["params"]["w"], step)
@@ -147,7 +149,7 @@ def test_a_run_can_be_gone_on_with(saved, tmp_path):
     for step in (1, 2):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(step, small(step), {})
-    assert checkpoint.steps(tmp_path) == [1, 2]
+    assert saved_steps.steps(tmp_path) == [1, 2]
     assert find(tmp_path, 1) == (tmp_path, 1)
 
 
@@ -158,16 +160,16 @@ def snapshot(value):
 
 def test_snapshots_are_whole_at_once_and_replace_those_of_their_step(tmp_path):
     for value in (1, 3):
-        checkpoint.save_snapshot(tmp_path, 4, snapshot(value))
-        folder = tmp_path / checkpoint.SNAPSHOTS / "4"
+        Checkpoints(tmp_path).save_snapshot(4, snapshot(value))
+        folder = tmp_path / saved_steps.SNAPSHOTS / "4"
         found = checkpoint.read_trees(folder, snapshot(0))
         assert_same(found, snapshot(value))
-    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == [4]
-    assert checkpoint.steps(tmp_path) == []
+    assert saved_steps.steps(tmp_path, saved_steps.SNAPSHOTS) == [4]
+    assert saved_steps.steps(tmp_path) == []
 
 
 def test_of_many_trees_those_named_are_read_as_the_arrays_asked_for(saved):
-    folder, ema_params = saved / checkpoint.FOLDER / "7" / "ema_params", random_state().ema_params
+    folder, ema_params = saved / saved_steps.FOLDER / "7" / "ema_params", random_state().ema_params
     host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), ema_params)
     assert_same(checkpoint.read_trees(folder, host), jax.tree.map(np.asarray, ema_params))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(checkpoint.read_trees(folder, host)))
@@ -177,8 +179,8 @@ def test_of_many_trees_those_named_are_read_as_the_arrays_asked_for(saved):
 
 
 def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp_path):
-    checkpoint.save_snapshot(tmp_path, 4, snapshot(1))
-    folder = tmp_path / checkpoint.SNAPSHOTS / "4"
+    Checkpoints(tmp_path).save_snapshot(4, snapshot(1))
+    folder = tmp_path / saved_steps.SNAPSHOTS / "4"
     one = {"power_0.1": {"w": np.zeros(3, np.float32)}}
     found = checkpoint.read_trees(folder, one)
     assert list(found) == ["power_0.1"]
@@ -190,103 +192,20 @@ def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp
         checkpoint.read_trees(folder.parent / "5", one)
 
 
-def test_later_snapshots_are_dropped(tmp_path):
-    for step in (2, 4, 10):
-        checkpoint.save_snapshot(tmp_path, step, snapshot(1))
-    checkpoint.drop_snapshots(tmp_path, after=4)
-    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == [2, 4]
-    checkpoint.drop_snapshots(tmp_path / "new", after=4)
-
-
-def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the directory of a run"):
-        find(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
-        find(tmp_path)
-    for step in (2, 10, 30):
-        folder = tmp_path / checkpoint.FOLDER / str(step)
-        folder.mkdir(parents=True)
-        manifest.write(folder)
-    (tmp_path / checkpoint.FOLDER / "40.orbax-checkpoint-tmp").mkdir()  # a save that was cut off
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5; it has 2, 10, 30$"):
-        find(tmp_path, 5)
-    assert find(str(tmp_path)) == (tmp_path, 30)
-
-
-@pytest.fixture
-def three(tmp_path):
-    """A directory with steps 1, 2 and 3."""
-    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(step, small(step), {})
-    return tmp_path
-
-
-def harm(workdir, step):
-    """Flips a bit of the largest file of a step, which is that of its arrays."""
-    files = [path for path in (workdir / checkpoint.FOLDER / str(step)).rglob("*/*") if path.is_file()]
-    path = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    return path.name
-
-
-def test_the_newest_whole_step_is_used_and_what_is_damaged_is_named(three, capsys):
-    name = harm(three, 3)
-    assert find(three) == (three, 2)
-    words = capsys.readouterr().err
-    assert words.startswith(f"{three / checkpoint.FOLDER / '3'} is damaged and left out: ")
-    assert words.endswith(f"{name} is not as it was saved\n")
-    with pytest.raises(ValueError, match=r"checkpoint 3 of .* is damaged"):
-        find(three, 3)
-    assert find(three, 1) == (three, 1)
-
-
-def test_without_a_whole_step_it_stops(three):
-    for step in (1, 2, 3):
-        harm(three, step)
-    with pytest.raises(ValueError, match="no whole checkpoint: put a copy of one back, or --overwrite"):
-        checkpoint.newest(three)
-
-
-def test_damaged_steps_are_set_aside_and_saved_again(three):
-    for _ in range(2):
-        harm(three, 3)
-        checkpoint.set_aside(three, after=checkpoint.newest(three))
-        with Checkpoints(three, keep_last=3) as checkpoints:
-            checkpoints.save(3, small(7), {})
-        assert checkpoint.newest(three) == 3
-    np.testing.assert_array_equal(restore(three, small(0), 3)["params"]["w"], 7)
-    names = sorted(path.name for path in (three / checkpoint.FOLDER).iterdir())
-    assert names == ["1", "2", "3", "3-1.damaged", "3-2.damaged"]
-
-
-def test_what_a_kill_left_is_cleared_away(three):
-    folder = three / checkpoint.FOLDER
-    for name in ("4.orbax-checkpoint-tmp", "1.dropped"):
-        (folder / name).mkdir()
-        (folder / name / "x").touch()
-    assert checkpoint.newest(three) == 3
-    with Checkpoints(three, keep_last=3):
-        pass
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
-
-
 def test_no_step_is_given_up_before_a_newer_one_is_whole(tmp_path, monkeypatch):
     """The older ones are there whenever a manifest is written."""
     seen, write = [], manifest.write
 
     def watched(folder):
-        seen.append([step for step in checkpoint.steps(tmp_path) if checkpoint.damage(tmp_path, step) is None])
+        seen.append([step for step in saved_steps.steps(tmp_path) if saved_steps.damage(tmp_path, step) is None])
         write(folder)
 
     monkeypatch.setattr(manifest, "write", watched)
-    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+    with Checkpoints(tmp_path, Checkpoint(keep_last=1)) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
     assert seen == [[], [1], [2]]
-    assert checkpoint.steps(tmp_path) == [3]
+    assert saved_steps.steps(tmp_path) == [3]
 
 
 def fail_once(monkeypatch, at):
@@ -310,16 +229,16 @@ def test_a_failed_save_stops_the_run_at_the_next_one(tmp_path, monkeypatch):
     ):
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
-    assert checkpoint.newest(tmp_path) == 1
+    assert saved_steps.newest(tmp_path) == 1
 
 
 def test_or_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, capsys):
     fail_once(monkeypatch, 2)
-    with Checkpoints(tmp_path, keep_last=3, go_on=True) as checkpoints:
+    with Checkpoints(tmp_path, Checkpoint(keep_last=3, on_failure="go_on")) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
-    assert checkpoint.steps(tmp_path) == [1, 3]
-    assert checkpoint.newest(tmp_path) == 3
+    assert saved_steps.steps(tmp_path) == [1, 3]
+    assert saved_steps.newest(tmp_path) == 3
     assert (
         "step 2 was not saved ([Errno 28] No space left on device); checkpoints there are: 1\n"
         in capsys.readouterr().err
@@ -328,7 +247,27 @@ def test_or_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, capsys):
 
 def test_the_last_save_must_succeed_in_any_case(tmp_path, monkeypatch):
     fail_once(monkeypatch, 2)
-    with pytest.raises(OSError, match="step 2 was not saved"), Checkpoints(tmp_path, go_on=True) as checkpoints:
+    with (
+        pytest.raises(OSError, match="step 2 was not saved"),
+        Checkpoints(tmp_path, Checkpoint(on_failure="go_on")) as checkpoints,
+    ):
         for step in (1, 2):
             checkpoints.save(step, small(step), {})
-    assert checkpoint.newest(tmp_path) == 1
+    assert saved_steps.newest(tmp_path) == 1
+
+
+def test_the_number_of_images_is_noted(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, small(1), {}, 1797)
+        checkpoints.save(2, small(2), {})
+    assert saved_steps.images_of(tmp_path, 1) == 1797
+    assert saved_steps.images_of(tmp_path, 2) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_snapshot_that_fails_is_told_as_a_save_is(tmp_path, monkeypatch, capsys):
+    fail_once(monkeypatch, 4)
+    with pytest.raises(OSError, match=r"the snapshot of step 4 was not saved .*No space left"):
+        Checkpoints(tmp_path).save_snapshot(4, snapshot(1))
+    Checkpoints(tmp_path, Checkpoint(on_failure="go_on")).save_snapshot(4, snapshot(1))
+    assert "the snapshot of step 4 was not saved" in capsys.readouterr().err

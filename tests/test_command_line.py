@@ -12,7 +12,7 @@ from example_commands import TINY, fails, one_line, run, unboxed
 from PIL import Image
 
 import train
-from ddpm_jax import checkpoint, command_line
+from ddpm_jax import command_line, saved_steps
 from ddpm_jax.run_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -29,7 +29,7 @@ def test_overwrite_starts_afresh_and_keeps_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     run(train.main, *TINY, "--training.steps", 2, "--workdir", tmp_path)
     run(train.main, *TINY, "--training.steps", 3, "--training.seed", 1, "--workdir", tmp_path, "--overwrite")
-    assert checkpoint.steps(tmp_path) == [3]
+    assert saved_steps.steps(tmp_path) == [3]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -41,7 +41,7 @@ def test_data_and_model_are_chosen_by_name(tmp_path, capsys):
     where = ["--data.path", tmp_path, "--workdir", tmp_path / "run", "--training.batch-size", "8"]
     done = script("train.py", *other.split(), *where)
     assert "BasicUNet, 309057 parameters" in done.stdout, done.stderr
-    assert checkpoint.steps(tmp_path / "run") == [1]
+    assert saved_steps.steps(tmp_path / "run") == [1]
     assert "data.path" in script("train.py", *other.split()).stderr
     assert "there are: folder" in one_line(capsys, train.main, "--config", "digits", "--data", "foldr")
     assert "there are: conv_unet" in one_line(capsys, train.main, "--config", "digits", "--model", "convunet")

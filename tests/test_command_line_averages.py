@@ -10,7 +10,7 @@ from example_commands import TINY, arrays, draw, one_line, run
 
 import sample
 import train
-from ddpm_jax import checkpoint
+from ddpm_jax import checkpoint, saved_steps
 from ddpm_jax.workdir import load_config
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -28,11 +28,13 @@ def averaged(tmp_path_factory) -> Path:
 def test_resume_keeps_every_snapshot_bit_for_bit(averaged, tmp_path):
     for steps in (5, 8):
         run(train.main, *TINY, *AVERAGES, "--training.steps", steps, "--workdir", tmp_path, "--log.samples", 0)
-    assert checkpoint.steps(tmp_path) == checkpoint.steps(averaged) == [8]
-    assert checkpoint.steps(tmp_path, checkpoint.SNAPSHOTS) == checkpoint.steps(averaged, checkpoint.SNAPSHOTS)
+    assert saved_steps.steps(tmp_path) == saved_steps.steps(averaged) == [8]
+    assert saved_steps.steps(tmp_path, saved_steps.SNAPSHOTS) == saved_steps.steps(averaged, saved_steps.SNAPSHOTS)
     like = {name: load_config(averaged, 8).model.init(jax.random.key(0)) for name in ("power_0.05", "power_0.1")}
     for step in (2, 4, 6, 8):
-        ours, theirs = (checkpoint.read_trees(f / checkpoint.SNAPSHOTS / str(step), like) for f in (tmp_path, averaged))
+        ours, theirs = (
+            checkpoint.read_trees(f / saved_steps.SNAPSHOTS / str(step), like) for f in (tmp_path, averaged)
+        )
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     for whole, resumed in zip(arrays(averaged, 8), arrays(tmp_path, 8), strict=True):
         np.testing.assert_array_equal(whole, resumed)

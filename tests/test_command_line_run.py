@@ -11,7 +11,7 @@ from PIL import Image
 
 import sample
 import train
-from ddpm_jax import checkpoint
+from ddpm_jax import saved_steps
 from ddpm_jax.run_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -32,7 +32,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_it_promises(straight):
-    assert checkpoint.steps(straight) == [4, 8]
+    assert saved_steps.steps(straight) == [4, 8]
     assert [line["step"] for line in read_metrics(straight / "metrics.jsonl")] == list(range(1, 9))
     assert all({"loss", "grad_norm", "learning_rate"} <= set(line) for line in read_metrics(straight / "metrics.jsonl"))
     for name in ("loss.png", "preview/data.png", "preview/noise.png", "samples/00000004.png", "samples/00000008.png"):
@@ -64,7 +64,7 @@ def test_another_recipes_run_is_neither_resumed_nor_lost(straight, tmp_path, cap
 def test_overwrite_loses_nothing_where_it_fails(straight, capsys):
     bad = ["--config", "butterflies", "--data.path", "no/such/file", "--workdir", straight, "--no-compilation-cache"]
     one_line(capsys, train.main, *bad, "--overwrite")
-    assert checkpoint.steps(straight) == [4, 8]
+    assert saved_steps.steps(straight) == [4, 8]
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,8 @@ import json
 
 import pytest
 
-from ddpm_jax.config import (
-    PARAMETERS_A_PIXEL,
-    Checkpoint,
-    Config,
-    Ema,
-    Log,
-    Optimizer,
-    Training,
-    differences,
-    from_json,
-    in_steps,
-    to_json,
-)
+from ddpm_jax.config import PARAMETERS_A_PIXEL, Checkpoint, Config, Ema, Log, Optimizer, Parallel, Training, in_steps
+from ddpm_jax.config_json import differences, from_json, to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.folder import Folder
@@ -138,7 +127,8 @@ def test_differences_are_dotted_names():
         (lambda: Training(), "give training.steps or training.epochs"),
         (lambda: Training(steps=1, batch_size=10, accumulation=4), "batch of 10 does not divide into 4 micro-batches"),
         (lambda: Training(steps=1, seed=-1), "training.seed must be in"),
-        (lambda: Training(steps=1, cpu_devices=0), "training.cpu_devices must be at least 1"),
+        (lambda: Parallel(cpu_devices=0), "parallel.cpu_devices must be at least 1"),
+        (lambda: Parallel(fsdp=0), "parallel.fsdp must be at least 1"),
         (lambda: Optimizer(learning_rate=-1e-3), "optimizer.learning_rate must be positive, not -0.001"),
         (lambda: Optimizer(floor=1.0), "optimizer.floor must be in"),
         (lambda: Optimizer(warmup_steps=-1), "optimizer.warmup_steps must not be negative"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import command_line
-from ddpm_jax.config import Config, differences, from_json, to_json
+from ddpm_jax.config import Config
+from ddpm_jax.config_json import differences, from_json, to_json
 from ddpm_jax.models import Model
 from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.training import init_state, make_train_step, model_loss

@@ -12,7 +12,7 @@ from example_hub import WRITE, environment_of, serve
 from PIL import Image
 
 import train
-from ddpm_jax import checkpoint, export
+from ddpm_jax import export, saved_steps
 from ddpm_jax.on_run import open_any
 from ddpm_jax.pretrained import hub
 from ddpm_jax.pretrained.folders import load_pretrained
@@ -134,7 +134,7 @@ def test_an_upload_that_fails_leaves_the_training_alone(error, tmp_path, monkeyp
     run(train.main, *TINY, "--training.steps", 8, "--workdir", tmp_path / "run", "--push", "them/net")
     assert [(repo, message) for repo, message, _ in uploaded] == [("them/net", "Step 4"), ("them/net", "Step 8")]
     assert "step 4 was not uploaded, and training goes on: no answer" in capsys.readouterr().err
-    assert checkpoint.steps(tmp_path / "run") == [4, 8]
+    assert saved_steps.steps(tmp_path / "run") == [4, 8]
 
 
 def test_a_training_that_could_never_be_uploaded_does_not_begin(tmp_path, capsys):

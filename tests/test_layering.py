@@ -30,6 +30,9 @@ MAY_IMPORT = {
     "files": [],
     "manifest": ["files"],
     "interruption": [],
+    "hosts": ["errors"],
+    "memory": [],
+    "saved_steps": ["files", "manifest"],
     "ema": [],
     "parallel": [],
     "data*": ["data*", "errors"],
@@ -40,6 +43,7 @@ MODELS_NEED_ONLY = ["jax", "flax", "numpy", "jaxtyping", "ddpm_jax"]
 # Modules without a test file of their own, and where their tests are.
 TESTED_IN = {
     "recipe": "test_config.py",
+    "config_json": "test_config.py",
     "samplers.*": "test_samplers.py",
     "models.layers": "test_layers.py",
     "models.conv3x3": "test_conv3x3.py",

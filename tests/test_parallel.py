@@ -30,8 +30,8 @@ MODEL = UNet(
     num_classes=3,
     groups=4,
 )
-ROUTES = ("one device", "pmap", "jit")
-STEPS, BATCH = 5, 16
+ROUTES = ("one device", "pmap", "jit", "fsdp")
+STEPS, BATCH, FSDP = 5, 16, 4
 
 
 def batch_of(step):
@@ -49,7 +49,9 @@ def on_route(route, make_step):
             lambda state: jax.tree.map(jnp.copy, state),
             lambda batch: batch,
         )
-    return parallel.spread(make_step, route), parallel.replicate, parallel.shard
+    if route == "fsdp":
+        return parallel.spread(make_step, "jit", FSDP), partial(parallel.place, fsdp=FSDP), lambda batch: batch
+    return parallel.spread(make_step, route), parallel.place, parallel.shard
 
 
 def train(route, params):
@@ -72,7 +74,9 @@ def trained():
     rng = np.random.default_rng(0)
     fresh = MODEL.init(jax.random.key(0))
     params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
-    return {route: train(route, params) for route in ROUTES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "LEAST_SPLIT", 1)  # the net is a small one
+        return {route: train(route, params) for route in ROUTES}
 
 
 @pytest.mark.parametrize("route", ROUTES[1:])
@@ -86,7 +90,7 @@ def test_eight_devices_train_as_one(trained, route):
     jax.tree.map(close, (alone.params, alone.ema_params), (spread.params, spread.ema_params))
 
 
-@pytest.mark.parametrize("route", ROUTES[1:])
+@pytest.mark.parametrize("route", ["pmap", "jit"])
 def test_the_state_stays_unstacked_and_whole_on_every_device(trained, route):
     alone, (state, metrics, _) = trained["one device"][0], trained[route]
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, alone)
@@ -94,6 +98,47 @@ def test_the_state_stays_unstacked_and_whole_on_every_device(trained, route):
         assert leaf.sharding.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.local_devices())
         np.testing.assert_array_equal(leaf.addressable_shards[0].data, leaf.addressable_shards[7].data)
+
+
+def bytes_on_one_device(tree):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def test_by_fsdp_each_device_keeps_its_share(trained):
+    """Arrays of which no axis divides by 4 stay whole: one input channel, three classes."""
+    state = trained["fsdp"][0]
+    for leaf in jax.tree.leaves(state):
+        whole = all(length % FSDP for length in leaf.shape)
+        assert leaf.addressable_shards[0].data.size == leaf.size // (1 if whole else FSDP), leaf.shape
+    gathered = parallel.at_hand(state.params)
+    jax.tree.map(np.testing.assert_array_equal, gathered, jax.device_get(state.params))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(gathered))
+
+
+def test_the_state_of_a_usual_net_takes_a_quarter_on_each_of_four_devices():
+    """Parameters, two averages and AdamW's moments of a net with a million parameters, within 5%."""
+    model = UNet(image_size=8, channels=3, widths=(64, 64), attention=(False, True), layers_per_level=1)
+    shapes = jax.eval_shape(
+        lambda key: init_state(model.init(key), optax.adamw(1e-4), Ema(others=(0.99,))), jax.random.key(0)
+    )
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    whole, split = (bytes_on_one_device(parallel.place(state, fsdp)) for fsdp in (1, FSDP))
+    assert whole == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert whole / FSDP <= split <= 1.05 * whole / FSDP
+
+
+def test_devices_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"8 devices do not divide into groups of 3: change --parallel\.fsdp"):
+        parallel.training_mesh(3)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "rows"), [(1, 0, range(12)), (3, 1, [2, 3, 8, 9]), (2, 0, [0, 1, 2, 6, 7, 8])]
+)
+def test_a_host_reads_its_share_of_each_micro_batch(monkeypatch, hosts, host, rows):
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    np.testing.assert_array_equal(parallel.rows_of_host(12, accumulation=2), rows)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -112,7 +157,7 @@ def test_noise_and_masks_are_the_same_bits_on_every_route():
         return step
 
     found = []
-    for route in ROUTES:
+    for route in ("one device", "pmap", "jit"):
         step, place_state, place_batch = on_route(route, make_step)
         found.append(step(place_state(jnp.zeros(())), place_batch(batch_of(0)))[1])
     for other in found[1:]:
@@ -165,6 +210,13 @@ def test_cpu_cores_are_the_largest_divisor_of_the_batch():
         "print(parallel.use_cpu_cores(128, 4), parallel.describe_devices())"
     )
     assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4", "3", "1", "1", "4 4 x cpu"]
+
+
+def test_a_deterministic_run_says_so_to_xla_and_keeps_what_the_user_said():
+    code = "parallel.be_deterministic(); print(os.environ['XLA_FLAGS']); print(jax.numpy.ones(2).sum())"
+    flags, total = in_a_process(code, XLA_FLAGS="--xla_cpu_enable_fast_math=false")
+    assert flags == f"--xla_cpu_enable_fast_math=false {parallel.DETERMINISTIC}"
+    assert total == "2.0"  # XLA ends a process at a flag that it does not know
 
 
 @pytest.mark.parametrize(

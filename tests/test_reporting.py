@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import ddpm_jax.reporting as reporting
-from ddpm_jax.config import Config, Log, Optimizer, Training, to_json
+from ddpm_jax.config import Config, Log, Optimizer, Training
+from ddpm_jax.config_json import to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits

@@ -2,7 +2,9 @@
 
 import json
 import math
+import resource
 import struct
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -186,3 +188,35 @@ def test_reading_leaves_out_a_cut_line_and_leaves_the_file_alone(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"give the metrics\.jsonl of a run's directory"):
         read_metrics(tmp_path)
+
+
+@contextmanager
+def no_file_above(size):
+    """The system lets no file of this process grow further, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ddpm_jax.run_log.FLUSH_SECONDS", 0)
+    with RunLog(tmp_path) as log:
+        log.scalars(10, {"loss": 0.5})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        with no_file_above(size + 5):
+            log.scalars(20, {"loss": 0.25})
+            log.image(20, "samples", Image.new("RGB", (4, 4)))
+            log.curve()
+        words = capsys.readouterr().err
+        for what in ("metrics.jsonl", "TensorBoard's points", "TensorBoard's picture", "loss.png"):
+            assert f"{what} was not written, and training goes on: [Errno 27] File too large" in words
+        assert (tmp_path / "metrics.jsonl").stat().st_size == size
+        assert not (tmp_path / "loss.png").exists()
+        log.scalars(30, {"loss": 0.125})
+        log.curve()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
+    assert shown(tmp_path, "loss") == [(10, 0.5), (30, 0.125)]
+    assert (tmp_path / "loss.png").exists()

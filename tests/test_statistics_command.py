@@ -8,7 +8,8 @@ import pytest
 
 from ddpm_jax import statistics, workdir
 from ddpm_jax.checkpoint import Checkpoints
-from ddpm_jax.config import Config, Training, to_json
+from ddpm_jax.config import Config, Training
+from ddpm_jax.config_json import to_json
 from ddpm_jax.corruption import Corruption
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.models.basic_unet import BasicUNet

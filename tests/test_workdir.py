@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 
 from ddpm_jax import manifest, workdir
-from ddpm_jax.checkpoint import FOLDER, SNAPSHOTS, Checkpoints, steps
-from ddpm_jax.config import Checkpoint, Config, Ema, Optimizer, Training, to_json
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.config import Checkpoint, Config, Ema, Optimizer, Parallel, Training
+from ddpm_jax.config_json import to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.ema import MAX_RESIDUAL, power_gamma
 from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.saved_steps import FOLDER, SNAPSHOTS, config_file, steps
 
 CONFIG = Config(
-    model=BasicUNet(image_size=8, channels=1), data=Digits(), training=Training(batch_size=8, steps=5, cpu_devices=3)
+    model=BasicUNet(image_size=8, channels=1),
+    data=Digits(),
+    training=Training(batch_size=8, steps=5),
+    parallel=Parallel(cpu_devices=3),
 )
 
 
@@ -38,15 +43,19 @@ def run(tmp_path, params):
 
 
 def test_an_empty_directory_starts_at_zero(tmp_path):
-    assert workdir.resume(CONFIG, tmp_path / "new") == (CONFIG, 0)
+    assert workdir.resume(CONFIG, tmp_path / "new") == 0
+    assert workdir.cpu_devices(tmp_path / "new") is None
 
 
-def test_the_same_recipe_goes_on_with_as_many_devices(run):
-    longer = Training(batch_size=8, steps=50)
-    config, step = workdir.resume(dataclasses.replace(CONFIG, training=longer, checkpoint=Checkpoint(every=2)), run)
-    assert step == 5
-    assert config.training == dataclasses.replace(longer, cpu_devices=3)
-    assert config.checkpoint.every == 2
+def test_the_same_recipe_goes_on_however_long_and_spread(run):
+    free = {"checkpoint": Checkpoint(every=2), "parallel": Parallel(route="jit", fsdp=2)}
+    longer = dataclasses.replace(CONFIG, training=Training(batch_size=8, steps=50), **free)
+    assert workdir.resume(longer, run) == 5
+
+
+def test_a_run_knows_its_cpu_devices(tmp_path):
+    workdir.write_config(tmp_path, CONFIG)
+    assert workdir.cpu_devices(tmp_path) == 3
 
 
 @pytest.mark.parametrize(
@@ -64,7 +73,7 @@ def test_what_changes_the_run_is_refused_by_name(run, change, named):
 
 
 def test_a_config_that_cannot_be_read_is_named(run):
-    config = workdir.checkpoint.config_file(run, 5)
+    config = config_file(run, 5)
     config.write_text("{")
     manifest.write(config.parents[1])
     with pytest.raises(ValueError, match=r"cannot be read .*--overwrite"):
@@ -93,7 +102,7 @@ def averaged(tmp_path, params):
                 averages[name] = jax.tree.map(
                     lambda a, p, beta=beta: np.float32(beta * a + (1 - beta) * p), averages[name], newest
                 )
-            workdir.snapshot(AVERAGES, tmp_path, t, 8, averages)
+            workdir.snapshot(AVERAGES, checkpoints, t, 8, averages)
             if t in (5, 8):
                 checkpoints.save(t, {"params": newest, "ema_params": averages}, to_json(config))
     return config, tmp_path
@@ -144,11 +153,11 @@ def test_a_run_without_tracks_has_nothing_to_rebuild_from(run):
 def test_snapshots_are_taken_at_the_cadence_asked_for_or_64_times_a_run(averaged, tmp_path, monkeypatch):
     assert steps(averaged[1], SNAPSHOTS) == [2, 4, 6, 8]
     taken = []
-    monkeypatch.setattr(workdir.checkpoint, "save_snapshot", lambda _, step, trees: taken.append((step, set(trees))))
-    averages = {"ema": {}, "power_0.1": {}}
+    monkeypatch.setattr(Checkpoints, "save_snapshot", lambda _, step, trees: taken.append((step, set(trees))))
+    averages, checkpoints = {"ema": {}, "power_0.1": {}}, Checkpoints(tmp_path)
     for step in range(1, 1001):
-        workdir.snapshot(Ema(power=(0.1,)), tmp_path, step, 1000, averages)
-        workdir.snapshot(Ema(), tmp_path, step, 1000, averages)
+        workdir.snapshot(Ema(power=(0.1,)), checkpoints, step, 1000, averages)
+        workdir.snapshot(Ema(), checkpoints, step, 1000, averages)
     assert taken == [(step, {"power_0.1"}) for step in range(16, 1001, 16)]
 
 
@@ -167,7 +176,7 @@ def test_to_begin_keeps_what_the_start_has_behind_it(averaged):
 def test_the_cadence_of_snapshots_may_change_and_the_tracks_may_not(averaged):
     config, folder = averaged
     slower = dataclasses.replace(AVERAGES, snapshots_every=4)
-    assert workdir.resume(dataclasses.replace(config, ema=slower), folder)[1] == 8
+    assert workdir.resume(dataclasses.replace(config, ema=slower), folder) == 8
     with pytest.raises(ValueError, match=r"ema\.power"):
         workdir.resume(dataclasses.replace(config, ema=Ema(others=(0.9,))), folder)
 
@@ -180,7 +189,7 @@ def test_another_models_checkpoint_is_an_error_that_names_a_leaf(run):
 
 def test_a_run_without_a_checkpoint_yet_is_recognised(tmp_path):
     workdir.write_config(tmp_path, CONFIG)
-    assert workdir.resume(CONFIG, tmp_path) == (CONFIG, 0)
+    assert workdir.resume(CONFIG, tmp_path) == 0
     with pytest.raises(ValueError, match=r"data\.flip"):
         workdir.resume(dataclasses.replace(CONFIG, data=Digits(flip=True)), tmp_path)
     with pytest.raises(ValueError, match="is a file"):

@@ -200,12 +200,24 @@ def to_floats(images: np.ndarray, low: float = -1.0) -> np.ndarray:
     return levels[images]
 
 
-def batch_at(images: Images, seed: int, step: int, batch_size: int, *, flip: bool = False, low: float = -1.0) -> Batch:
-    """The global batch of (seed, step): `image` (b, h, w, c) float32 in [low, 1] and, if any, `label` (b,)."""
-    batch = images.read(batch_indices(seed, step, batch_size, len(images)))
+def batch_at(
+    images: Images,
+    seed: int,
+    step: int,
+    batch_size: int,
+    *,
+    rows: np.ndarray | slice = slice(None),
+    flip: bool = False,
+    low: float = -1.0,
+) -> Batch:
+    """The global batch of (seed, step), or these rows of it: `image` (b, h, w, c) float32 in [low, 1], `label` (b,).
+
+    Labels are there where the images have any; only the images of the rows are read.
+    """
+    batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
     pixels = batch["image"]
     if flip:
-        mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size) < 0.5
+        mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size)[rows] < 0.5
         pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
     return batch | {"image": to_floats(pixels, low)}
 

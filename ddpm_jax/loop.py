@@ -1,0 +1,156 @@
+"""Training: data -> state -> steps, saved and told on the way, to the end or to where it was asked to stop."""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax import checkpoint, export, hosts, memory, parallel, saved_steps, training, workdir
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.config import Config, in_steps
+from ddpm_jax.config_json import to_json
+from ddpm_jax.data import Batch, Images, batch_at, check_labels, stream
+from ddpm_jax.init_from import first_params
+from ddpm_jax.interruption import Interruption
+from ddpm_jax.on_run import TrainedRun
+from ddpm_jax.optimizer import make_optimizer
+from ddpm_jax.reporting import Reporter, preview
+from ddpm_jax.training import TrainState
+
+
+def train(
+    config: Config,
+    folder: Path,
+    start: int,
+    upload: export.Upload | None = None,
+    overwrite: bool = False,
+    previewed: bool = False,
+) -> int:
+    """The exit status after the steps from `start` to the end: 0, or that of the signal that stopped them before.
+
+    Raises ValueError or OSError for what the user can mend.
+    """
+    with memory.shortage_named(*needs(config)):
+        images = config.data.load(config.model.image_size, config.model.channels)
+        check_labels(images, config.model.num_classes)
+        total = config.total_steps(len(images))
+        if start >= total:
+            print(f"{folder} is at step {start} of {total} already: raise --training.steps to go on")
+            return 0
+        tx = make_optimizer(config, len(images))
+        state = resumed_state(config, tx, folder, start, len(images)) if start else first_state(config, tx)
+        if hosts.is_first():
+            workdir.begin(folder, config, start, overwrite)
+        hosts.wait("directory")
+        per_epoch = config.steps_per_epoch(len(images))
+        print(f"images    {len(images):,}, {per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
+        if previewed and hosts.is_first():
+            preview(config, images, folder)
+        done, signal = walk(config, folder, images, tx, state, upload)
+    if done < total:
+        print(f"stopped: step {done} of {total} is saved in {folder}; the same command goes on")
+        return 128 + signal
+    print(f"done: step {total}, in {folder}; draw samples with: python sample.py --ckpt {folder}")
+    return 0
+
+
+def needs(config: Config) -> tuple[str, str]:
+    """What a step's memory is for, and how to need less."""
+    settings, model = config.training, config.model
+    height, width, channels = model.image_shape
+    return (
+        f"micro-batches of {settings.micro_batch_size} pictures of {height}x{width}x{channels} in {settings.dtype}",
+        f"raise --training.accumulation (now {settings.accumulation}), lower --training.batch-size (now "
+        f"{settings.batch_size}), try --training.dtype bfloat16, or split the state by --parallel.fsdp",
+    )
+
+
+def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, on the devices."""
+    key, _ = training.training_keys(config.training.seed)
+    params = parallel.place(first_params(config, key), config.parallel.fsdp)
+    init = partial(training.init_state, tx=tx, ema=config.ema)
+    lie = parallel.shares(jax.eval_shape(init, params), config.parallel.fsdp)
+    return jax.jit(init, out_shardings=lie)(params)
+
+
+def resumed_state(config: Config, tx: optax.GradientTransformation, folder: Path, step: int, images: int) -> TrainState:
+    """The state that was saved at a step, on the devices; a change of the number of images is told."""
+    before = saved_steps.images_of(folder, step)
+    if before not in (None, images):
+        print(f"trained on {before:,} images so far, and on {images:,} from here: batches differ", file=sys.stderr)
+    init = lambda key: training.init_state(config.model.init(key), tx, config.ema)  # noqa: E731
+    like = parallel.like_placed(jax.eval_shape(init, jax.random.key(0)), config.parallel.fsdp)
+    at = parallel.place(jnp.asarray(step, jnp.int32))
+    return like._replace(step=at, **checkpoint.restore(folder, step, parts_of(like)))
+
+
+def parts_of(state: TrainState) -> dict:
+    """What a checkpoint holds; the step is its name."""
+    return {"params": state.params, "ema_params": state.ema_params, "opt_state": state.opt_state}
+
+
+def walk(
+    config: Config,
+    folder: Path,
+    images: Images,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    upload: export.Upload | None = None,
+) -> tuple[int, int]:
+    """The last step done, which is saved, and the signal that stopped it, 0 at the end."""
+    start, total = int(state.step), config.total_steps(len(images))
+    settings, keep = config.training, config.checkpoint
+    save_every = in_steps(keep.every, keep.every_epochs, config.steps_per_epoch(len(images)))
+    train_step, agreed = step_over_devices(config, tx), hosts.Agreement()
+    checkpoints, reporter = Checkpoints(folder, keep), Reporter(config, images, folder, start)
+    with Interruption() as stop, checkpoints, reporter:
+        for done, batch in enumerate(batches(config, images, start, total), start + 1):
+            if done == start + 1:
+                part = next(training.micro_batches(batch, settings.accumulation))
+                memory.check_fits(train_step.host_memory(state, part))
+            state, metrics = training.by_micro_batches(train_step, state, batch, settings.accumulation)
+            signal = agreed(stop.signal)
+            workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
+            if signal or done == total or (save_every and done % save_every == 0):
+                checkpoints.save(done, parts_of(state), to_json(config), len(images))
+                send(upload, TrainedRun(folder, done, config), state)
+            reporter.after_step(done, metrics, state)
+            if reporter.watch.in_a_row >= settings.max_skipped:
+                state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), reporter.watch))
+            if signal:
+                break
+    return done, signal
+
+
+def step_over_devices(config: Config, tx: optax.GradientTransformation) -> parallel.SpreadStep:
+    """The training step of a recipe on all devices."""
+    loss = training.model_loss(config.model, config.objective, config.training.dtype)
+    make_step = partial(training.make_train_step, loss, tx, config.ema)
+    return parallel.spread(make_step, config.parallel.route, config.parallel.fsdp)
+
+
+def send(upload: export.Upload | None, run: TrainedRun, state: TrainState) -> None:
+    """Uploads what samples are drawn with, from the first host, if anything does."""
+    if upload is not None:
+        params = parallel.at_hand(state.ema_params["ema"])
+        if hosts.is_first():
+            upload(run, params)
+
+
+def batches(config: Config, images: Images, start: int, stop: int) -> Iterator[dict]:
+    """This host's rows of the global batches of steps start..stop-1, made ahead by worker threads, and their keys."""
+    settings, size, low = config.training, config.training.batch_size, config.objective.low
+    _, key = training.training_keys(settings.seed)
+    rows = parallel.rows_of_host(size, settings.accumulation)
+    on_device = jnp.asarray(rows)
+
+    def batch(step: int) -> Batch:
+        return batch_at(images, settings.seed, step, size, rows=rows, flip=config.data.flip, low=low)
+
+    for step, images_of_step in enumerate(stream(batch, start, stop), start):
+        yield images_of_step | {"key": training.example_keys(key, step, on_device)}

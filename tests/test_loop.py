@@ -1,0 +1,62 @@
+"""The loop: the same bits in every process, each host its rows, what is told when a run goes on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_hosts import CONFIG, by_sgd
+from example_training import assert_same
+
+from ddpm_jax import loop, training
+from ddpm_jax.data import InMemory
+from ddpm_jax.on_run import TrainedRun
+from ddpm_jax.optimizer import make_optimizer
+
+IMAGES = InMemory(np.arange(40 * 64, dtype=np.uint32).astype(np.uint8).reshape(40, 8, 8, 1))
+
+
+def test_three_processes_give_the_same_bits(tmp_path):
+    first, *others = (by_sgd(tmp_path / name, steps=6) for name in "abc")
+    for arrays, losses in others:
+        assert losses == first[1]
+        for ours, theirs in zip(arrays, first[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_rows_of_all_hosts_are_the_global_batch(monkeypatch, hosts):
+    """Micro-batch after micro-batch, each from its hosts in order; so are the keys of noise and dropout."""
+    (wanted,) = loop.batches(CONFIG, IMAGES, 3, 4)
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    parts = []
+    for host in range(hosts):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        (batch,) = loop.batches(CONFIG, IMAGES, 3, 4)
+        parts.append(list(training.micro_batches(batch, CONFIG.training.accumulation)))
+    for name in wanted:
+        found = jnp.concatenate([part[name] for of_one in zip(*parts, strict=True) for part in of_one])
+        assert_same(*(jax.random.key_data(x) if name == "key" else x for x in (found, wanted[name])))
+
+
+def test_a_state_comes_back_as_it_was_and_another_number_of_images_is_told(tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=2))
+    tx = make_optimizer(config, len(IMAGES))
+    assert loop.walk(config, tmp_path, IMAGES, tx, loop.first_state(config, tx)) == (2, 0)
+    capsys.readouterr()
+    state = loop.resumed_state(config, tx, tmp_path, 2, 40)
+    assert int(state.step) == 2
+    assert capsys.readouterr().err == ""
+    assert_same(loop.resumed_state(config, tx, tmp_path, 2, 41), state)
+    assert "trained on 40 images so far, and on 41 from here" in capsys.readouterr().err
+
+
+def test_an_upload_gets_what_samples_are_drawn_with(tmp_path):
+    tx = make_optimizer(CONFIG, len(IMAGES))
+    run, state, sent = TrainedRun(tmp_path, 3, CONFIG), loop.first_state(CONFIG, tx), []
+    loop.send(None, run, state)
+    loop.send(lambda *what: sent.append(what), run, state)
+    ((found, params),) = sent
+    assert found == run
+    assert_same(params, state.ema_params["ema"])
