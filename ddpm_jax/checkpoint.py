@@ -29,7 +29,8 @@ from ddpm_jax.saved_steps import FOLDER, SNAPSHOTS, steps
 UNFINISHED, DROPPED = ".orbax-checkpoint-tmp", ".dropped"
 
 # Orbax reports each save in many lines of its own, and each failure, which it raises too, with a traceback a thread.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -51,6 +52,7 @@ class Checkpoints:
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
 
     def __enter__(self) -> Checkpoints:
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._without_event_loops
         self._clear_unfinished()
         return self
 
@@ -59,6 +61,12 @@ class Checkpoints:
             self._sealing.result()
         self._thread.shutdown()
         self._writer.close()
+        sys.unraisablehook = self._hook
+
+    def _without_event_loops(self, ignored: Any) -> None:
+        """TensorStore's threads have a traceback printed each where the loop they report to ended by a failure."""
+        if str(ignored.exc_value) != "Event loop is closed":
+            self._hook(ignored)
 
     def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None) -> None:
         """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.

@@ -21,7 +21,7 @@ from ddpm_jax.errors import check
 MISSED_AFTER = 30
 """Seconds without a sign of life after which a host counts as gone."""
 AUTO = "auto"
-GO_ON = "start the same command on all hosts again, and it goes on from the newest checkpoint"
+STATUSES = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION")
 
 
 @contextlib.contextmanager
@@ -41,14 +41,23 @@ def together(coordinator: str | None, count: int | None = None, index: int | Non
         yield
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 1)
-    except jax.errors.JaxRuntimeError as error:
-        said = " ".join(str(error).split())[:300]
-        print(f"error: another host is gone, or does something else ({said}): {GO_ON}", file=sys.stderr)
-        _leave(1)
     except BaseException:
         traceback.print_exc()
         _leave(1)
     jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def loss_named() -> Iterator[None]:
+    """What XLA says when it loses another host is a ConnectionError that says what to do."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if count() == 1 or not str(error).startswith(STATUSES):
+            raise
+        said = " ".join(str(error).split())[:300]
+        again = "start the same command on all hosts again, and it goes on from the newest checkpoint"
+        raise ConnectionError(f"another host is gone, or does something else ({said}): {again}") from error
 
 
 def _connect(coordinator: str, count: int | None, index: int | None) -> None:

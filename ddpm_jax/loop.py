@@ -34,7 +34,7 @@ def train(
 
     Raises ValueError or OSError for what the user can mend.
     """
-    with memory.shortage_named(*needs(config)):
+    with hosts.loss_named(), memory.shortage_named(*needs(config)):
         images = config.data.load(config.model.image_size, config.model.channels)
         check_labels(images, config.model.num_classes)
         total = config.total_steps(len(images))

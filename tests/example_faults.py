@@ -16,7 +16,7 @@ from example_commands import TINY
 from ddpm_jax.run_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
-STEPS, EVERY = 24, 3
+STEPS, EVERY = 16, 4
 SETTINGS = [*TINY, "--training.steps", str(STEPS), "--checkpoint.every", str(EVERY), "--log.samples", "0"]
 ENV = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 ENV["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # halves the time; see conftest.py

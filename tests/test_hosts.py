@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 
+import faults
 import jax
 import numpy as np
 import pytest
@@ -12,70 +13,65 @@ from example_hosts import assert_close, by_sgd
 
 import train
 from ddpm_jax import hosts, saved_steps
-from ddpm_jax.run_log import read_metrics
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compiled programs, shared by the runs of this file."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache):
-    """A run on one host."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    with Run(workdir, cache) as run:
-        assert run.ends() == 0, run.words
-    return workdir
-
-
-def losses(workdir):
-    return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
+def bench(tmp_path_factory):
+    """The compiled programs and a run on one host."""
+    return faults.straight(tmp_path_factory.mktemp("straight"))
 
 
 @contextlib.contextmanager
-def running(count, workdir, cache, *more):
+def running(count, bench, workdir, *more):
     """The processes of a run on several hosts."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(run) for run in several(count, workdir, cache, *more)]
+        yield [stack.enter_context(run) for run in several(count, workdir, bench.cache, *more)]
 
 
 def all_end(runs, status=0):
     assert [run.ends() for run in runs] == [status] * len(runs), "\n".join(run.words for run in runs)
 
 
-def test_by_sgd_parameters_and_losses_are_those_of_one_host(tmp_path):
-    one = by_sgd(tmp_path / "1")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Arrays and losses after twenty steps of SGD on one host."""
+    return by_sgd(tmp_path_factory.mktemp("one") / "run")
+
+
+def test_by_sgd_parameters_and_losses_are_those_of_one_host(one, tmp_path):
     for count in (2, 4):
         assert_close(by_sgd(tmp_path / str(count), hosts=count), one)
 
 
-def test_by_sgd_a_run_goes_on_with_other_hosts_and_devices_as_one_did(tmp_path):
-    one = by_sgd(tmp_path / "1")
+def test_by_sgd_a_run_goes_on_with_other_hosts_and_devices_as_one_did(one, tmp_path):
     by_sgd(tmp_path / "run", devices=8, steps=10)
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     assert_close(by_sgd(tmp_path / "run", devices=1), one)
     assert_close(by_sgd(tmp_path / "again", hosts=2, devices=2), one)
 
 
-def test_train_on_two_hosts_and_go_on_with_one(alone, cache, tmp_path):
+def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
     """One log, one set of checkpoints, what is printed once; by Adam, whose parameters are not comparable."""
     workdir = tmp_path / "run"
-    with running(2, workdir, cache, "--training.steps", STEPS // 2) as runs:
+    with running(2, bench, workdir, "--training.steps", STEPS // 2) as runs:
         all_end(runs)
     assert "2 hosts with 1 x cpu" in runs[0].words
     assert f"done: step {STEPS // 2}" in runs[0].words
     assert "done" not in runs[1].words
     assert saved_steps.newest(workdir) == STEPS // 2
     assert len(list((workdir / "tensorboard").iterdir())) == 1
-    with Run(workdir, cache) as run:
+    with Run(workdir, bench.cache) as run:
         assert run.ends() == 0, run.words
-    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-3)
+    np.testing.assert_allclose(faults.losses(workdir), faults.losses(bench.straight), rtol=1e-3)
 
 
-def test_a_mistake_ends_all_hosts(cache, tmp_path):
-    with running(2, tmp_path / "run", cache, "--training.batch-size", 6) as runs:
+@pytest.mark.parametrize("fault", [faults.host_killed, faults.host_signalled])
+def test_hosts_end_together(fault, bench, tmp_path):
+    fault(bench._replace(folder=tmp_path), random.Random(0))
+
+
+def test_a_mistake_ends_all_hosts(bench, tmp_path):
+    with running(2, bench, tmp_path / "run", "--training.batch-size", 6) as runs:
         all_end(runs, 2)
     assert "a batch of 3 does not divide over 2 devices" in runs[0].words
 
