@@ -1,6 +1,7 @@
 """Several hosts, each a real process: the numbers of one, an end together, and going on with another number of them."""
 
 import contextlib
+import random
 import shutil
 
 import faults
