@@ -73,7 +73,8 @@ def main(args: list[str]) -> None:
     num = draw.num or draw.one_each() or DEFAULT_NUM
     draw.set_up_jax(num)
     edit = draw.edit(recipe, num)
-    states = draw_states(recipe, source.params(draw.weights), draw, num, edit)
+    with draw.shortage_named(recipe.model):
+        states = draw_states(recipe, source.params(draw.weights), draw, num, edit)
     for path in pictures.save_states(states, draw.out, draw.trajectory):
         print(path)
 

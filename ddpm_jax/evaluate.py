@@ -58,7 +58,8 @@ def main(args: list[str]) -> None:
     config = with_split(run.config, wanted.split)
     batch, params, variance = draw_images(config, wanted), run.params(wanted.weights), wanted.variance
     parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
-    with tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps") as bar:
+    bar = tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps")
+    with wanted.shortage_named(config.model), bar:
         bound = evaluate(config, params, batch, wanted.batch_size, wanted.seed, variance, bar.update)
     about = {"step": run.step, "data": config.data.describe(), "variance": variance or objective.variance}
     found = about | {"weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)

@@ -1,14 +1,15 @@
 """What the commands that work on a trained net share: `--ckpt`, what lies there with its recipe, and their settings."""
 
 import dataclasses
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from ddpm_jax import command_line, saved_steps, workdir
+from ddpm_jax import command_line, memory, saved_steps, workdir
 from ddpm_jax.config import Config
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
-from ddpm_jax.models import Params
+from ddpm_jax.models import Model, Params
 from ddpm_jax.pretrained import folders
 from ddpm_jax.recipe import Recipe
 
@@ -47,6 +48,12 @@ class InBatches(OnRun):
     def set_up_jax(self, num: int) -> None:
         """JAX's settings for work on `num` images; to be called before its first use."""
         command_line.set_up_jax(min(self.batch_size, num), self.platform, self.compilation_cache)
+
+    def shortage_named(self, model: Model) -> AbstractContextManager[None]:
+        """Memory that runs out in the block is a ValueError that names the batch and the setting to change."""
+        height, width, channels = model.image_shape
+        what = f"batches of {self.batch_size} pictures of {height}x{width}x{channels} in float32"
+        return memory.shortage_named(what, "lower --batch-size")
 
 
 Settings = TypeVar("Settings", bound=OnRun)

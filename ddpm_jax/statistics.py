@@ -65,7 +65,8 @@ def main(args: list[str]) -> None:
     wanted.set_up_jax(wanted.images)
     schedule = objective.noise_schedule()
     parts = parts_of(run.config, run.params(wanted.weights), wanted)
-    with tqdm(total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images") as bar:
+    bar = tqdm(total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images")
+    with wanted.shortage_named(run.config.model), bar:
         found = estimate(schedule, parts, wanted.levels, bar.update)
     print(save(found, wanted.out or run.folder / NAME))
 

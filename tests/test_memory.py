@@ -9,6 +9,8 @@ from example_commands import TINY, fails
 
 import train
 from ddpm_jax import loop, memory, saved_steps
+from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.on_run import InBatches
 from ddpm_jax.parallel import SpreadStep
 
 
@@ -43,6 +45,15 @@ def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(capsys, tmp_path
     for named in ("micro-batches of 8 pictures of 8x8x1 in float32", "--training.accumulation (now 2)", "(now 16)"):
         assert named in message
     assert saved_steps.steps(tmp_path / "run") == []
+
+
+def test_sampling_names_its_batch():
+    model = ConvUNet(image_size=8, channels=3, widths=(8,))
+    with (
+        pytest.raises(ValueError, match=r": batches of 9 pictures of 8x8x3 in float32: lower --batch-size$"),
+        InBatches(batch_size=9).shortage_named(model),
+    ):
+        jnp.zeros((2**40, 2**10)).block_until_ready()
 
 
 def folder_of(tmp_path, **files):
