@@ -121,8 +121,11 @@ def snapshot(
 
 
 def cpu_devices(workdir: Path) -> int | None:
-    """The virtual CPU devices of the run that is in a directory, if any; raises ValueError as `load_config`."""
-    return load_config(workdir, None).parallel.cpu_devices if (workdir / CONFIG).exists() else None
+    """The virtual CPU devices of the run that is in a directory, as its newest config that can be read says, if any."""
+    for step in [*reversed(saved_steps.steps(workdir)), None]:
+        with contextlib.suppress(ValueError):
+            return load_config(workdir, step).parallel.cpu_devices
+    return None
 
 
 def resume(config: Config, workdir: Path) -> int:

@@ -25,14 +25,14 @@ ENV["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # halves the time; see conftest.py
 class Run:
     """`python train.py` on a tiny recipe in `workdir`; killed at the latest when the block ends.
 
-    `launcher` is Python that is run first and becomes it.
+    `launcher` is Python that is run first and becomes it, `environment` is added to that of this process.
     """
 
-    def __init__(self, workdir: Path, cache: Path, *more: object, launcher: str = ""):
+    def __init__(self, workdir: Path, cache: Path, *more: object, launcher: str = "", **environment: str):
         args = [item for item in SETTINGS if item != "--no-compilation-cache"]
         start = [sys.executable, "-c", launcher] if launcher else [sys.executable]
         command = [*start, "train.py", *args, "--workdir", workdir, *map(str, more)]
-        env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | environment
         self.workdir = workdir
         self._out, self._said = tempfile.NamedTemporaryFile("w+"), ""  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._out, stderr=subprocess.STDOUT)
@@ -92,6 +92,14 @@ def several(count: int, workdir: Path, cache: Path, *more: object) -> list[Run]:
     """A run on so many hosts, the first one first."""
     found = ["--coordinator", free_address(), "--hosts", count]
     return [Run(workdir, cache, *found, "--host", host, *more) for host in range(count)]
+
+
+def slurm(count: int, workdir: Path, cache: Path, *more: object) -> list[Run]:
+    """The same as Slurm starts it: every process finds in its environment which it is, and JAX a port from the job."""
+    job = random.Random(str(workdir)).randrange(2**20)
+    known = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    which = [{"SLURM_PROCID": str(host), "SLURM_LOCALID": str(host)} for host in range(count)]
+    return [Run(workdir, cache, "--coordinator", "auto", *more, **known, **one) for one in which]
 
 
 WITHOUT_PRIVILEGES = """

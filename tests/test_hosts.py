@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from example_commands import one_line
-from example_faults import STEPS, Run, several
+from example_faults import STEPS, Run, several, slurm
 from example_hosts import assert_close, by_sgd
 
 import train
@@ -75,6 +75,14 @@ def test_a_mistake_ends_all_hosts(bench, tmp_path):
     with running(2, bench, tmp_path / "run", "--training.batch-size", 6) as runs:
         all_end(runs, 2)
     assert "a batch of 3 does not divide over 2 devices" in runs[0].words
+
+
+def test_slurm_says_who_is_who(bench, tmp_path):
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(run) for run in slurm(2, tmp_path / "run", bench.cache, "--dry-run")]
+        all_end(runs)
+    assert "2 hosts with 1 x cpu" in runs[0].words
+    assert "2 hosts" not in runs[1].words
 
 
 def test_hosts_that_are_not_described_are_refused(capsys, tmp_path):

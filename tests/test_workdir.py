@@ -53,9 +53,14 @@ def test_the_same_recipe_goes_on_however_long_and_spread(run):
     assert workdir.resume(longer, run) == 5
 
 
-def test_a_run_knows_its_cpu_devices(tmp_path):
-    workdir.write_config(tmp_path, CONFIG)
-    assert workdir.cpu_devices(tmp_path) == 3
+def test_a_run_knows_its_cpu_devices(run):
+    assert workdir.cpu_devices(run) == 3
+    workdir.write_config(run, dataclasses.replace(CONFIG, parallel=Parallel(cpu_devices=4)))
+    assert workdir.cpu_devices(run) == 3
+    config_file(run, 5).write_text("{")
+    assert workdir.cpu_devices(run) == 4
+    (run / "config.json").write_text("{")
+    assert workdir.cpu_devices(run) is None
 
 
 @pytest.mark.parametrize(
