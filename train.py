@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ddpm_jax import command_line, export, hosts, loop, parallel, workdir
+from ddpm_jax import command_line, hosts, loop, parallel, workdir
 from ddpm_jax.config import Config
 from ddpm_jax.errors import check
 from ddpm_jax.init_from import with_net_of
@@ -75,14 +75,15 @@ def main(args: list[str]) -> None:
         raise SystemExit(command_line.explain_recipes("train.py", CONFIGS, asked=bool({"-h", "--help"} & set(args))))
     run = parse(name, args)
     status = 0
-    with hosts.together(run.coordinator, run.hosts, run.host), command_line.one_line_errors(run.debug):
+    several = hosts.together(run.coordinator, run.hosts, run.host)
+    with several, command_line.one_line_errors(run.debug), hosts.loss_named():
         config = use_devices(run)
         with hosts.others_silent(), contextlib.nullcontext() if run.dry_run else workdir.alone(run.workdir):
             start = 0 if run.overwrite else hosts.of_first(workdir.resume(config, run.workdir))
             print(banner(config, run.workdir))
             if not run.dry_run:
-                upload = export.publisher(run.push, run.private, config)
-                status = loop.train(config, run.workdir, start, upload, run.overwrite, run.preview)
+                more = {"overwrite": run.overwrite, "previewed": run.preview}
+                status = loop.train(config, run.workdir, start, **more, push=run.push, private=run.private)
     if status:
         raise SystemExit(status)
 
@@ -106,7 +107,7 @@ def use_devices(run: Run) -> Config:
     wanted = settings.cpu_devices or (before if alone else 1)
     cores, same = run.config.cores_each(), run.deterministic
     count = command_line.set_up_jax(size, run.platform, run.compilation_cache, wanted, cores, same)
-    parallel.check_divides(size)
+    parallel.check_divides(size, settings.fsdp)
     kept = dataclasses.replace(settings, cpu_devices=count if alone else settings.cpu_devices)
     return dataclasses.replace(run.config, parallel=kept)
 

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import sampling_loop
 from sides import serve
 
-from ddpm_jax import command_line, parallel
+from ddpm_jax import command_line, parallel, platforms
 from ddpm_jax.data import InMemory, batch_at, stream
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.generation import generate
@@ -49,7 +49,7 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     model = dataclasses.replace(config.model, dropout=0.0)
     changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
     config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
-    parallel.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_each())
+    platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_each())
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)

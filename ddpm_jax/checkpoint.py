@@ -22,7 +22,6 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax import hosts, manifest
 from ddpm_jax.config import Checkpoint
-from ddpm_jax.errors import check
 from ddpm_jax.files import sync
 from ddpm_jax.saved_steps import FOLDER, SNAPSHOTS, steps
 
@@ -45,7 +44,6 @@ class Checkpoints:
         self._workdir, self._settings = Path(workdir), settings or Checkpoint()
         self._folder = (self._workdir / FOLDER).resolve()
         self._go_on = self._settings.on_failure == "go_on"
-        check(not self._go_on or hosts.count() == 1, "--checkpoint.on-failure go_on is for one host: use stop")
         self._under_way, self._sealing = 0, _done()
         self._thread = ThreadPoolExecutor(1)
         at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
@@ -53,7 +51,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._without_event_loops
-        self._clear_unfinished()
+        self._clear_unfinished(self._folder)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -73,9 +71,7 @@ class Checkpoints:
 
         `images` is how many the run is trained on, of which its batches depend.
         """
-        with self._failures_named(self._go_on):
-            sealing, self._sealing = self._sealing, _done()
-            sealing.result()
+        self.wait()
         with self._failures_named(self._go_on):
             self._under_way = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
@@ -83,6 +79,12 @@ class Checkpoints:
             composite = ocp.args.Composite(**saved, **facts)
             self._writer.save(self._folder / str(step), args=composite)
             self._sealing = self._thread.submit(self._seal, self._folder / str(step))
+
+    def wait(self) -> None:
+        """Returns when the save under way, if any, is whole on disk or has failed."""
+        with self._failures_named(self._go_on):
+            sealing, self._sealing = self._sealing, _done()
+            sealing.result()
 
     def _seal(self, folder: Path) -> None:
         """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
@@ -98,11 +100,13 @@ class Checkpoints:
         self._drop_old()
 
     @contextlib.contextmanager
-    def _failures_named(self, go_on: bool, what: str | None = None) -> Iterator[None]:
+    def _failures_named(self, go_on: bool, what: str | None = None, folder: Path | None = None) -> Iterator[None]:
         try:
             yield
+        except (jax.errors.JaxRuntimeError, TimeoutError):  # a step or another host that failed, not the disk
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            self._clear_unfinished()
+            self._clear_unfinished(folder or self._folder)
             left = ", ".join(map(str, steps(self._workdir))) or "none"
             what = what or f"step {self._under_way}"
             message = f"{what} was not saved ({_in_short(error)}); checkpoints there are: {left}"
@@ -115,15 +119,15 @@ class Checkpoints:
             if self._settings.keep_every is None or step % self._settings.keep_every:
                 shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{DROPPED}"))
 
-    def _clear_unfinished(self) -> None:
+    def _clear_unfinished(self, folder: Path) -> None:
         for mark in (UNFINISHED, DROPPED) if hosts.is_first() else ():
-            for path in self._folder.glob(f"*{mark}*"):
+            for path in folder.glob(f"*{mark}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_snapshot(self, step: int, trees: Mapping[str, Any]) -> None:
         """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
         folder = (self._workdir / SNAPSHOTS / str(step)).resolve()
-        with self._failures_named(self._go_on, f"the snapshot of step {step}"):
+        with self._failures_named(self._go_on, f"the snapshot of step {step}", folder.parent):
             with ocp.StandardCheckpointer() as writer:
                 writer.save(folder, _one_copy(dict(trees)), force=True)
             if hosts.is_first():
@@ -159,7 +163,7 @@ def _one_copy(tree: Any) -> Any:
         if not (isinstance(x, jax.Array) and x.is_fully_replicated):
             return x
         copy = x.addressable_data(0)
-        return copy if hosts.count() == 1 else np.array(copy)
+        return copy if hosts.count() == 1 else np.asarray(copy)
 
     return jax.tree.map(first, tree)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
-from ddpm_jax import data, models, parallel
+from ddpm_jax import data, models, platforms
 from ddpm_jax.config import Config
 from ddpm_jax.data import Data
 from ddpm_jax.models import Model
@@ -171,10 +171,10 @@ def set_up_jax(
     if cache:
         use_compilation_cache()
     if deterministic:
-        parallel.be_deterministic()
-    count = parallel.use_cpu_cores(batch_size, cpu_devices, cores_each)
+        platforms.be_deterministic()
+    count = platforms.use_cpu_cores(batch_size, cpu_devices, cores_each)
     if platform is not None:
-        parallel.require_platform(platform)
+        platforms.require_platform(platform)
     return count
 
 

@@ -66,6 +66,11 @@ class Parallel:
     cpu_devices: int | None = None
     """Virtual CPU devices of a host; None for the largest number that divides the batch, up to half its cores."""
 
+    @property
+    def way(self) -> str:
+        """Such as "pmap", or "jit, state over 4 devices"."""
+        return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
+
     def __post_init__(self):
         for name in ("fsdp", "cpu_devices"):
             value = getattr(self, name)

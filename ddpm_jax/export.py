@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ddpm_jax import command_line, on_run
+from ddpm_jax import command_line, hosts, on_run
 from ddpm_jax.config import Config
 from ddpm_jax.errors import check
 from ddpm_jax.model_card import PICTURES, write_card
@@ -103,7 +103,8 @@ def publisher(repo: str | None, private: bool, config: Config) -> Upload | None:
         check(not private, "--private is for --push")
         return None
     folders.check_possible(config)
-    hub.prepare(repo, private)
+    if hosts.is_first():
+        hub.prepare(repo, private)
     return partial(_publish, repo, private)
 
 

@@ -5,17 +5,21 @@ farewell for which the others would have to stand ready, and the others end when
 """
 
 import contextlib
+import json
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ddpm_jax import parallel
 from ddpm_jax.errors import check
 
 MISSED_AFTER = 30
@@ -44,7 +48,8 @@ def together(coordinator: str | None, count: int | None = None, index: int | Non
     except BaseException:
         traceback.print_exc()
         _leave(1)
-    jax.distributed.shutdown()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host that ended badly after its last step
+        jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
@@ -112,6 +117,13 @@ def of_first(number: int) -> int:
     return number if count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def check_same(what: Any) -> None:
+    """Raises ValueError where another host gives another JSON value than the first does."""
+    mine = zlib.crc32(json.dumps(what).encode()) & 0x7FFFFFFF
+    other = "this host has another recipe, other data or another run than the first: give all hosts the same"
+    check(of_first(mine) == mine, other)
+
+
 class Agreement:
     """The largest of the numbers that the hosts gave at the call before, at this one where there is one host.
 
@@ -120,8 +132,8 @@ class Agreement:
 
     def __init__(self) -> None:
         self._asked: jax.Array | int = 0
-        mesh = Mesh(np.asarray(jax.devices()), ("devices",))
-        self._split = NamedSharding(mesh, PartitionSpec("devices"))
+        mesh = parallel.training_mesh()
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> int:

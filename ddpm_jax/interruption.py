@@ -41,11 +41,6 @@ class Interruption:
             self._thread.join()
             self._reader.close()
 
-    @property
-    def status(self) -> int:
-        """The exit status of a process that such a signal ended."""
-        return 128 + self.signal
-
     def _watch(self) -> None:
         while number := self._reader.recv(1):
             if number[0] not in SIGNALS:

@@ -14,6 +14,7 @@ from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps
 from ddpm_jax.config_json import to_json
 from ddpm_jax.data import Batch, Images, batch_at, check_labels, stream
+from ddpm_jax.errors import check
 from ddpm_jax.init_from import first_params
 from ddpm_jax.interruption import Interruption
 from ddpm_jax.on_run import TrainedRun
@@ -22,40 +23,73 @@ from ddpm_jax.reporting import Reporter, preview
 from ddpm_jax.training import TrainState
 
 
+PLACES = ("path", "data_dir")
+
+
 def train(
     config: Config,
     folder: Path,
     start: int,
-    upload: export.Upload | None = None,
+    *,
     overwrite: bool = False,
     previewed: bool = False,
+    push: str | None = None,
+    private: bool = False,
 ) -> int:
     """The exit status after the steps from `start` to the end: 0, or that of the signal that stopped them before.
 
-    Raises ValueError or OSError for what the user can mend.
+    Raises ValueError or OSError for what the user can mend; what was in the folder is there then.
     """
-    with hosts.loss_named(), memory.shortage_named(*needs(config)):
-        images = config.data.load(config.model.image_size, config.model.channels)
-        check_labels(images, config.model.num_classes)
-        total = config.total_steps(len(images))
-        if start >= total:
-            print(f"{folder} is at step {start} of {total} already: raise --training.steps to go on")
-            return 0
+    check(hosts.count() == 1 or config.checkpoint.on_failure == "stop", "on several hosts --checkpoint.on-failure stop")
+    images = load(config)
+    total, per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
+    hosts.check_same([same_on_all_hosts(config), len(images), start])
+    if start >= total:
+        print(f"{folder} is at step {start} of {total} already: raise --training.steps to go on")
+        return 0
+    upload = export.publisher(push, private, config)
+    print(f"images    {len(images):,}, {per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
+    with memory.shortage_named(*needs(config)):
         tx = make_optimizer(config, len(images))
         state = resumed_state(config, tx, folder, start, len(images)) if start else first_state(config, tx)
+        train_step = step_over_devices(config, tx)
+        check_memory(config, images, train_step, state)
         if hosts.is_first():
             workdir.begin(folder, config, start, overwrite)
+            if previewed:
+                preview(config, images, folder)
         hosts.wait("directory")
-        per_epoch = config.steps_per_epoch(len(images))
-        print(f"images    {len(images):,}, {per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
-        if previewed and hosts.is_first():
-            preview(config, images, folder)
-        done, signal = walk(config, folder, images, tx, state, upload)
+        done, signal = walk(config, folder, images, train_step, state, upload)
     if done < total:
         print(f"stopped: step {done} of {total} is saved in {folder}; the same command goes on")
         return 128 + signal
     print(f"done: step {total}, in {folder}; draw samples with: python sample.py --ckpt {folder}")
     return 0
+
+
+def same_on_all_hosts(config: Config) -> dict:
+    """The recipe but for where its data lie."""
+    recipe = to_json(config)
+    return recipe | {"data": {name: recipe["data"][name] for name in recipe["data"] if name not in PLACES}}
+
+
+def load(config: Config) -> Images:
+    """The images of a recipe; where they have to be prepared first, one host does it for those that share its disk."""
+    with memory.shortage_named("the images of the data set", "take smaller or fewer ones"):
+        if not hosts.is_first():
+            hosts.wait("data")
+        images = config.data.load(config.model.image_size, config.model.channels)
+        if hosts.is_first():
+            hosts.wait("data")
+    check_labels(images, config.model.num_classes)
+    return images
+
+
+def check_memory(config: Config, images: Images, train_step: parallel.SpreadStep, state: TrainState) -> None:
+    """Compiles the step; raises MemoryError where the host has less left than it needs."""
+    start = int(state.step)
+    batch = next(batches(config, images, start, start + 1))
+    memory.check_fits(train_step.host_memory(state, next(training.micro_batches(batch, config.training.accumulation))))
 
 
 def needs(config: Config) -> tuple[str, str]:
@@ -85,7 +119,7 @@ def resumed_state(config: Config, tx: optax.GradientTransformation, folder: Path
         print(f"trained on {before:,} images so far, and on {images:,} from here: batches differ", file=sys.stderr)
     init = lambda key: training.init_state(config.model.init(key), tx, config.ema)  # noqa: E731
     like = parallel.like_placed(jax.eval_shape(init, jax.random.key(0)), config.parallel.fsdp)
-    at = parallel.place(jnp.asarray(step, jnp.int32))
+    at = parallel.place(jnp.asarray(step, jnp.int32), config.parallel.fsdp)
     return like._replace(step=at, **checkpoint.restore(folder, step, parts_of(like)))
 
 
@@ -98,7 +132,7 @@ def walk(
     config: Config,
     folder: Path,
     images: Images,
-    tx: optax.GradientTransformation,
+    train_step: parallel.SpreadStep,
     state: TrainState,
     upload: export.Upload | None = None,
 ) -> tuple[int, int]:
@@ -106,13 +140,10 @@ def walk(
     start, total = int(state.step), config.total_steps(len(images))
     settings, keep = config.training, config.checkpoint
     save_every = in_steps(keep.every, keep.every_epochs, config.steps_per_epoch(len(images)))
-    train_step, agreed = step_over_devices(config, tx), hosts.Agreement()
+    agreed, done, signal = hosts.Agreement(), start, 0
     checkpoints, reporter = Checkpoints(folder, keep), Reporter(config, images, folder, start)
     with Interruption() as stop, checkpoints, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
-            if done == start + 1:
-                part = next(training.micro_batches(batch, settings.accumulation))
-                memory.check_fits(train_step.host_memory(state, part))
             state, metrics = training.by_micro_batches(train_step, state, batch, settings.accumulation)
             signal = agreed(stop.signal)
             workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
@@ -121,6 +152,7 @@ def walk(
                 send(upload, TrainedRun(folder, done, config), state)
             reporter.after_step(done, metrics, state)
             if reporter.watch.in_a_row >= settings.max_skipped:
+                checkpoints.wait()
                 state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), reporter.watch))
             if signal:
                 break

@@ -38,7 +38,9 @@ def available(system: Path = Path("/")) -> int | None:
         return None
     rows = (line.split() for line in meminfo.read_text().splitlines())
     kilobytes = {name.rstrip(":"): int(value) for name, value, *_ in rows}
-    free = 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+    if "MemAvailable" not in kilobytes:
+        return None
+    free = 1024 * (kilobytes["MemAvailable"] + kilobytes.get("SwapFree", 0))
     return min([free, *_left_in_groups(system)])
 
 
@@ -51,4 +53,5 @@ def _left_in_groups(system: Path) -> Iterator[int]:
         limit = folder / "memory.max"
         if limit.is_file() and (most := limit.read_text().strip()) != "max":
             parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            yield int(most) - int((folder / "memory.current").read_text()) + int(parts["inactive_file"])
+            given_back = int(parts.get("active_file", 0)) + int(parts.get("inactive_file", 0))
+            yield int(most) - int((folder / "memory.current").read_text()) + given_back

@@ -9,7 +9,6 @@ those of one.
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -78,9 +77,13 @@ def like_placed(shapes: Any, fsdp: int = 1) -> Any:
 def at_hand(tree: Any) -> Any:
     """A part of the state whole on this host, to sample from; where it is split, all hosts must ask for it together."""
     if any(not x.is_fully_replicated for x in jax.tree.leaves(tree)):
-        whole = NamedSharding(jax.tree.leaves(tree)[0].sharding.mesh, PartitionSpec())
-        tree = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
+        tree = _gather(NamedSharding(jax.tree.leaves(tree)[0].sharding.mesh, PartitionSpec()))(tree)
     return tree if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+@functools.cache
+def _gather(whole: NamedSharding) -> Callable:
+    return jax.jit(lambda tree: tree, out_shardings=whole)
 
 
 def replicate(tree: Any) -> Any:
@@ -124,9 +127,9 @@ def even_batch(batch_size: int, num: int) -> int:
     return -(-min(batch_size, num) // count) * count
 
 
-def check_divides(batch_size: int) -> None:
-    """Raises ValueError unless the devices of all hosts divide the batch of a training step."""
-    count = jax.device_count()
+def check_divides(batch_size: int, fsdp: int = 1) -> None:
+    """Raises ValueError unless the devices of all hosts divide the batch of a training step, and fsdp divides them."""
+    count = training_mesh(fsdp).size
     if batch_size % count:
         nearest = max(batch_size // count, 1) * count
         raise ValueError(
@@ -219,41 +222,6 @@ def spread(make_step: Callable[[str | None], Callable], route: str, fsdp: int = 
     It takes the state as `place` leaves it, and the rows of this host.
     """
     return pmap_step(make_step(AXIS)) if route == "pmap" and fsdp == 1 else jit_step(make_step(None), fsdp)
-
-
-def use_cpu_cores(batch_size: int, wanted: int | None = None, cores_each: int = 1) -> int | None:
-    """The number of virtual devices that the CPU is split into, so that every core is used; None if left alone.
-
-    `wanted`, or the largest number that divides the batch and leaves `cores_each` to each device. Does nothing where
-    the user has chosen by JAX_NUM_CPU_DEVICES or XLA_FLAGS. To be called before the first use of a device, by scripts.
-    """
-    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(min(cores // cores_each, batch_size), 1)
-    count = wanted or next(n for n in range(most, 0, -1) if batch_size % n == 0)
-    jax.config.update("jax_num_cpu_devices", count)
-    return count
-
-
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
-
-
-def be_deterministic() -> None:
-    """Has a GPU give the same bits each time: no atomic sums, and kernels that are not chosen by their speed that day.
-
-    A CPU does so anyway. To be called before the first use of a device.
-    """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-
-
-def require_platform(platform: str) -> None:
-    """Sees to it that JAX uses "cpu", "gpu" or "tpu"; raises ValueError if there is none."""
-    if platform == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    elif jax.default_backend() != platform:
-        remedy = f"install the JAX for it (such as 'ddpm_jax[{platform}]') or leave --platform out to use what there is"
-        raise ValueError(f"no {platform} was found by JAX: {remedy}")
 
 
 def describe_devices() -> str:

@@ -37,7 +37,7 @@ def banner(config: Config, workdir: Path) -> str:
     rows = {
         "data": config.data.describe(),
         "model": f"{type(config.model).__name__}, {config.model.parameter_count()} parameters",
-        "devices": f"{parallel.describe_devices()}, by {config.parallel.route}",
+        "devices": f"{parallel.describe_devices()}, by {config.parallel.way}",
         "length": f"{length}, batches of {training.batch_size} in {training.accumulation} micro-batches",
         "workdir": str(workdir),
     }
@@ -77,10 +77,12 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write_waiting()
-        self._log.curve()
-        self._log.close()
-        self._bar.close()
+        try:
+            self._write_waiting()
+        finally:
+            self._log.curve()
+            self._log.close()
+            self._bar.close()
 
     def after_step(self, step: int, metrics: dict[str, jax.Array], state: TrainState) -> None:
         """Logs, at the recipe's cadences, what the step that made `state` the state of `step` gave."""

@@ -58,9 +58,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         numbers = {name: float(value) for name, value in values.items()}
         record = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
-        with going_on(str(self._metrics)):
-            append(self._metrics, b"".join(self._unwritten))  # closed each time: a killed run loses no line
-            self._unwritten = []
+        self._write_lines()
         self._remember_loss(record)
         with going_on("TensorBoard's points"):
             self._board.scalars(int(step), numbers)
@@ -78,7 +76,8 @@ class RunLog(AbstractContextManager["RunLog"]):
                 loss_curve(steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name)
 
     def close(self) -> None:
-        """Every TensorBoard point and picture is on disk afterwards."""
+        """Every TensorBoard point and picture is on disk afterwards, and lines that waited."""
+        self._write_lines()
         with going_on("TensorBoard's points"):
             self._board.close()
 
@@ -86,6 +85,12 @@ class RunLog(AbstractContextManager["RunLog"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write_lines(self) -> None:
+        if self._unwritten:
+            with going_on(str(self._metrics)):
+                append(self._metrics, b"".join(self._unwritten))  # closed each time: a killed run loses no line
+                self._unwritten = []
 
     def _remember_loss(self, record: dict) -> None:
         if "loss" in record:
@@ -135,6 +140,8 @@ class Board:
                 self.close()
             self._records = None
             os.truncate(self._path, self._size)
+            if not self._size:
+                self._path.unlink()
             raise
 
     def _open(self) -> None:

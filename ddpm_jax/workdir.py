@@ -56,8 +56,9 @@ def load_config(workdir: Path, step: int | None) -> Config:
     path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
         return from_json(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): use another checkpoint, or --overwrite the run") from error
+    except (OSError, ValueError) as error:
+        remedy = "use another checkpoint, the version of ddpm_jax that wrote it, or --overwrite the run"
+        raise ValueError(f"{path} cannot be read ({error}): {remedy}") from error
 
 
 def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
@@ -189,7 +190,8 @@ def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watc
     message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
     remedy = "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or look for odd values in the data"
     check(settings.on_skipped == "go_back", f"{message}: {remedy}, or --training.on-skipped go_back")
-    before = next((step for step in saved_steps.whole(workdir) if step < watch.last_good), 0)
+    found = (step for step in saved_steps.whole(workdir) if step < watch.last_good)
+    before = hosts.of_first(next(found, 0) if hosts.is_first() else 0)
     check(before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}")
     print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
     watch.start_over()

@@ -1,4 +1,4 @@
-"""A small recipe by SGD on real hosts: python tests/example_hosts.py FOLDER STEPS [COORDINATOR COUNT INDEX]"""
+"""A small recipe by SGD on real hosts: python tests/example_hosts.py FOLDER STEPS FSDP [COORDINATOR COUNT INDEX]"""
 
 import dataclasses
 import os
@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from example_commands import arrays
 from example_faults import ENV, free_address
 
-from ddpm_jax import hosts, loop, saved_steps
-from ddpm_jax.config import Checkpoint, Config, Ema, Log, Training
+from ddpm_jax import hosts, loop, parallel, saved_steps
+from ddpm_jax.config import Checkpoint, Config, Ema, Log, Parallel, Training
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.run_log import read_metrics
@@ -26,32 +26,43 @@ CONFIG = Config(
     ),
     data=Digits(flip=True),
     training=Training(steps=20, batch_size=16, accumulation=2),
-    ema=Ema(decay=0.9),
+    ema=Ema(decay=0.9, power=(0.1,), snapshots_every=10),
     checkpoint=Checkpoint(every=10),
     log=Log(every=1, samples=0),
 )
 
 
-def main(folder: str, steps: str, *found: str) -> None:
-    """The steps up to that one in a folder, which ends with a checkpoint and may begin with one."""
+def main(folder: str, steps: str, fsdp: str, *found: str) -> None:
+    """The steps up to that one in a folder, which ends with a checkpoint and may begin with one.
+
+    With fsdp above 1 every array that can be is split, and a grid of samples is drawn.
+    """
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).parent / "cache"))
     coordinator, *which = found or [None]
-    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=int(steps)))
+    parallel.LEAST_SPLIT = 1
+    config = dataclasses.replace(
+        CONFIG,
+        training=dataclasses.replace(CONFIG.training, steps=int(steps)),
+        parallel=Parallel(fsdp=int(fsdp)),
+        log=CONFIG.log if fsdp == "1" else dataclasses.replace(CONFIG.log, samples=4, sample_steps=2),
+    )
     with hosts.together(coordinator, *map(int, which)):
         tx = optax.MultiSteps(optax.sgd(0.1), config.training.accumulation).gradient_transformation()
         images = config.data.load(config.model.image_size, config.model.channels)
         start = hosts.of_first(saved_steps.newest(folder))
         at = (config, tx, Path(folder), start, len(images))
         state = loop.resumed_state(*at) if start else loop.first_state(config, tx)
-        loop.walk(config, Path(folder), images, tx, state)
+        loop.walk(config, Path(folder), images, loop.step_over_devices(config, tx), state)
 
 
-def by_sgd(folder: Path, hosts: int = 1, steps: int = 20, devices: int = 1) -> tuple[list[np.ndarray], list[float]]:
+def by_sgd(
+    folder: Path, hosts: int = 1, steps: int = 20, devices: int = 1, fsdp: int = 1
+) -> tuple[list[np.ndarray], list[float]]:
     """The arrays and the losses after so many steps on real hosts with so many devices each."""
     address = free_address()
     found = [[address, hosts, host] if hosts > 1 else [] for host in range(hosts)]
     env = os.environ | ENV | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    start = [sys.executable, __file__, folder, steps]
+    start = [sys.executable, __file__, folder, steps, fsdp]
     commands = [[*map(str, [*start, *which])] for which in found]
     options = {"env": env, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **options) for command in commands]

@@ -1,9 +1,9 @@
 """Every fault that a run is to survive, many times: python tests/faults.py [--only NAME ...] [--out FILE]
 
-Each try is a real process of train.py on a tiny recipe, or a directory that such a process left, and ends in a run that
-is equal to one without a fault, bit for bit, or, where nothing is left to go on with, in one line that says so. The
-table counts the tries, those survived, and the training steps that had to be done again (at most one interval and what
-was done while the last save was under way); none may be lost. `test_faults.py` tries each a few times.
+Each try is a real process of train.py on a tiny recipe, or a directory that such a process left. Where a run is to go
+on it ends equal to one without a fault, bit for bit (with another number of hosts to rounding). The table counts the
+tries, those survived, and the training steps that had to be done again (at most one interval and what was done while
+the last save was under way); none may be lost. `test_faults.py` tries each a few times.
 """
 
 import argparse
@@ -348,6 +348,7 @@ def tested(arguments: list[str]) -> tuple[int, int]:
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     words = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True).stdout
     counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error)", words)}
+    assert counts, f"pytest {' '.join(arguments)} ran no test"
     return sum(counts.values()), counts.get("passed", 0)
 
 

@@ -51,6 +51,17 @@ def test_by_sgd_a_run_goes_on_with_other_hosts_and_devices_as_one_did(one, tmp_p
     assert_close(by_sgd(tmp_path / "again", hosts=2, devices=2), one)
 
 
+def test_state_that_is_split_over_hosts_is_saved_by_parts_and_comes_back(one, tmp_path):
+    """With a snapshot of averages, and a grid of samples drawn by the first host; then one host goes on alone."""
+    folder = tmp_path / "run"
+    by_sgd(folder, hosts=2, devices=2, fsdp=4, steps=10)
+    written = {path.parent.name for path in folder.glob("checkpoints/10/params/ocdbt.process_*/manifest.ocdbt")}
+    assert written == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert saved_steps.steps(folder, saved_steps.SNAPSHOTS) == [10]
+    assert (folder / "samples" / "00000010.png").exists()
+    assert_close(by_sgd(folder), one)
+
+
 def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
     """One log, one set of checkpoints, what is printed once; by Adam, whose parameters are not comparable."""
     workdir = tmp_path / "run"

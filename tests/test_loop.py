@@ -43,7 +43,10 @@ def test_the_rows_of_all_hosts_are_the_global_batch(monkeypatch, hosts):
 def test_a_state_comes_back_as_it_was_and_another_number_of_images_is_told(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=2))
     tx = make_optimizer(config, len(IMAGES))
-    assert loop.walk(config, tmp_path, IMAGES, tx, loop.first_state(config, tx)) == (2, 0)
+    assert loop.walk(config, tmp_path, IMAGES, loop.step_over_devices(config, tx), loop.first_state(config, tx)) == (
+        2,
+        0,
+    )
     capsys.readouterr()
     state = loop.resumed_state(config, tx, tmp_path, 2, 40)
     assert int(state.step) == 2

@@ -69,6 +69,7 @@ MEMINFO = {"proc__meminfo": "MemTotal: 900 kB\nMemAvailable:     700 kB\nSwapFre
 
 def test_what_is_free_is_memory_and_swap(tmp_path):
     assert memory.available(tmp_path) is None
+    assert memory.available(folder_of(tmp_path, proc__meminfo="MemTotal: 900 kB\n")) is None
     assert memory.available(folder_of(tmp_path, **MEMINFO)) == 800 * 1024
 
 
@@ -77,10 +78,10 @@ def test_the_narrowest_control_group_counts(tmp_path):
         "proc__self__cgroup": "4:memory:/old\n0::/job/step\n",
         "sys__fs__cgroup__job__memory.max": "500000\n",
         "sys__fs__cgroup__job__memory.current": "300000\n",
-        "sys__fs__cgroup__job__memory.stat": "anon 1\ninactive_file 50000\n",
+        "sys__fs__cgroup__job__memory.stat": "anon 1\ninactive_file 50000\nactive_file 7000\n",
         "sys__fs__cgroup__job__step__memory.max": "max\n",
     }
-    assert memory.available(folder_of(tmp_path, **MEMINFO, **groups)) == 250000
+    assert memory.available(folder_of(tmp_path, **MEMINFO, **groups)) == 257000
 
 
 def test_this_machine_has_some_left():

@@ -1,16 +1,13 @@
-"""One device and eight agree, by either route; virtual CPU devices and platforms are as asked for."""
+"""One device and eight agree, by every route; each device has its share."""
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from example_processes import in_a_process
 
 from ddpm_jax import parallel
 from ddpm_jax.config import Ema
@@ -180,16 +177,6 @@ def test_a_batch_that_does_not_divide_names_those_that_do(batch_size, such):
         parallel.check_divides(batch_size)
 
 
-def in_a_process(code, **environment):
-    """What `code` prints in a fresh Python on 12 cores that has not touched a device."""
-    code = f"import os, jax\nfrom ddpm_jax import parallel\nos.sched_getaffinity = lambda pid: set(range(12))\n{code}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    environment = kept | {"JAX_PLATFORMS": "cpu"} | environment
-    options = {"capture_output": True, "text": True, "check": True, "timeout": 120}
-    root = Path(__file__).parents[1]
-    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, **options).stdout.split("\n")[:-1]
-
-
 def test_each_device_works_on_its_share_alone():
     """Three examples from a sum over the examples at hand: the shares are one example each, as XLA would not cut it."""
     code = (
@@ -200,42 +187,3 @@ def test_each_device_works_on_its_share_alone():
         "print(parallel.by_device(of_share) is apart)"
     )
     assert in_a_process(code, JAX_NUM_CPU_DEVICES="3") == ["[11.0, 22.0, 33.0]", "True"]
-
-
-def test_cpu_cores_are_the_largest_divisor_of_the_batch():
-    code = (
-        "for batch in (128, 9, 7, 1, 13, 24): print(parallel.use_cpu_cores(batch))\n"
-        "for batch in (128, 9, 1): print(parallel.use_cpu_cores(batch, cores_each=2))\n"
-        "print(parallel.use_cpu_cores(128, cores_each=24))\n"
-        "print(parallel.use_cpu_cores(128, 4), parallel.describe_devices())"
-    )
-    assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4", "3", "1", "1", "4 4 x cpu"]
-
-
-def test_a_deterministic_run_says_so_to_xla_and_keeps_what_the_user_said():
-    code = "parallel.be_deterministic(); print(os.environ['XLA_FLAGS']); print(jax.numpy.ones(2).sum())"
-    flags, total = in_a_process(code, XLA_FLAGS="--xla_cpu_enable_fast_math=false")
-    assert flags == f"--xla_cpu_enable_fast_math=false {parallel.DETERMINISTIC}"
-    assert total == "2.0"  # XLA ends a process at a flag that it does not know
-
-
-@pytest.mark.parametrize(
-    "environment", [{"JAX_NUM_CPU_DEVICES": "3"}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}], ids=str
-)
-def test_cpu_cores_are_left_alone_where_the_user_has_chosen(environment):
-    code = "print(parallel.use_cpu_cores(128), parallel.describe_devices())"
-    assert in_a_process(code, **environment) == ["None 3 x cpu"]
-
-
-def test_a_platform_that_is_not_there_is_one_line():
-    code = (
-        "try:\n    parallel.require_platform('gpu')\n    print('found', jax.local_devices()[0].platform)\n"
-        "except ValueError as error:\n    print(error)"
-    )
-    (line,) = in_a_process(code, JAX_PLATFORMS="")
-    assert line == "found gpu" or line.startswith("no gpu was found by JAX: install")
-
-
-def test_a_platform_that_is_there_is_used():
-    code = "parallel.require_platform('cpu'); print(parallel.describe_devices())"
-    assert in_a_process(code, JAX_PLATFORMS="") == ["1 x cpu"]
