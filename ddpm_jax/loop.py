@@ -22,7 +22,6 @@ from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.reporting import Reporter, preview
 from ddpm_jax.training import TrainState
 
-
 PLACES = ("path", "data_dir")
 
 
