@@ -50,10 +50,15 @@ def arrays(workdir: Path, step: int) -> list[np.ndarray]:
     """All arrays that a checkpoint holds."""
     import orbax.checkpoint as ocp
 
-    folder = (workdir / saved_steps.FOLDER / str(step)).resolve()
+    folders = [
+        workdir.resolve() / saved_steps.FOLDER / str(step) / name for name in ("params", "ema_params", "opt_state")
+    ]
+    found = []
     with ocp.StandardCheckpointer() as reader:
-        items = [reader.restore(folder / item) for item in ("params", "ema_params", "opt_state")]
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(items)]
+        for folder in folders:
+            shapes = reader.metadata(folder).item_metadata.tree
+            found.append(reader.restore(folder, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)))
+    return jax.tree.leaves(found)
 
 
 def draw(ckpt: Path, *args) -> None:
