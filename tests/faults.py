@@ -35,6 +35,10 @@ from ddpm_jax import saved_steps
 from ddpm_jax.run_log import read_metrics
 
 
+WAITS: list[float] = []
+"""Seconds from a signal to the end of the process, its step and its save included."""
+
+
 class Bench(NamedTuple):
     """A folder for one try, the compiled programs, and a run without a fault."""
 
@@ -109,8 +113,9 @@ def signalled(bench: Bench, moment: random.Random) -> int:
     number = moment.choice([signal.SIGTERM, signal.SIGINT])
     with bench.run() as run:
         run.reaches(moment.randrange(1, STEPS - 4))
-        before = run.step
+        before, began = run.step, time.perf_counter()
         assert run.ends(number) == 128 + number, run.words
+        WAITS.append(time.perf_counter() - began)
     step = saved_steps.newest(run.workdir)
     assert f"stopped: step {step} of {STEPS} is saved" in run.words
     assert "Traceback" not in run.words, run.words
@@ -367,6 +372,8 @@ def main(only: list[str], out: Path | None) -> None:
         tries, passed = tested(arguments)
         failures += [f"{what}: {tries - passed} of {tries} tests failed"] * (passed < tries)
         lines.append(f"| {what} | {tries} | {passed} | 0 |")
+    if WAITS:
+        lines += ["", f"From a signal to the end of the process: {max(WAITS):.1f} s at most, {min(WAITS):.1f} s at least."]
     print("\n".join([*lines, *failures]))
     if out is not None:
         out.write_text("\n".join(lines) + "\n")
