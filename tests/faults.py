@@ -34,7 +34,6 @@ from example_faults import EVERY, LIMITED, ROOT, STEPS, WITHOUT_PRIVILEGES, Run,
 from ddpm_jax import saved_steps
 from ddpm_jax.run_log import read_metrics
 
-
 WAITS: list[float] = []
 """Seconds from a signal to the end of the process, its step and its save included."""
 
@@ -373,7 +372,7 @@ def main(only: list[str], out: Path | None) -> None:
         failures += [f"{what}: {tries - passed} of {tries} tests failed"] * (passed < tries)
         lines.append(f"| {what} | {tries} | {passed} | 0 |")
     if WAITS:
-        lines += ["", f"From a signal to the end of the process: {max(WAITS):.1f} s at most, {min(WAITS):.1f} s at least."]
+        lines += ["", f"From a signal to the end of the process: {min(WAITS):.1f} to {max(WAITS):.1f} s."]
     print("\n".join([*lines, *failures]))
     if out is not None:
         out.write_text("\n".join(lines) + "\n")
