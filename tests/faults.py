@@ -324,7 +324,7 @@ FAULTS = [
 ]
 IN_TESTS = {
     "losses and gradients that are not finite": ["test_optimizer.py", "-k", "not_finite"],
-    "200 spoilt pictures": ["test_data_fuzz.py"],
+    "200 pictures, half of them spoilt: tests over all": ["test_data_fuzz.py"],
     "memory that does not suffice": ["test_memory.py", "-k", "room or fit"],
 }
 """Faults within a process, each of which is a test."""
