@@ -1,6 +1,6 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
-# make faults: every fault a run is to survive, many times (about two hours).
+# make faults: every fault a run is to survive, many times (about an hour).
 # make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
 PYTHON ?= python3
 VENV ?= .venv
