@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-MARKS = {"settings": "imported", "images": "state made", "epoch 1/": "first step done"}
+MARKS = {"settings": "imported", "images": "data loaded", "epoch 1/": "first step done"}
 """How the lines begin that train.py prints, and what is then behind it."""
 
 
