@@ -154,6 +154,7 @@ def walk(
                 checkpoints.wait()
                 state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), reporter.watch))
             if signal:
+                reporter.hurried = True
                 break
     return done, signal
 

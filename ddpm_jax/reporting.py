@@ -57,7 +57,8 @@ def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
 class Reporter:
     """Called after every step; device values are read one interval late, so that no step waits for the host.
 
-    `watch` knows what the steps looked at so far had to skip.
+    `watch` knows what the steps looked at so far had to skip; one that is `hurried` leaves at its end what the run
+    draws anew when it goes on.
     """
 
     def __init__(self, config: Config, images: Images, workdir: Path, start: int):
@@ -69,7 +70,7 @@ class Reporter:
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_first()}
         self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict]] = []
-        self.watch = Watch()
+        self.watch, self.hurried = Watch(), False
         self._epoch_losses: list[jax.Array] = []
         self._epoch_began = self._drawn = time.perf_counter()
 
@@ -80,7 +81,8 @@ class Reporter:
         try:
             self._write_waiting()
         finally:
-            self._log.curve()
+            if not self.hurried:
+                self._log.curve()
             self._log.close()
             self._bar.close()
 

@@ -64,6 +64,15 @@ def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
         assert picture.width > picture.height
 
 
+def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
+    with reporting.Reporter(CONFIG, IMAGES, tmp_path, 0) as reporter:
+        reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}, state(CONFIG))
+        reporter.hurried = True
+    assert not (tmp_path / "loss.png").exists()
+    report(CONFIG, tmp_path, range(2, 4), start=1)
+    assert (tmp_path / "loss.png").exists()
+
+
 def test_grids_are_due_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(reporting.Reporter, "_draw", lambda self, step, params: drawn.append(step))
