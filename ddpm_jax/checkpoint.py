@@ -69,7 +69,7 @@ class Checkpoints:
     def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None) -> None:
         """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.
 
-        `images` is how many the run is trained on, of which its batches depend.
+        `images` is how many the run is trained on, on which its batches depend.
         """
         self.wait()
         with self._failures_named(self._go_on):
