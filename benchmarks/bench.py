@@ -22,7 +22,17 @@ import programs
 from rows import NETS, OURS, TORCH, Row, machine, write
 from sides import Side
 
-OURS_ALONE = ("loop", "accumulation", "pmap", "devices", "input", "cold-start", "convolutions", "recompilations")
+OURS_ALONE = (
+    "loop",
+    "accumulation",
+    "pmap",
+    "devices",
+    "input",
+    "saving",
+    "cold-start",
+    "convolutions",
+    "recompilations",
+)
 ROWS = (*beside_torch.ROWS, "memory", *OURS_ALONE)
 TITLE = """# How fast
 What `make bench` found: ratios of one run of interleaved pairs, the median with the lowest and the highest.
@@ -47,6 +57,7 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
         "accumulation": lambda: costs.accumulation(nets[0], pairs),
         "pmap": lambda: costs.routes(nets[0], pairs),
         "input": lambda: costs.input_pipeline(nets[0], pairs),
+        "saving": lambda: costs.saving(nets[0], pairs),
         "cold-start": lambda: programs.cold_start(nets[0]),
         "recompilations": programs.recompilations,
     }

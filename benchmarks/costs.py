@@ -1,5 +1,6 @@
-"""The rows about our own costs: the sampling loop, the input pipeline, gradient accumulation, pmap, devices."""
+"""The rows about our own costs: the sampling loop, the input pipeline, checkpoints, accumulation, pmap, devices."""
 
+import statistics
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -34,6 +35,17 @@ def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
         waited = 100 * ours.ask("wait", STEPS_WATCHED)
         what = "share of a training step spent waiting for data"
         yield Row(what, net.recipe, waited, Goal("<=", 2), f"of {STEPS_WATCHED} steps, the first included", "%")
+
+
+def saving(net: Net, pairs: int) -> Iterator[Row]:
+    """How long a checkpoint stops training, which waits for it unless told not to."""
+    with Side(sys.executable, OURS) as ours:
+        ours.ask("load", net.recipe, net.batch_size)
+        turns = [(ours.ask("save", True), ours.ask("save", False)) for _ in range(pairs)]
+    waited, copied = (statistics.median(seconds for seconds, _ in times) for times in zip(*turns, strict=True))
+    size = turns[0][0][1] / 2**20
+    how = f"{size:.0f} MiB; {copied:.2f} s by --checkpoint.no-wait, which goes on while it is written"
+    yield Row("a checkpoint stops training for", net.recipe, waited, None, how, " s")
 
 
 def accumulation(net: Net, pairs: int) -> Iterator[Row]:

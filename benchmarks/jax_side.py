@@ -3,6 +3,7 @@
 import dataclasses
 import resource
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ import sampling_loop
 from sides import serve
 
 from ddpm_jax import command_line, parallel, platforms
+from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.data import InMemory, batch_at, stream
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.generation import generate
+from ddpm_jax.loop import parts_of
 from ddpm_jax.optimizer import make_optimizer
 from ddpm_jax.pretrained.folders import save_pretrained
 from ddpm_jax.training import (
@@ -110,6 +113,16 @@ def wait(steps):
     return waited / (time.perf_counter() - began)
 
 
+def save(wait):
+    """Seconds for which a checkpoint stops training: until it is whole on disk, or till it is copied, and its bytes."""
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        began = time.perf_counter()
+        checkpoints.save(1, parts_of(STATE["state"]), {})
+        if wait:
+            checkpoints.wait()
+        return time.perf_counter() - began, sum(x.nbytes for x in jax.tree.leaves(STATE["state"]))
+
+
 def forward(times):
     """Seconds of so many passes, after one that is not counted."""
     x = parallel.shard(STATE["image"])
@@ -139,7 +152,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-ASKED = (versions, load, train, feed, wait, forward, sample, loop_tax, peak)
+ASKED = (versions, load, train, feed, wait, save, forward, sample, loop_tax, peak)
 FUNCTIONS = {function.__name__: function for function in ASKED}
 
 if __name__ == "__main__":

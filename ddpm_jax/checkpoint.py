@@ -55,11 +55,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        with self._failures_named(go_on=kind is not None):
-            self._sealing.result()
-        self._thread.shutdown()
-        self._writer.close()
-        sys.unraisablehook = self._hook
+        try:
+            with self._failures_named(go_on=kind is not None):
+                self._sealing.result()
+        finally:
+            self._thread.shutdown()
+            self._writer.close()
+            sys.unraisablehook = self._hook
 
     def _without_event_loops(self, ignored: Any) -> None:
         """TensorStore's threads have a traceback printed each where the loop they report to ended by a failure."""

@@ -151,6 +151,8 @@ class Checkpoint:
     """How many of the newest are kept."""
     keep_every: int | None = None
     """Steps divisible by this are kept for good."""
+    wait: bool = True
+    """Count no step as done before the save ahead of it is whole on disk: a kill loses one interval at most."""
     on_failure: Literal["stop", "go_on"] = "stop"
     """What a save that fails does: end the run in one line, or leave it to the next save, said on stderr."""
 

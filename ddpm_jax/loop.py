@@ -1,7 +1,7 @@
 """Training: data -> state -> steps, saved and told on the way, to the end or to where it was asked to stop."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def walk(
     config: Config,
     folder: Path,
     images: Images,
-    train_step: parallel.SpreadStep,
+    train_step: Callable,
     state: TrainState,
     upload: export.Upload | None = None,
 ) -> tuple[int, int]:
@@ -144,6 +144,8 @@ def walk(
     with Interruption() as stop, checkpoints, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
             state, metrics = training.by_micro_batches(train_step, state, batch, settings.accumulation)
+            if keep.wait:
+                checkpoints.wait()
             signal = agreed(stop.signal)
             workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
             if signal or done == total or (save_every and done % save_every == 0):

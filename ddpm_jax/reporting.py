@@ -70,7 +70,7 @@ class Reporter:
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_first()}
         self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict]] = []
-        self.watch, self.hurried = Watch(), False
+        self.watch, self.hurried = Watch(start), False
         self._epoch_losses: list[jax.Array] = []
         self._epoch_began = self._drawn = time.perf_counter()
 

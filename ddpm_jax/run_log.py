@@ -1,6 +1,7 @@
 """What a run leaves behind for people: metrics.jsonl, TensorBoard curves and pictures, loss.png."""
 
 import json
+import logging
 import math
 import os
 import socket
@@ -19,6 +20,7 @@ from ddpm_jax.figures import loss_curve
 from ddpm_jax.files import atomic_file, free_name
 
 FLUSH_SECONDS = 30
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # numbers that are not finite are told once, by Watch
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -106,7 +108,7 @@ class Board:
         self._purge_step: int | None = start_step + 1 if start_step > 0 else 0
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        """A point of each curve, or by OSError of none."""
+        """A point of each curve; an OSError loses those since the last flush too."""
         from tensorboardX.summary import scalar  # imported late: reading metrics needs no TensorBoard
 
         self._write(*({"step": step, "summary": scalar(name, number)} for name, number in numbers.items()))

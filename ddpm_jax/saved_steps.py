@@ -11,7 +11,7 @@ from ddpm_jax.files import free_name
 
 FOLDER = "checkpoints"
 SNAPSHOTS = "snapshots"
-DAMAGED = ".damaged"
+DAMAGED, ABANDONED = ".damaged", ".abandoned"
 
 
 def find(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
@@ -60,12 +60,15 @@ def damage(workdir: str | Path, step: int, folder: str = FOLDER) -> str | None:
     return manifest.damage(Path(workdir, folder, str(step)))
 
 
-def set_aside(workdir: str | Path, after: int) -> None:
-    """Renames the steps above one, damaged as they are, so that they can be saved again."""
+def set_aside(workdir: str | Path, after: int, mark: str = DAMAGED) -> None:
+    """Gives the steps above one another name, so that they can be saved again; their snapshots go."""
     for step in steps(workdir):
         if step > after:
             path = Path(workdir, FOLDER, str(step))
-            path.rename(free_name(path.with_suffix(DAMAGED)))
+            path.rename(free_name(path.with_suffix(mark)))
+    for step in steps(workdir, SNAPSHOTS):
+        if step > after:
+            shutil.rmtree(Path(workdir, SNAPSHOTS, str(step)))
 
 
 def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
@@ -82,10 +85,3 @@ def images_of(workdir: str | Path, step: int) -> int | None:
 def config_file(workdir: str | Path, step: int) -> Path:
     """Where the config saved with a step lies: plain JSON, readable without a device."""
     return Path(workdir, FOLDER, str(step), "config", "metadata")
-
-
-def drop_snapshots(workdir: str | Path, after: int) -> None:
-    """Removes the snapshots of later steps, which a run that goes on from step `after` makes anew."""
-    for step in steps(workdir, SNAPSHOTS):
-        if step > after:
-            shutil.rmtree(Path(workdir, SNAPSHOTS, str(step)))

@@ -13,23 +13,22 @@ MEMORY, ENOUGH = 100, 20
 class Watch:
     """Of the steps that were looked at: `skipped` updates, how many `in_a_row` at the end, and the `last_good` step.
 
-    The last two are of the steps since `start_over`; 0 for none.
+    Before there is a good one that is the step whose weights it began with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0):
         self.skipped = 0
-        self._unread: list[tuple[int, jax.Array, jax.Array]] = []
         self._norms: deque[float] = deque(maxlen=MEMORY)
-        self.start_over()
+        self.start_over(start)
 
     def add(self, step: int, loss: jax.Array, grad_norm: jax.Array) -> None:
         """Takes note of a step, whose numbers may be under way still."""
         self._unread.append((step, loss, grad_norm))
 
-    def start_over(self) -> None:
-        """After the weights were replaced: no step is known yet."""
-        self.in_a_row = self.last_good = 0
-        self._unread = []
+    def start_over(self, start: int) -> None:
+        """With the weights of step `start`: nothing is known of them yet."""
+        self.in_a_row, self.last_good = 0, start
+        self._unread: list[tuple[int, jax.Array, jax.Array]] = []
         self._norms.clear()
 
     def look(self, upto: int) -> list[str]:

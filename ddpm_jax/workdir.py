@@ -184,7 +184,8 @@ def clear(workdir: Path) -> None:
 def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watch: Watch) -> dict[str, Any]:
     """The parts of the state from the newest checkpoint before the updates that were skipped up to step `done`.
 
-    Raises ValueError where the recipe says to stop, where there is none, and where that has not helped.
+    Those after it are set aside, and where it does not help either, the next time is one further back. Raises
+    ValueError where the recipe says to stop and where there is none.
     """
     settings = config.training
     message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
@@ -194,7 +195,9 @@ def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watc
     before = hosts.of_first(next(found, 0) if hosts.is_first() else 0)
     check(before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}")
     print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
-    watch.start_over()
+    if hosts.is_first():
+        saved_steps.set_aside(workdir, before, saved_steps.ABANDONED)
+    watch.start_over(before)
     return checkpoint.restore(workdir, before, like)
 
 
@@ -203,7 +206,6 @@ def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
     if overwrite:
         clear(workdir)
     saved_steps.set_aside(workdir, after=start)
-    saved_steps.drop_snapshots(workdir, after=start)
     write_config(workdir, config)
 
 

@@ -1,12 +1,15 @@
-"""A small recipe by SGD on real hosts: python tests/example_hosts.py FOLDER STEPS FSDP [COORDINATOR COUNT INDEX]"""
+"""A small recipe by SGD on real hosts: example_hosts.py FOLDER STEPS FSDP SPOILT [COORDINATOR HOSTS HOST]"""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,7 +21,9 @@ from ddpm_jax import hosts, loop, parallel, saved_steps
 from ddpm_jax.config import Checkpoint, Config, Ema, Log, Parallel, Training
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.optimizer import skip_nonfinite
 from ddpm_jax.run_log import read_metrics
+from ddpm_jax.training import TrainState
 
 CONFIG = Config(
     model=UNet(
@@ -32,37 +37,53 @@ CONFIG = Config(
 )
 
 
-def main(folder: str, steps: str, fsdp: str, *found: str) -> None:
+def main(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) -> None:
     """The steps up to that one in a folder, which ends with a checkpoint and may begin with one.
 
-    With fsdp above 1 every array that can be is split, and a grid of samples is drawn.
+    With fsdp above 1 every array that can be is split, and a grid of samples is drawn. The parameters turn to NaN after
+    the step `spoilt`, if it is not 0.
     """
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).parent / "cache"))
     coordinator, *which = found or [None]
     parallel.LEAST_SPLIT = 1
     config = dataclasses.replace(
         CONFIG,
-        training=dataclasses.replace(CONFIG.training, steps=int(steps)),
+        training=dataclasses.replace(CONFIG.training, steps=int(steps), max_skipped=3, on_skipped="go_back"),
         parallel=Parallel(fsdp=int(fsdp)),
         log=CONFIG.log if fsdp == "1" else dataclasses.replace(CONFIG.log, samples=4, sample_steps=2),
     )
     with hosts.together(coordinator, *map(int, which)):
-        tx = optax.MultiSteps(optax.sgd(0.1), config.training.accumulation).gradient_transformation()
+        tx = optax.MultiSteps(skip_nonfinite(optax.sgd(0.1)), config.training.accumulation).gradient_transformation()
         images = config.data.load(config.model.image_size, config.model.channels)
         start = hosts.of_first(saved_steps.newest(folder))
         at = (config, tx, Path(folder), start, len(images))
         state = loop.resumed_state(*at) if start else loop.first_state(config, tx)
-        loop.walk(config, Path(folder), images, loop.step_over_devices(config, tx), state)
+        train_step = loop.step_over_devices(config, tx)
+        if int(spoilt):
+            train_step = spoiling(train_step, int(spoilt) * config.training.accumulation)
+        loop.walk(config, Path(folder), images, train_step, state)
+
+
+def spoiling(train_step: Callable, at: int) -> Callable:
+    """The training step, but for its call number `at`, after which no parameter is a number any more."""
+    calls = itertools.count(1)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        state, metrics = train_step(state, batch)
+        factor = jnp.nan if next(calls) == at else 1.0
+        return state._replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
+
+    return step
 
 
 def by_sgd(
-    folder: Path, hosts: int = 1, steps: int = 20, devices: int = 1, fsdp: int = 1
+    folder: Path, hosts: int = 1, steps: int = 20, devices: int = 1, fsdp: int = 1, spoilt: int = 0
 ) -> tuple[list[np.ndarray], list[float]]:
     """The arrays and the losses after so many steps on real hosts with so many devices each."""
     address = free_address()
     found = [[address, hosts, host] if hosts > 1 else [] for host in range(hosts)]
     env = os.environ | ENV | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    start = [sys.executable, __file__, folder, steps, fsdp]
+    start = [sys.executable, __file__, folder, steps, fsdp, spoilt]
     commands = [[*map(str, [*start, *which])] for which in found]
     options = {"env": env, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **options) for command in commands]
@@ -72,8 +93,8 @@ def by_sgd(
 
 
 def assert_close(ours: tuple, theirs: tuple) -> None:
-    """Parameters, averages and losses agree to 1e-6."""
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
+    """Parameters, averages and losses agree to 1e-6; a loss that was no number is none in both."""
+    np.testing.assert_allclose(*(np.asarray(losses, np.float64) for _, losses in (ours, theirs)), rtol=1e-6)
     for mine, yours in zip(ours[0], theirs[0], strict=True):
         np.testing.assert_allclose(mine, yours, rtol=1e-6, atol=1e-6)
 

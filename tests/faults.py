@@ -2,8 +2,8 @@
 
 Each try is a real process of train.py on a tiny recipe, or a directory that such a process left. Where a run is to go
 on it ends equal to one without a fault, bit for bit (with another number of hosts to rounding). The table counts the
-tries, those survived, and the training steps that had to be done again (at most one interval and what was done while
-the last save was under way); none may be lost. `test_faults.py` tries each a few times.
+tries, those survived, and the training steps that had to be done again, at most one interval; none may be lost.
+`test_faults.py` tries each a few times.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def killed(bench: Bench, moment: random.Random) -> int:
         time.sleep(moment.random() * 0.05)
         assert run.ends(signal.SIGKILL) == -signal.SIGKILL
     again = run.step - saved_steps.newest(run.workdir)
-    assert again < 2 * EVERY
+    assert again <= EVERY
     bench.goes_on()
     return max(again, 0)
 
@@ -129,7 +129,7 @@ def signalled_twice(bench: Bench, moment: random.Random) -> int:
         run.reaches(moment.randrange(1, STEPS))
         assert run.ends(signal.SIGTERM, signal.SIGTERM) == 143, run.words
     again = run.step - saved_steps.newest(run.workdir)
-    assert again < 2 * EVERY
+    assert again <= EVERY
     shutil.rmtree(run.workdir)
     return max(again, 0)
 
@@ -277,7 +277,7 @@ def host_killed(bench: Bench, moment: random.Random) -> int:
     words = runs[1 - gone].words
     assert "another host is gone" in words or "distributed service" in words, words
     again = runs[0].step - saved_steps.newest(bench.workdir)
-    assert again < 2 * EVERY
+    assert again <= EVERY
     with bench.run("--training.steps", runs[0].step + STEPS) as run:
         assert run.ends() == 0, run.words
     return max(again, 0)

@@ -62,6 +62,14 @@ def test_state_that_is_split_over_hosts_is_saved_by_parts_and_comes_back(one, tm
     assert_close(by_sgd(folder), one)
 
 
+def test_hosts_go_back_together_where_the_parameters_are_lost(tmp_path):
+    """They are NaN after step 12; the three steps after it are skipped, and known to be one step later."""
+    two, one = by_sgd(tmp_path / "two", hosts=2, spoilt=12), by_sgd(tmp_path / "one", spoilt=12)
+    assert [step for step, loss in enumerate(two[1], 1) if loss is None] == [13, 14, 15, 16]
+    assert all(np.isfinite(array).all() for array in two[0])
+    assert_close(two, one)
+
+
 def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
     """One log, one set of checkpoints, what is printed once; by Adam, whose parameters are not comparable."""
     workdir = tmp_path / "run"
@@ -75,6 +83,10 @@ def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
     with Run(workdir, bench.cache) as run:
         assert run.ends() == 0, run.words
     np.testing.assert_allclose(faults.losses(workdir), faults.losses(bench.straight), rtol=1e-3)
+    with running(2, bench, workdir, "--overwrite", "--training.steps", 2) as runs:
+        all_end(runs)
+    assert saved_steps.steps(workdir) == [2]
+    np.testing.assert_allclose(faults.losses(workdir), faults.losses(bench.straight)[:2], rtol=1e-3)
 
 
 @pytest.mark.parametrize("fault", [faults.host_killed, faults.host_signalled])

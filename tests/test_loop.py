@@ -6,22 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_hosts import CONFIG, by_sgd
+from example_commands import arrays
+from example_hosts import CONFIG, by_sgd, spoiling
 from example_training import assert_same
 
-from ddpm_jax import loop, training
+from ddpm_jax import loop, saved_steps, training
+from ddpm_jax.config import Checkpoint, Ema
 from ddpm_jax.data import InMemory
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.optimizer import make_optimizer
+from ddpm_jax.run_log import read_metrics
 
 IMAGES = InMemory(np.arange(40 * 64, dtype=np.uint32).astype(np.uint8).reshape(40, 8, 8, 1))
 
 
 def test_three_processes_give_the_same_bits(tmp_path):
     first, *others = (by_sgd(tmp_path / name, steps=6) for name in "abc")
-    for arrays, losses in others:
+    for found, losses in others:
         assert losses == first[1]
-        for ours, theirs in zip(arrays, first[0], strict=True):
+        for ours, theirs in zip(found, first[0], strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -53,6 +56,23 @@ def test_a_state_comes_back_as_it_was_and_another_number_of_images_is_told(tmp_p
     assert capsys.readouterr().err == ""
     assert_same(loop.resumed_state(config, tx, tmp_path, 2, 41), state)
     assert "trained on 40 images so far, and on 41 from here" in capsys.readouterr().err
+
+
+def test_weights_that_are_lost_come_back_from_before(tmp_path, capsys, caplog):
+    """They are NaN after step 6, the step of a checkpoint; the next one holds no number either."""
+    settings = dataclasses.replace(CONFIG.training, steps=16, max_skipped=3, on_skipped="go_back")
+    keep = Checkpoint(every=3, keep_last=9)
+    config = dataclasses.replace(CONFIG, training=settings, checkpoint=keep, ema=Ema())
+    tx = make_optimizer(config, len(IMAGES))
+    train_step = spoiling(loop.step_over_devices(config, tx), at=6 * settings.accumulation)
+    loop.walk(config, tmp_path, IMAGES, train_step, loop.first_state(config, tx))
+    assert "3 steps in a row, up to step 9: goes on with the weights of step 3" in capsys.readouterr().err
+    assert saved_steps.steps(tmp_path) == [3, 12, 15, 16]
+    assert [path.name for path in tmp_path.glob("checkpoints/*.abandoned")] == ["6-1.abandoned", "9-1.abandoned"]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["loss"] is None] == [7, 8, 9]
+    assert all(np.isfinite(x).all() for x in arrays(tmp_path, 16))
+    assert not caplog.messages
 
 
 def test_an_upload_gets_what_samples_are_drawn_with(tmp_path):

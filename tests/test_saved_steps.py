@@ -17,13 +17,13 @@ def small(value) -> dict:
     return {"params": {"w": jnp.full(3, value, jnp.float32)}}
 
 
-def test_later_snapshots_are_dropped(tmp_path):
+def test_later_snapshots_go_with_their_steps(tmp_path):
     for step in (2, 4, 10):
         folder = tmp_path / saved_steps.SNAPSHOTS / str(step)
         folder.mkdir(parents=True)
-    saved_steps.drop_snapshots(tmp_path, after=4)
+    saved_steps.set_aside(tmp_path, after=4)
     assert saved_steps.steps(tmp_path, saved_steps.SNAPSHOTS) == [2, 4]
-    saved_steps.drop_snapshots(tmp_path / "new", after=4)
+    saved_steps.set_aside(tmp_path / "new", after=4)
 
 
 def test_what_is_not_there_is_named(tmp_path):

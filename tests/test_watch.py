@@ -43,8 +43,8 @@ def test_rows_of_skips_are_told_once_each(bad, which):
     assert watch.in_a_row == 3
     look([1.0], watch=watch, start=11)
     assert (watch.in_a_row, watch.last_good) == (0, 11)
-    watch.start_over()
-    assert (watch.skipped, watch.in_a_row, watch.last_good) == (7, 0, 0)
+    watch.start_over(5)
+    assert (watch.skipped, watch.in_a_row, watch.last_good) == (7, 0, 5)
 
 
 def test_later_steps_are_left_for_the_next_look():
