@@ -4,12 +4,13 @@ import random
 
 import faults
 import pytest
+from example_bench import straight
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """The compiled programs and a run without a fault."""
-    return faults.straight(tmp_path_factory.mktemp("straight"))
+    return straight(tmp_path_factory.mktemp("straight"))
 
 
 TRIES = [(fault.what, seed) for fault in faults.FAULTS for seed in range(fault.quick)]

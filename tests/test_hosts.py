@@ -4,10 +4,11 @@ import contextlib
 import random
 import shutil
 
-import faults
+import faults_of_processes
 import jax
 import numpy as np
 import pytest
+from example_bench import losses, straight
 from example_commands import one_line
 from example_faults import STEPS, Run, several, slurm
 from example_hosts import assert_close, by_sgd
@@ -19,7 +20,7 @@ from ddpm_jax import hosts, saved_steps
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """The compiled programs and a run on one host."""
-    return faults.straight(tmp_path_factory.mktemp("straight"))
+    return straight(tmp_path_factory.mktemp("straight"))
 
 
 @contextlib.contextmanager
@@ -82,14 +83,14 @@ def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     with Run(workdir, bench.cache) as run:
         assert run.ends() == 0, run.words
-    np.testing.assert_allclose(faults.losses(workdir), faults.losses(bench.straight), rtol=1e-3)
+    np.testing.assert_allclose(losses(workdir), losses(bench.straight), rtol=1e-3)
     with running(2, bench, workdir, "--overwrite", "--training.steps", 2) as runs:
         all_end(runs)
     assert saved_steps.steps(workdir) == [2]
-    np.testing.assert_allclose(faults.losses(workdir), faults.losses(bench.straight)[:2], rtol=1e-3)
+    np.testing.assert_allclose(losses(workdir), losses(bench.straight)[:2], rtol=1e-3)
 
 
-@pytest.mark.parametrize("fault", [faults.host_killed, faults.host_signalled])
+@pytest.mark.parametrize("fault", [faults_of_processes.host_killed, faults_of_processes.host_signalled])
 def test_hosts_end_together(fault, bench, tmp_path):
     fault(bench._replace(folder=tmp_path), random.Random(0))
 
