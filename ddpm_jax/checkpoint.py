@@ -35,9 +35,9 @@ for name in ("absl", "asyncio"):
 class Checkpoints:
     """Saves {item: pytree of arrays} by step; a context manager that waits for saves under way.
 
-    A step is given up only after the manifest of a newer one stands. A save that fails is named at the next one: by
-    OSError, or, if the settings say to go on, on stderr; at the end by OSError in any case. On several hosts all save
-    together, and none can go on without the others.
+    A step is given up only after the manifest of a newer one stands. A save that fails is named where it is waited for,
+    at the next one at the latest: by OSError, or, if the settings say to go on, on stderr; at the end by OSError in any
+    case. On several hosts all save together, and none can go on without the others.
     """
 
     def __init__(self, workdir: str | Path, settings: Checkpoint | None = None):
@@ -46,8 +46,6 @@ class Checkpoints:
         self._go_on = self._settings.on_failure == "go_on"
         self._under_way, self._sealing = 0, _done()
         self._thread = ThreadPoolExecutor(1)
-        at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
 
     def __enter__(self) -> Checkpoints:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._without_event_loops
@@ -60,7 +58,6 @@ class Checkpoints:
                 self._sealing.result()
         finally:
             self._thread.shutdown()
-            self._writer.close()
             sys.unraisablehook = self._hook
 
     def _without_event_loops(self, ignored: Any) -> None:
@@ -78,9 +75,13 @@ class Checkpoints:
             self._under_way = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
             facts = {"config": ocp.args.JsonSave(config), "data": ocp.args.JsonSave({"images": images})}
-            composite = ocp.args.Composite(**saved, **facts)
-            self._writer.save(self._folder / str(step), args=composite)
-            self._sealing = self._thread.submit(self._seal, self._folder / str(step))
+            writer = _writer()
+            try:
+                writer.save(self._folder / str(step), args=ocp.args.Composite(**saved, **facts))
+            except Exception:
+                writer.close()
+                raise
+            self._sealing = self._thread.submit(self._seal, writer, self._folder / str(step))
 
     def wait(self) -> None:
         """Returns when the save under way, if any, is whole on disk or has failed."""
@@ -88,18 +89,20 @@ class Checkpoints:
             sealing, self._sealing = self._sealing, _done()
             sealing.result()
 
-    def _seal(self, folder: Path) -> None:
+    def _seal(self, writer: ocp.AsyncCheckpointer, folder: Path) -> None:
         """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
-        self._writer.wait_until_finished()
-        if not hosts.is_first():
-            return
         try:
-            manifest.write(folder)
-        except OSError:
-            shutil.rmtree(folder)
+            with contextlib.closing(writer):
+                writer.wait_until_finished()
+            if hosts.is_first():
+                manifest.write(folder)
+        except Exception:
+            if hosts.is_first():
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        sync(self._folder)
-        self._drop_old()
+        if hosts.is_first():
+            sync(self._folder)
+            self._drop_old()
 
     @contextlib.contextmanager
     def _failures_named(self, go_on: bool, what: str | None = None, folder: Path | None = None) -> Iterator[None]:
@@ -134,6 +137,12 @@ class Checkpoints:
                 writer.save(folder, _one_copy(dict(trees)), force=True)
             if hosts.is_first():
                 manifest.write(folder)
+
+
+def _writer() -> ocp.AsyncCheckpointer:
+    """For one save: it keeps some of what failed to raise it later, where it would be taken for another's failure."""
+    at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
 
 
 def _done() -> Future:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,10 +78,7 @@ def make_train_step(
     that is not finite makes the gradient so, and averages stay as they are.
     """
     ema = ema or Ema()
-
-    def mean(tree):
-        alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
-        return tree if alone else jax.lax.pmean(tree, axis_name)
+    mean = partial(_mean, axis_name)
 
     def step(state: TrainState, batch: dict[str, Array]):
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones(()))
@@ -106,6 +104,12 @@ def make_train_step(
         return new_state, {"loss": value, "grad_norm": grad_norm}
 
     return step
+
+
+def _mean(axis_name: str | None, tree: Any) -> Any:
+    """Over the devices of an axis; the tree itself where there is no other."""
+    alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
+    return tree if alone else jax.lax.pmean(tree, axis_name)
 
 
 def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array, moved: Array) -> dict[str, Params]:

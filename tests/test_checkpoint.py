@@ -1,11 +1,13 @@
 """What is saved comes back bit for bit, part by part; old steps go as asked; what is not there is named."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from ddpm_jax import checkpoint, manifest, parallel, saved_steps
@@ -243,6 +245,25 @@ def test_or_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, capsys):
         "step 2 was not saved ([Errno 28] No space left on device); checkpoints there are: 1\n"
         in capsys.readouterr().err
     )
+
+
+def test_two_failures_of_one_save_are_told_once_and_not_laid_on_the_next(tmp_path, monkeypatch, capsys):
+    """Orbax writes arrays and metadata each by itself, and each may find the disk full."""
+    full = iter([OSError(28, "No space left for arrays"), OSError(28, "No space left for metadata")])
+    wait = ocp.AsyncCheckpointer.wait_until_finished
+
+    def failing(writer):
+        wait(writer)
+        in_the_background = threading.current_thread() is not threading.main_thread()
+        if in_the_background and (error := next(full, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", failing)
+    with Checkpoints(tmp_path, Checkpoint(on_failure="go_on")) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small(step), {})
+    assert capsys.readouterr().err.count("was not saved") == 1
+    assert saved_steps.steps(tmp_path) == [2]
 
 
 def test_the_last_save_must_succeed_in_any_case(tmp_path, monkeypatch):
