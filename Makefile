@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(RUN) sample.py --ckpt runs/digits --num 256 --batch-size 256 --out runs/digits/samples.png runs/digits/samples.npz
 
 test: $(VENV)/.test
-	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

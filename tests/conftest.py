@@ -21,6 +21,14 @@ jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; s
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+SLOW = ["test_hosts.py", "test_faults.py", "test_command_line_run.py", "test_loop.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first, so that no worker begins one when the others are done."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
+
 @pytest.fixture(scope="module")
 def optimized():
     """For what is promised of real runs: programs compiled as users have them."""

@@ -43,7 +43,6 @@ def main(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) -> None:
     With fsdp above 1 every array that can be is split, and a grid of samples is drawn. The parameters turn to NaN after
     the step `spoilt`, if it is not 0.
     """
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).parent / "cache"))
     coordinator, *which = found or [None]
     parallel.LEAST_SPLIT = 1
     config = dataclasses.replace(
@@ -79,10 +78,14 @@ def spoiling(train_step: Callable, at: int) -> Callable:
 def by_sgd(
     folder: Path, hosts: int = 1, steps: int = 20, devices: int = 1, fsdp: int = 1, spoilt: int = 0
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The arrays and the losses after so many steps on real hosts with so many devices each."""
+    """The arrays and the losses after so many steps on real hosts with so many devices each.
+
+    They share the compiled programs of this session's tests.
+    """
     address = free_address()
     found = [[address, hosts, host] if hosts > 1 else [] for host in range(hosts)]
-    env = os.environ | ENV | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    env = os.environ | ENV | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     start = [sys.executable, __file__, folder, steps, fsdp, spoilt]
     commands = [[*map(str, [*start, *which])] for which in found]
     options = {"env": env, "stderr": subprocess.PIPE, "text": True}
