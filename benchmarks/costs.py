@@ -38,14 +38,14 @@ def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
 
 
 def saving(net: Net, pairs: int) -> Iterator[Row]:
-    """How long a checkpoint stops training, which waits for it unless told not to."""
+    """How long it takes to save a checkpoint, for which training waits unless told not to."""
     with Side(sys.executable, OURS) as ours:
         ours.ask("load", net.recipe, net.batch_size)
         turns = [(ours.ask("save", True), ours.ask("save", False)) for _ in range(pairs)]
     waited, copied = (statistics.median(seconds for seconds, _ in times) for times in zip(*turns, strict=True))
     size = turns[0][0][1] / 2**20
-    how = f"{size:.0f} MiB; {copied:.2f} s by --checkpoint.no-wait, which goes on while it is written"
-    yield Row("a checkpoint stops training for", net.recipe, waited, None, how, " s")
+    how = f"{size:.0f} MiB; with --checkpoint.no-wait training goes on after {copied:.2f} s"
+    yield Row("a checkpoint, until it is whole on disk", net.recipe, waited, None, how, " s")
 
 
 def accumulation(net: Net, pairs: int) -> Iterator[Row]:

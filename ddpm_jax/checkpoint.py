@@ -65,10 +65,11 @@ class Checkpoints:
         if str(ignored.exc_value) != "Event loop is closed":
             self._hook(ignored)
 
-    def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None) -> None:
+    def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None, good: int = 0) -> None:
         """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.
 
-        `images` is how many the run is trained on, on which its batches depend.
+        `images` is how many the run is trained on, on which its batches depend. The newest step below `good` is kept
+        too: one to go back to, where the weights of those from there on may be lost.
         """
         self.wait()
         with self._failures_named(self._go_on):
@@ -81,28 +82,21 @@ class Checkpoints:
             except Exception:
                 writer.close()
                 raise
-            self._sealing = self._thread.submit(self._seal, writer, self._folder / str(step))
+            self._sealing = self._thread.submit(self._seal, writer, self._folder / str(step), good)
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is whole on disk or has failed."""
+        """Returns when the save under way, if any, has its manifest, on the first host, or has failed."""
         with self._failures_named(self._go_on):
             sealing, self._sealing = self._sealing, _done()
             sealing.result()
 
-    def _seal(self, writer: ocp.AsyncCheckpointer, folder: Path) -> None:
+    def _seal(self, writer: ocp.AsyncCheckpointer, folder: Path, good: int) -> None:
         """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
-        try:
-            with contextlib.closing(writer):
-                writer.wait_until_finished()
-            if hosts.is_first():
-                manifest.write(folder)
-        except Exception:
-            if hosts.is_first():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        with _manifest_after(folder), contextlib.closing(writer):
+            writer.wait_until_finished()
         if hosts.is_first():
             sync(self._folder)
-            self._drop_old()
+            self._drop_old(good)
 
     @contextlib.contextmanager
     def _failures_named(self, go_on: bool, what: str | None = None, folder: Path | None = None) -> Iterator[None]:
@@ -119,9 +113,11 @@ class Checkpoints:
                 raise OSError(f"{message}: make room, or allow writing to {self._folder}, and start again") from error
             print(message, file=sys.stderr)
 
-    def _drop_old(self) -> None:
-        for step in steps(self._workdir)[: -self._settings.keep_last]:
-            if self._settings.keep_every is None or step % self._settings.keep_every:
+    def _drop_old(self, good: int) -> None:
+        found = steps(self._workdir)
+        spared = max((step for step in found if step < good), default=0)
+        for step in found[: -self._settings.keep_last]:
+            if step != spared and (self._settings.keep_every is None or step % self._settings.keep_every):
                 shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{DROPPED}"))
 
     def _clear_unfinished(self, folder: Path) -> None:
@@ -132,11 +128,22 @@ class Checkpoints:
     def save_snapshot(self, step: int, trees: Mapping[str, Any]) -> None:
         """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
         folder = (self._workdir / SNAPSHOTS / str(step)).resolve()
-        with self._failures_named(self._go_on, f"the snapshot of step {step}", folder.parent):
-            with ocp.StandardCheckpointer() as writer:
-                writer.save(folder, _one_copy(dict(trees)), force=True)
-            if hosts.is_first():
-                manifest.write(folder)
+        named = self._failures_named(self._go_on, f"the snapshot of step {step}", folder.parent)
+        with named, _manifest_after(folder), ocp.StandardCheckpointer() as writer:
+            writer.save(folder, _one_copy(dict(trees)), force=True)
+
+
+@contextlib.contextmanager
+def _manifest_after(folder: Path) -> Iterator[None]:
+    """The first host writes the folder's manifest after the block, or removes the folder where either fails."""
+    try:
+        yield
+        if hosts.is_first():
+            manifest.write(folder)
+    except Exception:
+        if hosts.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _writer() -> ocp.AsyncCheckpointer:

@@ -141,20 +141,22 @@ def walk(
     save_every = in_steps(keep.every, keep.every_epochs, config.steps_per_epoch(len(images)))
     agreed, done, signal = hosts.Agreement(), start, 0
     checkpoints, reporter = Checkpoints(folder, keep), Reporter(config, images, folder, start)
+    watch = reporter.watch
     with Interruption() as stop, checkpoints, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
             state, metrics = training.by_micro_batches(train_step, state, batch, settings.accumulation)
             if keep.wait:
                 checkpoints.wait()
             signal = agreed(stop.signal)
-            workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
-            if signal or done == total or (save_every and done % save_every == 0):
-                checkpoints.save(done, parts_of(state), to_json(config), len(images))
-                send(upload, TrainedRun(folder, done, config), state)
             reporter.after_step(done, metrics, state)
-            if reporter.watch.in_a_row >= settings.max_skipped:
+            lost = watch.in_a_row >= settings.max_skipped
+            if lost:
                 checkpoints.wait()
-                state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), reporter.watch))
+                state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), watch))
+            workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
+            if signal or lost or done == total or (save_every and done % save_every == 0):
+                checkpoints.save(done, parts_of(state), to_json(config), len(images), watch.last_good)
+                send(upload, TrainedRun(folder, done, config), state)
             if signal:
                 reporter.hurried = True
                 break

@@ -62,7 +62,7 @@ def damage(workdir: str | Path, step: int, folder: str = FOLDER) -> str | None:
 
 def set_aside(workdir: str | Path, after: int, mark: str = DAMAGED) -> None:
     """Gives the steps above one another name, so that they can be saved again; their snapshots go."""
-    for step in steps(workdir):
+    for step in reversed(steps(workdir)):
         if step > after:
             path = Path(workdir, FOLDER, str(step))
             path.rename(free_name(path.with_suffix(mark)))

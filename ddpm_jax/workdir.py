@@ -184,8 +184,8 @@ def clear(workdir: Path) -> None:
 def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watch: Watch) -> dict[str, Any]:
     """The parts of the state from the newest checkpoint before the updates that were skipped up to step `done`.
 
-    Those after it are set aside, and where it does not help either, the next time is one further back. Raises
-    ValueError where the recipe says to stop and where there is none.
+    Those after it are set aside. Where not one step with its weights is finite, the next time is one further back.
+    Raises ValueError where the recipe says to stop and where there is none.
     """
     settings = config.training
     message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
@@ -197,6 +197,8 @@ def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watc
     print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
     if hosts.is_first():
         saved_steps.set_aside(workdir, before, saved_steps.ABANDONED)
+    for line in watch.look(done):
+        print(line, file=sys.stderr)
     watch.start_over(before)
     return checkpoint.restore(workdir, before, like)
 

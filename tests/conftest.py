@@ -21,7 +21,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; s
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-SLOW = ["test_hosts.py", "test_faults.py", "test_command_line_run.py", "test_loop.py"]
+SLOW = {"test_hosts.py", "test_faults.py", "test_command_line_run.py", "test_loop.py"}
 
 
 def pytest_collection_modifyitems(items):

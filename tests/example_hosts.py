@@ -49,6 +49,7 @@ def main(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) -> None:
         CONFIG,
         training=dataclasses.replace(CONFIG.training, steps=int(steps), max_skipped=3, on_skipped="go_back"),
         parallel=Parallel(fsdp=int(fsdp)),
+        checkpoint=Checkpoint(every=4) if int(spoilt) else CONFIG.checkpoint,
         log=CONFIG.log if fsdp == "1" else dataclasses.replace(CONFIG.log, samples=4, sample_steps=2),
     )
     with hosts.together(coordinator, *map(int, which)):

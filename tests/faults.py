@@ -93,7 +93,7 @@ def main(only: list[str], out: Path | None) -> None:
     for what, arguments in ({} if only else IN_TESTS).items():
         tries, passed = tested(arguments)
         failures += [f"{what}: {tries - passed} of {tries} tests failed"] * (passed < tries)
-        lines.append(f"| {what} | {tries} | {passed} | 0 |")
+        lines.append(f"| {what} | {tries} | {passed} | |")
     if WAITS:
         lines += ["", f"From a signal to the end of the process: {min(WAITS):.1f} to {max(WAITS):.1f} s."]
     print("\n".join([*lines, *failures]))

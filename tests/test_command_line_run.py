@@ -69,9 +69,12 @@ def test_overwrite_loses_nothing_where_it_fails(straight, capsys):
 
 def test_steps_that_are_not_finite_end_a_run_in_one_line(tmp_path, capsys):
     blown = ["--optimizer.learning-rate", 1e30, "--training.max-skipped", 3, "--training.steps", 20]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         train.main([*map(str, [*TINY, *blown, "--workdir", tmp_path])])
-    message = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    message = said.splitlines()[-1]
     assert re.match(r"error: loss or gradient was not finite in 3 steps in a row, up to step \d+: lower", message)
 
 
