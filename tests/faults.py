@@ -51,10 +51,13 @@ FAULTS = [
     Fault(faults_of_processes.host_killed, 0, 6),
     Fault(faults_of_processes.host_signalled, 0, 5),
 ]
-LOST = ["test_loop.py", "test_workdir_go_back.py", "test_hosts.py"]
+GOES_BACK = [
+    *("test_loop.py", "test_workdir_go_back.py", "test_hosts.py"),
+    *("-k", "lost or go_back or goes_back or further"),
+]
 IN_TESTS = {
     "losses and gradients that are not finite": ["test_optimizer.py", "-k", "not_finite"],
-    "weights that give no finite loss: back to a checkpoint before": [*LOST, "-k", "lost or go_back or goes_back or further"],
+    "weights that give no finite loss: back to a checkpoint before": GOES_BACK,
     "200 pictures, half of them spoilt: tests over all": ["test_data_fuzz.py"],
     "memory that does not suffice": ["test_memory.py", "-k", "room or fit"],
 }
