@@ -34,16 +34,16 @@ def count(recipe, steps, every):
     images = batch_at(config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES)
     compiled, at_first = [], []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event == EVENT))
-    after_step = Reporter.after_step
+    draw = Reporter.draw
 
-    def watched(reporter, step, metrics, state):
-        after_step(reporter, step, metrics, state)
+    def watched(reporter, step, state):
+        draw(reporter, step, state)
         if step % every == 0:
             evaluate(config, state.ema_params["ema"], images, PICTURES, seed=0)
         if step == every:
             at_first.append(sum(compiled))
 
-    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Reporter, "after_step", watched):
+    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Reporter, "draw", watched):
         run = f"--config {recipe} --workdir {workdir}/run --training.steps {steps} --no-compilation-cache"
         cadence = f"--log.samples-every {every} --checkpoint.every {every}"
         sys.argv = ["train.py", *run.split(), *cadence.split()]

@@ -148,7 +148,7 @@ def walk(
             if keep.wait:
                 checkpoints.wait()
             signal = agreed(stop.signal)
-            reporter.after_step(done, metrics, state)
+            reporter.after_step(done, metrics)
             lost = watch.in_a_row >= settings.max_skipped
             if lost:
                 checkpoints.wait()
@@ -157,6 +157,7 @@ def walk(
             if signal or lost or done == total or (save_every and done % save_every == 0):
                 checkpoints.save(done, parts_of(state), to_json(config), len(images), watch.last_good)
                 send(upload, TrainedRun(folder, done, config), state)
+            reporter.draw(done, state)
             if signal:
                 reporter.hurried = True
                 break

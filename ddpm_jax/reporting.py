@@ -55,7 +55,7 @@ def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
 
 
 class Reporter:
-    """Called after every step; device values are read one interval late, so that no step waits for the host.
+    """Called at every step; device values are read one interval late, so that no step waits for the host.
 
     `watch` knows what the steps looked at so far had to skip; one that is `hurried` leaves at its end what the run
     draws anew when it goes on.
@@ -86,8 +86,8 @@ class Reporter:
             self._log.close()
             self._bar.close()
 
-    def after_step(self, step: int, metrics: dict[str, jax.Array], state: TrainState) -> None:
-        """Logs, at the recipe's cadences, what the step that made `state` the state of `step` gave."""
+    def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Logs, at the recipe's cadences, what a step gave."""
         self._bar.update()
         self.watch.add(step, metrics["loss"], metrics["grad_norm"])
         self._epoch_losses.append(metrics["loss"])
@@ -97,13 +97,15 @@ class Reporter:
             self._waiting.append((step, metrics))
         if ends_epoch or step == self._total:
             self._end_epoch(step)
-        if self._config.log.samples and (
-            step == self._total or (self._sample_every and step % self._sample_every == 0)
-        ):
+
+    def draw(self, step: int, state: TrainState) -> None:
+        """Leaves a grid of samples, at the recipe's cadence, by the state of a step."""
+        due = step == self._total or (self._sample_every and step % self._sample_every == 0)
+        if self._config.log.samples and due:
             params = parallel.at_hand(state.ema_params["ema"])
             if hosts.is_first():
                 with going_on("a grid of samples"):
-                    self._draw(step, params)
+                    self._draw_grid(step, params)
 
     def _write_waiting(self, more: dict[str, float] | None = None) -> None:
         for step, metrics in self._waiting:
@@ -132,7 +134,7 @@ class Reporter:
         self._write_waiting({"epoch": float(epoch), "epoch_loss": mean} if whole else None)
         self._epoch_losses, self._epoch_began = [], time.perf_counter()
 
-    def _draw(self, step: int, params: Params) -> None:
+    def _draw_grid(self, step: int, params: Params) -> None:
         config, began = self._config, time.perf_counter()
         folder = self._workdir / "samples"
         grid = sample_grid(config, params)

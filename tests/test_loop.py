@@ -16,6 +16,7 @@ from ddpm_jax.config import Checkpoint, Ema
 from ddpm_jax.data import InMemory
 from ddpm_jax.on_run import TrainedRun
 from ddpm_jax.optimizer import make_optimizer
+from ddpm_jax.reporting import Reporter
 from ddpm_jax.run_log import read_metrics
 from ddpm_jax.training import TrainState
 
@@ -111,6 +112,16 @@ def test_a_checkpoint_to_go_back_to_is_never_dropped_and_what_it_goes_on_with_is
     small_walk(tmp_path, [1] * 4 + [np.nan] * 8, kept, max_skipped=8)
     assert saved_steps.steps(tmp_path)[-1] == 12
     assert weight(tmp_path, 12) == 3
+
+
+def test_a_grid_that_cannot_be_drawn_takes_no_checkpoint_with_it(tmp_path, monkeypatch):
+    def short_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Reporter, "draw", short_of_memory)
+    with pytest.raises(MemoryError):
+        small_walk(tmp_path, [1], Checkpoint())
+    assert saved_steps.newest(tmp_path) == 1
 
 
 @pytest.mark.parametrize("wait", [True, False])

@@ -38,7 +38,8 @@ def report(config, workdir, steps, start=0):
     with reporting.Reporter(config, IMAGES, workdir, start) as reporter:
         for step in steps:
             metrics = {"loss": jnp.float32(step / 8), "grad_norm": jnp.float32(1)}
-            reporter.after_step(step, metrics, state(config))
+            reporter.after_step(step, metrics)
+            reporter.draw(step, state(config))
 
 
 def test_each_line_holds_the_loss_of_its_own_step_in_order(tmp_path):
@@ -66,7 +67,7 @@ def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
 
 def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
     with reporting.Reporter(CONFIG, IMAGES, tmp_path, 0) as reporter:
-        reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}, state(CONFIG))
+        reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
         reporter.hurried = True
     assert not (tmp_path / "loss.png").exists()
     report(CONFIG, tmp_path, range(2, 4), start=1)
@@ -75,7 +76,7 @@ def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
 
 def test_grids_are_due_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(reporting.Reporter, "_draw", lambda self, step, params: drawn.append(step))
+    monkeypatch.setattr(reporting.Reporter, "_draw_grid", lambda self, step, params: drawn.append(step))
     report(dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every_epochs=1)), tmp_path, range(1, 8))
     assert drawn == [3, 6, 7]
 
