@@ -148,7 +148,7 @@ class Checkpoint:
     every_epochs: int | None = 1
     """Cadence in epochs."""
     keep_last: int = 2
-    """How many of the newest are kept, and the newest before the last step known to be finite: one more at most."""
+    """How many of the newest are kept; while updates are skipped, also the newest from before that began."""
     keep_every: int | None = None
     """Steps divisible by this are kept for good."""
     wait: bool = True

@@ -149,13 +149,17 @@ def walk(
                 checkpoints.wait()
             signal = agreed(stop.signal)
             reporter.after_step(done, metrics)
-            lost = watch.in_a_row >= settings.max_skipped
+            due = signal or done == total or (save_every and done % save_every == 0)
+            if due:
+                reporter.look(done)  # to save waits for the step in any case
+            troubled, lost = watch.in_a_row > 0, watch.in_a_row >= settings.max_skipped
             if lost:
                 checkpoints.wait()
                 state = state._replace(**workdir.go_back(config, folder, done, parts_of(state), watch))
             workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
-            if signal or lost or done == total or (save_every and done % save_every == 0):
-                checkpoints.save(done, parts_of(state), to_json(config), len(images), watch.last_good)
+            if due or lost:
+                good = watch.last_good if troubled else 0
+                checkpoints.save(done, parts_of(state), to_json(config), len(images), good)
                 send(upload, TrainedRun(folder, done, config), state)
             reporter.draw(done, state)
             if signal:

@@ -107,10 +107,14 @@ class Reporter:
                 with going_on("a grid of samples"):
                     self._draw_grid(step, params)
 
+    def look(self, step: int) -> None:
+        """Waits for the steps up to that one, and tells what stands out in them."""
+        for line in self.watch.look(step):
+            self._bar.write(line)
+
     def _write_waiting(self, more: dict[str, float] | None = None) -> None:
         for step, metrics in self._waiting:
-            for line in self.watch.look(step):
-                self._bar.write(line)
+            self.look(step)
             facts = {"learning_rate": self._rate(step - 1), "skipped": self.watch.skipped}
             values = {"loss": metrics["loss"]} | metrics | facts | (more or {})
             self._log.scalars(step, {name: float(value) for name, value in values.items()})

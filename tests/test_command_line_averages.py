@@ -28,8 +28,7 @@ def averaged(tmp_path_factory) -> Path:
 def test_resume_keeps_every_snapshot_bit_for_bit(averaged, tmp_path):
     for steps in (5, 8):
         run(train.main, *TINY, *AVERAGES, "--training.steps", steps, "--workdir", tmp_path, "--log.samples", 0)
-    assert saved_steps.steps(averaged) == [4, 8]  # the last one, and one known to be finite
-    assert saved_steps.steps(tmp_path) == [5, 8]
+    assert saved_steps.steps(tmp_path) == saved_steps.steps(averaged) == [8]
     assert saved_steps.steps(tmp_path, saved_steps.SNAPSHOTS) == saved_steps.steps(averaged, saved_steps.SNAPSHOTS)
     like = {name: load_config(averaged, 8).model.init(jax.random.key(0)) for name in ("power_0.05", "power_0.1")}
     for step in (2, 4, 6, 8):
