@@ -27,11 +27,11 @@ from ddpm_jax.generation import chunk_count, network_of
 from ddpm_jax.grids import Variance
 from ddpm_jax.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import InBatches, diffusion_of
+from ddpm_jax.on_run import InBatches
 from ddpm_jax.samplers import sample_keys
 
 PROGRESS_PARTS = 20
-NAME, WHAT = "bits_per_dim", "bits per dimension"
+NAME = "bits_per_dim"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Evaluation(InBatches):
 def main(args: list[str]) -> None:
     """Measures what the command line says."""
     wanted, run = on_run.parse(Evaluation, args, "python -m ddpm_jax.evaluate")
-    objective = diffusion_of(run.config, WHAT)
+    objective = run.config.objective
     wanted.set_up_jax(wanted.num)
     config = with_split(run.config, wanted.split)
     batch, params, variance = draw_images(config, wanted), run.params(wanted.weights), wanted.variance
@@ -94,7 +94,7 @@ def evaluate(
     on_part: Callable[[], object] = lambda: None,
 ) -> Bound:
     """The bound of each image, x0 clipped: image i's noise depends on (seed, i) alone, whatever the batch size."""
-    objective, num = diffusion_of(config, WHAT), len(batch["image"])
+    objective, num = config.objective, len(batch["image"])
     schedule = objective.noise_schedule()
     parts = jnp.split(jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS))
     labels = batch.get("label", np.zeros(num, np.int32))

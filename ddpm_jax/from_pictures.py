@@ -45,7 +45,7 @@ class FromPictures:
         self._check_together(num)
         if not self.image and not self.interpolate:
             return None
-        images = [to_floats(read(path, "--image", recipe), recipe.objective.low) for path in self.image]
+        images = [to_floats(read(path, "--image", recipe)) for path in self.image]
         masks = [read(path, "--mask", recipe).mean(-1, keepdims=True) >= HALF for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])

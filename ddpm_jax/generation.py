@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from ddpm_jax import parallel, step_caching
+from ddpm_jax import parallel
 from ddpm_jax.diffusion import Sampling
 from ddpm_jax.editing import Edit
 from ddpm_jax.guidance import check_guidance, guide
@@ -60,11 +60,11 @@ def generate(
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if one_noise else indices))
-        apply, label = apply_of(recipe.model, sampling), parallel.shard(classes[indices % len(classes)])
-        network = network_of(recipe.model, params, label, guidance, apply)
+        label = parallel.shard(classes[indices % len(classes)])
+        network = network_of(recipe.model, params, label, guidance, parallel.by_device(recipe.model.apply))
         part = None if edit is None else parallel.shard(edit.of(indices))
         states = recipe.objective.walk(keys, network, recipe.model.image_shape, sampling, chunks, part)
-        batches.append(_keep(states, kept, wanted, recipe.objective.low, on_stage))
+        batches.append(_keep(states, kept, wanted, on_stage))
     return np.concatenate(batches, axis=1)
 
 
@@ -102,13 +102,6 @@ def labels_of(model: Model, labels: Sequence[int] | None, edit: Edit | None = No
     return labels
 
 
-def apply_of(model: Model, sampling: Sampling) -> Callable:
-    """The model's `apply`, each device at work on its share, or one from which a walk can cache steps."""
-    if sampling.cache_interval is None:
-        return parallel.by_device(model.apply)
-    return step_caching.Apply(parallel.by_device(step_caching.Evaluation(model, sampling.cache_depth)))
-
-
 def network_of(
     model: Model,
     params: Params,
@@ -134,11 +127,11 @@ def network_of(
     )
 
 
-def _keep(states: Iterator, kept: list[int], wanted: int, low: float, on_stage: Callable[[int], None]) -> np.ndarray:
+def _keep(states: Iterator, kept: list[int], wanted: int, on_stage: Callable[[int], None]) -> np.ndarray:
     pictures = []
     for i, state in enumerate(states):
         if i in kept:
-            pictures += [to_uint8(np.asarray(state)[:wanted], low)] * kept.count(i)
+            pictures += [to_uint8(np.asarray(state)[:wanted])] * kept.count(i)
         if i:
             jax.block_until_ready(state)  # so that a progress bar shows what is done, not what is asked for
             on_stage(wanted)

@@ -6,7 +6,6 @@ from jaxtyping import Array, Key
 
 from ddpm_jax.config import Config
 from ddpm_jax.config_json import to_json
-from ddpm_jax.corruption import Corruption
 from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
@@ -34,16 +33,14 @@ def with_net_of(config: Config, ckpt: str) -> Config:
     """
     source = open_any(ckpt).recipe
     objective, sampling = _objective(config.objective, source.objective), config.sampling
-    if isinstance(objective, Diffusion) and (sampling.steps or 0) > objective.timesteps:
-        sampling = sampling.changed(steps=None)
+    if (sampling.steps or 0) > objective.timesteps:
+        sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
     return dataclasses.replace(config, model=source.model, objective=objective, sampling=sampling, training=training)
 
 
-def _objective(ours: Diffusion | Corruption, theirs: Diffusion | Corruption) -> Diffusion | Corruption:
+def _objective(ours: Diffusion, theirs: Diffusion) -> Diffusion:
     """What a net was trained to predict, of which noise, by our losses."""
-    if not (isinstance(ours, Diffusion) and isinstance(theirs, Diffusion)):
-        return theirs
     kept = {name: getattr(theirs, name) for name in TRAINED_FOR}
     bound = ours.bound if ours.learns_variance == theirs.learns_variance else theirs.bound
     return dataclasses.replace(ours, bound=bound, **kept)

@@ -12,7 +12,7 @@ import optax
 from ddpm_jax import checkpoint, export, hosts, memory, parallel, saved_steps, training, workdir
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, in_steps
-from ddpm_jax.config_json import to_json
+from ddpm_jax.config_json import config_to_json, to_json
 from ddpm_jax.data import Batch, Images, batch_at, check_labels, stream
 from ddpm_jax.errors import check
 from ddpm_jax.init_from import first_params
@@ -159,7 +159,7 @@ def walk(
             workdir.snapshot(config.ema, checkpoints, done, total, state.ema_params)
             if due or lost:
                 good = watch.last_good if troubled else 0
-                checkpoints.save(done, parts_of(state), to_json(config), len(images), good)
+                checkpoints.save(done, parts_of(state), config_to_json(config), len(images), good)
                 send(upload, TrainedRun(folder, done, config), state)
             reporter.draw(done, state)
             if signal:
@@ -185,13 +185,13 @@ def send(upload: export.Upload | None, run: TrainedRun, state: TrainState) -> No
 
 def batches(config: Config, images: Images, start: int, stop: int) -> Iterator[dict]:
     """This host's rows of the global batches of steps start..stop-1, made ahead by worker threads, and their keys."""
-    settings, size, low = config.training, config.training.batch_size, config.objective.low
+    settings, size = config.training, config.training.batch_size
     _, key = training.training_keys(settings.seed)
     rows = parallel.rows_of_host(size, settings.accumulation)
     on_device = jnp.asarray(rows)
 
     def batch(step: int) -> Batch:
-        return batch_at(images, settings.seed, step, size, rows=rows, flip=config.data.flip, low=low)
+        return batch_at(images, settings.seed, step, size, rows=rows, flip=config.data.flip)
 
     for step, images_of_step in enumerate(stream(batch, start, stop), start):
         yield images_of_step | {"key": training.example_keys(key, step, on_device)}

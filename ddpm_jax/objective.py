@@ -1,7 +1,7 @@
 """What is trained, as a recipe states it: a noise schedule, what the network predicts, at which t, by which loss."""
 
 import dataclasses
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -25,8 +25,6 @@ from ddpm_jax.schedule import BETAS, NoiseSchedule, from_betas, zero_terminal_sn
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """Learn to undo Gaussian noise (Ho et al. 2020)."""
-
-    low: ClassVar[float] = -1.0
 
     schedule: Literal["linear", "scaled_linear", "squaredcos", "sigmoid", "flow", "edm"] = "linear"
     timesteps: int = 1000

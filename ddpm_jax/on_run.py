@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, TypeVar
 
 from ddpm_jax import command_line, memory, saved_steps, workdir
 from ddpm_jax.config import Config
-from ddpm_jax.diffusion import Diffusion
 from ddpm_jax.errors import check
 from ddpm_jax.models import Model, Params
 from ddpm_jax.pretrained import folders
@@ -120,10 +119,3 @@ def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings
     settings = command_line.parse(kind, args, None, f"{command} --ckpt DIR")
     check(ckpt is not None, MISSING)
     return settings, open_run(str(ckpt), settings.checkpoint)
-
-
-def diffusion_of(config: Config, what: str) -> Diffusion:
-    """The recipe's objective; raises ValueError where it has none of `what`."""
-    if not isinstance(config.objective, Diffusion):
-        raise ValueError(f"{what} are those of a diffusion model, and this run trained the corruption toy")
-    return config.objective

@@ -15,17 +15,15 @@ CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
 SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
 
 
-def to_uint8(images: ArrayLike, low: float = -1.0) -> np.ndarray:
-    """Pixels as uint8 of the same shape, from floats in [low, 1]: clipped, then rounded (not truncated).
+def to_uint8(images: ArrayLike) -> np.ndarray:
+    """Pixels as uint8 of the same shape, from floats in [-1, 1]: clipped, then rounded (not truncated).
 
-    low is -1 or 0; halves go to the even neighbour, so 0.0 (127.5) is 128.
-    Raises ValueError for another low, for pixels that are not floats and for pixels that are not finite.
+    Halves go to the even neighbour, so 0.0 (127.5) is 128. Raises ValueError for pixels that are not floats or not
+    finite.
     """
-    if low not in (-1.0, 0.0):
-        raise ValueError(f"Pixels cannot start at low={low}; valid: -1 (most models) and 0.")
     pixels = np.asarray(images)
     if np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool:
-        raise ValueError(f"Pixels of type {pixels.dtype} are not floats in [{low:g}, 1]; pass them on as they are.")
+        raise ValueError(f"Pixels of type {pixels.dtype} are not floats in [-1, 1]; pass them on as they are.")
     pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32))  # bfloat16 and float16 cannot hold 255 levels
     broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
     if broken:
@@ -33,7 +31,7 @@ def to_uint8(images: ArrayLike, low: float = -1.0) -> np.ndarray:
             f"{broken} of {pixels.size} pixels are not finite, so there is no picture to draw; "
             "look for the NaN in the sampler or in the parameters."
         )
-    return np.rint((np.clip(pixels, low, 1.0) - low) * (255.0 / (1.0 - low))).astype(np.uint8)
+    return np.rint((np.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:

@@ -3,12 +3,10 @@
 import dataclasses
 from typing import Literal
 
-from ddpm_jax.corruption import Corruption
 from ddpm_jax.diffusion import Diffusion, Sampling
 from ddpm_jax.errors import check
 from ddpm_jax.guidance import check_guidance
 from ddpm_jax.models import Model
-from ddpm_jax.step_caching import check_net
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +14,7 @@ class Recipe:
     """A network and how it draws pictures, checked together."""
 
     model: Model
-    objective: Diffusion | Corruption = dataclasses.field(default_factory=Diffusion)
+    objective: Diffusion = dataclasses.field(default_factory=Diffusion)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def __post_init__(self):
@@ -28,8 +26,6 @@ class Recipe:
             "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
         )
         check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
-        if self.sampling.cache_interval is not None:
-            check_net(self.model, self.sampling.cache_depth)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

@@ -50,7 +50,7 @@ def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
     if not isinstance(values, dict):
         return [(path, " ".join(map(str, values)) if isinstance(values, list) else str(values))]
     joint = "." if path != "-" else "-"
-    named = {name: value for name, value in values.items() if name != "type"}
+    named = {name: value for name, value in values.items() if name != "kind"}
     return [row for name, value in named.items() for row in settings(value, f"{path}{joint}{name.replace('_', '-')}")]
 
 
@@ -163,26 +163,24 @@ def prediction_rows(config: Config, params: Params, images: Images) -> list[tupl
     network = network_of(config.model, params, jnp.arange(LEVELS) % (config.model.num_classes or 1))
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
-    return [(name, pictures.to_uint8(np.asarray(row), config.objective.low)) for name, row in rows.items()]
+    return [(name, pictures.to_uint8(np.asarray(row))) for name, row in rows.items()]
 
 
 _predict = jax.jit(lambda objective, network, xt, t: objective.predict(network, xt, t), static_argnums=0)
 
 
 def _noise_levels(config: Config, images: Images):
-    low = config.objective.low
-    x0 = jnp.asarray(to_floats(images.read(np.arange(LEVELS) % len(images))["image"], low))
+    x0 = jnp.asarray(to_floats(images.read(np.arange(LEVELS) % len(images))["image"]))
     return x0, *config.objective.noisy(sample_keys(config.training.seed, jnp.arange(LEVELS)), x0)
 
 
 def preview(config: Config, images: Images, workdir: Path) -> None:
     """Leaves preview/data.png, 100 images of the first batches, and preview/noise.png, eight noise levels."""
-    low = config.objective.low
-    batch = batch_at(images, config.training.seed, 0, 100, flip=config.data.flip, low=low)["image"]
-    pictures.save_images(pictures.to_uint8(batch, low), workdir / "preview" / "data.png")
+    batch = batch_at(images, config.training.seed, 0, 100, flip=config.data.flip)["image"]
+    pictures.save_images(pictures.to_uint8(batch), workdir / "preview" / "data.png")
     x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
     span = np.abs(xt).max((1, 2, 3), keepdims=True)
-    unclipped = xt if low == 0 else xt / np.maximum(span, 1)
+    unclipped = xt / np.maximum(span, 1)
     rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
-    uint8 = [(name, pictures.to_uint8(row, low)) for name, row in rows.items()]
+    uint8 = [(name, pictures.to_uint8(row)) for name, row in rows.items()]
     figures.labelled_rows(uint8, workdir / "preview" / "noise.png")

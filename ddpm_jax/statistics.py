@@ -31,13 +31,13 @@ from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.generation import network_of
 from ddpm_jax.models import Params
-from ddpm_jax.on_run import InBatches, diffusion_of
+from ddpm_jax.on_run import InBatches
 from ddpm_jax.prediction import Denoiser, make_denoiser
 from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 from ddpm_jax.schedule import NoiseSchedule
 
-NAME, WHAT = "statistics.npz", "statistics"
+NAME = "statistics.npz"
 ROUNDING = 1e-10
 
 
@@ -61,7 +61,7 @@ class Estimation(InBatches):
 def main(args: list[str]) -> None:
     """Estimates what the command line says."""
     wanted, run = on_run.parse(Estimation, args, "python -m ddpm_jax.statistics")
-    objective = diffusion_of(run.config, WHAT)
+    objective = run.config.objective
     wanted.set_up_jax(wanted.images)
     schedule = objective.noise_schedule()
     parts = parts_of(run.config, run.params(wanted.weights), wanted)
@@ -94,7 +94,7 @@ def parts_of(config: Config, params: Params, wanted: Estimation) -> list[Part]:
     check(
         num <= len(held), f"--images {wanted.images} in batches of {batch_size} are more than there are: {len(held):,}"
     )
-    batch, objective, found = batch_at(held, wanted.seed, 0, num), diffusion_of(config, WHAT), []
+    batch, objective, found = batch_at(held, wanted.seed, 0, num), config.objective, []
     labels = batch.get("label", np.zeros(num, np.int32))
     for start in range(0, num, batch_size):
         rows = np.arange(start, start + batch_size)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax import checkpoint, ema, hosts, parallel, saved_steps
 from ddpm_jax.config import Config, Ema
-from ddpm_jax.config_json import differences, from_json, to_json
+from ddpm_jax.config_json import config_from_json, config_to_json, differences
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.models import Params
@@ -55,7 +55,7 @@ def load_config(workdir: Path, step: int | None) -> Config:
     """
     path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
-        return from_json(json.loads(path.read_text()))
+        return config_from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         remedy = "use another checkpoint, the version of ddpm_jax that wrote it, or --overwrite the run"
         raise ValueError(f"{path} cannot be read ({error}): {remedy}") from error
@@ -215,4 +215,4 @@ def write_config(workdir: Path, config: Config) -> None:
     """Leaves the resolved config as `config.json`, for people."""
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_file(workdir / CONFIG) as file:
-        file.write((json.dumps(to_json(config), indent=2) + "\n").encode())
+        file.write((json.dumps(config_to_json(config), indent=2) + "\n").encode())

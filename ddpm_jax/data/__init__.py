@@ -194,9 +194,9 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
     return indices
 
 
-def to_floats(images: np.ndarray, low: float = -1.0) -> np.ndarray:
-    """uint8 [0, 255] to float32 [low, 1]; low is -1, or 0 for the corruption toy."""
-    levels = np.linspace(low, 1.0, 256, dtype=np.float32)
+def to_floats(images: np.ndarray) -> np.ndarray:
+    """uint8 [0, 255] to float32 [-1, 1]."""
+    levels = np.linspace(-1.0, 1.0, 256, dtype=np.float32)
     return levels[images]
 
 
@@ -208,9 +208,8 @@ def batch_at(
     *,
     rows: np.ndarray | slice = slice(None),
     flip: bool = False,
-    low: float = -1.0,
 ) -> Batch:
-    """The global batch of (seed, step), or these rows of it: `image` (b, h, w, c) float32 in [low, 1], `label` (b,).
+    """The global batch of (seed, step), or these rows of it: `image` (b, h, w, c) float32 in [-1, 1], `label` (b,).
 
     Labels are there where the images have any; only the images of the rows are read.
     """
@@ -219,7 +218,7 @@ def batch_at(
     if flip:
         mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size)[rows] < 0.5
         pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return batch | {"image": to_floats(pixels, low)}
+    return batch | {"image": to_floats(pixels)}
 
 
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

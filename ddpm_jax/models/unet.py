@@ -5,14 +5,14 @@ With other settings it is also the U-Net of Dhariwal & Nichol 2021 (scale_shift,
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from ddpm_jax.models import Model, Params
+from ddpm_jax.models import Model
 from ddpm_jax.models.initial import Initial, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
@@ -94,26 +94,6 @@ class UNet(Blocks, Model):
     def module(self) -> nn.Module:
         return UNetModule(self, name="unet")
 
-    def apply_and_keep(
-        self,
-        params: Params,
-        xt: Float[Array, "b h w c"],
-        t: Num[Array, " b"],
-        labels: Num[Array, "b ..."] | None = None,
-        *,
-        depth: int,
-        deep: Float[Array, "b h w d"] | None = None,
-    ) -> tuple[Float[Array, "b h w out"], Float[Array, "b h w d"]]:
-        """The output, in the dtype of xt, and what the last depth + 1 blocks on the way up start from.
-
-        With such `deep` features only these blocks run, and the first `depth` on the way down. Depth is from 0 to
-        layers_per_level, and the finest level is none of NCSN++.
-        """
-        if self.label_dropout:
-            labels = self._hide(labels, None, len(xt))
-        output: Any = self.module().apply({"params": params}, xt, t, labels, None, depth, deep)
-        return output
-
     @property
     def down_levels(self) -> list[tuple[int, bool, Kind]]:
         """Width, attention and kind of each level on the way down, the finest first."""
@@ -143,26 +123,20 @@ class UNetModule(nn.Module):
         t: Num[Array, " b"],
         labels: Num[Array, "b ..."] | None,
         keys: Key[Array, " b"] | None,
-        depth: int | None = None,
-        deep: Float[Array, "b h w d"] | None = None,
-    ) -> Float[Array, "b h w out"] | tuple[Float[Array, "b h w out"], Float[Array, "b h w d"]]:
+    ) -> Float[Array, "b h w out"]:
         net = self.net
         emb = self._embed(t, labels).astype(xt.dtype)
         xt = 2 * xt - 1 if net.center_input else xt
         h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)
-        if deep is None:
-            h, skips = self._down(h, xt, emb, keys)
-            h = h if net.middle == "none" else Middle(net, name="middle")(h, emb, keys)
-            states, picture = self._up(h, skips, emb, keys)
-        else:
-            states, picture = self._shallow(h, deep, emb, keys, depth), None
-        h = states[-1]
+        h, skips = self._down(h, xt, emb, keys)
+        h = h if net.middle == "none" else Middle(net, name="middle")(h, emb, keys)
+        h, picture = self._up(h, skips, emb, keys)
         h = nn.silu(GroupNorm(net.groups_of(h.shape[-1]), net.norm_eps, name="norm_out")(h))
         h = conv(h, net.out_channels, 3, "conv_out", init=net.init_scheme, zero=True)
         h = h if picture is None else h + picture
         if net.time_embedding == "fourier":
             h = h.astype(jnp.float32) / t.astype(jnp.float32)[:, None, None, None]
-        return h if depth is None else (h, states[-2 - depth])
+        return h
 
     def _embed(self, t, labels):
         net = self.net
@@ -223,8 +197,7 @@ class UNetModule(nn.Module):
         for i, (width, attention, kind) in reversed(list(enumerate(net.up_levels))):
             here = tuple(reversed(skips[-count:]))
             skips = skips[:-count]
-            states = [h, *Level(net, width, attention, kind == "skip", name=f"up_{i}")(h, emb, keys, here)]
-            h = states[-1]
+            h = Level(net, width, attention, kind == "skip", name=f"up_{i}")(h, emb, keys, here)[-1]
             if kind == "skip" and picture is not None:
                 picture = fir_upsample(picture)
             name = f"upsample_{i}"
@@ -239,11 +212,4 @@ class UNetModule(nn.Module):
                 part = conv(part, net.out_channels, 3, f"up_picture_{i}", init=net.init_scheme, zero=True)
                 picture = part if picture is None else picture + part
                 h = ncsnpp_resampler(net, width, fir_upsample, name)(h, emb, keys)
-        return states, picture
-
-    def _shallow(self, h, deep, emb, keys, depth):
-        net = self.net
-        (width, attention, _), (width_up, attention_up, _) = net.down_levels[0], net.up_levels[0]
-        skips = [h, *Level(net, width, attention, name="down_0")(h, emb, keys, (None,) * depth)]
-        up = Level(net, width_up, attention_up, first=net.layers_per_level - depth, name="up_0")
-        return [deep, *up(deep, emb, keys, tuple(reversed(skips)))]
+        return h, picture

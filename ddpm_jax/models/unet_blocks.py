@@ -97,19 +97,18 @@ class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention if the level has it; returns every state.
 
     On the way up each takes in one of the `skips` of the way down. A level of NCSN++ has its groups and scale, and on
-    the way up one attention, at the end. With fewer skips it is a part of the level, from block `first` on.
+    the way up one attention, at the end.
     """
 
     net: Blocks
     width: int
     attention: bool
     ncsnpp: bool = False
-    first: int = 0
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, keys, skips: tuple[Array | None, ...]) -> list[Array]:
-        states, last = [], self.first + len(skips) - 1
-        for j, skip in enumerate(skips, self.first):
+        states, last = [], len(skips) - 1
+        for j, skip in enumerate(skips):
             options = self._of_ncsnpp(x, skip) if self.ncsnpp else {}
             x = x if skip is None else jnp.concatenate([x, skip], -1)
             x = ResidualBlock(self.net, self.width, **options, name=f"resnet_{j}")(x, emb, keys)
