@@ -23,7 +23,7 @@ from cold_start import first_steps
 from rows import FOLDER, TORCH, Goal, Row, machine, write
 from sides import Ratio, Side, ratio
 
-from ddpm_jax.platforms import DETERMINISTIC
+from ddpm_jax.devices.platform import DETERMINISTIC
 
 OURS = str(FOLDER / "gpu_side.py")
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leaves the other side some memory

@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 from jax_side import STATE
 from sides import serve
 
-from ddpm_jax import parallel
-from ddpm_jax.diffusion import Sampling
+from ddpm_jax.devices import parallel
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.samplers import sample_keys
 
 

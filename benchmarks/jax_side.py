@@ -17,21 +17,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import sampling_loop
 from sides import serve
 
-from ddpm_jax import command_line, parallel, platforms
-from ddpm_jax.checkpoint import Checkpoints
-from ddpm_jax.data import InMemory, batch_at, stream
-from ddpm_jax.diffusion import Sampling
-from ddpm_jax.generation import generate
-from ddpm_jax.loop import parts_of
-from ddpm_jax.optimizer import make_optimizer
-from ddpm_jax.pretrained.folders import save_pretrained
-from ddpm_jax.training import (
-    by_micro_batches,
-    example_keys,
-    init_state,
-    make_train_step,
-    model_loss,
-)
+from ddpm_jax.cli import arguments
+from ddpm_jax.data import InMemory
+from ddpm_jax.data.batches import batch_at, stream
+from ddpm_jax.devices import parallel
+from ddpm_jax.devices import platform as platforms
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.pretrained.pipeline_folder import save_pretrained
+from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.loop import parts_of
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.step import by_micro_batches, example_keys, init_state, make_train_step, model_loss
 
 PICTURES = 1000
 STATE = {}
@@ -48,7 +45,7 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use. Returns how many
     of them train.py would use for each two cores.
     """
-    config = command_line.load_recipe(recipe, ROOT / "configs")
+    config = arguments.load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
     changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
     config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
@@ -144,7 +141,7 @@ def sample(steps, count):
 
 def loop_tax(recipe, sampler, steps, batch_size, pairs):
     """The `Ratio` of a sampling scan to as many single forward passes."""
-    return sampling_loop.tax(command_line.load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
+    return sampling_loop.tax(arguments.load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
 
 
 def peak():

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.models.layers import attend, group_norm
+from ddpm_jax.models.attention import attend
+from ddpm_jax.models.layers import group_norm
 
 PAIRS = 11
 

@@ -20,15 +20,17 @@ from scipy.special import ndtr, ndtri
 from sklearn.metrics import pairwise_distances
 from tqdm import tqdm
 
-from ddpm_jax import command_line, samplers, statistics
-from ddpm_jax.diffusion import Sampling
-from ddpm_jax.editing import check_inverts
-from ddpm_jax.exact import mixture_x0
-from ddpm_jax.generation import generate
-from ddpm_jax.grids import make_grid, spaced, times_of
-from ddpm_jax.on_run import TrainedRun, open_run
-from ddpm_jax.prediction import Denoiser, make_denoiser
-from ddpm_jax.schedule import NoiseSchedule, from_betas, linear
+from ddpm_jax import samplers, statistics
+from ddpm_jax.cli import arguments
+from ddpm_jax.diffusion.analytic import mixture_x0
+from ddpm_jax.diffusion.grid import make_grid, spaced, times_of
+from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
+from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear
+from ddpm_jax.evaluation import solver_statistics
+from ddpm_jax.generation.editing import check_inverts
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.runs.sources import TrainedRun, open_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
 MEASURED = Path("runs/samplers.json")
@@ -105,9 +107,9 @@ def mixture_statistics() -> Path:
     """A file of DPM-Solver-v3's statistics of the mixture."""
     images = jnp.asarray(drawn_from_mixture(0).reshape(-1, 1, 1, 1), jnp.float32)
     schedule, denoise = exact()
-    part = statistics.part(samplers.sample_keys(1, jnp.arange(POINTS)), denoise, images)
+    part = solver_statistics.part(samplers.sample_keys(1, jnp.arange(POINTS)), denoise, images)
     MEASURED.parent.mkdir(exist_ok=True)
-    return statistics.save(statistics.estimate(schedule, [part]), MEASURED.with_name("mixture_statistics.npz"))
+    return statistics.save(solver_statistics.estimate(schedule, [part]), MEASURED.with_name("mixture_statistics.npz"))
 
 
 def mixture_quantiles(quantiles: np.ndarray) -> np.ndarray:
@@ -222,7 +224,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="where its data are, if not where it was trained")
     parser.add_argument("--num", type=int, default=64, help="pictures drawn by each sampler")
     options = parser.parse_args()
-    command_line.set_up_jax(options.num, None, cache=True)
+    arguments.set_up_jax(options.num, None, cache=True)
     write("exact", exact_table())
     if options.ckpt:
         write("trained", trained_table(trained_errors(open_run(options.ckpt), options.data_dir, options.num)))

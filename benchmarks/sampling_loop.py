@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from sides import Ratio, ratio  # noqa: E402
 
 import ddpm_jax as dj  # noqa: E402
-from ddpm_jax import command_line, samplers  # noqa: E402
+from ddpm_jax import samplers  # noqa: E402
+from ddpm_jax.cli import arguments
 
 NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
@@ -53,7 +54,7 @@ def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
 
 def main(recipe: str, steps: int, batch_size: int, pairs: int) -> None:
     """Prints a line for each sampler."""
-    config = command_line.load_recipe(recipe, ROOT / "configs")
+    config = arguments.load_recipe(recipe, ROOT / "configs")
     print(f"{recipe}, {config.model.parameter_count():,} parameters, {steps} steps of {batch_size} pictures")
     for name in NAMES:
         print(f"{name:<12} {tax(config, name, steps, batch_size, pairs)}", flush=True)

@@ -7,15 +7,18 @@ Hardware: any; two CPU cores take 2-3 minutes. Data: the 1,797 digits that sciki
 Expected: `python benchmarks/digits.py runs/digits/samples.npz` finds a Frechet distance of at most 0.20.
 """
 
-from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training
+from ddpm_jax.config import Checkpoint, Config, Log, Training
 from ddpm_jax.data.digits import Digits
-from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.optimizer import Optimizer
 
 config = Config(
     model=UNet(image_size=8, channels=1, widths=(32, 64), attention=(False, False), layers_per_level=1, groups=8),
     data=Digits(),
-    objective=Diffusion(schedule="squaredcos"),
+    objective=Objective(schedule="squaredcos"),
     training=Training(batch_size=128, steps=1000),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, clip_norm=1.0),
     ema=Ema(decay=0.995),

@@ -10,9 +10,10 @@ Expected: flowers after 5,120 steps; not run here.
 import dataclasses
 
 from configs.mnist import config as mnist
-from ddpm_jax.config import Checkpoint, Config, Log, Optimizer, Training
+from ddpm_jax.config import Checkpoint, Config, Log, Training
 from ddpm_jax.data.tfds import Tfds
-from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.training.optimizer import Optimizer
 
 config = Config(
     model=dataclasses.replace(
@@ -23,7 +24,7 @@ config = Config(
         attention=(False, False, False, False, True, False),
     ),
     data=Tfds(name="oxford_flowers102", split="train+validation+test", resize="squash"),
-    objective=Diffusion(schedule="linear"),
+    objective=Objective(schedule="linear"),
     training=Training(batch_size=16, epochs=10, dtype="float16"),
     optimizer=Optimizer(name="adamw", learning_rate=1e-4, decay="cosine", warmup_steps=500, clip_norm=1.0),
     checkpoint=Checkpoint(every_epochs=30),

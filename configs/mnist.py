@@ -8,10 +8,12 @@ Expected: with only 9,000 of the images (71 steps an epoch) mean losses of 0.209
 0.056, 0.053, 0.052, 0.051 in epochs 1 to 10, and then digits, some on a grey ground; the full run was not made here.
 """
 
-from ddpm_jax.config import Checkpoint, Config, Ema, Log, Optimizer, Training
+from ddpm_jax.config import Checkpoint, Config, Log, Training
 from ddpm_jax.data.tfds import Tfds
-from ddpm_jax.diffusion import Diffusion
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.optimizer import Optimizer
 
 config = Config(
     model=UNet(
@@ -27,7 +29,7 @@ config = Config(
         init_scheme="torch",
     ),
     data=Tfds(name="mnist"),
-    objective=Diffusion(schedule="squaredcos"),
+    objective=Objective(schedule="squaredcos"),
     training=Training(batch_size=128, epochs=30),
     optimizer=Optimizer(name="adamw", learning_rate=4e-4),
     ema=Ema(decay=0.999),

@@ -1,12 +1,36 @@
-"""A recipe: frozen dataclasses that say everything about a run, and their checks."""
+"""A config: every setting of a run, its checks, and its form as JSON.
+
+A network or a data source is named by the module it is in, on the command line and in JSON:
+`--model conv_unet`, {"kind": "conv_unet", ...}.
+"""
 
 import dataclasses
-from typing import Literal
+import difflib
+import importlib
+import pkgutil
+import typing
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal
 
-from ddpm_jax.data import Data, steps_per_epoch
-from ddpm_jax.ema import LONGEST
+import optax
+
+import ddpm_jax.data
+import ddpm_jax.models
+from ddpm_jax.data import Data
+from ddpm_jax.data.batches import steps_per_epoch
+from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check
-from ddpm_jax.recipe import Recipe
+from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.models import Model
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.optimizer import Optimizer, make_optimizer
+
+FORMAT = 2
+"""The number of the JSON layout. 0.1 had no number and named Python classes."""
+VERSION = "0.2.0"
+KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, Data: ddpm_jax.data}
+"""Settings of which there are several kinds, one in each module of a package."""
 
 PARAMETERS_A_PIXEL = 300  # of two cores, two devices were faster at 17 and 79 parameters a pixel, one at 1,130
 
@@ -53,90 +77,6 @@ class Training:
     def micro_batch_size(self) -> int:
         """Images of one call of the training step."""
         return self.batch_size // self.accumulation
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """How the step is spread over devices and hosts; every way gives the same numbers to rounding."""
-
-    route: Literal["pmap", "jit"] = "pmap"
-    """Each device works on its share of the batch, or XLA is told how the arrays are split."""
-    fsdp: int = 1
-    """Devices over which parameters, averages and optimizer state are split; above 1 by the jit route."""
-    cpu_devices: int | None = None
-    """Virtual CPU devices of a host; None for the largest number that divides the batch, up to half its cores."""
-
-    @property
-    def way(self) -> str:
-        """Such as "pmap", or "jit, state over 4 devices"."""
-        return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
-
-    def __post_init__(self):
-        for name in ("fsdp", "cpu_devices"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """optax's Adam or AdamW, the learning rate over time, gradient clipping."""
-
-    name: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 2e-4
-    """The highest rate."""
-    decay: Literal["constant", "cosine", "epoch_cosine"] = "constant"
-    """After the warm-up: stay, fall along a cosine over the whole run, or the same in one stair an epoch."""
-    floor: float = 0.0
-    """Where a cosine ends."""
-    warmup_steps: int = 0
-    """Steps of linear rise from 0."""
-    weight_decay: float = 0.01
-    """AdamW's; Adam has none."""
-    clip_norm: float | None = None
-    """Scale gradients down to this global norm; None for never."""
-
-    def __post_init__(self):
-        check(self.learning_rate > 0, f"optimizer.learning_rate must be positive, not {self.learning_rate}")
-        check(0 <= self.floor <= self.learning_rate, f"optimizer.floor must be in [0, learning rate], not {self.floor}")
-        check(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, not {self.warmup_steps}")
-        check(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
-        check(
-            self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}"
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ema:
-    """The moving averages of the parameters; samples are drawn with that of `decay` unless another is asked for."""
-
-    decay: float = 0.9999
-    warmup: bool = True
-    """Use min(decay, (1 + step) / (10 + step)), so that early averages forget their start."""
-    others: tuple[float, ...] = ()
-    """Further decays, each tracked at the same time."""
-    power: tuple[float, ...] = ()
-    """Lengths of power-function averages, such as 0.05 0.1, from which other lengths are rebuilt after training."""
-    snapshots_every: int | None = None
-    """Steps between the snapshots of these that are kept for good; None for a 64th of the run."""
-
-    def __post_init__(self):
-        for name, decay in [("decay", self.decay), *(("others", other) for other in self.others)]:
-            check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}")
-        for name, values in (("others", self.others), ("power", self.power)):
-            check(len(set(values)) == len(values), f"ema.{name} names an average twice: {values}")
-        for length in self.power:
-            check(0 < length <= LONGEST, f"ema.power must be above 0 and at most {LONGEST:.4f}, not {length}")
-        check(self.snapshots_every is None or self.snapshots_every >= 1, "ema.snapshots_every must be at least 1")
-
-    @property
-    def decays(self) -> dict[str, float]:
-        """The averages of constant decay by name: "ema", and such as "ema_0.999"."""
-        return {"ema": self.decay} | {f"ema_{decay}": decay for decay in self.others}
-
-    @property
-    def tracks(self) -> dict[str, float]:
-        """The lengths of the power-function averages by name, such as "power_0.05"."""
-        return {f"power_{length}": length for length in self.power}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,6 +153,107 @@ class Config(Recipe):
         """Optimizer steps of an epoch over so many images."""
         return steps_per_epoch(images, self.training.batch_size)
 
+    def make_optimizer(self, images: int) -> optax.GradientTransformation:
+        """The optimizer of a run over this number of images."""
+        importance = self.objective.times == "importance"
+        return make_optimizer(
+            self.optimizer,
+            self.total_steps(images),
+            self.steps_per_epoch(images),
+            dtype=self.training.dtype,
+            accumulation=self.training.accumulation,
+            importance_timesteps=self.objective.timesteps if importance else None,
+        )
+
     def total_steps(self, images: int) -> int:
         """The run's length in optimizer steps."""
         return in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images)) or 0
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+    """The whole config as plain JSON values, with the format and the version that wrote it."""
+    return {"format": FORMAT, "ddpm_jax": VERSION, **to_json(config)}
+
+
+def config_from_json(value: Any) -> Config:
+    """The inverse of `config_to_json`; raises ValueError for another format or unknown settings."""
+    if not isinstance(value, dict):
+        raise ValueError("it does not hold a JSON object")
+    settings = dict(value)
+    written = settings.pop("format", None)
+    version = str(settings.pop("ddpm_jax", "0.1"))[:20]
+    if written != FORMAT:
+        raise ValueError(f"it was written by ddpm_jax {version}, and {VERSION} does not read that format")
+    return _from_json(Config, settings, "")
+
+
+def to_json(value: Any) -> Any:
+    """Settings as plain JSON values."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, tuple(KINDS)):
+            return {"kind": type(value).__module__.rpartition(".")[2], **fields}
+        return fields
+    if isinstance(value, dict):
+        return {str(name): to_json(item) for name, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _from_json(cls: type, value: Any, path: str) -> Any:
+    """An instance of the settings class `cls`, or of the kind of it that the value names."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be an object, not {str(value)[:80]}")
+    value = dict(value)
+    if cls in KINDS:
+        kinds = settings_classes(KINDS[cls])
+        kind = value.pop("kind", None)
+        if kind not in kinds:
+            raise ValueError(f"unknown {path} {kind!r}; {nearest(str(kind), list(kinds))}")
+        cls = kinds[kind]
+    types = typing.get_type_hints(cls)
+    paths = {name: f"{path}.{name}".strip(".") for name in value}
+    unknown = sorted(set(value) - {field.name for field in dataclasses.fields(cls)})
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(paths[name] for name in unknown)}")
+    try:
+        return cls(**{name: _value(types[name], item, paths[name]) for name, item in value.items()})
+    except TypeError as error:  # a setting without a default is missing
+        raise ValueError(f"settings of {path or 'the config'} are missing ({error})") from error
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _from_json(typing.cast(type, kind), value, path)
+    return tuple(_value(None, item, path) for item in value) if isinstance(value, list) else value
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """The settings, as dotted names, in which two configs differ."""
+    return _differences(to_json(ours), to_json(theirs), "")
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return [] if ours == theirs else [path]
+    names = sorted(set(ours) | set(theirs))
+    paths = {name: f"{path}.{name}".strip(".") for name in names}
+    return [found for name in names for found in _differences(ours.get(name), theirs.get(name), paths[name])]
+
+
+def settings_classes(package: ModuleType) -> dict[str, type]:
+    """The settings class of each module of a package that has one, by the module's name."""
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for cls in vars(module).values():
+            settings = isinstance(cls, type) and issubclass(cls, tuple(KINDS))
+            if settings and cls.__module__ == module.__name__:
+                found[info.name] = cls
+    return found
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """Such as "there are: cifar10, digits", the valid names, those nearest to `name` first."""
+    close = difflib.get_close_matches(name, valid, n=3)
+    others = [other for other in valid if other not in close]
+    return f"there are: {', '.join([*close, *others])}"

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ddpm_jax.generation import generate_shown
+from ddpm_jax.data.pixels import to_image
+from ddpm_jax.generation.generate import generate_shown
+from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.models import Params
-from ddpm_jax.pictures import to_image
-from ddpm_jax.pretrained.folders import load_pretrained, save_pretrained
-from ddpm_jax.recipe import Recipe
+from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
 
 MOST_AT_ONCE = 64
 
@@ -55,7 +55,7 @@ class Pipeline:
         `sampling` are settings of `Sampling` in place of the recipe's, such as sampler="unipc", steps=20; another
         sampler has its own options by default. Raises ValueError as `generate` and `Sampling` do.
         """
-        recipe = dataclasses.replace(self.recipe, sampling=self.recipe.sampling.changed(**sampling))
+        recipe = dataclasses.replace(self.recipe, sampling=self.recipe.sampling.override(**sampling))
         drawn = generate_shown(
             recipe,
             self.params,

@@ -11,7 +11,12 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # by the environment, so that the scrip
 os.environ.pop("XLA_FLAGS", None)
 install_import_hook("ddpm_jax", "beartype.beartype")
 pytest.register_assert_rewrite(
-    "example_bench", "example_commands", "example_editing", "example_faults", "faults_of_disks", "faults_of_processes"
+    "helpers.bench",
+    "helpers.commands",
+    "helpers.editing",
+    "helpers.processes",
+    "faults_of_disks",
+    "faults_of_processes",
 )  # their asserts say what they found, as in tests
 
 import jax  # noqa: E402

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import faults_of_disks
-import faults_of_processes
-from example_bench import Bench, straight
-from example_faults import ROOT
-from faults_of_processes import WAITS
+from helpers import faults_of_disks, faults_of_processes
+from helpers.bench import Bench, straight
+from helpers.faults_of_processes import WAITS
+from helpers.processes import ROOT
 
 
 class Fault(NamedTuple):

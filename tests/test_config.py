@@ -4,18 +4,31 @@ import dataclasses
 import json
 
 import pytest
-
-from ddpm_jax.config import PARAMETERS_A_PIXEL, Checkpoint, Config, Ema, Log, Optimizer, Parallel, Training, in_steps
-from ddpm_jax.config_json import differences, from_json, to_json
 from ddpm_jax.corruption import Corruption
+
+from ddpm_jax.config import (
+    PARAMETERS_A_PIXEL,
+    Checkpoint,
+    Config,
+    Log,
+    Training,
+    differences,
+    from_json,
+    in_steps,
+    to_json,
+)
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.data.tfds import Tfds
-from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.devices.parallel import Parallel
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.optimizer import Optimizer
 
 BASE = Config(
     model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)), data=Digits(), training=Training(steps=10)
@@ -34,7 +47,7 @@ def with_(**changes) -> Config:
         with_(model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)), data=Folder(path="pictures")),
         with_(model=BasicUNet(image_size=28, channels=1), objective=Corruption(), sampling=Sampling(steps=7)),
         with_(data=Tfds(name="cifar10", flip=True), ema=Ema(decay=0.99), log=Log(samples_every=3)),
-        with_(data=HuggingFace(path="a.parquet"), objective=Diffusion(schedule="squaredcos", target="v")),
+        with_(data=HuggingFace(path="a.parquet"), objective=Objective(schedule="squaredcos", target="v")),
         with_(sampling=Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}, steps=50)),
         with_(sampling=Sampling(options={"clip_sample": None}), checkpoint=Checkpoint(every=5, keep_every=20)),
         with_(optimizer=Optimizer(learning_rate=1e-4, name="adamw", clip_norm=1.0), training=Training(epochs=3)),
@@ -144,14 +157,14 @@ def test_differences_are_dotted_names():
         (lambda: Log(every=0), "log.every must be at least 1"),
         (lambda: Log(samples=-1), "log.samples must not be negative"),
         (lambda: Log(samples_every_epochs=0), "log.samples_every_epochs must be at least 1"),
-        (lambda: Diffusion(timesteps=0), "timesteps must be at least 1"),
-        (lambda: Diffusion(beta_start=0.03), "betas must satisfy"),
-        (lambda: Diffusion(zero_terminal_snr=True), "use target x0 or v"),
-        (lambda: Diffusion(zero_terminal_snr=True, target="v", timesteps=1), "needs timesteps of at least 2"),
-        (lambda: Diffusion(weighting_gamma=5.0), "weighting_gamma is for weighting min_snr"),
-        (lambda: Diffusion(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
+        (lambda: Objective(timesteps=0), "timesteps must be at least 1"),
+        (lambda: Objective(beta_start=0.03), "betas must satisfy"),
+        (lambda: Objective(zero_terminal_snr=True), "use target x0 or v"),
+        (lambda: Objective(zero_terminal_snr=True, target="v", timesteps=1), "needs timesteps of at least 2"),
+        (lambda: Objective(weighting_gamma=5.0), "weighting_gamma is for weighting min_snr"),
+        (lambda: Objective(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
-        (lambda: with_(sampling=Sampling(steps=11), objective=Diffusion(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
+        (lambda: with_(sampling=Sampling(steps=11), objective=Objective(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
         (lambda: with_(sampling=Sampling(steps=0), objective=Corruption()), "steps must be .* not 0"),
         (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),
@@ -191,7 +204,7 @@ def test_a_config_cannot_be_changed():
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
     kind = UNet(image_size=8, channels=1, widths=(8,), attention=(False,), groups=4, learned_variance=learned_variance)
-    learned, fixed = Diffusion(variance="learned_range", bound="hybrid"), Diffusion()
+    learned, fixed = Objective(variance="learned_range", bound="hybrid"), Objective()
     right, wrong = (learned, fixed) if learned_variance else (fixed, learned)
     Config(model=kind, data=Digits(), training=Training(steps=1), objective=right)
     with pytest.raises(ValueError, match=r"model.learned_variance and objective.variance .* go together"):
@@ -200,7 +213,7 @@ def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
 
 def test_a_learned_variance_is_what_samples_are_drawn_with():
     model = dataclasses.replace(BASE.model, learned_variance=True)
-    learned = with_(model=model, objective=Diffusion(variance="learned_range", bound="hybrid"))
+    learned = with_(model=model, objective=Objective(variance="learned_range", bound="hybrid"))
     assert learned.sampling.options == {"variance": "learned_range"}
     assert from_json(to_json(learned)) == learned
     with pytest.raises(ValueError, match="was not trained to say variance learned_range"):

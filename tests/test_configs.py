@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import command_line
-from ddpm_jax.config import Config
-from ddpm_jax.config_json import differences, from_json, to_json
+from ddpm_jax.cli import arguments
+from ddpm_jax.config import Config, differences, from_json, to_json
 from ddpm_jax.models import Model
-from ddpm_jax.optimizer import make_optimizer
-from ddpm_jax.training import init_state, make_train_step, model_loss
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = sorted(command_line.recipes(CONFIGS))
+RECIPES = sorted(arguments.recipes(CONFIGS))
 PARAMETERS = {
     "butterflies": 18_536_323,
     "butterflies_long": 18_536_323,
@@ -36,7 +35,7 @@ PARAMETERS = {
 
 
 def load(name: str) -> Config:
-    return command_line.load_recipe(name, CONFIGS)
+    return arguments.load_recipe(name, CONFIGS)
 
 
 def shrunk(model: Model) -> Model:

@@ -1,157 +1,132 @@
-"""Who may import whom, by reading the source; and every module has its tests."""
+"""Who may import whom, read from the source; what may appear where."""
 
 import ast
+import graphlib
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["train", "sample"]
+PACKAGE = ROOT / "ddpm_jax"
 
-# Modules (patterns, relative to ddpm_jax) and all they may import of ddpm_jax; modules not named are free.
-MAY_IMPORT = {
-    "schedule": [],
-    "grids": ["errors", "schedule"],
-    "compat": ["errors", "schedule", "grids", "prediction"],
-    "prediction": ["schedule"],
-    "likelihood": ["schedule", "grids", "prediction"],
-    "losses": ["schedule", "grids", "prediction", "likelihood"],
-    "preconditioning": ["schedule", "prediction"],
-    "objective": ["errors", "schedule", "grids", "prediction", "losses", "preconditioning"],
-    "importance": [],
-    "samplers*": ["errors", "schedule", "grids", "compat", "prediction", "samplers*"],
-    "editing": ["errors", "schedule", "grids", "prediction", "samplers*"],
-    "step_caching": ["errors", "prediction", "samplers*", "models*"],
-    "models*": ["models*"],
-    "training": ["errors", "losses", "models*", "config", "ema", "importance"],
-    "optimizer": ["config", "importance", "models*"],
-    "files": [],
-    "manifest": ["files"],
-    "interruption": [],
-    "hosts": ["errors", "parallel"],
-    "platforms": [],
-    "memory": [],
-    "saved_steps": ["files", "manifest"],
-    "ema": [],
-    "parallel": [],
-    "data*": ["data*", "errors"],
-    "pretrained*": ["errors", "models*", "diffusion", "samplers*", "schedule", "recipe", "pretrained*"],
-}
-MAY_NOT_IMPORT = {"checkpoint": ["training"], "pretrained*": ["training"]}
-MODELS_NEED_ONLY = ["jax", "flax", "numpy", "jaxtyping", "ddpm_jax"]
-# Modules without a test file of their own, and where their tests are.
-TESTED_IN = {
-    "recipe": "test_config.py",
-    "config_json": "test_config.py",
-    "samplers.*": "test_samplers.py",
-    "models.layers": "test_layers.py",
-    "models.conv3x3": "test_conv3x3.py",
-    "models.*": "test_models.py",
-    "pretrained.scheduler*": "test_pretrained_scheduler.py",
-    "pretrained.unpickle": "test_pretrained_hostile.py",
-    "pretrained.files": "test_pretrained_hostile.py",
-    "pretrained.*": "test_pretrained.py",
-    "data.digits": "test_data.py",
-}
+# Packages and top-level modules from low to high; those of one floor do not import each other.
+FLOORS = [
+    ("errors", "files"),
+    ("diffusion", "models", "data", "devices"),
+    ("samplers", "training"),
+    ("generation",),
+    ("config", "pretrained"),
+    ("figures",),
+    ("evaluation",),
+    ("pipeline",),
+    ("runs",),
+    ("cli",),
+    ("evaluate", "export", "statistics"),
+]
+HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+LIBRARIES = {"diffusion": {"jax", "numpy", "jaxtyping"}, "models": {"jax", "flax", "numpy", "jaxtyping"}}
+"""All that these packages may import beside this one and the standard library."""
+ONLY_IN = {"flax": ("models",), "tyro": ("cli", "config"), "huggingface_hub": ("pretrained", "data")}
+"""Packages that appear in these rooms alone."""
+NEVER = {"torch", "tensorflow", "diffusers", "transformers"}
+SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def name_of(path):
-    """ddpm_jax/data/tfds.py as `data.tfds`, ddpm_jax/data/__init__.py as `data`, ddpm_jax/__init__.py as `init`."""
-    parts = path.relative_to(ROOT / "ddpm_jax").with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "init"
+def room(path: Path) -> str:
+    """The package or top-level module that a file is in; "" for ddpm_jax/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
 
 
-MODULES = {name_of(path): ast.parse(path.read_text()) for path in sorted((ROOT / "ddpm_jax").rglob("*.py"))}
-OTHERS = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
-    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")])
-}
-SOURCES = MODULES | OTHERS
-every_module = pytest.mark.parametrize("name", MODULES)
-every_source = pytest.mark.parametrize("name", SOURCES)
-
-
-def imports(tree):
-    """Dotted names a tree imports; what follows `from x import` is counted as a module too."""
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names that a tree imports; what follows `from x import` counts as a module too."""
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def own_imports(name):
-    """The modules of ddpm_jax that a module imports, relative to it; `from ddpm_jax import x` included."""
-    found = {target.removeprefix("ddpm_jax.") for target in imports(MODULES[name]) if target.startswith("ddpm_jax.")}
-    return found & set(MODULES)
+def rooms_of(tree: ast.AST) -> set[str]:
+    """The rooms of this package that a tree imports."""
+    parts = [name.split(".") for name in imported(tree) if name.startswith("ddpm_jax.")]
+    return {part[1] for part in parts if part[1] in HEIGHT}
 
 
-def roots(tree):
-    return {target.partition(".")[0] for target in imports(tree)}
+def roots(tree: ast.AST) -> set[str]:
+    return {name.partition(".")[0] for name in imported(tree)}
 
 
-def matches(name, patterns):
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def test_every_room_has_a_floor():
+    assert {room(path) for path in SOURCES} - {""} == set(HEIGHT)
+    assert len(FLOORS) <= 11
 
 
-def at_import_time(node):
-    """The statements of a file that run when it is imported: neither in functions nor for type checkers alone."""
-    for child in ast.iter_child_nodes(node):
-        late = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if not late and not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield child
-            yield from at_import_time(child)
+def test_rooms_import_only_from_lower_floors():
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {other}"
+        for path, tree in SOURCES.items()
+        for other in rooms_of(tree) - {room(path)}
+        if room(path) and HEIGHT[other] >= HEIGHT[room(path)]
+    }
+    assert wrong == set()
 
 
-@every_module
-def test_modules_import_what_they_may(name):
-    for pattern, allowed in MAY_IMPORT.items():
-        if fnmatch(name, pattern):
-            assert [target for target in sorted(own_imports(name)) if not matches(target, allowed)] == []
-    for pattern, forbidden in MAY_NOT_IMPORT.items():
-        if fnmatch(name, pattern):
-            assert [target for target in sorted(own_imports(name)) if matches(target, forbidden)] == []
+def test_modules_do_not_import_each_other_in_a_circle():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    graph = {}
+    for name, path in names.items():
+        direct = imported(SOURCES[path]) | {target.rpartition(".")[0] for target in imported(SOURCES[path])}
+        graph[name] = (direct & set(names)) - {name}
+    # A package's __init__ may import its own modules, and they its definitions.
+    for name in graph:
+        graph[name] -= {other for other in graph[name] if name.startswith(f"{other}.")}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if fnmatch(name, "models*")])
-def test_models_need_only_jax_flax_numpy_and_jaxtyping(name):
-    assert roots(MODULES[name]) - set(MODELS_NEED_ONLY) <= sys.stdlib_module_names
+def test_a_user_of_the_training_step_loads_no_config_no_sampler_and_no_command_line():
+    below = rooms_of(
+        ast.Module([node for path, tree in SOURCES.items() if room(path) == "training" for node in tree.body], [])
+    )
+    assert below <= {"errors", "diffusion", "models", "training"}
 
 
-@every_source
-def test_flax_appears_only_under_models(name):
-    assert matches(name, ("models*", "benchmarks/*")) or "flax" not in roots(SOURCES[name])
+def test_the_loop_does_not_know_the_hub():
+    tree = SOURCES[PACKAGE / "runs" / "loop.py"]
+    assert rooms_of(tree).isdisjoint({"pretrained", "cli"})
+    assert not any(name.startswith("ddpm_jax.runs.export") for name in imported(tree))
 
 
-@every_source
-def test_pmap_appears_only_in_parallel(name):
-    names = {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(SOURCES[name])}
-    assert name == "parallel" or ("pmap" not in names and "jax.pmap" not in set(imports(SOURCES[name])))
+@pytest.mark.parametrize("package", LIBRARIES)
+def test_a_package_needs_only_its_libraries(package):
+    for path, tree in SOURCES.items():
+        if room(path) == package:
+            assert roots(tree) - LIBRARIES[package] - {"ddpm_jax"} <= sys.stdlib_module_names, path
 
 
-@every_source
-def test_scripts_are_imported_by_nobody(name):
-    assert roots(SOURCES[name]).isdisjoint(SCRIPTS)
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_appears_in_its_rooms_alone(library):
+    assert {room(path) for path, tree in SOURCES.items() if library in roots(tree)} <= set(ONLY_IN[library])
 
 
-@every_source
-def test_no_other_framework_is_needed_to_import(name):
-    nodes = [node for node in at_import_time(SOURCES[name]) if isinstance(node, ast.Import | ast.ImportFrom)]
-    found = {root for node in nodes for root in roots(ast.Module([node], []))}
-    assert name == "benchmarks/torch_side.py" or found.isdisjoint({"tensorflow", "torch", "diffusers"})
+def test_no_other_framework_is_imported():
+    assert [path for path, tree in SOURCES.items() if NEVER & roots(tree)] == []
 
 
-@every_module
-def test_every_module_has_its_tests(name):
-    elsewhere = [file for pattern, file in TESTED_IN.items() if fnmatch(name, pattern)]
-    own = f"test_{name.replace('.', '_')}.py"
-    assert any((ROOT / "tests" / file).exists() for file in [own, *elsewhere]), f"tests/{own} is missing"
+def test_pmap_appears_only_in_parallel():
+    names = {
+        path: {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(tree)}
+        for path, tree in SOURCES.items()
+    }
+    assert [path.name for path in SOURCES if "pmap" in names[path]] == ["parallel.py"]
 
 
-def test_the_rules_are_about_modules_that_exist():
-    assert {"schedule", "prediction", "losses", "samplers.ddpm", "models.unet", "training", "parallel"} <= set(MODULES)
-    assert own_imports("objective") >= {"losses", "prediction", "schedule", "preconditioning"}
+def test_packages_say_what_belongs_in_them():
+    for path, tree in SOURCES.items():
+        if path.name == "__init__.py":
+            text = ast.get_docstring(tree) or ""
+            assert 3 <= len(text.splitlines()) + 2 * (room(path) == "") <= 12, path

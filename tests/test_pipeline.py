@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import Diffusion, Sampling
-from ddpm_jax.generation import generate
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline
-from ddpm_jax.recipe import Recipe
 
 MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
-RECIPE = Recipe(model=MODEL, objective=Diffusion(timesteps=20, beta_end=0.9), sampling=Sampling(spacing="leading"))
+RECIPE = Recipe(model=MODEL, objective=Objective(timesteps=20, beta_end=0.9), sampling=Sampling(spacing="leading"))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_pretrained import fixture
+from helpers.commands import train_main
+from helpers.pretrained import fixture
 from PIL import Image
 
-import train
-from ddpm_jax import command_line
+from ddpm_jax.cli import arguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,13 +61,13 @@ ELSEWHERE = ("help", "data.path", "init-from", "push")
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not any(f"--{word}" in c for word in ELSEWHERE)])
 def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train.main([*command.split(), *([] if "--dry-run" in command else ["--dry-run"]), "--no-compilation-cache"])
+    train_main([*command.split(), *([] if "--dry-run" in command else ["--dry-run"]), "--no-compilation-cache"])
     assert "parameters" in capsys.readouterr().out
     assert len(COMMANDS) > 8
 
 
 def test_every_recipe_and_file_is_named():
-    for name in command_line.recipes(ROOT / "configs"):
+    for name in arguments.recipes(ROOT / "configs"):
         assert f"`{name}`" in README
     for path in re.findall(r"`(ddpm_jax/\S+?)`", README):
         assert (ROOT / path).exists()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ddpm_jax.errors import check
@@ -104,31 +103,6 @@ def check_labels(images: Images, num_classes: int | None) -> None:
         )
 
 
-def fit(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """`image` as uint8 (image_size, image_size, channels): grey for 1 channel, RGB for 3, bilinear with antialiasing.
-
-    It is turned upright (EXIF), 16-bit pixels become 8-bit ones by v * 255 / 65535, and transparent pixels show white.
-    ValueError if its pixels have another range, such as floats.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16-bit pixels, which PIL's own conversion would clip at 255
-        pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} from {pixels.min()} to {pixels.max()}, not of 8 or 16 bits")
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert({1: "L", 3: "RGB"}[channels])
-    if resize == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
-
-
 def hold(
     count: int,
     decode: Callable[[int], np.ndarray],
@@ -173,57 +147,3 @@ def _sound(decoded: list, max_bad: float) -> list[int]:
     if bad:
         print(f"{share} and are left out", file=sys.stderr)
     return [i for i in range(len(decoded)) if i not in bad]
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """ceil(count / batch_size): batches are full, the stream runs on into the next permutation."""
-    return -(-count // batch_size)
-
-
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which images (batch_size,) make up the global batch of `step`: one permutation of `count` after another.
-
-    NumPy promises that a RandomState seed gives the same stream in every version, which Generator does not.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = positions // count, positions % count
-    indices = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        order = np.random.RandomState([seed, epoch]).permutation(count)
-        indices[epochs == epoch] = order[places[epochs == epoch]]
-    return indices
-
-
-def to_floats(images: np.ndarray) -> np.ndarray:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    levels = np.linspace(-1.0, 1.0, 256, dtype=np.float32)
-    return levels[images]
-
-
-def batch_at(
-    images: Images,
-    seed: int,
-    step: int,
-    batch_size: int,
-    *,
-    rows: np.ndarray | slice = slice(None),
-    flip: bool = False,
-) -> Batch:
-    """The global batch of (seed, step), or these rows of it: `image` (b, h, w, c) float32 in [-1, 1], `label` (b,).
-
-    Labels are there where the images have any; only the images of the rows are read.
-    """
-    batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
-    pixels = batch["image"]
-    if flip:
-        mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size)[rows] < 0.5
-        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return batch | {"image": to_floats(pixels)}
-
-
-def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """`make_batch(step)` for start <= step < stop, made ahead of their use by worker threads, in order."""
-    import grain
-
-    options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=DECODING_THREADS)
-    return iter(grain.MapDataset.range(start, stop).map(make_batch).to_iter_dataset(options))

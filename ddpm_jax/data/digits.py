@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import Data, Images, InMemory, fit
+from ddpm_jax.data import Data, Images, InMemory
+from ddpm_jax.data.decode import fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from ddpm_jax.data import Data, Images, fit, hold
+from ddpm_jax.data import Data, Images, hold
+from ddpm_jax.data.decode import decode_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -82,16 +81,3 @@ def folder_labels(names: list[str]) -> np.ndarray | None:
     if any(len(part) != 2 for part in parts):
         return None
     return np.unique([folder for folder, _ in parts], return_inverse=True)[1].astype(np.int32)
-
-
-def decode_image(file: Path | io.BytesIO | str, name: str, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """The image in `file`, fitted to uint8 (image_size, image_size, channels); a ValueError calls it `name`."""
-    try:
-        with Image.open(file) as image:
-            limit = Image.MAX_IMAGE_PIXELS  # PIL only warns up to twice this
-            if limit and image.width * image.height > limit:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} is above {limit} pixels")
-            return fit(image, image_size, channels, resize)
-    except Exception as error:  # PIL raises many kinds: OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        cause = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"cannot read the image {name} ({cause}): replace it by a sound one or remove it") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddpm_jax.data import Data, Images, hold
-from ddpm_jax.data.folder import decode_image
+from ddpm_jax.data.decode import decode_image
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_jax.data import IN_MEMORY_BYTES, Data, Images, hold
-from ddpm_jax.data.folder import decode_image
-from ddpm_jax.data.tfds_prepare import is_prepared, prepare
+from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
+from ddpm_jax.data.decode import decode_image
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, DatasetInfo

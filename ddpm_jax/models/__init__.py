@@ -5,7 +5,6 @@ Flax stays in this package: outside, parameters are a nested dict of float32 arr
 
 import dataclasses
 import functools
-import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddpm_jax.models.initial import Undrawn, draw_parameters
+from ddpm_jax.models.initializers import Undrawn, draw_parameters
 
 Params = dict[str, Any]
 
 NO_CLASS = -1
-"""The label that says nothing."""
+"""The label of no class."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,27 +103,25 @@ class Model:
         params: Params,
         xt: Float[Array, "b h w c"],
         t: Num[Array, " b"],
-        labels: Num[Array, "b ..."] | None = None,
+        condition: Num[Array, "b ..."] | None = None,
         *,
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w out"]:
         """The network's output in float32, computed in `dtype`; dropout only where each example has a key.
 
-        A net with label dropout takes a label of -1, or no labels at all, for "not said".
+        The condition are labels (b,), or what else the network is made for. A network with label
+        dropout takes -1, or no condition at all, for no label.
         """
         if self.label_dropout:
-            labels = self._hide(labels, dropout_keys, len(xt))
-        output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, labels, dropout_keys)
+            condition = self.unconditional(len(xt)) if condition is None else condition
+            condition = jnp.where(condition == NO_CLASS, self.label_count - 1, condition)
+        output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, condition, dropout_keys)
         return output.astype(jnp.float32)
 
-    def _hide(self, labels, dropout_keys, count: int) -> Int[Array, " b"]:
-        labels = jnp.full(count, NO_CLASS) if labels is None else labels
-        hidden = labels == NO_CLASS
-        if dropout_keys is not None:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, zlib.crc32(b"labels"))
-            hidden |= jax.vmap(jax.random.uniform)(keys) < self.label_dropout
-        return jnp.where(hidden, self.label_count - 1, labels)
+    def unconditional(self, n: int) -> Int[Array, " n"] | None:
+        """The condition of n images that says nothing; None for a network that was not trained with it."""
+        return jnp.full(n, NO_CLASS, jnp.int32) if self.label_dropout else None
 
     @functools.cached_property
     def _undrawn(self) -> Any:

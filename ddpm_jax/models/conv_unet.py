@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.initial import torch_uniform, undrawn
+from ddpm_jax.models.attention import SelfAttention
+from ddpm_jax.models.initializers import torch_uniform, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
-    SelfAttention,
     check_image_size,
     check_unconditional,
     conv,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
-from ddpm_jax.models.bilinear import matmul, matmul_by_rows
-from ddpm_jax.models.conv3x3 import conv3x3
-from ddpm_jax.models.initial import ONES, ZEROS, Init, Initial, initials, undrawn
+from ddpm_jax.models.initializers import ONES, ZEROS, Init, Initial, initials, undrawn
+from ddpm_jax.models.kernels.matmul import matmul
+from ddpm_jax.models.kernels.winograd import conv3x3
 
 
 def conv(
@@ -140,51 +140,6 @@ def module_keys(module: nn.Module, keys: Key[Array, " b"] | None) -> Key[Array, 
     if keys is None:
         return None
     return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32("/".join(module.path).encode()))
-
-
-def attend(
-    q: Float[Array, "b heads n d"], k: Float[Array, "b heads n d"], v: Float[Array, "b heads n d"]
-) -> Float[Array, "b heads n d"]:
-    """softmax(q k^T / sqrt(d)) v: Eq. 1, Vaswani et al. 2017; the softmax is float32.
-
-    Plain products with the heads in front, and the division last, where it is smallest: on a CPU this beats the
-    layout of `jax.nn.dot_product_attention` (benchmarks/layers.py).
-    """
-    if v.dtype == jnp.float32:
-        by_rows, product = matmul_by_rows, matmul
-    else:
-        wide = partial(jnp.matmul, preferred_element_type=jnp.float32)  # float16 would overflow
-        by_rows, product = lambda a, b: wide(a, b.swapaxes(-1, -2)), wide
-    logits = by_rows(q * q.shape[-1] ** -0.5, k)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    return (product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
-
-
-class SelfAttention(nn.Module):
-    """x plus self-attention over its pixels, after a group norm, over `scale`; heads of `head_dim` channels or one."""
-
-    head_dim: int | None
-    groups: int = 32
-    eps: float = 1e-5
-    init_scheme: Init = "ddpm"
-    scale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, h, w, c = x.shape
-        head_dim = self.head_dim or c
-        if c % head_dim:
-            raise ValueError(f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width")
-        pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x) if self.groups else x
-        pixels = pixels.reshape(b, h * w, c)
-        q, k, v = (
-            dense(pixels, c, name, init=self.init_scheme)
-            .reshape(b, h * w, c // head_dim, head_dim)
-            .transpose(0, 2, 1, 3)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        mixed = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h * w, c)
-        return (x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)) / self.scale
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.initial import Initial, undrawn
+from ddpm_jax.models.initializers import Initial, undrawn
 from ddpm_jax.models.layers import (
     GroupNorm,
     average_pool,

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.models.initial import Init
-from ddpm_jax.models.layers import GroupNorm, SelfAttention, conv, dense, dropout, module_keys
+from ddpm_jax.models.attention import SelfAttention
+from ddpm_jax.models.initializers import Init
+from ddpm_jax.models.layers import GroupNorm, conv, dense, dropout, module_keys
 
 Kind = Literal["conv", "resnet", "skip"]
 Activation = Literal["silu", "relu", "gelu", "mish"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ddpm_jax.errors import check
-from ddpm_jax.pretrained.files import read_json
-from ddpm_jax.pretrained.nets import CONFIG
-from ddpm_jax.pretrained.tensors import weights_file
 from ddpm_jax.pretrained.unet_config import CLASS
+from ddpm_jax.pretrained.unet_folder import CONFIG
+from ddpm_jax.pretrained.untrusted_files import read_json
+from ddpm_jax.pretrained.weight_files import weights_file
 
 REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII)
 INDEX = "model_index.json"

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion import Diffusion, Sampling
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
+from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.pretrained.json_settings import known, settings_of
 from ddpm_jax.pretrained.schedulers import (
     CLIPPED,
     LEADING,
@@ -19,7 +21,6 @@ from ddpm_jax.pretrained.schedulers import (
     VARIANCES,
     Kind,
 )
-from ddpm_jax.pretrained.settings import known, settings_of
 
 NAME = "scheduler_config.json"
 SCHEDULES = {
@@ -48,7 +49,7 @@ class Scheduler(NamedTuple):
     """What a scheduler_config.json says."""
 
     name: str
-    objective: Diffusion
+    objective: Objective
     sampling: Sampling
 
 
@@ -82,7 +83,7 @@ def _settings(config: Mapping[str, Any], own: str, name: str) -> dict[str, Any]:
     return settings_of(read, reader.defaults, PASSED_ON, NAME)
 
 
-def _objective(said: Mapping[str, Any]) -> Diffusion:
+def _objective(said: Mapping[str, Any]) -> Objective:
     timesteps = said["num_train_timesteps"]
     check(said["trained_betas"] is None, f"{NAME}: trained_betas are not supported, only named schedules")
     check(
@@ -91,7 +92,7 @@ def _objective(said: Mapping[str, Any]) -> Diffusion:
     learned: dict[str, Any] = {"variance": "learned_range", "bound": "hybrid"}
     variance = said.get("variance_type") or "fixed_small"
     check(variance != "learned", f"{NAME}: variance_type learned is not supported, whose nets say the variance itself")
-    return Diffusion(
+    return Objective(
         schedule=known(SCHEDULES, said["beta_schedule"], "beta_schedule"),
         timesteps=timesteps,
         beta_start=float(said["beta_start"]),
@@ -118,6 +119,8 @@ def _sampling(said: Mapping[str, Any], kind: Kind) -> Sampling:
         spacing="karras" if karras else spacing,
         offset=said.get("steps_offset", 0) if spacing == "leading" and not karras else 0,
         end=_end(said),
+        grid=kind.grid,
+        keep_eps=kind.keep_eps,
         **_limits(said),
     )
 
@@ -141,13 +144,14 @@ def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
     return {"clip_x0": clipped}
 
 
-def scheduler_config(objective: Diffusion, sampling: Sampling, for_pipeline: bool = False) -> dict[str, Any]:
+def scheduler_config(objective: Objective, sampling: Sampling, for_pipeline: bool = False) -> dict[str, Any]:
     """The scheduler_config.json that has diffusers walk as the sampling does, number of steps and guidance apart.
 
     Where no scheduler does, it is that of DDPMScheduler; with `for_pipeline` also where DDPMPipeline could not call it.
     Raises ValueError for what no net of diffusers is trained for.
     """
     trained = _trained(objective)
+    sampling = with_learned_variance(objective, sampling)
     for wanted in (sampling, ancestral(objective, sampling)):
         for name, kind in SCHEDULERS.items():
             fits = (kind.in_pipeline or not for_pipeline) and (kind.steps_x0 or objective.target != "x0")
@@ -158,7 +162,7 @@ def scheduler_config(objective: Diffusion, sampling: Sampling, for_pipeline: boo
     raise ValueError(f"no scheduler of diffusers can be written for {objective} and {sampling}")
 
 
-def _says(config: Mapping[str, Any], objective: Diffusion, sampling: Sampling) -> bool:
+def _says(config: Mapping[str, Any], objective: Objective, sampling: Sampling) -> bool:
     """Whether a JSON, read again, is of this objective and of this walk."""
     try:
         found = scheduler_of(config)
@@ -170,7 +174,7 @@ def _says(config: Mapping[str, Any], objective: Diffusion, sampling: Sampling) -
     return same and _walk(found.sampling) == _walk(sampling)
 
 
-def ancestral(objective: Diffusion, sampling: Sampling) -> Sampling:
+def ancestral(objective: Objective, sampling: Sampling) -> Sampling:
     """Ancestral sampling, as near to the sampling as a DDPMScheduler can be."""
     said = {"variance": objective.variance} if objective.learns_variance else sampling.options
     return Sampling(
@@ -182,7 +186,7 @@ def ancestral(objective: Diffusion, sampling: Sampling) -> Sampling:
     )
 
 
-def _trained(objective: Diffusion) -> dict[str, Any]:
+def _trained(objective: Objective) -> dict[str, Any]:
     """The keys that say what a net was trained for."""
     schedules, targets = _inverse(SCHEDULES), _inverse(TARGETS)
     for what, names in ((objective.schedule, schedules), (objective.target, targets)):
@@ -215,12 +219,13 @@ def _said(trained: Mapping[str, Any], sampling: Sampling, kind: Kind) -> dict[st
 
 
 def _walk(sampling: Sampling) -> tuple:
-    """What of a sampling a scheduler says: all but the number of steps, guidance, and whose walk it is exactly."""
-    own_end = "lowest" if (sampling.method.compat_walk or "").endswith("to_0") else "clean"
+    """What of a sampling a scheduler says: all but the number of steps, guidance, the grid and `compat`."""
+    own_end = "lowest" if sampling.grid.endswith("to_0") else "clean"
     threshold = (sampling.dynamic_threshold, sampling.threshold_limit)
     clipped = sampling.clip_x0 and sampling.dynamic_threshold is None
     defaults = {p.name: p.default for p in inspect.signature(samplers.find(sampling.sampler)).parameters.values()}
-    options = defaults | dict(sampling.options) | {"compat": True}
+    options = defaults | dict(sampling.options)
+    options.pop("compat", None)
     return sampling.sampler, options, sampling.spacing, sampling.offset, sampling.end or own_end, clipped, threshold
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import check
-from ddpm_jax.pretrained.settings import known
+from ddpm_jax.generation.scheduler_grids import GridKind
+from ddpm_jax.pretrained.json_settings import known
 
 VARIANCES = {name: name for name in ("fixed_small", "fixed_large", "learned_range")} | {
     "fixed_small_log": "fixed_small"
@@ -67,7 +68,7 @@ OWN_VALUES: dict[str, dict[str, tuple]] = {
 
 
 class Kind(NamedTuple):
-    """A scheduler: its keys and their defaults, and what of ours walks as it does."""
+    """A scheduler: its keys and their defaults, and our sampler and grid that equal it."""
 
     defaults: dict[str, Any]
     sampler: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
@@ -82,6 +83,10 @@ class Kind(NamedTuple):
     """Whether DDPMPipeline can call it, which scales neither the noise nor what the network sees."""
     steps_x0: bool = True
     """Whether it steps with networks that predict x0."""
+    grid: GridKind = "plain"
+    """Its way through the timesteps."""
+    keep_eps: bool = False
+    """Whether it keeps the network's eps where x0 was clipped."""
 
 
 def _ddpm(said):
@@ -139,9 +144,11 @@ SCHEDULERS = {
     ),
     "DDIMScheduler": Kind(
         TRAINED | LEADING | CLIPPED | THRESHOLDED | RESCALED | {"set_alpha_to_one": True},
-        _named("ddim", compat=True),
+        _named("ddim"),
         choices=TO_ONE,
         in_pipeline=True,
+        grid="strides",
+        keep_eps=True,
     ),
     "PNDMScheduler": Kind(
         TRAINED | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
@@ -149,6 +156,7 @@ SCHEDULERS = {
         heeded=("skip_prk_steps",),
         choices=_each(_values("skip_prk_steps", False, True), TO_ONE),
         steps_x0=False,
+        grid="strides_to_0",
     ),
     "UniPCMultistepScheduler": Kind(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | RESCALED | SHIFTED | SOLVED | ENDED
@@ -156,6 +164,7 @@ SCHEDULERS = {
         _unipc,
         heeded=("solver_order", "solver_type"),
         choices=_each(_values("solver_order", 2, 3, 1), _values("solver_type", "bh2", "bh1"), SIGMA_ENDS),
+        grid="inner",
     ),
     "DPMSolverMultistepScheduler": Kind(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | RESCALED | SHIFTED | SOLVED | DPM
@@ -165,6 +174,7 @@ SCHEDULERS = {
         choices=_each(_values("solver_order", 2, 3, 1), SIGMA_ENDS)
         + _each(_values("algorithm_type", "sde-dpmsolver++"), SIGMA_ENDS),
         in_pipeline=True,
+        grid="inner",
     ),
     "DPMSolverSinglestepScheduler": Kind(
         {key: value for key, value in TRAINED.items() if key != "steps_offset"}
@@ -173,20 +183,23 @@ SCHEDULERS = {
         heeded=("lower_order_final",),
         choices=SIGMA_ENDS,
         in_pipeline=True,
+        grid="inner",
     ),
     "EulerDiscreteScheduler": Kind(
         TRAINED | LINSPACE | SIGMAS | RESCALED | ENDED | {"interpolation_type": "linear", "timestep_type": "discrete"},
-        _named("euler", compat=True),
+        _named("euler"),
         choices=SIGMA_ENDS,
         whole_karras=False,
+        grid="float",
     ),
     "EulerAncestralDiscreteScheduler": Kind(
-        TRAINED | LINSPACE | RESCALED, _named("euler_ancestral", compat=True), steps_x0=False
+        TRAINED | LINSPACE | RESCALED, _named("euler_ancestral"), steps_x0=False, grid="float"
     ),
     "HeunDiscreteScheduler": Kind(
         TRAINED | LINSPACE | SIGMAS | CLIPPED | {"clip_sample": False, "beta_start": 0.00085, "beta_end": 0.012},
         _named("heun", compat=True),
         whole_karras=False,
+        grid="float",
     ),
     "DEISMultistepScheduler": Kind(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | SHIFTED | SOLVED
@@ -194,6 +207,9 @@ SCHEDULERS = {
         _deis,
         heeded=("solver_order",),
         choices=_values("solver_order", 3, 2, 1),
+        grid="inner_to_0",
     ),
-    "LMSDiscreteScheduler": Kind(TRAINED | LINSPACE | SIGMAS, _named("lms", compat=True), whole_karras=False),
+    "LMSDiscreteScheduler": Kind(
+        TRAINED | LINSPACE | SIGMAS, _named("lms", compat=True), whole_karras=False, grid="float"
+    ),
 }  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 from ddpm_jax.errors import check
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.settings import VERSION, known, settings_of
+from ddpm_jax.pretrained.json_settings import VERSION, known, settings_of
 
 CLASS = "UNet2DModel"
 DEFAULTS: dict[str, Any] = {

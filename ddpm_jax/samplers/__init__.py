@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 import jax
@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.compat import Walk
+from ddpm_jax.diffusion.grid import Row
+from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.errors import check
-from ddpm_jax.grids import Row
-from ddpm_jax.prediction import Denoiser
 
 
 @jax.tree_util.register_dataclass
@@ -33,9 +32,7 @@ class Sampler:
 
     `order` is the order of convergence to the probability-flow ODE where no noise is added, None for a method that
     always adds some. A step asks the denoiser `evaluations` times, the first steps (the last of a walk apart) `extra`
-    times more each. What diffusers does before and around a sampler's steps is for who sets up the walk to do:
-    `compat_walk` names its grid (`compat.compat_grid`), `keep_eps` keeps the network's eps where x0 was clipped
-    (`prediction.make_denoiser`).
+    times more each.
     """
 
     init: Callable[[Array], Any]
@@ -43,8 +40,6 @@ class Sampler:
     order: int | None = dataclasses.field(default=None, metadata={"static": True})
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
     extra: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    compat_walk: Walk | None = dataclasses.field(default=None, metadata={"static": True})
-    keep_eps: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def asks(self, steps: int) -> int:
         """How often a walk of so many steps evaluates the denoiser."""
@@ -75,26 +70,23 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def make(name: str, **options) -> Sampler:
-    """The sampler `name` with its options; raises ValueError for an option it does not have, or of another type."""
-    valid = options_of(name)
-    typed = {}
-    for option, value in options.items():
-        check(option in valid, f"sampler {name} has no option {option!r}; it has: {', '.join(valid) or 'none'}")
-        kinds = get_args(valid[option]) or (valid[option],)
-        typed[option] = float(value) if float in kinds and type(value) is int else value
-        allowed = " or ".join(kind.__name__ if isinstance(kind, type) else repr(kind) for kind in kinds)
-        check(
-            any(_is_of(typed[option], kind) for kind in kinds),
-            f"option {option} of sampler {name} must be {allowed}, not {value!r}",
-        )
+    """The sampler `name` with its options; raises ValueError for an option it does not have."""
+    types = options_of(name)
+    for option in options:
+        check(option in types, f"sampler {name} has no option {option!r}; it has: {', '.join(types) or 'none'}")
+    typed = {option: _as_float(value, types[option]) for option, value in options.items()}
     return find(name)(**typed)
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, or is the choice of a Literal; a number that is traced is one too."""
-    if not isinstance(kind, type):
-        return type(value) is type(kind) and value == kind
-    return isinstance(value, kind) or (kind is float and not isinstance(value, bool | int | str | None))
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError as `make` does, without opening a file that an option names."""
+    types = options_of(name)
+    make(name, **{option: value for option, value in options.items() if str not in get_args(types.get(option))})
+
+
+def _as_float(value: Any, kind: Any) -> Any:
+    """An int as a float where the option is one, so that 1 and 1.0 share a compiled program."""
+    return float(value) if type(value) is int and float in (get_args(kind) or (kind,)) else value
 
 
 def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:

@@ -3,22 +3,19 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.compat import Walk
+from ddpm_jax.diffusion.posterior import posterior
 from ddpm_jax.errors import check
-from ddpm_jax.grids import posterior
 from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 
-def ddim(*, eta: float = 0.0, compat: bool = False) -> Sampler:
+def ddim(*, eta: float = 0.0) -> Sampler:
     """x_next = sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next - std^2) eps + std z, std = eta std_posterior.
 
     Eq. 12 and 16, Song et al. 2021, std at most sqrt(1 - alpha_bar_next). eta = 0 is deterministic, eta = 1 is
-    ancestral sampling with fixed_small. compat: diffusers' walk, which goes to t - T // steps and keeps the network's
-    eps where x0 was clipped.
+    ancestral sampling with fixed_small.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    walk: Walk | None = "strides" if compat else None
-    return Sampler(Partial(no_memory), Partial(_step, eta), order=1, compat_walk=walk, keep_eps=compat)
+    return Sampler(Partial(no_memory), Partial(_step, eta), order=1)
 
 
 def _step(eta, keys, denoise, xt, row, memory):

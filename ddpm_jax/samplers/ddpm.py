@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior
 from ddpm_jax.errors import check
-from ddpm_jax.grids import Variance, learned_log_variance, posterior
 from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 

@@ -24,12 +24,11 @@ def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
     """Integrates eps over sigma, eps being the polynomial in log sigma through this and the `order` - 1 before it.
 
     Eq. 15 of Zhang & Chen 2023, whose own polynomials are in t (tAB) or rho = sigma (rhoAB). The step to clean data,
-    where log sigma is infinite, is Euler's. compat: the order falls to 1 at the end of short walks, as in diffusers,
-    whose walk ends at the level of t = 0.
+    where log sigma is infinite, is Euler's. compat: the order falls to 1 at the end of short walks, as in diffusers.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
     step = Partial(_step, Partial(lower_at_end if compat else unchanged), all_but_noise(compat))
-    return Sampler(history(order), step, order=order, compat_walk="inner_to_0" if compat else None)
+    return Sampler(history(order), step, order=order)
 
 
 def _step(highest, noise, keys, denoise, xt, row, memory):

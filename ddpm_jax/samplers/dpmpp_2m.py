@@ -12,11 +12,10 @@ def dpmpp_2m(*, compat: bool = False) -> Sampler:
     """x_next = (std_next / std) x - sqrt(alpha_bar_next) (e^-h - 1) D, with D = x0 + h / (2 h_prev) (x0 - x0_prev).
 
     std is sqrt(1 - alpha_bar). The first step, and the last to clean data, take D = x0, which is DDIM's.
-    compat: diffusers' walk, whose linspace and leading are of one timestep more, less the last; in short walks the last
-    step takes D = x0 wherever it leads.
+    compat: as diffusers, where in short walks the last step takes D = x0 wherever it leads.
     """
     step = Partial(_step, Partial(highest_order(compat)))
-    return Sampler(Partial(start), step, order=2, compat_walk="inner" if compat else None)
+    return Sampler(Partial(start), step, order=2)
 
 
 def start(xT):

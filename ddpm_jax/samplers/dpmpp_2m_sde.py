@@ -14,7 +14,7 @@ def dpmpp_2m_sde(*, compat: bool = False) -> Sampler:
     compat: as that of `dpmpp_2m`.
     """
     step = Partial(_step, Partial(highest_order(compat)))
-    return Sampler(Partial(start), step, compat_walk="inner" if compat else None)
+    return Sampler(Partial(start), step)
 
 
 def _step(highest, keys, denoise, xt, row, memory):

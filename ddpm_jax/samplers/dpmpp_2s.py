@@ -11,10 +11,10 @@ def dpmpp_2s(*, compat: bool = False) -> Sampler:
     """DDIM to the middle of the step in log SNR (r = 1/2), then over the whole step with the x0 found there.
 
     The step to clean data stays DDIM's. compat: as diffusers, which makes one step of two rows of the grid, the first
-    of them to its middle, wherever that lies, and its walk, as of `dpmpp_2m`.
+    of them to its middle, wherever that lies.
     """
     if compat:
-        return Sampler(Partial(_nowhere), Partial(_half_step), order=2, compat_walk="inner")
+        return Sampler(Partial(_nowhere), Partial(_half_step), order=2)
     return Sampler(Partial(no_memory), Partial(_step), order=2, evaluations=2)
 
 

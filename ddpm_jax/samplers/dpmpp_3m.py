@@ -13,10 +13,10 @@ def dpmpp_3m(*, compat: bool = False) -> Sampler:
 
     x0(s) is the parabola in s = lambda - lambda_t through this x0 and the two before. compat: as the paper prints it
     and diffusers has it, with half the parabola's bend, which converges with order 2 only; the order falls to 1 at the
-    end of short walks, and the walk is as that of `dpmpp_2m`.
+    end of short walks.
     """
     if compat:
-        return Sampler(history(3), Partial(_published), order=2, compat_walk="inner")
+        return Sampler(history(3), Partial(_published), order=2)
     return Sampler(history(3), Partial(_step), order=3)
 
 

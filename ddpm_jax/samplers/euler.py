@@ -6,12 +6,9 @@ from jax.tree_util import Partial
 from ddpm_jax.samplers import Sampler, no_memory
 
 
-def euler(*, compat: bool = False) -> Sampler:
-    """x / sqrt(alpha_bar) moves by (sigma_next - sigma) eps: d(x / sqrt(alpha_bar)) / d sigma = eps.
-
-    compat: diffusers' walk, whose linspace is not rounded.
-    """
-    return Sampler(Partial(no_memory), Partial(_step), order=1, compat_walk="float" if compat else None)
+def euler() -> Sampler:
+    """x / sqrt(alpha_bar) moves by (sigma_next - sigma) eps: d(x / sqrt(alpha_bar)) / d sigma = eps."""
+    return Sampler(Partial(no_memory), Partial(_step), order=1)
 
 
 def _step(keys, denoise, xt, row, memory):

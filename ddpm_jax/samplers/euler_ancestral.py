@@ -7,15 +7,14 @@ from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler, no_memory, step_noise
 
 
-def euler_ancestral(*, eta: float = 1.0, compat: bool = False) -> Sampler:
+def euler_ancestral(*, eta: float = 1.0) -> Sampler:
     """Goes down to sigma_down by Euler's method, then up to sigma_next by noise of deviation sigma_up.
 
     sigma_up = eta sigma_next sqrt(1 - sigma_next^2 / sigma^2), at most sigma_next; sigma_down^2 = sigma_next^2 -
     sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is `euler`.
-    compat: diffusers' walk, whose linspace is not rounded.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    return Sampler(Partial(no_memory), Partial(_step, eta), compat_walk="float" if compat else None)
+    return Sampler(Partial(no_memory), Partial(_step, eta))
 
 
 def _step(eta, keys, denoise, xt, row, memory):

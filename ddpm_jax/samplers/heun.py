@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.compat import Walk
 from ddpm_jax.samplers import Sampler, no_memory
 from ddpm_jax.samplers.euler import ALL_BUT_NOISE, all_but_noise, euler_step
 
@@ -11,10 +10,9 @@ from ddpm_jax.samplers.euler import ALL_BUT_NOISE, all_but_noise, euler_step
 def heun(*, compat: bool = False) -> Sampler:
     """Euler's step, then again with the mean of eps at both ends; the step to clean data stays Euler's.
 
-    compat: diffusers' walk, whose linspace is not rounded.
+    compat: as diffusers, which takes the slope also where almost no signal is left.
     """
-    walk: Walk | None = "float" if compat else None
-    return Sampler(Partial(no_memory), Partial(_step, all_but_noise(compat)), order=2, evaluations=2, compat_walk=walk)
+    return Sampler(Partial(no_memory), Partial(_step, all_but_noise(compat)), order=2, evaluations=2)
 
 
 def _step(noise, keys, denoise, xt, row, memory):

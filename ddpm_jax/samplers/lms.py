@@ -14,12 +14,10 @@ from ddpm_jax.samplers.euler import all_but_noise, euler_step, sigma_step
 def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
     """Integrates the polynomial in sigma through this eps and the `order` - 1 before it.
 
-    compat: diffusers' walk, whose linspace is not rounded.
+    compat: as diffusers, which takes the slope also where almost no signal is left.
     """
     check(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, not {order}")
-    return Sampler(
-        history(order), Partial(_step, all_but_noise(compat)), order=order, compat_walk="float" if compat else None
-    )
+    return Sampler(history(order), Partial(_step, all_but_noise(compat)), order=order)
 
 
 def _step(noise, keys, denoise, xt, row, memory):

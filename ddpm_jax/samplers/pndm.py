@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.compat import Walk
 from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import change_from_newest, history, integral_weights, known, remember, uniform_moments
@@ -19,15 +18,13 @@ def pndm(*, runge_kutta: bool = True, average: Literal["eps", "v"] = "eps", comp
     The weights, 55/24, -59/24, 37/24, -9/24, are for timesteps at equal distances. The first three steps are Runge and
     Kutta's (PRK, Eq. 13) of four evaluations each, or else the first is Heun's and the order rises from there.
     average: v takes the mean of v in place of eps, as diffusers does for networks that predict v, and converges with
-    order 1 only. compat: diffusers' walk, from t to t - T // steps and at the end to the level of t = 0, and the mean
-    over the step to clean data too, where else that is DDIM's.
+    order 1 only. compat: as diffusers, which takes the mean over the step to clean data too, where else that is DDIM's.
     """
     check(average in AVERAGES, f"average must be eps or v, not {average}")
     start, extra = (_runge_kutta, (3, 3, 3)) if runge_kutta else (_heun, (1,))
     step = Partial(_step, Partial(start), len(extra), Partial(AVERAGES[average]), compat, all_but_noise(compat))
     order = 2 if average == "eps" else 1
-    walk: Walk | None = "strides_to_0" if compat else None
-    return Sampler(history(4), step, order=order, extra=extra, compat_walk=walk)
+    return Sampler(history(4), step, order=order, extra=extra)
 
 
 def _step(start, until, averaged, to_the_end, noise, keys, denoise, xt, row, memory):

@@ -19,15 +19,14 @@ def unipc(
     Both integrate e^(s - h) times the polynomial through the x0 known: the predictor, of `order`, through this and
     the earlier ones, the corrector of the step before through the new one as well, which raises the order by one.
     Where a single slope is known the paper takes half of it times B(h), which is h (bh1) or 1 - e^-h (bh2).
-    compat: the order falls to 1 over the last steps, as in diffusers, which leaves order 2 for the whole; its walk is
-    as that of `dpmpp_2m`.
+    compat: the order falls to 1 over the last steps, as in diffusers, which leaves order 2 for the whole.
     """
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
     check(B in ("bh1", "bh2"), f"B must be bh1 or bh2, not {B}")
     b_of_h = Partial({"bh1": _h, "bh2": _one_minus_exp}[B])
     step = Partial(_step, b_of_h, Partial(_correct if corrector else _leave), Partial(_falling if compat else _full))
     reached = min(order + corrector, 2) if compat else order + corrector
-    return Sampler(Partial(_init, history(order + 1)), step, order=reached, compat_walk="inner" if compat else None)
+    return Sampler(Partial(_init, history(order + 1)), step, order=reached)
 
 
 def _init(history_init, xT):

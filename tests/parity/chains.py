@@ -23,8 +23,9 @@ import torch
 from jax.tree_util import Partial
 from nets import DDPM, levels, made
 
-from ddpm_jax.pictures import image_grid, to_uint8
-from ddpm_jax.pretrained.folders import load_pretrained, save_pretrained
+from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.figures.image_grids import image_grid
+from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.pretrained.schedulers import SCHEDULERS as SCHEDULERS_THERE_ARE
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ddpm_jax.pretrained.names import to_state_dict
-from ddpm_jax.pretrained.nets import load_net, save_net
 from ddpm_jax.pretrained.unet_config import DEFAULTS
+from ddpm_jax.pretrained.unet_folder import load_net, save_net
+from ddpm_jax.pretrained.weight_names import to_state_dict
 
 BOUND, HALF_BOUND, RANDOM_NETS = 5e-6, 1.5, 30
 DDPM = {

@@ -28,11 +28,11 @@ from cases import CASES, SPACINGS
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.compat import compat_grid
+from ddpm_jax.diffusion.schedule import from_betas, linear
+from ddpm_jax.generation.scheduler_grids import compat_grid
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
-from ddpm_jax.schedule import from_betas, linear
 
 T, LEAST_SIGNAL = 1000, 2.0**-24
 BETAS = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02}

@@ -31,12 +31,12 @@ import optax
 import torch
 from nets import NAMED
 
-from ddpm_jax.command_line import load_recipe
-from ddpm_jax.optimizer import make_optimizer
-from ddpm_jax.pretrained.names import to_state_dict
-from ddpm_jax.pretrained.nets import load_net
-from ddpm_jax.schedule import from_betas, linear, q_sample
-from ddpm_jax.training import init_state, make_train_step
+from ddpm_jax.cli.arguments import load_recipe
+from ddpm_jax.diffusion.schedule import from_betas, linear, q_sample
+from ddpm_jax.pretrained.unet_folder import load_net
+from ddpm_jax.pretrained.weight_names import to_state_dict
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.step import init_state, make_train_step
 
 NET = {"sample_size": 32} | NAMED["johnowhitaker/ddpm-butterflies-32px"]
 CONFIGS = Path(__file__).parents[2] / "configs"

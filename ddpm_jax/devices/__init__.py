@@ -1,0 +1,6 @@
+"""All that knows devices, hosts, memory and signals.
+
+`parallel` is the only file with `jax.pmap`. `platform` makes the settings that JAX needs before its
+first use of a device.
+Imports only jax, numpy and `ddpm_jax.errors`.
+"""

@@ -1,0 +1,143 @@
+"""The variational bound on the likelihood, in bits a dimension.
+
+-log p(x_0) <= L_T + sum_{t=1}^{T-1} KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)
+                                                                               Eq. 5, Ho et al. 2020
+
+Timesteps here are 0..T-1, so the paper's x_1 is the state at t = 0, and clean data lie before it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key
+
+from ddpm_jax.diffusion.grid import Row, one_step
+from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior, small_variance
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
+from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
+
+HALF_BIN = 1 / 255
+"""Half the distance of two levels of a uint8 image in [-1, 1]."""
+
+
+class Bound(NamedTuple):
+    """The bound of each example in bits a dimension, taken apart.
+
+    `terms` are the divergences of the reverse steps at each t, and at t = 0 the decoder's -log p(x_0 | x_1); `prior`
+    is L_T, the divergence of q(x_T | x_0) from the noise that samples start with.
+    """
+
+    terms: Float[Array, "b T"]
+    prior: Float[Array, " b"]
+
+    @property
+    def decoder(self) -> Float[Array, " b"]:
+        """-log p(x_0 | x_1)."""
+        return self.terms[:, 0]
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """The bound itself."""
+        return self.prior + jnp.sum(self.terms, 1)
+
+
+def bits_per_dim(
+    keys: Key[Array, " b"],
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x0: Float[Array, "b h w c"],
+    variance: Variance = "fixed_small",
+) -> Bound:
+    """The bound of 8-bit images in [-1, 1], with one draw of noise at each of the T timesteps.
+
+    `keys` holds one key an example. `variance` is that of the reverse step, as the ddpm sampler names it; a learned
+    one needs a network that says it.
+    """
+    terms = bound_terms(keys, schedule, denoise, x0, jnp.arange(schedule.timesteps), variance)
+    return Bound(terms, prior_term(schedule, x0))
+
+
+def bound_terms(
+    keys: Key[Array, " b"],
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x0: Float[Array, "b h w c"],
+    t: Int[Array, " n"],
+    variance: Variance = "fixed_small",
+) -> Float[Array, "b n"]:
+    """The bound's terms at some timesteps, so that a progress bar can ask for a part at a time."""
+    denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
+    return _bound_terms(keys, schedule, denoise, x0, t, variance)
+
+
+def _scan_terms(keys, schedule, denoise, x0, t, variance):
+    def at(t):
+        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:]))(keys)
+        times = jnp.full(len(x0), t)
+        xt = q_sample(schedule, x0, times, eps)
+        return bound_term(schedule, denoise(xt, t), x0, xt, times, variance)
+
+    return jax.lax.map(at, t).T
+
+
+_bound_terms = jax.jit(_scan_terms, static_argnames="variance")
+
+
+def bound_term(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    x0: Float[Array, "b h w c"],
+    xt: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    variance: Variance,
+) -> Float[Array, " b"]:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1): the mean a dimension, in bits."""
+    row = Row(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
+    log_var, log_var_q = _log_variance(variance, row, prediction), jnp.log(small_variance(row))
+    # Both means are linear in x0: their difference is taken before it is scaled down.
+    difference, _ = posterior(row, x0 - prediction.x0, jnp.zeros_like(xt))
+    kl = 0.5 * (log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var))
+    nats = jnp.where(per_example(t, x0) == 0, decoder_nll(x0, prediction.x0, log_var), kl)
+    return jnp.mean(nats, (1, 2, 3)) / np.log(2)
+
+
+def _log_variance(variance: Variance, row: Row, prediction: Prediction) -> Array:
+    if variance.startswith("learned"):
+        return learned_log_variance(variance, row, _said(prediction))
+    small = small_variance(row)
+    large = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, row.beta, small)  # so too in the code of Ho et al.
+    return jnp.broadcast_to(jnp.log(large if variance == "fixed_large" else small), prediction.x0.shape)
+
+
+def _said(prediction: Prediction) -> Array:
+    if prediction.log_var is None:
+        raise ValueError("this network says nothing of the variance: use variance fixed_small or fixed_large")
+    return prediction.log_var
+
+
+def decoder_nll(
+    x0: Float[Array, "b h w c"], mean: Float[Array, "b h w c"], log_var: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """-log of the mass that N(mean, exp(log_var)) has in the bin of each 8-bit pixel: Eq. 13, Ho et al. 2020.
+
+    In nats. The lowest bin reaches to -infinity, the highest to infinity.
+    """
+    scale = jnp.exp(-0.5 * log_var)
+    above, below = (x0 - mean + HALF_BIN) * scale, (x0 - mean - HALF_BIN) * scale
+    # Mirrored into the left tail, where the two logarithms keep their digits.
+    right = above + below > 0
+    upper, lower = log_ndtr(jnp.where(right, -below, above)), log_ndtr(jnp.where(right, -above, below))
+    within = upper + jnp.log(-jnp.expm1(jnp.minimum(lower - upper, -1e-6)))
+    log_mass = jnp.where(x0 < HALF_BIN - 1, log_ndtr(above), jnp.where(x0 > 1 - HALF_BIN, log_ndtr(-below), within))
+    return -log_mass
+
+
+def prior_term(schedule: NoiseSchedule, x0: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """L_T = KL(q(x_T | x_0) || N(0, I)), the mean a dimension, in bits."""
+    alpha_bar = schedule.alpha_bar[-1]
+    kl = 0.5 * (alpha_bar * x0**2 - alpha_bar - jnp.log1p(-alpha_bar))
+    return jnp.mean(kl, (1, 2, 3)) / np.log(2)

@@ -1,0 +1,54 @@
+"""The posterior q(x_next | x_t, x_0) and the variance of the reverse step."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion.grid import Row, one_step
+from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
+
+Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+
+
+def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
+    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
+
+    x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
+    """
+    one_minus_alpha_bar = row.sqrt_one_minus_alpha_bar**2
+    one_minus_alpha_bar_next = row.sqrt_one_minus_alpha_bar_next**2
+    sqrt_alpha = row.sqrt_alpha_bar / row.sqrt_alpha_bar_next
+    mean = row.sqrt_alpha_bar_next * row.beta / one_minus_alpha_bar * x0
+    mean = mean + sqrt_alpha * one_minus_alpha_bar_next / one_minus_alpha_bar * xt
+    return mean, one_minus_alpha_bar_next / one_minus_alpha_bar * row.beta
+
+
+def q_posterior(
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
+    """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
+    return posterior(Row(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
+
+
+def learned_log_variance(variance: str, row: Row, said: Array) -> Array:
+    """Log variance (b, h, w, c) of p(x_next | x_t), from what a network says of it: Eq. 15, Nichol & Dhariwal 2021.
+
+    learned: it says the log variance itself. learned_range: -1 stands for that of fixed_small, 1 for fixed_large.
+    The fields of `row` are scalars, or (b, 1, 1, 1), and its schedule is there.
+    """
+    if variance == "learned":
+        return said
+    share = (said + 1) / 2
+    return share * jnp.log(row.beta) + (1 - share) * jnp.log(small_variance(row))
+
+
+def small_variance(row: Row) -> Array:
+    """Variance of q(x_next | x_t, x_0), and where next is clean data that of t = 1, so that it has a logarithm.
+
+    Ho et al. 2020 and Nichol & Dhariwal 2021 do so in their code. A sampler adds no noise there in any case.
+    """
+    assert row.schedule is not None
+    noise, beta = row.schedule.sqrt_one_minus_alpha_bar[:2] ** 2, row.schedule.beta[:2]
+    variance = (row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar) ** 2 * row.beta
+    return jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, noise[0] / noise[-1] * beta[-1])

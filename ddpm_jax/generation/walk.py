@@ -1,0 +1,101 @@
+"""Walks from noise to images, as functions of (objective, sampling)."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion.grid import CLEAN, Row, make_grid, times_of
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.diffusion.prediction import Denoiser, Network, make_denoiser
+from ddpm_jax.diffusion.schedule import q_sample
+from ddpm_jax.generation.editing import Edit
+from ddpm_jax.generation.sampling import Sampling, build_sampler, step_count
+from ddpm_jax.generation.scheduler_grids import asks_whole_timesteps, at_whole_timesteps, noise_scale, scheduler_grid
+
+
+def sampling_grid(objective: Objective, sampling: Sampling) -> Row:
+    """The grid of a walk; raises ValueError for steps or timesteps out of range."""
+    schedule = objective.noise_schedule
+    end = 0 if sampling.end == "lowest" else CLEAN
+    if sampling.timesteps is not None:
+        t = np.asarray(sampling.timesteps)
+        whole = np.all(t == np.floor(t))
+        return make_grid(schedule, t.astype(int) if whole else t, end)
+    steps = objective.timesteps if sampling.steps is None else sampling.steps
+    offset = sampling.offset if sampling.spacing == "leading" else 0
+    if sampling.grid != "plain":
+        given_end = None if sampling.end is None else end
+        return scheduler_grid(sampling.grid, schedule, steps, sampling.spacing, offset, given_end)
+    return make_grid(schedule, times_of(schedule, steps, sampling.spacing) + offset, end)
+
+
+def edited_grid(objective: Objective, sampling: Sampling, edit: Edit | None) -> Row:
+    """The grid of a walk that edits; that of the sampling itself where there is no edit."""
+    grid = sampling_grid(objective, sampling)
+    return grid if edit is None else edit.grid(grid, build_sampler(objective, sampling))
+
+
+def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = None) -> int:
+    """The number of steps of a walk, with its edit; raises ValueError for settings out of range."""
+    if edit is None:
+        return step_count(objective, sampling)
+    return len(edited_grid(objective, sampling, edit).i)
+
+
+def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
+    """The network's denoiser, with x0 limited as the sampling says."""
+    network, target = objective.predictor(network)
+    return make_denoiser(
+        objective.noise_schedule,
+        at_whole_timesteps(network) if asks_whole_timesteps(sampling.grid) else network,
+        target,
+        1.0 if sampling.clip_x0 else None,
+        dynamic_threshold=sampling.dynamic_threshold,
+        threshold_limit=sampling.threshold_limit,
+        keep_eps=sampling.keep_eps,
+    )
+
+
+def walk(
+    keys: Key[Array, " b"],
+    objective: Objective,
+    network: Network,
+    shape: tuple[int, int, int],
+    sampling: Sampling,
+    chunks: int,
+    edit: Edit | None = None,
+) -> Iterator[Float[Array, "b h w c"]]:
+    """Yield xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1].
+
+    `shape` is (h, w, c). `edit` has a row for each key.
+    """
+    sampler = build_sampler(objective, sampling)
+    grid = edited_grid(objective, sampling, edit)
+    denoise = sampling_denoiser(objective, network, sampling)
+    xT = samplers.initial_noise(keys, shape)  # (b, h, w, c)
+    if edit is None:
+        xT = noise_scale(sampling.grid, sampling.spacing, grid) * xT
+    else:
+        xT = edit.start(keys, denoise, sampler, grid, xT)
+        sampler = edit.sampler(sampler)
+    yield xT
+    yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
+
+
+def noise_ladder(
+    keys: Key[Array, " b"], objective: Objective, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
+    """Image i at the i-th of b timesteps spread evenly over 0..T-1, and those timesteps."""
+    t = jnp.round(jnp.linspace(0, objective.timesteps - 1, len(images))).astype(jnp.int32)
+    eps = samplers.initial_noise(keys, images.shape[1:])
+    return q_sample(objective.noise_schedule, images, t, eps), t
+
+
+def predict_x0(
+    objective: Objective, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """The network's estimate of clean data, clipped to [-1, 1]."""
+    return sampling_denoiser(objective, network, Sampling())(xt, t).x0

@@ -1,0 +1,170 @@
+"""The batch stream is a pure function of (seed, step), whatever holds the images."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import data
+from ddpm_jax.data import InMemory, OnDisk, check_labels, hold
+from ddpm_jax.data.batches import batch_at, batch_indices, steps_per_epoch, stream
+from ddpm_jax.data.decode import fit
+from ddpm_jax.data.pixels import to_floats
+
+
+@pytest.fixture
+def images() -> InMemory:
+    """23 images of 4x6 pixels, no two alike and none its own mirror image, with labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3), np.uint8)
+    return InMemory(pixels, np.arange(23, dtype=np.int32))
+
+
+def test_batch_indices_depend_on_seed_and_step_alone():
+    forwards = [batch_indices(3, step, 8, 23) for step in range(9)]
+    backwards = [batch_indices(3, step, 8, 23) for step in reversed(range(9))]
+    np.testing.assert_array_equal(forwards, backwards[::-1])
+    assert not np.array_equal(forwards[0], batch_indices(4, 0, 8, 23))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
+def test_every_epoch_is_a_new_permutation_and_batches_stay_full(batch_size):
+    count, epochs = 23, 4
+    batches = [batch_indices(0, step, batch_size, count) for step in range(-(-count * epochs // batch_size))]
+    assert all(batch.shape == (batch_size,) for batch in batches)
+    drawn = np.concatenate(batches)[: count * epochs].reshape(epochs, count)
+    np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(count), (epochs, 1)))
+    assert len(np.unique(drawn, axis=0)) == epochs
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    small = np.concatenate([batch_indices(7, step, 4, 23) for step in range(15)])
+    large = np.concatenate([batch_indices(7, step, 20, 23) for step in range(3)])
+    np.testing.assert_array_equal(small, large)
+
+
+def test_steps_per_epoch_rounds_up():
+    assert [steps_per_epoch(count, 8) for count in (1, 8, 9)] == [1, 1, 2]
+
+
+def test_to_floats_has_exact_ends_and_comes_back_by_rounding():
+    levels = np.arange(256, dtype=np.uint8)
+    for low in (-1.0, 0.0):
+        floats = to_floats(levels, low)
+        assert floats.dtype == np.float32
+        assert floats[0] == low and floats[-1] == 1.0
+        np.testing.assert_array_equal(np.round((floats - low) * 255 / (1 - low)), levels)
+
+
+def test_batch_at_gives_the_indexed_images_with_their_labels(images):
+    batch = batch_at(images, seed=1, step=5, batch_size=8)
+    indices = batch_indices(1, 5, 8, 23)
+    np.testing.assert_array_equal(batch["label"], indices)
+    np.testing.assert_array_equal(batch["image"], to_floats(images.images[indices]))
+
+
+def test_without_labels_a_batch_has_none(images):
+    assert set(batch_at(InMemory(images.images), seed=0, step=0, batch_size=4)) == {"image"}
+
+
+def test_half_of_the_images_are_flipped_and_the_same_ones_each_time(images):
+    steps, batch_size = 50, 40
+    flipped = np.empty((steps, batch_size), bool)
+    for step in range(steps):
+        plain = batch_at(images, 2, step, batch_size)["image"]
+        batch = batch_at(images, 2, step, batch_size, flip=True)["image"]
+        flipped[step] = (batch == plain[:, :, ::-1]).all(axis=(1, 2, 3))
+        kept = (batch == plain).all(axis=(1, 2, 3))
+        assert (flipped[step] ^ kept).all()
+        np.testing.assert_array_equal(batch, batch_at(images, 2, step, batch_size, flip=True)["image"])
+    assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(flipped.size)
+    assert len(np.unique(flipped, axis=0)) == steps
+
+
+def assert_equal_batches(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_stream_gives_the_batches_of_direct_calls_in_order(images, start):
+    def make_batch(step):
+        return batch_at(images, 4, step, 8, flip=True) | {"step": np.int64(step)}
+
+    batches = list(stream(make_batch, start, 9))
+    assert len(batches) == 9 - start
+    for step, batch in enumerate(batches, start):
+        assert_equal_batches(batch, make_batch(step))
+
+
+def test_stream_hands_on_the_error_of_a_batch():
+    def make_batch(step):
+        if step == 2:
+            raise ValueError("the image cat.png is broken")
+        return {"image": np.zeros(1)}
+
+    batches = stream(make_batch, 0, 4)
+    next(batches), next(batches)
+    with pytest.raises(ValueError, match=r"the image cat\.png is broken"):
+        next(batches)
+
+
+def test_images_on_disk_and_in_memory_give_the_same_batches(images, monkeypatch):
+    arguments = (23, lambda i: images.images[i], images.labels, images.images[0].nbytes, "test")
+    in_memory = hold(*arguments)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", images.images.nbytes - 1)
+    on_disk = hold(*arguments)
+    assert isinstance(in_memory, InMemory) and isinstance(on_disk, OnDisk)
+    assert len(in_memory) == len(on_disk) == 23
+    for step in range(4):
+        assert_equal_batches(batch_at(in_memory, 0, step, 8), batch_at(on_disk, 0, step, 8))
+
+
+def test_fit_crops_the_middle_square_or_squashes_the_whole():
+    stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
+    wide = Image.fromarray(np.tile(stripes, (16, 1)))  # 32 wide, 16 high: four stripes of 8
+    np.testing.assert_array_equal(fit(wide, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)))
+    squashed = fit(wide, 16, 1, "squash")[8, :, 0]
+    np.testing.assert_array_equal(squashed[[0, 5, 10, 15]], [10, 90, 170, 250])
+    tall = wide.transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(fit(tall, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)).T)
+
+
+def test_fit_averages_when_it_shrinks():
+    checkers = np.indices((64, 64)).sum(0) % 2 * np.uint8(200)
+    np.testing.assert_allclose(fit(Image.fromarray(checkers.astype(np.uint8)), 8, 1, "crop"), 100, atol=2)
+
+
+@pytest.mark.parametrize(("channels", "want"), [(1, [[76]]), (3, [[255, 0, 0]])])
+def test_fit_gives_grey_or_rgb(channels, want):
+    fitted = fit(Image.new("RGB", (9, 5), "red"), 4, channels, "crop")
+    assert fitted.shape == (4, 4, channels) and fitted.dtype == np.uint8
+    np.testing.assert_array_equal(np.unique(fitted.reshape(16, channels), axis=0), want)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_fit_scales_16_bit_grey_and_does_not_clip_it(dtype):
+    deep = np.linspace(0, 65535, 256).astype(dtype).reshape(16, 16)
+    np.testing.assert_array_equal(fit(Image.fromarray(deep), 16, 1, "crop").ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1, np.int32)])
+def test_fit_refuses_pixels_of_unknown_range(pixels):
+    with pytest.raises(ValueError, match="not of 8 or 16 bits"):
+        fit(Image.fromarray(pixels), 4, 1, "crop")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "for 3 classes, but this data has no labels: leave num_classes out"),
+        ([0, 1, 3], "go from 0 to 3, outside the net's classes 0..2: set num_classes to 4"),
+        ([-1, 0, 1], "go from -1 to 1, outside the net's classes 0..2"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_net_are_refused(labels, message):
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    check_labels(InMemory(images, np.array([0, 1, 2])), 3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_labels(InMemory(images, None if labels is None else np.array(labels)), 3)

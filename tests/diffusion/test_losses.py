@@ -1,0 +1,115 @@
+"""L_simple at its limits and by its formula; how t is drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.losses import SCHEDULE, TARGETS, keys
+
+from ddpm_jax.diffusion.losses import draw_xt, lognormal_times, simple_loss, uniform_times
+from ddpm_jax.diffusion.prediction import regression_target
+from ddpm_jax.diffusion.schedule import edm as edm_betas
+from ddpm_jax.diffusion.schedule import from_betas, linear, per_example, zero_terminal_snr
+
+X0 = 0.5
+
+
+def perfect(target, xt, t):
+    """The exact output for data that is X0 everywhere."""
+    signal, noise = per_example(SCHEDULE.at(t), xt)
+    eps = (xt - signal * X0) / noise
+    v = signal * eps - noise * X0
+    return {"eps": eps, "x0": jnp.full_like(xt, X0), "v": v, "flow": eps - X0}[target]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_perfect_network_has_no_loss(target):
+    loss = simple_loss(keys(64), SCHEDULE, lambda xt, t: perfect(target, xt, t), jnp.full((64, 4, 4, 1), X0), target)
+    assert loss.shape == (64,)
+    assert jnp.max(loss) < 1e-9
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_network_that_says_nothing_has_the_second_moment_of_the_target(target):
+    alpha_bar = np.cumprod(1 - linear())
+    v = np.mean(alpha_bar + (1 - alpha_bar) * X0**2)
+    wanted = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
+    loss = simple_loss(keys(1024), SCHEDULE, lambda xt, t: 0 * xt, jnp.full((1024, 8, 8, 1), X0), target)
+    assert abs(float(jnp.mean(loss)) - wanted) < 5 * float(jnp.std(loss)) / np.sqrt(1024) + 1e-6
+
+
+def test_a_constant_error_is_squared_and_averaged_over_the_pixels():
+    def network(xt, t):
+        return perfect("eps", xt, t) + jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
+
+    loss = simple_loss(keys(8), SCHEDULE, network, jnp.full((8, 4, 4, 3), X0))
+    np.testing.assert_allclose(loss, (1 + 4 + 9) / 3, rtol=1e-4)
+
+
+def test_every_timestep_is_as_likely():
+    def network(xt, t):
+        return jnp.broadcast_to(per_example(t, xt).astype(jnp.float32), xt.shape)
+
+    schedule = from_betas(np.full(5, 0.7))
+    t_squared = simple_loss(keys(5000), schedule, network, jnp.zeros((5000, 1, 1, 1)), "x0")
+    values, counts = np.unique(np.asarray(t_squared), return_counts=True)
+    assert values.tolist() == [0, 1, 4, 9, 16]
+    assert np.max(np.abs(counts - 1000)) < 5 * np.sqrt(5000 * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_loss_of_an_example_does_not_depend_on_how_the_batch_is_split(target):
+    x0 = jax.random.uniform(jax.random.key(1), (8, 4, 4, 1), minval=-1)
+
+    def loss(part):
+        return simple_loss(keys(8)[part], SCHEDULE, lambda xt, t: 0.1 * xt, x0[part], target)
+
+    whole = loss(slice(None))
+    assert len(set(whole.tolist())) == 8
+    np.testing.assert_array_equal(jnp.concatenate([loss(slice(4)), loss(slice(4, 8))]), whole)
+    np.testing.assert_array_equal(loss(slice(None, None, -1)), whole[::-1])
+
+
+def test_the_loss_has_the_gradient_of_its_formula():
+    """d/dw of mean (w - x0)^2 = 2 (w - x0)."""
+    x0 = jnp.full((4, 2, 2, 1), X0)
+    grad = jax.grad(lambda w: jnp.mean(simple_loss(keys(4), SCHEDULE, lambda xt, t: jnp.full(xt.shape, w), x0, "x0")))
+    np.testing.assert_allclose(grad(jnp.float32(0.8)), 2 * (0.8 - X0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_weight_multiplies_and_given_timesteps_are_used(target):
+    x0, t = jax.random.uniform(jax.random.key(1), (8, 4, 4, 1), minval=-1), jnp.arange(8) * 140
+    plain = simple_loss(keys(8), SCHEDULE, lambda xt, t: 0.1 * xt, x0, target, t=t)
+    found = simple_loss(keys(8), SCHEDULE, lambda xt, t: 0.1 * xt, x0, target, t=t, weight=jnp.arange(8.0))
+    np.testing.assert_allclose(found, plain * jnp.arange(8.0), rtol=1e-6)
+    xt, eps = draw_xt(keys(8), SCHEDULE, x0, t)
+    wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.at(t), x0))
+    np.testing.assert_allclose(plain, jnp.mean((0.1 * xt - wanted) ** 2, (1, 2, 3)), rtol=1e-5)
+
+
+# How t is drawn
+
+
+def test_lognormal_times_are_normal_in_log_sigma():
+    schedule = from_betas(edm_betas())
+    t = lognormal_times(keys(4000), schedule)
+    log_sigma = -0.5 * np.log(np.asarray(schedule.snr(t), float))
+    assert abs(np.mean(log_sigma) + 1.2) < 5 * 1.2 / np.sqrt(4000)
+    assert abs(np.std(log_sigma) / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
+    assert t.dtype == jnp.float32
+
+
+def test_lognormal_times_stay_within_the_schedule():
+    t = lognormal_times(keys(500), SCHEDULE, 0.0, 50.0)
+    assert (float(t.min()), float(t.max())) == (0, 999)
+    t = lognormal_times(keys(500), from_betas(zero_terminal_snr(linear())), 0.0, 50.0)
+    assert bool(jnp.all((t >= 0) & (t <= 999)))
+
+
+@pytest.mark.parametrize("draw", [uniform_times, lognormal_times])
+def test_t_and_noise_are_of_keys_of_their_own(draw):
+    t = draw(keys(2000), SCHEDULE).astype(jnp.float32)
+    eps = draw_xt(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[1].ravel()
+    assert abs(np.corrcoef(t, eps)[0, 1]) < 5 / np.sqrt(2000)
+    np.testing.assert_array_equal(draw(keys(2000)[5:9], SCHEDULE), t[5:9].astype(draw(keys(1), SCHEDULE).dtype))

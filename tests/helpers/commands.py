@@ -1,0 +1,70 @@
+"""The scripts as a command line runs them: a tiny recipe, what they print, what they leave."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.cli import arguments, sample, train
+from ddpm_jax.runs import steps as saved_steps
+
+TINY = (
+    "--config digits --no-compilation-cache --model.widths 8 --model.attention False --model.groups 4 "
+    "--model.layers-per-level 1 "
+    "--model.dropout 0.1 --data.flip --optimizer.warmup-steps 0 --optimizer.learning-rate 0.01 "
+    "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 --log.samples 4 "
+    "--log.sample-steps 2 --sampling.steps 10"
+).split()
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+train_main = partial(train.main, recipes=CONFIGS)
+
+
+def run(main, *args) -> None:
+    """A script's main as its command line runs it."""
+    with arguments.one_line_errors(False):
+        main([str(arg) for arg in args])
+
+
+def fails(capsys, main, *args) -> str:
+    """The message of a command that must end with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(main, *args)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def one_line(capsys, main, *args) -> str:
+    """The message of a command that must end with status 2 after one line."""
+    message = fails(capsys, main, *args)
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def unboxed(message: str) -> str:
+    """The text of a message that is drawn in a box, on one line."""
+    return " ".join(message.translate(str.maketrans("│─╭╮╰╯", "      ")).split())
+
+
+def arrays(workdir: Path, step: int) -> list[np.ndarray]:
+    """All arrays that a checkpoint holds."""
+    import orbax.checkpoint as ocp
+
+    folders = [
+        workdir.resolve() / saved_steps.FOLDER / str(step) / name for name in ("params", "ema_params", "opt_state")
+    ]
+    found = []
+    with ocp.StandardCheckpointer() as reader:
+        for folder in folders:
+            shapes = reader.metadata(folder).item_metadata.tree
+            found.append(reader.restore(folder, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)))
+    return jax.tree.leaves(found)
+
+
+def draw(ckpt: Path, *args) -> None:
+    run(sample.main, "--ckpt", ckpt, "--no-compilation-cache", *args)

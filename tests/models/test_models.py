@@ -1,0 +1,185 @@
+"""Whole nets: published sizes, frozen paths, shapes, gradients, precision, time, errors."""
+
+import dataclasses
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.nets import BLOCK, NETS, TINY, UNET, apply, by_path, draw, inputs
+
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.unet import UNet
+
+PATHS = Path(__file__).parents[1] / "parameter_paths.txt"
+
+
+def loss(net, params):
+    """A loss that no symmetry of the net makes flat."""
+    return jnp.mean((net.apply(params, *inputs(net)) - 1) ** 2)
+
+
+@pytest.fixture(scope="module", params=NETS)
+def drawn(request):
+    """Each of the three nets with parameters none of which is zero."""
+    return draw(NETS[request.param])
+
+
+DDPM_128 = {"widths": (128, 128, 256, 256, 512, 512), "attention": (False, False, False, False, True, False)}
+S4 = {"widths": (32, 64, 64), "attention": (False, True, True), "head_dim": 8}
+BUTTERFLIES = {"widths": (64, 128, 128, 256), "attention": (False, False, True, True), "head_dim": 8}
+CIFAR10 = {"widths": (128, 256, 256, 256), "attention": (False, True, False, False)}
+
+
+@pytest.mark.parametrize(
+    ("net", "count"),
+    [
+        (ConvUNet(image_size=32, channels=1), 33_260_417),
+        (ConvUNet(image_size=32, channels=3), 33_261_827),
+        (BasicUNet(image_size=28, channels=1), 309_057),
+        (UNet(image_size=28, channels=1, **S4), 1_707_009),
+        (UNet(image_size=32, channels=3, **BUTTERFLIES), 18_536_323),
+        (UNet(image_size=32, channels=3, **CIFAR10), 35_746_307),
+        (UNet(image_size=128, channels=3, **DDPM_128), 113_673_219),
+        (UNet(image_size=256, channels=3, **DDPM_128), 113_673_219),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(net, count):
+    assert net.parameter_count() == count
+
+
+def test_parameter_paths_and_shapes_are_frozen(tmp_path):
+    """Checkpoints depend on them: after a change that is meant, copy the file named in the message over PATHS."""
+    lines = []
+    for name, net in NETS.items():
+        leaves = by_path(net.init(jax.random.key(0)))
+        lines += [f"{name}/{path} {'x'.join(map(str, leaf.shape))}" for path, leaf in sorted(leaves.items())]
+    found = tmp_path / PATHS.name
+    found.write_text("\n".join(lines) + "\n")
+    assert found.read_text() == PATHS.read_text(), f"if this is meant: cp {found} {PATHS}"
+
+
+def test_jit_and_eager_agree_in_output_and_gradient():
+    net, params = draw(BLOCK)
+    transforms = (lambda f: f, jax.jit)
+    eager, jitted = (transform(jax.value_and_grad(lambda p: loss(net, p)))(params) for transform in transforms)
+    np.testing.assert_allclose(eager[0], jitted[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), eager[1], jitted[1])
+
+
+def test_gradients_reach_every_parameter(drawn):
+    net, params = drawn
+    for path, grad in by_path(jax.jit(jax.grad(lambda p: loss(net, p)))(params)).items():
+        if path == "class_embedding/embedding":
+            grad = grad[:2]  # the labels in the batch
+        if path.endswith("to_k/bias"):  # softmax does not see it
+            continue
+        a_channel = np.abs(grad).max(axis=tuple(range(grad.ndim - 1)))
+        relu = path.startswith("time_linear/")  # a ReLU may be off for a whole batch
+        assert (np.any if relu else np.all)(a_channel > 1e-7), path
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_half_precision_gives_float32_close_to_float32s(drawn, dtype, tolerance):
+    net, params = drawn
+    full, half = (apply(net, params, *inputs(net), dtype=d) for d in ("float32", dtype))
+    assert half.dtype == jnp.float32
+    error = np.abs(half - full).max() / np.abs(full).max()
+    assert 0 < error < tolerance
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nets_keep_the_shape_of_28_pixel_grey_and_rgb(name, channels):
+    attention = {"attention_sizes": (14,)} if name == "conv_unet" else {}
+    net = dataclasses.replace(NETS[name], image_size=28, channels=channels, **attention)
+    result = jax.eval_shape(lambda key: net.apply(net.init(key), *inputs(net)), jax.random.key(0))
+    assert result.shape == (2, 28, 28, channels)
+    assert result.dtype == jnp.float32
+
+
+def test_time_changes_every_nets_output_but_the_basic_ones(drawn):
+    net, params = drawn
+    xt, t, labels = inputs(net)
+    change = np.abs(
+        apply(net, params, xt, t, labels, dtype="float32") - apply(net, params, xt, t // 2, labels, dtype="float32")
+    )
+    assert (change.max() > 1e-3) == (not isinstance(net, BasicUNet))
+
+
+def test_time_may_be_float():
+    net, params = draw(BLOCK)
+    xt, t, _ = inputs(net)
+    np.testing.assert_allclose(apply(net, params, xt, t.astype(jnp.float32)), apply(net, params, xt, t), rtol=1e-6)
+
+
+def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
+    net, params = draw(dataclasses.replace(TINY, time_embedding="fourier"))
+    params["time_linear_2"] = jax.tree.map(jnp.zeros_like, params["time_linear_2"])  # then t comes in nowhere else
+    xt, _, _ = inputs(net)
+    outputs = [t * apply(net, params, xt, jnp.full(2, t), dtype="bfloat16") for t in (1000, 1001)]
+    np.testing.assert_allclose(*outputs, rtol=1e-5)
+
+
+SKIP = {"channels": 3, "widths": (4, 4, 4), "attention": (False,) * 3, "groups": None, "head_dim": None}
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (("skip", "conv", "resnet"), ("skip", "skip", "conv")),
+        (("conv", "resnet", "skip"), ("skip", "skip", "skip")),
+    ],
+)
+def test_skip_levels_compute_where_all_finer_ones_are_skip_too(down, up):
+    for channels, learned_variance in ((1, True), (3, False), (3, True)):
+        settings = SKIP | {"channels": channels, "learned_variance": learned_variance}
+        net = dataclasses.replace(UNET, **settings, down_kinds=down, up_kinds=up)
+        result = jax.eval_shape(lambda key, net=net: net.apply(net.init(key), *inputs(net)), jax.random.key(0))
+        assert result.shape == (2, 8, 8, net.out_channels)
+        assert net.shapes()["up_picture_1"]["bias"].shape == (net.out_channels,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"down_kinds": ("conv", "skip", "skip")}, "down_kinds: all levels finer than a skip level must be skip too"),
+        ({"up_kinds": ("conv", "skip", "skip")}, "up_kinds: all levels finer than a skip level"),
+        ({"up_kinds": ("skip", "resnet", "skip")}, "up_kinds: all levels finer than a skip level"),
+        ({"widths": (2, 4, 4)}, r"widths of at least 4, not \(2, 4, 4\)"),
+        ({"widths": (2, 4, 4), "groups": 2, "down_kinds": ("skip",) * 3}, "widths of at least 4"),
+    ],
+)
+def test_levels_that_skip_cannot_be_mixed_with_are_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(UNET, **SKIP | settings)
+
+
+def test_image_sizes_that_do_not_fit_name_those_that_do():
+    for kind, options in ((UNet, {}), (ConvUNet, {}), (BasicUNet, {})):
+        unit = {UNet: 8, ConvUNet: 16, BasicUNet: 4}[kind]
+        with pytest.raises(ValueError, match=f"multiple of {unit}, such as {3 * unit} or {4 * unit}"):
+            kind(image_size=3 * unit + 2, channels=1, **options)
+        with pytest.raises(ValueError, match=f"such as {unit}$"):
+            kind(image_size=unit // 2, channels=1, **options)
+
+
+def test_hyperparameters_that_cannot_be_are_errors():
+    with pytest.raises(ValueError, match="attention names 1 levels, but widths has 4"):
+        UNet(image_size=32, channels=3, attention=(True,))
+    with pytest.raises(ValueError, match=r"no level has size 7 for attention; the sizes are \[32, 16, 8, 4, 2\]"):
+        ConvUNet(image_size=32, channels=3, attention_sizes=(7,))
+    for kind in (UNet, ConvUNet):
+        with pytest.raises(ValueError, match="dropout must be in"):
+            kind(image_size=32, channels=3, dropout=1.0)
+
+
+def test_every_submodule_has_a_name_of_ours():
+    """A name that Flax makes up, such as Conv_0, would change with the order of calls."""
+    for net in NETS.values():
+        assert isinstance(net.module(), nn.Module)
+        for path in by_path(net.init(jax.random.key(0))):
+            assert path == path.lower(), path

@@ -1,0 +1,180 @@
+"""3x3 convolutions on a CPU against the sum that defines them, in float64; and that no slow loop is compiled."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.convolutions import convolutions, naive_convolutions
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models.kernels import winograd as module
+from ddpm_jax.models.kernels.winograd import F2, F4, conv3x3, direct, minimal, minimal_input_grad, minimal_kernel_grad
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.step import init_state, make_train_step, model_loss
+
+# (x, channels out): even, odd, tiny and large images, one image, few channels.
+SHAPES = [
+    ((2, 8, 8, 48), 32),
+    ((3, 7, 5, 32), 40),
+    ((2, 2, 3, 32), 32),
+    ((2, 32, 32, 32), 32),
+    ((1, 32, 33, 32), 32),
+    ((2, 4, 6, 3), 8),
+]
+
+
+def arrays(shape, outputs):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, shape[-1], outputs)) / (3 * shape[-1] ** 0.5)
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+
+def exact(x, kernel, halve=None):
+    """The sum over the nine taps, in float64."""
+    h, w = x.shape[1:3]
+    padded, kernel = pad(np.asarray(x, np.float64)), np.asarray(kernel, np.float64)
+    out = sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
+    return out if halve is None else out[:, halve::2, halve::2]
+
+
+def exact_grads(x, kernel, g, halve=None):
+    """The gradients of sum(g * exact(x, kernel)), one tap after the other."""
+    x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
+    h, w = x.shape[1:3]
+    full = np.zeros((*x.shape[:3], g.shape[-1]))
+    kept = np.s_[:] if halve is None else np.s_[:, halve::2, halve::2]
+    full[kept] = g
+    padded, of_kernel = pad(x), np.zeros(kernel.shape)
+    of_x = np.zeros(padded.shape)
+    for i in range(3):
+        for j in range(3):
+            of_kernel[i, j] = np.einsum("bhwi,bhwo->io", padded[:, i : i + h, j : j + w], full)
+            of_x[:, i : i + h, j : j + w] += full @ kernel[i, j].T
+    return of_x[:, 1:-1, 1:-1], of_kernel
+
+
+def pad(x):
+    return np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def error(ours, wanted):
+    """The largest difference over the largest number."""
+    assert ours.shape == wanted.shape
+    return np.abs(ours - wanted).max() / np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("f", [F2, F4], ids=["F2", "F4"])
+def test_a_filtering_is_the_sum(f):
+    rng = np.random.default_rng(1)
+    x, kernel = rng.standard_normal(f.size + 2), rng.standard_normal(3)
+    ours = f.outputs @ ((f.taps @ kernel) * (f.inputs @ x))
+    np.testing.assert_allclose(ours, np.correlate(x, kernel, "valid"), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("halve", [None, 0, 1])
+@pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
+def test_it_and_its_gradients_are_the_sums(shape, outputs, halve):
+    x, kernel = arrays(shape, outputs)
+    out, pull = jax.vjp(partial(conv3x3, halve=halve), x, kernel)
+    g = jnp.asarray(np.random.default_rng(2).standard_normal(out.shape), jnp.float32)
+    assert error(out, exact(x, kernel, halve)) < 2e-6
+    for ours, wanted in zip(pull(g), exact_grads(x, kernel, g, halve), strict=True):
+        assert error(ours, wanted) < 4e-6
+
+
+@pytest.mark.parametrize(("f", "most"), [(F2, 1.5), (F4, 4.0)], ids=["F2", "F4"])
+def test_how_it_rounds_beside_the_direct_sum(f, most):
+    x, kernel = arrays((2, 16, 16, 128), 128)
+
+    def rms(ours, wanted):
+        return np.sqrt(np.mean((ours - wanted) ** 2))
+
+    wanted = exact(x, kernel)
+    of_x, of_kernel = exact_grads(x, kernel, x)
+    assert rms(minimal(x, kernel, f), wanted) < most * rms(direct(x, kernel), wanted)
+    assert rms(minimal_input_grad(x, kernel, f), of_x) < most * rms(direct(x, kernel), wanted)
+    assert error(minimal_kernel_grad(x, x, f), of_kernel) < 2e-6
+
+
+def test_it_is_differentiable_in_both_modes_and_twice():
+    x, kernel = arrays((2, 6, 6, 32), 32)
+
+    def grads(conv):
+        def slope(x, kernel):
+            return jnp.sum(jax.grad(lambda kernel: jnp.sum(jnp.sin(conv(x, kernel))))(kernel) ** 2)
+
+        return *jax.grad(slope, (0, 1))(x, kernel), jax.jvp(conv, (x, kernel), (x, kernel))[1]
+
+    for ours, wanted in zip(jax.jit(grads, static_argnums=0)(conv3x3), grads(direct), strict=True):
+        assert error(ours, wanted) < 1e-5
+
+
+def test_it_maps_over_any_axis():
+    x, kernel = arrays((3, 4, 4, 32), 32)
+    ours = jax.vmap(conv3x3, (None, 3), 1)(x, jnp.stack([kernel, 2 * kernel], 3))
+    assert error(ours[:, 1], 2 * exact(x, kernel)) < 2e-6
+
+
+def test_called_by_itself_it_compiles_once(caplog):
+    x, kernel = arrays((1, 3, 3, 5), 7)
+
+    def compilations():
+        with jax.log_compiles():
+            jax.grad(lambda kernel: jnp.sum(conv3x3(x, kernel, 1)))(kernel)
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    assert compilations() == compilations() > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_left_to_xla(dtype):
+    x, kernel = (a.astype(dtype) for a in arrays((2, 8, 8, 32), 32))
+    np.testing.assert_array_equal(conv3x3(x, kernel), direct(x, kernel))
+
+
+def test_large_images_are_taken_one_by_one(monkeypatch):
+    x, kernel = arrays((4, 8, 8, 32), 32)
+    at_once = minimal(x, kernel), minimal_kernel_grad(x, x)
+    monkeypatch.setattr(module, "LARGE_IMAGE", 64)
+    assert "scan" in str(jax.make_jaxpr(minimal)(x, kernel))
+    for ours, wanted in zip((minimal(x, kernel), minimal_kernel_grad(x, x)), at_once, strict=True):
+        assert error(ours, wanted) < 2e-6
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The text of a compiled training step and of a compiled loop of forward passes, of 32 channels and 32 pixels."""
+    model = UNet(image_size=32, channels=3, widths=(32, 32), attention=(False, False), layers_per_level=1, groups=8)
+    params, image = model.init(jax.random.key(0)), jnp.zeros((2, *model.image_shape))
+    from configs.digits import config
+
+    tx = make_optimizer(config, 100)
+    step = jax.jit(make_train_step(model_loss(model, Objective()), tx))
+    batch = {"image": image, "key": jax.random.split(jax.random.key(1), 2)}
+
+    def walk(params, xt):
+        return jax.lax.scan(lambda xt, t: (model.apply(params, xt, jnp.full(2, t)), None), xt, jnp.arange(3))
+
+    lowered = step.lower(init_state(params, tx), batch), jax.jit(walk).lower(params, image)
+    return [program.compile().as_text() for program in lowered]
+
+
+def test_no_convolution_falls_to_the_naive_loop(compiled):
+    for text in compiled:
+        assert convolutions(text)
+        assert not naive_convolutions(text)
+
+
+@pytest.mark.parametrize("labels", ["b01f_01io->b01f", "bf01_01io->b01f", "b01f_01io->b01f, rhs_reversal=1x1"])
+def test_the_naive_loop_is_recognised(labels):
+    text = f"  %c.1 = f32[2,8,8,4] convolution(%x, %k), window={{size=3x3}}, dim_labels={labels}, metadata={{}}\n"
+    assert naive_convolutions(text) == ([] if labels == "b01f_01io->b01f" else [text.strip("\n")])
+
+
+def test_nothing_goes_to_the_host_within_a_step(compiled):
+    for text in compiled:
+        assert not re.search(r" (infeed|outfeed|send|recv)\(|callback", text)

@@ -1,0 +1,38 @@
+"""Which checkpoint a run goes back to when its weights give no finite loss, and what becomes of the later ones."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ddpm_jax.config import Checkpoint, Config, Training
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.runs import directory
+from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.steps import FOLDER, steps
+from ddpm_jax.training.update_monitor import Watch
+
+CONFIG = Config(model=BasicUNet(image_size=8, channels=1), data=Digits(), training=Training(steps=20))
+
+
+def test_each_time_it_goes_one_checkpoint_further_back_until_there_is_none(tmp_path, capsys):
+    def saved(step):
+        return {"params": {"w": np.full(3, step, np.float32)}}
+
+    with Checkpoints(tmp_path, Checkpoint(keep_last=3)) as checkpoints:
+        for step in (2, 4, 8):
+            checkpoints.save(step, saved(step), {})
+    config, watch = dataclasses.replace(CONFIG, training=Training(steps=20, on_skipped="go_back")), Watch(8)
+    for before in (4, 2):
+        found = directory.go_back(config, tmp_path, 11, saved(0), watch)
+        np.testing.assert_array_equal(found["params"]["w"], before)
+        assert f"up to step 11: goes on with the weights of step {before}" in capsys.readouterr().err
+        assert steps(tmp_path)[-1] == watch.last_good == before
+    with pytest.raises(ValueError, match="no checkpoint to go back to that could help: lower"):
+        directory.go_back(config, tmp_path, 11, saved(0), watch)
+    left = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
+    assert left == ["2", "4-1.abandoned", "8-1.abandoned"]
+    with pytest.raises(ValueError, match=r"up to step 11: lower .*or --training\.on-skipped go_back"):
+        directory.go_back(CONFIG, tmp_path, 11, saved(0), watch)
+    assert steps(tmp_path) == [2]

@@ -1,0 +1,68 @@
+"""A manifest stands for all files of its folder: every kind of damage to any of them is found."""
+
+import os
+
+import pytest
+
+from ddpm_jax.runs import manifest
+
+FILES = {"a": b"one", "deep/er/b": bytes(range(256)), "empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    manifest.write(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_as_it_was_saved_is_whole(folder):
+    assert manifest.damage(folder) is None
+
+
+def test_every_flipped_bit_is_found(folder):
+    for path in [*(folder / name for name in FILES), folder / manifest.NAME]:
+        content = path.read_bytes()
+        for bit in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert manifest.damage(folder) is not None, (path, bit)
+        path.write_bytes(content)
+    assert manifest.damage(folder) is None
+
+
+def test_every_length_but_the_whole_one_is_found(folder):
+    for path in [*(folder / name for name in FILES), folder / manifest.NAME]:
+        content = path.read_bytes()
+        for other in [*(content[:length] for length in range(len(content))), content + b"\0"]:
+            path.write_bytes(other)
+            assert manifest.damage(folder) is not None, (path, len(other))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "deep/er/b").unlink(), "deep/er/b is missing"),
+        (lambda folder: (folder / "a").write_bytes(b"two"), "a is not as it was saved"),
+        (lambda folder: (folder / "new").write_bytes(b""), "new is not in manifest.json"),
+        (lambda folder: (folder / manifest.NAME).unlink(), "it has no manifest.json"),
+        (lambda folder: (folder / manifest.NAME).write_text("[]\n"), "manifest.json is not as it was saved"),
+        (lambda folder: (folder / manifest.NAME).write_text('{"a": 1}'), "manifest.json is not as it was saved"),
+        (lambda folder: (folder / "a").unlink() or (folder / "a").mkdir(), "a is missing"),
+        (lambda folder: (folder / "a").unlink() or os.symlink("nowhere", folder / "a"), "it cannot be read ("),
+    ],
+)
+def test_what_is_wrong_is_named(folder, harm, words):
+    harm(folder)
+    assert words in manifest.damage(folder)
+
+
+def test_a_folder_without_a_manifest_or_without_being_there_is_not_whole(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    assert "manifest.json" in manifest.damage(tmp_path)
+    assert manifest.damage(tmp_path / "nowhere") is not None

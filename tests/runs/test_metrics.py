@@ -1,0 +1,222 @@
+"""The log of a run: what a crash, a resume and a NaN leave in metrics.jsonl, TensorBoard and loss.png."""
+
+import json
+import math
+import resource
+import struct
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+from ddpm_jax.runs.metrics import RunLog, read_metrics
+
+TEN = b'{"step": 10, "loss": 0.5}\n'
+TWENTY = b'{"loss":0.25,  "step": 20}\n'  # written by another hand: must stay as it is
+THIRTY = b'{"step": 30, "loss": 0.125}\n'
+
+
+def events(folder) -> list[Event]:
+    """All events in the order in which TensorBoard reads them: TFRecords, their checksums verified."""
+    found = []
+    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
+        data = path.read_bytes()
+        while data:
+            (length,), (crc,) = struct.unpack("<Q", data[:8]), struct.unpack("<I", data[8:12])
+            payload = data[12 : 12 + length]
+            assert crc == masked_crc32c(data[:8])
+            assert struct.unpack("<I", data[12 + length : 16 + length]) == (masked_crc32c(payload),)
+            found.append(Event.FromString(payload))
+            data = data[16 + length :]
+    return found
+
+
+def shown(folder, tag) -> list[tuple[int, float]]:
+    """Points (step, value) of a curve as TensorBoard shows it: a session start removes its step and later ones."""
+    points = []
+    for event in events(folder):
+        if event.session_log.status == SessionLog.START:
+            points = [(step, value) for step, value in points if step < event.step]
+        points += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return points
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_scalars_reach_the_file_at_once_and_tensorboard_at_the_end(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    with RunLog(workdir) as log:
+        log.scalars(10, {"loss": 0.5, "grad_norm": np.float32(2)})
+        assert (workdir / "metrics.jsonl").read_bytes() == b'{"step": 10, "loss": 0.5, "grad_norm": 2.0}\n'
+        log.scalars(20, {"loss": 0.25})
+    assert read_metrics(workdir / "metrics.jsonl") == [
+        {"step": 10, "loss": 0.5, "grad_norm": 2.0},
+        {"step": 20, "loss": 0.25},
+    ]
+    assert shown(workdir, "loss") == [(10, 0.5), (20, 0.25)]
+    assert shown(workdir, "grad_norm") == [(10, 2.0)]
+
+
+def test_an_exception_passes_through_and_loses_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path) as log:
+        log.scalars(1, {"loss": 1.0})
+        raise KeyboardInterrupt
+    assert shown(tmp_path, "loss") == [(1, 1.0)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_null_in_json_and_itself_in_tensorboard(tmp_path, value):
+    with RunLog(tmp_path) as log:
+        log.scalars(1, {"loss": value, "lr": 0.5})
+        log.scalars(2, {"loss": 0.5})
+        log.curve()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0], parse_constant=pytest.fail) == {"step": 1, "loss": None, "lr": 0.5}
+    np.testing.assert_equal(shown(tmp_path, "loss"), [(1, value), (2, 0.5)])
+
+
+def test_a_value_called_step_is_refused(tmp_path):
+    with RunLog(tmp_path) as log, pytest.raises(ValueError, match="rename it"):
+        log.scalars(1, {"step": 2.0})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (TEN + TWENTY + THIRTY, TEN + TWENTY),
+        (TEN + TWENTY, TEN + TWENTY),
+        (TEN + TWENTY + THIRTY[:12], TEN + TWENTY),  # cut by a crash
+        (TEN + TWENTY + b"\0" * 20, TEN + TWENTY),  # what a power cut may leave
+        (TEN + TWENTY[:-1], TEN + TWENTY),  # only the newline was cut: the line is whole
+        (THIRTY + TEN, TEN),
+        (b"", b""),
+    ],
+)
+def test_resume_keeps_the_lines_up_to_its_checkpoint(tmp_path, before, after):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(before)
+    with RunLog(tmp_path, start_step=20) as log:
+        assert path.read_bytes() == after
+        log.scalars(30, {"loss": 1.0})
+    assert path.read_bytes() == after + b'{"step": 30, "loss": 1.0}\n'
+    assert names(tmp_path) == ["metrics.jsonl", "tensorboard"]
+
+
+@pytest.mark.parametrize("broken", [b"\n", b"{oops}\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"])
+def test_a_broken_line_is_named_and_nothing_is_touched(tmp_path, broken):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(TEN + broken + THIRTY)
+    with pytest.raises(ValueError, match=r"Line 2 of .*metrics\.jsonl"):
+        RunLog(tmp_path, start_step=20)
+    with pytest.raises(ValueError, match="Line 2"):
+        read_metrics(path)
+    assert path.read_bytes() == TEN + broken + THIRTY
+    assert names(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_fresh_start_sets_older_metrics_aside(tmp_path):
+    for value in (1.0, 2.0, 3.0):
+        with RunLog(tmp_path) as log:
+            log.scalars(0, {"loss": value})
+    kept = {name: read_metrics(tmp_path / name)[0]["loss"] for name in names(tmp_path) if name.endswith("jsonl")}
+    assert kept == {"metrics-1.jsonl": 1.0, "metrics-2.jsonl": 2.0, "metrics.jsonl": 3.0}
+    assert shown(tmp_path, "loss") == [(0, 3.0)]
+
+
+def test_resume_doubles_no_tensorboard_point_even_within_a_second(tmp_path):
+    with RunLog(tmp_path) as log:
+        for step in (10, 20, 30):
+            log.scalars(step, {"loss": step / 8})
+    with RunLog(tmp_path, start_step=20) as log:
+        for step in (30, 40):
+            log.scalars(step, {"loss": step / 16})
+    assert shown(tmp_path, "loss") == [(10, 1.25), (20, 2.5), (30, 1.875), (40, 2.5)]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_images_reach_tensorboard_pixel_for_pixel(tmp_path, mode):
+    shape = (9, 7) if mode == "L" else (9, 7, 3)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    with RunLog(tmp_path) as log:
+        log.image(5, "samples/ema", picture)
+    (event,) = (event for event in events(tmp_path) if event.summary.value)
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (5, "samples/ema")
+    (tmp_path / "seen.png").write_bytes(value.image.encoded_image_string)
+    with Image.open(tmp_path / "seen.png") as seen:
+        np.testing.assert_array_equal(np.asarray(seen), np.asarray(picture.convert("RGB")))
+
+
+def test_curve_is_the_same_after_a_resume(tmp_path):
+    resumed, whole = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    for workdir, stops in ((resumed, (0, 20, 40)), (whole, (0, 40))):
+        for start, stop in pairwise(stops):
+            with RunLog(workdir, start) as log:
+                for step in range(start + 1, stop + 1):
+                    log.scalars(step, {"loss": 1 / step})
+                log.scalars(stop, {"fid": 3.0})
+                log.curve()
+    pictures = []
+    for workdir in (resumed, whole):
+        with Image.open(workdir / "loss.png") as picture:
+            pictures.append(np.asarray(picture))
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_no_curve_without_a_loss(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.scalars(1, {"fid": 3.0})
+        log.curve()
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_reading_leaves_out_a_cut_line_and_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(TEN + THIRTY[:12])
+    assert read_metrics(str(path)) == [{"step": 10, "loss": 0.5}]
+    assert path.read_bytes() == TEN + THIRTY[:12]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"give the metrics\.jsonl of a run's directory"):
+        read_metrics(tmp_path)
+
+
+@contextmanager
+def no_file_above(size):
+    """The system lets no file of this process grow further, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ddpm_jax.runs.metrics.FLUSH_SECONDS", 0)
+    with RunLog(tmp_path) as log:
+        log.scalars(10, {"loss": 0.5})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        with no_file_above(size + 5):
+            log.scalars(20, {"loss": 0.25})
+            log.image(20, "samples", Image.new("RGB", (4, 4)))
+            log.curve()
+        words = capsys.readouterr().err
+        for what in ("metrics.jsonl", "TensorBoard's points", "TensorBoard's picture", "loss.png"):
+            assert f"{what} was not written, and training goes on: [Errno 27] File too large" in words
+        assert (tmp_path / "metrics.jsonl").stat().st_size == size
+        assert not (tmp_path / "loss.png").exists()
+        log.scalars(30, {"loss": 0.125})
+        log.curve()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
+    assert shown(tmp_path, "loss") == [(10, 0.5), (30, 0.125)]
+    assert (tmp_path / "loss.png").exists()

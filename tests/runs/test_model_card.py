@@ -1,0 +1,78 @@
+"""The card of an exported run: its facts, and nothing of this machine."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from ddpm_jax.config import Checkpoint, Config, Training
+from ddpm_jax.data.folder import Folder
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.pretrained.pipeline_folder import save_pretrained
+from ddpm_jax.runs.model_card import write_card
+from ddpm_jax.runs.sources import TrainedRun
+
+MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
+
+
+@pytest.fixture
+def card(tmp_path):
+    """The card of a run of 30 steps whose loss fell from 30 to 1, on pictures in a folder here."""
+    pictures, folder = tmp_path / "cats", tmp_path / "run"
+    pictures.mkdir()
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, "loss": float(31 - i)}) + "\n" for i in range(1, 41))
+    )
+    (folder / "bits_per_dim.json").write_text(json.dumps({"bits_per_dim": 3.25, "num": 256, "step": 30}))
+    config = Config(
+        model=MODEL,
+        data=Folder(path=str(pictures)),
+        training=Training(steps=30),
+        checkpoint=Checkpoint(every=10),
+    )
+    save_pretrained(config, MODEL.init(jax.random.key(0)), tmp_path / "out")
+
+    def write(**changes):
+        run = TrainedRun(folder, 30, dataclasses.replace(config, **changes))
+        write_card(tmp_path / "out", run, "ema", "me/cats", "DDPMScheduler")
+        return (tmp_path / "out/README.md").read_text()
+
+    return write
+
+
+def test_its_facts(card):
+    text = card()
+    assert f"{MODEL.parameter_count():,} parameters that draws grey pictures of 8 x 8 pixels" in text
+    assert "trained for 30 steps\non folder: cats with" in text
+    assert "training loss: 10.5000, the mean of its last 20 lines" in text  # of losses 20 .. 1, at steps up to 30
+    assert "bits per dimension: at most 3.250 (256 images, step 30)" in text
+    assert "scheduler: DDPMScheduler; the run's own samples are by ddpm in all steps" in text
+    assert "--checkpoint.every 10" in text
+    assert 'from_pretrained("me/cats")' in text
+
+
+def test_nothing_of_this_machine(card, tmp_path):
+    options = {"statistics": str(tmp_path / "run/statistics.npz")}
+    started = Training(steps=30, init_from=str(tmp_path / "cats"))
+    assert str(tmp_path) not in card(sampling=Sampling(sampler="dpm_solver_v3", options=options), training=started)
+
+
+def test_how_to_draw_is_what_works(card):
+    """As many steps as the run's, and without diffusers where it would have to give a class."""
+    assert "(batch_size=4, num_inference_steps=1000).images" in card()
+    assert "(batch_size=4, seed=0, steps=50).images" in card(sampling=Sampling(steps=50))
+    text = card(model=dataclasses.replace(MODEL, num_classes=3))
+    assert "import ddpm_jax" in text
+    assert "import diffusers" not in text
+
+
+def test_its_head_is_what_the_hub_reads(card):
+    head = card().split("---\n")[1]
+    assert "library_name: diffusers\n" in head
+    assert "pipeline_tag: unconditional-image-generation\n" in head
+    for init_from, said in (("them/net", True), ("/home/me/gone", False)):
+        head = card(training=Training(steps=30, init_from=init_from)).split("---\n")[1]
+        assert (f"base_model: {init_from}\n" in head) == said

@@ -1,0 +1,122 @@
+"""What a run tells: every logged step its own loss, epoch means, grids when they are due, settings by their flags."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ddpm_jax.corruption import Corruption
+from PIL import Image
+
+from ddpm_jax.config import Config, Log, Training, to_json
+from ddpm_jax.data import InMemory
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.runs import progress as reporting
+from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.training.optimizer import Optimizer
+from ddpm_jax.training.step import TrainState
+
+CONFIG = Config(
+    model=BasicUNet(image_size=8, channels=1),
+    data=Digits(),
+    objective=Corruption(),
+    training=Training(batch_size=4, steps=7),
+    optimizer=Optimizer(learning_rate=0.5, warmup_steps=10),
+    log=Log(every=2, samples=0),
+)
+IMAGES = InMemory(np.random.RandomState(0).randint(0, 256, (12, 8, 8, 1)).astype(np.uint8))  # 3 steps an epoch
+
+
+def state(config):
+    params = {"nothing": jnp.zeros(1)}
+    return TrainState(jnp.zeros((), jnp.int32), params, {"ema": params}, ())
+
+
+def report(config, workdir, steps, start=0):
+    with reporting.Reporter(config, IMAGES, workdir, start) as reporter:
+        for step in steps:
+            metrics = {"loss": jnp.float32(step / 8), "grad_norm": jnp.float32(1)}
+            reporter.after_step(step, metrics)
+            reporter.draw(step, state(config))
+
+
+def test_each_line_holds_the_loss_of_its_own_step_in_order(tmp_path):
+    report(CONFIG, tmp_path, range(1, 8))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
+    assert all(line["loss"] == line["step"] / 8 for line in lines)
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6)
+
+
+def test_an_epoch_line_holds_the_mean_of_its_steps(tmp_path, capsys):
+    report(CONFIG, tmp_path, range(1, 8))
+    epochs = {line["epoch"]: line["epoch_loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "epoch" in line}
+    assert epochs == {1: 2 / 8, 2: 5 / 8}
+    assert "epoch 2/3: mean loss 0.62500" in capsys.readouterr().out
+
+
+def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
+    report(CONFIG, tmp_path, range(1, 5))
+    report(CONFIG, tmp_path, range(5, 8), start=4)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3, 4, 6, 7]
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
+    with reporting.Reporter(CONFIG, IMAGES, tmp_path, 0) as reporter:
+        reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
+        reporter.hurried = True
+    assert not (tmp_path / "loss.png").exists()
+    report(CONFIG, tmp_path, range(2, 4), start=1)
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_grids_are_due_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reporting.Reporter, "_draw_grid", lambda self, step, params: drawn.append(step))
+    report(dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every_epochs=1)), tmp_path, range(1, 8))
+    assert drawn == [3, 6, 7]
+
+
+def test_settings_are_the_flags_that_would_make_them():
+    flags = dict(reporting.settings(to_json(CONFIG)))
+    assert flags["--training.batch-size"] == "4"
+    assert flags["--log.samples-every-epochs"] == "None"
+    assert "--objective.type" not in flags
+
+
+@pytest.mark.parametrize("objective", [Objective(), Corruption()])
+def test_preview_and_prediction_rows_start_clean_and_end_in_noise(objective, tmp_path):
+    config = dataclasses.replace(CONFIG, objective=objective)
+    reporting.preview(config, IMAGES, tmp_path)
+    for name in ("data.png", "noise.png"):
+        with Image.open(tmp_path / "preview" / name) as picture:
+            assert min(picture.size) > 48
+    params = config.model.init(reporting.jax.random.key(0))
+    rows = dict(reporting.prediction_rows(config, params, IMAGES))
+    assert list(rows) == ["input", "noisy", "prediction"]
+    error = np.abs(rows["noisy"].astype(int) - rows["input"]).mean((1, 2, 3))
+    assert error[0] < 3
+    assert error[-1] > 40
+    np.testing.assert_array_equal(rows["input"], IMAGES.images[:8])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "wanted"),
+    [
+        (Sampling(), Sampling(steps=3)),
+        (Sampling(steps=2), Sampling(steps=2)),
+        (Sampling(timesteps=(9.0, 7.0, 5.0, 1.0)), Sampling(steps=3)),
+        (Sampling(timesteps=(9.0, 5.0)), Sampling(timesteps=(9.0, 5.0))),
+    ],
+)
+def test_a_grid_while_training_takes_few_steps(sampling, wanted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reporting, "generate", lambda *_, sampling, **__: asked.append(sampling) or IMAGES.images[None])
+    objective, log = Objective(timesteps=10, beta_start=0.1, beta_end=0.8), Log(samples=4, sample_steps=3)
+    reporting.sample_grid(dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log), {})
+    assert asked == [wanted]

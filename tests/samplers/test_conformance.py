@@ -1,0 +1,115 @@
+"""The figures that diffusers' own scheduler tests expect (tests/schedulers of its repository), by our samplers.
+
+Ten steps from a fixed picture with a made-up network, by what we make of each scheduler's JSON.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion.grid import CLEAN, rows, times_of
+from ddpm_jax.diffusion.prediction import make_denoiser
+from ddpm_jax.diffusion.schedule import from_betas, linear, per_example
+from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.samplers import sample, sample_keys
+
+PICTURE = jnp.asarray((np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 1, 2, 0), jnp.float32)
+KEYS = sample_keys(0, jnp.arange(4))
+LINEAR, LINEAR_1100 = from_betas(linear()), from_betas(linear(1100))
+
+TENTHS = np.round(np.linspace(999, 0, 11)).astype(int)
+
+
+def network(xt, t):
+    share = (t / (t + 1)).astype(xt.dtype)
+    return per_example(share, xt) * xt
+
+
+def distances(x0):
+    size = np.abs(np.asarray(x0, float))
+    return size.sum(), size.mean()
+
+
+class Case(NamedTuple):
+    scheduler: str
+    config: dict
+    target: str
+    total: float | None
+    mean: float
+
+
+TO_0, BRIGHT = {"final_sigmas_type": "sigma_min"}, {"beta_start": 0.01}
+CASES = [
+    Case("DDIM", {}, "eps", 172.0067, 0.223967),
+    Case("DDIM", {}, "v", 52.5302, 0.0684),
+    Case("DDIM", BRIGHT, "eps", 149.8295, 0.1951),
+    Case("DDIM", {**BRIGHT, "set_alpha_to_one": False}, "eps", 149.0784, 0.1941),
+    Case("PNDM", {}, "eps", 198.1318, 0.2580),
+    Case("PNDM", {}, "v", 67.3986, 0.0878),
+    Case("PNDM", {**BRIGHT, "set_alpha_to_one": True}, "eps", 230.0399, 0.2995),
+    Case("PNDM", BRIGHT, "eps", 186.9482, 0.2434),
+    Case("UniPCMultistep", TO_0, "eps", None, 0.2464),
+    Case("UniPCMultistep", TO_0, "v", None, 0.1014),
+    Case("DPMSolverSinglestep", TO_0, "eps", None, 0.2791),
+    Case("DPMSolverSinglestep", TO_0, "v", None, 0.1453),
+    Case("DEISMultistep", {}, "eps", None, 0.23916),
+    Case("DEISMultistep", {}, "v", None, 0.091),
+]
+PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
+
+
+def case_id(case):
+    return f"{case.scheduler} {case.target} {case.total or case.mean}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
+    config = {"_class_name": f"{case.scheduler}Scheduler", "prediction_type": PREDICTION_TYPE[case.target]}
+    _, objective, sampling = scheduler_of(config | case.config)
+    sampling = sampling.changed(steps=10)
+    grid, denoise = objective.grid(sampling), objective.denoiser(network, sampling)
+    total, mean = distances(sample(KEYS, denoise, sampling.method, grid, PICTURE))
+    assert abs(mean - case.mean) < 1e-4
+    assert case.total is None or abs(total - case.total) < 1e-2
+
+
+@pytest.mark.parametrize(("target", "expected"), [("eps", 0.3301), ("v", 0.2251)])
+def test_dpmpp_2m_ends_where_that_of_diffusers_does_with_its_order_to_the_end(target, expected):
+    denoise = make_denoiser(LINEAR, network, target, None)
+    x0 = sample(KEYS, denoise, samplers.make("dpmpp_2m"), rows(LINEAR, TENTHS[:-1], TENTHS[1:]), PICTURE)
+    assert abs(distances(x0)[1] - expected) < 1e-4
+
+
+def network_of_sigma(xt, t):
+    """diffusers' tests of samplers in sigma give `step`, for x at sigma, what is already x at t."""
+    return network(xt / per_example(LINEAR_1100.at(t)[0], xt), t)
+
+
+def denoise_in_sigma(denoise, xt, t):
+    return denoise(xt * LINEAR_1100.at(t)[0], t)
+
+
+IN_SIGMA = [
+    ("euler", "linspace", "eps", 10.0807),
+    ("euler", "linspace", "v", 0.0002),
+    ("euler", "karras", "eps", 124.52299),
+    ("lms", "linspace", "eps", 1006.388),
+    ("lms", "linspace", "v", 0.0017),
+    ("lms", "karras", "eps", 3812.9927),
+    ("heun", "linspace", "eps", 0.1233),
+    ("heun", "karras", "eps", 0.00015),
+]
+
+
+@pytest.mark.parametrize(("name", "spacing", "target", "expected"), IN_SIGMA)
+def test_a_walk_in_sigma_ends_where_that_of_diffusers_does(name, spacing, target, expected):
+    t = np.linspace(1099, 0, 10) if spacing == "linspace" else times_of(LINEAR_1100, 10, spacing)
+    inner = make_denoiser(LINEAR_1100, network_of_sigma, target, None)
+    grid = rows(LINEAR_1100, t, np.append(t[1:], CLEAN))
+    xT = grid.row(0).sqrt_one_minus_alpha_bar * PICTURE
+    x0 = sample(KEYS, Partial(denoise_in_sigma, inner), samplers.make(name), grid, xT)
+    assert abs(distances(x0)[0] - expected) < max(1e-2, 1e-5 * expected)

@@ -1,0 +1,199 @@
+"""DPM-Solver-v3 against the solvers it contains, exact solutions, and textbook formulas in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion.analytic import mixture_x0
+from ddpm_jax.diffusion.grid import make_grid, rows, spaced
+from ddpm_jax.diffusion.prediction import make_denoiser
+from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear
+from ddpm_jax.samplers import initial_noise, sample, sample_keys
+from ddpm_jax.samplers.dpm_solver_v3 import X0, Statistics, dpm_solver_v3, load, with_statistics
+
+SCHEDULE = from_betas(linear())
+KEYS = sample_keys(0, jnp.arange(8))
+XT = initial_noise(KEYS, (3, 2, 1))
+ENDS, ZERO = X0.lambdas, np.zeros((2, 1, 1, 1), np.float32)
+EPS = Statistics(ENDS, ZERO, ZERO - 1, ZERO, ZERO, -X0.L, ZERO)  # f = e^-lambda eps
+MU, STD = 0.3, 0.5
+GAUSSIAN = make_denoiser(SCHEDULE, mixture_x0(SCHEDULE, jnp.full((1, 3, 2, 1), MU), STD), "x0", None)
+
+
+def curved(xt, t):
+    return 0.8 * xt + 0.3 * jnp.sin(3 * xt)
+
+
+CURVED = make_denoiser(SCHEDULE, Partial(curved))
+
+
+def to_a_level(steps, low=-6.0, high=6.0):
+    """A grid at even steps of log SNR that ends at a level with noise."""
+    t = np.asarray(SCHEDULE.t_of(jnp.linspace(low, high, steps + 1)))
+    return rows(SCHEDULE, t[:-1], t[1:])
+
+
+def gaussian_statistics(count):
+    """Those of N(MU, STD^2), exactly: f = -MU l, whatever x, so that s is free."""
+    lambdas = np.linspace(-3.5, 3.5, count)
+    l = 1 / (1 + STD**2 * np.exp(2 * lambdas))
+    slope = -2 * STD**2 * np.exp(2 * lambdas) * l**2
+    L = -np.log(STD**2 + np.exp(-2 * lambdas)) / 2
+    tables = (np.asarray(each.reshape(-1, 1, 1, 1), np.float32) for each in (l, 0 * l, -MU * slope, L, 0 * l, -MU * l))
+    return Statistics(np.asarray(lambdas, np.float32), *tables)
+
+
+def flow_of_a_gaussian(grid, i, xT):
+    """Where the ODE takes xT by the end of row i."""
+    a, b, a_next, b_next = (float(level) for level in (grid[4][0], grid[5][0], grid[6][i], grid[7][i]))
+    grown = np.sqrt((a_next * STD) ** 2 + b_next**2) / np.sqrt((a * STD) ** 2 + b**2)
+    return a_next * MU + (np.asarray(xT, float) - a * MU) * grown
+
+
+def error_of_a_gaussian(sampler, steps):
+    grid = to_a_level(steps)
+    x = sample(KEYS, GAUSSIAN, sampler, grid, XT)
+    return np.max(np.abs(np.asarray(x) - flow_of_a_gaussian(grid, -1, XT)))
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(
+    ("statistics", "order", "other"), [(X0, 1, "ddim"), (EPS, 1, "ddim"), (X0, 3, "dpmpp_3m")], ids=["x0", "eps", "3m"]
+)
+def test_with_fixed_statistics_it_is_a_known_solver(statistics, order, other, steps):
+    grid = make_grid(SCHEDULE, spaced(1000, steps))
+    found = sample(KEYS, CURVED, with_statistics(statistics, order, False), grid, XT)
+    np.testing.assert_allclose(found, sample(KEYS, CURVED, samplers.make(other), grid, XT), atol=2e-5)
+
+
+def test_without_a_file_it_is_that_of_x0():
+    grid = make_grid(SCHEDULE, spaced(1000, 10))
+    found, wanted = (sample(KEYS, CURVED, s, grid, XT) for s in (dpm_solver_v3(), with_statistics(X0, 3, True)))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("start", [0.2, 5.0, -40.0])
+def test_the_form_of_x0_is_the_same_wherever_its_table_lies(start):
+    grid = make_grid(SCHEDULE, spaced(1000, 10))
+    moved = X0._replace(lambdas=X0.lambdas + np.float32(start))
+    found, wanted = (sample(KEYS, CURVED, with_statistics(s, 3, True), grid, XT) for s in (moved, X0))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_two_steps_of_order_2_are_the_line_through_two_f():
+    """Eq. 14 with l = 0.6, s = -0.3, b = 0.2, all integrals by a fine sum in float64."""
+    l, s, b = 0.6, -0.3, 0.2
+    tables = [np.full((2, 1, 1, 1), value, np.float32) for value in (l, s, b)]
+    at = np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
+    integrals = [np.asarray(each, np.float32) for each in (l * at, s * at, np.exp(s * at) - b / s)]
+    # p' = s p + b is so at both ends; the cubic between them is what the test allows for.
+    sampler = with_statistics(Statistics(np.array([-1, 1], np.float32), *tables, *integrals), 2, False)
+    grid = to_a_level(2, -1.0, 1.0)
+    states = sample(KEYS, CURVED, sampler, grid, XT, trajectory=True)
+
+    lambdas, x = np.array([-0.5, 0.0, 0.5]), np.asarray(XT, float)
+    alpha = 1 / np.sqrt(1 + np.exp(-2 * lambdas))
+    f = []
+    for i in range(2):
+        x0 = np.asarray(CURVED(jnp.asarray(x, jnp.float32), grid.t[i]).x0, float)
+        f.append((1 - l) * x / alpha[i] - x0)
+        r = np.linspace(lambdas[i], lambdas[i + 1], 20001)[:, None, None, None, None]
+
+        def g(value, off):
+            return np.exp(-s * off) * value - b / s * (1 - np.exp(-s * off))  # Eq. 8
+
+        off = r - lambdas[i]
+        slope = 0 if i == 0 else (g(f[1], 0) - g(f[0], lambdas[0] - lambdas[1])) / (lambdas[1] - lambdas[0])
+        bias = b / s * (1 - np.exp(-s * off))
+        integrand = np.exp((l + s) * off) * (g(f[i], 0) + off * slope + bias)
+        integral = np.trapezoid(integrand, r[:, 0, 0, 0, 0], axis=0)
+        h = lambdas[i + 1] - lambdas[i]
+        x = alpha[i + 1] * np.exp(-l * h) * (x / alpha[i] - integral)  # Eq. 9
+        np.testing.assert_allclose(states[i + 1], x, atol=5e-4)
+        x = np.asarray(states[i + 1], float)
+
+
+@pytest.mark.parametrize(("order", "corrector"), [(1, False), (2, True), (3, False), (3, True)])
+@pytest.mark.parametrize(("steps", "tolerance"), [(1, 1e-3), (3, 3e-5), (10, 3e-5)])
+def test_a_gaussian_is_solved_exactly_in_few_steps(order, corrector, steps, tolerance):
+    """One step is as good as 16 nodes of quadrature over all levels."""
+    error = error_of_a_gaussian(with_statistics(gaussian_statistics(120), order, corrector), steps)
+    assert error < tolerance
+    assert error_of_a_gaussian(samplers.make("dpmpp_3m"), steps) > 100 * error
+
+
+def smooth_statistics():
+    """Statistics that have nothing to do with the data."""
+    lambdas = np.linspace(-3.5, 3.5, 400).reshape(-1, 1, 1, 1)
+    l, s, p = 0.5 - 0.3 * np.tanh(lambdas), 0.5 * np.sin(lambdas), 0.2 * np.cos(lambdas)
+    L, S = 0.5 * lambdas - 0.3 * np.log(np.cosh(lambdas)), -0.5 * np.cos(lambdas)
+    return Statistics(lambdas.reshape(-1), l, s, -0.2 * np.sin(lambdas) - s * p, L, S, p)
+
+
+@pytest.fixture
+def log_snr_schedule():
+    """Float64 throughout, and a schedule in it whose log SNR falls linearly, so that only the solver has kinks."""
+    with jax.enable_x64(True):
+        log_snr = jnp.linspace(9.0, -9.0, 1000)
+        alpha_bar = jax.nn.sigmoid(log_snr)
+        log_alpha = jnp.diff(jnp.log(alpha_bar), prepend=0.0)
+        tables = -jnp.expm1(log_alpha), log_alpha, alpha_bar, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar), log_snr
+        yield NoiseSchedule(*tables)
+
+
+@pytest.mark.parametrize(("order", "corrector"), [(2, False), (3, False), (2, True), (3, True)])
+def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_schedule, order, corrector):
+    sampler = with_statistics(smooth_statistics(), order, corrector)
+    denoise = make_denoiser(
+        log_snr_schedule, mixture_x0(log_snr_schedule, jnp.full((1, 1, 1, 1), MU, float), STD), "x0", None
+    )
+    step = jax.jit(lambda x, row, memory: sampler.step(KEYS, denoise, x, row, memory))
+    xT = np.linspace(-2, 2, 8).reshape(-1, 1, 1, 1)
+
+    def error(steps):
+        t = np.interp(np.linspace(6, -6, steps + 1), np.linspace(-9, 9, 1000), np.arange(1000))
+        grid, x = rows(log_snr_schedule, t[:-1], t[1:]), jnp.asarray(xT)
+        memory = sampler.init(x)
+        for i in range(steps):
+            x, memory = step(x, grid.row(i)._replace(schedule=None), memory)
+            wanted = flow_of_a_gaussian(grid, i, xT)
+            x = jnp.asarray(wanted) if i < 4 else x
+        return np.max(np.abs(np.asarray(x) - wanted))
+
+    coarse, fine = error(80), error(160)
+    assert fine < 0.02
+    assert sampler.order == order + (corrector and order > 1)
+    assert abs(np.log2(coarse / fine) - sampler.order) < 0.4
+
+
+def test_numbers_of_a_picture_have_their_own_statistics():
+    grid = make_grid(SCHEDULE, spaced(1000, 8))
+    both = gaussian_statistics(50), gaussian_statistics(50)._replace(p=np.zeros((50, 1, 1, 1), np.float32))
+    mixed = jax.tree.map(lambda *tables: np.concatenate(tables, 2) if tables[0].ndim == 4 else tables[0], *both)
+    mixed = jax.tree.map(lambda table: np.repeat(table, 3, 1) if table.ndim == 4 else table, mixed)
+    found, *wanted = (sample(KEYS, CURVED, with_statistics(s, 3, True), grid, XT) for s in (mixed, *both))
+    for i in range(2):
+        np.testing.assert_allclose(found[:, :, i], wanted[i][:, :, i], atol=1e-5)
+
+
+def test_statistics_of_other_pictures_are_refused():
+    wide = jax.tree.map(lambda table: np.repeat(table, 5, 1) if table.ndim == 4 else table, X0)
+    with pytest.raises(ValueError, match=r"of pictures \(5, 1, 1\), not \(3, 2, 1\)"):
+        with_statistics(wide, 2, True).init(XT)
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.npz is not there: python -m ddpm_jax.statistics"):
+        dpm_solver_v3(statistics=str(tmp_path / "no.npz"))
+    for name, write in (("text.npz", lambda p: p.write_text("x")), ("other.npz", lambda p: np.savez(p, images=[1]))):
+        write(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds no statistics"):
+            load(tmp_path / name)
+
+
+def test_a_wrong_order_is_refused():
+    with pytest.raises(ValueError, match="order must be 1, 2 or 3, not 4"):
+        with_statistics(X0, 4, True)
