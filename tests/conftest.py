@@ -2,22 +2,26 @@
 
 import gc
 import os
-import tempfile
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # by the environment, so that the scripts leave it alone when a test calls them
+ROOT = Path(__file__).parents[1]
+MOST_MAPS = 30_000
+"""Memory maps of a process from which on its compiled programs are freed; Linux allows 65,530."""
+
+# By the environment, so that processes that a test starts have the same settings.
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.pop("XLA_FLAGS", None)
+# One directory of compiled programs for all workers, kept between runs. Only with a size limit
+# does JAX lock it, and no worker reads half of an entry.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 install_import_hook("ddpm_jax", "beartype.beartype")
-pytest.register_assert_rewrite(
-    "helpers.bench",
-    "helpers.commands",
-    "helpers.editing",
-    "helpers.processes",
-    "faults_of_disks",
-    "faults_of_processes",
-)  # their asserts say what they found, as in tests
+HELPERS_WITH_ASSERTS = ("bench", "commands", "editing", "faults_of_disks", "faults_of_processes", "hosts", "processes")
+pytest.register_assert_rewrite(*(f"helpers.{name}" for name in HELPERS_WITH_ASSERTS))
 
 import jax  # noqa: E402
 
@@ -25,36 +29,27 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; see `optimized`
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-
-SLOW = {"test_hosts.py", "test_faults.py", "test_command_line_run.py", "test_loop.py"}
+LONGEST = ("test_hosts.py", "test_faults.py", "test_commands.py", "test_loop.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take minutes come first, so that no worker begins one when the others are done."""
-    items.sort(key=lambda item: item.path.name not in SLOW)
+    """Run the longest files first, so that no worker begins one when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="module")
 def optimized():
-    """For what is promised of real runs: programs compiled as users have them."""
+    """Compile as users do, for what is promised of real runs."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once():
-    """Programs that several tests of one session compile are compiled once; nothing is kept afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        yield
-        jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Each compiled program holds memory maps, of which Linux allows a process 65,530: the whole suite needs more."""
+    """Free compiled programs where their memory maps near the limit of a process."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
