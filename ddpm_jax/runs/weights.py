@@ -70,9 +70,9 @@ def _rebuild(settings: Ema, workdir: Path, step: int, length: float, like: Param
 
 
 def snapshot(
-    settings: Ema, checkpoints: checkpoints.Checkpoints, step: int, total: int, averages: dict[str, Params]
+    settings: Ema, writer: checkpoints.Checkpoints, step: int, total: int, averages: dict[str, Params]
 ) -> None:
     """Keeps the power-function averages for good where the settings ask for it at this step of `total`."""
     every = settings.snapshots_every or -(-total // ema.SNAPSHOTS)
     if settings.tracks and step % every == 0:
-        checkpoints.save_snapshot(step, {name: averages[name] for name in settings.tracks})
+        writer.save_snapshot(step, {name: averages[name] for name in settings.tracks})

@@ -25,6 +25,7 @@ from nets import DDPM, levels, made
 
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.figures.image_grids import image_grid
+from ddpm_jax.generation.walk import sampling_grid, walk
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.pretrained.schedulers import SCHEDULERS as SCHEDULERS_THERE_ARE
@@ -46,8 +47,8 @@ def end_of_ours(folder, name, keys):
     model = load_pretrained(folder, scheduler=f"{name}Scheduler")
     objective, sampling = model.recipe.objective, dataclasses.replace(model.recipe.sampling, steps=STEPS)
     network = Partial(model.model.apply, model.params)
-    *_, x0 = objective.walk(keys, network, model.model.image_shape, sampling, 1)
-    grid, noise = objective.grid(sampling), initial_noise(keys, model.model.image_shape)
+    *_, x0 = walk(keys, objective, network, model.model.image_shape, sampling, 1)
+    grid, noise = sampling_grid(objective, sampling), initial_noise(keys, model.model.image_shape)
     return np.asarray(x0), [np.asarray(step_noise(keys, grid.row(i), noise)) for i in range(STEPS)]
 
 

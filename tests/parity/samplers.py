@@ -6,7 +6,7 @@ noise on the way. A line of the table gives
 exact      the largest difference of their ends over the largest value, with the tables of diffusers in float64
 as it is   the same with its own in float32, which have 1 - alpha_bar at t = 0 with an error of 2e-4
 /255       the largest difference of the pictures in [-1, 1], in steps of 1/255, with its own tables
-plain      as "as it is", without our `compat`
+plain      as "as it is", on our plain grid and without `compat`
 
 The exit status is 1 if a line is over its bound, which holds for "exact", if its pictures differ by more than 1/255, or
 if a scheduler has other keys or defaults than we know.
@@ -27,9 +27,9 @@ import torch
 from cases import CASES, SPACINGS
 from jax.tree_util import Partial
 
-from ddpm_jax import samplers
 from ddpm_jax.diffusion.schedule import from_betas, linear
-from ddpm_jax.generation.scheduler_grids import compat_grid
+from ddpm_jax.generation.scheduler_grids import scheduler_grid
+from ddpm_jax.generation.walk import sampling_grid, walk
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
@@ -117,7 +117,7 @@ def _step(scheduler, output, t, x, case):
 
 
 def end_of_ours(objective, sampling, net):
-    *_, x0 = objective.walk(KEYS, our_network(*net), NOISE.shape[1:], sampling, 1)
+    *_, x0 = walk(KEYS, objective, our_network(*net), NOISE.shape[1:], sampling, 1)
     return np.asarray(x0)
 
 
@@ -131,42 +131,34 @@ def compare(case, target, steps):
     objective, sampling = ours_of(config, case.read_as and f"{case.read_as}Scheduler", steps, **case.step)
     alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
     net = objective.target, tuple(alpha_bar), case.says_variance
-    grid = objective.grid(sampling)
+    grid = sampling_grid(objective, sampling)
     noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
     exact, theirs = (end_of_diffusers(case, made(case, target, steps, exact), net, noises) for exact in (True, False))
     ours = end_of_ours(objective, sampling, net)
     pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     plain = None
-    if "compat" in sampling.options:
-        options = {key: value for key, value in sampling.options.items() if key != "compat"}
-        plain = relative(end_of_ours(objective, dataclasses.replace(sampling, options=options), net), theirs)
+    options = {key: value for key, value in sampling.options.items() if key != "compat"}
+    bare = dataclasses.replace(sampling, options=options, grid="plain", keep_eps=False)
+    if bare != sampling:
+        plain = relative(end_of_ours(objective, bare, net), theirs)
     return relative(ours, exact), relative(ours, theirs), pictures, plain
 
 
-WALKS = {
-    "DDIM": "ddim",
-    "PNDM": "pndm",
-    "DPMSolverMultistep": "dpmpp_2m",
-    "DPMSolverSinglestep": "dpmpp_2s",
-    "UniPCMultistep": "unipc",
-    "DEISMultistep": "deis",
-    "EulerDiscrete": "euler",
-    "HeunDiscrete": "heun",
-    "LMSDiscrete": "lms",
-}
+GRIDS = ("DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")
+GRIDS += ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete")
 
 
-def same_walks(name, spacing):
-    """For how many numbers of steps the timesteps of our compat walk are those of a scheduler."""
+def same_timesteps(name, spacing):
+    """For how many numbers of steps the timesteps of our grid are those of a scheduler."""
     settings = {} if "Single" in name else {"timestep_spacing": spacing}
     settings |= {"skip_prk_steps": True} if name == "PNDM" else {}
     scheduler, same = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings), []
-    walk, schedule = samplers.make(WALKS[name], compat=True).compat_walk, from_betas(linear(T))
+    kind, schedule = SCHEDULERS[f"{name}Scheduler"].grid, from_betas(linear(T))
     for steps in (*range(2, 51), *range(53, T, 29)):
         scheduler.set_timesteps(steps)
         times = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
         theirs = np.unique(times)[::-1]
-        ours = np.asarray(compat_grid(walk, schedule, steps, spacing).t)
+        ours = np.asarray(scheduler_grid(kind, schedule, steps, spacing).t)
         same.append(len(theirs) == steps and np.allclose(ours, theirs, atol=1e-3))
     return f"{sum(same)} of {len(same)}"
 
@@ -201,10 +193,10 @@ def main():
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     over = len(list(other_defaults()))
     print(f"{over} of {len(SCHEDULERS)} schedulers have other keys or defaults than we know")
-    print("for how many of some numbers of steps our compat walk has the timesteps of a scheduler")
-    for name in WALKS:
+    print("for how many of some numbers of steps our grid has the timesteps of a scheduler")
+    for name in GRIDS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
-        print(f"{name:20} " + ", ".join(f"{spacing} {same_walks(name, spacing)}" for spacing in spacings), flush=True)
+        print(f"{name:20} " + ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings), flush=True)
     print(f"{'scheduler':64} target steps  exact  as it is    /255  plain  bound")
     for case in CASES:
         for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):

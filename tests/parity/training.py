@@ -35,7 +35,6 @@ from ddpm_jax.cli.arguments import load_recipe
 from ddpm_jax.diffusion.schedule import from_betas, linear, q_sample
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.pretrained.weight_names import to_state_dict
-from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.step import init_state, make_train_step
 
 NET = {"sample_size": 32} | NAMED["johnowhitaker/ddpm-butterflies-32px"]
@@ -99,7 +98,7 @@ def ours(net, params, data, schedule=OUR_TABLES, tx=None):
         eps_hat = net.apply(params, q_sample(schedule, batch["image"], batch["t"], batch["eps"]), batch["t"])
         return jnp.mean((eps_hat - batch["eps"]) ** 2, axis=(1, 2, 3))
 
-    tx = tx or make_optimizer(load_recipe("butterflies", CONFIGS), images=1000)
+    tx = tx or load_recipe("butterflies", CONFIGS).make_optimizer(1000)
     step_of, state = jax.jit(make_train_step(loss, tx)), init_state(params, tx)
     losses, grads, start = [], {}, time.monotonic()
     for step, (x0, t, eps) in enumerate(data, 1):
