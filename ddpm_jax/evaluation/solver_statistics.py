@@ -1,4 +1,13 @@
-"""Estimate the statistics of DPM-Solver-v3 from a network."""
+"""Estimate the statistics of DPM-Solver-v3 from a network.
+
+With y = xt / sqrt(alpha_bar), f = (1 - l) y - x0 and ' for the derivative by lambda = log SNR / 2 along the ODE,
+
+    l = E[the diagonal of d sqrt(1 - alpha_bar) eps / dxt]                     Eq. 5 and 58, Zheng et al. 2023
+    s, b = argmin E|f' - s f - b|^2                                           Eq. 11 and 60-61
+
+for each number of an image by itself, xt being data with noise. All levels see the same images, noise and signs, so
+that the tables are as smooth as the network: l' is a difference of them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,10 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddpm_jax.diffusion.prediction import Denoiser
+from ddpm_jax.config import Config
+from ddpm_jax.data.batches import batch_at
+from ddpm_jax.devices import parallel
+from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check
-from ddpm_jax.samplers import initial_noise
+from ddpm_jax.generation.generate import network_of
+from ddpm_jax.models import Params
+from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
 ROUNDING = 1e-10
@@ -30,6 +44,31 @@ def part(keys: Key[Array, " b"], denoise: Denoiser, images: Float[Array, "b h w 
     """Images with the noise and the signs of their keys."""
     draw = jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, 1), images.shape[1:], images.dtype))
     return Part(denoise, images, initial_noise(keys, images.shape[1:]), draw(keys))
+
+
+def draw_parts(config: Config, params: Params, num_images: int, batch_size: int, seed: int) -> list[Part]:
+    """At least `num_images` images of the config's data, in full batches, no image twice; the seed says which.
+
+    Raises ValueError where the data have fewer.
+    """
+    batch_size = parallel.even_batch(batch_size, num_images)
+    num = -(-num_images // batch_size) * batch_size
+    images = config.data.load(config.model.image_size, config.model.channels)
+    check(
+        num <= len(images),
+        f"--images {num_images} in batches of {batch_size} are more than there are: {len(images):,}",
+    )
+    batch = batch_at(images, seed, 0, num)
+    labels = batch.get("label", np.zeros(num, np.int32))
+    parts = []
+    for start in range(0, num, batch_size):
+        rows = np.arange(start, start + batch_size)
+        keys = sample_keys(seed, jnp.asarray(rows))
+        keys, x0, label = parallel.shard((keys, batch["image"][rows], labels[rows]))
+        network, target = config.objective.predictor(network_of(config.model, params, label))
+        denoise = make_denoiser(config.objective.noise_schedule, network, target, None)
+        parts.append(part(keys, denoise, x0))
+    return parts
 
 
 def levels(schedule: NoiseSchedule, count: int) -> np.ndarray:
