@@ -12,7 +12,6 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.likelihood import Bound, bound_terms, prior_term
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check
-from ddpm_jax.figures import plots
 from ddpm_jax.generation.generate import chunk_count, network_of
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
@@ -49,7 +48,7 @@ def evaluate(
             jax.block_until_ready(terms)  # so that a progress bar shows what is done, not what is asked for
             on_part()
         bounds.append(Bound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))
-    return jax.tree.map(lambda *figures: jnp.concatenate(plots)[:num], *bounds)  # the last batch is filled up
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num], *bounds)  # the last batch is filled up
 
 
 def summary(bound: Bound) -> dict:
