@@ -13,6 +13,7 @@ from sides import serve
 
 from ddpm_jax.devices import parallel
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.generation.walk import walk
 from ddpm_jax.samplers import sample_keys
 
 
@@ -27,7 +28,7 @@ def sample(steps, count, sampler="ddim"):
     began = time.perf_counter()
     keys = parallel.shard(sample_keys(0, jnp.arange(count)))
     sampling = Sampling(sampler=sampler, steps=steps)
-    *_, x0 = config.objective.walk(keys, network, config.model.image_shape, sampling, 1)
+    *_, x0 = walk(keys, config.objective, network, config.model.image_shape, sampling, 1)
     np.asarray(x0)
     return time.perf_counter() - began
 

@@ -27,7 +27,6 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.checkpoints import Checkpoints
 from ddpm_jax.runs.loop import parts_of
-from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.step import by_micro_batches, example_keys, init_state, make_train_step, model_loss
 
 PICTURES = 1000
@@ -53,7 +52,7 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)
-    tx = make_optimizer(config, PICTURES)
+    tx = config.make_optimizer(PICTURES)
     state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
     loss = model_loss(model, config.objective, dtype)
     step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), route)

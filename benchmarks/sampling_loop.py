@@ -17,10 +17,10 @@ from jax.tree_util import Partial
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from sides import Ratio, ratio  # noqa: E402
+from sides import Ratio, ratio
 
-import ddpm_jax as dj  # noqa: E402
-from ddpm_jax import samplers  # noqa: E402
+import ddpm_jax as dj
+from ddpm_jax import samplers
 from ddpm_jax.cli import arguments
 
 NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
@@ -35,7 +35,7 @@ def seconds(function, *arguments) -> float:
 
 def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
     """The walk's time over that of the forward passes that it makes, each jitted by itself."""
-    model, schedule, sampler = config.model, config.objective.noise_schedule(), samplers.make(name)
+    model, schedule, sampler = config.model, config.objective.noise_schedule, samplers.make(name)
     network = Partial(model.apply, jax.jit(model.init)(jax.random.key(0)))
     denoise = dj.make_denoiser(schedule, network)
     keys = dj.sample_keys(0, jnp.arange(batch_size))

@@ -207,7 +207,7 @@ def _from_json(cls: type, value: Any, path: str) -> Any:
     if cls in KINDS:
         kinds = settings_classes(KINDS[cls])
         kind = value.pop("kind", None)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"unknown {path} {kind!r}; {nearest(str(kind), list(kinds))}")
         cls = kinds[kind]
     types = typing.get_type_hints(cls)

@@ -1,14 +1,24 @@
-"""What the benchmarks' own code says; no test here measures a time."""
+"""What the benchmarks' own code says and calls; no test here measures a time."""
 
+import argparse
 import importlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ddpm_jax.config import Config, Training
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.models.unet import UNet
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+NEEDS_TORCH = {"torch_side"}
+TINY = Config(
+    model=UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4),
+    data=Digits(),
+    training=Training(batch_size=8, steps=1),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +30,44 @@ def module(name):
     return importlib.import_module(name)
 
 
-def test_without_a_gpu_it_says_so_in_one_line():
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, FOLDER / "gpu.py"], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert done.stdout.startswith("no gpu is here: JAX runs on cpu")
-    assert done.stdout.count("\n") == 1
+def test_every_benchmark_imports_what_is_there():
+    for name in NAMES:
+        if name not in NEEDS_TORCH:
+            assert module(name).__doc__, name
+
+
+def test_our_side_trains_passes_and_draws(monkeypatch):
+    """Seconds are not looked at: the calls of the library are those that it has."""
+    jax_side, gpu_side = module("jax_side"), module("gpu_side")
+    monkeypatch.setattr(jax_side.arguments, "load_recipe", lambda name, folder: TINY)
+    jax_side.load("tiny", 8)
+    assert all(seconds > 0 for seconds in (jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)))
+    assert gpu_side.flops() > 0
+
+
+class HereSide:
+    """A side of this process, which knows its device alone."""
+
+    def __init__(self, *process):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def ask(self, function):
+        return getattr(module("gpu_side" if function == "device" else "jax_side"), function)()
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "Side", HereSide)
+    gpu.main(argparse.Namespace(platform="gpu"))
+    printed = capsys.readouterr().out
+    assert printed.startswith("no gpu is here: JAX runs on cpu")
+    assert printed.count("\n") == 1
 
 
 def test_the_peak_is_known_by_the_device_or_given():

@@ -1,21 +1,24 @@
-"""Recipes: round trip through JSON text, differences, lengths in steps, and what is refused."""
+"""Configs: round trip through JSON text, differences, lengths in steps, and what is refused."""
 
 import dataclasses
 import json
 
 import pytest
-from ddpm_jax.corruption import Corruption
 
 from ddpm_jax.config import (
+    FORMAT,
+    KINDS,
     PARAMETERS_A_PIXEL,
+    VERSION,
     Checkpoint,
     Config,
     Log,
     Training,
+    config_from_json,
+    config_to_json,
     differences,
-    from_json,
     in_steps,
-    to_json,
+    settings_classes,
 )
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.folder import Folder
@@ -31,7 +34,9 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
 BASE = Config(
-    model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)), data=Digits(), training=Training(steps=10)
+    model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)),
+    data=Digits(),
+    training=Training(steps=10),
 )
 
 
@@ -40,70 +45,107 @@ def with_(**changes) -> Config:
     return dataclasses.replace(BASE, **changes)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        BASE,
-        with_(model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)), data=Folder(path="pictures")),
-        with_(model=BasicUNet(image_size=28, channels=1), objective=Corruption(), sampling=Sampling(steps=7)),
-        with_(data=Tfds(name="cifar10", flip=True), ema=Ema(decay=0.99), log=Log(samples_every=3)),
-        with_(data=HuggingFace(path="a.parquet"), objective=Objective(schedule="squaredcos", target="v")),
-        with_(sampling=Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}, steps=50)),
-        with_(sampling=Sampling(options={"clip_sample": None}), checkpoint=Checkpoint(every=5, keep_every=20)),
-        with_(optimizer=Optimizer(learning_rate=1e-4, name="adamw", clip_norm=1.0), training=Training(epochs=3)),
-    ],
-    ids=lambda config: type(config.model).__name__,
-)
-def test_a_config_comes_back_from_json_text(config):
-    back = from_json(json.loads(json.dumps(to_json(config))))
-    assert back == config
-    assert [type(getattr(back, f.name)) for f in dataclasses.fields(back)] == [
-        type(getattr(config, f.name)) for f in dataclasses.fields(config)
-    ]
-    assert differences(back, config) == []
+CONFIGS = [
+    BASE,
+    with_(
+        model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)), data=Folder(path="pictures", max_bad=0.1)
+    ),
+    with_(
+        model=dataclasses.replace(BASE.model, num_classes=10, label_dropout=0.1),
+        sampling=Sampling(guidance_scale=2.0, guidance_interval=(1.0, 5.0), timesteps=(7.5, 3.0)),
+    ),
+    with_(
+        model=BasicUNet(image_size=28, channels=1),
+        sampling=Sampling(sampler="deis", steps=7, grid="inner_to_0", keep_eps=True),
+    ),
+    with_(data=Tfds(name="cifar10", flip=True), ema=Ema(decay=0.99, others=(0.5,)), log=Log(samples_every=3)),
+    with_(data=HuggingFace(path="a.parquet"), objective=Objective(schedule="squaredcos", target="v")),
+    with_(sampling=Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}, steps=50)),
+    with_(sampling=Sampling(options={"clip_sample": None}), checkpoint=Checkpoint(every=5, keep_every=20)),
+    with_(optimizer=Optimizer(learning_rate=1e-4, name="adamw", clip_norm=1.0), training=Training(epochs=3)),
+    with_(parallel=Parallel(route="jit", cpu_devices=2, fsdp=2), training=Training(steps=3, init_from="owner/name")),
+]
 
 
-def test_json_names_each_class_relative_to_the_package():
-    value = to_json(BASE)
-    assert (value["type"], value["model"]["type"]) == ("config.Config", "models.unet.UNet")
+def json_of(config: Config) -> dict:
+    """What is read back from a config's JSON text."""
+    return json.loads(json.dumps(config_to_json(config)))
+
+
+def test_every_kind_of_config_comes_back_from_json_text():
+    for config in CONFIGS:
+        back = config_from_json(json_of(config))
+        assert back == config, config
+        for field in dataclasses.fields(config):
+            assert type(getattr(back, field.name)) is type(getattr(config, field.name)), (field.name, config)
+        assert differences(back, config) == [], config
+
+
+def test_the_round_trip_is_tried_on_every_kind_of_model_and_data():
+    for field, package in zip(("model", "data"), KINDS.values(), strict=True):
+        tried = {json_of(config)[field]["kind"] for config in CONFIGS}
+        assert tried == set(settings_classes(package)), field
+
+
+def test_json_names_kinds_as_the_command_line_does_and_the_format():
+    value = json_of(with_(data=Tfds(name="mnist")))
+    assert value["format"] == FORMAT == 2
+    assert value["ddpm_jax"] == VERSION
+    assert (value["model"]["kind"], value["data"]["kind"]) == ("unet", "tfds")
     assert value["model"]["widths"] == [32]
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("value", "version"),
     [
-        "os.system",
-        "subprocess.Popen",
-        "..os.system",
-        "config.to_json",
-        "config.nope",
-        "models.nope.X",
-        "models.initial.Initial",
-        "checkpoint.Path",
-        "config.Diffusion",
-        "config.dataclasses",
-        "Config",
-        "",
+        ({"type": "config.Config", "model": {"type": "models.unet.UNet", "image_size": 8}}, "0.1"),
+        ({}, "0.1"),
+        (config_to_json(BASE) | {"format": 3, "ddpm_jax": "0.9.1"}, "0.9.1"),
+        (config_to_json(BASE) | {"format": "2", "ddpm_jax": "0.9.1" + 1000 * "0"}, r"0\.9\.10{15}"),
     ],
 )
-def test_only_dataclasses_of_the_package_are_made(name):
-    with pytest.raises(ValueError, match="this version of ddpm_jax does not have"):
-        from_json({"type": name, "args": ["true"]})
+def test_another_format_is_refused_with_the_version_that_wrote_it(value, version):
+    message = rf"^it was written by ddpm_jax {version}, and {VERSION} does not read that format$"
+    with pytest.raises(ValueError, match=message):
+        config_from_json(value)
 
 
-def test_unknown_settings_are_named():
-    with pytest.raises(ValueError, match=r"unknown settings of config.Ema: colour, size"):
-        from_json({"type": "config.Ema", "size": 1, "decay": 0.5, "colour": "red"})
+def changed(**changes) -> dict:
+    """The JSON of BASE with some of its values changed."""
+    return config_to_json(BASE) | changes
 
 
-def test_missing_settings_are_an_error_of_one_sentence():
-    with pytest.raises(ValueError, match="training"):
-        from_json({name: value for name, value in to_json(BASE).items() if name != "training"})
+def without(name: str) -> dict:
+    """The JSON of BASE without a setting."""
+    return {key: value for key, value in config_to_json(BASE).items() if key != name}
 
 
-def test_settings_from_json_are_checked_too():
-    with pytest.raises(ValueError, match=r"ema.decay must be in \[0, 1\), not 2"):
-        from_json({"type": "config.Ema", "decay": 2.0})
+DIGITS = config_to_json(BASE)["data"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], "it does not hold a JSON object"),
+        (changed(model={"kind": "unett"}), "unknown model 'unett'; there are: unet, basic_unet, conv_unet"),
+        (changed(model={"image_size": 8}), "unknown model None; there are: basic_unet, conv_unet, unet"),
+        (changed(model={"kind": ["unet"]}), r"unknown model \['unet'\]; there are: "),
+        (changed(data=DIGITS | {"kind": "os.system"}), "unknown data 'os.system'; there are: "),
+        (changed(data=DIGITS | {"kind": "ddpm_jax.data.digits"}), "unknown data .*; there are: digits, "),
+        (changed(data=DIGITS | {"kind": "_tfds_without_tf"}), "unknown data .*; there are: "),
+        (changed(data="digits"), "data must be an object, not digits"),
+        (changed(ema={"size": 1, "decay": 0.5, "colour": "red"}), r"unknown settings: ema\.colour, ema\.size$"),
+        (changed(ema={"kind": "ema"}), r"unknown settings: ema\.kind$"),
+        (changed(colour="red"), "unknown settings: colour$"),
+        (changed(model={"kind": "unet", "channels": 1}), r"settings of model are missing \(.*'image_size'"),
+        (without("training"), r"settings of the config are missing \(.*'training'"),
+        (changed(ema={"decay": 2.0}), r"ema\.decay must be in \[0, 1\), not 2"),
+    ],
+)
+def test_json_that_is_no_config_is_refused_and_the_setting_named(value, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config_from_json(value)
+    assert "\n" not in str(error.value)
 
 
 def test_averages_have_names():
@@ -112,8 +154,9 @@ def test_averages_have_names():
     assert ema.tracks == {"power_0.05": 0.05, "power_0.1": 0.1}
 
 
-def test_an_average_saved_before_there_were_several_is_read():
-    assert from_json({"type": "config.Ema", "decay": 0.9, "warmup": False}) == Ema(decay=0.9, warmup=False)
+def test_a_setting_that_is_missing_from_json_has_its_default():
+    assert config_from_json(changed(ema={"decay": 0.9})).ema == Ema(decay=0.9)
+    assert config_from_json(without("log")) == BASE
 
 
 def test_differences_are_dotted_names():
@@ -123,7 +166,7 @@ def test_differences_are_dotted_names():
         sampling=Sampling(options={"clip_sample": 1.0}),
     )
     found = differences(BASE, other)
-    wanted = {"optimizer.learning_rate", "data.name", "data.type", "sampling.options.clip_sample"}
+    wanted = {"optimizer.learning_rate", "data.name", "data.kind", "sampling.options.clip_sample"}
     assert wanted <= set(found)
     assert all(name.startswith("data.") for name in set(found) - wanted)
     assert differences(other, BASE) == found
@@ -166,7 +209,6 @@ def test_differences_are_dotted_names():
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
         (lambda: with_(sampling=Sampling(steps=11), objective=Objective(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
-        (lambda: with_(sampling=Sampling(steps=0), objective=Corruption()), "steps must be .* not 0"),
         (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),
         (
             lambda: Sampling(options={"speed": 9.0}),
@@ -211,11 +253,10 @@ def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
         Config(model=kind, data=Digits(), training=Training(steps=1), objective=wrong)
 
 
-def test_a_learned_variance_is_what_samples_are_drawn_with():
+def test_a_config_keeps_its_sampling_as_given_beside_a_learned_variance():
     model = dataclasses.replace(BASE.model, learned_variance=True)
     learned = with_(model=model, objective=Objective(variance="learned_range", bound="hybrid"))
-    assert learned.sampling.options == {"variance": "learned_range"}
-    assert from_json(to_json(learned)) == learned
+    assert learned.sampling == BASE.sampling
     with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
         with_(sampling=Sampling(options={"variance": "learned_range"}))
 

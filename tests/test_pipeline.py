@@ -15,32 +15,46 @@ MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_p
 RECIPE = Recipe(model=MODEL, objective=Objective(timesteps=20, beta_end=0.9), sampling=Sampling(spacing="leading"))
 
 
+NUM, STEPS = 3, 5
+"""Of every call, so that each sampler is compiled once."""
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     return Pipeline(RECIPE, MODEL.init(jax.random.key(0)))
 
 
-def test_it_draws_what_generate_draws(pipeline):
-    images = pipeline(batch_size=3, seed=4, progress=False).images
-    wanted = generate(RECIPE, pipeline.params, num=3, batch_size=3, seed=4)[0]
-    assert [(image.mode, image.size) for image in images] == [("L", (8, 8))] * 3
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), wanted[..., 0])
+def draw(pipeline, **settings) -> np.ndarray:
+    """The pixels of a call with one seed."""
+    images = pipeline(batch_size=NUM, seed=4, progress=False, **settings).images
+    assert [(image.mode, image.size) for image in images] == [("L", (8, 8))] * NUM
+    return np.stack([np.asarray(image) for image in images])
 
 
-def test_settings_of_the_sampling_take_the_place_of_the_recipes(pipeline):
-    steps, sampler = (
-        np.asarray(pipeline(seed=4, progress=False, **how).images[0])
-        for how in ({"steps": 5}, {"steps": 5, "sampler": "ddim"})
-    )
-    assert np.any(steps != sampler)
-    given = np.asarray(pipeline(seed=4, progress=False, timesteps=(16.0, 12.0, 8.0, 4.0, 0.0)).images[0])
-    np.testing.assert_array_equal(given, steps)
+@pytest.fixture(scope="module")
+def drawn(pipeline):
+    """What the recipe's own sampler draws."""
+    return draw(pipeline, steps=STEPS)
+
+
+def test_it_draws_what_generate_draws(pipeline, drawn):
+    sampling = RECIPE.sampling.override(steps=STEPS)
+    wanted = generate(RECIPE, pipeline.params, num=NUM, batch_size=NUM, seed=4, sampling=sampling)[0]
+    np.testing.assert_array_equal(drawn, wanted[..., 0])
+
+
+def test_settings_of_the_sampling_take_the_place_of_the_recipes(pipeline, drawn):
+    assert np.any(drawn != draw(pipeline, steps=STEPS, sampler="ddim"))
+    timesteps = (16.0, 12.0, 8.0, 4.0, 0.0)  # those of the recipe's spacing
+    np.testing.assert_array_equal(drawn, draw(pipeline, timesteps=timesteps))
+
+
+def test_an_unknown_sampler_is_refused(pipeline):
     with pytest.raises(ValueError, match="unknown sampler 'nonsense'"):
         pipeline(sampler="nonsense")
 
 
-def test_it_survives_the_layout_of_diffusers(pipeline, tmp_path):
+def test_it_survives_the_layout_of_diffusers(pipeline, drawn, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     again = Pipeline.from_pretrained(tmp_path / "saved")
-    first, second = (np.asarray(one(progress=False).images[0]) for one in (pipeline, again))
-    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(drawn, draw(again, steps=STEPS))

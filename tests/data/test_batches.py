@@ -49,11 +49,10 @@ def test_steps_per_epoch_rounds_up():
 
 def test_to_floats_has_exact_ends_and_comes_back_by_rounding():
     levels = np.arange(256, dtype=np.uint8)
-    for low in (-1.0, 0.0):
-        floats = to_floats(levels, low)
-        assert floats.dtype == np.float32
-        assert floats[0] == low and floats[-1] == 1.0
-        np.testing.assert_array_equal(np.round((floats - low) * 255 / (1 - low)), levels)
+    floats = to_floats(levels)
+    assert floats.dtype == np.float32
+    assert floats[0] == -1.0 and floats[-1] == 1.0
+    np.testing.assert_array_equal(np.round((floats + 1) * 127.5), levels)
 
 
 def test_batch_at_gives_the_indexed_images_with_their_labels(images):

@@ -95,27 +95,30 @@ def test_a_gaussian_of_dependent_numbers_has_the_closed_form():
         np.testing.assert_allclose(found.b[i].reshape(-1), b, atol=0.05)
 
 
+@jax.jit
+def f_beside(denoise, images, noise, t, lam, off, l):
+    """f at lambda + off, along the ODE from xt at t by a midpoint step in y = x / alpha; l is that of lambda + off."""
+
+    def x0(y, lam):
+        return denoise(y * jnp.sqrt(jax.nn.sigmoid(2 * lam)), SCHEDULE.t_of(2 * lam)).x0
+
+    alpha, std = SCHEDULE.at(t)
+    y = (alpha * images + std * noise) / alpha
+    middle = y + off / 2 * (x0(y, lam) - y)
+    y = y + off * (x0(middle, lam + off / 2) - middle)
+    return (1 - l)[None] * y - x0(y, lam + off)
+
+
 def test_s_and_b_are_the_least_squares_fit_of_a_mixture(mixture):
     """f' by a difference along the ODE, independent of any Jacobian."""
     (denoise, images, noise, _), found = mixture
     for i in (20, 32, 44):
-        t = jnp.float32(levels(SCHEDULE, 64)[::1][i])
-        alpha, std = SCHEDULE.at(t)
-        x, d = alpha * images + std * noise, 0.02
+        t, lam, d = levels(SCHEDULE, 64)[i], found.lambdas[i], 0.02
 
-        def f_at(off, i=i, t=t, x=x):
-            """f at lambda + off, along the ODE by a midpoint step in y = x / alpha."""
-            lam = jnp.float32(found.lambdas[i])
-
-            def x0(y, lam):
-                return denoise(y * jnp.sqrt(jax.nn.sigmoid(2 * lam)), SCHEDULE.t_of(2 * lam)).x0
-
-            y = x / SCHEDULE.at(t)[0]
-            middle = y + off / 2 * (x0(y, lam) - y)
-            y = y + off * (x0(middle, lam + off / 2) - middle)
+        def f_at(off, t=t, lam=lam):
             l = [np.interp(float(lam) + off, found.lambdas, found.l[:, r, c, 0]) for r in (0, 1) for c in (0, 1)]
-            l = jnp.asarray(np.reshape(l, (1, *SHAPE)), jnp.float32)
-            return np.asarray((1 - l) * y - x0(y, lam + off), float)
+            numbers = (np.float32(value) for value in (t, lam, off, np.reshape(l, SHAPE)))
+            return np.asarray(f_beside(denoise, images, noise, *numbers), float)
 
         f, along = f_at(0.0), (f_at(d) - f_at(-d)) / (2 * d)
         wanted = [np.polyfit(f[:, r, c, 0], along[:, r, c, 0], 1) for r in (0, 1) for c in (0, 1)]
@@ -123,15 +126,23 @@ def test_s_and_b_are_the_least_squares_fit_of_a_mixture(mixture):
         np.testing.assert_allclose(found.b[i].reshape(-1), [w[1] for w in wanted], atol=0.02)
 
 
+@jax.jit
+def mean_and_deviation_of_f(denoise, images, noise, t, l):
+    """Of f = (1 - l) xt / alpha - x0 at one level, over the images."""
+    alpha, std = SCHEDULE.at(t)
+    xt = alpha * images + std * noise
+    f = (1 - l)[None] * xt / alpha - denoise(xt, t).x0
+    return jnp.mean(f, 0), jnp.std(f, 0)
+
+
 def test_with_an_exact_denoiser_p_is_the_mean_of_f_and_S_its_log_deviation(mixture):
     """What l, s and b amount to: var f changes by 2 cov(f, f') and its mean by E f' where x follows the ODE."""
     (denoise, images, noise, _), found = mixture
-    f = []
-    for i, t in enumerate(levels(SCHEDULE, 64)):
-        alpha, std = SCHEDULE.at(jnp.float32(t))
-        xt = alpha * images + std * noise
-        f.append((1 - found.l[i])[None] * xt / alpha - denoise(xt, jnp.float32(t)).x0)
-    mean, std = np.mean(f, 1), np.std(f, 1)
+    each = [
+        mean_and_deviation_of_f(denoise, images, noise, np.float32(t), l)
+        for t, l in zip(levels(SCHEDULE, 64), found.l, strict=True)
+    ]
+    mean, std = (np.stack(values) for values in zip(*each, strict=True))
     np.testing.assert_allclose(found.p, mean, atol=0.03)
     change = np.log(std / std[16])
     np.testing.assert_allclose((found.S - found.S[16])[16:48], change[16:48], atol=0.15)

@@ -1,9 +1,5 @@
 """Curves and labelled rows: every point and pixel where it belongs, no screen needed."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from helpers.images import files, load, random_images
@@ -80,18 +76,6 @@ def test_rows_show_every_pixel_beside_their_labels(tmp_path):
         assert (picture[top : top + h, :5] == 255).all()  # which is not cut off
         top += h
     assert picture.shape[0] == top + 10
-
-
-def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(tmp_path):
-    program = """
-import sys
-from ddpm_jax import figures
-assert "matplotlib" not in sys.modules
-figures.loss_curve([1], [1.0], sys.argv[1], "title")
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.png")], check=True, cwd=root)
 
 
 def test_the_bound_is_drawn_over_t(tmp_path):

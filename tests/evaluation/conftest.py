@@ -1,0 +1,47 @@
+"""A run of a tiny network, shared by all tests of this folder."""
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.config import Config, Training, config_to_json
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.runs.checkpoints import Checkpoints
+
+MODEL = UNet(
+    image_size=4,
+    channels=1,
+    widths=(8,),
+    attention=(False,),
+    layers_per_level=1,
+    groups=4,
+    num_classes=10,
+)
+
+
+@pytest.fixture(scope="session")
+def config():
+    """Labels, and 40 timesteps: a bound is measured in 20 parts of two."""
+    objective = Objective(schedule="squaredcos", timesteps=40)
+    return Config(model=MODEL, data=Digits(), training=Training(steps=5), objective=objective)
+
+
+@pytest.fixture(scope="session")
+def params(config):
+    """Parameters none of which is zero."""
+    rng = np.random.default_rng(0)
+    fresh = config.model.init(jax.random.key(0))
+    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, config, params):
+    """A run's folder with one checkpoint; the average is twice the parameters."""
+    folder = tmp_path_factory.mktemp("run")
+    twice = jax.tree.map(lambda x: 2 * x, params)
+    parts = {"params": params, "ema_params": {"ema": twice}, "opt_state": {"count": np.zeros(1)}}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(5, parts, config_to_json(config))
+    return folder
