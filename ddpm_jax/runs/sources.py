@@ -10,7 +10,7 @@ from ddpm_jax.models import Params
 from ddpm_jax.pretrained import pipeline_folder
 from ddpm_jax.runs import directory
 from ddpm_jax.runs import steps as saved_steps
-from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
+from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 
 ANY = "a run such as runs/digits, or a folder or hub repository owner/name in the layout of diffusers"
 
@@ -26,8 +26,8 @@ class TrainedRun(NamedTuple):
     config: Config
 
     def params(self, weights: str) -> Params:
-        """The parameters, as `workdir.load_params` does."""
-        return weights.load_params(self.config, self.folder, self.step, weights)
+        """The parameters, as `weights.load_params` does."""
+        return load_params(self.config, self.folder, self.step, weights)
 
     @property
     def recipe(self) -> Recipe:
