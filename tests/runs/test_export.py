@@ -168,7 +168,7 @@ def test_a_run_goes_to_the_hub_and_is_opened_from_there(trained, hub_here, capsy
     assert_same(open_any("us/net").params("ema"), random_params(MODEL, 8, "ema"))
 
 
-def test_an_upload_that_fails_is_reported_and_does_not_raise(trained, hub_here, monkeypatch, capsys):
+def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monkeypatch, capsys):
     """So that training goes on."""
     place, asked = hub_here
     upload = hub.upload
