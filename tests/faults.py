@@ -3,7 +3,7 @@
 Each try is a real process of train.py on a tiny recipe, or a directory that such a process left. Where a run is to go
 on it ends equal to one without a fault, bit for bit (with another number of hosts to rounding). The table counts the
 tries, those survived, and the training steps that had to be done again, at most one interval; none may be lost.
-`test_faults.py` tries each a few times.
+`tests/runs/test_faults.py` does the first two once.
 """
 
 import argparse
@@ -27,38 +27,36 @@ from helpers.processes import ROOT
 
 
 class Fault(NamedTuple):
-    """What is done, and how often: in test_faults.py (test_hosts.py has those of hosts) and here."""
+    """What is done, and how often."""
 
     what: Callable[[Bench, random.Random], int]
-    quick: int
     tries: int
 
 
 FAULTS = [
-    Fault(faults_of_processes.killed, 1, 50),
-    Fault(faults_of_processes.signalled, 1, 20),
-    Fault(faults_of_processes.signalled_twice, 1, 10),
-    Fault(faults_of_disks.damaged, 12, 200),
-    Fault(faults_of_disks.all_damaged, 1, 5),
-    Fault(faults_of_processes.second_run, 1, 5),
-    Fault(faults_of_disks.full_disk, 1, 5),
-    Fault(faults_of_disks.full_for_a_while, 1, 5),
-    Fault(faults_of_disks.read_only, 1, 5),
-    Fault(faults_of_disks.no_permission, 1, 5),
-    Fault(faults_of_disks.limited, 1, 5),
-    Fault(faults_of_disks.limited_for_good, 1, 5),
-    Fault(faults_of_processes.host_killed, 0, 6),
-    Fault(faults_of_processes.host_signalled, 0, 5),
-]
-GOES_BACK = [
-    *("test_loop.py", "test_workdir_go_back.py", "test_hosts.py"),
-    *("-k", "lost or go_back or goes_back or further"),
+    Fault(faults_of_processes.killed, 50),
+    Fault(faults_of_processes.signalled, 20),
+    Fault(faults_of_processes.signalled_twice, 10),
+    Fault(faults_of_disks.damaged, 200),
+    Fault(faults_of_disks.all_damaged, 5),
+    Fault(faults_of_processes.second_run, 5),
+    Fault(faults_of_disks.full_disk, 5),
+    Fault(faults_of_disks.full_for_a_while, 5),
+    Fault(faults_of_disks.read_only, 5),
+    Fault(faults_of_disks.no_permission, 5),
+    Fault(faults_of_disks.limited, 5),
+    Fault(faults_of_disks.limited_for_good, 5),
+    Fault(faults_of_processes.host_killed, 6),
+    Fault(faults_of_processes.host_signalled, 5),
 ]
 IN_TESTS = {
-    "losses and gradients that are not finite": ["test_optimizer.py", "-k", "not_finite"],
-    "weights that give no finite loss: back to a checkpoint before": GOES_BACK,
-    "200 pictures, half of them spoilt: tests over all": ["test_data_fuzz.py"],
-    "memory that does not suffice": ["test_memory.py", "-k", "room or fit"],
+    "losses and gradients that are not finite": ["training/test_optimizer.py"],
+    "weights that give no finite loss: back to a checkpoint before": [
+        *("runs/test_loop.py", "runs/test_go_back.py", "devices/test_hosts.py"),
+        *("-k", "back or lost or further"),
+    ],
+    "200 pictures, half of them spoilt: tests over all": ["data/test_fuzz.py"],
+    "memory that does not suffice": ["devices/test_memory.py"],
 }
 """Faults within a process, each of which is a test."""
 

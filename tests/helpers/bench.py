@@ -1,6 +1,7 @@
 """A place to try a fault in, and what a run in it has to come to."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import unittest
@@ -27,8 +28,8 @@ class Bench(NamedTuple):
     def workdir(self) -> Path:
         return self.folder / "run"
 
-    def run(self, *more: object, launcher: str = "") -> Run:
-        return Run(self.workdir, self.cache, *more, launcher=launcher)
+    def run(self, *more: object, launcher: str = "", strict: bool = False) -> Run:
+        return Run(self.workdir, self.cache, *more, launcher=launcher, strict=strict)
 
     def goes_on(self) -> str:
         """What the same command says when it ends as the straight run did, bit for bit, in arrays and in losses."""
@@ -74,8 +75,12 @@ def stopped_cleanly(run: Run, words: str) -> None:
 
 
 def straight(folder: Path) -> Bench:
-    """The compiled programs and a run without a fault, to try faults beside."""
-    bench = Bench(folder, folder / "cache", folder / "run")
-    with bench.run() as run:
+    """Do a run without a fault, to try faults beside; in it a warning of Python is an error.
+
+    Compiled programs are shared with the other tests of this session, where there are such.
+    """
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "cache"
+    bench = Bench(folder, Path(cache), folder / "run")
+    with bench.run(strict=True) as run:
         assert run.ends() == 0, run.words
     return bench

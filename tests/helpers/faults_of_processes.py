@@ -16,23 +16,20 @@ WAITS: list[float] = []
 """Seconds from a signal to the end of the process, its step and its save included."""
 
 
-def killed(bench: Bench, moment: random.Random) -> int:
-    """SIGKILL at any moment, saves under way included"""
+def kill(bench: Bench, step: int, moment: random.Random) -> int:
+    """Start the run and kill it some time after a step; returns the last step in its log."""
     with bench.run() as run:
-        run.reaches(moment.randrange(1, STEPS - 1))
+        run.reaches(step)
         time.sleep(moment.random() * 0.05)
-        assert run.ends(signal.SIGKILL) == -signal.SIGKILL
-    again = run.step - saved_steps.newest(run.workdir)
-    assert again <= EVERY
-    bench.goes_on()
-    return max(again, 0)
+        assert run.ends(signal.SIGKILL) == -signal.SIGKILL, run.words
+    assert run.step - saved_steps.newest(run.workdir) <= EVERY
+    return run.step
 
 
-def signalled(bench: Bench, moment: random.Random) -> int:
-    """SIGTERM or SIGINT at any moment: the step is saved, the exit status is 143 or 130"""
-    number = moment.choice([signal.SIGTERM, signal.SIGINT])
+def stop(bench: Bench, number: signal.Signals, step: int) -> None:
+    """Start the run and send it a signal after a step: it saves and ends with that status."""
     with bench.run() as run:
-        run.reaches(moment.randrange(1, STEPS - 4))
+        run.reaches(step)
         before, began = run.step, time.perf_counter()
         assert run.ends(number) == 128 + number, run.words
         WAITS.append(time.perf_counter() - began)
@@ -40,6 +37,20 @@ def signalled(bench: Bench, moment: random.Random) -> int:
     assert f"stopped: step {step} of {STEPS} is saved" in run.words
     assert "Traceback" not in run.words, run.words
     assert before <= step < STEPS
+
+
+def killed(bench: Bench, moment: random.Random) -> int:
+    """SIGKILL at any moment, saves under way included"""
+    done = kill(bench, moment.randrange(1, STEPS - 1), moment)
+    again = done - saved_steps.newest(bench.workdir)
+    bench.goes_on()
+    return max(again, 0)
+
+
+def signalled(bench: Bench, moment: random.Random) -> int:
+    """SIGTERM or SIGINT at any moment: the step is saved, the exit status is 143 or 130"""
+    number = moment.choice([signal.SIGTERM, signal.SIGINT])
+    stop(bench, number, moment.randrange(1, STEPS - 4))
     bench.goes_on()
     return 0
 

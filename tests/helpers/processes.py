@@ -26,11 +26,21 @@ class Run:
     """`python train.py` on a tiny recipe in `workdir`; killed at the latest when the block ends.
 
     `launcher` is Python that is run first and becomes it, `environment` is added to that of this process.
+    With `strict` a warning of Python is an error.
     """
 
-    def __init__(self, workdir: Path, cache: Path, *more: object, launcher: str = "", **environment: str):
+    def __init__(
+        self,
+        workdir: Path,
+        cache: Path,
+        *more: object,
+        launcher: str = "",
+        strict: bool = False,
+        **environment: str,
+    ):
         args = [item for item in SETTINGS if item != "--no-compilation-cache"]
         start = [sys.executable, "-c", launcher] if launcher else [sys.executable]
+        start += ["-W", "error"] if strict else []
         command = [*start, "train.py", *args, "--workdir", workdir, *map(str, more)]
         env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | environment
         self.workdir = workdir

@@ -1,17 +1,19 @@
-"""What is saved comes back bit for bit, part by part; old steps go as asked; what is not there is named."""
+"""A saved state comes back bit for bit; old steps go as asked; what is missing is named."""
 
+import importlib.util
 import json
+import logging
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.saved_runs import small_recipe
 
-from ddpm_jax.config import Checkpoint, Config, Training, from_json, to_json
-from ddpm_jax.data.digits import Digits
+from ddpm_jax.config import Checkpoint, config_from_json, config_to_json
 from ddpm_jax.devices import parallel
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs import checkpoints
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.checkpoints import Checkpoints
@@ -19,18 +21,20 @@ from ddpm_jax.runs.steps import config_file, find
 from ddpm_jax.training.optimizer import dynamic_loss_scale, skip_nonfinite
 from ddpm_jax.training.step import TrainState, init_state
 
-CONFIG = Config(
-    model=UNet(image_size=8, channels=1, widths=(32,), attention=(True,)), data=Digits(), training=Training(steps=10)
-)
+CONFIG = small_recipe()
 
 
 def random_state() -> TrainState:
     """A state with every kind of part: Adam's moments, counters, a loss scale, an accumulation; random numbers."""
     rng = np.random.default_rng(0)
     params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)}, "norm": {"scale": jnp.ones(4)}}
-    tx = optax.MultiSteps(dynamic_loss_scale(skip_nonfinite(optax.adam(1e-3))), 2).gradient_transformation()
-    state = init_state(params, tx)
-    return jax.tree.map(lambda x: jnp.asarray(100 * rng.standard_normal(x.shape), x.dtype), state)
+    tx = optax.MultiSteps(dynamic_loss_scale(skip_nonfinite(optax.adam(1e-3))), 2)
+    shapes = jax.eval_shape(lambda: init_state(params, tx.gradient_transformation()))
+
+    def draw(x):
+        return jnp.asarray((100 * rng.standard_normal(x.shape)).astype(x.dtype))
+
+    return jax.tree.map(draw, shapes)
 
 
 def items(state: TrainState) -> dict:
@@ -40,7 +44,7 @@ def items(state: TrainState) -> dict:
 
 def small(value) -> dict:
     """One item that is quick to save."""
-    return {"params": {"w": jnp.full(3, value, jnp.float32)}}
+    return {"params": {"w": np.full(3, value, np.float32)}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def saved(tmp_path_factory):
     """A run's directory with `random_state()` and CONFIG saved at step 7."""
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(7, items(random_state()), to_json(CONFIG))
+        checkpoints.save(7, items(random_state()), config_to_json(CONFIG))
     return workdir
 
 
@@ -96,24 +100,22 @@ def test_shapes_alone_are_enough_to_restore(saved):
 
 
 def test_the_config_comes_back_equal(saved):
-    assert from_json(json.loads(config_file(saved, 7).read_text())) == CONFIG
+    assert config_from_json(json.loads(config_file(saved, 7).read_text())) == CONFIG
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda params: params | {"norm": {"scale": jnp.ones(5)}}, "norm/scale"),
-        (lambda params: params | {"more": jnp.ones(1)}, "more"),
-        (lambda params: {"conv": params["conv"]}, "norm/scale"),
-        (lambda params: params | {"norm": {"gain": params["norm"]["scale"]}}, "norm/gain"),
-    ],
-    ids=["shape", "more", "less", "name"],
-)
-def test_another_nets_parameters_are_an_error_of_one_line_that_names_one(saved, change, named):
-    with pytest.raises(ValueError, match="checkpoint 7 holds another model's") as error:
-        restore(saved, {"params": change(random_state().params)})
-    assert "\n" not in str(error.value)
-    assert named in str(error.value)
+def test_another_nets_parameters_are_an_error_of_one_line_that_names_one(saved):
+    params = random_state().params
+    others = {
+        "norm/scale is (4,) there and (5,)": params | {"norm": {"scale": np.ones(5)}},
+        "more is missing there": params | {"more": np.ones(1)},
+        "norm/scale is (4,) there and missing": {"conv": params["conv"]},
+        "norm/gain": params | {"norm": {"gain": params["norm"]["scale"]}},
+    }
+    for named, other in others.items():
+        with pytest.raises(ValueError, match="checkpoint 7 holds another model's") as error:
+            restore(saved, {"params": other})
+        assert "\n" not in str(error.value), named
+        assert named in str(error.value)
 
 
 def test_an_item_that_was_not_saved_is_an_error(saved):
@@ -121,19 +123,21 @@ def test_an_item_that_was_not_saved_is_an_error(saved):
         restore(saved, {"nothing": {"w": jnp.ones(1)}})
 
 
-@pytest.mark.parametrize(
-    ("options", "left"),
-    [({}, [5, 6]), ({"keep_last": 1}, [6]), ({"keep_last": 3}, [4, 5, 6]), ({"keep_last": 1, "keep_every": 3}, [3, 6])],
-    ids=str,
-)
-def test_old_checkpoints_go_as_asked(tmp_path, options, left):
-    with Checkpoints(tmp_path, Checkpoint(**options)) as checkpoints:
-        for step in range(1, 7):
-            checkpoints.save(step, small(step), {})
-    assert saved_steps.steps(tmp_path) == left
-    assert find(tmp_path) == (tmp_path, 6)
-    for step in left:
-        np.testing.assert_array_equal(restore(tmp_path, small(0), step)["params"]["w"], step)
+def test_old_checkpoints_go_as_asked(tmp_path):
+    for name, options, left in (
+        ("default", {}, [5, 6]),
+        ("one", {"keep_last": 1}, [6]),
+        ("three", {"keep_last": 3}, [4, 5, 6]),
+        ("one and every third", {"keep_last": 1, "keep_every": 3}, [3, 6]),
+    ):
+        workdir = tmp_path / name
+        with Checkpoints(workdir, Checkpoint(**options)) as checkpoints:
+            for step in range(1, 7):
+                checkpoints.save(step, small(step), {})
+        assert saved_steps.steps(workdir) == left, name
+        assert find(workdir) == (workdir, 6), name
+        for step in left:
+            np.testing.assert_array_equal(restore(workdir, small(0), step)["params"]["w"], step)
 
 
 def test_arrays_may_be_donated_right_after_a_save(tmp_path):
@@ -199,3 +203,34 @@ def test_the_number_of_images_is_noted(tmp_path):
         checkpoints.save(2, small(2), {})
     assert saved_steps.images_of(tmp_path, 1) == 1797
     assert saved_steps.images_of(tmp_path, 2) is None
+
+
+@pytest.fixture
+def levels():
+    """Give every logger a level of its own that no code uses; undo it afterwards."""
+    names = ["", *logging.root.manager.loggerDict]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(17)
+    yield lambda: {name: logging.getLogger(name).level for name in names}
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_importing_changes_no_logger(levels):
+    """The code of the module is run once more, under another name."""
+    spec = importlib.util.spec_from_file_location("imported_again", checkpoints.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert set(levels().values()) == {17}
+
+
+def test_loggers_are_quiet_during_saves_and_get_their_levels_back(levels, tmp_path):
+    hook = sys.unraisablehook
+    with pytest.raises(RuntimeError, match="stopped"), Checkpoints(tmp_path) as writer:
+        assert {name for name, level in levels().items() if level != 17} == set(checkpoints.NOISY)
+        writer.save(1, small(1), {})
+        raise RuntimeError("stopped")
+    assert set(levels().values()) == {17}
+    assert sys.unraisablehook is hook
+    restore(tmp_path, small(0), 1)
+    assert set(levels().values()) == {17}

@@ -1,32 +1,49 @@
-"""Exports of runs: what is in the folder, what it opens as, what is replaced and what is not, and uploads that fail."""
+"""Exports of runs: the files and what they open as, what is replaced, uploads that fail."""
 
+import dataclasses
 import json
-import subprocess
-import sys
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import TINY, draw, one_line, run, train_main
-from helpers.hub import WRITE, environment_of, serve
+from helpers.commands import one_line, run
+from helpers.saved_runs import random_params, save_run, small_recipe
 from PIL import Image
 
+from ddpm_jax import export as command
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.generation.walk import sampling_grid
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained
 from ddpm_jax.runs import export
-from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.sources import open_any
+from ddpm_jax.training.step import TrainState
 
-pytestmark = pytest.mark.usefixtures("optimized")
-ROOT = Path(__file__).parents[2]
+MODEL = UNet(
+    image_size=8,
+    channels=1,
+    widths=(4,),
+    attention=(False,),
+    layers_per_level=1,
+    groups=2,
+)
+CONFIG = small_recipe(model=MODEL, sampling=Sampling(steps=10))
 FILES = {"README.md", "loss.png", "model_index.json", "samples.png", "scheduler/scheduler_config.json"}
 FILES |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two saves."""
-    workdir = tmp_path_factory.mktemp("runs") / "small"
-    run(train_main, *TINY, "--training.steps", 8, "--workdir", workdir)
+    """A run with checkpoints of steps 4 and 8, two grids of samples, a curve and metrics."""
+    workdir = save_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
+    (workdir / "samples").mkdir()
+    for name, shade in (("samples/00000004", 40), ("samples/00000008", 80), ("loss", 120)):
+        Image.new("L", (9, 7), shade).save(workdir / f"{name}.png")
+    (workdir / "metrics.jsonl").write_text(json.dumps({"step": 8, "loss": 0.5}) + "\n")
     return workdir
 
 
@@ -37,49 +54,50 @@ def files(folder):
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "deep" / "model"
-    run(export.main, "--ckpt", trained, "--out", out)
+    run(command.main, "--ckpt", trained, "--out", out)
     return out
 
 
-def test_it_holds_the_average_and_what_was_trained_for(trained, exported):
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_it_holds_the_average_what_was_trained_for_and_the_newest_pictures(exported):
     assert files(exported) == FILES
-    source, found = open_any(str(trained)), load_pretrained(exported)
-    for ours, theirs in zip(*(sorted(flat(tree)) for tree in (source.params("ema"), found.params)), strict=True):
-        assert ours[0] == theirs[0]
-        np.testing.assert_array_equal(ours[1], theirs[1])
-    assert found.recipe.objective == source.recipe.objective
     assert list(exported.parent.iterdir()) == [exported]
+    found = load_pretrained(exported)
+    assert_same(found.params, random_params(MODEL, 8, "ema"))
+    assert found.model == MODEL
+    assert found.recipe.objective == CONFIG.objective
+    for name, shade in (("samples.png", 80), ("loss.png", 120)):
+        with Image.open(exported / name) as picture:
+            assert picture.getpixel((0, 0)) == shade, name
+    assert json.loads((exported / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
 
-def flat(tree, path=""):
-    if not isinstance(tree, dict):
-        return [(path, np.asarray(tree))]
-    return [leaf for name, part in tree.items() for leaf in flat(part, f"{path}/{name}")]
-
-
-def test_it_draws_what_the_run_draws(trained, exported, tmp_path):
-    for ckpt, name in ((trained, "run"), (exported, "export")):
-        draw(ckpt, "--num", 3, "--steps", 4, "--sampler", "ddim", "--out", tmp_path / f"{name}.npz")
-    drawn = [np.load(tmp_path / f"{name}.npz")["images"].astype(int) for name in ("run", "export")]
-    assert np.max(np.abs(drawn[0] - drawn[1])) <= 1
+def test_it_draws_by_the_grid_of_the_run(exported):
+    """With the same weights and objective, which the test above compares, samples are the same."""
+    recipes = (CONFIG, open_any(str(exported)).recipe)
+    ours, theirs = (dataclasses.replace(recipe.sampling, steps=10) for recipe in recipes)
+    assert (ours.sampler, ours.clip_x0) == (theirs.sampler, theirs.clip_x0)
+    assert_same(*(sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs)))
 
 
 def test_other_weights_and_an_earlier_step(trained, tmp_path):
-    run(export.main, "--ckpt", trained, "--out", tmp_path / "raw", "--weights", "raw", "--checkpoint", 4)
-    source = open_any(str(trained), 4)
-    leaf = load_pretrained(tmp_path / "raw").params["conv_in"]["kernel"]
-    np.testing.assert_array_equal(leaf, source.params("raw")["conv_in"]["kernel"])
+    which = ["--weights", "raw", "--checkpoint", 4]
+    run(command.main, "--ckpt", trained, "--out", tmp_path / "raw", *which)
+    assert_same(load_pretrained(tmp_path / "raw").params, random_params(MODEL, 4, "raw"))
     assert "weights: raw, of step 4" in (tmp_path / "raw/README.md").read_text()
 
 
 def test_only_an_export_is_replaced_and_only_if_asked(trained, tmp_path, capsys):
     out = tmp_path / "model"
     out.mkdir()
-    run(export.main, "--ckpt", trained, "--out", out)
+    run(command.main, "--ckpt", trained, "--out", out)
     old = {path: path.stat().st_ino for path in out.rglob("*")}
     assert "add --overwrite" in one_line_boxed(capsys, "--ckpt", trained, "--out", out)
     assert {path: path.stat().st_ino for path in out.rglob("*")} == old
-    run(export.main, "--ckpt", trained, "--out", out, "--overwrite")
+    run(command.main, "--ckpt", trained, "--out", out, "--overwrite")
     assert files(out) == FILES
     assert list(tmp_path.iterdir()) == [out]
     (out / "thesis.txt").write_text("all I have")
@@ -98,75 +116,75 @@ def test_what_was_there_stays_where_the_new_cannot_take_its_place(tmp_path):
 def one_line_boxed(capsys, *args):
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
-        run(export.main, *args)
+        run(command.main, *args)
     assert exit_.value.code == 2
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [((), "say where to"), (("--out", "x", "--private"), "--private is for --push")],
-)
-def test_what_does_not_go_together_is_said(trained, args, message, capsys):
-    assert message in one_line_boxed(capsys, "--ckpt", trained, *args)
+def test_what_does_not_go_together_is_said(trained, capsys):
+    cases = [([], "say where to"), (["--out", "x", "--private"], "--private is for --push")]
+    for args, message in cases:
+        assert message in one_line_boxed(capsys, "--ckpt", trained, *args), args
 
 
-def test_a_net_that_diffusers_has_not_is_one_line(tmp_path, capsys):
-    run(train_main, *TINY, "--training.steps", 1, "--workdir", tmp_path / "edm", "--objective.target", "edm")
+def test_what_diffusers_cannot_hold_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    """Before a folder is written or the hub is asked."""
+    monkeypatch.setattr(hub, "prepare", lambda *_: pytest.fail("the hub was asked"))
+    edm = dataclasses.replace(CONFIG, objective=Objective(target="edm"))
+    save_run(tmp_path / "edm", edm, steps=(1,))
     for where in (("--out", tmp_path / "out"), ("--push", "us/net")):
-        message = one_line(capsys, export.main, "--ckpt", tmp_path / "edm", *where)
-        assert "diffusers has no edm" in message
+        message = one_line(capsys, command.main, "--ckpt", tmp_path / "edm", *where)
+        assert "diffusers has no edm" in message, where
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="diffusers has no edm"):
+        export.uploader("us/net", False, edm, tmp_path)
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no answer\nfrom the hub"), RuntimeError("no answer")])
-def test_an_upload_that_fails_leaves_the_training_alone(error, tmp_path, monkeypatch, capsys):
-    """The hub itself is in test_pretrained_hub; here its answers are given, for training and the hub both take long."""
-    uploaded = []
+@pytest.fixture
+def hub_here(tmp_path, monkeypatch):
+    """A hub that is a folder of repositories; returns it and the list of what it was asked.
 
-    def upload(folder, repo, *, message, private):
-        uploaded.append((repo, message, files(folder)))
-        if len(uploaded) == 1:
-            raise error
+    The real client is tested in tests/pretrained/test_hub.py.
+    """
+    place, asked = tmp_path / "hub", []
 
-    monkeypatch.setattr(hub, "prepare", lambda repo, private: None)
+    def upload(folder, repo, *, private, message):
+        asked.append((repo, private, message))
+        shutil.copytree(folder, place / repo, dirs_exist_ok=True)
+        return f"https://hub/{repo}"
+
+    monkeypatch.setattr(hub, "prepare", lambda repo, private: asked.append((repo, private)))
     monkeypatch.setattr(hub, "upload", upload)
-    run(train_main, *TINY, "--training.steps", 8, "--workdir", tmp_path / "run", "--push", "them/net")
-    assert [(repo, message) for repo, message, _ in uploaded] == [("them/net", "Step 4"), ("them/net", "Step 8")]
-    assert "step 4 was not uploaded, and training goes on: no answer" in capsys.readouterr().err
-    assert saved_steps.steps(tmp_path / "run") == [4, 8]
+    monkeypatch.setattr(hub, "download", lambda repo, **_: place / repo)
+    return place, asked
 
 
-def test_a_training_that_could_never_be_uploaded_does_not_begin(tmp_path, capsys):
-    message = one_line(
-        capsys, train_main, *TINY, "--objective.target", "edm", "--push", "a/b", "--workdir", tmp_path / "run"
-    )
-    assert "diffusers has no edm" in message
-    assert not (tmp_path / "run").exists()
-    assert "--private is for --push" in one_line(capsys, train_main, *TINY, "--private", "--workdir", tmp_path / "run")
+def test_a_run_goes_to_the_hub_and_is_opened_from_there(trained, hub_here, capsys):
+    place, asked = hub_here
+    run(command.main, "--ckpt", trained, "--push", "us/net", "--private")
+    assert capsys.readouterr().out == "https://hub/us/net\n"
+    assert asked == [("us/net", True), ("us/net", True, "Step 8 of a run")]
+    assert files(place / "us/net") == FILES
+    assert_same(open_any("us/net").params("ema"), random_params(MODEL, 8, "ema"))
 
 
-def test_a_run_goes_to_the_hub_and_draws_from_there(trained, tmp_path):
-    def command(*args):
-        settings = environment_of(hub, tmp_path / "cache") | {"HF_TOKEN": WRITE, "JAX_NUM_CPU_DEVICES": "1"}
-        words = [sys.executable, *map(str, args)]
-        done = subprocess.run(words, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monkeypatch, capsys):
+    """So that training goes on."""
+    place, asked = hub_here
+    upload = hub.upload
+    save = export.uploader("them/net", False, CONFIG, trained)
+    params = jax.tree.map(jnp.asarray, random_params(MODEL, 3, "ema"))
+    state = TrainState(jnp.int32(4), jax.tree.map(jnp.zeros_like, params), {"ema": params}, ())
+    for kind in (ConnectionError, RuntimeError):
 
-    with serve() as hub:
-        said = command("-m", "ddpm_jax.export", "--ckpt", trained, "--push", "us/net", "--private")
-        assert said == [f"{hub.address}/us/net"]
-        assert hub.repositories["us/net"].private
-        assert hub.repositories["us/net"].branches["main"].keys() == FILES
-        ask = ("--num", 2, "--steps", 2, "--no-compilation-cache")
-        assert command(ROOT / "sample.py", "--ckpt", "us/net", *ask) == ["samples.png"]
-    with Image.open(tmp_path / "samples.png") as picture:
-        assert min(picture.size) > 1
+        def failing(*_, kind=kind, **__):
+            raise kind("no answer\nfrom the hub")
 
-
-def test_the_pictures_are_pictures(exported):
-    for name in ("samples.png", "loss.png"):
-        with Image.open(exported / name) as picture:
-            assert min(picture.size) > 1
-    assert json.loads((exported / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+        monkeypatch.setattr(hub, "upload", failing)
+        save(4, state)
+        said = "step 4 was not uploaded, and training goes on: no answer from the hub\n"
+        assert capsys.readouterr().err == said, kind
+    monkeypatch.setattr(hub, "upload", upload)
+    save(8, state)
+    assert asked == [("them/net", False), ("them/net", False, "Step 8")]
+    assert_same(load_pretrained(place / "them/net").params, params)

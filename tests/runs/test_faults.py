@@ -1,21 +1,26 @@
-"""Real runs that are stopped, killed, damaged and denied the disk: nothing half-written is used, nothing else lost."""
+"""Real processes: a run that is killed, and one that is asked to stop, end as one without a fault.
+
+`make faults` tries these and the faults of disks and of second runs many times.
+"""
 
 import random
+import signal
 
-import faults
 import pytest
+from helpers import faults_of_processes
 from helpers.bench import straight
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """The compiled programs and a run without a fault."""
+    """The compiled programs and a run without a fault, in which a warning is an error."""
     return straight(tmp_path_factory.mktemp("straight"))
 
 
-TRIES = [(fault.what, seed) for fault in faults.FAULTS for seed in range(fault.quick)]
-
-
-@pytest.mark.parametrize(("fault", "seed"), TRIES, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_a_run_survives(fault, seed, bench, tmp_path):
-    fault(bench._replace(folder=tmp_path), random.Random(seed))
+def test_resume_after_sigkill_and_sigterm_matches_an_uninterrupted_run(bench, tmp_path):
+    """Bit for bit: three processes do the work of one."""
+    bench = bench._replace(folder=tmp_path)
+    moment = random.Random(0)
+    done = faults_of_processes.kill(bench, moment.randrange(1, 7), moment)
+    faults_of_processes.stop(bench, signal.SIGTERM, done + 1)
+    bench.goes_on()

@@ -1,19 +1,18 @@
-"""Which checkpoint a run goes back to when its weights give no finite loss, and what becomes of the later ones."""
+"""Which checkpoint a run goes back to when its loss is not finite, and where the later ones go."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+from helpers.saved_runs import small_recipe
 
-from ddpm_jax.config import Checkpoint, Config, Training
-from ddpm_jax.data.digits import Digits
-from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.config import Checkpoint, Training
 from ddpm_jax.runs import directory
 from ddpm_jax.runs.checkpoints import Checkpoints
 from ddpm_jax.runs.steps import FOLDER, steps
 from ddpm_jax.training.update_monitor import Watch
 
-CONFIG = Config(model=BasicUNet(image_size=8, channels=1), data=Digits(), training=Training(steps=20))
+CONFIG = small_recipe(training=Training(steps=20))
 
 
 def test_each_time_it_goes_one_checkpoint_further_back_until_there_is_none(tmp_path, capsys):

@@ -5,17 +5,19 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
-from helpers.commands import TINY, one_line, run, train_main
+from helpers.commands import CONFIGS
 from helpers.pretrained import fixture
+from helpers.saved_runs import NET, random_params, save_run, small_recipe
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.pretrained.unet_folder import load_net
+from ddpm_jax.runs import directory, loop
 from ddpm_jax.runs.initial_weights import first_params, with_net_of
-from ddpm_jax.runs.metrics import read_metrics
-from ddpm_jax.runs.sources import open_any
 
-DIGITS = arguments.load_recipe("digits", train.CONFIGS)
+DIGITS = arguments.load_recipe("digits", CONFIGS)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -29,12 +31,16 @@ def theirs(tmp_path):
     return folder
 
 
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def test_the_net_and_what_it_was_trained_for_come_along(theirs):
     config = with_net_of(DIGITS, str(theirs))
     net, params = load_net(theirs)
     assert (config.model, config.objective.target, config.objective.schedule) == (net, "v", "linear")
     assert (config.data, config.optimizer, config.ema) == (DIGITS.data, DIGITS.optimizer, DIGITS.ema)
-    jax.tree.map(np.testing.assert_array_equal, first_params(config, jax.random.key(0)), params)
+    assert_same(first_params(config, KEY), params)
 
 
 def test_the_losses_stay_the_recipes(theirs):
@@ -60,37 +66,31 @@ def test_a_walk_of_more_steps_than_there_are_timesteps_is_cut(theirs):
 
 
 def test_without_it_weights_are_fresh():
-    fresh = first_params(DIGITS, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, fresh, DIGITS.model.init(jax.random.key(0)))
-
-
-SMALL = "--config digits --no-compilation-cache --training.batch-size 16 --checkpoint.every 2 --log.samples 0".split()
+    assert_same(first_params(small_recipe(), KEY), NET.init(KEY))
 
 
 def test_a_run_starts_from_them_and_goes_on_from_itself(theirs, tmp_path):
-    args = [*SMALL, "--optimizer.learning-rate", 1e-9, "--optimizer.warmup-steps", 0, "--log.every", 1]
-    run(train_main, *args, "--init-from", theirs, "--training.steps", 2, "--workdir", tmp_path / "run")
-    params, (_, wanted) = open_any(str(tmp_path / "run")).params("raw"), load_net(theirs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), params, wanted)
-    run(train_main, *args, "--init-from", theirs, "--training.steps", 4, "--workdir", tmp_path / "run")
-    assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2, 3, 4]
+    config = with_net_of(DIGITS, str(theirs))
+    _, params = load_net(theirs)
+    state = loop.first_state(config, optax.sgd(0.1))
+    assert_same(state.params, params)
+    assert_same(state.ema_params["ema"], params)
+    save_run(tmp_path / "run", config)
+    assert directory.resume(with_net_of(DIGITS, str(theirs)), tmp_path / "run") == 8
 
 
-def test_another_net_is_refused_in_one_line(theirs, tmp_path, capsys):
-    message = one_line(
-        capsys, train_main, *SMALL, "--init-from", theirs, "--model.norm-eps", 0.1, "--workdir", tmp_path / "run"
-    )
-    assert "is another one than this recipe's: model.norm_eps differ" in message
-    assert not (tmp_path / "run").exists()
-    message = one_line(capsys, train_main, *SMALL, "--model", "basic_unet", "--init-from", theirs)
-    assert "--init-from says which network it is: leave --model out" in message
-    message = one_line(capsys, train_main, *SMALL, "--init-from", tmp_path / "none", "--workdir", tmp_path / "run")
-    assert "neither a folder here nor owner/name" in message
+def test_another_net_is_refused(theirs):
+    config = with_net_of(DIGITS, str(theirs))
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, norm_eps=0.1))
+    message = r"is another one than this recipe's: model\.norm_eps differ"
+    with pytest.raises(ValueError, match=message):
+        first_params(other, KEY)
+    free = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1))
+    assert_same(first_params(free, KEY), load_net(theirs)[1])
 
 
 def test_a_run_is_a_source_too(tmp_path):
-    run(train_main, *TINY, "--training.steps", 1, "--workdir", tmp_path / "first")
+    save_run(tmp_path / "first", small_recipe())
     config = with_net_of(DIGITS, str(tmp_path / "first"))
-    assert config.model == open_any(str(tmp_path / "first")).recipe.model
-    wanted = open_any(str(tmp_path / "first")).params("ema")
-    jax.tree.map(np.testing.assert_array_equal, first_params(config, jax.random.key(0)), wanted)
+    assert config.model == NET
+    assert_same(first_params(config, KEY), random_params(NET, 8, "ema"))

@@ -1,6 +1,6 @@
 """A manifest stands for all files of its folder: every kind of damage to any of them is found."""
 
-import os
+from pathlib import Path
 
 import pytest
 
@@ -9,14 +9,19 @@ from ddpm_jax.runs import manifest
 FILES = {"a": b"one", "deep/er/b": bytes(range(256)), "empty": b""}
 
 
-@pytest.fixture
-def folder(tmp_path):
+def fill(folder):
+    """The folder with FILES in it, and their manifest."""
     for name, content in FILES.items():
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    manifest.write(tmp_path)
-    return tmp_path
+    manifest.write(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fill(tmp_path / "folder")
 
 
 def test_a_folder_as_it_was_saved_is_whole(folder):
@@ -44,22 +49,27 @@ def test_every_length_but_the_whole_one_is_found(folder):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (lambda folder: (folder / "deep/er/b").unlink(), "deep/er/b is missing"),
-        (lambda folder: (folder / "a").write_bytes(b"two"), "a is not as it was saved"),
-        (lambda folder: (folder / "new").write_bytes(b""), "new is not in manifest.json"),
-        (lambda folder: (folder / manifest.NAME).unlink(), "it has no manifest.json"),
-        (lambda folder: (folder / manifest.NAME).write_text("[]\n"), "manifest.json is not as it was saved"),
-        (lambda folder: (folder / manifest.NAME).write_text('{"a": 1}'), "manifest.json is not as it was saved"),
-        (lambda folder: (folder / "a").unlink() or (folder / "a").mkdir(), "a is missing"),
-        (lambda folder: (folder / "a").unlink() or os.symlink("nowhere", folder / "a"), "it cannot be read ("),
-    ],
-)
-def test_what_is_wrong_is_named(folder, harm, words):
-    harm(folder)
-    assert words in manifest.damage(folder)
+def replace(path, make):
+    """Put something else in the place of a file."""
+    path.unlink()
+    make(path)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    cases = {
+        "deep/er/b is missing": lambda folder: (folder / "deep/er/b").unlink(),
+        "a is not as it was saved": lambda folder: (folder / "a").write_bytes(b"two"),
+        "new is not in manifest.json": lambda folder: (folder / "new").write_bytes(b""),
+        "it has no manifest.json": lambda folder: (folder / manifest.NAME).unlink(),
+        "manifest.json is not as it": lambda folder: (folder / manifest.NAME).write_text("[]\n"),
+        "manifest.json is not as": lambda folder: (folder / manifest.NAME).write_text('{"a": 1}'),
+        "a is missing": lambda folder: replace(folder / "a", Path.mkdir),
+        "it cannot be read (": lambda folder: replace(folder / "a", lambda a: a.symlink_to("no")),
+    }
+    for number, (words, harm) in enumerate(cases.items()):
+        folder = fill(tmp_path / str(number))
+        harm(folder)
+        assert words in manifest.damage(folder)
 
 
 def test_a_folder_without_a_manifest_or_without_being_there_is_not_whole(tmp_path):

@@ -201,6 +201,22 @@ def no_file_above(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_full_disk_takes_the_points_since_the_last_flush_and_no_others(tmp_path, monkeypatch):
+    """The file that was cut and the one that is opened next are both readable, record by record."""
+    with RunLog(tmp_path) as log:
+        for step in (1, 2):
+            log.scalars(step, {"loss": 0.5})  # the first is flushed, the second is not yet
+        (file,) = (tmp_path / "tensorboard").iterdir()
+        size = file.stat().st_size
+        monkeypatch.setattr("ddpm_jax.runs.metrics.FLUSH_SECONDS", 0)
+        with no_file_above(size):
+            log.scalars(3, {"loss": 0.5})
+        assert file.stat().st_size == size
+        log.scalars(4, {"loss": 0.5})
+    assert [step for step, _ in shown(tmp_path, "loss")] == [1, 4]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
 def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ddpm_jax.runs.metrics.FLUSH_SECONDS", 0)
     with RunLog(tmp_path) as log:

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-import jax
 import pytest
+from helpers.saved_runs import random_params
 
 from ddpm_jax.config import Checkpoint, Config, Training
 from ddpm_jax.data.folder import Folder
@@ -33,7 +33,7 @@ def card(tmp_path):
         training=Training(steps=30),
         checkpoint=Checkpoint(every=10),
     )
-    save_pretrained(config, MODEL.init(jax.random.key(0)), tmp_path / "out")
+    save_pretrained(config, random_params(MODEL), tmp_path / "out")
 
     def write(**changes):
         run = TrainedRun(folder, 30, dataclasses.replace(config, **changes))

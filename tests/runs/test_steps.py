@@ -1,8 +1,12 @@
-"""Steps in a directory: the newest that is whole counts, what is damaged is named, what is not there too."""
+"""Steps in a directory: the newest whole one counts, damaged and missing ones are named."""
 
-import jax.numpy as jnp
+import itertools
+import random
+import shutil
+
 import numpy as np
 import pytest
+from helpers.faults_of_disks import HARM
 
 from ddpm_jax.config import Checkpoint
 from ddpm_jax.runs import manifest
@@ -15,7 +19,7 @@ KEPT = Checkpoint(keep_last=3)
 
 def small(value) -> dict:
     """One item that is quick to save."""
-    return {"params": {"w": jnp.full(3, value, jnp.float32)}}
+    return {"params": {"w": np.full(3, value, np.float32)}}
 
 
 def test_later_snapshots_go_with_their_steps(tmp_path):
@@ -42,13 +46,20 @@ def test_what_is_not_there_is_named(tmp_path):
     assert find(str(tmp_path)) == (tmp_path, 30)
 
 
-@pytest.fixture
-def three(tmp_path):
-    """A directory with steps 1, 2 and 3."""
-    with Checkpoints(tmp_path, KEPT) as checkpoints:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with steps 1, 2 and 3, which no test changes."""
+    workdir = tmp_path_factory.mktemp("saved")
+    with Checkpoints(workdir, KEPT) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
-    return tmp_path
+    return workdir
+
+
+@pytest.fixture
+def three(saved, tmp_path):
+    """A copy of the directory with steps 1, 2 and 3."""
+    return shutil.copytree(saved, tmp_path / "three")
 
 
 def harm(workdir, step):
@@ -70,6 +81,21 @@ def test_the_newest_whole_step_is_used_and_what_is_damaged_is_named(three, capsy
     with pytest.raises(ValueError, match=r"checkpoint 3 of .* is damaged"):
         find(three, 3)
     assert find(three, 1) == (three, 1)
+
+
+def test_damage_of_any_kind_to_any_file_leaves_the_step_before(saved, tmp_path, capsys):
+    """A flipped bit, a cut, an empty or a missing file or folder, another shape."""
+    folder = saved / saved_steps.FOLDER / "3"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert len(files) > 5
+    for number, (path, kind) in enumerate(itertools.product(files, HARM)):
+        workdir = tmp_path / str(number)
+        for step in ("2", "3"):
+            shutil.copytree(saved / saved_steps.FOLDER / step, workdir / saved_steps.FOLDER / step)
+        HARM[kind](workdir / path.relative_to(saved), random.Random(number))
+        assert saved_steps.newest(workdir) == 2, (kind, path.name)
+        said = f"{workdir / saved_steps.FOLDER / '3'} is damaged and left out: "
+        assert capsys.readouterr().err.startswith(said), (kind, path.name)
 
 
 def test_without_a_whole_step_it_stops(three):

@@ -1,0 +1,176 @@
+"""sample.py as a user meets it: what it asks of `generate`, every form of output, mistakes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from helpers.commands import CONFIGS, TINY, draw, fails, one_line, run, unboxed
+from helpers.saved_runs import random_params, save_run
+from PIL import Image
+
+from ddpm_jax.cli import sample, train
+
+CLASSES = "--model.num-classes 10 --model.label-dropout 0.5 --sampling.guidance-scale 3".split()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run with checkpoints of steps 4 and 8, whose recipe samples in ten steps."""
+    config = train.parse("digits", TINY[2:], CONFIGS).config
+    return save_run(tmp_path_factory.mktemp("saved"), config)
+
+
+@pytest.fixture(scope="module")
+def with_classes(tmp_path_factory) -> Path:
+    """A run of a network with ten classes, guided by default."""
+    config = train.parse("digits", [*TINY[2:], *CLASSES], CONFIGS).config
+    return save_run(tmp_path_factory.mktemp("with_classes"), config, steps=(1,))
+
+
+def test_a_run_is_drawn_in_every_form(saved, tmp_path, capsys):
+    outs = [tmp_path / name for name in ("grid.png", "all.npz", "path.gif", "folder")]
+    draw(saved, "--num", 5, "--batch-size", 2, "--out", *outs, "--trajectory")
+    written = [*outs, tmp_path / "grid_chain.png"]
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
+    images = np.load(outs[1], allow_pickle=False)["images"]
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert images.std() > 0
+    with Image.open(outs[2]) as gif:
+        assert gif.n_frames == 11
+    files = sorted(outs[3].iterdir())
+    assert len(files) == 5
+    with Image.open(files[3]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), images[3, :, :, 0])
+    with Image.open(tmp_path / "grid_chain.png") as chain, Image.open(outs[0]) as grid:
+        assert chain.size > grid.size
+
+
+@pytest.fixture
+def ask(monkeypatch, tmp_path):
+    """Run sample.py and return what it asks of `generate_shown`, which draws nothing."""
+    asked = []
+
+    def record(recipe, params, **options):
+        asked.append(SimpleNamespace(recipe=recipe, params=params, **options))
+        return np.zeros((1, options["num"], 8, 8, 1), np.uint8)
+
+    monkeypatch.setattr(sample, "generate_shown", record)
+
+    def ask(ckpt, *args):
+        where = [] if "--out" in args else ["--out", tmp_path / "x.npz"]
+        draw(ckpt, *args, *where)
+        return asked[-1]
+
+    return ask
+
+
+def test_settings_reach_generate(saved, ask, tmp_path):
+    default = ask(saved)
+    assert (default.num, default.batch_size, default.seed) == (64, 64, 0)
+    assert (default.stages, default.path, default.edit) == (20, False, None)
+    assert ask(saved, "--num", 3).num == 3
+    assert ask(saved, "--seed", 1).seed == 1
+    assert ask(saved, "--batch-size", 2).batch_size == 2
+    for args in (["--trajectory"], ["--out", tmp_path / "path.gif"]):
+        asked = ask(saved, *args)
+        assert (asked.stages, asked.path) == (50, True), args
+
+
+def test_weights_and_checkpoint_are_those_asked_for(saved, ask):
+    model = ask(saved).recipe.model
+    for args, step, weights in (
+        ([], 8, "ema"),
+        (["--weights", "raw"], 8, "raw"),
+        (["--checkpoint", 4], 4, "ema"),
+    ):
+        found, wanted = ask(saved, *args).params, random_params(model, step, weights)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_labels_are_those_given_or_all(with_classes, ask):
+    assert list(ask(with_classes).labels) == list(range(10))
+    for given in (["3,5,7"], [3, 5, 7]):
+        assert list(ask(with_classes, "--label", *given).labels) == [3, 5, 7]
+    assert ask(with_classes).recipe.sampling.guidance_scale == 3
+    assert ask(with_classes, "--guidance-scale", 1).recipe.sampling.guidance_scale == 1
+
+
+def test_sampling_settings_are_the_recipes_unless_given(saved, ask):
+    def sampling(*args):
+        return ask(saved, *args).recipe.sampling
+
+    default = sampling()
+    assert (default.sampler, default.steps, default.spacing) == ("ddpm", 10, "trailing")
+    assert default.clip_x0
+    heun = sampling("--steps", 3, "--spacing", "karras", "--sampler", "heun")
+    assert (heun.sampler, heun.steps, heun.spacing) == ("heun", 3, "karras")
+    assert sampling("--timesteps", 999, 500, 100.5, 7).timesteps == (999.0, 500.0, 100.5, 7.0)
+    free = sampling("--steps", 5, "--no-clip-x0", "--dynamic-threshold", 0.9)
+    assert (free.steps, free.clip_x0, free.dynamic_threshold) == (5, False, 0.9)
+    assert sampling("--sampler.variance", "fixed_large").options["variance"] == "fixed_large"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> dict[str, Path]:
+    """Two pictures of 16 px and a mask of their left half, by name."""
+    grey = np.add.outer(np.arange(16), np.arange(16)) * 8
+    mask = np.where(np.arange(16) < 8, 255, 0)[None].repeat(16, 0)
+    paths = {}
+    for name, pixels in {"A": grey, "B": grey[::-1], "MASK": mask}.items():
+        paths[name] = tmp_path / f"{name}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[name])
+    return paths
+
+
+def test_edits_are_what_the_flags_say(saved, ask, pictures):
+    def asked(*args):
+        return ask(saved, *(pictures.get(arg, arg) for arg in args))
+
+    varied = asked("--image", "A", "--strength", 0.2, "--num", 3)
+    assert (varied.num, varied.edit.strength, varied.edit.images.shape) == (3, 0.2, (1, 8, 8, 1))
+    filled = asked("--image", "A", "--mask", "MASK", "--resample", 2, "--jump", 3).edit
+    assert (filled.repeats, filled.jump, filled.masks.shape) == (2, 3, (1, 8, 8, 1))
+    between = asked("--image", "A", "B", "--interpolate", "--num", 4)
+    assert between.num == 4
+    np.testing.assert_allclose(between.edit.shares, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+    noises = asked("--interpolate", "--num", 4).edit
+    assert noises.images is None
+    assert noises.shares.shape == (4,)
+    inverted = asked("--image", "A", "B", "--invert", "--sampler", "ddim")
+    assert inverted.edit.inverted
+    assert inverted.num == 2
+
+
+def test_a_mistake_ends_in_one_line(saved, tmp_path, capsys):
+    cases = [
+        (["--num", "3"], ["--ckpt is missing"]),
+        (["--ckpt", tmp_path], ["holds neither checkpoints nor"]),
+        (["--ckpt", saved, "--checkpoint", "5"], ["no checkpoint of step 5", "4, 8"]),
+        (["--ckpt", saved, "--weights", "emma"], ["unknown weights 'emma'"]),
+        (["--ckpt", saved, "--sampler", "dpm"], ["unknown sampler 'dpm'", "ddpm"]),
+        (["--ckpt", saved, "--sampler", "ddim", "--sampler.eta", "-1"], ["eta must not be"]),
+        (["--ckpt", saved, "--label", "three"], ["--label takes whole numbers", "three"]),
+        (["--ckpt", saved, "--strength", "0.5"], ["--strength is for a picture"]),
+        (["--ckpt", saved, "--guidance-scale", "2"], ["guidance needs a net that was trained"]),
+    ]
+    for args, words in cases:
+        message = one_line(capsys, sample.main, *args)
+        assert all(word in message for word in words), (args, message)
+
+
+def test_a_setting_that_will_not_do_is_named(saved, capsys):
+    for args, words in (("--num 0", "--num must be at least 1"), ("--out x.jpg", "x.jpg")):
+        message = unboxed(fails(capsys, sample.main, "--ckpt", saved, *args.split()))
+        assert words in message, args
+
+
+def test_help_needs_no_run(capsys):
+    with pytest.raises(SystemExit) as end:
+        run(sample.main, "--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--num", "--out", "--trajectory", "--image"):
+        assert name in text

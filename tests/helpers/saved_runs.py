@@ -1,0 +1,54 @@
+"""Runs on disk that no training made: a small recipe, and checkpoints of random parameters."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.config import Checkpoint, Config, Log, Training, config_to_json
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.models import Model
+from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.runs import directory
+from ddpm_jax.runs.checkpoints import Checkpoints
+
+NET = ConvUNet(image_size=8, channels=1, widths=(4,), time_embedding_dim=4, groups=2)
+"""The network of this package that compiles fastest."""
+
+
+def small_recipe(**settings: Any) -> Config:
+    """Make a recipe of NET and the digits, with log lines at every step and no sample grids."""
+    default = {
+        "model": NET,
+        "data": Digits(),
+        "training": Training(batch_size=16, steps=8),
+        "log": Log(every=1, samples=0),
+    }
+    return Config(**default | settings)
+
+
+def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
+    """Parameters as NumPy arrays, the same for the same step and name of weights."""
+    rng = np.random.default_rng(zlib.crc32(f"{step} {weights}".encode()))
+
+    def draw(leaf: Any) -> np.ndarray:
+        return rng.uniform(-0.1, 0.1, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, model.shapes())
+
+
+def save_run(folder: Path, config: Config, steps: tuple[int, ...] = (4, 8)) -> Path:
+    """Save checkpoints of these steps, with the parameters that `random_params` gives."""
+    directory.write_config(folder, config)
+    with Checkpoints(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
+        for step in steps:
+            names = (*config.ema.decays, *config.ema.tracks)
+            parts = {
+                "params": random_params(config.model, step, "raw"),
+                "ema_params": {name: random_params(config.model, step, name) for name in names},
+                "opt_state": {"count": np.zeros(1, np.float32)},
+            }
+            checkpoints.save(step, parts, config_to_json(config), 1797)
+    return folder
