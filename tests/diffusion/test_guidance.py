@@ -19,7 +19,8 @@ XT = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 4, 1)), jnp.flo
 def network(weight, xt, t, labels):
     """Something that is not linear in the label."""
     factor = jnp.where(labels == NO_CLASS, 0.3, jnp.sin(2.0 + labels.astype(jnp.float32)))
-    return jnp.tanh(weight * xt * per_example(factor, xt)) + per_example(t, xt).astype(jnp.float32) / 1000
+    factor, t = per_example(factor, xt), per_example(t, xt).astype(jnp.float32)
+    return jnp.tanh(weight * xt * factor) + t / 1000
 
 
 call = jax.jit(lambda network, xt, t: network(xt, t))
@@ -61,16 +62,17 @@ def test_a_condition_may_be_any_tree_of_arrays():
     """Class labels, text states and an image beside each other, each with its own unconditional."""
     rng = np.random.default_rng(1)
 
-    def draw(*shape):
-        return rng.standard_normal((3, *shape)).astype(np.float32)
+    def draw():
+        label, text, image = (rng.standard_normal((3, *shape)) for shape in ((), (5, 7), (4, 4, 1)))
+        return jax.tree.map(np.float32, {"label": label, "rest": (text, image)})
 
     def of_tree(xt, t, condition):
         label, (text, image) = condition["label"], condition["rest"]
         return jnp.tanh(xt * per_example(label, xt) + per_example(text.mean((1, 2)), xt) * image)
 
-    condition, unconditional = ({"label": draw(), "rest": (draw(5, 7), draw(4, 4, 1))} for _ in range(2))
-    found = call(guide(of_tree, condition, unconditional, 3.0), XT, T)
-    cond, uncond = (np.asarray(call(bind(of_tree, each), XT, T)) for each in (condition, unconditional))
+    conditions = draw(), draw()
+    found = call(guide(of_tree, *conditions, 3.0), XT, T)
+    cond, uncond = (np.asarray(call(bind(of_tree, each), XT, T)) for each in conditions)
     np.testing.assert_allclose(found, uncond + 3 * (cond - uncond), atol=1e-6)
     assert np.max(np.abs(cond - uncond)) > 0.1
 
@@ -113,13 +115,13 @@ def test_both_are_asked_in_one_batch():
 
 def test_a_net_that_always_knew_its_labels_is_refused():
     check_guidance(1.0, 0.0)
-    with pytest.raises(ValueError, match="guidance needs a net that was trained with and without labels"):
+    with pytest.raises(ValueError, match="guidance needs a net that was trained with and"):
         check_guidance(2.0, 0.0)
 
 
 def test_every_number_is_traced():
     guided(1.5, interval=(0.0, 1.0), rescale=0.1)
     count = call._cache_size()
-    for scale, interval, rescale, labels in [(2.0, (1.0, 500.0), 0.3, LABELS), (4.0, (0.0, 100.0), 0.5, LABELS[::-1])]:
-        call(guide(NETWORK, labels, NONE, scale, interval=interval, rescale=rescale), XT, T)
+    guided(2.0, interval=(1.0, 500.0), rescale=0.3)
+    call(guide(NETWORK, LABELS[::-1], NONE, 4.0, interval=(0.0, 100.0), rescale=0.5), XT, T)
     assert call._cache_size() == count

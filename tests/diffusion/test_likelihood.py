@@ -106,13 +106,16 @@ def gaussians(cases, levels):
 
 
 def test_the_decoder_is_the_mass_of_each_bin():
-    cases = [(mean, std) for mean in (-1.2, -0.3, 0.0, 0.999, 1.0) for std in (0.001, 0.004, 0.05, 0.5, 5.0)]
-    for case, found in zip(cases, np.asarray(nll_of(*gaussians(cases, LEVELS)))[0, :, :, 0], strict=True):
+    means, stds = (-1.2, -0.3, 0.0, 0.999, 1.0), (0.001, 0.004, 0.05, 0.5, 5.0)
+    cases = [(mean, std) for mean in means for std in stds]
+    nll = np.asarray(nll_of(*gaussians(cases, LEVELS)), float)[0, :, :, 0]
+    for case, found in zip(cases, nll, strict=True):
         wanted = np.array([mass64(x, *case) for x in LEVELS])
-        seen = wanted > 1e-250
-        assert seen.any(), case
-        np.testing.assert_allclose(found[seen], -np.log(wanted[seen]), rtol=2e-4, atol=2e-5, err_msg=str(case))
-        np.testing.assert_allclose(np.exp(-found.astype(float)).sum(), 1, rtol=1e-4, err_msg=str(case))
+        seen, name = wanted > 1e-250, f"mean and std {case}"
+        assert seen.any(), name
+        wanted = -np.log(wanted[seen])
+        np.testing.assert_allclose(found[seen], wanted, rtol=2e-4, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(np.exp(-found).sum(), 1, rtol=1e-4, err_msg=name)
 
 
 def test_the_decoder_is_finite_and_so_is_its_gradient_however_wrong():
@@ -148,7 +151,8 @@ def exact(schedule, xt, t):
 
 
 def gaussian(count):
-    return jnp.asarray(STD * np.random.default_rng(7).standard_normal((count, 8, 8, 1)), jnp.float32)
+    x0 = STD * np.random.default_rng(7).standard_normal((count, 8, 8, 1))
+    return jnp.asarray(x0, jnp.float32)
 
 
 @pytest.mark.parametrize("T", [1, 2, 20])
@@ -178,9 +182,10 @@ def terms64(betas):
     return (np.sqrt(before) * betas[1:] / (1 - after)) ** 2 * unknown / (2 * variance) / np.log(2)
 
 
-@pytest.mark.parametrize(
-    "betas", [np.linspace(0.02, 0.7, 20), linear(20, 1e-3, 0.4), edm(20)], ids=["small", "linear", "edm"]
-)
+OF_20 = {"large": np.linspace(0.02, 0.7, 20), "linear": linear(20, 1e-3, 0.4), "edm": edm(20)}
+
+
+@pytest.mark.parametrize("betas", OF_20.values(), ids=OF_20)
 def test_each_term_of_gaussian_data_is_its_closed_form(betas):
     schedule, x0 = from_betas(betas), gaussian(512)
     bound = bits_per_dim(sample_keys(1, jnp.arange(512)), schedule, Partial(exact, schedule), x0)

@@ -47,7 +47,8 @@ def test_a_network_that_says_nothing_has_the_second_moment_of_the_target(target)
     alpha_bar = np.cumprod(1 - linear())
     v = np.mean(alpha_bar + (1 - alpha_bar) * X0**2)
     wanted = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
-    loss = loss_of(keys(1024), SCHEDULE, Partial(scaled, 0.0), np.full((1024, 8, 8, 1), X0, np.float32), target)
+    x0 = np.full((1024, 8, 8, 1), X0, np.float32)
+    loss = loss_of(keys(1024), SCHEDULE, Partial(scaled, 0.0), x0, target)
     assert abs(np.mean(loss) - wanted) < 5 * np.std(loss) / np.sqrt(1024) + 1e-6
 
 
@@ -62,7 +63,8 @@ def test_every_timestep_is_as_likely():
         return jnp.broadcast_to(per_example(t, xt).astype(jnp.float32), xt.shape)
 
     schedule = from_betas(np.full(5, 0.7))
-    t_squared = loss_of(keys(5000), schedule, Partial(network), np.zeros((5000, 1, 1, 1), np.float32), "x0")
+    x0 = np.zeros((5000, 1, 1, 1), np.float32)
+    t_squared = loss_of(keys(5000), schedule, Partial(network), x0, "x0")
     values, counts = np.unique(np.asarray(t_squared), return_counts=True)
     assert values.tolist() == [0, 1, 4, 9, 16]
     assert np.max(np.abs(counts - 1000)) < 5 * np.sqrt(5000 * 0.2 * 0.8)
@@ -85,9 +87,9 @@ def test_the_loss_has_the_gradient_of_its_formula():
     """d/dw of mean (w - x0)^2 = 2 (w - x0)."""
     x0 = jnp.full((4, 2, 2, 1), X0)
 
-
     def loss(w):
-        return jnp.mean(simple_loss(keys(4), SCHEDULE, lambda xt, t: jnp.full(xt.shape, w), x0, "x0"))
+        network = lambda xt, t: jnp.full(xt.shape, w)  # noqa: E731
+        return jnp.mean(simple_loss(keys(4), SCHEDULE, network, x0, "x0"))
 
     grad = jax.jit(jax.grad(loss))
     np.testing.assert_allclose(grad(jnp.float32(0.8)), 2 * (0.8 - X0), rtol=1e-5)
@@ -103,7 +105,8 @@ def test_a_weight_multiplies_and_given_timesteps_are_used(target):
     np.testing.assert_allclose(found, plain * weight, rtol=1e-6)
     xt, eps = draw_xt(keys(8), SCHEDULE, x0, t)
     wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.at(t), x0))
-    np.testing.assert_allclose(plain, np.mean((0.1 * np.asarray(xt) - wanted) ** 2, (1, 2, 3)), rtol=1e-5)
+    error = 0.1 * np.asarray(xt) - wanted
+    np.testing.assert_allclose(plain, np.mean(error**2, (1, 2, 3)), rtol=1e-5)
 
 
 # How t is drawn

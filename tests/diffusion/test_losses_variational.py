@@ -30,7 +30,8 @@ def value_and_grad(loss, *rest, **options):
     x0 = gaussian(16)
 
     def mean(params):
-        return jnp.mean(loss(keys(16), SMALL, Partial(two_outputs, params), x0, "v", *rest, **options))
+        network = Partial(two_outputs, params)
+        return jnp.mean(loss(keys(16), SMALL, network, x0, "v", *rest, **options))
 
     return jax.jit(jax.value_and_grad(mean))(PARAMS)
 

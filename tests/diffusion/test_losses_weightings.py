@@ -70,8 +70,8 @@ def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weightin
     for target in TARGETS:
         output = regression_target(target, x0_hat, (xt - signal * x0_hat) / noise, signal, noise)
         weight = loss_weight(weighting, target, SCHEDULE.snr(t))
-        network = Partial(says, output)
-        found.append(np.asarray(loss_of(keys(8), SCHEDULE, network, x0, target, t=t, weight=weight)))
+        network, options = Partial(says, output), {"t": t, "weight": weight}
+        found.append(np.asarray(loss_of(keys(8), SCHEDULE, network, x0, target, **options)))
     np.testing.assert_allclose(found, np.broadcast_to(found[1], (4, 8)), rtol=2e-3)
 
 
@@ -93,34 +93,43 @@ def network_of(w, target, schedule):
     def inner(xt, t):
         return per_example(w[t], xt) * xt
 
-    return (preconditioning.precondition(schedule, inner, STD), "x0") if target == "edm" else (inner, target)
+    if target == "edm":
+        return preconditioning.precondition(schedule, inner, STD), "x0"
+    return inner, target
 
 
 @partial(jax.jit, static_argnames="target")
 def x0_after_newton(schedule, x0, t, weight, target):
-    """x0_hat(1, t) at the optimum of w: the loss is a parabola in w, so one Newton step reaches it from anywhere."""
+    """x0_hat(1, t) at the optimum of w.
+
+    The loss is a parabola in w: one Newton step reaches its minimum from anywhere.
+    """
+    some = keys(len(x0), 3)
 
     def loss(w):
         outer, regressed = network_of(w, target, schedule)
-        return jnp.sum(simple_loss(keys(len(x0), 3), schedule, outer, x0, regressed, t=t, weight=weight))
+        return jnp.sum(simple_loss(some, schedule, outer, x0, regressed, t=t, weight=weight))
 
     start = jnp.full(6, 0.3)
     gradient, curvature = jax.jvp(jax.grad(loss), (start,), (jnp.ones(6),))  # the levels do not mix
     outer, regressed = network_of(start - gradient / curvature, target, schedule)
-    return make_denoiser(schedule, outer, regressed, None)(jnp.ones((6, 1, 1, 1)), jnp.arange(6)).x0.ravel()
+    denoise = make_denoiser(schedule, outer, regressed, None)
+    return denoise(jnp.ones((6, 1, 1, 1)), jnp.arange(6)).x0.ravel()
 
 
 @pytest.mark.parametrize("weighting", ["simple", "min_snr"])
 @pytest.mark.parametrize("betas", [np.linspace(0.1, 0.9, 6), flow(6), edm_betas(6)], ids=["linear", "flow", "edm"])
 def test_every_parameterisation_has_the_same_optimum_for_gaussian_data(betas, weighting):
     schedule, x0, t = from_betas(betas), gaussian(6 * 64), jnp.tile(jnp.arange(6), 64)
-    signal, noise = np.asarray(schedule.sqrt_alpha_bar), np.asarray(schedule.sqrt_one_minus_alpha_bar)
+    signal, noise = (np.asarray(level) for level in schedule.at(jnp.arange(6)))
     exact = signal * STD**2 / ((signal * STD) ** 2 + noise**2)  # E[x0 | xt] / xt
     snr, found = schedule.snr(t), {}
     for target in [*TARGETS, "edm"]:
         if target == "eps" and schedule.alpha_bar[-1] == 0:
             continue
-        weight = preconditioning.weight(snr) if target == "edm" else loss_weight(weighting, target, snr)
+        weight = loss_weight(weighting, "x0" if target == "edm" else target, snr)
+        if target == "edm":
+            weight = preconditioning.weight(snr)
         found[target] = np.asarray(x0_after_newton(schedule, x0, t, weight + 1e-3, target))
     for target, slope in found.items():
         np.testing.assert_allclose(slope, found["x0"], rtol=1e-3, atol=1e-4, err_msg=target)

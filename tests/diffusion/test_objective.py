@@ -41,7 +41,8 @@ def tables_equal(a, b):
 def test_the_schedule_is_the_named_one(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scaled_linear never reaches noise within 200 of these betas
-        found = Objective(schedule=name, timesteps=200, beta_start=0.001, beta_end=0.05, target="v").noise_schedule
+        ramp = {"beta_start": 0.001, "beta_end": 0.05}
+        found = Objective(schedule=name, timesteps=200, **ramp, target="v").noise_schedule
         ends = () if name in ("squaredcos", "flow", "edm") else (0.001, 0.05)
         tables_equal(found, from_betas(BETAS[name](200, *ends)))
 
@@ -56,7 +57,12 @@ def test_the_default_is_that_of_ho_et_al():
 
 def test_the_noise_schedule_is_computed_once_also_when_first_asked_for_inside_jit(monkeypatch):
     made, wanted = [], from_betas(BETAS["linear"](7))
-    monkeypatch.setattr(objective_module, "from_betas", lambda betas: made.append(1) or from_betas(betas))
+
+    def counted(betas):
+        made.append(1)
+        return from_betas(betas)
+
+    monkeypatch.setattr(objective_module, "from_betas", counted)
     learned = Objective(timesteps=7)
 
     @jax.jit
@@ -190,13 +196,12 @@ def test_edm_is_the_preconditioned_network_in_loss_and_denoiser():
     np.testing.assert_allclose(weighted.loss(KEYS, network, IMAGES), wanted, rtol=1e-4)
 
 
-UNET = UNet(
-    image_size=4, channels=3, widths=(4,), attention=(False,), layers_per_level=1, groups=2, learned_variance=True
-)
-CONV_UNET = ConvUNet(image_size=4, channels=3, widths=(4,), time_embedding_dim=4, groups=2, learned_variance=True)
+SIZES = {"image_size": 4, "channels": 3, "widths": (4,), "groups": 2, "learned_variance": True}
+UNET = UNet(**SIZES, attention=(False,), layers_per_level=1)
+CONV_UNET = ConvUNet(**SIZES, time_embedding_dim=4)
 
 
-@pytest.mark.parametrize(("net", "target"), [(UNET, "eps"), (CONV_UNET, "edm")], ids=["unet eps", "conv_unet edm"])
+@pytest.mark.parametrize(("net", "target"), [(UNET, "eps"), (CONV_UNET, "edm")], ids=["u", "conv"])
 def test_a_net_that_learns_its_variance_is_taught_in_both_halves(net, target):
     objective = Objective(target=target, bound="hybrid", variance="learned_range", timesteps=20, beta_end=0.6)
     images = jax.random.uniform(jax.random.key(1), (3, 4, 4, 3), minval=-1)

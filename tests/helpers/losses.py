@@ -18,4 +18,5 @@ def keys(count, seed=0):
 
 
 def gaussian(count):
-    return jnp.asarray(STD * np.random.default_rng(7).standard_normal((count, 4, 4, 1)), jnp.float32)
+    x0 = STD * np.random.default_rng(7).standard_normal((count, 4, 4, 1))
+    return jnp.asarray(x0, jnp.float32)

@@ -23,7 +23,8 @@ STD = 0.4
 def mixture(means=MEANS, std=STD, *, schedule=SCHEDULE, clip_x0=1e6, weights=WEIGHTS):
     """The exact denoiser of five Gaussians; means that are equal make one. No x0 reaches 1e6."""
     means = jnp.asarray(np.broadcast_to(np.asarray(means, np.float32), MEANS.shape))
-    return make_denoiser(schedule, mixture_x0(schedule, means, std, jnp.asarray(weights)), "x0", clip_x0)
+    network = mixture_x0(schedule, means, std, jnp.asarray(weights))
+    return make_denoiser(schedule, network, "x0", clip_x0)
 
 
 def grid_of(steps, spacing="trailing", schedule=SCHEDULE):

@@ -1,4 +1,4 @@
-"""Ancestral sampling over a Gaussian against its chain in float64, and the loop of Ho et al. against NumPy."""
+"""Ancestral sampling over a Gaussian against its chain in float64, and against NumPy's loop."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +133,8 @@ def test_learned_range_lies_between_the_fixed_variances_in_log(said, i):
 
 def test_learned_is_the_log_variance_itself():
     sampler, row = ddpm(variance="learned"), ROWS[4]
-    none, some = (step(sampler, KEYS, saying(log_var), XT, row, ())[0] for log_var in (-200.0, float(np.log(0.09))))
+    denoisers = saying(-200.0), saying(float(np.log(0.09)))
+    none, some = (step(sampler, KEYS, denoise, XT, row, ())[0] for denoise in denoisers)
     np.testing.assert_allclose(some - none, 0.3 * noise_of(row), atol=1e-5)
 
 

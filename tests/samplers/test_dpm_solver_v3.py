@@ -69,7 +69,8 @@ def test_with_fixed_statistics_it_is_a_known_solver(statistics, order, other, st
 
 
 def test_without_a_file_it_is_that_of_x0():
-    found, wanted = (walk(sampler, grid_of(10)) for sampler in (dpm_solver_v3(), with_statistics(X0, 3, True)))
+    made = dpm_solver_v3(), with_statistics(X0, 3, True)
+    found, wanted = (walk(sampler, grid_of(10)) for sampler in made)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -166,7 +167,8 @@ def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_sc
 
 
 def test_numbers_of_a_picture_have_their_own_statistics():
-    both = gaussian_statistics(120), gaussian_statistics(120)._replace(p=np.zeros((120, 1, 1, 1), np.float32))
+    exact = gaussian_statistics(120)
+    both = exact, exact._replace(p=np.zeros_like(exact.p))
     mixed = jax.tree.map(lambda *tables: np.concatenate(tables, 2) if tables[0].ndim == 4 else tables[0], *both)
     mixed = jax.tree.map(lambda table: np.repeat(table, 2, 1) if table.ndim == 4 else table, mixed)
     found, *wanted = (walk(with_statistics(s, 3, True), grid_of(8)) for s in (mixed, *both))

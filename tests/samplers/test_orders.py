@@ -1,6 +1,6 @@
 """The order of convergence of every sampler, measured in float64 on the ODE of a mixture.
 
-A new sampler is found here by its module, and every value of its options that are a choice is tried.
+A new sampler is found by its module, and every value of its options that are a choice is tried.
 """
 
 import inspect
@@ -27,7 +27,7 @@ STEPS = 64, 128
 
 
 def choices(name):
-    """The sampler's default options, and each choice of a Literal or a bool beside the others' defaults."""
+    """The default options, and each choice of a Literal or a bool beside the others' defaults."""
     function = samplers.find(name)
     hints = typing.get_type_hints(function)
     found = [{}]
@@ -40,11 +40,11 @@ def choices(name):
 
 CASES = [(name, options) for name in samplers.names() for options in choices(name)]
 CASES = [case for case in CASES if samplers.make(case[0], **case[1]).order]
-IDS = [" ".join([name, *(f"{key}={value}" for key, value in options.items())]) for name, options in CASES]
+IDS = [" ".join([name, *(f"{key}={options[key]}" for key in options)]) for name, options in CASES]
 
 
 def ode_solution(x, a, b, a_next, b_next):
-    """Where the probability-flow ODE takes the points x: in one dimension it keeps each point's quantile."""
+    """Where the probability-flow ODE takes the points x: in one dimension it keeps quantiles."""
 
     def cdf(y, a, b):
         return np.sum(WEIGHTS * ndtr((y[:, None] - a * MEANS) / np.sqrt(a**2 * STD**2 + b**2)), 1)
@@ -69,20 +69,23 @@ def solved_grid(schedule, steps):
 
 @pytest.fixture(scope="module")
 def walks():
-    """Float64 throughout: a denoiser and two grids with their solutions, on a schedule whose log SNR is linear."""
+    """A denoiser and two grids with their solutions, in float64, where log SNR is linear in t."""
     log_snr = np.linspace(8, -6, 1401)
     log_alpha_bar = -np.logaddexp(0, -log_snr)
     log_alpha = np.diff(log_alpha_bar, prepend=0)
-    alpha_bar = np.exp(log_alpha_bar)
-    tables = -np.expm1(log_alpha), log_alpha, alpha_bar, np.sqrt(alpha_bar), np.sqrt(-np.expm1(log_alpha_bar)), log_snr
+    alpha_bar, one_minus = np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
+    levels = alpha_bar, np.sqrt(alpha_bar), np.sqrt(one_minus), log_snr
+    tables = -np.expm1(log_alpha), log_alpha, *levels
     with jax.enable_x64(True):
         schedule = NoiseSchedule(*(jnp.asarray(table) for table in tables))
-        network = mixture_x0(schedule, jnp.asarray(MEANS.reshape(3, 1, 1, 1)), STD, jnp.asarray(WEIGHTS))
-        yield make_denoiser(schedule, network, "x0", None), [solved_grid(schedule, steps) for steps in STEPS]
+        means = jnp.asarray(MEANS.reshape(3, 1, 1, 1))
+        network = mixture_x0(schedule, means, STD, jnp.asarray(WEIGHTS))
+        solved = [solved_grid(schedule, steps) for steps in STEPS]
+        yield make_denoiser(schedule, network, "x0", None), solved
 
 
 def ode_error(sampler, denoise, grid, solution):
-    """The largest error at the end of a walk that is started with `FORCED` steps along the exact solution."""
+    """The largest error at the end of a walk whose first `FORCED` states are the exact ones."""
     keys = sample_keys(0, jnp.arange(len(POINTS)))
     xt = POINTS.reshape(-1, 1, 1, 1)
     memory = sampler.init(jnp.asarray(xt))
