@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.losses import STD, gaussian, keys
+from helpers.losses import STD, gaussian, keys, loss_of
+from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.likelihood import bound_terms
 from ddpm_jax.diffusion.losses import draw_xt, hybrid_loss, simple_loss, vlb_loss
@@ -24,21 +25,23 @@ def two_outputs(params, xt, t):
 PARAMS = {"mean": jnp.float32(0.4), "said": jnp.float32(-0.3)}
 
 
-def mean_of(loss, *rest, **options):
+def value_and_grad(loss, *rest, **options):
+    """Of the mean over 16 images, by the parameters of `two_outputs`."""
     x0 = gaussian(16)
-    return jax.jit(
-        lambda params: jnp.mean(
-            loss(keys(16), SMALL, lambda xt, t: two_outputs(params, xt, t), x0, "v", *rest, **options)
-        )
-    )
+
+    def mean(params):
+        network = Partial(two_outputs, params)
+        return jnp.mean(loss(keys(16), SMALL, network, x0, "v", *rest, **options))
+
+    return jax.jit(jax.value_and_grad(mean))(PARAMS)
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_l_hybrid_teaches_the_mean_by_l_simple_and_the_variance_by_a_thousandth_of_l_vlb(variance):
     weight = jnp.linspace(0.5, 2.0, 16)
-    hybrid, by_hybrid = jax.value_and_grad(mean_of(hybrid_loss, variance, weight=weight))(PARAMS)
-    simple, by_simple = jax.value_and_grad(mean_of(simple_loss, weight=weight))(PARAMS)
-    vlb, by_vlb = jax.value_and_grad(mean_of(vlb_loss, variance))(PARAMS)
+    hybrid, by_hybrid = value_and_grad(hybrid_loss, variance, weight=weight)
+    simple, by_simple = value_and_grad(simple_loss, weight=weight)
+    vlb, by_vlb = value_and_grad(vlb_loss, variance)
     np.testing.assert_allclose(hybrid, simple + 0.001 * vlb, rtol=1e-6)
     np.testing.assert_allclose(by_hybrid["mean"], by_simple["mean"], rtol=1e-6)
     np.testing.assert_allclose(by_hybrid["said"], 0.001 * by_vlb["said"], rtol=1e-5)
@@ -96,8 +99,8 @@ def test_a_learned_variance_comes_to_that_of_the_true_reverse_step(variance):
 
 def test_what_is_said_of_the_variance_does_not_change_l_simple():
     x0 = gaussian(8)
-    both = simple_loss(keys(8), SMALL, lambda xt, t: two_outputs(PARAMS, xt, t), x0, "v")
-    alone = simple_loss(keys(8), SMALL, lambda xt, t: PARAMS["mean"] * xt, x0, "v")
+    both = loss_of(keys(8), SMALL, Partial(two_outputs, PARAMS), x0, "v")
+    alone = loss_of(keys(8), SMALL, Partial(lambda xt, t: PARAMS["mean"] * xt), x0, "v")
     np.testing.assert_array_equal(both, alone)
     assert split_output(x0, x0)[1] is None
 

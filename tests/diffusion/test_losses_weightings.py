@@ -1,10 +1,13 @@
 """The weightings in the words of their papers; one optimum whatever the target and weighting."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.losses import SCHEDULE, STD, TARGETS, gaussian, keys
+from helpers.losses import SCHEDULE, STD, TARGETS, gaussian, keys, loss_of
+from jax.tree_util import Partial
 
 from ddpm_jax.diffusion import preconditioning
 from ddpm_jax.diffusion.losses import draw_xt, loss_weight, simple_loss
@@ -52,9 +55,14 @@ def test_simple_is_the_targets_own_error(target):
     np.testing.assert_array_equal(loss_weight("simple", target, jnp.array([0.0, 1.0, 1e5])), [1.0, 1.0, 1.0])
 
 
+def says(output, xt, t):
+    return output
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS[1:])
 def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weighting):
-    x0, t = jax.random.uniform(jax.random.key(1), (8, 4, 4, 1), minval=-1), jnp.arange(8) * 100 + 50
+    x0 = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (8, 4, 4, 1)), jnp.float32)
+    t = jnp.arange(8) * 100 + 50
     xt, _ = draw_xt(keys(8), SCHEDULE, x0, t)
     signal, noise = per_example(SCHEDULE.at(t), x0)
     x0_hat = 0.3 * xt
@@ -62,8 +70,8 @@ def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weightin
     for target in TARGETS:
         output = regression_target(target, x0_hat, (xt - signal * x0_hat) / noise, signal, noise)
         weight = loss_weight(weighting, target, SCHEDULE.snr(t))
-        loss = simple_loss(keys(8), SCHEDULE, lambda xt, t, y=output: y, x0, target, t=t, weight=weight)
-        found.append(np.asarray(loss))
+        network, options = Partial(says, output), {"t": t, "weight": weight}
+        found.append(np.asarray(loss_of(keys(8), SCHEDULE, network, x0, target, **options)))
     np.testing.assert_allclose(found, np.broadcast_to(found[1], (4, 8)), rtol=2e-3)
 
 
@@ -79,35 +87,50 @@ def test_weights_are_finite_where_no_signal_is_left(weighting, target, betas):
 # The optimum
 
 
+def network_of(w, target, schedule):
+    """F(xt, t) = w_t xt, and what it regresses on."""
+
+    def inner(xt, t):
+        return per_example(w[t], xt) * xt
+
+    if target == "edm":
+        return preconditioning.precondition(schedule, inner, STD), "x0"
+    return inner, target
+
+
+@partial(jax.jit, static_argnames="target")
+def x0_after_newton(schedule, x0, t, weight, target):
+    """x0_hat(1, t) at the optimum of w.
+
+    The loss is a parabola in w: one Newton step reaches its minimum from anywhere.
+    """
+    some = keys(len(x0), 3)
+
+    def loss(w):
+        outer, regressed = network_of(w, target, schedule)
+        return jnp.sum(simple_loss(some, schedule, outer, x0, regressed, t=t, weight=weight))
+
+    start = jnp.full(6, 0.3)
+    gradient, curvature = jax.jvp(jax.grad(loss), (start,), (jnp.ones(6),))  # the levels do not mix
+    outer, regressed = network_of(start - gradient / curvature, target, schedule)
+    denoise = make_denoiser(schedule, outer, regressed, None)
+    return denoise(jnp.ones((6, 1, 1, 1)), jnp.arange(6)).x0.ravel()
+
+
 @pytest.mark.parametrize("weighting", ["simple", "min_snr"])
 @pytest.mark.parametrize("betas", [np.linspace(0.1, 0.9, 6), flow(6), edm_betas(6)], ids=["linear", "flow", "edm"])
 def test_every_parameterisation_has_the_same_optimum_for_gaussian_data(betas, weighting):
-    """F(xt, t) = w_t xt, its loss a parabola in w: one Newton step reaches the optimum from anywhere."""
     schedule, x0, t = from_betas(betas), gaussian(6 * 64), jnp.tile(jnp.arange(6), 64)
-    some = keys(len(x0), 3)
-    signal, noise = schedule.at(jnp.arange(6))
+    signal, noise = (np.asarray(level) for level in schedule.at(jnp.arange(6)))
     exact = signal * STD**2 / ((signal * STD) ** 2 + noise**2)  # E[x0 | xt] / xt
-    xt = jnp.ones((6, 1, 1, 1))
-    found = {}
+    snr, found = schedule.snr(t), {}
     for target in [*TARGETS, "edm"]:
         if target == "eps" and schedule.alpha_bar[-1] == 0:
             continue
-
-        def network(w, target=target):
-            inner = lambda xt, t: per_example(w[t], xt) * xt  # noqa: E731
-            return (inner, target) if target != "edm" else (preconditioning.precondition(schedule, inner, STD), "x0")
-
-        def loss(w, target=target, network=network):
-            outer, regressed = network(w)
-            snr = schedule.snr(t)
-            weight = preconditioning.weight(snr) if target == "edm" else loss_weight(weighting, regressed, snr)
-            return jnp.sum(simple_loss(some, schedule, outer, x0, regressed, t=t, weight=weight + 1e-3))
-
-        start = jnp.full(6, 0.3)
-        curvature = jax.jvp(jax.grad(loss), (start,), (jnp.ones(6),))[1]  # the levels do not mix
-        outer, regressed = network(start - jax.grad(loss)(start) / curvature)
-        rows = [make_denoiser(schedule, outer, regressed, None)(xt[:1], i).x0.item() for i in jnp.arange(6)]
-        found[target] = np.asarray(rows)
+        weight = loss_weight(weighting, "x0" if target == "edm" else target, snr)
+        if target == "edm":
+            weight = preconditioning.weight(snr)
+        found[target] = np.asarray(x0_after_newton(schedule, x0, t, weight + 1e-3, target))
     for target, slope in found.items():
         np.testing.assert_allclose(slope, found["x0"], rtol=1e-3, atol=1e-4, err_msg=target)
         np.testing.assert_allclose(slope, exact, atol=6 * STD / np.sqrt(64 * 16), err_msg=target)

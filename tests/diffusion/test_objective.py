@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import losses
+from ddpm_jax.diffusion import objective as objective_module
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.preconditioning import precondition
 from ddpm_jax.diffusion.schedule import BETAS, from_betas, zero_terminal_snr
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.generation.walk import sampling_denoiser
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers import sample_keys
@@ -19,7 +21,7 @@ from ddpm_jax.training.step import model_loss
 
 SHAPE = (4, 4, 1)
 KEYS = sample_keys(0, jnp.arange(3))
-SCHEDULE = Objective().noise_schedule()
+SCHEDULE = Objective().noise_schedule
 IMAGES = jax.random.uniform(jax.random.key(1), (3, *SHAPE), minval=-1)
 
 
@@ -39,21 +41,45 @@ def tables_equal(a, b):
 def test_the_schedule_is_the_named_one(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scaled_linear never reaches noise within 200 of these betas
-        found = Objective(schedule=name, timesteps=200, beta_start=0.001, beta_end=0.05, target="v").noise_schedule()
+        ramp = {"beta_start": 0.001, "beta_end": 0.05}
+        found = Objective(schedule=name, timesteps=200, **ramp, target="v").noise_schedule
         ends = () if name in ("squaredcos", "flow", "edm") else (0.001, 0.05)
         tables_equal(found, from_betas(BETAS[name](200, *ends)))
 
 
 def test_the_default_is_that_of_ho_et_al():
     assert Objective().target == "eps"
-    tables_equal(Objective().noise_schedule(), from_betas(np.linspace(1e-4, 0.02, 1000)))
+    tables_equal(Objective().noise_schedule, from_betas(np.linspace(1e-4, 0.02, 1000)))
     np.testing.assert_array_equal(
         Objective().loss(KEYS, network, IMAGES), losses.simple_loss(KEYS, SCHEDULE, network, IMAGES, "eps")
     )
 
 
+def test_the_noise_schedule_is_computed_once_also_when_first_asked_for_inside_jit(monkeypatch):
+    made, wanted = [], from_betas(BETAS["linear"](7))
+
+    def counted(betas):
+        made.append(1)
+        return from_betas(betas)
+
+    monkeypatch.setattr(objective_module, "from_betas", counted)
+    learned = Objective(timesteps=7)
+
+    @jax.jit
+    def within(x):
+        body = jax.grad(lambda x, t: jnp.sum(learned.noise_schedule.snr(t) * x))
+        return jax.lax.scan(lambda x, t: (body(x, t), None), x, jnp.arange(7))[0]
+
+    with jax.checking_leaks():
+        within(1.0)
+    np.testing.assert_allclose(within(1.0), wanted.snr(jnp.array(6)), rtol=1e-6)
+    tables_equal(learned.noise_schedule, wanted)
+    assert learned.noise_schedule is learned.noise_schedule
+    assert len(made) == 1
+
+
 def test_zero_terminal_snr_is_applied():
-    found = Objective(zero_terminal_snr=True, target="v").noise_schedule()
+    found = Objective(zero_terminal_snr=True, target="v").noise_schedule
     tables_equal(found, from_betas(zero_terminal_snr(BETAS["linear"]())))
 
 
@@ -148,14 +174,14 @@ def test_lognormal_times_have_the_mean_and_spread_that_are_set():
         return xt
 
     Objective(schedule="edm", times="lognormal", log_sigma_mean=0.5, log_sigma_std=1e-3).loss(KEYS, record, IMAGES)
-    log_sigma = -0.5 * np.log(Objective(schedule="edm").noise_schedule().snr(seen[0]))
+    log_sigma = -0.5 * np.log(Objective(schedule="edm").noise_schedule.snr(seen[0]))
     assert np.max(np.abs(log_sigma - 0.5)) < 5e-3
     assert len(set(log_sigma.tolist())) == 3
 
 
 def test_edm_is_the_preconditioned_network_in_loss_and_denoiser():
     objective = Objective(target="edm", schedule="edm", times="lognormal")
-    schedule = objective.noise_schedule()
+    schedule = objective.noise_schedule
     t = losses.lognormal_times(KEYS, schedule)
     xt, _ = losses.draw_xt(KEYS, schedule, IMAGES, t)
     x0 = precondition(schedule, network)(xt, t)
@@ -163,23 +189,19 @@ def test_edm_is_the_preconditioned_network_in_loss_and_denoiser():
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
     wanted = weight * np.mean((np.asarray(x0, float) - np.asarray(IMAGES)) ** 2, (1, 2, 3))
     np.testing.assert_allclose(objective.loss(KEYS, network, IMAGES), wanted, rtol=1e-4)
-    found = objective.denoiser(network, Sampling(clip_x0=False))(xt, jnp.array(300))
+    found = sampling_denoiser(objective, network, Sampling(clip_x0=False))(xt, jnp.array(300))
     np.testing.assert_allclose(found.x0, precondition(schedule, network)(xt, jnp.full(3, 300)), rtol=1e-6)
     weighted = Objective(target="edm", schedule="edm", times="lognormal", weighting="min_snr")
     wanted *= np.minimum(sigma**-2, 5) / weight
     np.testing.assert_allclose(weighted.loss(KEYS, network, IMAGES), wanted, rtol=1e-4)
 
 
-NETS = [
-    UNet(
-        image_size=4, channels=3, widths=(8,), attention=(False,), layers_per_level=1, groups=4, learned_variance=True
-    ),
-    ConvUNet(image_size=4, channels=3, widths=(8,), time_embedding_dim=8, groups=4, learned_variance=True),
-]
+SIZES = {"image_size": 4, "channels": 3, "widths": (4,), "groups": 2, "learned_variance": True}
+UNET = UNet(**SIZES, attention=(False,), layers_per_level=1)
+CONV_UNET = ConvUNet(**SIZES, time_embedding_dim=4)
 
 
-@pytest.mark.parametrize("target", ["eps", "edm"])
-@pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
+@pytest.mark.parametrize(("net", "target"), [(UNET, "eps"), (CONV_UNET, "edm")], ids=["u", "conv"])
 def test_a_net_that_learns_its_variance_is_taught_in_both_halves(net, target):
     objective = Objective(target=target, bound="hybrid", variance="learned_range", timesteps=20, beta_end=0.6)
     images = jax.random.uniform(jax.random.key(1), (3, 4, 4, 3), minval=-1)

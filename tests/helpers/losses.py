@@ -1,12 +1,16 @@
 """What the tests of the losses share: a schedule, keys, Gaussian data."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from ddpm_jax.diffusion.losses import simple_loss
 from ddpm_jax.diffusion.schedule import from_betas, linear
 
 SCHEDULE = from_betas(linear())
 TARGETS = ["eps", "x0", "v", "flow"]
 STD = 0.5
+loss_of = jax.jit(simple_loss, static_argnames="target")
 
 
 def keys(count, seed=0):
@@ -14,4 +18,5 @@ def keys(count, seed=0):
 
 
 def gaussian(count):
-    return STD * jax.random.normal(jax.random.key(7), (count, 4, 4, 1))
+    x0 = STD * np.random.default_rng(7).standard_normal((count, 4, 4, 1))
+    return jnp.asarray(x0, jnp.float32)

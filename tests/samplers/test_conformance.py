@@ -14,6 +14,8 @@ from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import CLEAN, rows, times_of
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import from_betas, linear, per_example
+from ddpm_jax.generation.sampling import build_sampler
+from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
 from ddpm_jax.pretrained.scheduler_config import scheduler_of
 from ddpm_jax.samplers import sample, sample_keys
 
@@ -70,9 +72,11 @@ def case_id(case):
 def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
     config = {"_class_name": f"{case.scheduler}Scheduler", "prediction_type": PREDICTION_TYPE[case.target]}
     _, objective, sampling = scheduler_of(config | case.config)
-    sampling = sampling.changed(steps=10)
-    grid, denoise = objective.grid(sampling), objective.denoiser(network, sampling)
-    total, mean = distances(sample(KEYS, denoise, sampling.method, grid, PICTURE))
+    sampling = sampling.override(steps=10)
+    sampler = build_sampler(objective, sampling)
+    denoise = sampling_denoiser(objective, network, sampling)
+    x0 = sample(KEYS, denoise, sampler, sampling_grid(objective, sampling), PICTURE)
+    total, mean = distances(x0)
     assert abs(mean - case.mean) < 1e-4
     assert case.total is None or abs(total - case.total) < 1e-2
 

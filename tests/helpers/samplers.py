@@ -1,0 +1,51 @@
+"""Exact denoisers of one pytree structure, and the naive loop over a sampler's steps.
+
+A program is compiled for a structure and its shapes. All denoisers of `mixture` share both, so one
+program of a sampler serves every test of it, whatever the data, the schedule or the limit of x0.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.analytic import mixture_x0
+from ddpm_jax.diffusion.grid import make_grid, spaced
+from ddpm_jax.diffusion.prediction import make_denoiser
+from ddpm_jax.diffusion.schedule import from_betas, linear
+
+SCHEDULE = from_betas(linear())
+SHAPE = (2, 2, 1)
+MEANS = np.random.default_rng(0).uniform(-0.9, 0.9, (5, *SHAPE)).astype(np.float32)
+WEIGHTS = np.array([0.3, 0.25, 0.2, 0.15, 0.1], np.float32)
+STD = 0.4
+
+
+def mixture(means=MEANS, std=STD, *, schedule=SCHEDULE, clip_x0=1e6, weights=WEIGHTS):
+    """The exact denoiser of five Gaussians; means that are equal make one. No x0 reaches 1e6."""
+    means = jnp.asarray(np.broadcast_to(np.asarray(means, np.float32), MEANS.shape))
+    network = mixture_x0(schedule, means, std, jnp.asarray(weights))
+    return make_denoiser(schedule, network, "x0", clip_x0)
+
+
+def grid_of(steps, spacing="trailing", schedule=SCHEDULE):
+    """The plain grid of a number of steps."""
+    return make_grid(schedule, spaced(schedule.timesteps, steps, spacing))
+
+
+step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
+_init = jax.jit(lambda sampler, xT: sampler.init(xT))
+
+
+def rows_of(grid):
+    """The rows of a grid, sliced by NumPy."""
+    tables = [np.asarray(table) for table in grid[:-1]]
+    for i in range(len(grid.i)):
+        yield type(grid)(*(table[i] for table in tables), grid.schedule)
+
+
+def naive_walk(sampler, keys, denoise, grid, xT):
+    """Yield xt after each row, by one compiled step in a Python loop."""
+    xt, memory = xT, _init(sampler, xT)
+    for row in rows_of(grid):
+        xt, memory = step(sampler, keys, denoise, xt, row, memory)
+        yield xt

@@ -1,0 +1,207 @@
+"""The package of samplers: names and options, noise of each image's own, one compiled scan."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from helpers.samplers import MEANS, SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows_of
+from jax.tree_util import Partial
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion.guidance import guide
+from ddpm_jax.diffusion.prediction import make_denoiser
+from ddpm_jax.diffusion.schedule import from_betas, per_example, squaredcos
+from ddpm_jax.samplers import initial_noise, sample, sample_in_chunks, sample_keys, step_noise
+
+NAMES = samplers.names()
+MIXTURE = mixture()
+# No memory, a tuple of levels, and a step with two branches.
+KINDS = pytest.mark.parametrize("name", ["ddpm", "unipc", "pndm"])
+
+
+def noise_and_keys(seed, count=4):
+    keys = sample_keys(seed, jnp.arange(count))
+    return keys, initial_noise(keys, SHAPE)
+
+
+def spread_over(devices, keys):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    return jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.P("data")))
+
+
+# Names and options
+
+
+def test_a_sampler_is_found_by_the_name_of_its_module():
+    assert "ddpm" in NAMES
+    for name in NAMES:
+        function = samplers.find(name)
+        assert (function.__module__, function.__name__) == (f"ddpm_jax.samplers.{name}", name)
+        kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+        assert kinds <= {inspect.Parameter.KEYWORD_ONLY}, name
+
+
+@pytest.mark.parametrize("name", ["nonsense", "DDPM", "__init__", ""])
+def test_a_wrong_name_is_answered_by_the_names_there_are(name):
+    message = f"unknown sampler '{name}'; there are: {', '.join(NAMES)}"
+    with pytest.raises(ValueError, match=message):
+        samplers.make(name)
+
+
+def test_a_wrong_option_is_answered_by_the_options_there_are():
+    for name in NAMES:
+        options = ", ".join(inspect.signature(samplers.find(name)).parameters) or "none"
+        message = f"sampler {name} has no option 'nonsense'; it has: {options}"
+        with pytest.raises(ValueError, match=message):
+            samplers.make(name, nonsense=1)
+
+
+WRONG_VALUES = [
+    ("ddpm", {"variance": "some"}, "unknown variance 'some'; there are: fixed_small, fixed"),
+    ("ddim", {"eta": -0.1}, "eta must not be negative, not -0.1"),
+    ("euler_ancestral", {"eta": -0.1}, "eta must not be negative, not -0.1"),
+    ("edm", {"S_churn": -1.0}, "S_churn must not be negative, not -1.0"),
+    ("edm", {"S_noise": -1.0}, "S_noise must not be negative, not -1.0"),
+    ("deis", {"order": 4}, "order must be 1, 2 or 3, not 4"),
+    ("lms", {"order": 5}, "order must be 1, 2, 3 or 4, not 5"),
+    ("unipc", {"order": 0}, "order must be 1, 2 or 3, not 0"),
+    ("unipc", {"B": "bh3"}, "B must be bh1 or bh2, not bh3"),
+    ("pndm", {"average": "x0"}, "average must be eps or v, not x0"),
+    ("dpm_solver_v3", {"order": 4}, "order must be 1, 2 or 3, not 4"),
+]
+
+
+def test_a_wrong_value_of_an_option_is_refused(monkeypatch):
+    # The tests' own type check would refuse most of them before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for name, options, message in WRONG_VALUES:
+        with pytest.raises(ValueError, match=message):
+            samplers.make(name, **options)
+
+
+def test_a_whole_number_is_taken_for_an_option_of_type_float():
+    leaves = jax.tree.leaves(samplers.make("ddim", eta=1))
+    assert [leaf for leaf in leaves if isinstance(leaf, float)] == [1.0]
+
+
+def test_options_are_checked_without_opening_the_file_that_one_names():
+    samplers.check_options("dpm_solver_v3", {"statistics": "no.npz", "order": 2})
+    with pytest.raises(FileNotFoundError, match=r"no\.npz is not there"):
+        samplers.make("dpm_solver_v3", statistics="no.npz")
+    with pytest.raises(ValueError, match="has no option 'nonsense'"):
+        samplers.check_options("dpm_solver_v3", {"statistics": "no.npz", "nonsense": 2})
+
+
+# Noise
+
+
+def test_noise_depends_on_seed_sample_and_step_alone():
+    count, shape, rows = 64, (12, 12, 1), list(rows_of(grid_of(10)))[:3]
+
+    @jax.jit
+    def draw(keys):
+        xt = initial_noise(keys, shape)
+        return xt, *(step_noise(keys, row, xt) for row in rows)
+
+    keys = sample_keys(0, jnp.arange(count))
+    whole = np.stack(draw(keys))
+    for part in (slice(0, 1), slice(0, 7), slice(5, 9)):
+        found = draw(sample_keys(0, jnp.arange(count)[part]))
+        np.testing.assert_array_equal(np.stack(found), whole[:, part])
+    np.testing.assert_array_equal(np.stack(draw(spread_over(8, keys))), whole)
+    of_another_seed = draw(sample_keys(1, jnp.arange(count)))[0]
+    pixels = np.stack([*whole, of_another_seed]).reshape(5 * count, -1)
+    correlations = np.corrcoef(pixels) - np.eye(len(pixels))
+    assert np.max(np.abs(correlations)) < 6.5 / np.sqrt(pixels.shape[1])
+    assert np.max(np.abs(pixels.mean(1))) < 5 / np.sqrt(pixels.shape[1])
+    assert np.max(np.abs(pixels.std(1) - 1)) < 5 / np.sqrt(2 * pixels.shape[1])
+
+
+# One scan
+
+
+@KINDS
+def test_a_trajectory_its_end_and_its_chunks_are_the_naive_loop(name):
+    sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(8)
+    walk = keys, MIXTURE, sampler, grid, xT
+    states = sample(*walk, trajectory=True)
+    assert states.shape == (11, *xT.shape)
+    np.testing.assert_array_equal(states[0], xT)
+    for i, xt in enumerate(naive_walk(*walk[2:3], *walk[:2], *walk[3:])):
+        np.testing.assert_allclose(states[i + 1], xt, atol=1e-5, err_msg=f"row {i}")
+    x0 = sample(*walk)
+    np.testing.assert_allclose(x0, states[-1], atol=1e-5)
+    np.testing.assert_array_equal(next(sample_in_chunks(*walk)), x0)
+    for state, wanted in zip(sample_in_chunks(*walk, 5), states[2::2], strict=True):
+        np.testing.assert_allclose(state, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [-1, 0, 3, 20])
+def test_chunks_that_do_not_divide_the_steps_are_refused(chunks):
+    keys, xT = noise_and_keys(0)
+    with pytest.raises(ValueError, match=f"10 steps do not divide into {chunks} equal chunks"):
+        next(sample_in_chunks(keys, MIXTURE, samplers.make("ddpm"), grid_of(10), xT, chunks))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+def test_chunks_over_two_devices_share_one_program_and_change_no_image(name):
+    sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(0, 8)
+    spread = spread_over(2, keys)
+    count = samplers._walk_jit._cache_size()
+    *_, found = sample_in_chunks(spread, MIXTURE, sampler, grid, initial_noise(spread, SHAPE), 2)
+    assert samplers._walk_jit._cache_size() == count + 1
+    assert len(found.sharding.device_set) == 2
+    *_, wanted = naive_walk(sampler, keys, MIXTURE, grid, xT)
+    np.testing.assert_allclose(found, wanted, atol=0.5 / 255)
+
+
+def test_a_denoiser_may_be_any_function():
+    (keys, xT), walk = noise_and_keys(0), (samplers.make("heun"), grid_of(10))
+    *_, x0 = naive_walk(walk[0], keys, MIXTURE, walk[1], xT)
+
+    def denoise(xt, t):
+        return MIXTURE(xt, t)
+
+    np.testing.assert_allclose(sample(keys, denoise, *walk, xT), x0, atol=1e-5)
+    np.testing.assert_allclose(next(sample_in_chunks(keys, denoise, *walk, xT)), x0, atol=1e-5)
+
+
+def labelled(weight, xt, t, labels):
+    labels, t = (per_example(each, xt).astype(jnp.float32) for each in (labels, t))
+    return weight * xt + 0.3 * jnp.sin(3 * xt + t / 300) + labels / 10
+
+
+def test_parameters_guidance_and_thresholds_share_one_program():
+    """A network's parameters, seed, labels, scale, interval, rescale and threshold are traced."""
+    labels = jnp.arange(4) % 3
+    sampler, grid = samplers.make("ddim"), grid_of(4)
+
+    def run(seed=0, weight=0.8, label=0, scale=2.0, low=0.0, rescale=0.5, threshold=0.9):
+        network = Partial(labelled, jnp.float32(weight))
+        options = {"interval": (low, low + 300.0), "rescale": rescale}
+        guided = guide(network, labels + label, labels - 9, scale, **options)
+        denoise = make_denoiser(SCHEDULE, guided, dynamic_threshold=threshold)
+        keys, xT = noise_and_keys(seed)
+        return sample(keys, denoise, sampler, grid, xT)
+
+    first = run()
+    count = samplers._walk_jit._cache_size()
+    changes = {"seed": 1, "weight": 0.6, "label": 1, "scale": 3.0, "low": 700.0, "rescale": 0.2}
+    for name, value in (changes | {"threshold": 0.6}).items():
+        assert np.max(np.abs(run(**{name: value}) - first)) > 1e-4, name
+    assert samplers._walk_jit._cache_size() == count
+    keys, xT = noise_and_keys(0)
+    sample(keys, mixture(-MEANS), sampler, grid, xT)
+    assert samplers._walk_jit._cache_size() == count + 1
+
+
+def test_a_schedule_that_ends_in_pure_noise_can_be_walked():
+    """Also in v from a network that has learned nothing."""
+    schedule = from_betas(squaredcos(20, max_beta=1.0))
+    keys, xT = noise_and_keys(0)
+    denoise = make_denoiser(schedule, lambda xt, t: 0 * xt, "v")
+    x0 = sample(keys, denoise, samplers.make("ddpm"), grid_of(20, schedule=schedule), xT)
+    assert np.all(np.isfinite(x0))
