@@ -96,7 +96,7 @@ def test_impossible_resampling_is_refused():
 
 
 def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
-    """Going up starts the sampler's memory afresh, so it must have the same structure as going down."""
+    """A row that goes up starts the sampler's memory afresh, in the same structure."""
     grid = resampled(grid_of(4), 2, 2)
     for name in samplers.names():
         sampler = inpaint(samplers.make(name), IMAGES, LEFT)

@@ -57,7 +57,7 @@ def test_inversion_of_one_point_is_exact_in_few_steps():
 
 @pytest.fixture(scope="module")
 def gaussian_round_trips():
-    """{steps: (xT, images)}: where images of a Gaussian are encoded, and what they are decoded to."""
+    """{steps: (xT, images)}: the encoding of a Gaussian's images, and its decoding."""
     found = {}
     for steps in (250, 500):
         grid = grid_of(steps)

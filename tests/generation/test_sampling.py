@@ -1,4 +1,4 @@
-"""Settings of a sampling: what is refused, what another setting overrides, what fits an objective."""
+"""Settings of a sampling: refusals, overrides, and what fits an objective."""
 
 import dataclasses
 

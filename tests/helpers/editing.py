@@ -1,4 +1,4 @@
-"""A Gaussian, images, a mask of their left half, and the jitted walks that tests of editing share."""
+"""A Gaussian, images, a mask of their left half, and the jitted walks of tests of editing."""
 
 from functools import partial
 

@@ -10,7 +10,7 @@ def assert_refused(
     cases: Iterable[tuple[Any, str]],
     error: type[Exception] = ValueError,
 ) -> None:
-    """Assert that `call(case)` raises `error` with one line that matches the pattern, for each case."""
+    """Assert that each `call(case)` raises `error` with one line that matches its pattern."""
     for case, pattern in cases:
         try:
             call(case)

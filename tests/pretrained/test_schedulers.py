@@ -172,7 +172,7 @@ def test_a_sampling_is_written_as_its_scheduler():
 
 
 def test_what_a_net_was_trained_for_is_kept_by_every_sampler():
-    """If the sampler's own scheduler has no key for it, or cannot step so, another one is written."""
+    """Another scheduler is written if the sampler's own has no key for it or cannot step so."""
     for wanted in (Objective(target="v", zero_terminal_snr=True), Objective(target="x0")):
         for name in SCHEDULERS:
             written = scheduler_config(wanted, scheduler_of({"_class_name": name}).sampling)
