@@ -1,121 +1,114 @@
-"""Edits as a whole, and walks that start from a picture: levels, moments of Bayes, batches, mistakes."""
+"""Edits as a whole, and walks that start from an image: levels, exact moments, contradictions."""
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from helpers.editing import ALPHA_BAR, CURVED, GAUSSIAN, IMAGES, KEYS, LEFT, MU, NOISE, STD, grid_of, walk
+from helpers.editing import (
+    GAUSSIAN,
+    IMAGES,
+    KEYS,
+    LEFT,
+    MU,
+    NOISE,
+    STD,
+    grid_of,
+    signal_and_noise,
+    start,
+    walk,
+)
+from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
 from ddpm_jax.generation.editing import Edit, last_part, noised
 from ddpm_jax.samplers import sample, sample_keys
 
-# Starting from a picture
+
+def test_strength_is_the_share_of_the_rows_that_is_walked():
+    whole = grid_of(10)
+    for strength, count in ((1.0, 10), (0.6, 6), (0.55, 6), (0.1, 1), (0.001, 1)):
+        part = last_part(whole, strength)
+        assert part.i.tolist() == list(range(10))[-count:], strength
+        for table, kept in zip(whole[:-1], part[:-1], strict=True):
+            np.testing.assert_array_equal(np.asarray(table)[-count:], kept, str(strength))
+        assert part.schedule is whole.schedule
 
 
-@pytest.mark.parametrize(("strength", "count"), [(1.0, 10), (0.6, 6), (0.55, 6), (0.1, 1), (0.001, 1)])
-def test_strength_is_the_share_of_the_rows_that_is_walked_as_it_was(strength, count):
-    whole, part = grid_of(10), last_part(grid_of(10), strength)
-    assert part.i.tolist() == list(range(10))[-count:]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-count:], b), whole[:-1], part[:-1])
-    assert part.schedule is whole.schedule
+def test_a_strength_out_of_range_is_refused():
+    message = "strength must be above 0 and at most 1"
+    grid = grid_of(10)
+    assert_refused(
+        lambda strength: last_part(grid, strength),
+        [(strength, message) for strength in (0.0, -0.1, 1.01, float("nan"))],
+    )
 
 
-@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
-def test_strengths_out_of_range_are_refused(strength):
-    with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
-        last_part(grid_of(10), strength)
+def test_an_image_starts_at_the_level_of_the_first_row_with_the_noise_of_its_key():
+    for strength in (1.0, 0.5):
+        part = last_part(grid_of(10), strength)
+        signal, noise = signal_and_noise(part.t[0])
+        expected = signal * np.asarray(IMAGES, float) + noise * np.asarray(NOISE, float)
+        np.testing.assert_allclose(noised(KEYS, part, IMAGES), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_a_picture_starts_at_the_level_of_the_first_row_with_the_samples_own_noise(strength):
-    part = last_part(grid_of(10), strength)
-    signal = np.sqrt(ALPHA_BAR[int(part.t[0])])
-    wanted = signal * np.asarray(IMAGES, float) + np.sqrt(1 - signal**2) * np.asarray(NOISE, float)
-    np.testing.assert_allclose(noised(KEYS, part, IMAGES), wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("strength", [0.3, 0.5])
-def test_a_picture_noised_and_denoised_has_the_moments_of_bayes(strength):
-    """x0' given the picture p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
+def test_an_image_noised_and_denoised_has_the_moments_of_bayes():
+    """x0' given the image p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
     keys = sample_keys(1, jnp.arange(64))
-    grid = last_part(grid_of(1000), strength)
+    grid = last_part(grid_of(1000), 0.4)
     p = jnp.full((64, 12, 12, 1), -0.8)
     x0 = sample(keys, GAUSSIAN, samplers.make("ddpm"), grid, noised(keys, grid, p))
-    signal2 = ALPHA_BAR[int(grid.t[0])]
-    gain = STD**2 * np.sqrt(signal2) / (STD**2 * signal2 + 1 - signal2)
-    mean = MU + gain * np.sqrt(signal2) * (-0.8 - MU)
-    var = gain**2 * (1 - signal2) + STD**2 * (1 - signal2) / (STD**2 * signal2 + 1 - signal2)
+    signal, noise = signal_and_noise(grid.t[0])
+    gain = STD**2 * signal / (STD**2 * signal**2 + noise**2)
+    mean = MU + gain * signal * (-0.8 - MU)
+    var = gain**2 * noise**2 + STD**2 * noise**2 / (STD**2 * signal**2 + noise**2)
     found = np.asarray(x0, float)
     assert abs(found.mean() - mean) < 5 * np.sqrt(var / found.size) + 2e-3
     assert abs(found.std() / np.sqrt(var) - 1) < 5 / np.sqrt(2 * found.size) + 2e-3
     assert abs(mean - MU) > 0.02
 
 
-# Edits as a whole
-
-EDITS = {
-    "strength": Edit(images=IMAGES[:2], strength=0.5),
-    "mask": Edit(images=IMAGES[:2], masks=LEFT[:1], repeats=2, jump=2),
-    "mask and strength": Edit(images=IMAGES[:1], masks=LEFT[:1], strength=0.5),
-    "pictures": Edit(images=IMAGES[:1], others=IMAGES[1:2], shares=jnp.linspace(0, 1, 6), strength=0.5),
-    "noises": Edit(shares=jnp.linspace(0, 1, 6)),
-    "inversion": Edit(images=IMAGES[:2], inverted=True),
-}
+def test_a_masked_walk_starts_from_noise_alone_unless_strength_is_below_1():
+    for strength in (1.0, 0.5):
+        edit = Edit(images=IMAGES, masks=LEFT, strength=strength)
+        grid = edit.grid(grid_of(8), samplers.make("ddpm"))
+        expected = NOISE if strength == 1 else noised(KEYS, last_part(grid_of(8), 0.5), IMAGES)
+        np.testing.assert_allclose(start(KEYS, edit, grid, NOISE), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_a_sample_is_of_its_own_rows_whatever_the_batch(name):
-    edit, sampler = EDITS[name], "ddim" if name == "inversion" else "ddpm"
-    whole = walk(edit.of(jnp.arange(6)), sampler)
-    part = walk(edit.of(jnp.arange(3, 5)), sampler, keys=KEYS[3:5])
-    np.testing.assert_allclose(part, whole[3:5], atol=0.5 / 255)
-    assert jnp.max(jnp.abs(whole[3] - whole[4])) > 0.01
-
-
-def test_a_masked_start_is_noise_alone_unless_strength_says_otherwise():
-    def start(edit):
-        ddpm = samplers.make("ddpm")
-        return edit.start(KEYS, CURVED, ddpm, edit.grid(grid_of(8), ddpm), NOISE)
-
-    whole, part = (Edit(images=IMAGES, masks=LEFT, strength=strength) for strength in (1.0, 0.5))
-    np.testing.assert_array_equal(start(whole), NOISE)
-    np.testing.assert_array_equal(start(part), noised(KEYS, last_part(grid_of(8), 0.5), IMAGES))
-    everything = dataclasses.replace(whole, masks=jnp.ones_like(LEFT))
-    plain = sample(KEYS, CURVED, samplers.make("ddpm"), grid_of(8), NOISE)
-    np.testing.assert_allclose(walk(everything), plain, atol=1e-6)
-
-
-def test_pictures_masks_shares_and_strengths_of_equal_shape_do_not_recompile():
+def test_images_masks_and_strengths_of_equal_shape_share_one_program():
     def compiled():
         return samplers._walk_jit._cache_size()
 
+    rows = jnp.arange(6)
     edits = [
-        [Edit(images=IMAGES[::step], masks=masks, strength=strength).of(jnp.arange(6)) for masks in (LEFT, ~LEFT)]
-        for step, strength in ((1, 0.5), (-1, 0.52))  # 4 of 8 steps, both
+        Edit(images=images, masks=masks, strength=strength).of(rows)
+        for images, strength in ((IMAGES, 0.5), (IMAGES[::-1], 0.52))  # 4 of 8 steps, both
+        for masks in (LEFT, jnp.logical_not(LEFT))
     ]
-    walk(edits[0][0])
+    walk(edits[0])
     before = compiled()
-    others = [walk(edit) for pair in edits for edit in pair]
+    ends = [walk(edit) for edit in edits]
     assert compiled() == before
-    assert len({np.asarray(other).tobytes() for other in others}) == 4
+    assert len({np.asarray(end).tobytes() for end in ends}) == 4
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"images": IMAGES, "others": IMAGES}, "needs images, others and shares"),
-        ({"images": IMAGES, "shares": jnp.zeros(6)}, "needs images, others and shares"),
-        ({"others": IMAGES, "shares": jnp.zeros(6)}, "needs images, others and shares"),
-        ({"masks": LEFT}, "masks and inversion are for images"),
-        ({"inverted": True}, "masks and inversion are for images"),
-        ({"images": IMAGES, "repeats": 2}, "repeats are for masks"),
-        ({"images": IMAGES, "masks": LEFT, "inverted": True}, "masks go neither with shares nor with inversion"),
-        ({"images": IMAGES, "others": IMAGES, "masks": LEFT, "shares": jnp.zeros(6)}, "masks go neither"),
-    ],
-)
-def test_edits_that_contradict_themselves_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Edit(**settings)
+def test_an_edit_takes_its_arrays_in_turn():
+    edit = Edit(images=IMAGES[:2], masks=LEFT[:1], repeats=2, jump=3).of(jnp.arange(3, 6))
+    np.testing.assert_array_equal(edit.images, np.asarray(IMAGES)[[1, 0, 1]])
+    np.testing.assert_array_equal(edit.masks, np.asarray(LEFT)[[0, 0, 0]])
+    assert (edit.repeats, edit.jump) == (2, 3)
+
+
+def test_an_edit_that_contradicts_itself_is_refused():
+    images, others, masks = {"images": IMAGES}, {"others": IMAGES}, {"masks": LEFT}
+    shares = {"shares": jnp.zeros(6)}
+    inverted, repeats = {"inverted": True}, {"repeats": 2}
+    cases = [
+        (images | others, "needs images, others and shares"),
+        (images | shares, "needs images, others and shares"),
+        (others | shares, "needs images, others and shares"),
+        (masks, "masks and inversion are for images"),
+        (inverted, "masks and inversion are for images"),
+        (images | repeats, "repeats are for masks"),
+        (images | masks | inverted, "masks go neither with shares nor with inversion"),
+        (images | others | masks | shares, "masks go neither"),
+    ]
+    assert_refused(lambda settings: Edit(**settings), cases)

@@ -1,4 +1,6 @@
-"""A Gaussian, pictures and a mask of their left half, and the walks that tests of editing share."""
+"""A Gaussian, images, a mask of their left half, and the jitted walks of tests of editing."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,24 @@ from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
 SCHEDULE = from_betas(linear())
 ALPHA_BAR = np.cumprod(1 - linear())
-MU, STD = 0.3, 0.5
+MU = 0.3
+STD = 0.5
 SHAPE = (4, 4, 1)
 KEYS = sample_keys(0, jnp.arange(6))
 NOISE = initial_noise(KEYS, SHAPE)
-IMAGES = jnp.clip(0.5 * jax.random.normal(jax.random.key(5), (6, *SHAPE)), -1, 1)
-LEFT = jnp.broadcast_to(jnp.arange(4)[None, None, :, None] < 2, (6, *SHAPE))
+_NUMBERS = np.random.default_rng(5).standard_normal((6, *SHAPE), np.float32)
+IMAGES = jnp.asarray(np.clip(0.5 * _NUMBERS, -1, 1))
+LEFT = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (6, 4, 4, 1)))
+ALL, NOTHING = (jnp.asarray(np.full((6, 4, 4, 1), value)) for value in (True, False))
 
 
 def grid_of(steps):
     return make_grid(SCHEDULE, spaced(1000, steps))
+
+
+def signal_and_noise(t):
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at a whole timestep, in float64."""
+    return np.sqrt(ALPHA_BAR[int(t)]), np.sqrt(1 - ALPHA_BAR[int(t)])
 
 
 def gaussian_x0(xt, t):
@@ -32,8 +42,9 @@ def gaussian_x0(xt, t):
 
 
 def curved(weight, xt, t):
-    """A network that mixes the pixels of a picture and is not linear."""
-    return weight * jnp.tanh(xt + jnp.roll(xt, 1, 2)) + per_example(t, xt).astype(jnp.float32) / 2000
+    """A network that mixes the pixels of an image and is not linear."""
+    mixed = weight * jnp.tanh(xt + jnp.roll(xt, 1, 2))
+    return mixed + per_example(t, xt).astype(jnp.float32) / 2000
 
 
 GAUSSIAN = make_denoiser(SCHEDULE, Partial(gaussian_x0), "x0", None)
@@ -41,14 +52,24 @@ CURVED = make_denoiser(SCHEDULE, Partial(curved, jnp.float32(0.6)), "x0")
 
 
 def assert_moments(found, mean, std):
-    """Sample mean and deviation within 5 standard errors, and rounding, of the exact ones."""
+    """Assert that mean and deviation are the exact ones within 5 standard errors and rounding."""
     found = np.asarray(found, float).ravel()
     assert abs(found.mean() - mean) <= 5 * std / np.sqrt(found.size) + 1e-5
     assert abs(found.std() - std) <= 5 * std / np.sqrt(2 * found.size) + 1e-5
 
 
-def walk(edit, name="ddpm", steps=8, keys=KEYS):
-    """The edited walk, as Diffusion.walk has it."""
-    sampler, xT = samplers.make(name), initial_noise(keys, SHAPE)
+step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
+"""One step of a sampler, compiled once for each kind of sampler."""
+
+
+@partial(jax.jit, static_argnames="name")
+def start(keys, edit, grid, xT, name="ddpm"):
+    """Where an edit without inversion starts."""
+    return edit.start(keys, CURVED, samplers.make(name), grid, xT)
+
+
+def walk(edit, steps=8):
+    """The edited walk of ancestral sampling with the curved network."""
+    sampler = samplers.make("ddpm")
     grid = edit.grid(grid_of(steps), sampler)
-    return sample(keys, CURVED, edit.sampler(sampler), grid, edit.start(keys, CURVED, sampler, grid, xT))
+    return sample(KEYS, CURVED, edit.sampler(sampler), grid, start(KEYS, edit, grid, NOISE))

@@ -53,6 +53,10 @@ class Hub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     created: list[dict] = field(default_factory=list)
 
+    def tokens(self, repository: str) -> set[str | None]:
+        """The Authorization of the requests about a repository."""
+        return {token for _, path, token in self.requests if f"/{repository}" in path}
+
     def fetched(self, repository: str) -> list[str]:
         """The files of a repository whose bytes were asked for, in order of their names."""
         start = f"/{repository}/resolve/"
@@ -225,9 +229,9 @@ def serve():
         thread.join()
 
 
-def call(name: str, *args, **options) -> tuple:
-    """A call of a function of ddpm_jax.pretrained.hub, for `client`."""
-    return name, args, options
+def call(name: str, *args, token: str | None = None, **options) -> tuple:
+    """A call of a function of ddpm_jax.pretrained.hub with this HF_TOKEN, for `client`."""
+    return name, args, options, token
 
 
 def environment_of(hub: Hub, cache: Path) -> dict[str, str]:
@@ -241,7 +245,8 @@ def environment_of(hub: Hub, cache: Path) -> dict[str, str]:
 def client(hub: Hub, cache: Path, *calls: tuple, **environment: str) -> list[str]:
     """What each of the calls returns, or the name of its error and the message.
 
-    All in one process of their own, because the client reads the environment when it is imported.
+    All calls run in one other process, as the client reads the environment when it is imported;
+    only the token is read at each call.
     """
     done = subprocess.run(
         [sys.executable, __file__],
@@ -259,7 +264,9 @@ def main() -> None:
     from ddpm_jax.pretrained import hub
 
     results = []
-    for name, args, options in json.load(sys.stdin):
+    for name, args, options, token in json.load(sys.stdin):
+        os.environ.pop("HF_TOKEN", None)
+        os.environ.update({"HF_TOKEN": token} if token else {})
         args = [Path(arg) if name == "upload" and i == 0 else arg for i, arg in enumerate(args)]
         try:
             results.append(str(getattr(hub, name)(*args, **options)))

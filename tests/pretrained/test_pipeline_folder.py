@@ -1,4 +1,4 @@
-"""Whole models in the layout of diffusers: where their parts may lie, what they say of themselves, and back."""
+"""Whole models in the layout of diffusers: where their parts may lie, read and written."""
 
 import dataclasses
 import json
@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from ddpm_jax.corruption import Corruption
 from helpers.pretrained import fixture
+from helpers.refusals import assert_refused
 
 import ddpm_jax
 from ddpm_jax.diffusion.objective import Objective
@@ -19,52 +18,85 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub
-from ddpm_jax.pretrained.pipeline_folder import check_possible, find, load_pretrained, save_pretrained
+from ddpm_jax.pretrained.pipeline_folder import (
+    check_possible,
+    find,
+    load_pretrained,
+    read_recipe,
+    save_pretrained,
+)
 
-SCHEDULER = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}
+SCHEDULER_JSON = "scheduler_config.json"
+INDEX_JSON = "model_index.json"
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
 INDEX = {
     "_class_name": "DDPMPipeline",
     "_diffusers_version": "0.20.0",
     "scheduler": ["diffusers", "DDIMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
+SMALL = UNet(
+    image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
+)
 
 
 @pytest.fixture
 def root(tmp_path):
     """A model whose parts lie in the folder itself, without model_index.json."""
     fixture("ddpm", tmp_path)
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (tmp_path / SCHEDULER_JSON).write_text(json.dumps(SCHEDULER))
     return tmp_path
 
 
-def in_parts(root):
-    """The same with a folder for each part."""
-    for part, names in {"unet": ["config.json", "diffusion_pytorch_model.safetensors"], "scheduler": []}.items():
+@pytest.fixture(scope="module")
+def params():
+    """Parameters of SMALL, all different."""
+    rng = np.random.default_rng(0)
+    shapes = SMALL.shapes()
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def move_to_parts(root):
+    """Give each part a folder of its own."""
+    parts = {
+        "unet": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "scheduler": [SCHEDULER_JSON],
+    }
+    for part, names in parts.items():
         (root / part).mkdir()
-        for name in names or ["scheduler_config.json"]:
-            shutil.move(root / name, root / part / name)
+        for name in names:
+            (root / name).rename(root / part / name)
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-@pytest.mark.parametrize("parts", [False, True])
-def test_either_layout_with_or_without_an_index(root, parts, indexed):
-    if parts:
-        in_parts(root)
-    if indexed:
-        (root / "model_index.json").write_text(json.dumps(INDEX))
-    model, params, schedule, sampler, recipe = load_pretrained(str(root))
-    assert (recipe.sampling.sampler, recipe.sampling.clip_x0, recipe.sampling.steps) == ("ddim", False, 50)
-    np.testing.assert_allclose(schedule.beta, ddpm_jax.scaled_linear(1000, 1e-4, 0.02), rtol=1e-6)
-    assert sampler.order == 1
-    assert model.apply(params, jnp.zeros((2, *model.image_shape)), jnp.array([0, 9])).shape == (2, 8, 8, 1)
+def test_either_layout_is_read_with_or_without_an_index(root):
+    loaded = load_pretrained(str(root))
+    assert loaded.recipe.model == loaded.model
+    assert loaded.recipe.sampling.sampler == "ddim"
+    assert (loaded.recipe.sampling.clip_x0, loaded.recipe.sampling.steps) == (False, 50)
+    beta = ddpm_jax.scaled_linear(1000, 1e-4, 0.02)
+    np.testing.assert_allclose(loaded.schedule.beta, beta, rtol=1e-6)
+    assert loaded.sampler.order == 1
+    (root / INDEX_JSON).write_text(json.dumps(INDEX))
+    again = [load_pretrained(root)]
+    move_to_parts(root)
+    again.append(load_pretrained(root))
+    (root / INDEX_JSON).unlink()
+    again.append(load_pretrained(root))
+    for other in again:
+        assert other.recipe == loaded.recipe
+        jax.tree.map(np.testing.assert_array_equal, other.params, loaded.params)
 
 
 def test_the_index_names_the_scheduler_where_its_json_does_not(root):
     unnamed = {key: value for key, value in SCHEDULER.items() if key != "_class_name"}
-    (root / "scheduler_config.json").write_text(json.dumps(unnamed))
-    (root / "model_index.json").write_text(json.dumps(INDEX))
-    assert load_pretrained(root).recipe.sampling.sampler == "ddim"
+    (root / SCHEDULER_JSON).write_text(json.dumps(unnamed))
+    assert read_recipe(root).sampling.sampler == "ddpm"
+    (root / INDEX_JSON).write_text(json.dumps(INDEX))
+    assert read_recipe(root).sampling.sampler == "ddim"
 
 
 def test_one_scheduler_is_read_as_another(root):
@@ -72,32 +104,30 @@ def test_one_scheduler_is_read_as_another(root):
     assert (recipe.sampling.sampler, recipe.objective.schedule) == ("unipc", "scaled_linear")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda index: index | {"vqvae": ["diffusers", "VQModel"]}, "with vqvae: only nets of pixels"),
-        (lambda index: index | {"vae": [None, None], "unet": [None, None]}, "does not name a unet and a scheduler"),
-        (lambda index: index | {"unet": ["diffusers", 3]}, "does not name a unet and a scheduler"),
-        (lambda index: index | {"scheduler": ["diffusers"]}, "does not name a unet and a scheduler"),
-    ],
-)
-def test_an_index_of_something_else_is_refused(root, change, message):
-    (root / "model_index.json").write_text(json.dumps(change(INDEX)))
-    with pytest.raises(ValueError, match=message):
-        load_pretrained(root)
+def test_an_index_of_another_pipeline_is_refused(root):
+    def attempt(change):
+        (root / INDEX_JSON).write_text(json.dumps(INDEX | change))
+        read_recipe(root)
+
+    unnamed = "does not name a unet and a scheduler"
+    cases = [
+        ({"vqvae": ["diffusers", "VQModel"]}, "with vqvae: only nets of pixels"),
+        ({"vae": [None, None], "unet": [None, None]}, unnamed),
+        ({"unet": ["diffusers", 3]}, unnamed),
+        ({"scheduler": ["diffusers"]}, unnamed),
+    ]
+    assert_refused(attempt, cases)
 
 
-def test_what_is_not_there_is_said(root, tmp_path):
-    (root / "scheduler_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json is missing"):
-        load_pretrained(root)
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor owner/name, a repository of the hub"):
-        load_pretrained(tmp_path / "none")
-    with pytest.raises(ValueError, match="is a file: give the folder it is in"):
-        load_pretrained(root / "config.json")
+def test_a_missing_file_or_folder_is_named(root, tmp_path):
+    (root / SCHEDULER_JSON).unlink()
+    neither = "neither a folder here nor owner/name, a repository of the hub"
+    cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
+    assert_refused(load_pretrained, cases, FileNotFoundError)
+    assert_refused(find, [(root / "config.json", "is a file: give the folder it is in")])
 
 
-def test_a_part_that_lies_elsewhere_is_not_read(root, tmp_path_factory):
+def test_a_part_outside_the_folder_is_not_read(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fixture("ddpm", elsewhere)
     (root / "unet").symlink_to(elsewhere)
@@ -106,10 +136,11 @@ def test_a_part_that_lies_elsewhere_is_not_read(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize("store", ["hub/models--them--net/blobs", "hub/blobs/cc", "elsewhere"])
-def test_the_hubs_cache_keeps_files_as_links(root, store, tmp_path_factory):
-    """Into the blobs of the repository, or those on into the blobs of the whole cache, and nowhere else."""
+def test_links_into_the_blobs_of_the_hubs_cache_are_followed(root, store, tmp_path_factory):
+    """Links lead into the blobs of the repository, or on into those of the cache, nowhere else."""
     cache = tmp_path_factory.mktemp("cache")
-    snapshot, blobs = cache / "hub/models--them--net/snapshots/abc", cache / "hub/models--them--net/blobs"
+    repository = cache / "hub/models--them--net"
+    snapshot, blobs = repository / "snapshots/abc", repository / "blobs"
     for folder in (snapshot, blobs, cache / store):
         folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in root.iterdir() if path.is_file()]:
@@ -125,9 +156,6 @@ def test_the_hubs_cache_keeps_files_as_links(root, store, tmp_path_factory):
         assert load_pretrained(snapshot).recipe.sampling.sampler == "ddim"
 
 
-SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
-
-
 @pytest.mark.parametrize(
     ("objective", "sampling", "scheduler"),
     [
@@ -139,61 +167,79 @@ SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_p
         ),
         (
             Objective(),
-            Sampling(sampler="unipc", options={"order": 3, "compat": True}, steps=50, spacing="linspace"),
+            Sampling(
+                sampler="unipc",
+                options={"order": 3, "compat": True},
+                grid="inner",
+                steps=50,
+                spacing="linspace",
+            ),
             "UniPCMultistep",
         ),
     ],
 )
-def test_what_is_saved_is_what_is_loaded(objective, sampling, scheduler, tmp_path):
-    recipe, params = Recipe(model=SMALL, objective=objective, sampling=sampling), SMALL.init(jax.random.key(0))
-    assert save_pretrained(recipe, params, tmp_path / "a") == f"{scheduler}Scheduler"
-    loaded = load_pretrained(tmp_path / "a")
+def test_a_saved_model_is_loaded_unchanged(objective, sampling, scheduler, tmp_path, params):
+    first, second = tmp_path / "a", tmp_path / "b"
+    recipe = Recipe(model=SMALL, objective=objective, sampling=sampling)
+    assert save_pretrained(recipe, params, first) == f"{scheduler}Scheduler"
+    loaded = load_pretrained(first)
     jax.tree.map(np.testing.assert_array_equal, params, loaded.params)
-    for ours, theirs in zip(*map(jax.tree.leaves, (objective.noise_schedule(), loaded.schedule)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    save_pretrained(loaded.recipe, loaded.params, tmp_path / "b")
-    for path in sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file()):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
-    index, said = (json.loads((tmp_path / "a" / name).read_text()) for name in INDEX_AND_SCHEDULER)
+    jax.tree.map(np.testing.assert_array_equal, objective.noise_schedule, loaded.schedule)
+    save_pretrained(loaded.recipe, loaded.params, second)
+    written = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert len(written) == 4
+    for path in written:
+        assert (first / path).read_bytes() == (second / path).read_bytes(), path
+    index = json.loads((first / INDEX_JSON).read_text())
+    said = json.loads((first / "scheduler" / SCHEDULER_JSON).read_text())
     assert index.keys() == INDEX.keys()
     assert index["scheduler"][1] == said["_class_name"] == f"{scheduler}Scheduler"
 
 
-INDEX_AND_SCHEDULER = ("model_index.json", "scheduler/scheduler_config.json")
+def test_a_sampling_of_diffusers_keeps_its_grid(tmp_path, params):
+    walked = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
+    recipe = Recipe(model=SMALL, sampling=Sampling(**walked, steps=50))
+    assert save_pretrained(recipe, params, tmp_path) == "DDIMScheduler"
+    assert read_recipe(tmp_path).sampling == recipe.sampling
 
 
-def test_for_the_pipeline_the_scheduler_is_one_that_it_calls(tmp_path):
-    sampling = Sampling(sampler="unipc", options={"compat": True}, spacing="linspace")
-    params = SMALL.init(jax.random.key(0))
-    written = save_pretrained(Recipe(model=SMALL, sampling=sampling), params, tmp_path, for_pipeline=True)
+def test_for_the_pipeline_the_scheduler_is_one_that_it_calls(tmp_path, params):
+    compat = {"options": {"compat": True}, "grid": "inner"}
+    recipe = Recipe(model=SMALL, sampling=Sampling(sampler="unipc", spacing="linspace", **compat))
+    written = save_pretrained(recipe, params, tmp_path, for_pipeline=True)
     assert written == "DDPMScheduler"
-    assert load_pretrained(tmp_path).recipe.sampling.spacing == "linspace"
+    assert read_recipe(tmp_path).sampling.spacing == "linspace"
 
 
-def test_what_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_path):
-    params = SMALL.init(jax.random.key(0))
-    for recipe, message in (
-        (Recipe(model=SMALL, objective=Objective(target="edm", schedule="edm")), "diffusers has no edm"),
-        (Recipe(model=BasicUNet(image_size=28, channels=1)), "diffusers has no net such as BasicUNet"),
-        (Recipe(model=SMALL, objective=Corruption()), "no such thing as the corruption toy"),
-        (Recipe(model=dataclasses.replace(SMALL, widths=(8,))), "the parameters are not those of the net"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            save_pretrained(recipe, params, tmp_path / "none")
-        assert not (tmp_path / "none").exists() or message.startswith("the parameters")
-    with pytest.raises(ValueError, match="only a UNet can be written"):
-        check_possible(Recipe(model=BasicUNet(image_size=28, channels=1)))
+def test_a_model_that_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_path, params):
+    basic = Recipe(model=BasicUNet(image_size=28, channels=1))
+    edm = Recipe(model=SMALL, objective=Objective(target="edm", schedule="edm"))
+    wider = Recipe(model=dataclasses.replace(SMALL, widths=(8,)))
+    cases = [
+        (edm, "diffusers has no edm"),
+        (basic, "diffusers has no net such as BasicUNet: only a UNet can be written"),
+        (wider, "the parameters are not those of the net"),
+    ]
+    folder = tmp_path / "none"
+    assert_refused(lambda recipe: save_pretrained(recipe, params, folder), cases)
+    assert not folder.exists()
+    assert_refused(check_possible, cases[:2])
 
 
-def test_other_weights_are_not_left_beside_the_new(tmp_path):
+def test_other_weights_are_not_left_beside_the_new(tmp_path, params):
     """diffusers would open the shards, which it looks for first."""
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds other weights \(diffusion_pytorch_model.safetensors.index.json\)"):
-        save_pretrained(Recipe(model=SMALL), SMALL.init(jax.random.key(0)), tmp_path)
+    other = "diffusion_pytorch_model.safetensors.index.json"
+    (tmp_path / "unet" / other).write_text("{}")
+    with pytest.raises(ValueError, match=rf"holds other weights \({other}\)"):
+        save_pretrained(Recipe(model=SMALL), params, tmp_path)
 
 
-def test_a_name_that_is_neither_tells_of_both(monkeypatch):
-    monkeypatch.setattr(hub, "download", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("there is none")))
-    with pytest.raises(FileNotFoundError, match="no folder runs/digit here, and as a repository of the hub: there is"):
+def test_a_name_that_is_neither_folder_nor_repository_tells_of_both(monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("there is none")
+
+    monkeypatch.setattr(hub, "download", fail)
+    message = "no folder runs/digit here, and as a repository of the hub: there is"
+    with pytest.raises(FileNotFoundError, match=message):
         find("runs/digit")

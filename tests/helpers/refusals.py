@@ -1,0 +1,22 @@
+"""Many calls that must be refused, in one test that names the one that is not."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def assert_refused(
+    call: Callable[[Any], Any],
+    cases: Iterable[tuple[Any, str]],
+    error: type[Exception] = ValueError,
+) -> None:
+    """Assert that each `call(case)` raises `error` with one line that matches its pattern."""
+    for case, pattern in cases:
+        try:
+            call(case)
+        except error as raised:
+            message = str(raised)
+            assert re.search(pattern, message), f"{case}: {message!r} does not match {pattern!r}"
+            assert "\n" not in message, f"{case}: {message!r} has more than one line"
+        else:
+            raise AssertionError(f"{case} was not refused with {pattern!r}")
