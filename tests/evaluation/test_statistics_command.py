@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import statistics
+from ddpm_jax.evaluation import solver_statistics
 from ddpm_jax.samplers.dpm_solver_v3 import load
 
 
@@ -27,4 +28,4 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 def test_more_images_than_there_are_is_refused(config, params):
     with pytest.raises(ValueError, match="more than there are: 1,797"):
-        statistics.parts_of(config, params, statistics.Estimation(images=100_000))
+        solver_statistics.draw_parts(config, params, 100_000, batch_size=64, seed=0)

@@ -196,7 +196,8 @@ def main():
     print("for how many of some numbers of steps our grid has the timesteps of a scheduler")
     for name in GRIDS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
-        print(f"{name:20} " + ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings), flush=True)
+        counts = ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings)
+        print(f"{name:20} {counts}", flush=True)
     print(f"{'scheduler':64} target steps  exact  as it is    /255  plain  bound")
     for case in CASES:
         for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
