@@ -50,7 +50,7 @@ TESTED_IN = {
     "models.conv3x3": "test_conv3x3.py",
     "models.*": "test_models.py",
     "pretrained.scheduler*": "test_pretrained_scheduler.py",
-    "pretrained.unpickle": "test_pretrained_hostile.py",
+    "pretrained.torch_pickle": "test_pretrained_hostile.py",
     "pretrained.files": "test_pretrained_hostile.py",
     "pretrained.*": "test_pretrained.py",
     "data.digits": "test_data.py",

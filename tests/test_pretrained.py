@@ -3,20 +3,21 @@
 import dataclasses
 import json
 import shutil
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from example_pretrained import NETS, Storage, fixture, pickled, save_bin, tensor, write_bin
+from example_pretrained import NETS, Call, Global, Storage, fixture, pickled, save_bin, tensor, write_bin
 from safetensors.numpy import save_file
 
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.names import to_state_dict
 from ddpm_jax.pretrained.nets import load_net, save_net
+from ddpm_jax.pretrained.torch_pickle import read_bin
 from ddpm_jax.pretrained.unet_config import DEFAULTS, config_of, unet_of
-from ddpm_jax.pretrained.unpickle import read_bin
 
 every_net = pytest.mark.parametrize("name", NETS)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -122,6 +123,20 @@ def test_a_bin_is_read_in_every_type_and_layout(kind, dtype, tmp_path):
         assert found[name].shape == wanted.shape
         assert found[name].read().dtype == np.float32
         np.testing.assert_array_equal(found[name].read(), wanted.astype(np.float32))
+
+
+def test_a_bin_with_metadata_parameters_and_a_shared_storage_is_read(tmp_path):
+    numbers = np.arange(12, dtype=np.float32)
+    storage = Storage("0", numbers)
+    second = tensor(storage, (6,), (1,), 6)
+    parameter = Call(Global("torch._utils", "_rebuild_parameter"), second, True, OrderedDict())
+    weights = OrderedDict(first=tensor(storage, (2, 3), (3, 1)), second=parameter)
+    weights._metadata = OrderedDict({"": {"version": 1}})
+    write_bin(tmp_path / "weights.bin", pickled(weights), [storage])
+    found = read_bin(tmp_path / "weights.bin")
+    assert found.keys() == {"first", "second"}
+    np.testing.assert_array_equal(found["first"].read(), numbers[:6].reshape(2, 3))
+    np.testing.assert_array_equal(found["second"].read(), numbers[6:])
 
 
 def test_legacy_names_of_attention_are_read(tmp_path):
