@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ddpm_jax.errors import check
-from ddpm_jax.pretrained.torch_pickle import Stored, read_bin
+from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json
 
 NAME = "diffusion_pytorch_model"
@@ -24,7 +24,7 @@ LARGEST_HEADER = 4 * 2**20
 LONGEST_PATH = 255
 
 
-def read_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
+def read_tensors(folder: Path, variant: str | None = None) -> dict[str, LazyTensor]:
     """The tensors of a net by name, of a variant such as fp16; raises FileNotFoundError or ValueError.
 
     Without one the plain files are taken, or those of the only variant there is.
@@ -55,14 +55,14 @@ def weights_file(names: Collection[str], variant: str | None, what: str) -> str:
     raise FileNotFoundError(f"{what} holds no weights ({wanted}){others}")
 
 
-def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
+def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
     places = read_json(inside(folder, index)).get("weight_map")
     if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
         raise ValueError(f"{index} has no weight_map of tensor names to file names")
     placed = defaultdict(set)
     for name, shard in places.items():
         placed[shard].add(name)
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     for shard, names in sorted(placed.items()):  # each checked before the next is read: `found` stays within the index
         tensors = read(inside(folder, folder / shard))
         lost, others = sorted(names - set(tensors)), sorted(set(tensors) - names)
@@ -76,7 +76,7 @@ def _is_file_name(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_PATH and value.isprintable()
 
 
-def _read_safetensors(path: Path) -> dict[str, Stored]:
+def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     with open(path, "rb") as file:
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path} is not a whole safetensors file: {brief(error)}") from error
     strange = sorted({dtype for dtype, _ in said.values()} - set(DTYPES))
     check(not strange, f"{path} holds tensors of type {', '.join(strange)}; weights are {', '.join(DTYPES)}")
-    return {name: Stored(shape, _reader(path, name)) for name, (_, shape) in said.items()}
+    return {name: LazyTensor(shape, _reader(path, name)) for name, (_, shape) in said.items()}
 
 
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:

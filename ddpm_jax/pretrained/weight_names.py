@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.torch_pickle import Stored
+from ddpm_jax.pretrained.torch_pickle import LazyTensor
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "time_frequencies": "weight", "bias": "bias"}
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -73,7 +73,7 @@ def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
 
-def from_state_dict(net: UNet, tensors: Mapping[str, Stored]) -> Params:
+def from_state_dict(net: UNet, tensors: Mapping[str, LazyTensor]) -> Params:
     """Our parameters, float32, from those of diffusers; raises ValueError unless each is there once, in its shape.
 
     No tensor is read before all names and shapes are found to be right.

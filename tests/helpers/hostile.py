@@ -49,8 +49,8 @@ def loop(folder):
     (folder / "config.json").symlink_to(folder / "config.json")
 
 
-HASH_BOMB = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
-"""A dict whose key is a pair of a pair of a pair ..., each of the same thing twice."""
+HASH_BOMB = b")" + b"q\x00h\x00\x86" * 60
+"""A pair of a pair of a pair ..., each of the same thing twice: its hash takes 2^60 steps."""
 
 
 def directory(claimed, whole64=False):
@@ -172,12 +172,15 @@ PAYLOADS = {
     "a tensor of one number repeated": state(tensor(NUMBERS, (10**10,), (0,))),
     "one storage for many tensors": bin_of(pickled({str(i): tensor(NUMBERS, (8,), (1,)) for i in range(9)})),
     "a tensor of many axes": state(tensor(NUMBERS, (1,) * 40000, (1,) * 40000)),
-    "a key that takes for ever to hash": bin_of(HASH_BOMB),
+    "a key that takes for ever to hash": bin_of(b"\x80\x02}" + HASH_BOMB + b"K\x01s."),
+    "the same key in an argument": bin_of(b"\x80\x02ccollections\nOrderedDict\n" + HASH_BOMB + b"K\x01\x86\x85\x85R."),
+    "a key nested too deep to hash": bin_of(b"\x80\x02})" + b"\x85" * 10**5 + b"K\x01s."),
     "a memo of a large number": bin_of(b"\x80\x02}r\xff\xff\xff\x7f."),
+    "attributes of a class": bin_of(b"\x80\x02ccollections\nOrderedDict\nN}X\x0b\x00\x00\x00__setitem__Ns\x86b."),
     "attributes of a type": bin_of(b"\x80\x02ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00|NNNK@K@K?tb."),
     "two files of one name": twice("archive/data.pkl"),
     "a loop of links": loop,
-    "a compressed pickle": bin_of(b"\0" * 300 * 2**20, compression=zipfile.ZIP_DEFLATED),
+    "a compressed pickle": lambda folder: bin_of(bytes(16 * 2**20), compression=zipfile.ZIP_DEFLATED)(folder),
     "a pickle cut short": bin_of(pickled({"conv_in.weight": tensor(NUMBERS, (8,), (1,))})[:-10]),
     "an archive cut short": cut(BIN, bin_of(pickled({}))),
     "no archive": lambda folder: (folder / BIN).write_bytes(pickle.dumps({})),
@@ -245,5 +248,50 @@ PAYLOADS = {
     "an index that names a class of a long name": changed(INDEX, scheduler=["diffusers", LONG]),
 }
 
-HARMLESS = {"an object with attributes", "a memo of a large number", "a header of 4 MiB"}
-"""Taken for what they are, tensors by name, which are not those of the net."""
+CAUSES = {
+    "os.system": "asks for 'os.system'",
+    "posix.system by protocol 4": "the instruction SHORT_BINUNICODE",
+    "builtins.eval": "asks for 'builtins.eval'",
+    "open a file": "asks for 'builtins.open'",
+    "subprocess.Popen": "asks for 'subprocess.Popen'",
+    "getattr of a module": "asks for 'builtins.getattr'",
+    "a module imported": "asks for 'importlib.import_module'",
+    "a class of another module": "asks for 'torch.nn.modules.linear.Linear'",
+    "an array of NumPy": "asks for 'numpy",
+    "an extension code": "the instruction EXT1",
+    "a key that takes for ever to hash": "by name alone",
+    "the same key in an argument": "takes 1 positional argument",
+    "a memo of a large number": "a memo of 2,147,483,647 entries",
+    "two files of one name": "two files of one name",
+    "one storage for many tensors": "more numbers in its tensors than it holds",
+    "a tensor of many axes": "of over 8 axes",
+    "a compressed pickle": "compressed",
+    "a net too wide to hold": "block_out_channels",
+    "a net of a billion layers": "layers_per_block",
+    "a loop of links": "link",
+    "a tensor of one number repeated": "reaches beyond its storage",
+    "a storage said to be larger": "of another size",
+    "a shard above": "lies outside",
+    "a shard by a link": "lies outside",
+    "JSON of 1 GB": "1,073,741,824 bytes",
+    "whole numbers": "of type I64",
+    "a pickle of 16 MiB of dicts": "a pickle of 16,777,",
+    "a pickle of 3 MiB of dicts": "more than 131,072 instructions",
+    "a directory of 400 MB": "a directory of 419,430,400 bytes",
+    "a directory of 400 MB by zip64": "a directory of 419,430,400 bytes",
+    "a header of 16 MiB": "a header of",
+    "JSON of 2 MiB, deep": "does not hold a JSON object",
+    "a class of a long name": "a _class_name that no model has",
+    "an embedding of a long name": "time_embedding_type 'BBB",
+    "a schedule of a long name": "beta_schedule 'BBB",
+    "a scheduler of 1 GB": "1,073,741,824 bytes",
+    "a billion timesteps": "num_train_timesteps 1000000000 is not within",
+    "a noise that is no float": "beta_start must be a number",
+    "betas of many entries": "trained_betas",
+    "a scheduler outside": "lies outside",
+    "an index that names a class of a long name": "_class_name 'BBB",
+}
+"""What the message of a payload says."""
+
+HARMLESS = {"an object with attributes", "a pickle that leaves many values", "a header of 4 MiB"}
+"""Read without complaint, and then refused because the tensors are not those of the net."""
