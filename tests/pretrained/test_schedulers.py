@@ -1,5 +1,6 @@
 """Schedulers of diffusers as objectives and samplings: each key is used, or refused."""
 
+import jaxtyping
 import pytest
 from helpers.refusals import assert_refused
 
@@ -21,6 +22,12 @@ CAT = {
     "variance_type": "fixed_small",
 }
 """scheduler_config.json of google/ddpm-cat-256."""
+
+
+@pytest.fixture(autouse=True)
+def without_checks_of_types(monkeypatch):
+    """As users run it: values are refused by the library, not by the type checks of tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def named(name, **config):
