@@ -107,7 +107,7 @@ def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
         assert (x0.shape, x0.dtype) == (NOISE.shape, NOISE.dtype), name
 
 
-@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
 def test_what_is_outside_the_mask_is_kept_and_what_is_inside_is_sampled(name):
     """A full mask and one pass are plain sampling; an empty mask gives the images themselves."""
     sampler = samplers.make(name)
@@ -161,7 +161,7 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
 
 
 def test_a_row_that_goes_up_adds_forward_noise_and_forgets_without_asking_the_network():
-    sampler = samplers.make("unipc")
+    sampler = samplers.make("dpmpp_2m")
     grid = resampled(grid_of(10), 2, 3)
     row = grid.row(int(np.argmax(np.asarray(grid.t_next) > np.asarray(grid.t))))
     broken = make_denoiser(SCHEDULE, lambda xt, t: xt * jnp.nan)
