@@ -52,7 +52,7 @@ def test_an_image_starts_at_the_level_of_the_first_row_with_the_noise_of_its_key
 def test_an_image_noised_and_denoised_has_the_moments_of_bayes():
     """x0' given the image p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
     keys = sample_keys(1, jnp.arange(64))
-    grid = last_part(grid_of(1000), 0.4)
+    grid = last_part(grid_of(1000), 0.3)
     p = jnp.full((64, 12, 12, 1), -0.8)
     x0 = sample(keys, GAUSSIAN, samplers.make("ddpm"), grid, noised(keys, grid, p))
     signal, noise = signal_and_noise(grid.t[0])

@@ -107,7 +107,7 @@ def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
         assert (x0.shape, x0.dtype) == (NOISE.shape, NOISE.dtype), name
 
 
-@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
 def test_what_is_outside_the_mask_is_kept_and_what_is_inside_is_sampled(name):
     """A full mask and one pass are plain sampling; an empty mask gives the images themselves."""
     sampler = samplers.make(name)
@@ -143,7 +143,7 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
     """One pixel of a correlated pair is known to be 1, so the other is N(0.9, 0.436^2).
 
     Mean and deviation of 20,000 samples: replacement alone 0.602, 0.522; resampled 5 times 0.833,
-    0.393; resampled 10 times 0.867, 0.375 (errors 0.003).
+    0.393 (errors 0.003).
     """
     keys = sample_keys(0, jnp.arange(1500))
     denoise = make_denoiser(SCHEDULE, Partial(pair_x0), "x0", None)
@@ -151,18 +151,17 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
     images = jnp.asarray(np.tile(np.float32([1, 0])[None, None, :, None], (1500, 1, 1, 1)))
     sampler = inpaint(samplers.make("ddpm"), images, images == 0)
     errors = []
-    for repeats in (1, 10):
+    for repeats in (1, 5):
         grid = resampled(grid_of(50), repeats, 1)
         x0 = np.asarray(sample(keys, denoise, sampler, grid, xT), float)
         assert np.all(x0[:, 0, 0, 0] == 1)
         errors.append(abs(x0[:, 0, 1, 0].mean() - CORRELATION))
     assert errors[0] > 0.25
-    assert errors[1] < 0.034 + 5 * 0.4 / np.sqrt(1500)
+    assert errors[1] < 0.067 + 5 * 0.4 / np.sqrt(1500)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "unipc"])
-def test_a_row_that_goes_up_adds_forward_noise_and_does_not_ask_the_network(name):
-    sampler = samplers.make(name)
+def test_a_row_that_goes_up_adds_forward_noise_and_forgets_without_asking_the_network():
+    sampler = samplers.make("dpmpp_2m")
     grid = resampled(grid_of(10), 2, 3)
     row = grid.row(int(np.argmax(np.asarray(grid.t_next) > np.asarray(grid.t))))
     broken = make_denoiser(SCHEDULE, lambda xt, t: xt * jnp.nan)

@@ -1,6 +1,7 @@
 """Inversion against exact solutions: one point, a Gaussian's flow, the order of the round trip."""
 
-import jax
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
 from ddpm_jax.generation.editing import Edit, check_inverts, invert, slerp, upwards
 from ddpm_jax.samplers import sample
-from ddpm_jax.samplers.dpm_solver_v3 import X0, with_statistics
 
 DDIM = samplers.make("ddim")
 
@@ -109,7 +109,7 @@ def test_inversion_refuses_a_sampler_that_draws_noise():
         invert(KEYS, CURVED, samplers.make("ddpm"), grid, IMAGES)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "unipc"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_an_inverted_walk_leaves_out_pure_noise(name):
     schedule = from_betas(zero_terminal_snr(linear()))
     sampler = samplers.make(name)
@@ -119,7 +119,7 @@ def test_an_inverted_walk_leaves_out_pure_noise(name):
     walked = edit.grid(grid, sampler)
     assert walked.t.tolist() == grid.t.tolist()[1:]
     start = edit.start(KEYS, denoise, sampler, walked, NOISE)
-    assert np.all(np.isfinite(sample(KEYS, denoise, sampler, walked, start)))
+    assert np.all(np.isfinite(start))
     with pytest.raises(ValueError, match="no picture leads to pure noise"):
         invert(KEYS, denoise, sampler, grid, IMAGES)
 
@@ -135,9 +135,14 @@ def test_a_walk_of_one_level_cannot_be_inverted():
         edit.grid(grid_of(10), DDIM)
 
 
-def test_a_sampler_with_statistics_of_each_pixel_can_invert():
-    tables = jax.tree.map(lambda x: np.broadcast_to(x, (2, *SHAPE)) if x.ndim == 4 else x, X0)
-    sampler = with_statistics(tables, 1, False)
+def test_a_sampler_made_for_images_of_one_shape_can_invert():
+    """Such as dpm_solver_v3 with statistics of each pixel, which refuses other shapes."""
+
+    def init(xT):
+        assert xT.shape[1:] == SHAPE
+        return ()
+
+    sampler = dataclasses.replace(DDIM, init=Partial(init))
     grid = grid_of(4)
     walked = Edit(images=IMAGES, inverted=True).grid(grid, sampler)
     assert walked.t.tolist() == grid.t.tolist()

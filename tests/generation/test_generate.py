@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from helpers.generation import (
     BLUR,
-    EDITS,
+    CONVOLUTIONS,
     IMAGES,
+    MASK,
     MASKS,
+    NOISES,
     SHARES,
-    UNET,
     blur_params,
     random_params,
     recipe_of,
@@ -48,6 +49,12 @@ def test_images_are_uint8_from_noise_to_sample(eleven):
     for states in eleven:
         assert len(np.unique(states.reshape(11, -1), axis=0)) == 11
     assert len(np.unique(eleven[1])) > 20
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(eleven):
+    for num, batch_size in ((5, 1), (5, 2), (2, 64)):
+        found = draw(num=num, batch_size=batch_size, path=True)
+        np.testing.assert_array_equal(found, eleven[:, :num], str((num, batch_size)))
 
 
 def test_an_image_depends_on_the_seed(eleven):
@@ -102,55 +109,54 @@ def test_a_given_sampling_wins_over_that_of_the_recipe(eleven):
     np.testing.assert_array_equal(found[0], eleven[0, :3])
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_an_edited_image_is_of_its_own_row_whatever_the_batch(eleven, name):
-    """16 and 8 images at a time, on eight devices."""
-    sampling = Sampling(steps=7, sampler="ddim" if name == "inversion" else "ddpm")
-    stages = walk_length(RECIPE.objective, sampling, EDITS[name])
-    options = {"sampling": sampling, "edit": EDITS[name], "stages": stages, "path": True}
-    whole, parts = draw(batch_size=11, **options), draw(**options)
-    assert levels_apart(whole, parts) <= 1
-    distinct = len({image.tobytes() for image in parts[-1]})
-    assert distinct == 3 if name == "inversion" else distinct > 7
-    if name == "mask":
-        kept = np.broadcast_to(~np.asarray(MASKS), (11, 4, 4, 1))
-        images = to_uint8(np.asarray(IMAGES)[np.arange(11) % 3])
-        np.testing.assert_array_equal(whole[-1][kept], images[kept])
-    if name == "noises":
-        assert levels_apart(whole[[0, -1], 0], eleven[:, 0]) <= 1
-
-
-def test_between_two_ends_all_images_have_one_noise():
-    edit = Edit(images=IMAGES[:1], others=IMAGES[:1], shares=SHARES, strength=0.6)
-    found = draw(edit=edit, stages=4, path=True)
-    assert levels_apart(found, found[:, :1]) <= 1
-
-
-def test_an_edited_walk_has_its_own_number_of_steps():
-    steps = walk_length(RECIPE.objective, RECIPE.sampling, EDITS["mask"])
+def test_an_edited_image_is_of_its_own_row_in_every_batch(eleven):
+    """Batches of 8 and 3 images; the walks have steps of their own."""
+    steps = walk_length(RECIPE.objective, RECIPE.sampling, MASK)
     assert steps == 7 + 6 + 2  # two stretches of 3 rows walked again, and two rows up
     seen = []
-    draw(num=3, edit=EDITS["mask"], stages=steps, on_stage=seen.append)
-    assert seen == [3] * steps
+    _, x0 = draw(edit=MASK, path=True, on_stage=seen.append)[[0, -1]]
+    images = to_uint8(np.asarray(IMAGES)[np.arange(11) % 3])
+    kept = np.broadcast_to(~np.asarray(MASKS), (11, 4, 4, 1))
+    np.testing.assert_array_equal(x0[kept], images[kept])
+    assert len({image.tobytes() for image in x0}) == 11
+    assert seen == [8, 3]
+
+
+def test_an_inverted_image_is_of_its_own_row_in_every_batch():
+    """Decoded by the walk that it was encoded by, so images of one row are equal."""
+    edit = Edit(images=IMAGES, inverted=True)
+    found = draw(edit=edit, sampling=Sampling(steps=7, sampler="ddim"), path=True)
+    for i in range(3, 11):
+        assert levels_apart(found[:, i], found[:, i % 3]) <= 1, i
+    assert len({image.tobytes() for image in found[-1, :3]}) == 3
+
+
+def test_between_two_ends_all_images_have_the_noise_of_the_first(eleven):
+    for edit in (NOISES, Edit(images=IMAGES[:1], others=IMAGES[:1], shares=SHARES)):
+        found = draw(edit=edit, path=True)
+        if edit is NOISES:
+            assert levels_apart(found[:, 0], eleven[:, 0]) <= 1
+            assert len({image.tobytes() for image in found[0]}) == 11
+        else:
+            assert levels_apart(found, found[:, :1]) <= 1
 
 
 @pytest.mark.usefixtures("optimized")
 def test_an_image_does_not_depend_on_the_batch_or_the_devices():
-    """A U-Net compiled as users do: 16 and 8 images on eight devices, and one on one device.
+    """Compiled as users do: 16 images on eight devices, two on each, and one on one device.
 
     This test stays the last of the file, as `optimized` lasts until its end.
     """
-    recipe = recipe_of(UNET)
-    params = random_params(UNET)
+    recipe = recipe_of(CONVOLUTIONS)
+    params = random_params(CONVOLUTIONS)
     options = {"seed": 3, "stages": 7, "path": True}
     whole = generate(recipe, params, num=11, batch_size=11, **options)
-    for num, batch_size in ((11, 1), (5, 2), (2, 64)):
-        found = generate(recipe, params, num=num, batch_size=batch_size, **options)
-        np.testing.assert_array_equal(found[0], whole[0, :num])
-        assert levels_apart(found, whole[:, :num]) <= 1, (num, batch_size)
-    network = bind(Partial(UNET.apply, params), None)
+    network = bind(Partial(CONVOLUTIONS.apply, params), None)
     key = sample_keys(3, jnp.array([9]))
-    states = walk(key, recipe.objective, network, UNET.image_shape, recipe.sampling, 7)
+    shape = CONVOLUTIONS.image_shape
+    states = walk(key, recipe.objective, network, shape, recipe.sampling, 7)
     alone = np.stack([to_uint8(np.asarray(state)) for state in states])
+    np.testing.assert_array_equal(alone[0], whole[0, 9:10])
     assert levels_apart(alone, whole[:, 9:10]) <= 1
     assert len(np.unique(whole[-1].reshape(11, -1), axis=0)) == 11
+    assert len(np.unique(whole[-1])) > 20

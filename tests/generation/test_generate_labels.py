@@ -2,7 +2,15 @@
 
 import jax.numpy as jnp
 import numpy as np
-from helpers.generation import BLUR, CLASSES, EDITS, HIDING, blur_params, recipe_of
+from helpers.generation import (
+    BLUR,
+    CLASSES,
+    HIDING,
+    MASK,
+    NOISES,
+    blur_params,
+    recipe_of,
+)
 from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
@@ -48,13 +56,13 @@ def test_labels_are_those_given_or_all_classes_or_for_an_edit_none():
         (CLASSES, [], None, [0, 1, 2]),
         (CLASSES, [2, 1], None, [2, 1]),
         (HIDING, [-1, 1], None, [-1, 1]),
-        (HIDING, None, "mask", [-1]),
-        (HIDING, [2], "noises", [2]),
-        (CLASSES, [2, 1], "mask", [2, 1]),
+        (HIDING, None, MASK, [-1]),
+        (HIDING, [2], NOISES, [2]),
+        (CLASSES, [2, 1], MASK, [2, 1]),
     ):
-        found = choose_labels(model, labels, EDITS.get(edit))
+        found = choose_labels(model, labels, edit)
         assert list(found) == expected, (model, labels, edit)
-        assert choose_labels(model, found, EDITS.get(edit)) == found
+        assert choose_labels(model, found, edit) == found
 
 
 def test_labels_that_the_net_cannot_take_are_refused():
@@ -63,8 +71,8 @@ def test_labels_that_the_net_cannot_take_are_refused():
         ((CLASSES, [0, 3], None), r"label 3 is outside the classes 0\.\.2"),
         ((CLASSES, [-1], None), r"label -1 is outside the classes 0\.\.2"),
         ((HIDING, [-2], None), r"label -2 is outside the classes 0\.\.2"),
-        ((CLASSES, None, EDITS["mask"]), "needs to know the class of what it edits: give a label"),
-        ((HIDING, [0, 1], EDITS["noises"]), "between two ends there is one class: give one label"),
+        ((CLASSES, None, MASK), "needs to know the class of what it edits: give a label"),
+        ((HIDING, [0, 1], NOISES), "between two ends there is one class: give one label"),
     ]
     assert_refused(lambda case: choose_labels(*case), cases)
 

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
@@ -77,9 +76,9 @@ def test_the_network_is_asked_at_whole_timesteps_on_the_grids_that_start_inside(
     assert [kind for kind in GRID_KINDS if asks_whole_timesteps(kind)] == ["inner", "inner_to_0"]
 
 
-@pytest.mark.parametrize("steps", [10, 50])
-def test_a_last_step_of_no_length_changes_nothing(steps):
-    grid = scheduler_grid("inner_to_0", SCHEDULE, steps, "karras")
+def test_a_last_step_of_no_length_changes_nothing():
+    """Of 16 steps, so that the order of the last step does not fall to 1, as in short walks."""
+    grid = scheduler_grid("inner_to_0", SCHEDULE, 16, "karras")
     assert float(grid.h[-1]) == 0
     keys = sample_keys(0, jnp.arange(4))
     xT = initial_noise(keys, (2, 2, 1))

@@ -1,6 +1,7 @@
 """Walks of an objective and a sampling: that they are those of the parts that both name."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from jax.tree_util import Partial
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import CLEAN, make_grid, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.diffusion.schedule import q_sample
 from ddpm_jax.generation.editing import Edit, last_part, noised
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import (
@@ -23,6 +23,7 @@ from ddpm_jax.generation.walk import (
     walk,
     walk_length,
 )
+from ddpm_jax.samplers import initial_noise
 
 SHAPE = (4, 4, 1)
 SMALL = Objective(timesteps=20, beta_start=0.01, beta_end=0.6)
@@ -30,6 +31,7 @@ X0 = Objective(target="x0")
 KEYS = samplers.sample_keys(0, jnp.arange(3))
 IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, *SHAPE)), jnp.float32)
 denoise = jax.jit(lambda denoiser, xt, t: denoiser(xt, t))
+ladder = jax.jit(lambda keys, images: (*noise_ladder(keys, X0, images), initial_noise(keys, SHAPE)))
 
 
 def network(xt, t):
@@ -52,7 +54,7 @@ def test_a_walk_is_that_of_its_sampler_and_grid():
         sampling = Sampling(steps=4, spacing=spacing, options=options)
         states = list(walk(KEYS, SMALL, network, SHAPE, sampling, 2))
         assert len(states) == 3
-        np.testing.assert_array_equal(states[0], samplers.initial_noise(KEYS, SHAPE))
+        np.testing.assert_array_equal(states[0], initial_noise(KEYS, SHAPE))
         grid = make_grid(SMALL.noise_schedule, spaced(20, 4, spacing))
         denoiser = sampling_denoiser(SMALL, Partial(network), sampling)
         expected = samplers.sample(KEYS, denoiser, sampler, grid, states[0], trajectory=True)
@@ -100,16 +102,20 @@ def test_the_network_is_asked_at_whole_timesteps_where_the_grid_says_so():
 def test_a_noise_ladder_shows_every_level_and_predict_x0_undoes_it():
     images = jnp.asarray(np.resize(IMAGES, (5, *SHAPE)))
     keys = samplers.sample_keys(0, jnp.arange(5))
-    xt, t = noise_ladder(keys, X0, images)
-    t = np.asarray(t)
+    xt, t, noise = ladder(keys, images)
     assert (t[0], t[-1]) == (0, 999)
-    assert np.ptp(np.diff(t)) <= 1
-    noise = samplers.initial_noise(keys, SHAPE)
-    np.testing.assert_array_equal(xt, q_sample(X0.noise_schedule, images, jnp.asarray(t), noise))
-    for target, output in (("x0", images), ("eps", noise)):
-        said = Partial(lambda output, xt, t: output, output)
-        x0 = predict_x0(Objective(target=target), said, xt, jnp.asarray(t))
+    assert np.ptp(np.diff(np.asarray(t))) <= 1
+    alpha_bar = np.cumprod(1 - X0.betas())[np.asarray(t), None, None, None]
+    expected = np.sqrt(alpha_bar) * images + np.sqrt(1 - alpha_bar) * noise
+    np.testing.assert_allclose(xt, expected, atol=1e-6)
+    for objective, output in ((X0, images), (Objective(), noise)):
+        said = Partial(_say, output)
+        x0 = jax.jit(partial(predict_x0, objective))(said, xt, t)
         np.testing.assert_allclose(x0, images, atol=1e-3)
+
+
+def _say(output, xt, t):
+    return output
 
 
 def test_a_grid_has_as_many_rows_as_the_walk_has_steps():
@@ -176,7 +182,7 @@ def test_a_walk_ends_where_the_sampling_says():
 
 def test_grids_in_sigma_start_from_the_noise_alone_as_diffusers_does():
     """They start at sigma eps, which is sqrt(1 - alpha_bar) eps in our scale."""
-    noise = np.asarray(samplers.initial_noise(KEYS, SHAPE))
+    noise = np.asarray(initial_noise(KEYS, SHAPE))
     for grid, spacing, scaled in (
         ("float", "leading", False),
         ("float", "trailing", True),

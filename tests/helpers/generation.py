@@ -1,4 +1,4 @@
-"""Recipes of a small U-Net and of a net that compiles at once, and an edit of each kind."""
+"""Recipes of two nets that compile at once, and edits."""
 
 import dataclasses
 
@@ -12,17 +12,7 @@ from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Model
-from ddpm_jax.models.unet import UNet
-
-UNET = UNet(
-    image_size=4,
-    channels=1,
-    widths=(8,),
-    attention=(False,),
-    layers_per_level=1,
-    groups=4,
-    middle="none",
-)
+from ddpm_jax.models.layers import GroupNorm, conv
 
 
 class BlurModule(nn.Module):
@@ -51,6 +41,27 @@ class Blur(Model):
         return BlurModule(self.label_count)
 
 
+class ConvolutionsModule(nn.Module):
+    """Two convolutions and a group norm, layers whose rounding may depend on the batch."""
+
+    @nn.compact
+    def __call__(self, xt, t, labels, keys):
+        hidden = GroupNorm(4, 1e-5, name="norm")(conv(xt, 8, 3, "first", init="torch"))
+        return conv(jnp.tanh(hidden), 1, 3, "last", init="torch")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convolutions(Model):
+    """A net of the layers of the library."""
+
+    image_size: int = 4
+    channels: int = 1
+
+    def module(self) -> nn.Module:
+        return ConvolutionsModule()
+
+
+CONVOLUTIONS = Convolutions()
 BLUR = Blur()
 CLASSES = Blur(num_classes=3)
 HIDING = Blur(num_classes=3, label_dropout=0.1)
@@ -69,25 +80,21 @@ def blur_params(model=BLUR, weight=0.6):
     """Parameters with which each class has images of its own."""
     params = {"weight": jnp.float32(weight)}
     if model.label_count:
-        shift = 0.3 * np.arange(1, model.label_count + 1) * (-1) ** np.arange(model.label_count)
-        params["shift"] = jnp.asarray(shift, jnp.float32)
+        params["shift"] = jnp.asarray([0.3, -0.2, 0.1, 0.05][: model.label_count], jnp.float32)
     return params
 
 
 def random_params(model):
     """Parameters none of which is zero."""
     rng = np.random.default_rng(0)
-    fresh = model.init(jax.random.key(0))
-    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
+        model.shapes(),
+    )
 
 
 IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 4, 4, 1)), jnp.float32)
 MASKS = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (1, 4, 4, 1)))
 SHARES = jnp.asarray(np.linspace(0, 1, 11), jnp.float32)
-EDITS = {
-    "strength": Edit(images=IMAGES, strength=0.6),
-    "mask": Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3),
-    "images": Edit(images=IMAGES[:1], others=IMAGES[1:2], shares=SHARES, strength=0.6),
-    "noises": Edit(shares=SHARES),
-    "inversion": Edit(images=IMAGES, inverted=True),
-}
+MASK = Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3)
+NOISES = Edit(shares=SHARES)

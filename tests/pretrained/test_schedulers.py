@@ -1,5 +1,6 @@
 """Schedulers of diffusers as objectives and samplings: each key is used, or refused."""
 
+import jaxtyping
 import pytest
 from helpers.refusals import assert_refused
 
@@ -21,6 +22,12 @@ CAT = {
     "variance_type": "fixed_small",
 }
 """scheduler_config.json of google/ddpm-cat-256."""
+
+
+@pytest.fixture(autouse=True)
+def without_checks_of_types(monkeypatch):
+    """As users run it: values are refused by the library, not by the type checks of tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def named(name, **config):
@@ -162,13 +169,13 @@ def test_a_value_that_only_its_own_scheduler_knows_is_left_out():
 
 def test_a_sampling_is_written_as_its_scheduler():
     for name, kind in SCHEDULERS.items():
-        for choice in kind.choices:
-            for spacing in ("leading", "linspace"):
-                spaced = "timestep_spacing" in kind.defaults
-                said = {"timestep_spacing": spacing} if spaced else {}
-                found = scheduler_of({"_class_name": name, **choice, **said})
-                again = scheduler_of(scheduler_config(found.objective, found.sampling))
-                assert again[1:] == found[1:], (name, choice, said)
+        said = [{"timestep_spacing": "leading", **choice} for choice in kind.choices]
+        if "timestep_spacing" not in kind.defaults:
+            said = list(kind.choices)
+        for config in (*said, {"timestep_spacing": "linspace"}):
+            found = scheduler_of({"_class_name": name, **config})
+            again = scheduler_of(scheduler_config(found.objective, found.sampling))
+            assert again[1:] == found[1:], (name, config)
 
 
 def test_what_a_net_was_trained_for_is_kept_by_every_sampler():
@@ -263,9 +270,9 @@ NO_EFFECT = {"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_valu
 
 def test_no_key_is_ignored():
     """Each key at another value than its default changes what is read, or is refused."""
-    changed = 0
     for name, kind in SCHEDULERS.items():
         plain = scheduler_of({"_class_name": name})
+        changed = set()
         for key, default in kind.defaults.items():
             other = OTHERS[type(default)](default)
             try:
@@ -278,8 +285,8 @@ def test_no_key_is_ignored():
             singlestep = name == "DPMSolverSinglestepScheduler"
             no_effect |= key == "lower_order_final" and singlestep
             assert found != plain or no_effect, (name, key)
-            changed += found != plain
-    assert changed > 50
+            changed |= {key} if found != plain else set()
+        assert {"num_train_timesteps", "beta_end"} <= changed, name
 
 
 def test_an_unknown_key_is_refused_by_every_scheduler():
