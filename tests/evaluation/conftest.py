@@ -10,6 +10,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs.checkpoints import Checkpoints
 
+TIMESTEPS = 8
 MODEL = UNet(
     image_size=4,
     channels=1,
@@ -23,8 +24,8 @@ MODEL = UNet(
 
 @pytest.fixture(scope="session")
 def config():
-    """Labels, and 40 timesteps: a bound is measured in 20 parts of two."""
-    objective = Objective(schedule="squaredcos", timesteps=40)
+    """A network with labels, and 8 timesteps."""
+    objective = Objective(schedule="squaredcos", timesteps=TIMESTEPS)
     return Config(model=MODEL, data=Digits(), training=Training(steps=5), objective=objective)
 
 

@@ -5,15 +5,16 @@ import pytest
 
 from ddpm_jax import statistics
 from ddpm_jax.evaluation import solver_statistics
+from ddpm_jax.evaluation.solver_statistics import levels
 from ddpm_jax.samplers.dpm_solver_v3 import load
 
 
-def test_a_runs_statistics_are_left_beside_it(run, capsys):
-    length = ["--images", "12", "--batch-size", "8", "--levels", "4"]
+def test_a_runs_statistics_are_left_beside_it(run, config, capsys):
+    length = ["--images", "12", "--batch-size", "8", "--levels", "8"]
     statistics.main(["--ckpt", str(run), *length, "--no-compilation-cache"])
     assert capsys.readouterr().out.strip() == str(run / "statistics.npz")
     found = load(run / "statistics.npz")
-    assert found.l.shape == (4, 4, 4, 1)
+    assert found.l.shape == (len(levels(config.objective.noise_schedule, 8)), 4, 4, 1)
     assert all(np.all(np.isfinite(table)) for table in found)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.pretrained import NETS, Storage, fixture, pickled, save_bin, tensor, write_bin
+from helpers.pretrained import NETS, Call, Global, Storage, fixture, pickled, save_bin, tensor, write_bin
 from helpers.refusals import assert_refused
 from safetensors.numpy import save_file
 
@@ -159,6 +159,20 @@ def test_a_bin_is_read_in_every_type_and_layout(tmp_path):
             read = found[name].read()
             assert read.dtype == np.float32, case
             np.testing.assert_array_equal(read, expected.astype(np.float32), case)
+
+
+def test_a_bin_with_metadata_parameters_and_a_shared_storage_is_read(tmp_path):
+    numbers = np.arange(12, dtype=np.float32)
+    storage = Storage("0", numbers)
+    second = tensor(storage, (6,), (1,), 6)
+    parameter = Call(Global("torch._utils", "_rebuild_parameter"), second, True, OrderedDict())
+    weights = OrderedDict(first=tensor(storage, (2, 3), (3, 1)), second=parameter)
+    weights._metadata = OrderedDict({"": {"version": 1}})
+    write_bin(tmp_path / "weights.bin", pickled(weights), [storage])
+    found = read_bin(tmp_path / "weights.bin")
+    assert found.keys() == {"first", "second"}
+    np.testing.assert_array_equal(found["first"].read(), numbers[:6].reshape(2, 3))
+    np.testing.assert_array_equal(found["second"].read(), numbers[6:])
 
 
 def test_legacy_names_of_attention_are_read(read, tmp_path):
