@@ -20,7 +20,7 @@ from ddpm_jax.files import atomic_file, free_name
 from ddpm_jax.runs.log_levels import log_level
 
 if TYPE_CHECKING:
-    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.record_writer import RecordWriter
 
 FLUSH_SECONDS = 30
 
@@ -102,14 +102,14 @@ class RunLog(AbstractContextManager["RunLog"]):
 
 
 class Board:
-    """TensorBoard's events, by the writer of tensorboardX that has no thread of its own.
+    """TensorBoard's events, as records of tensorboardX, whose own writer of events has a thread.
 
     After a failed write the file is cut to what was flushed, and the next write opens a new file.
     """
 
     def __init__(self, folder: Path, start_step: int):
         self._folder, self._flushed, self._size = folder, 0.0, 0
-        self._writer: EventsWriter | None = None
+        self._writer: RecordWriter | None = None
         self._purge_step: int | None = start_step + 1 if start_step > 0 else 0
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -128,38 +128,51 @@ class Board:
         self._write({"step": step, "summary": image(name, pixels, dataformats="HWC")})
 
     def close(self) -> None:
-        """End the file, if there is one."""
+        """End the file, if there is one; an OSError loses what was added since the last flush."""
         if self._writer is not None:
-            self._writer.close()
+            with self._cut_on_failure():
+                self._writer.flush()
+                self._writer.close()
             self._writer = None
 
     def _write(self, *events: dict) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         writer = self._writer or self._open()
-        try:
+        with self._cut_on_failure():
             for event in events:
-                writer.write_event(Event(wall_time=time.time(), **event))
+                writer.write(Event(wall_time=time.time(), **event).SerializeToString())
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 writer.flush()
                 self._size, self._flushed = self._path.stat().st_size, time.monotonic()
+
+    @contextmanager
+    def _cut_on_failure(self) -> Iterator[None]:
+        try:
+            yield
         except OSError:
-            with suppress(OSError):  # what was not flushed
-                self.close()
+            # Closing ends the file even where it cannot write what it still holds, which would
+            # otherwise follow later, behind the cut.
+            if self._writer is not None:
+                with suppress(OSError):
+                    self._writer.close()
             self._writer = None
             os.truncate(self._path, self._size)
             if not self._size:
                 self._path.unlink()
             raise
 
-    def _open(self) -> "EventsWriter":
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+    def _open(self) -> "RecordWriter":
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        suffix = f".{time.time_ns()}"  # TensorBoard reads files in the order of their names
-        self._writer = EventsWriter(str(self._folder / "events"), suffix)
-        self._path, self._size, self._flushed = next(self._folder.glob(f"*{suffix}")), 0, 0.0
+        # TensorBoard reads files in the order of their names.
+        self._path = self._folder / f"events.out.tfevents.{time.time_ns()}"
+        self._size, self._flushed = 0, 0.0
+        self._writer = RecordWriter(str(self._path))
+        first = Event(wall_time=time.time(), file_version="brain.Event:2")
+        self._writer.write(first.SerializeToString())
         if self._purge_step is not None:  # TensorBoard drops what is at this step or later
             self._write({"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)})
             self._purge_step = None

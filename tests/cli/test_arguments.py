@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
 
@@ -10,7 +11,16 @@ from ddpm_jax.data.folder import Folder
 from ddpm_jax.models.basic_unet import BasicUNet
 
 
-def test_data_and_model_are_chosen_by_name():
+@pytest.fixture
+def unchecked():
+    """Check no types: tyro's mark of a missing setting is none of a setting's type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_data_and_model_are_chosen_by_name(capsys):
     chosen = ["--data", "folder", "--model", "basic_unet", "--data.path", "pictures"]
     config = train.parse("digits", chosen, CONFIGS).config
     assert config.model == BasicUNet(image_size=8, channels=1)
@@ -21,9 +31,6 @@ def test_data_and_model_are_chosen_by_name():
     ):
         with pytest.raises(ValueError, match=words):
             arguments.choose(config, field, name)
-
-
-def test_a_setting_of_the_chosen_data_that_has_no_default_must_be_given(capsys):
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
 
 

@@ -7,17 +7,14 @@ import jax
 import numpy as np
 import pytest
 from helpers.bench import losses
-from helpers.commands import CONFIGS, TINY, arrays, one_line, run, train_main
-from helpers.saved_runs import save_run
+from helpers.commands import SMALL, arrays, one_line, run, small_main, train_main
+from helpers.saved_runs import RECIPE, save_run
 from PIL import Image
 
-from ddpm_jax.cli import train
 from ddpm_jax.runs import checkpoints, export, loop
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.directory import load_config
 from ddpm_jax.runs.metrics import read_metrics
-
-AVERAGES = "--ema.power 0.05 0.1 --ema.others 0.1 --ema.snapshots-every 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +22,7 @@ def straight(tmp_path_factory) -> Path:
     """A run of 8 steps without a stop, with three more averages than one."""
     workdir = tmp_path_factory.mktemp("straight")
     shown = ["--preview", "--log.samples-every", 4]
-    run(train_main, *TINY, *AVERAGES, "--training.steps", 8, "--workdir", workdir, *shown)
+    run(small_main, *SMALL, "--training.steps", 8, "--workdir", workdir, *shown)
     return workdir
 
 
@@ -45,9 +42,9 @@ def test_a_run_leaves_checkpoints_metrics_pictures_and_its_recipe(straight):
 
 def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
     """In all arrays of the last checkpoint, all snapshots of averages, and all losses."""
-    command = [*TINY, *AVERAGES, "--log.samples", 0, "--workdir", tmp_path]
+    command = [*SMALL, "--log.samples", 0, "--workdir", tmp_path]
     for steps in (5, 8):
-        run(train_main, *command, "--training.steps", steps)
+        run(small_main, *command, "--training.steps", steps)
     assert saved_steps.steps(tmp_path) == [5, 8]
     for whole, resumed in zip(arrays(straight, 8), arrays(tmp_path, 8), strict=True):
         np.testing.assert_array_equal(whole, resumed)
@@ -64,14 +61,14 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
     capsys.readouterr()
-    run(train_main, *command, "--training.steps", 8)
+    run(small_main, *command, "--training.steps", 8)
     assert "raise --training.steps" in capsys.readouterr().out
 
 
 def test_another_recipes_run_is_neither_resumed_nor_lost(straight, capsys):
     before = {path: path.stat().st_mtime for path in straight.rglob("*")}
-    other = [*TINY, *AVERAGES, "--workdir", straight, "--optimizer.learning-rate", 1e-4]
-    message = one_line(capsys, train_main, *other)
+    other = [*SMALL, "--workdir", straight, "--optimizer.learning-rate", 1e-4]
+    message = one_line(capsys, small_main, *other)
     assert "optimizer.learning_rate" in message
     assert "--overwrite" in message
     assert {path: path.stat().st_mtime for path in straight.rglob("*")} == before
@@ -98,10 +95,9 @@ def trainings(monkeypatch) -> list[dict]:
 
 
 def test_the_same_command_resumes_and_overwrite_starts_afresh(trainings, tmp_path):
-    config = train.parse("digits", TINY[2:], CONFIGS).config
-    save_run(tmp_path, config)
+    save_run(tmp_path, RECIPE)
     for more, start in (([], 8), (["--overwrite"], 0)):
-        run(train_main, *TINY, "--workdir", tmp_path, *more)
+        run(small_main, *SMALL, "--workdir", tmp_path, *more)
         asked = trainings[-1]
         assert (asked["folder"], asked["start"]) == (tmp_path, start)
         assert asked["overwrite"] == bool(more)
@@ -116,14 +112,14 @@ def test_push_uploads_at_each_save(trainings, tmp_path, monkeypatch):
         return print
 
     monkeypatch.setattr(export, "uploader", uploader)
-    run(train_main, *TINY, "--workdir", tmp_path, "--push", "us/net", "--private")
+    run(small_main, *SMALL, "--workdir", tmp_path, "--push", "us/net", "--private")
     assert made == [("us/net", True, trainings[0]["config"], tmp_path)]
     assert trainings[0]["on_save"] is print
 
 
 def test_a_training_that_could_never_be_uploaded_does_not_begin(trainings, tmp_path, capsys):
-    settings = ["--objective.target", "edm", "--push", "a/b", "--workdir", tmp_path / "run"]
-    assert "diffusers has no edm" in one_line(capsys, train_main, *TINY, *settings)
+    settings = ["--push", "a/b", "--workdir", tmp_path / "run"]
+    assert "diffusers has no net such as ConvUNet" in one_line(capsys, small_main, *SMALL, *settings)
     assert not trainings
     assert not (tmp_path / "run").exists()
 
@@ -131,5 +127,5 @@ def test_a_training_that_could_never_be_uploaded_does_not_begin(trainings, tmp_p
 def test_a_run_that_a_signal_stopped_ends_with_its_status(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_, **__: 143)
     with pytest.raises(SystemExit) as end:
-        run(train_main, *TINY, "--workdir", tmp_path)
+        run(small_main, *SMALL, "--workdir", tmp_path)
     assert end.value.code == 143

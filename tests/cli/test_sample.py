@@ -6,26 +6,34 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers.commands import CONFIGS, TINY, draw, fails, one_line, run, unboxed
-from helpers.saved_runs import random_params, save_run
+from helpers.commands import draw, fails, one_line, run, unboxed
+from helpers.saved_runs import RECIPE, random_params, save_run, small_recipe
 from PIL import Image
 
-from ddpm_jax.cli import sample, train
-
-CLASSES = "--model.num-classes 10 --model.label-dropout 0.5 --sampling.guidance-scale 3".split()
+from ddpm_jax.cli import sample
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.models.unet import UNet
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """A run with checkpoints of steps 4 and 8, whose recipe samples in ten steps."""
-    config = train.parse("digits", TINY[2:], CONFIGS).config
-    return save_run(tmp_path_factory.mktemp("saved"), config)
+    return save_run(tmp_path_factory.mktemp("saved"), RECIPE)
 
 
 @pytest.fixture(scope="module")
 def with_classes(tmp_path_factory) -> Path:
     """A run of a network with ten classes, guided by default."""
-    config = train.parse("digits", [*TINY[2:], *CLASSES], CONFIGS).config
+    net = UNet(
+        image_size=8,
+        channels=1,
+        widths=(4,),
+        attention=(False,),
+        groups=2,
+        num_classes=10,
+        label_dropout=0.5,
+    )
+    config = small_recipe(model=net, sampling=Sampling(guidance_scale=3.0))
     return save_run(tmp_path_factory.mktemp("with_classes"), config, steps=(1,))
 
 

@@ -24,7 +24,10 @@ def start(*args: object) -> str:
 
 def test_train_reads_its_recipe_before_the_first_use_of_a_device():
     """JAX refuses to set the number of virtual CPU devices once one was used."""
-    assert "parameters" in start("train.py", "--config", "digits_classes", "--dry-run")
+    chosen = ["--data", "folder", "--data.path", "pictures", "--model", "basic_unet"]
+    said = start("train.py", "--config", "digits", *chosen, "--dry-run")
+    assert "BasicUNet, 309057 parameters" in said
+    assert "folder: pictures" in said
 
 
 def test_sample_draws_a_run(tmp_path):

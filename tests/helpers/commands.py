@@ -11,16 +11,20 @@ from ddpm_jax.cli import arguments, sample, train
 from ddpm_jax.runs import steps as saved_steps
 
 TINY = (
-    "--config digits --no-compilation-cache --model.widths 8 --model.attention False --model.groups 4 "
-    "--model.layers-per-level 1 --model.middle none "
-    "--model.dropout 0.1 --data.flip --optimizer.warmup-steps 0 --optimizer.learning-rate 0.01 "
-    "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 --log.samples 4 "
-    "--log.sample-steps 2 --sampling.steps 10"
+    "--config digits --no-compilation-cache --model.widths 8 --model.attention False "
+    "--model.groups 4 --model.layers-per-level 1 --model.middle none --model.dropout 0.1 "
+    "--data.flip --optimizer.warmup-steps 0 --optimizer.learning-rate 0.01 "
+    "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 "
+    "--log.samples 4 --log.sample-steps 2 --sampling.steps 10"
 ).split()
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 train_main = partial(train.main, recipes=CONFIGS)
+
+SMALL = ["--config", "small", "--no-compilation-cache"]
+"""The start of a command line for `small_main`: the recipe of `helpers.saved_runs`."""
+small_main = partial(train.main, recipes=Path(__file__).parent / "recipes")
 
 
 def run(main, *args) -> None:

@@ -1,5 +1,6 @@
 """Runs on disk that no training made: a small recipe, and checkpoints of random parameters."""
 
+import dataclasses
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,29 @@ import numpy as np
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training, config_to_json
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Model
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory
 from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.optimizer import Optimizer
 
 NET = ConvUNet(image_size=8, channels=1, widths=(4,), time_embedding_dim=4, groups=2)
 """The network of this package that compiles fastest."""
+
+
+RECIPE = Config(
+    model=dataclasses.replace(NET, dropout=0.1),
+    data=Digits(flip=True),
+    training=Training(batch_size=16, accumulation=2, steps=8),
+    optimizer=Optimizer(learning_rate=0.01),
+    ema=Ema(decay=0.9, others=(0.1,), power=(0.05, 0.1), snapshots_every=2),
+    sampling=Sampling(steps=10),
+    checkpoint=Checkpoint(every=4),
+    log=Log(every=1, samples=4, sample_steps=2),
+)
+"""A recipe with all that a state can hold: dropout, accumulation, averages of both kinds."""
 
 
 def small_recipe(**settings: Any) -> Config:

@@ -67,7 +67,6 @@ def test_it_holds_the_average_what_was_trained_for_and_the_newest_pictures(expor
     assert list(exported.parent.iterdir()) == [exported]
     found = load_pretrained(exported)
     assert_same(found.params, random_params(MODEL, 8, "ema"))
-    assert found.model == MODEL
     assert found.recipe.objective == CONFIG.objective
     for name, shade in (("samples.png", 80), ("loss.png", 120)):
         with Image.open(exported / name) as picture:
@@ -80,7 +79,9 @@ def test_it_draws_by_the_grid_of_the_run(exported):
     recipes = (CONFIG, open_any(str(exported)).recipe)
     ours, theirs = (dataclasses.replace(recipe.sampling, steps=10) for recipe in recipes)
     assert (ours.sampler, ours.clip_x0) == (theirs.sampler, theirs.clip_x0)
-    assert_same(*(sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs)))
+    grids = (sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs))
+    for ours, theirs in zip(*map(jax.tree.leaves, grids), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_other_weights_and_an_earlier_step(trained, tmp_path):

@@ -201,18 +201,21 @@ def no_file_above(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_takes_the_points_since_the_last_flush_and_no_others(tmp_path, monkeypatch):
+def test_a_full_disk_takes_the_points_since_the_last_flush_alone(tmp_path, monkeypatch, capsys):
     """The file that was cut and the one that is opened next are both readable, record by record."""
+    seconds = "ddpm_jax.runs.metrics.FLUSH_SECONDS"
     with RunLog(tmp_path) as log:
-        for step in (1, 2):
-            log.scalars(step, {"loss": 0.5})  # the first is flushed, the second is not yet
+        for step, wait in ((1, 0), (2, 1000)):  # the first is flushed, the second is not yet
+            monkeypatch.setattr(seconds, wait)
+            log.scalars(step, {"loss": 0.5})
         (file,) = (tmp_path / "tensorboard").iterdir()
         size = file.stat().st_size
-        monkeypatch.setattr("ddpm_jax.runs.metrics.FLUSH_SECONDS", 0)
+        monkeypatch.setattr(seconds, 0)
         with no_file_above(size):
             log.scalars(3, {"loss": 0.5})
         assert file.stat().st_size == size
         log.scalars(4, {"loss": 0.5})
+    assert "TensorBoard's points was not written" in capsys.readouterr().err
     assert [step for step, _ in shown(tmp_path, "loss")] == [1, 4]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 

@@ -1,0 +1,5 @@
+"""The recipe of in-process tests of the commands."""
+
+from helpers.saved_runs import RECIPE as config
+
+__all__ = ["config"]
