@@ -51,14 +51,15 @@ FAULTS = [
     Fault(faults_of_processes.host_signalled, 0, 5),
 ]
 GOES_BACK = [
-    *("test_loop.py", "test_workdir_go_back.py", "test_hosts.py"),
+    *("test_loop.py", "test_workdir_go_back.py"),
     *("-k", "lost or go_back or goes_back or further"),
 ]
 IN_TESTS = {
-    "losses and gradients that are not finite": ["test_optimizer.py", "-k", "not_finite"],
+    "losses and gradients that are not finite": ["training/test_optimizer.py", "-k", "not_finite"],
     "weights that give no finite loss: back to a checkpoint before": GOES_BACK,
     "200 pictures, half of them spoilt: tests over all": ["test_data_fuzz.py"],
-    "memory that does not suffice": ["test_memory.py", "-k", "room or fit"],
+    "memory that does not suffice": ["devices/test_memory.py", "-k", "memory or fit"],
+    "several hosts: resumed, rolled back, started by Slurm": ["devices/test_hosts_faults.py", "-m", "faults"],
 }
 """Faults within a process, each of which is a test."""
 
