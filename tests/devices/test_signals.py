@@ -30,9 +30,7 @@ def wait_for(condition, seconds=20):
 
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("first", SIGNALS)
-def test_the_first_signal_is_kept_and_told_and_the_second_one_ends_the_process(
-    monkeypatch, capfd, first, second
-):
+def test_the_first_signal_is_kept_and_told_and_the_second_one_ends_the_process(monkeypatch, capfd, first, second):
     ends = []
     monkeypatch.setattr(os, "_exit", ends.append)
     with Interruption() as stop:

@@ -33,9 +33,7 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import skip_nonfinite
 from ddpm_jax.training.step import TrainState
 
-MODEL = ConvUNet(
-    image_size=8, channels=1, widths=(8,), time_embedding_dim=8, groups=4, dropout=0.1
-)
+MODEL = ConvUNet(image_size=8, channels=1, widths=(8,), time_embedding_dim=8, groups=4, dropout=0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,9 @@ CONV_UNET = ConvUNet(
 )
 TINY = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, head_dim=8, groups=4)
 SMALLEST = dataclasses.replace(TINY, middle="none")
+TWO_LEVELS = dataclasses.replace(
+    UNET, widths=(8, 8), attention=(False, True), up_attention=(False, False), middle="none"
+)
 BLOCK = dataclasses.replace(CONV_UNET, image_size=4, widths=(8,), attention_sizes=())
 NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size=8, channels=1)}
 

@@ -11,7 +11,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 
 
 def test_a_fresh_ddpm_net_is_the_identity_in_every_branch_and_outputs_zero():
-    net = dataclasses.replace(TINY, attention=(True,))
+    net = dataclasses.replace(TINY, attention=(True,), up_attention=(False,))
     states = captured(net, net.init(jax.random.key(0)))
     np.testing.assert_array_equal(states[""], 0)
     np.testing.assert_array_equal(states["down_0/resnet_0"], states["conv_in"])  # conv2 starts at 0

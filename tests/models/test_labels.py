@@ -28,9 +28,9 @@ def test_labels_that_are_numbers_keep_their_fractions_and_t_its_digits():
     xt, _, _ = inputs(net)
     t, labels = jnp.array([1001, 3]), jnp.array([0.25, 0.75])
     found = apply(net, params, xt, t, labels)
-    np.testing.assert_allclose(found, apply(net, params, xt, t.astype(jnp.float32), labels), atol=1e-6)
-    np.testing.assert_allclose(found, apply(net, params, xt, t, labels.astype(jnp.bfloat16)), atol=1e-6)
-    assert np.abs(found - apply(net, params, xt, t, jnp.zeros(2, jnp.int32))).max() > 1e-3
+    other = apply(net, params, xt, t.astype(jnp.float32), labels.astype(jnp.bfloat16))
+    np.testing.assert_allclose(found, other, atol=1e-6)
+    assert np.abs(found - apply(net, params, xt, t, jnp.zeros(2))).max() > 1e-3
 
 
 def test_fractions_are_no_labels_of_a_net_that_learned_whole_timesteps():

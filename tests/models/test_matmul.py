@@ -59,8 +59,10 @@ def test_a_map_over_either_argument_or_both(function):
 
     @jax.jit
     def maps(a, b):
-        return [jax.vmap(function, axes)(*args) for axes, args in zip(
-            ((0, 0), (0, None), (None, 0)), ((a, b), (a, b[0]), (a[0], b)), strict=True)]
+        return [
+            jax.vmap(function, axes)(*args)
+            for axes, args in zip(((0, 0), (0, None), (None, 0)), ((a, b), (a, b[0]), (a[0], b)), strict=True)
+        ]
 
     close(maps(a, b), [plain, other, third])
 

@@ -8,21 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.nets import NETS
 
 from benchmarks.convolutions import convolutions, naive_convolutions
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.kernels import winograd as module
 from ddpm_jax.models.kernels.winograd import F2, F4, conv3x3, direct, minimal, minimal_input_grad, minimal_kernel_grad
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 # (x, channels out, halve): even, odd, tiny and large images, one image, few channels.
 CASES = [
-    ((2, 8, 8, 48), 32, None),
     ((3, 7, 5, 32), 40, None),
-    ((3, 7, 5, 32), 40, 0),
     ((3, 7, 5, 32), 40, 1),
-    ((2, 2, 3, 32), 32, 1),
+    ((2, 2, 3, 32), 32, 0),
     ((2, 32, 32, 32), 32, None),
     ((1, 32, 33, 32), 32, 0),
     ((2, 4, 6, 3), 8, None),
@@ -100,8 +98,9 @@ def test_how_it_rounds_beside_the_direct_sum():
 
     @jax.jit
     def all_of(x, kernel):
-        by_f = [(minimal(x, kernel, f), minimal_input_grad(x, kernel, f), minimal_kernel_grad(x, x, f))
-                for f in (F2, F4)]
+        by_f = [
+            (minimal(x, kernel, f), minimal_input_grad(x, kernel, f), minimal_kernel_grad(x, x, f)) for f in (F2, F4)
+        ]
         return direct(x, kernel), by_f
 
     def rms(ours, wanted):
@@ -169,35 +168,25 @@ def test_large_images_are_taken_one_by_one(monkeypatch):
         assert error(ours, wanted) < 2e-6
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """The text of a compiled training step and of a compiled loop of forward passes, of 32 channels."""
-    model = UNet(
-        image_size=32,
-        channels=3,
-        widths=(32, 32),
-        attention=(False, False),
-        layers_per_level=1,
-        groups=8,
-        middle="none",
-    )
-    params, image = model.shapes(), jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
-    tx = optax.sgd(0.1)
-    step = jax.jit(make_train_step(model_loss(model, Objective()), tx))
-    state = jax.eval_shape(partial(init_state, tx=tx), params)
-    batch = {"image": image, "key": jax.eval_shape(lambda: jax.random.split(jax.random.key(1), 2))}
+def test_no_convolution_nor_its_gradient_within_a_loop_falls_to_the_naive_loop():
+    """Of few and of many channels, with a stride and without, in one step of a `lax.scan`."""
+    rng = np.random.default_rng(3)
+    sizes = [(3, 32, None), (32, 32, 0), (32, 40, 1), (40, 3, None)]
+    kernels = [jnp.asarray(rng.standard_normal((3, 3, i, o)), jnp.float32) for i, o, _ in sizes]
 
-    def walk(params, xt):
-        return jax.lax.scan(lambda xt, t: (model.apply(params, xt, jnp.full(2, t)), None), xt, jnp.arange(3))
+    def loss(kernels, x):
+        for kernel, (_, _, halve) in zip(kernels, sizes, strict=True):
+            x = jnp.sin(conv3x3(x, kernel, halve))
+        return jnp.sum(x)
 
-    lowered = step.lower(state, batch), jax.jit(walk).lower(params, image)
-    return [program.compile().as_text() for program in lowered]
+    def step(kernels, x):
+        grads, grad = jax.grad(loss, (0, 1))(kernels, x)
+        return jax.tree.map(jnp.subtract, kernels, grads), grad
 
-
-def test_no_convolution_falls_to_the_naive_loop(compiled):
-    for text in compiled:
-        assert convolutions(text)
-        assert not naive_convolutions(text)
+    walk = jax.jit(lambda kernels, x: jax.lax.scan(step, kernels, x))
+    text = walk.lower(kernels, jnp.zeros((2, 2, 8, 8, 3))).compile().as_text()
+    assert convolutions(text)
+    assert not naive_convolutions(text)
 
 
 def test_the_naive_loop_is_recognised():
@@ -207,6 +196,15 @@ def test_the_naive_loop_is_recognised():
         assert naive_convolutions(f"{line}\n") == ([] if labels == fast else [line]), labels
 
 
-def test_nothing_goes_to_the_host_within_a_step(compiled):
-    for text in compiled:
-        assert not re.search(r" (infeed|outfeed|send|recv)\(|callback", text)
+@pytest.mark.parametrize("name", ["unet", "conv_unet"])
+def test_a_training_step_has_no_convolution_of_xlas_own_and_leaves_the_device_nowhere(name):
+    """XLA's own gradient of one would fall to the naive loop within a loop."""
+    net, tx = NETS[name], optax.sgd(0.1)
+    state = jax.eval_shape(partial(init_state, tx=tx), net.shapes())
+    batch = {"image": jnp.zeros((2, *net.image_shape)), "key": jax.random.split(jax.random.key(1), 2)}
+    if net.num_classes:
+        batch["label"] = jnp.zeros(2, jnp.int32)
+    jaxpr = str(jax.make_jaxpr(make_train_step(model_loss(net, Objective()), tx))(state, batch))
+    assert "conv3x3_kernel_grad" in jaxpr
+    assert "conv_general_dilated" not in jaxpr
+    assert not re.search("infeed|outfeed|callback", jaxpr)
