@@ -1,7 +1,7 @@
 """Estimate the statistics of DPM-Solver-v3 from a run: checkpoint -> l, s and b at every noise level -> a file.
 
-    python -m ddpm_jax.statistics --ckpt runs/mnist --images 256
-    python sample.py --ckpt runs/mnist --sampler dpm_solver_v3 --sampler.statistics runs/mnist/statistics.npz --steps 10
+python -m ddpm_jax.statistics --ckpt runs/mnist --images 256
+python sample.py --ckpt runs/mnist --sampler dpm_solver_v3 --sampler.statistics runs/mnist/statistics.npz --steps 10
 """
 
 import dataclasses

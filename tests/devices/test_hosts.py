@@ -1,121 +1,142 @@
-"""Several hosts, each a real process: the numbers of one, an end together, and going on with another number of them."""
+"""Several hosts: two real ones train as one does; messages and the end of a host, in this process.
 
-import contextlib
-import random
-import shutil
+More hosts, and hosts that are killed or started by Slurm, are in test_hosts_faults.py.
+"""
+
+import os
+import sys
 
 import jax
 import numpy as np
 import pytest
-from helpers import faults_of_processes
-from helpers.bench import losses, straight
 from helpers.commands import one_line, train_main
-from helpers.hosts import assert_close, by_sgd
-from helpers.processes import STEPS, Run, several, slurm
+from helpers.hosts import DRAWN, SHORT, assert_close, both_ways_on_two_hosts, outcome, train
 
 from ddpm_jax.devices import hosts
 from ddpm_jax.runs import steps as saved_steps
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """The compiled programs and a run on one host."""
-    return straight(tmp_path_factory.mktemp("straight"))
+def test_two_hosts_train_as_one_and_one_host_resumes_what_they_saved(tmp_path):
+    """With the state whole on each device, up to a SIGTERM to the second host, and with it split.
 
-
-@contextlib.contextmanager
-def running(count, bench, workdir, *more):
-    """The processes of a run on several hosts."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(run) for run in several(count, workdir, bench.cache, *more)]
-
-
-def all_end(runs, status=0):
-    assert [run.ends() for run in runs] == [status] * len(runs), "\n".join(run.words for run in runs)
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """Arrays and losses after twenty steps of SGD on one host."""
-    return by_sgd(tmp_path_factory.mktemp("one") / "run")
-
-
-def test_by_sgd_parameters_and_losses_are_those_of_one_host(one, tmp_path):
-    for count in (2, 4):
-        assert_close(by_sgd(tmp_path / str(count), hosts=count), one)
-
-
-def test_by_sgd_a_run_goes_on_with_other_hosts_and_devices_as_one_did(one, tmp_path):
-    by_sgd(tmp_path / "run", devices=8, steps=10)
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    assert_close(by_sgd(tmp_path / "run", devices=1), one)
-    assert_close(by_sgd(tmp_path / "again", hosts=2, devices=2), one)
-
-
-def test_state_that_is_split_over_hosts_is_saved_by_parts_and_comes_back(one, tmp_path):
-    """With a snapshot of averages, and a grid of samples drawn by the first host; then one host goes on alone."""
-    folder = tmp_path / "run"
-    by_sgd(folder, hosts=2, devices=2, fsdp=4, steps=10)
-    written = {path.parent.name for path in folder.glob("checkpoints/10/params/ocdbt.process_*/manifest.ocdbt")}
-    assert written == {"ocdbt.process_0", "ocdbt.process_1"}
-    assert saved_steps.steps(folder, saved_steps.SNAPSHOTS) == [10]
-    assert (folder / "samples" / "00000010.png").exists()
-    assert_close(by_sgd(folder), one)
-
-
-def test_hosts_go_back_together_where_the_parameters_are_lost(tmp_path):
-    """They are NaN after step 8, which is saved; the three steps after it are skipped, and known one step later."""
-    two, one = by_sgd(tmp_path / "two", hosts=2, spoilt=8), by_sgd(tmp_path / "one", spoilt=8)
-    assert [step for step, loss in enumerate(two[1], 1) if loss is None] == [9, 10, 11, 12]
-    assert (tmp_path / "two" / "checkpoints" / "8-1.abandoned").is_dir()
-    assert all(np.isfinite(array).all() for array in two[0])
-    assert_close(two, one)
-
-
-def test_train_on_two_hosts_and_go_on_with_one(bench, tmp_path):
-    """One log, one set of checkpoints, what is printed once; by Adam, whose parameters are not comparable."""
-    workdir = tmp_path / "run"
-    with running(2, bench, workdir, "--training.steps", STEPS // 2) as runs:
-        all_end(runs)
-    assert "2 hosts with 1 x cpu" in runs[0].words
-    assert f"done: step {STEPS // 2}" in runs[0].words
-    assert "done" not in runs[1].words
-    assert saved_steps.newest(workdir) == STEPS // 2
-    assert len(list((workdir / "tensorboard").iterdir())) == 1
-    with Run(workdir, bench.cache) as run:
-        assert run.ends() == 0, run.words
-    np.testing.assert_allclose(losses(workdir), losses(bench.straight), rtol=1e-3)
-    with running(2, bench, workdir, "--overwrite", "--training.steps", 2) as runs:
-        all_end(runs)
-    assert saved_steps.steps(workdir) == [2]
-    np.testing.assert_allclose(losses(workdir), losses(bench.straight)[:2], rtol=1e-3)
-
-
-@pytest.mark.parametrize("fault", [faults_of_processes.host_killed, faults_of_processes.host_signalled])
-def test_hosts_end_together(fault, bench, tmp_path):
-    fault(bench._replace(folder=tmp_path), random.Random(0))
-
-
-def test_a_mistake_ends_all_hosts(bench, tmp_path):
-    with running(2, bench, tmp_path / "run", "--training.batch-size", 6) as runs:
-        assert runs[0].ends() == 2, runs[0].words
-        assert runs[1].ends() != 0, runs[1].words
-    assert "a batch of 3 does not divide over 2 devices" in runs[0].words
-
-
-def test_slurm_says_who_is_who(bench, tmp_path):
-    with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(run) for run in slurm(2, tmp_path / "run", bench.cache, "--dry-run")]
-        all_end(runs)
-    assert "2 hosts with 1 x cpu" in runs[0].words
-    assert "2 hosts" not in runs[1].words
+    Then one host resumes on other devices. Parameters, averages and losses agree to 1e-6. A state
+    that is split is saved by parts, has its snapshot, and is gathered for the grid of samples.
+    """
+    assert train(SHORT, tmp_path / "one") == 0
+    one = outcome(tmp_path / "one", 8)
+    both_ways_on_two_hosts(tmp_path)
+    stopped = saved_steps.newest(tmp_path / "whole")
+    assert 2 < stopped < 8
+    assert len(outcome(tmp_path / "whole", stopped)[1]) == stopped
+    split = tmp_path / "split"
+    assert saved_steps.newest(split) == 4
+    parts = split.glob("checkpoints/4/params/ocdbt.process_*/manifest.ocdbt")
+    assert {path.parent.name for path in parts} == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert saved_steps.steps(split, saved_steps.SNAPSHOTS) == [4]
+    with np.load(tmp_path / DRAWN) as drawn:
+        saved = outcome(split, 4)[0]
+        for name, average in zip(drawn, saved[len(drawn) :], strict=False):
+            np.testing.assert_array_equal(drawn[name], average)
+    for name in ("whole", "split"):
+        assert train(SHORT, tmp_path / name) == 0
+        assert_close(outcome(tmp_path / name, 8), one)
 
 
 def test_hosts_that_are_not_described_are_refused(capsys, tmp_path):
-    recipe = ["--config", "digits", "--workdir", tmp_path]
-    assert "need --coordinator" in one_line(capsys, train_main, *recipe, "--hosts", 2, "--host", 0)
-    for bad in (["--coordinator", "here"], ["--coordinator", "here:1", "--hosts", 2, "--host", 2]):
-        assert "--coordinator HOST:PORT of the first host, --hosts COUNT" in one_line(capsys, train_main, *recipe, *bad)
+    message = one_line(capsys, train_main, "--config", "digits", "--workdir", tmp_path, "--host", 0)
+    assert "need --coordinator" in message
+    wrong = r"--coordinator HOST:PORT of the first host, --hosts COUNT"
+    for described in [("here",), ("here:1",), ("here:1", 2), ("here:1", 2, 2), ("here:1", 2, -1)]:
+        with pytest.raises(ValueError, match=wrong), hosts.together(*described):
+            pytest.fail(f"{described} was taken")
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """What `jax.distributed` was called with."""
+    calls = []
+    update = {"initialize": lambda *args, **options: calls.append((args, options))}
+    update["shutdown"] = lambda: calls.append("shutdown")
+    for name, function in update.items():
+        monkeypatch.setattr(jax.distributed, name, function)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("described", "given"),
+    [(("here:1", 2, 1), ("here:1", 2, 1)), ((hosts.AUTO,), (None, None, None))],
+    ids=["by address", "auto"],
+)
+def test_hosts_are_connected_before_the_block_and_left_after_it(initialized, described, given):
+    """SIGTERM is left to ddpm_jax: JAX's own service for it would end a run without a save."""
+    with hosts.together(*described):
+        preemption, connection = initialized
+        assert preemption == ("jax_enable_preemption_service", False)
+        assert connection == (given, {"heartbeat_timeout_seconds": 30})
+    assert initialized[2:] == ["shutdown"]
+
+
+class Exited(Exception):
+    """In place of the end of this process."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(SystemExit(2), 2), (SystemExit("no"), 1), (ZeroDivisionError(), 1)], ids=repr
+)
+def test_a_host_that_fails_ends_without_a_shutdown(initialized, monkeypatch, error, status):
+    """A shutdown waits for the other hosts, which wait for this one in the middle of a step."""
+
+    def exit_(status):
+        raise Exited(status)
+
+    monkeypatch.setattr(os, "_exit", exit_)
+    with pytest.raises(Exited) as exited, hosts.together("here:1", 2, 0):
+        raise error
+    assert exited.value.args == (status,)
+    assert "shutdown" not in initialized
+
+
+def test_hosts_that_do_not_find_each_other_are_one_line(initialized, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    for described, where in [(("here:1", 2, 1), "at here:1"), ((hosts.AUTO,), "in the surroundings")]:
+        message = f"the hosts did not find each other {where}: DEADLINE_EXCEEDED"
+        with pytest.raises(ValueError, match=message), hosts.together(*described):
+            pytest.fail("connected")
+
+
+def test_the_loss_of_another_host_names_the_remedy(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset\nby peer")
+    with pytest.raises(jax.errors.JaxRuntimeError), hosts.loss_named():
+        raise lost
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    named = r"another host is gone, .* \(UNAVAILABLE: Connection reset by peer\): start the same"
+    with pytest.raises(ConnectionError, match=named), hosts.loss_named():
+        raise lost
+    with pytest.raises(ValueError, match=r"^a mistake$"), hosts.loss_named():
+        raise ValueError("a mistake")
+
+
+def test_hosts_with_another_recipe_are_refused(monkeypatch):
+    hosts.check_same({"steps": 1})
+    first = []
+    monkeypatch.setattr(hosts, "of_first", lambda mine: first.append(mine) or first[0])
+    hosts.check_same({"steps": 1})
+    hosts.check_same({"steps": 1})
+    with pytest.raises(ValueError, match="this host has another recipe, other data or another run"):
+        hosts.check_same({"steps": 2})
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_only_the_first_host_prints(monkeypatch, capsys, host):
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    with hosts.others_silent():
+        print("done")
+        print("problem", file=sys.stderr)
+    assert capsys.readouterr() == ("" if host else "done\n", "problem\n")
 
 
 def test_one_host_agrees_with_itself_at_once():

@@ -1,51 +1,72 @@
 """Memory that does not suffice is said in one line with what to change; what this machine has left is known."""
 
+import dataclasses
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import TINY, fails, train_main
+from helpers.hosts import SHORT
+from helpers.training import linear_batch, linear_loss, linear_params
+from optax import sgd
 
+from configs.digits import config as digits
 from ddpm_jax.cli.run_options import InBatches
-from ddpm_jax.devices import memory
-from ddpm_jax.devices.parallel import SpreadStep
+from ddpm_jax.devices import memory, parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import loop
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.training.step import init_state, make_train_step
 
 
-def test_a_device_without_room_is_one_line_that_names_the_settings():
-    with (
-        pytest.raises(ValueError, match=r"^out of memory on the device \(RESOURCE_EXHAUSTED: .*\): 8 pictures: fewer$"),
-        memory.shortage_named("8 pictures", "fewer"),
-    ):
-        jnp.zeros((2**40, 2**10)).block_until_ready()
+def test_memory_that_runs_out_is_one_line_with_the_remedy():
+    causes = {
+        r"device \(RESOURCE_EXHAUSTED: .*\)": lambda: jnp.zeros((2**40, 2**10)).block_until_ready(),
+        r"host \(Unable to allocate .*\)": lambda: np.ones((2**40, 2**10)),
+    }
+    for where, allocate in causes.items():
+        with (
+            pytest.raises(ValueError, match=f"^out of memory on the {where}: 8 images: fewer$"),
+            memory.shortage_named("8 images", "fewer"),
+        ):
+            allocate()
 
 
-def test_so_is_a_host_without_room():
-    with (
-        pytest.raises(ValueError, match=r"^out of memory on the host \(Unable to allocate .*\): 8 pictures: fewer$"),
-        memory.shortage_named("8 pictures", "fewer"),
-    ):
-        np.ones((2**40, 2**10))
-
-
-def test_other_errors_are_left_alone():
+def test_errors_that_are_not_about_memory_are_left_alone():
     with pytest.raises(ZeroDivisionError), memory.shortage_named("", ""):
         print(1 / 0)
 
 
-def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(capsys, tmp_path, monkeypatch):
-    """The estimate is that of the compiled step; what this machine has left is made small."""
-    monkeypatch.setattr(memory, "available", lambda: 1000)
-    monkeypatch.setattr(SpreadStep, "__call__", lambda *_: pytest.fail("a step was taken"))
-    message = fails(capsys, train_main, *TINY, "--training.steps", 4, "--workdir", tmp_path / "run")
-    needed = re.search(r"out of memory on the host \((\d+\.\d) GB needed for a step, 0\.0 GB available\)", message)
-    assert needed, message
-    for named in ("micro-batches of 8 pictures of 8x8x1 in float32", "--training.accumulation (now 2)", "(now 16)"):
-        assert named in message
-    assert saved_steps.steps(tmp_path / "run") == []
+def test_the_memory_of_a_step_is_at_least_that_of_its_output():
+    """It is read from the compiled step: here the batch's gradients, on each of the devices."""
+    step = parallel.jit_step(make_train_step(linear_loss, sgd(0.1)))
+    state = parallel.place(init_state(linear_params(), sgd(0.1)))
+    needed = step.host_memory(state, linear_batch())
+    assert 15 * 4 <= needed < 2**20  # the gradients of 15 parameters are 4 bytes each
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    monkeypatch.setattr(parallel.SpreadStep, "host_memory", lambda *_: 3 * 10**9)
+    monkeypatch.setattr(parallel.SpreadStep, "__call__", lambda *_: pytest.fail("a step was taken"))
+    message = r"host \(3\.0 GB needed for a step, 1\.0 GB available\): micro-batches of 8 "
+    with pytest.raises(ValueError, match=message):
+        loop.train(SHORT, tmp_path / "run", 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_fits_where_nothing_is_known_of_the_memory(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: None)
+    memory.check_fits(2**60)
+
+
+def test_what_a_step_needs_names_settings_of_the_recipe():
+    what, remedy = loop.needs(dataclasses.replace(digits, training=SHORT.training))
+    assert what == "micro-batches of 8 pictures of 8x8x1 in float32"
+    assert "--training.accumulation (now 2), lower --training.batch-size (now 16)" in remedy
+    named = re.findall(r"--(\w+)\.([\w-]+)", remedy)
+    assert len(named) == 4
+    for group, name in named:
+        assert name.replace("-", "_") in vars(getattr(digits, group))
 
 
 def test_sampling_names_its_batch():
@@ -54,7 +75,7 @@ def test_sampling_names_its_batch():
         pytest.raises(ValueError, match=r": batches of 9 pictures of 8x8x3 in float32: lower --batch-size$"),
         InBatches(batch_size=9).shortage_named(model),
     ):
-        jnp.zeros((2**40, 2**10)).block_until_ready()
+        raise MemoryError
 
 
 def folder_of(tmp_path, **files):
@@ -88,11 +109,3 @@ def test_the_narrowest_control_group_counts(tmp_path):
 def test_this_machine_has_some_left():
     free = memory.available()
     assert free is None or free > 2**20
-
-
-def test_every_setting_named_is_one():
-    config = loop.Config.__dataclass_fields__
-    what, remedy = loop.needs(train.command_line.load_recipe("digits", train.CONFIGS))
-    assert "8x8x1" in what
-    for group, name in re.findall(r"--(\w+)\.([\w-]+)", remedy):
-        assert name.replace("-", "_") in config[group].type.__dataclass_fields__

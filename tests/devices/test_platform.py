@@ -1,45 +1,64 @@
-"""Virtual CPU devices, platforms and the same bits each time are as asked for, in processes of their own."""
+"""Virtual CPU devices, platforms and deterministic bits are set as asked for."""
 
+import os
+
+import jax
 import pytest
 from helpers.fresh_python import in_a_process
 
-from ddpm_jax.devices import platform as platforms
+from ddpm_jax.devices import platform
 
 
-def test_cpu_cores_are_the_largest_divisor_of_the_batch():
-    code = (
-        "for batch in (128, 9, 7, 1, 13, 24): print(platforms.use_cpu_cores(batch))\n"
-        "for batch in (128, 9, 1): print(platforms.use_cpu_cores(batch, cores_each=2))\n"
-        "print(platforms.use_cpu_cores(128, cores_each=24))\n"
-        "print(platforms.use_cpu_cores(128, 4), parallel.describe_devices())"
-    )
-    assert in_a_process(code) == ["8", "9", "7", "1", "1", "12", "4", "3", "1", "1", "4 4 x cpu"]
+@pytest.fixture
+def updates(monkeypatch):
+    """What JAX was told, on a machine of 12 cores whose user has chosen nothing."""
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    found = {}
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    return found
 
 
-def test_a_deterministic_run_says_so_to_xla_and_keeps_what_the_user_said():
-    code = "platforms.be_deterministic(); print(os.environ['XLA_FLAGS']); print(jax.numpy.ones(2).sum())"
-    flags, total = in_a_process(code, XLA_FLAGS="--xla_cpu_enable_fast_math=false")
-    assert flags == f"--xla_cpu_enable_fast_math=false {platforms.DETERMINISTIC}"
-    assert total == "2.0"  # XLA ends a process at a flag that it does not know
+def test_cpu_devices_are_the_largest_divisor_of_the_batch(updates):
+    cases = {(128, 1): 8, (9, 1): 9, (7, 1): 7, (1, 1): 1, (13, 1): 1, (24, 1): 12}
+    cases |= {(128, 2): 4, (9, 2): 3, (1, 2): 1, (128, 24): 1}
+    for (batch, cores_each), count in cases.items():
+        assert platform.use_cpu_cores(batch, cores_each=cores_each) == count, (batch, cores_each)
+        assert updates == {"jax_num_cpu_devices": count}
+    assert platform.use_cpu_cores(128, wanted=5) == 5
+    assert updates == {"jax_num_cpu_devices": 5}
 
 
 @pytest.mark.parametrize(
-    "environment", [{"JAX_NUM_CPU_DEVICES": "3"}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}], ids=str
+    ("name", "value"),
+    [("JAX_NUM_CPU_DEVICES", "3"), ("XLA_FLAGS", "--xla_force_host_platform_device_count=3")],
 )
-def test_cpu_cores_are_left_alone_where_the_user_has_chosen(environment):
-    code = "print(platforms.use_cpu_cores(128), parallel.describe_devices())"
-    assert in_a_process(code, **environment) == ["None 3 x cpu"]
+def test_cpu_devices_chosen_by_the_user_are_left_alone(updates, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert platform.use_cpu_cores(128) is None
+    assert not updates
 
 
-def test_a_platform_that_is_not_there_is_one_line():
+def test_jax_takes_the_devices_and_the_deterministic_flags():
+    """XLA ends a process at a flag that it does not know. Flags of the user are kept."""
     code = (
-        "try:\n    platforms.require_platform('gpu')\n    print('found', jax.local_devices()[0].platform)\n"
-        "except ValueError as error:\n    print(error)"
+        "print(platforms.use_cpu_cores(128, 4)); platforms.be_deterministic()\n"
+        "platforms.require_platform('cpu')\n"
+        "print(os.environ['XLA_FLAGS']); print(jax.numpy.ones(2).sum(), parallel.describe_devices())"
     )
-    (line,) = in_a_process(code, JAX_PLATFORMS="")
-    assert line == "found gpu" or line.startswith("no gpu was found by JAX: install")
+    count, flags, used = in_a_process(code, JAX_PLATFORMS="", XLA_FLAGS="--xla_cpu_enable_fast_math=false")
+    assert count == "4"
+    assert flags == f"--xla_cpu_enable_fast_math=false {platform.DETERMINISTIC}"
+    assert used == "2.0 4 x cpu"
 
 
-def test_a_platform_that_is_there_is_used():
-    code = "platforms.require_platform('cpu'); print(parallel.describe_devices())"
-    assert in_a_process(code, JAX_PLATFORMS="") == ["1 x cpu"]
+def test_a_missing_platform_is_refused(updates, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    with pytest.raises(ValueError, match=r"no gpu was found by JAX: install .*'ddpm_jax\[gpu\]'"):
+        platform.require_platform("gpu")
+    assert not updates
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    platform.require_platform("gpu")
+    platform.require_platform("cpu")
+    assert updates == {"jax_platforms": "cpu"}

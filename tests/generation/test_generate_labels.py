@@ -21,9 +21,7 @@ from ddpm_jax.generation.sampling import Sampling
 def draw(model, num=9, scale=1.0, params=None, seed=3, **options):
     sampling = Sampling(steps=7, guidance_scale=scale)
     params = params or blur_params(model)
-    found = generate(
-        recipe_of(model), params, num=num, batch_size=8, seed=seed, sampling=sampling, **options
-    )
+    found = generate(recipe_of(model), params, num=num, batch_size=8, seed=seed, sampling=sampling, **options)
     return found[0].astype(int)
 
 

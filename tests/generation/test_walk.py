@@ -59,9 +59,7 @@ def test_a_walk_is_that_of_its_sampler_and_grid():
         denoiser = sampling_denoiser(SMALL, Partial(network), sampling)
         expected = samplers.sample(KEYS, denoiser, sampler, grid, states[0], trajectory=True)
         for i in (1, 2):
-            np.testing.assert_allclose(
-                states[i], expected[2 * i], atol=1e-5, err_msg=f"{spacing}, state {i}"
-            )
+            np.testing.assert_allclose(states[i], expected[2 * i], atol=1e-5, err_msg=f"{spacing}, state {i}")
 
 
 def test_the_denoiser_clips_and_thresholds_as_the_sampling_says():

@@ -1,6 +1,7 @@
 """Small nets with parameters none of which is zero, and what goes in and comes out of them."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -25,6 +26,10 @@ CONV_UNET = ConvUNet(
     image_size=8, channels=1, widths=(8, 16), time_embedding_dim=8, attention_sizes=(4,), head_dim=8, groups=4
 )
 TINY = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, head_dim=8, groups=4)
+SMALLEST = dataclasses.replace(TINY, middle="none")
+TWO_LEVELS = dataclasses.replace(
+    UNET, widths=(8, 8), attention=(False, True), up_attention=(False, False), middle="none"
+)
 BLOCK = dataclasses.replace(CONV_UNET, image_size=4, widths=(8,), attention_sizes=())
 NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size=8, channels=1)}
 
@@ -32,14 +37,16 @@ NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size
 def random_like(tree, scale=0.15):
     """`tree` with every leaf moved, so that nothing is zero-initialised any more."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + scale * rng.standard_normal(x.shape, np.float32), tree)
+    move = lambda x: np.asarray(x) + np.float32(scale) * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+    return jax.tree.map(lambda x: jnp.asarray(move(x)), tree)
 
 
 def inputs(net, batch=2):
     """xt, t and labels."""
     rng = np.random.default_rng(1)
     xt = jnp.asarray(rng.standard_normal((batch, *net.image_shape), np.float32))
-    return xt, jnp.asarray(rng.integers(0, 1000, batch), jnp.int32), jnp.arange(batch, dtype=jnp.int32) % 3
+    t, labels = rng.integers(0, 1000, batch), np.arange(batch) % 3
+    return xt, jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="dtype")
@@ -54,6 +61,7 @@ def by_path(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
+@functools.cache
 def draw(net):
     """The net with parameters none of which is zero."""
     return net, random_like(net.init(jax.random.key(0)))

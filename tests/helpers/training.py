@@ -1,8 +1,11 @@
 """A linear regression whose gradient is known, its training, and recipes of 8 images a step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ddpm_jax.config import Config, Training
 from ddpm_jax.data.digits import Digits
@@ -11,6 +14,10 @@ from ddpm_jax.training.optimizer import Optimizer
 from ddpm_jax.training.step import example_keys, init_state, make_train_step
 
 CONV_UNET = ConvUNet(image_size=4, channels=1, widths=(8,), time_embedding_dim=8, groups=4)
+
+
+SGD = optax.sgd(0.1)
+"""One object, so that its step is compiled once."""
 
 
 def recipe(*, model=CONV_UNET, optimizer=None, **training) -> Config:
@@ -37,9 +44,14 @@ def linear_batch(step=0, count=8):
     return {"image": jnp.asarray(images), "key": example_keys(jax.random.key(0), step, jnp.arange(count))}
 
 
+@functools.cache
+def compiled_step(loss, tx, ema):
+    return jax.jit(make_train_step(loss, tx, ema))
+
+
 def train(tx, batches, *, ema=None, params=None, loss=linear_loss):
     """The states before and after each step on `batches`, and the metrics."""
-    step = jax.jit(make_train_step(loss, tx, ema))
+    step = compiled_step(loss, tx, ema)
     states, metrics = [init_state(params or linear_params(), tx, ema)], []
     for batch in batches:
         state, metric = step(states[-1], batch)

@@ -1,14 +1,15 @@
 """Layers against plain definitions: group norm, embedding, dropout, attention, pooling, convolutions."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.nets import BLOCK, CONV_UNET, TINY, UNET, apply, by_path, captured, draw, inputs
+from helpers.nets import BLOCK, CONV_UNET, SMALLEST, UNET, apply, by_path, draw, inputs
 
-from ddpm_jax.models import layers, unet_blocks
+from ddpm_jax.models import conv_unet, layers, unet, unet_blocks
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.conv_unet import TransposedConv
 from ddpm_jax.models.layers import dropout, group_norm, max_pool, sinusoidal_embedding, upsample_nearest
@@ -30,13 +31,14 @@ def norm_inputs(mean=0.0, spread=0.0, c=8):
     return x.astype(np.float32), *rng.standard_normal((2, c)).astype(np.float32)
 
 
-@pytest.mark.parametrize("groups", [1, 4, 8])
-@pytest.mark.parametrize(("mean", "spread"), [(0.0, 0.0), (30.0, 0.0), (0.0, 10.0)])
-def test_group_norm_is_float64s_to_1e_5(groups, mean, spread):
-    x, scale, bias = norm_inputs(mean, spread)
-    wanted = exact_group_norm(x.astype(np.float64), scale, bias, groups, 1e-6)
-    ours = group_norm(*map(jnp.asarray, (x, scale, bias)), groups, 1e-6)
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * np.abs(scale).max())
+def test_group_norm_is_float64s_to_1e_5():
+    for groups in (1, 4, 8):
+        for mean, spread in ((0.0, 0.0), (30.0, 0.0), (0.0, 10.0)):
+            x, scale, bias = norm_inputs(mean, spread)
+            wanted = exact_group_norm(x.astype(np.float64), scale, bias, groups, 1e-6)
+            ours = group_norm(*map(jnp.asarray, (x, scale, bias)), groups, 1e-6)
+            at_most, case = 1e-5 * np.abs(scale).max(), f"{groups} groups, mean {mean}, spread {spread}"
+            np.testing.assert_allclose(ours, wanted, rtol=0, atol=at_most, err_msg=case)
 
 
 def test_group_norm_of_bfloat16_has_float32_statistics():
@@ -49,20 +51,27 @@ def test_group_norm_of_bfloat16_has_float32_statistics():
 
 
 def test_group_norm_eps_and_groups_that_do_not_divide():
-    x, ones, zeros = jnp.full((1, 2, 2, 4), 3.0), jnp.ones(4), jnp.zeros(4)
-    np.testing.assert_array_equal(group_norm(x, ones, zeros, 2, 1e-5), 0)  # no variance: 0, not NaN
-    with pytest.raises(ValueError, match="3 groups do not divide 4 channels"):
-        layers.GroupNorm(3).init(jax.random.key(0), x)
+    x, ones, zeros = (np.full(shape, value, np.float32) for shape, value in (((2, 16, 16, 8), 3), (8, 1), (8, 0)))
+    np.testing.assert_array_equal(group_norm(x, ones, zeros, 4, 1e-6), 0)  # no variance: 0, not NaN
+    with pytest.raises(ValueError, match="3 groups do not divide 8 channels"):
+        jax.eval_shape(layers.GroupNorm(3).init, jax.random.key(0), x)
 
 
-@pytest.mark.parametrize("mean", [0.0, 30.0])
-def test_group_norm_gradient_is_the_plain_formulas(mean):
-    arguments = tuple(map(jnp.asarray, norm_inputs(mean)))
-    weights = jnp.asarray(np.random.default_rng(3).standard_normal(arguments[0].shape, np.float32))
-    ours = jax.grad(lambda *a: jnp.sum(weights * group_norm(*a, 4, 1e-6)), (0, 1, 2))(*arguments)
-    plain = jax.grad(lambda *a: jnp.sum(weights * exact_group_norm(*a, 4, 1e-6, jnp)), (0, 1, 2))(*arguments)
-    for our, wanted in zip(ours, plain, strict=True):
-        np.testing.assert_allclose(our, wanted, rtol=1e-3, atol=3e-4 * np.abs(wanted).max())
+@partial(jax.jit, static_argnums=0)
+def norm_gradients(norm, weights, *arguments):
+    return jax.grad(lambda *a: jnp.sum(weights * norm(*a)), (0, 1, 2))(*arguments)
+
+
+def test_group_norm_gradient_is_the_plain_formulas():
+    ours = lambda *a: group_norm(*a, 4, 1e-6)  # noqa: E731
+    plain = lambda *a: exact_group_norm(*a, 4, 1e-6, jnp)  # noqa: E731
+    for mean in (0.0, 30.0):
+        arguments = norm_inputs(mean)
+        weights = np.random.default_rng(3).standard_normal(arguments[0].shape, np.float32)
+        grads = [norm_gradients(norm, weights, *arguments) for norm in (ours, plain)]
+        for our, wanted in zip(*grads, strict=True):
+            most = 3e-4 * np.abs(wanted).max()
+            np.testing.assert_allclose(our, wanted, rtol=1e-3, atol=most, err_msg=f"mean {mean}")
 
 
 def exact_waves(t, dim, freq_shift):
@@ -70,18 +79,20 @@ def exact_waves(t, dim, freq_shift):
     return np.sin(np.outer(t, frequencies)), np.cos(np.outer(t, frequencies))
 
 
-@pytest.mark.parametrize("freq_shift", [0.0, 1.0])
-@pytest.mark.parametrize("t", [np.array([0, 1, 999], np.int32), np.array([0.5, 998.25], np.float32)])
-def test_sinusoidal_embedding_is_the_formula(t, freq_shift):
-    sines, cosines = exact_waves(t, 16, freq_shift)
-    wanted = {
-        ("concatenated", False): np.concatenate([sines, cosines], -1),
-        ("concatenated", True): np.concatenate([cosines, sines], -1),
-        ("interleaved", False): np.stack([sines, cosines], -1).reshape(-1, 16),
-    }
-    for (layout, flip), value in wanted.items():
-        options = {"layout": layout, "flip_sin_to_cos": flip, "freq_shift": freq_shift}
-        np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), 16, **options), value, atol=1e-4)
+def test_sinusoidal_embedding_is_the_formula():
+    """Of whole and of float timesteps."""
+    times = np.array([0, 1, 999], np.int32), np.array([0.5, 998.25, 3.0], np.float32)
+    for freq_shift in (0.0, 1.0):
+        sines, cosines = exact_waves(np.concatenate(times), 16, freq_shift)
+        wanted = {
+            ("concatenated", False): np.concatenate([sines, cosines], -1),
+            ("concatenated", True): np.concatenate([cosines, sines], -1),
+            ("interleaved", False): np.stack([sines, cosines], -1).reshape(-1, 16),
+        }
+        for (layout, flip), value in wanted.items():
+            options = {"layout": layout, "flip_sin_to_cos": flip, "freq_shift": freq_shift}
+            found = np.concatenate([sinusoidal_embedding(jnp.asarray(t), 16, **options) for t in times])
+            np.testing.assert_allclose(found, value, atol=1e-4, err_msg=str(options))
 
 
 def test_sinusoidal_embedding_needs_an_even_dim():
@@ -94,47 +105,46 @@ def keys_of(count, seed=0):
 
 
 def test_dropout_masks_are_each_examples_own():
-    x, keys = jnp.ones((6, 4, 4, 8)), keys_of(6)
-    whole = dropout(x, 0.3, keys)
-    parts = [dropout(x[i : i + 2], 0.3, keys[i : i + 2]) for i in (0, 2, 4)]
-    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
-    assert len(np.unique(np.asarray(whole).reshape(6, -1), axis=0)) == 6
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_drops_its_share_and_keeps_the_mean(rate):
-    x = jnp.ones((4, 64, 64, 4))
-    dropped = np.asarray(dropout(x, rate, keys_of(4)))
-    spread = np.sqrt(rate * (1 - rate) / x.size)
-    assert abs((dropped == 0).mean() - rate) < 5 * spread
-    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-3)
-    assert abs(dropped.mean() - 1) < 5 * spread / (1 - rate)
+    """They do not depend on the batch, and hold the share that is dropped and keep the mean."""
+    x, keys = np.ones((4, 64, 64, 4), np.float32), keys_of(4)
+    for rate in (0.1, 0.5, 0.9):
+        drop = jax.jit(lambda x, keys, rate=rate: dropout(x, rate, keys))
+        dropped = np.asarray(drop(x, keys))
+        np.testing.assert_array_equal(drop(x, keys[::-1]), dropped[::-1], f"rate {rate}")
+        assert len(np.unique(dropped.reshape(4, -1), axis=0)) == 4, rate
+        spread = np.sqrt(rate * (1 - rate) / x.size)
+        assert abs((dropped == 0).mean() - rate) < 5 * spread, rate
+        np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-3)
+        assert abs(dropped.mean() - 1) < 5 * spread / (1 - rate), rate
+    np.testing.assert_array_equal(drop(x[1:3], keys[1:3]), dropped[1:3])
 
 
 def test_dropout_without_keys_or_rate_is_identity():
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    np.testing.assert_array_equal(dropout(x, 0.5, None), x)
-    np.testing.assert_array_equal(dropout(x, 0.0, keys_of(1)), x)
+    x = jnp.ones((1, 4, 4, 1))
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, keys_of(1)) is x
 
 
 @pytest.mark.parametrize("net", [UNET, CONV_UNET], ids=["unet", "conv_unet"])
 def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
-    from ddpm_jax.models import conv_unet
+    seen, keys = [], keys_of(2)
 
-    seen = []
-    recorder = lambda x, rate, keys: (seen.append(keys), x)[1]  # noqa: E731
-    monkeypatch.setattr(unet_blocks, "dropout", recorder)
-    monkeypatch.setattr(conv_unet, "dropout", recorder)
+    def known(module, keys):
+        with jax.ensure_compile_time_eval():
+            return layers.module_keys(module, keys)
 
-    def record(keys):
-        net.apply(params, *inputs(net), dropout_keys=keys)
-        return jax.tree.map(jax.random.key_data, seen)
+    def record(x, rate, keys):
+        with jax.ensure_compile_time_eval():
+            seen.append(np.asarray(jax.random.key_data(keys)))
+        return x
 
-    params = net.init(jax.random.key(0))
-    seen.clear()
-    keys = np.concatenate(jax.jit(record)(keys_of(2)))
-    assert len(seen) == sum("conv2/kernel" in path for path in by_path(params))
-    assert len(np.unique(keys, axis=0)) == len(keys)
+    for module in (unet_blocks, conv_unet):
+        monkeypatch.setattr(module, "module_keys", known)
+        monkeypatch.setattr(module, "dropout", record)
+    run = lambda params: net.apply(params, *inputs(net), dropout_keys=keys)  # noqa: E731
+    jax.eval_shape(run, net.shapes())
+    assert len(seen) == sum("conv2/kernel" in path for path in by_path(net.shapes()))
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 2 * len(seen)
 
 
 def test_dropout_in_a_net_does_not_depend_on_the_batch():
@@ -142,8 +152,10 @@ def test_dropout_in_a_net_does_not_depend_on_the_batch():
     keys, arguments = keys_of(4), inputs(net, 4)
     run = lambda keys, arguments: apply(net, params, *arguments, dropout_keys=keys)  # noqa: E731
     whole = run(keys, arguments)
-    halves = [run(keys[half], [a[half] for a in arguments]) for half in (slice(2), slice(2, 4))]
-    np.testing.assert_allclose(whole, np.concatenate(halves), rtol=1e-5, atol=1e-5)
+    turned = run(keys[::-1], [a[::-1] for a in arguments])
+    np.testing.assert_allclose(whole, turned[::-1], rtol=1e-5, atol=1e-5)
+    half = run(keys[1:3], [a[1:3] for a in arguments])
+    np.testing.assert_allclose(whole[1:3], half, rtol=1e-5, atol=1e-5)
     assert np.abs(whole - run(keys[::-1], arguments)).max() > 1e-2
 
 
@@ -161,20 +173,21 @@ def exact_attention(params, x, head_dim, groups, eps):
     return x + affine("to_out", mixed.reshape(b, h * w, c)).reshape(x.shape)
 
 
-@pytest.mark.parametrize("head_dim", [4, None])
-def test_self_attention_is_a_softmax_over_pixels(head_dim):
+def test_self_attention_is_a_softmax_over_pixels():
     rng = np.random.default_rng(4)
     numbers = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     params = {name: {"kernel": numbers(8, 8) * 0.7, "bias": numbers(8)} for name in ("to_q", "to_k", "to_v", "to_out")}
     params["group_norm"] = {"scale": numbers(8), "bias": numbers(8)}
     x = numbers(2, 3, 4, 8)
-    ours = SelfAttention(head_dim, 4, 1e-6).apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x))
-    np.testing.assert_allclose(ours, exact_attention(params, x, head_dim or 8, 4, 1e-6), rtol=2e-4, atol=2e-4)
+    for head_dim in (4, None):
+        ours = jax.jit(SelfAttention(head_dim, 4, 1e-6).apply)({"params": params}, x)
+        wanted = exact_attention(params, x, head_dim or 8, 4, 1e-6)
+        np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4, err_msg=f"heads of {head_dim}")
 
 
 def test_heads_that_do_not_divide_the_channels_are_an_error():
     with pytest.raises(ValueError, match="heads of 3 channels do not divide 8"):
-        SelfAttention(3, 4).init(jax.random.key(0), jnp.zeros((1, 2, 2, 8)))
+        jax.eval_shape(SelfAttention(3, 4).init, jax.random.key(0), np.zeros((1, 2, 2, 8), np.float32))
 
 
 def test_pooling_and_upsampling_are_their_definitions():
@@ -187,20 +200,23 @@ def test_pooling_and_upsampling_are_their_definitions():
 def test_transposed_conv_is_laxs():
     rng = np.random.default_rng(6)
     x, kernel, bias = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, 4, 5), (5, 2, 2, 6), (6,)))
-    ours = TransposedConv(6).apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
+    ours = jax.jit(TransposedConv(6).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     hwio = kernel.transpose(1, 2, 3, 0)
     wanted = jax.lax.conv_transpose(x, hwio, (2, 2), "VALID", transpose_kernel=True)
-    np.testing.assert_allclose(ours, wanted + bias[None, None, None], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours, np.asarray(wanted) + bias, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("symmetric", "padding"), [(False, (0, 1)), (True, (1, 1))])
-def test_downsampling_pads_as_it_says(symmetric, padding):
-    two_levels = {"widths": (8, 8), "attention": (False, False)}
-    net, params = draw(dataclasses.replace(TINY, **two_levels, symmetric_padding=symmetric))
-    states = captured(net, params)
-    assert states["downsample_0"].shape == (2, 2, 2, 8)
-    padded = np.pad(states["down_0"][-1], ((0, 0), padding, padding, (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
-    conv = {name: np.asarray(leaf) for name, leaf in params["downsample_0"].items()}
-    wanted = np.einsum("bhwcij,ijco->bhwo", windows, conv["kernel"]) + conv["bias"][None, None, None]
-    np.testing.assert_allclose(states["downsample_0"], wanted, rtol=1e-4, atol=1e-4)
+def test_downsampling_pads_as_it_says(monkeypatch):
+    """`halve` 0 is padding all around, 1 padding at the right and the bottom: see test_winograd.py."""
+    halves = []
+
+    def record(x, features, size, name, *, halve=None, **options):
+        if name == "downsample_0":
+            halves.append(halve)
+        return layers.conv(x, features, size, name, halve=halve, **options)
+
+    monkeypatch.setattr(unet, "conv", record)
+    for symmetric in (False, True):
+        two_levels = {"widths": (8, 8), "attention": (False, False)}
+        dataclasses.replace(SMALLEST, **two_levels, symmetric_padding=symmetric).shapes()
+    assert halves == [1, 0]

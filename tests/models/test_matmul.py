@@ -1,5 +1,7 @@
 """Products whose gradients are products of the same kind, and what a CPU makes of them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,43 +10,61 @@ import pytest
 from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows
 
 PLAIN = {matmul: jnp.matmul, matmul_by_rows: lambda a, b: jnp.matmul(a, b.swapaxes(-1, -2))}
+FUNCTIONS = pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
 
 
 def example(function, stack):
     """Two arrays that the function takes."""
+    rng = np.random.default_rng(0)
     shapes = [(*stack, 5, 3), (*stack, 3, 4) if function is matmul else (*stack, 4, 3)]
-    return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+@partial(jax.jit, static_argnums=0)
+def orders(product, *args):
+    """The product, its gradients of first to third order, in both modes."""
+
+    def loss(*args):
+        return jnp.sum(jnp.sin(product(*args)))
+
+    first = jax.grad(loss, (0, 1))
+    third = jax.grad(lambda a: jnp.sum(jax.grad(loss)(a, args[1]) ** 2))(args[0])
+    return product(*args), first(*args), jax.jvp(product, args, args), jax.jvp(first, args, args), third
 
 
 def close(ours, plain):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, plain)
 
 
-@pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
-@pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
+@pytest.mark.parametrize("stack", [(), (2, 3)])
+@FUNCTIONS
 def test_values_and_gradients_of_every_order_are_those_of_the_plain_product(function, stack):
     args = example(function, stack)
-
-    def loss(product):
-        return lambda *args: jnp.sum(jnp.sin(product(*args)))
-
-    def all_of(product):
-        first = jax.grad(loss(product), (0, 1))
-        return product(*args), first(*args), jax.jvp(product, args, args), jax.jvp(first, args, args)
-
-    close(all_of(function), all_of(PLAIN[function]))
-    third = [
-        jax.grad(lambda a, f=f: jnp.sum(jax.grad(loss(f))(a, args[1]) ** 2))(args[0])
-        for f in (function, PLAIN[function])
-    ]
-    close(*third)
+    close(orders(function, *args), orders(PLAIN[function], *args))
 
 
-@pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
+@FUNCTIONS
+def test_a_call_outside_of_jit_is_the_product(function):
+    args = example(function, ())
+    wanted = np.matmul(*args) if function is matmul else np.matmul(args[0], args[1].T)
+    close(function(*args), wanted)
+
+
+@FUNCTIONS
 def test_a_map_over_either_argument_or_both(function):
-    a, b = example(function, (2,))
-    for axes, args in (((0, 0), (a, b)), ((0, None), (a, b[0])), ((None, 0), (a[0], b))):
-        close(jax.vmap(function, axes)(*args), jax.vmap(PLAIN[function], axes)(*args))
+    a, b = map(np.asarray, example(function, (2,)))
+    plain = np.matmul(a, b) if function is matmul else np.matmul(a, b.swapaxes(1, 2))
+    other = np.matmul(a, b[0]) if function is matmul else np.matmul(a, b[0].T)
+    third = np.matmul(a[0], b) if function is matmul else np.matmul(a[0], b.swapaxes(1, 2))
+
+    @jax.jit
+    def maps(a, b):
+        return [
+            jax.vmap(function, axes)(*args)
+            for axes, args in zip(((0, 0), (0, None), (None, 0)), ((a, b), (a, b[0]), (a[0], b)), strict=True)
+        ]
+
+    close(maps(a, b), [plain, other, third])
 
 
 def test_the_gradients_of_a_stack_sum_over_no_first_axis():
@@ -59,7 +79,7 @@ def test_the_gradients_of_a_stack_sum_over_no_first_axis():
     assert "lhs_contracting_dims={1}" not in text(matmul)
 
 
-@pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
+@FUNCTIONS
 def test_a_precision_asked_for_within_a_jitted_function_is_kept_in_its_gradients_too(function):
     @jax.jit
     def gradient(*args):

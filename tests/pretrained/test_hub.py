@@ -50,9 +50,7 @@ LAYOUTS = {
         [*PIPELINE, *NET, "scheduler_config.json", PLAIN],
     ),
     "pipeline": (
-        PIPELINE
-        | in_unet(NET | weights(PLAIN, BIN, FP16))
-        | weights(f"vae/{PLAIN}", f"vae/{BIN}", "vae/config.json"),
+        PIPELINE | in_unet(NET | weights(PLAIN, BIN, FP16)) | weights(f"vae/{PLAIN}", f"vae/{BIN}", "vae/config.json"),
         {},
         [*PIPELINE, *in_unet(NET), f"unet/{PLAIN}"],
     ),
@@ -70,9 +68,7 @@ LAYOUTS = {
     ),
     "only-a-variant": (NET | weights(FP16), {}, [*NET, FP16]),
     "of-another-class": (
-        PIPELINE
-        | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'}
-        | weights(f"unet/{PLAIN}"),
+        PIPELINE | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'} | weights(f"unet/{PLAIN}"),
         {},
         [*PIPELINE, "unet/config.json"],
     ),
@@ -84,14 +80,12 @@ MISTAKES = {
     "no-variant": (
         NET | weights(PLAIN, f"{NAME}.bf16.bin"),
         {"variant": "fp16"},
-        f"FileNotFoundError: them/no-variant holds no weights ({FP16}); "
-        "there are those of no variant, bf16",
+        f"FileNotFoundError: them/no-variant holds no weights ({FP16}); there are those of no variant, bf16",
     ),
     "two-variants": (
         in_unet(NET | weights(FP16) | {f"{NAME}.bin.index.bf16.json": b"{}"}),
         {},
-        f"FileNotFoundError: them/two-variants/unet holds no weights ({PLAIN} or .bin); "
-        "there are bf16, fp16",
+        f"FileNotFoundError: them/two-variants/unet holds no weights ({PLAIN} or .bin); there are bf16, fp16",
     ),
     "no-weights": (
         NET,
@@ -112,8 +106,7 @@ MISTAKES = {
     "lost-shard": (
         NET | {INDEX: b'{"weight_map": {"a": "b.safetensors"}}'},
         {},
-        f"ValueError: them/lost-shard has no b.safetensors beside {INDEX}, "
-        "which places tensors there",
+        f"ValueError: them/lost-shard has no b.safetensors beside {INDEX}, which places tensors there",
     ),
     "hostile": (
         NET | {INDEX: b'{"weight_map": {"a": "../../../../../stolen.safetensors"}}'},
@@ -154,9 +147,7 @@ def other_calls(net, empty):
         "hidden from a stranger": call("download", "them/strange", token=STRANGER),
         "upload by a stranger": call("upload", net, "us/strange", token=STRANGER),
         "prepared": call("prepare", "us/net", private=True, token=WRITER),
-        "uploaded": call(
-            "upload", net, "us/net", private=True, message="After 100 steps", token=WRITER
-        ),
+        "uploaded": call("upload", net, "us/net", private=True, message="After 100 steps", token=WRITER),
         "back": call("download", "us/net", token=WRITER),
         "exposed": call("upload", net, "us/public", private=True, token=WRITER),
         "full": call("upload", net, "us/full", token=WRITER),
@@ -205,8 +196,7 @@ def answers(tmp_path_factory):
     empty.mkdir()
     write_model(net)
     calls = {
-        name: call("download", f"them/{name}", **options)
-        for name, (_, options, _) in (LAYOUTS | MISTAKES).items()
+        name: call("download", f"them/{name}", **options) for name, (_, options, _) in (LAYOUTS | MISTAKES).items()
     }
     calls |= other_calls(net, empty)
     first, other = call("download", "them/net"), call("download", "them/other")
@@ -235,9 +225,7 @@ def test_a_download_fetches_what_the_net_needs_and_no_more(answers):
     for name, (files, _, needed) in LAYOUTS.items():
         assert answers.hub.fetched(f"them/{name}") == sorted(needed), name
         folder = Path(answers.online[name])
-        found = {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")
-        }
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
         assert found == {file: files[file] for file in needed}, name
 
 
@@ -302,8 +290,7 @@ def test_who_may_read_and_write(answers):
 
     def gated(name):
         return (
-            f"PermissionError: {name} is gated: ask for access at {hub.address}/{name}, "
-            "then set HF_TOKEN to your token"
+            f"PermissionError: {name} is gated: ask for access at {hub.address}/{name}, then set HF_TOKEN to your token"
         )
 
     expected = {
@@ -373,9 +360,7 @@ def test_a_repository_is_created_private_if_asked_and_never_made_public(answers)
 
 def test_an_upload_that_cannot_be_ends_in_one_line(answers):
     hub, online = answers.hub, answers.online
-    assert online["full"].startswith(
-        f"OSError: {hub.address} answers 404 for us/full (PUT /nowhere/"
-    )
+    assert online["full"].startswith(f"OSError: {hub.address} answers 404 for us/full (PUT /nowhere/")
     assert "\n" not in online["full"]
     assert online["empty"] == f"ValueError: {answers.top / 'empty'} holds no files to upload"
     unnamed = "ValueError: 'not-a-name' cannot be a repository of the hub: name one as owner/name"

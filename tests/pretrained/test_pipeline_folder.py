@@ -41,9 +41,7 @@ INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
-SMALL = UNet(
-    image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
-)
+SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
