@@ -34,7 +34,6 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-<<<<<<< HEAD
     Fault(faults_of_processes.killed, 50),
     Fault(faults_of_processes.signalled, 20),
     Fault(faults_of_processes.signalled_twice, 10),
@@ -57,34 +56,8 @@ IN_TESTS = {
         *("-k", "back or lost or further"),
     ],
     "200 pictures, half of them spoilt: tests over all": ["data/test_fuzz.py"],
-    "memory that does not suffice": ["devices/test_memory.py"],
-=======
-    Fault(faults_of_processes.killed, 1, 50),
-    Fault(faults_of_processes.signalled, 1, 20),
-    Fault(faults_of_processes.signalled_twice, 1, 10),
-    Fault(faults_of_disks.damaged, 12, 200),
-    Fault(faults_of_disks.all_damaged, 1, 5),
-    Fault(faults_of_processes.second_run, 1, 5),
-    Fault(faults_of_disks.full_disk, 1, 5),
-    Fault(faults_of_disks.full_for_a_while, 1, 5),
-    Fault(faults_of_disks.read_only, 1, 5),
-    Fault(faults_of_disks.no_permission, 1, 5),
-    Fault(faults_of_disks.limited, 1, 5),
-    Fault(faults_of_disks.limited_for_good, 1, 5),
-    Fault(faults_of_processes.host_killed, 0, 6),
-    Fault(faults_of_processes.host_signalled, 0, 5),
-]
-GOES_BACK = [
-    *("test_loop.py", "test_workdir_go_back.py"),
-    *("-k", "lost or go_back or goes_back or further"),
-]
-IN_TESTS = {
-    "losses and gradients that are not finite": ["training/test_optimizer.py", "-k", "not_finite"],
-    "weights that give no finite loss: back to a checkpoint before": GOES_BACK,
-    "200 pictures, half of them spoilt: tests over all": ["test_data_fuzz.py"],
     "memory that does not suffice": ["devices/test_memory.py", "-k", "memory or fit"],
     "several hosts: resumed, rolled back, started by Slurm": ["devices/test_hosts_faults.py", "-m", "faults"],
->>>>>>> h_t3
 }
 """Faults within a process, each of which is a test."""
 
