@@ -11,9 +11,9 @@ from ddpm_jax.cli import arguments, sample, train
 from ddpm_jax.runs import steps as saved_steps
 
 TINY = (
-    "--config digits --no-compilation-cache --model.widths 8 --model.attention False "
-    "--model.groups 4 --model.layers-per-level 1 --model.middle none --model.dropout 0.1 "
-    "--data.flip --optimizer.warmup-steps 0 --optimizer.learning-rate 0.01 "
+    "--config s1_mnist --data digits --no-compilation-cache --model.image-size 8 --model.widths 32 "
+    "--model.groups 4 --model.time-embedding-dim 8 --model.dropout 0.1 --data.flip "
+    "--optimizer.decay constant --optimizer.floor 0 --optimizer.learning-rate 0.01 "
     "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 "
     "--log.samples 4 --log.sample-steps 2 --sampling.steps 10"
 ).split()
