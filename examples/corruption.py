@@ -1,0 +1,109 @@
+"""Corrupt images with uniform noise, learn to predict the clean image, sample in five steps.
+
+    python examples/corruption.py    # MNIST by TFDS; --data digits needs no download
+
+An amount of noise in [0, 1] stands in for the noise schedule, and the network is not told it.
+Pixels are in [0, 1] because BasicUNet ends in a SiLU.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key
+
+from ddpm_jax.data.batches import batch_at, steps_per_epoch
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.figures.plots import labelled_rows
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.training.step import example_keys, init_state, make_train_step
+
+MODEL = BasicUNet(image_size=28, channels=1)  # 309,057 parameters; ignores the timestep
+LEARNING_RATE = 1e-3
+SAMPLING_STEPS = 5
+SHOWN = 8  # images of each kind in a row of the figures
+Images = Float[Array, "b h w c"]
+predict_x0 = jax.jit(lambda params, x: MODEL.apply(params, x, jnp.zeros(len(x), jnp.int32)))
+
+
+def corrupt(x0: Images, amount: Float[Array, "b 1 1 1"], noise: Images) -> Images:
+    """The mixture x0 (1 - amount) + noise amount: x0 at amount 0, noise at amount 1."""
+    return x0 * (1 - amount) + noise * amount
+
+
+def loss(params: dict, keys: Key[Array, " b"], batch: dict[str, Array]) -> Float[Array, " b"]:
+    """The mean squared error of each predicted clean image, at an amount uniform on [0, 1)."""
+    x0 = (batch["image"] + 1) / 2  # [-1, 1] -> [0, 1]
+    amount_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # (b,) -> (2, b)
+    amount = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 1)))(amount_keys)
+    noise = jax.vmap(lambda key: jax.random.uniform(key, x0.shape[1:]))(noise_keys)
+    prediction = predict_x0(params, corrupt(x0, amount, noise))
+    return jnp.mean((prediction - x0) ** 2, axis=(1, 2, 3))  # (b, h, w, c) -> (b,)
+
+
+def sample(params: dict, noise: Images, steps: int) -> tuple[list[Images], list[Images]]:
+    """Mix predictions into the noise. Return steps + 1 states, noise first, and the predictions."""
+    states = [noise]
+    predictions = []
+    for i in range(steps):
+        mix = 1 / (steps - i)  # 1 in the last step: the sample is the last prediction
+        predictions.append(predict_x0(params, states[-1]))
+        states.append(states[-1] * (1 - mix) + predictions[-1] * mix)
+    return states, predictions
+
+
+def row(label: str, *images: Images) -> tuple[str, np.ndarray]:
+    """A labelled row of a figure, from images in [0, 1]."""
+    return label, to_uint8(2 * np.concatenate(images) - 1)  # [0, 1] -> [-1, 1] -> uint8
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train the network, then draw what it predicts and how it samples."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--data-dir", help="TFDS folder that holds mnist (default: TFDS's own)")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--max-steps", type=int, help="stop after this many steps")
+    parser.add_argument("--out", default="runs/corruption", metavar="FOLDER")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(args)
+    source = Digits() if options.data == "digits" else Tfds(name="mnist", data_dir=options.data_dir)
+    images = source.load(MODEL.image_size, MODEL.channels)
+
+    init_key, train_key, noise_key = jax.random.split(jax.random.key(options.seed), 3)
+    tx = optax.adam(LEARNING_RATE)
+    state = init_state(MODEL.init(init_key), tx)
+    train_step = jax.jit(make_train_step(loss, tx), donate_argnums=0)
+    epoch_steps = steps_per_epoch(len(images), options.batch_size)
+    losses = []
+    for step in range(options.epochs * epoch_steps)[: options.max_steps]:
+        batch = batch_at(images, options.seed, step, options.batch_size)
+        batch["key"] = example_keys(train_key, step, jnp.arange(options.batch_size))
+        state, metrics = train_step(state, batch)
+        losses.append(metrics["loss"])
+        if (step + 1) % epoch_steps == 0 or step + 1 == options.max_steps:
+            mean = np.mean(losses[-1 - step % epoch_steps :])
+            print(f"Finished epoch {step // epoch_steps + 1}, mean loss {mean:.4f}", flush=True)
+
+    x0 = (batch_at(images, options.seed, 0, SHOWN)["image"] + 1) / 2
+    noise = jax.random.uniform(noise_key, x0.shape)
+    corrupted = corrupt(x0, jnp.linspace(0, 1, SHOWN)[:, None, None, None], noise)
+    prediction = predict_x0(state.params, corrupted)
+    rows = [row("input", x0), row("corrupted", corrupted), row("prediction", prediction)]
+    labelled_rows(rows, f"{options.out}/reconstructions.png")
+
+    states, predictions = sample(state.params, noise, SAMPLING_STEPS)
+    gap = jnp.ones_like(noise[:1])  # one white image
+    pairs = enumerate(zip(states[:-1], predictions, strict=True), start=1)
+    rows = [row(f"step {i}: input | prediction", x, gap, x0_hat) for i, (x, x0_hat) in pairs]
+    labelled_rows(rows, f"{options.out}/sampling.png")
+    np.savetxt(f"{options.out}/losses.csv", losses)
+
+
+if __name__ == "__main__":
+    main()
