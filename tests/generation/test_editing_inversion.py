@@ -50,9 +50,6 @@ def test_inversion_of_one_point_is_exact_in_few_steps():
     xT = invert(KEYS, denoise, DDIM, grid, IMAGES)
     signal, noise = signal_and_noise(grid.t[0])
     np.testing.assert_allclose(xT, signal * p + noise * eps, atol=1e-4)
-    states = sample(KEYS, denoise, DDIM, grid, xT, trajectory=True)
-    np.testing.assert_allclose(states[-2], IMAGES, atol=1e-4)
-    np.testing.assert_allclose(states[-1], np.broadcast_to(p, IMAGES.shape), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
