@@ -98,9 +98,8 @@ def main(args: list[str] | None = None) -> None:
     labelled_rows(rows, f"{options.out}/reconstructions.png")
 
     states, predictions = sample(state.params, noise, SAMPLING_STEPS)
-    gap = jnp.ones_like(noise[:1])  # one white image
-    pairs = enumerate(zip(states[:-1], predictions, strict=True), start=1)
-    rows = [row(f"step {i}: input | prediction", x, gap, x0_hat) for i, (x, x0_hat) in pairs]
+    gap = jnp.ones_like(noise[:1])  # a white image between the states and the predictions
+    rows = [row(f"step {i + 1}", states[i], gap, predictions[i]) for i in range(SAMPLING_STEPS)]
     labelled_rows(rows, f"{options.out}/sampling.png")
     np.savetxt(f"{options.out}/losses.csv", losses)
 
