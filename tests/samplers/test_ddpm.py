@@ -1,5 +1,6 @@
 """Ancestral sampling over a Gaussian against its chain in float64, and against NumPy's loop."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,10 +80,13 @@ def test_one_ancestral_step_has_the_distribution_of_eq_7(variance, i):
     np.testing.assert_allclose(x_next, mean + np.sqrt(var) * noise_of(row), atol=1e-5)
 
 
+estimate = jax.jit(lambda xt, t: GAUSSIAN(xt, t).x0)
+
+
 @FIXED
 def test_the_last_ancestral_step_is_the_estimate_of_clean_data(variance):
     x_next, _ = step(ddpm(variance=variance), KEYS, GAUSSIAN, XT, ROWS[9], ())
-    np.testing.assert_allclose(x_next, GAUSSIAN(XT, jnp.asarray(ROWS[9].t)).x0, atol=1e-6)
+    np.testing.assert_allclose(x_next, estimate(XT, ROWS[9].t), atol=1e-6)
 
 
 def test_clip_sample_limits_each_state_of_the_loop_and_is_traced():
@@ -97,13 +101,15 @@ def test_clip_sample_limits_each_state_of_the_loop_and_is_traced():
     count = step._cache_size()
     for limit in (1.0, 0.5):
         x, sampler = np.asarray(XT, float), ddpm(variance="fixed_large", clip_sample=limit)
+        largest = []
         for i, state in enumerate(naive_walk(sampler, KEYS, denoise, grid, XT)):
             t = 19 - i
             eps = 0.9 * x + 0.2 * np.sin(3 * x)
             x = (x - (1 - alpha[t]) / np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha[t])
             x = np.clip(x + np.sqrt(betas[t]) * noises[i] if t > 0 else x, -limit, limit)
             np.testing.assert_allclose(state, x, atol=1e-4, err_msg=f"t = {t}, limit {limit}")
-        assert np.max(np.abs(state)) == limit
+            largest.append(np.max(np.abs(state)))
+        assert max(largest) == limit
     assert step._cache_size() == count + 1
 
 

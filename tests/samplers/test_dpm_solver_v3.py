@@ -16,10 +16,16 @@ from ddpm_jax.samplers.dpm_solver_v3 import X0, Statistics, dpm_solver_v3, load,
 
 KEYS = sample_keys(0, jnp.arange(8))
 XT = initial_noise(KEYS, SHAPE)
-ENDS, ZERO = X0.lambdas, np.zeros((2, 1, 1, 1), np.float32)
-EPS = Statistics(ENDS, ZERO, ZERO - 1, ZERO, ZERO, -X0.L, ZERO)  # f = e^-lambda eps
+NODES = 120
+LAMBDAS = np.linspace(-3.5, 3.5, NODES).astype(np.float32)
+ZERO, LINE = np.zeros((NODES, 1, 1, 1), np.float32), LAMBDAS.reshape(-1, 1, 1, 1)
+WIDE_X0 = Statistics(LAMBDAS, ZERO + 1, ZERO, ZERO, LINE, ZERO, ZERO)
+EPS = Statistics(LAMBDAS, ZERO, ZERO - 1, ZERO, ZERO, -LINE, ZERO)  # f = e^-lambda eps
 MU, STD = 0.3, 0.5
 GAUSSIAN, CURVED = mixture(MU, STD), mixture()
+
+
+x0_of_curved = jax.jit(lambda xt, t: CURVED(xt, t).x0)
 
 
 def walk(sampler, grid, denoise=CURVED):
@@ -34,9 +40,9 @@ def to_a_level(steps, low=-6.0, high=6.0):
     return rows(SCHEDULE, t[:-1], t[1:])
 
 
-def gaussian_statistics(count):
+def gaussian_statistics():
     """Those of N(MU, STD^2), exactly: f = -MU l, whatever x, so that s is free."""
-    lambdas = np.linspace(-3.5, 3.5, count)
+    lambdas = np.linspace(-3.5, 3.5, NODES)
     l = 1 / (1 + STD**2 * np.exp(2 * lambdas))
     slope = -2 * STD**2 * np.exp(2 * lambdas) * l**2
     L = -np.log(STD**2 + np.exp(-2 * lambdas)) / 2
@@ -61,7 +67,9 @@ def error_of_a_gaussian(sampler, steps):
 
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize(
-    ("statistics", "order", "other"), [(X0, 1, "ddim"), (EPS, 1, "ddim"), (X0, 3, "dpmpp_3m")], ids=["x0", "eps", "3m"]
+    ("statistics", "order", "other"),
+    [(WIDE_X0, 1, "ddim"), (EPS, 1, "ddim"), (WIDE_X0, 3, "dpmpp_3m")],
+    ids=["x0", "eps", "3m"],
 )
 def test_with_fixed_statistics_it_is_a_known_solver(statistics, order, other, steps):
     found = walk(with_statistics(statistics, order, False), grid_of(steps))
@@ -96,9 +104,9 @@ def test_two_steps_of_order_2_are_the_line_through_two_f():
     alpha = 1 / np.sqrt(1 + np.exp(-2 * lambdas))
     f = []
     for i in range(2):
-        x0 = np.asarray(CURVED(jnp.asarray(x, jnp.float32), grid.t[i]).x0, float)
+        x0 = np.asarray(x0_of_curved(np.float32(x), grid.t[i]), float)
         f.append((1 - l) * x / alpha[i] - x0)
-        r = np.linspace(lambdas[i], lambdas[i + 1], 20001)[:, None, None, None, None]
+        r = np.linspace(lambdas[i], lambdas[i + 1], 2001)[:, None, None, None, None]
 
         def g(value, off):
             return np.exp(-s * off) * value - b / s * (1 - np.exp(-s * off))  # Eq. 8
@@ -118,7 +126,7 @@ def test_two_steps_of_order_2_are_the_line_through_two_f():
 @pytest.mark.parametrize(("steps", "tolerance"), [(1, 1e-3), (3, 3e-5), (10, 3e-5)])
 def test_a_gaussian_is_solved_exactly_in_few_steps(order, corrector, steps, tolerance):
     """One step is as good as 16 nodes of quadrature over all levels."""
-    error = error_of_a_gaussian(with_statistics(gaussian_statistics(120), order, corrector), steps)
+    error = error_of_a_gaussian(with_statistics(gaussian_statistics(), order, corrector), steps)
     assert error < tolerance
     assert error_of_a_gaussian(samplers.make("dpmpp_3m"), steps) > 100 * error
 
@@ -142,7 +150,7 @@ def log_snr_schedule():
         yield NoiseSchedule(*tables)
 
 
-@pytest.mark.parametrize(("order", "corrector"), [(2, False), (3, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("order", "corrector"), [(2, False), (3, True)])
 def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_schedule, order, corrector):
     sampler = with_statistics(smooth_statistics(), order, corrector)
     denoise = make_denoiser(
@@ -167,11 +175,11 @@ def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_sc
 
 
 def test_numbers_of_a_picture_have_their_own_statistics():
-    exact = gaussian_statistics(120)
+    exact = gaussian_statistics()
     both = exact, exact._replace(p=np.zeros_like(exact.p))
     mixed = jax.tree.map(lambda *tables: np.concatenate(tables, 2) if tables[0].ndim == 4 else tables[0], *both)
-    mixed = jax.tree.map(lambda table: np.repeat(table, 1, 1) if table.ndim == 4 else table, mixed)
-    found, *wanted = (walk(with_statistics(s, 3, True), grid_of(8)) for s in (mixed, *both))
+    found, *wanted = (walk(with_statistics(each, 3, True), grid_of(8), GAUSSIAN) for each in (mixed, *both))
+    assert np.max(np.abs(wanted[0] - wanted[1])) > 1e-3
     for i in range(2):
         np.testing.assert_allclose(found[:, :, i], wanted[i][:, :, i], atol=1e-5)
 

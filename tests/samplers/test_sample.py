@@ -18,8 +18,6 @@ from ddpm_jax.samplers import initial_noise, sample, sample_in_chunks, sample_ke
 
 NAMES = samplers.names()
 MIXTURE = mixture()
-# No memory, a tuple of levels, and a step with two branches.
-KINDS = pytest.mark.parametrize("name", ["ddpm", "unipc", "pndm"])
 
 
 def noise_and_keys(seed, count=4):
@@ -108,7 +106,7 @@ def test_noise_depends_on_seed_sample_and_step_alone():
 
     keys = sample_keys(0, jnp.arange(count))
     whole = np.stack(draw(keys))
-    for part in (slice(0, 1), slice(0, 7), slice(5, 9)):
+    for part in (slice(0, 7), slice(5, 12)):
         found = draw(sample_keys(0, jnp.arange(count)[part]))
         np.testing.assert_array_equal(np.stack(found), whole[:, part])
     np.testing.assert_array_equal(np.stack(draw(spread_over(8, keys))), whole)
@@ -123,7 +121,7 @@ def test_noise_depends_on_seed_sample_and_step_alone():
 # One scan
 
 
-@KINDS
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
 def test_a_trajectory_its_end_and_its_chunks_are_the_naive_loop_over_part_of_the_batch(name):
     sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(8, 8)
     walk = keys, MIXTURE, sampler, grid, xT
@@ -139,8 +137,7 @@ def test_a_trajectory_its_end_and_its_chunks_are_the_naive_loop_over_part_of_the
         np.testing.assert_allclose(state, wanted, atol=1e-5)
 
 
-@KINDS
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(("name", "devices"), [("ddpm", 8), ("unipc", 2)])
 def test_chunks_over_devices_share_one_program_and_change_no_image(name, devices):
     sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(8, 8)
     spread = spread_over(devices, keys)
@@ -172,7 +169,7 @@ def test_a_denoiser_may_be_any_function():
 
 def labelled(weight, xt, t, labels):
     labels, t = (per_example(each, xt).astype(jnp.float32) for each in (labels, t))
-    return weight * xt + 0.3 * jnp.sin(3 * xt + t / 300) + labels / 10
+    return weight * xt * (1 + labels / 10) + 0.3 * jnp.sin(3 * xt + t / 300)
 
 
 def test_parameters_guidance_and_thresholds_share_one_program():
