@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,13 @@ from helpers.commands import arrays
 from helpers.processes import ENV, free_address
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
+from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory, loop, progress
-from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.runs.metrics import RunLog, read_metrics
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import skip_nonfinite
 from ddpm_jax.training.step import TrainState
@@ -61,12 +63,18 @@ SHORT = dataclasses.replace(
 )
 """The same for fewer steps."""
 DRAWN = "drawn.npz"
+IMAGES = InMemory(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), np.zeros(40, np.int32))
+"""In place of the digits, which take scikit-learn seconds to import, as Matplotlib takes for curves."""
 
 
 def train(config: Config, folder: Path, on_save: loop.OnSave = loop.ignore_save) -> int:
     """Train to the end of the recipe, from the newest checkpoint if there is one; the exit status."""
     start = hosts.of_first(directory.resume(config, folder))
-    return loop.train(config, folder, start, on_save=on_save)
+    with (
+        mock.patch.object(Digits, "load", return_value=IMAGES),
+        mock.patch.object(RunLog, "curve", return_value=None),
+    ):
+        return loop.train(config, folder, start, on_save=on_save)
 
 
 def by_sgd_here(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) -> None:
