@@ -21,7 +21,7 @@ STEPS, BATCH, FSDP = 3, 16, 4
 
 
 def loss(params, keys, batch):
-    """A regression by our own convolution and product, with dropout and noise of each example's key."""
+    """A regression by our convolution and product, with dropout and noise of each example's key."""
     hidden = jnp.sin(conv3x3(batch["image"], params["kernel"]))  # (b, 4, 4, 8)
     hidden = dropout(hidden, 0.3, keys).reshape(len(keys), -1)
     noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
@@ -31,7 +31,8 @@ def loss(params, keys, batch):
 def fresh_params():
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 3, 1, 8), "w": (128, 3), "b": (3,)}
-    return {name: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    draw = lambda shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    return {name: draw(shape) for name, shape in shapes.items()}
 
 
 def batch_of(step):
@@ -135,7 +136,8 @@ def test_a_usual_net_takes_a_quarter_on_each_of_four_devices():
     state = jax.eval_shape(init, model.shapes())
 
     def numbers_on_one_device(fsdp):
-        parts = jax.tree.map(lambda x, lie: np.prod(lie.shard_shape(x.shape)), state, parallel.shares(state, fsdp))
+        split = parallel.shares(state, fsdp)
+        parts = jax.tree.map(lambda x, lie: np.prod(lie.shard_shape(x.shape)), state, split)
         return sum(jax.tree.leaves(parts))
 
     whole, split = numbers_on_one_device(1), numbers_on_one_device(FSDP)
