@@ -57,7 +57,7 @@ IN_TESTS = {
     ],
     "200 pictures, half of them spoilt: tests over all": ["data/test_fuzz.py"],
     "memory that does not suffice": ["devices/test_memory.py", "-k", "memory or fit"],
-    "several hosts: resumed, rolled back, started by Slurm": ["devices/test_hosts_faults.py", "-m", "faults"],
+    "several hosts: resumed, rolled back": ["devices/test_hosts_faults.py", "-m", "faults"],
 }
 """Faults within a process, each of which is a test."""
 

@@ -81,9 +81,10 @@ class Exited(Exception):
     """In place of the end of this process."""
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(SystemExit(2), 2), (SystemExit("no"), 1), (ZeroDivisionError(), 1)], ids=repr
-)
+FAILURES = [(SystemExit(2), 2), (SystemExit("no"), 1), (ZeroDivisionError(), 1)]
+
+
+@pytest.mark.parametrize(("error", "status"), FAILURES, ids=repr)
 def test_a_host_that_fails_ends_without_a_shutdown(initialized, monkeypatch, error, status):
     """A shutdown waits for the other hosts, which wait for this one in the middle of a step."""
 
@@ -102,7 +103,8 @@ def test_hosts_that_do_not_find_each_other_are_one_line(initialized, monkeypatch
         raise RuntimeError("DEADLINE_EXCEEDED")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    for described, where in [(("here:1", 2, 1), "at here:1"), ((hosts.AUTO,), "in the surroundings")]:
+    cases = {("here:1", 2, 1): "at here:1", (hosts.AUTO,): "in the surroundings"}
+    for described, where in cases.items():
         message = f"the hosts did not find each other {where}: DEADLINE_EXCEEDED"
         with pytest.raises(ValueError, match=message), hosts.together(*described):
             pytest.fail("connected")

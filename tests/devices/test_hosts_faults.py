@@ -28,7 +28,8 @@ def running(count, bench, workdir, *more):
 
 
 def all_end(runs, status=0):
-    assert [run.ends() for run in runs] == [status] * len(runs), "\n".join(run.words for run in runs)
+    ends = [run.ends() for run in runs]
+    assert ends == [status] * len(runs), "\n".join(run.words for run in runs)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_a_state_split_over_hosts_draws_samples_and_resumes(one, tmp_path):
 
 
 def test_hosts_roll_back_together_when_the_parameters_are_nan(tmp_path):
-    """They are NaN after step 8, which is saved; the next three steps are skipped, known a step later."""
+    """They are NaN after step 8, which is saved. The next three are skipped, known a step later."""
     two, one = by_sgd(tmp_path / "two", hosts=2, spoilt=8), by_sgd(tmp_path / "one", spoilt=8)
     assert [step for step, loss in enumerate(two[1], 1) if loss is None] == [9, 10, 11, 12]
     assert (tmp_path / "two" / "checkpoints" / "8-1.abandoned").is_dir()
@@ -66,7 +67,7 @@ def test_hosts_roll_back_together_when_the_parameters_are_nan(tmp_path):
 
 
 def test_train_on_two_hosts_and_resume_on_one(bench, tmp_path):
-    """One log, one set of checkpoints, what is printed once; by Adam, whose parameters are not comparable."""
+    """One log, one set of checkpoints. By Adam, so that losses are compared, not parameters."""
     workdir = tmp_path / "run"
     with running(2, bench, workdir, "--training.steps", STEPS // 2) as runs:
         all_end(runs)
@@ -93,7 +94,8 @@ def test_a_mistake_ends_all_hosts(bench, tmp_path):
 
 def test_slurm_says_who_is_who(bench, tmp_path):
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(run) for run in slurm(2, tmp_path / "run", bench.cache, "--dry-run")]
+        started = slurm(2, tmp_path / "run", bench.cache, "--dry-run")
+        runs = [stack.enter_context(run) for run in started]
         all_end(runs)
     assert "2 hosts with 1 x cpu" in runs[0].words
     assert "2 hosts" not in runs[1].words

@@ -9,34 +9,37 @@ import optax
 import pytest
 
 from ddpm_jax.devices import parallel
-from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models.kernels.matmul import matmul
+from ddpm_jax.models.kernels.winograd import conv3x3
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training.ema import Ema
-from ddpm_jax.training.step import example_keys, init_state, make_train_step, model_loss
+from ddpm_jax.training.step import example_keys, init_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures("optimized")
-MODEL = UNet(
-    image_size=4,
-    channels=1,
-    widths=(8,),
-    attention=(False,),
-    layers_per_level=1,
-    middle="none",
-    dropout=0.3,
-    num_classes=3,
-    label_dropout=0.5,
-    groups=4,
-)
 ROUTES = ("one device", "pmap", "jit", "fsdp")
 STEPS, BATCH, FSDP = 3, 16, 4
 
 
+def loss(params, keys, batch):
+    """A regression by our convolution and product, with dropout and noise of each example's key."""
+    hidden = jnp.sin(conv3x3(batch["image"], params["kernel"]))  # (b, 4, 4, 8)
+    hidden = dropout(hidden, 0.3, keys).reshape(len(keys), -1)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    return jnp.mean((matmul(hidden, params["w"]) + params["b"][None] - noise) ** 2, -1)
+
+
+def fresh_params():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 3, 1, 8), "w": (128, 3), "b": (3,)}
+    draw = lambda shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    return {name: draw(shape) for name, shape in shapes.items()}
+
+
 def batch_of(step):
     rng = np.random.default_rng(step)
-    images = rng.uniform(-1, 1, (BATCH, *MODEL.image_shape)).astype(np.float32)
+    images = rng.uniform(-1, 1, (BATCH, 4, 4, 1)).astype(np.float32)
     keys = example_keys(jax.random.key(0), step, jnp.arange(BATCH))
-    return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 3, BATCH), jnp.int32), "key": keys}
+    return {"image": jnp.asarray(images), "key": keys}
 
 
 def on_route(route, make_step):
@@ -55,7 +58,7 @@ def on_route(route, make_step):
 def train(route, params):
     """The state after STEPS steps of SGD, the metrics of each, and the state that went in."""
     tx = optax.sgd(0.1)
-    make_step = partial(make_train_step, model_loss(MODEL, Objective()), tx, Ema(decay=0.5))
+    make_step = partial(make_train_step, loss, tx, Ema(decay=0.5))
     step, place_state, place_batch = on_route(route, make_step)
     first = state = place_state(init_state(jax.tree.map(jnp.copy, params), tx))  # copied, because steps donate it
     metrics = []
@@ -65,13 +68,30 @@ def train(route, params):
     return state, metrics, first
 
 
+def test_noise_and_masks_are_the_same_bits_on_every_route():
+    def make_step(axis_name):
+        def step(state, batch):
+            noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(batch["key"])
+            drawn = {"noise": noise, "mask": dropout(jnp.ones_like(noise), 0.5, batch["key"])}
+            gather = partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
+            return state, drawn if axis_name is None else jax.tree.map(gather, drawn)
+
+        return step
+
+    found = []
+    for route in ("one device", "pmap", "jit"):
+        step, place_state, place_batch = on_route(route, make_step)
+        found.append(step(place_state(jnp.zeros(())), place_batch(batch_of(0)))[1])
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+    assert len(np.unique(found[0]["noise"])) == BATCH * 16
+
+
 @pytest.fixture(scope="module")
-def trained():
+def trained(optimized):
     """By route: what `train` gives from the same parameters, none of them zero."""
     assert jax.local_device_count() == 8
-    rng = np.random.default_rng(0)
-    fresh = MODEL.init(jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
+    params = fresh_params()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "LEAST_SPLIT", 1)  # the net is a small one
         return {route: train(route, params) for route in ROUTES}
@@ -99,7 +119,7 @@ def test_the_state_stays_unstacked_and_whole_on_every_device(trained, route):
 
 
 def test_by_fsdp_each_device_keeps_its_share(trained):
-    """Arrays without an axis that 4 divides stay whole: the step, the bias of one channel."""
+    """Arrays without an axis that 4 divides stay whole: the step, the bias of three numbers."""
     state = trained["fsdp"][0]
     for leaf in jax.tree.leaves(state):
         whole = all(length % FSDP for length in leaf.shape)
@@ -116,7 +136,8 @@ def test_a_usual_net_takes_a_quarter_on_each_of_four_devices():
     state = jax.eval_shape(init, model.shapes())
 
     def numbers_on_one_device(fsdp):
-        parts = jax.tree.map(lambda x, lie: np.prod(lie.shard_shape(x.shape)), state, parallel.shares(state, fsdp))
+        split = parallel.shares(state, fsdp)
+        parts = jax.tree.map(lambda x, lie: np.prod(lie.shard_shape(x.shape)), state, split)
         return sum(jax.tree.leaves(parts))
 
     whole, split = numbers_on_one_device(1), numbers_on_one_device(FSDP)
@@ -141,25 +162,6 @@ def test_a_host_reads_its_share_of_each_micro_batch(monkeypatch):
 def test_steps_donate_the_state(trained):
     for route in ROUTES:
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(trained[route][2])), route
-
-
-def test_noise_and_masks_are_the_same_bits_on_every_route():
-    def make_step(axis_name):
-        def step(state, batch):
-            noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(batch["key"])
-            drawn = {"noise": noise, "mask": dropout(jnp.ones_like(noise), 0.5, batch["key"])}
-            gather = partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
-            return state, drawn if axis_name is None else jax.tree.map(gather, drawn)
-
-        return step
-
-    found = []
-    for route in ("one device", "pmap", "jit"):
-        step, place_state, place_batch = on_route(route, make_step)
-        found.append(step(place_state(jnp.zeros(())), place_batch(batch_of(0)))[1])
-    for other in found[1:]:
-        jax.tree.map(np.testing.assert_array_equal, found[0], other)
-    assert len(np.unique(found[0]["noise"])) == BATCH * 16
 
 
 def test_sharding_splits_the_batch_and_replication_does_not():

@@ -45,11 +45,13 @@ def test_jax_takes_the_devices_and_the_deterministic_flags():
     code = (
         "print(platforms.use_cpu_cores(128, 4)); platforms.be_deterministic()\n"
         "platforms.require_platform('cpu')\n"
-        "print(os.environ['XLA_FLAGS']); print(jax.numpy.ones(2).sum(), parallel.describe_devices())"
+        "print(os.environ['XLA_FLAGS'])\n"
+        "print(jax.numpy.ones(2).sum(), parallel.describe_devices())"
     )
-    count, flags, used = in_a_process(code, JAX_PLATFORMS="", XLA_FLAGS="--xla_cpu_enable_fast_math=false")
+    own = "--xla_cpu_enable_fast_math=false"
+    count, flags, used = in_a_process(code, JAX_PLATFORMS="", XLA_FLAGS=own)
     assert count == "4"
-    assert flags == f"--xla_cpu_enable_fast_math=false {platform.DETERMINISTIC}"
+    assert flags == f"{own} {platform.DETERMINISTIC}"
     assert used == "2.0 4 x cpu"
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,13 @@ from helpers.commands import arrays
 from helpers.processes import ENV, free_address
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
+from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory, loop, progress
-from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.runs.metrics import RunLog, read_metrics
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import skip_nonfinite
 from ddpm_jax.training.step import TrainState
@@ -61,12 +63,19 @@ SHORT = dataclasses.replace(
 )
 """The same for fewer steps."""
 DRAWN = "drawn.npz"
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+IMAGES = InMemory(PIXELS, np.zeros(40, np.int32))
+"""In place of the digits: scikit-learn takes seconds to import, as Matplotlib does for curves."""
 
 
 def train(config: Config, folder: Path, on_save: loop.OnSave = loop.ignore_save) -> int:
-    """Train to the end of the recipe, from the newest checkpoint if there is one; the exit status."""
+    """Train to the end of the recipe, from the newest checkpoint if any; the exit status."""
     start = hosts.of_first(directory.resume(config, folder))
-    return loop.train(config, folder, start, on_save=on_save)
+    with (
+        mock.patch.object(Digits, "load", return_value=IMAGES),
+        mock.patch.object(RunLog, "curve", return_value=None),
+    ):
+        return loop.train(config, folder, start, on_save=on_save)
 
 
 def by_sgd_here(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) -> None:
@@ -137,7 +146,7 @@ def terminate_after_first_save(step: int, state: TrainState) -> None:
 
 
 def start(devices: int, *command: object) -> subprocess.Popen:
-    """A process of this file with so many devices, which shares the compiled programs of the tests."""
+    """A process of this file with so many devices, which shares the tests' compiled programs."""
     env = os.environ | ENV | {"JAX_NUM_CPU_DEVICES": str(devices)}
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     env["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
@@ -174,7 +183,7 @@ def outcome(folder: Path, step: int) -> tuple[list[np.ndarray], list[float]]:
 
 
 def assert_close(ours: tuple, theirs: tuple) -> None:
-    """Parameters, averages and losses agree to 1e-6; a loss that is NaN in one is so in the other."""
+    """Parameters, averages and losses agree to 1e-6; a NaN loss is NaN in both."""
     losses = (np.asarray(losses, np.float64) for _, losses in (ours, theirs))
     np.testing.assert_allclose(*losses, rtol=1e-6)
     for mine, yours in zip(ours[0], theirs[0], strict=True):

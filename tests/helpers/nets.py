@@ -37,7 +37,10 @@ NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size
 def random_like(tree, scale=0.15):
     """`tree` with every leaf moved, so that nothing is zero-initialised any more."""
     rng = np.random.default_rng(0)
-    move = lambda x: np.asarray(x) + np.float32(scale) * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+
+    def move(x):
+        return np.asarray(x) + np.float32(scale) * rng.standard_normal(x.shape, np.float32)
+
     return jax.tree.map(lambda x: jnp.asarray(move(x)), tree)
 
 

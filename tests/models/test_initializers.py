@@ -16,7 +16,8 @@ def test_a_fresh_ddpm_net_is_the_identity_in_every_branch_and_outputs_zero():
     np.testing.assert_array_equal(states[""], 0)
     np.testing.assert_array_equal(states["down_0/resnet_0"], states["conv_in"])  # conv2 starts at 0
     np.testing.assert_array_equal(states["middle"], states["down_0"][-1])
-    np.testing.assert_array_equal(states["down_0/attention_0"], states["down_0/resnet_0"])  # to_out starts at 0
+    # to_out starts at 0.
+    np.testing.assert_array_equal(states["down_0/attention_0"], states["down_0/resnet_0"])
     assert np.abs(states["up_0"][-1]).max() > 0
 
 

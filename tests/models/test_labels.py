@@ -1,4 +1,4 @@
-"""Conditions of nets: labels, numbers, and the rows for none; in training they are hidden in test_step.py."""
+"""Conditions of nets: labels, numbers, and the row for none. Hiding them is in test_step.py."""
 
 import dataclasses
 
@@ -16,7 +16,8 @@ HIDING = dataclasses.replace(LABELLED, label_dropout=0.25)
 def test_labels_change_the_output_and_cannot_be_left_out():
     net, params = draw(LABELLED)
     xt, t, labels = inputs(net)
-    change = np.abs(apply(net, params, xt, t, labels) - apply(net, params, xt, t, np.array([0, 2], np.int32)))
+    other = np.array([0, 2], np.int32)
+    change = np.abs(apply(net, params, xt, t, labels) - apply(net, params, xt, t, other))
     assert change[0].max() < 1e-6 < 1e-3 < change[1].max()
     with pytest.raises(ValueError, match="made for 3 classes: give it labels"):
         net.apply(params, xt, t)
@@ -62,8 +63,8 @@ def test_apply_hides_no_label():
     net, params = draw(HIDING)
     xt, t, labels = inputs(net)
     keys = jax.random.split(jax.random.key(3), 2)
-    found = str(jax.make_jaxpr(lambda keys: net.apply(params, xt, t, labels, dropout_keys=keys))(keys))
-    assert "random_bits" not in found
+    apply = lambda keys: net.apply(params, xt, t, labels, dropout_keys=keys)  # noqa: E731
+    assert "random_bits" not in str(jax.make_jaxpr(apply)(keys))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def test_group_norm_is_float64s_to_1e_5():
             x, scale, bias = norm_inputs(mean, spread)
             wanted = exact_group_norm(x.astype(np.float64), scale, bias, groups, 1e-6)
             ours = group_norm(*map(jnp.asarray, (x, scale, bias)), groups, 1e-6)
-            at_most, case = 1e-5 * np.abs(scale).max(), f"{groups} groups, mean {mean}, spread {spread}"
+            at_most = 1e-5 * np.abs(scale).max()
+            case = f"{groups} groups, mean {mean}, spread {spread}"
             np.testing.assert_allclose(ours, wanted, rtol=0, atol=at_most, err_msg=case)
 
 
@@ -51,7 +52,7 @@ def test_group_norm_of_bfloat16_has_float32_statistics():
 
 
 def test_group_norm_eps_and_groups_that_do_not_divide():
-    x, ones, zeros = (np.full(shape, value, np.float32) for shape, value in (((2, 16, 16, 8), 3), (8, 1), (8, 0)))
+    x, ones, zeros = jnp.full((2, 16, 16, 8), 3.0), jnp.ones(8), jnp.zeros(8)
     np.testing.assert_array_equal(group_norm(x, ones, zeros, 4, 1e-6), 0)  # no variance: 0, not NaN
     with pytest.raises(ValueError, match="3 groups do not divide 8 channels"):
         jax.eval_shape(layers.GroupNorm(3).init, jax.random.key(0), x)
@@ -91,7 +92,8 @@ def test_sinusoidal_embedding_is_the_formula():
         }
         for (layout, flip), value in wanted.items():
             options = {"layout": layout, "flip_sin_to_cos": flip, "freq_shift": freq_shift}
-            found = np.concatenate([sinusoidal_embedding(jnp.asarray(t), 16, **options) for t in times])
+            found = [sinusoidal_embedding(jnp.asarray(t), 16, **options) for t in times]
+            found = np.concatenate(found)
             np.testing.assert_allclose(found, value, atol=1e-4, err_msg=str(options))
 
 
@@ -182,12 +184,13 @@ def test_self_attention_is_a_softmax_over_pixels():
     for head_dim in (4, None):
         ours = jax.jit(SelfAttention(head_dim, 4, 1e-6).apply)({"params": params}, x)
         wanted = exact_attention(params, x, head_dim or 8, 4, 1e-6)
-        np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4, err_msg=f"heads of {head_dim}")
+        case = f"heads of {head_dim}"
+        np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4, err_msg=case)
 
 
 def test_heads_that_do_not_divide_the_channels_are_an_error():
     with pytest.raises(ValueError, match="heads of 3 channels do not divide 8"):
-        jax.eval_shape(SelfAttention(3, 4).init, jax.random.key(0), np.zeros((1, 2, 2, 8), np.float32))
+        jax.eval_shape(SelfAttention(3, 4).init, jax.random.key(0), jnp.zeros((1, 2, 2, 8)))
 
 
 def test_pooling_and_upsampling_are_their_definitions():
@@ -207,7 +210,7 @@ def test_transposed_conv_is_laxs():
 
 
 def test_downsampling_pads_as_it_says(monkeypatch):
-    """`halve` 0 is padding all around, 1 padding at the right and the bottom: see test_winograd.py."""
+    """`halve` 0 pads all around, 1 at the right and the bottom: see test_winograd.py."""
     halves = []
 
     def record(x, features, size, name, *, halve=None, **options):

@@ -29,7 +29,8 @@ def orders(product, *args):
 
     first = jax.grad(loss, (0, 1))
     third = jax.grad(lambda a: jnp.sum(jax.grad(loss)(a, args[1]) ** 2))(args[0])
-    return product(*args), first(*args), jax.jvp(product, args, args), jax.jvp(first, args, args), third
+    forward = jax.jvp(product, args, args), jax.jvp(first, args, args)
+    return product(*args), first(*args), forward, third
 
 
 def close(ours, plain):
@@ -59,10 +60,8 @@ def test_a_map_over_either_argument_or_both(function):
 
     @jax.jit
     def maps(a, b):
-        return [
-            jax.vmap(function, axes)(*args)
-            for axes, args in zip(((0, 0), (0, None), (None, 0)), ((a, b), (a, b[0]), (a[0], b)), strict=True)
-        ]
+        cases = ((0, 0), a, b), ((0, None), a, b[0]), ((None, 0), a[0], b)
+        return [jax.vmap(function, axes)(*args) for axes, *args in cases]
 
     close(maps(a, b), [plain, other, third])
 

@@ -66,8 +66,9 @@ def test_parameter_paths_and_shapes_are_frozen(tmp_path):
     lines = []
     for name, net in NETS.items():
         leaves = jax.tree.leaves_with_path(net.shapes())
-        shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        lines += [f"{name}/{path} {'x'.join(map(str, shape))}" for path, shape in sorted(shapes.items())]
+        name_of = partial(jax.tree_util.keystr, simple=True, separator="/")
+        shapes = {name_of(path): "x".join(map(str, leaf.shape)) for path, leaf in leaves}
+        lines += [f"{name}/{path} {shape}" for path, shape in sorted(shapes.items())]
     found = tmp_path / PATHS.name
     found.write_text("\n".join(lines) + "\n")
     assert found.read_text() == PATHS.read_text(), f"if this is meant: cp {found} {PATHS}"
@@ -129,8 +130,10 @@ def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
     # t comes in nowhere else then.
     params = params | {"time_linear_2": jax.tree.map(np.zeros_like, params["time_linear_2"])}
     xt, _, _ = inputs(net)
-    times = {t: np.full(2, t, np.int32) for t in (1000, 1001)}
-    outputs = [t * np.asarray(apply(net, params, xt, ts, dtype="bfloat16")) for t, ts in times.items()]
+    outputs = []
+    for t in (1000, 1001):
+        output = apply(net, params, xt, np.full(2, t, np.int32), dtype="bfloat16")
+        outputs.append(t * np.asarray(output))
     np.testing.assert_allclose(*outputs, rtol=1e-5)
 
 

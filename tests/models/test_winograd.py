@@ -96,12 +96,13 @@ def test_it_and_its_gradients_are_the_sums(shape, outputs, halve):
 def test_how_it_rounds_beside_the_direct_sum():
     x, kernel = arrays((2, 16, 16, 128), 128)
 
+    def by(x, kernel, f):
+        of_x, of_kernel = minimal_input_grad(x, kernel, f), minimal_kernel_grad(x, x, f)
+        return minimal(x, kernel, f), of_x, of_kernel
+
     @jax.jit
     def all_of(x, kernel):
-        by_f = [
-            (minimal(x, kernel, f), minimal_input_grad(x, kernel, f), minimal_kernel_grad(x, x, f)) for f in (F2, F4)
-        ]
-        return direct(x, kernel), by_f
+        return direct(x, kernel), [by(x, kernel, f) for f in (F2, F4)]
 
     def rms(ours, wanted):
         return np.sqrt(np.mean((ours - wanted) ** 2))
@@ -192,7 +193,8 @@ def test_no_convolution_nor_its_gradient_within_a_loop_falls_to_the_naive_loop()
 def test_the_naive_loop_is_recognised():
     fast = "b01f_01io->b01f"
     for labels in (fast, "bf01_01io->b01f", f"{fast}, rhs_reversal=1x1"):
-        line = f"  %c.1 = f32[2,8,8,4] convolution(%x, %k), window={{size=3x3}}, dim_labels={labels}, metadata={{}}"
+        operation = "  %c.1 = f32[2,8,8,4] convolution(%x, %k), window={size=3x3}"
+        line = f"{operation}, dim_labels={labels}, metadata={{}}"
         assert naive_convolutions(f"{line}\n") == ([] if labels == fast else [line]), labels
 
 
@@ -201,7 +203,8 @@ def test_a_training_step_has_no_convolution_of_xlas_own_and_leaves_the_device_no
     """XLA's own gradient of one would fall to the naive loop within a loop."""
     net, tx = NETS[name], optax.sgd(0.1)
     state = jax.eval_shape(partial(init_state, tx=tx), net.shapes())
-    batch = {"image": jnp.zeros((2, *net.image_shape)), "key": jax.random.split(jax.random.key(1), 2)}
+    keys = jax.random.split(jax.random.key(1), 2)
+    batch = {"image": jnp.zeros((2, *net.image_shape)), "key": keys}
     if net.num_classes:
         batch["label"] = jnp.zeros(2, jnp.int32)
     jaxpr = str(jax.make_jaxpr(make_train_step(model_loss(net, Objective()), tx))(state, batch))

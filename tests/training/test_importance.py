@@ -122,7 +122,8 @@ def timed_loss(params, keys, batch):
 def fresh():
     """A state with a history in which every t was seen."""
     state = init_state(linear_params(), keep_losses(optax.sgd(0.01), T))
-    return jax.tree.map(jnp.copy, state._replace(opt_state=state.opt_state._replace(loss_history=ALL_SEEN)))
+    seen = state._replace(opt_state=state.opt_state._replace(loss_history=ALL_SEEN))
+    return jax.tree.map(jnp.copy, seen)
 
 
 MAKE_STEP = partial(make_train_step, timed_loss, keep_losses(optax.sgd(0.01), T), Ema())
@@ -145,7 +146,8 @@ def alone():
 
 @pytest.mark.parametrize("route", ["pmap", "jit"])
 def test_eight_devices_draw_and_remember_as_one(alone, route):
-    state, losses = train(parallel.replicate(fresh()), step=parallel.spread(MAKE_STEP, route), place=parallel.shard)
+    step = parallel.spread(MAKE_STEP, route)
+    state, losses = train(parallel.replicate(fresh()), step=step, place=parallel.shard)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
     ours, theirs = state.opt_state.loss_history, alone[0].opt_state.loss_history
     np.testing.assert_allclose(ours.mean_square, theirs.mean_square, rtol=1e-4)

@@ -27,11 +27,12 @@ def test_warmup_rises_from_zero_in_a_straight_line():
 
 def test_cosine_falls_along_half_a_wave_to_the_floor_and_stays():
     for warmup in (0, 20):
-        found = rates(learning_rate=1e-3, decay="cosine", floor=1e-5, warmup_steps=warmup, count=150)
+        settings = {"learning_rate": 1e-3, "decay": "cosine", "floor": 1e-5}
+        found = rates(**settings, warmup_steps=warmup, count=150)
         share = np.minimum((np.arange(warmup, 150) - warmup) / (100 - warmup), 1)
-        wanted = 1e-5 + 99e-5 * (1 + np.cos(np.pi * share)) / 2
-        np.testing.assert_allclose(found[warmup:], wanted, rtol=1e-4, err_msg=f"warm-up of {warmup}")
-        np.testing.assert_allclose(found[100:], 1e-5, rtol=1e-4, err_msg=f"warm-up of {warmup}")
+        wanted, case = 1e-5 + 99e-5 * (1 + np.cos(np.pi * share)) / 2, f"warm-up of {warmup}"
+        np.testing.assert_allclose(found[warmup:], wanted, rtol=1e-4, err_msg=case)
+        np.testing.assert_allclose(found[100:], 1e-5, rtol=1e-4, err_msg=case)
 
 
 def test_epoch_cosine_is_pytorchs_cosine_annealing_stepped_once_an_epoch():
@@ -45,7 +46,8 @@ def test_adamw_decays_weights_and_adam_does_not():
     params = linear_params()
     for name, factor in (("adam", 1.0), ("adamw", 1 - 0.01 * 0.3)):
         settings = {"name": name, "learning_rate": 0.01, "weight_decay": 0.3}
-        states, _ = train(recipe(optimizer=settings).make_optimizer(80), [linear_batch()], loss=flat_loss)
+        tx = recipe(optimizer=settings).make_optimizer(80)
+        states, _ = train(tx, [linear_batch()], loss=flat_loss)
         assert_close(states[1].params, jax.tree.map(lambda p, f=factor: p * f, params))
 
 
@@ -82,7 +84,8 @@ RECIPES = {
 
 
 def batch_with(step, changes):
-    return linear_batch(step) | {name: np.full(8, value, np.float32) for name, value in (GOOD | changes).items()}
+    added = GOOD | changes
+    return linear_batch(step) | {name: np.full(8, x, np.float32) for name, x in added.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -102,7 +105,8 @@ def test_a_nonfinite_update_changes_nothing_and_is_counted(name):
         states, _ = train(tx, batches, ema=ema, params=params, loss=bad_loss)
         assert kept(states[1]) == kept(states[2]) == kept(states[3]), bad
         assert moments(states[1]) == moments(states[2]) == moments(states[3]), bad
-        for counter, wanted in (("skipped", [0, 0, 1, 2, 2]), ("skipped_in_a_row", [0, 0, 1, 2, 0])):
+        counters = {"skipped": [0, 0, 1, 2, 2], "skipped_in_a_row": [0, 0, 1, 2, 0]}
+        for counter, wanted in counters.items():
             counts = [int(optax.tree.get(state.opt_state, counter)) for state in states]
             assert counts == wanted, (bad, counter)
         assert [int(state.step) for state in states] == [0, 1, 2, 3, 4], bad

@@ -60,9 +60,11 @@ def test_every_average_is_its_closed_form(warmup):
     wanted = {}
     for name, decay in {"ema": 0.6, "ema_0.9": 0.9, "ema_0.1": 0.1}.items():
         decays = np.minimum(decay, (1 + n) / (10 + n)) if warmup else np.full(12, decay)
-        wanted[name] = np.append(np.prod(decays), (1 - decays) * np.append(np.cumprod(decays[::-1])[-2::-1], 1))
+        after = np.append(np.cumprod(decays[::-1])[-2::-1], 1)  # product of the later decays
+        wanted[name] = np.append(np.prod(decays), (1 - decays) * after)
     for length in ema.power:
-        wanted[f"power_{length}"] = np.append(0, np.diff((np.arange(13) / 12) ** (power_gamma(length) + 1)))
+        edges = (np.arange(13) / 12) ** (power_gamma(length) + 1)
+        wanted[f"power_{length}"] = np.append(0, np.diff(edges))
     assert set(states[-1].ema_params) == set(wanted)
     for name, weights in wanted.items():
         assert abs(weights.sum() - 1) < 1e-12, name
