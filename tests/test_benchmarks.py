@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.training import CONV_UNET
 
 from ddpm_jax.config import Config, Training
 from ddpm_jax.data.digits import Digits
-from ddpm_jax.models.unet import UNet
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 NEEDS_TORCH = {"torch_side"}
 TINY = Config(
-    model=UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, groups=4),
+    model=CONV_UNET,
     data=Digits(),
     training=Training(batch_size=8, steps=1),
 )
@@ -41,7 +41,8 @@ def test_our_side_trains_passes_and_draws(monkeypatch):
     jax_side, gpu_side = module("jax_side"), module("gpu_side")
     monkeypatch.setattr(jax_side.arguments, "load_recipe", lambda name, folder: TINY)
     jax_side.load("tiny", 8)
-    assert all(seconds > 0 for seconds in (jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)))
+    times = jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)
+    assert min(times) > 0
     assert gpu_side.flops() > 0
 
 

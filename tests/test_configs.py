@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from ddpm_jax.cli import arguments
-from ddpm_jax.config import KINDS, Config, config_from_json, config_to_json, differences, settings_classes
+from ddpm_jax.config import (
+    KINDS,
+    Config,
+    config_from_json,
+    config_to_json,
+    differences,
+    settings_classes,
+)
 from ddpm_jax.models import Model
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
@@ -82,24 +89,28 @@ def words(value) -> set[str]:
 
 
 def test_the_json_of_a_recipe_holds_no_python_path():
-    kinds = {kind: cls for package in KINDS.values() for kind, cls in settings_classes(package).items()}
+    kinds = {}
+    for package in KINDS.values():
+        kinds |= settings_classes(package)
     classes = {cls.__name__ for cls in kinds.values()}
     for name, config in CONFIGS.items():
         value = config_to_json(config)
         assert {value["model"]["kind"], value["data"]["kind"]} <= set(kinds), name
         assert value.pop("ddpm_jax").replace(".", "").isdigit(), name
-        wrong = [word for word in words(value) if word in classes or "ddpm_jax" in word or "." in word]
-        assert wrong == [], name
+        found = words(value)
+        assert not found & classes, name
+        assert not [word for word in found if "ddpm_jax" in word or "." in word], name
 
 
 def test_parameter_counts_are_those_of_the_systems_they_reproduce():
-    count = functools.cache(lambda model: model.parameter_count())  # several recipes share a network
+    # Several recipes share a network.
+    count = functools.cache(lambda model: model.parameter_count())
     assert {name: count(CONFIGS[name].model) for name in PARAMETERS} == PARAMETERS
 
 
 @pytest.mark.parametrize("name", ["mnist_classes", "s1_mnist"])
 def test_a_step_of_the_shrunk_recipe_learns(name):
-    """Two steps for real of one recipe of each architecture, since a warm-up begins at a rate of 0."""
+    """One recipe of each architecture takes two real steps: a warm-up begins at a rate of 0."""
     config = shrunk_recipe(name)
     model, tx = config.model, config.make_optimizer(images=100)
     batch = batch_for(model)
@@ -124,7 +135,7 @@ def test_every_shrunk_recipe_has_a_state_and_a_loss():
             continue
         traced[program] = name
         params = model.shapes()
-        state = jax.eval_shape(lambda params, tx=tx, ema=config.ema: init_state(params, tx, ema), params)
+        state = jax.eval_shape(functools.partial(init_state, tx=tx, ema=config.ema), params)
         assert jax.tree.structure(state.ema_params["ema"]) == jax.tree.structure(params), name
         loss = model_loss(model, config.objective, config.training.dtype)
         batch = batch_for(model)

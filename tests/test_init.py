@@ -28,7 +28,7 @@ def loaded(*names):
 def levels():
     loggers = {{"": logging.root}} | logging.root.manager.loggerDict
     return {{
-        name: (logger.level, logger.disabled, logger.propagate, [*logger.filters], [*logger.handlers])
+        name: (logger.level, logger.disabled, logger.propagate, logger.filters[:], logger.handlers[:])
         for name, logger in loggers.items()
         if isinstance(logger, logging.Logger)
     }}

@@ -39,8 +39,9 @@ def drawn(pipeline):
 
 def test_it_draws_what_generate_draws(pipeline, drawn):
     sampling = RECIPE.sampling.override(steps=STEPS)
-    wanted = generate(RECIPE, pipeline.params, num=NUM, batch_size=NUM, seed=4, sampling=sampling)[0]
-    np.testing.assert_array_equal(drawn, wanted[..., 0])
+    settings = {"num": NUM, "batch_size": NUM, "seed": 4, "sampling": sampling}
+    wanted = generate(RECIPE, pipeline.params, **settings)
+    np.testing.assert_array_equal(drawn, wanted[0, ..., 0])
 
 
 def test_settings_of_the_sampling_take_the_place_of_the_recipes(pipeline, drawn):

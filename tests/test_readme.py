@@ -3,24 +3,28 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import train_main
-from helpers.pretrained import fixture
 from PIL import Image
 
 from ddpm_jax.cli import arguments
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORTER = {r"range\(\d+\)": "range(STEPS)", r"steps=\d+": "steps=5"}
+SHORTER = {r"in range\(\d+\)": "in range(STEPS)", r"steps=\d+": "steps=5"}
 """Numbers of training and sampling steps of the first script, and what takes their place here."""
 
 
 def test_the_first_script_trains_and_draws(tmp_path, monkeypatch, capsys):
-    """The script as it stands but for its numbers of steps. A net that returns 0 has a loss of 1."""
+    """The script with fewer steps, and nothing else changed. A network of output 0 has a loss of 1."""
     script = SCRIPTS[0]
     assert len(script.splitlines()) < 40
     for pattern, short in SHORTER.items():
@@ -40,16 +44,23 @@ def test_the_data_snippet_makes_a_recipe():
     assert names["config"].data.describe() == "folder: my_pictures"
 
 
-def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch):
-    fixture("ddpm", tmp_path)
-    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch, capsys):
+    """On a tiny pipeline; what prints the shape of an output is traced and not run."""
+    small = {"widths": (4,), "attention": (False,), "layers_per_level": 1, "groups": 2}
+    model = UNet(image_size=8, channels=1, **small)
+    recipe = Recipe(model=model, objective=Objective(timesteps=20, beta_end=0.9))
+    save_pretrained(recipe, model.init(jax.random.key(0)), tmp_path / "my_pipeline")
     monkeypatch.chdir(tmp_path)
-    snippet = SCRIPTS[2].replace("my_pipeline", str(tmp_path))
-    assert "steps=50" in snippet
-    exec(snippet.replace("steps=50", "steps=2"), {"xt": jnp.zeros((2, 8, 8, 1)), "t": jnp.array([3, 999])})
+    draws, prints = re.split(r"(?=^net = )", SCRIPTS[2], flags=re.MULTILINE)
+    assert "steps=50" in draws
+    names: dict = {}
+    exec(draws.replace("steps=50", "steps=5"), names)
     for name in ("first.png", "quick.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (8, 8)
+    xt, t = jnp.zeros((2, 8, 8, 1)), jnp.arange(2)
+    jax.eval_shape(lambda xt, t: exec(prints, names | {"xt": xt, "t": t}), xt, t)
+    assert capsys.readouterr().out.startswith("(2, 8, 8, 1) ")
 
 
 COMMANDS = re.findall(r"^python train\.py ([^#`]*?)(?:  +#.*)?$", README.replace("\\\n", " "), re.MULTILINE)

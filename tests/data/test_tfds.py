@@ -149,7 +149,10 @@ def test_unknown_names(tmp_path, name, near):
 
 
 def use_proxy(monkeypatch, port):
-    """Every way out of this machine leads to one of its own ports; TFDS, which retries for minutes, is not asked."""
+    """Lead every way out of this machine to one of its own ports.
+
+    TFDS itself, which would retry for minutes, may not be asked.
+    """
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
     for name in ("no_proxy", "NO_PROXY"):

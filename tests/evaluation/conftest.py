@@ -3,30 +3,21 @@
 import jax
 import numpy as np
 import pytest
+from helpers.training import CONV_UNET
 
 from ddpm_jax.config import Config, Training, config_to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs.checkpoints import Checkpoints
 
 TIMESTEPS = 8
-MODEL = UNet(
-    image_size=4,
-    channels=1,
-    widths=(8,),
-    attention=(False,),
-    layers_per_level=1,
-    groups=4,
-    num_classes=10,
-)
 
 
 @pytest.fixture(scope="session")
 def config():
-    """A network with labels, and 8 timesteps."""
+    """A network of one block, and 8 timesteps."""
     objective = Objective(schedule="squaredcos", timesteps=TIMESTEPS)
-    return Config(model=MODEL, data=Digits(), training=Training(steps=5), objective=objective)
+    return Config(model=CONV_UNET, data=Digits(), training=Training(steps=5), objective=objective)
 
 
 @pytest.fixture(scope="session")

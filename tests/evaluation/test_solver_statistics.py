@@ -27,6 +27,12 @@ def parts_of(network, images, pieces=1):
     return [part(k, denoise, x) for k, x in zip(keys, jnp.split(images, pieces), strict=True)]
 
 
+def of_x0(found):
+    """The statistics l = 1, s = b = 0 of DPM-Solver++, in tables of the same size."""
+    ones, zeros = np.ones_like(found.l), np.zeros_like(found.l)
+    return integrated(found.lambdas, ones, zeros, zeros, zeros[0])
+
+
 @pytest.fixture(scope="module")
 def mixture():
     rng = np.random.default_rng(0)
@@ -40,7 +46,8 @@ def test_a_gaussian_of_independent_numbers_has_the_closed_form():
     mean, std = np.array([0.3, -0.2, 0.0, 0.5]).reshape(SHAPE), np.array([0.5, 0.2, 1.0, 0.7]).reshape(SHAPE)
     covariance = jnp.asarray(np.diag(std.reshape(-1) ** 2), jnp.float32)
     network = gaussian_x0(SCHEDULE, jnp.asarray(mean, jnp.float32), covariance)
-    found = estimate(SCHEDULE, parts_of(network, jax.random.normal(jax.random.key(0), (8, *SHAPE))), 200)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(8, *SHAPE)), jnp.float32)
+    found = estimate(SCHEDULE, parts_of(network, images), 200)
     lambdas = found.lambdas.astype(float).reshape(-1, 1, 1, 1)
     l = 1 / (1 + std**2 * np.exp(2 * lambdas))
     np.testing.assert_allclose(found.l, l, atol=2e-5)
@@ -58,7 +65,7 @@ def test_a_gaussian_of_independent_numbers_has_the_closed_form():
     wanted = a_next * mean + (np.asarray(xT) - a * mean) * grown
     own, other = (
         np.max(np.abs(sample(keys, denoise, s, grid, xT) - wanted))
-        for s in (with_statistics(found, 3, True), samplers.make("dpmpp_3m"))
+        for s in (with_statistics(found, 3, True), with_statistics(of_x0(found), 3, True))
     )
     assert own < 1e-3
     assert other > 20 * own
@@ -96,7 +103,10 @@ def test_a_gaussian_of_dependent_numbers_has_the_closed_form():
 
 @jax.jit
 def f_beside(denoise, images, noise, t, lam, off, l):
-    """f at lambda + off, along the ODE from xt at t by a midpoint step in y = x / alpha; l is that of lambda + off."""
+    """f at lambda + off along the ODE from xt at t, by a midpoint step in y = x / alpha.
+
+    `l` is that of lambda + off.
+    """
 
     def x0(y, lam):
         return denoise(y * jnp.sqrt(jax.nn.sigmoid(2 * lam)), SCHEDULE.t_of(2 * lam)).x0
@@ -148,7 +158,7 @@ def test_with_an_exact_denoiser_p_is_the_mean_of_f_and_S_its_log_deviation(mixtu
 
 
 def exact_end(x, start, stop, count=400):
-    """alpha y at log SNR 2 `stop` from x at 2 `start` along y' = x0 - y: Runge-Kutta steps in float64."""
+    """x at lambda = `stop` from x at `start` along y' = x0 - y: Runge-Kutta steps in float64."""
     means = np.asarray(MEANS, float)[None]
 
     def x0(y, lam):
@@ -183,7 +193,7 @@ def test_a_mixture_needs_fewer_steps(mixture):
     wanted = exact_end(xT, float(SCHEDULE.log_snr[-1]) / 2, 3.0)
     own, others = (
         np.sqrt(np.mean((sample(keys, denoise, sampler, grid, xT) - wanted) ** 2))
-        for sampler in (with_statistics(found, 3, True), samplers.make("dpmpp_2m"))
+        for sampler in (with_statistics(found, 3, True), with_statistics(of_x0(found), 3, True))
     )
     assert own < 0.75 * others
 
