@@ -119,7 +119,8 @@ def test_push_uploads_at_each_save(trainings, tmp_path, monkeypatch):
 
 def test_a_training_that_could_never_be_uploaded_does_not_begin(trainings, tmp_path, capsys):
     settings = ["--push", "a/b", "--workdir", tmp_path / "run"]
-    assert "diffusers has no net such as ConvUNet" in one_line(capsys, small_main, *SMALL, *settings)
+    message = one_line(capsys, small_main, *SMALL, *settings)
+    assert "diffusers has no net such as ConvUNet" in message
     assert not trainings
     assert not (tmp_path / "run").exists()
 

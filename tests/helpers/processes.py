@@ -20,6 +20,9 @@ STEPS, EVERY = 16, 4
 SETTINGS = [*TINY, "--training.steps", str(STEPS), "--checkpoint.every", str(EVERY), "--log.samples", "0"]
 ENV = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 ENV["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # halves the time; see conftest.py
+# Keep small programs too, which --compilation-cache would not, and lock the directory.
+ENV |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+ENV |= {"JAX_COMPILATION_CACHE_MAX_SIZE": str(4 * 2**30)}
 
 
 class Run:
@@ -38,10 +41,9 @@ class Run:
         strict: bool = False,
         **environment: str,
     ):
-        args = [item for item in SETTINGS if item != "--no-compilation-cache"]
         start = [sys.executable, "-c", launcher] if launcher else [sys.executable]
         start += ["-W", "error"] if strict else []
-        command = [*start, "train.py", *args, "--workdir", workdir, *map(str, more)]
+        command = [*start, "train.py", *SETTINGS, "--workdir", workdir, *map(str, more)]
         env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | environment
         self.workdir = workdir
         self._out, self._said = tempfile.NamedTemporaryFile("w+"), ""  # noqa: SIM115 - closed at the end
