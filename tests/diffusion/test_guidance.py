@@ -98,7 +98,8 @@ def test_the_log_variance_is_the_conditional_one():
 
     for rescale in (None, 0.7):
         found = guided(5.0, two, rescale=rescale)
-        np.testing.assert_array_equal(found[..., 1:], np.float32(LABELS + 2).reshape(3, 1, 1, 1) * XT)
+        log_var = np.float32(LABELS + 2).reshape(3, 1, 1, 1) * np.asarray(XT)
+        np.testing.assert_array_equal(found[..., 1:], log_var)
         np.testing.assert_allclose(found[..., :1], guided(5.0, rescale=rescale), atol=1e-6)
 
 
