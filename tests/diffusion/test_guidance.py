@@ -93,13 +93,14 @@ def test_rescaling_brings_the_contrast_back_by_its_share(share):
 
 def test_the_log_variance_is_the_conditional_one():
     def two(xt, t, labels):
-        output = NETWORK(xt, t, labels)
-        return jnp.concatenate([output, 0.5 * output], -1)
+        log_var = per_example(labels + 2, xt).astype(jnp.float32) * xt
+        return jnp.concatenate([NETWORK(xt, t, labels), log_var], -1)
 
     for rescale in (None, 0.7):
         found = guided(5.0, two, rescale=rescale)
-        np.testing.assert_array_equal(found[..., 1:], 0.5 * COND)
-        np.testing.assert_array_equal(found[..., :1], guided(5.0, rescale=rescale))
+        log_var = np.float32(LABELS + 2).reshape(3, 1, 1, 1) * np.asarray(XT)
+        np.testing.assert_array_equal(found[..., 1:], log_var)
+        np.testing.assert_allclose(found[..., :1], guided(5.0, rescale=rescale), atol=1e-6)
 
 
 def test_both_are_asked_in_one_batch():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.losses import STD, gaussian, keys, loss_of
+from helpers.losses import STD, gaussian, keys
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.likelihood import bound_terms
@@ -99,8 +99,8 @@ def test_a_learned_variance_comes_to_that_of_the_true_reverse_step(variance):
 
 def test_what_is_said_of_the_variance_does_not_change_l_simple():
     x0 = gaussian(8)
-    both = loss_of(keys(8), SMALL, Partial(two_outputs, PARAMS), x0, "v")
-    alone = loss_of(keys(8), SMALL, Partial(lambda xt, t: PARAMS["mean"] * xt), x0, "v")
+    both = simple_loss(keys(8), SMALL, lambda xt, t: two_outputs(PARAMS, xt, t), x0, "v")
+    alone = simple_loss(keys(8), SMALL, lambda xt, t: PARAMS["mean"] * xt, x0, "v")
     np.testing.assert_array_equal(both, alone)
     assert split_output(x0, x0)[1] is None
 

@@ -179,7 +179,7 @@ def test_parameters_guidance_and_thresholds_share_one_program():
 
     def run(seed=0, weight=0.8, label=0, scale=2.0, low=0.0, rescale=0.5, threshold=0.9):
         network = Partial(labelled, jnp.float32(weight))
-        options = {"interval": (low, low + 300.0), "rescale": rescale}
+        options = {"interval": (low, low + 600.0), "rescale": rescale}
         guided = guide(network, labels + label, labels - 9, scale, **options)
         denoise = make_denoiser(SCHEDULE, guided, dynamic_threshold=threshold)
         keys, xT = noise_and_keys(seed)
@@ -187,7 +187,7 @@ def test_parameters_guidance_and_thresholds_share_one_program():
 
     first = run()
     count = samplers._walk_jit._cache_size()
-    changes = {"seed": 1, "weight": 0.6, "label": 1, "scale": 3.0, "low": 700.0, "rescale": 0.2}
+    changes = {"seed": 1, "weight": 0.6, "label": 1, "scale": 3.0, "low": 400.0, "rescale": 0.2}
     for name, value in (changes | {"threshold": 0.6}).items():
         assert np.max(np.abs(run(**{name: value}) - first)) > 1e-4, name
     assert samplers._walk_jit._cache_size() == count

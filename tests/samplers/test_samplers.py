@@ -1,4 +1,4 @@
-"""Claims about every sampler, found by its module. Its step is compiled once and serves them all."""
+"""Claims about every sampler, found by its module. One compiled step serves them all."""
 
 import functools
 import inspect
@@ -74,7 +74,8 @@ def test_an_image_depends_neither_on_its_place_nor_on_the_others(name):
 def test_a_sampler_can_be_scanned(name):
     """What it remembers keeps its structure, shapes and types from init on."""
     sampler, (keys, xT) = samplers.make(name), keys_and_noise(0)
-    states = jax.eval_shape(lambda: sample(keys, MIXTURE, sampler, grid_of(10), xT, trajectory=True))
+    walk = keys, MIXTURE, sampler, grid_of(10), xT
+    states = jax.eval_shape(lambda: sample(*walk, trajectory=True))
     assert states.shape == (11, COUNT, *SHAPE)
 
 
