@@ -1,12 +1,13 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
 # make faults: every fault a run is to survive, many times (about an hour).
+# make mutants: break the code in a hundred ways, one at a time; each must turn a test red (half an hour).
 # make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check parity faults bench
+.PHONY: demo test check parity faults mutants bench
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -28,6 +29,9 @@ parity: $(VENV)/.parity
 
 faults: $(VENV)/.test
 	$(RUN) tests/faults.py
+
+mutants: $(VENV)/.test
+	$(RUN) tests/mutants.py
 
 bench: $(VENV)/.parity
 	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON))

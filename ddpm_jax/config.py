@@ -25,10 +25,10 @@ from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.models import Model
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
+from ddpm_jax.version import VERSION
 
 FORMAT = 2
 """The number of the JSON layout. 0.1 had no number and named Python classes."""
-VERSION = "0.2.0"
 KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, Data: ddpm_jax.data}
 """Settings of which there are several kinds, one in each module of a package."""
 

@@ -29,7 +29,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; see `optimized`
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONGEST = ("test_hosts.py", "test_faults.py", "test_commands.py", "test_loop.py")
+LONGEST = ("test_hosts.py", "test_faults.py", "test_readme.py", "test_parallel.py", "test_commands.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ddpm_jax"
 
 # Packages and top-level modules from low to high; those of one floor do not import each other.
 FLOORS = [
-    ("errors", "files"),
+    ("errors", "files", "version"),
     ("diffusion", "models", "data", "devices"),
     ("samplers", "training"),
     ("generation",),

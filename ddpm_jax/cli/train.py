@@ -106,7 +106,7 @@ def train(config: Config, run: Run) -> int:
     with directory.alone(run.workdir):
         start = 0 if run.overwrite else hosts.of_first(directory.resume(config, run.workdir))
         print(banner(config, run.workdir))
-        on_save = loop.ignore_save
+        on_save: loop.OnSave = loop.ignore_save
         if run.push is not None:
             on_save = export.uploader(run.push, run.private, config, run.workdir)
         return loop.train(config, run.workdir, start, overwrite=run.overwrite, previewed=run.preview, on_save=on_save)

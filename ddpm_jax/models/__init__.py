@@ -114,8 +114,9 @@ class Model:
         dropout takes -1, or no condition at all, for no label.
         """
         if self.label_dropout:
-            condition = self.unconditional(len(xt)) if condition is None else condition
-            condition = jnp.where(condition == NO_CLASS, self.label_count - 1, condition)
+            labels = self.unconditional(len(xt)) if condition is None else condition
+            assert labels is not None
+            condition = jnp.where(labels == NO_CLASS, self.label_count - 1, labels)
         output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, condition, dropout_keys)
         return output.astype(jnp.float32)
 

@@ -169,25 +169,27 @@ def test_large_images_are_taken_one_by_one(monkeypatch):
         assert error(ours, wanted) < 2e-6
 
 
-def test_no_convolution_nor_its_gradient_within_a_loop_falls_to_the_naive_loop():
-    """Of few and of many channels, with a stride and without, in one step of a `lax.scan`."""
+def test_no_convolution_falls_to_the_naive_loop():
+    """In a gradient, and in the forward passes of a `lax.scan`; of few and of many channels."""
     rng = np.random.default_rng(3)
     sizes = [(3, 32, None), (32, 32, 0), (32, 40, 1), (40, 3, None)]
     kernels = [jnp.asarray(rng.standard_normal((3, 3, i, o)), jnp.float32) for i, o, _ in sizes]
+    x = jnp.zeros((2, 32, 32, 3))
 
-    def loss(kernels, x):
+    def net(kernels, x):
         for kernel, (_, _, halve) in zip(kernels, sizes, strict=True):
             x = jnp.sin(conv3x3(x, kernel, halve))
         return jnp.sum(x)
 
-    def step(kernels, x):
-        grads, grad = jax.grad(loss, (0, 1))(kernels, x)
-        return jax.tree.map(jnp.subtract, kernels, grads), grad
+    def forward_passes(kernels, xs):
+        return jax.lax.scan(lambda total, x: (total + net(kernels, x), None), 0.0, xs)
 
-    walk = jax.jit(lambda kernels, x: jax.lax.scan(step, kernels, x))
-    text = walk.lower(kernels, jnp.zeros((2, 2, 8, 8, 3))).compile().as_text()
-    assert convolutions(text)
-    assert not naive_convolutions(text)
+    gradient = jax.jit(jax.grad(net, (0, 1))).lower(kernels, x)
+    loop = jax.jit(forward_passes).lower(kernels, x[None])
+    for program in (gradient, loop):
+        text = program.compile().as_text()
+        assert convolutions(text)
+        assert not naive_convolutions(text)
 
 
 def test_the_naive_loop_is_recognised():
