@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import sampling_loop
 from sides import serve
 
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data import InMemory
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import parallel
@@ -44,7 +44,7 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use. Returns how many
     of them train.py would use for each two cores.
     """
-    config = arguments.load_recipe(recipe, ROOT / "configs")
+    config = load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
     changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
     config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
@@ -140,7 +140,7 @@ def sample(steps, count):
 
 def loop_tax(recipe, sampler, steps, batch_size, pairs):
     """The `Ratio` of a sampling scan to as many single forward passes."""
-    return sampling_loop.tax(arguments.load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
+    return sampling_loop.tax(load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
 
 
 def peak():

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from sides import serve  # noqa: E402
 
-from ddpm_jax.cli import arguments  # noqa: E402
+from ddpm_jax.cli.recipes import load_recipe  # noqa: E402
 from ddpm_jax.data.batches import batch_at  # noqa: E402
 from ddpm_jax.evaluation.bits_per_dim import evaluate  # noqa: E402
 from ddpm_jax.runs.progress import Reporter  # noqa: E402
@@ -30,7 +30,7 @@ PICTURES = 16
 
 def count(recipe, steps, every):
     """How many programs were compiled up to the first grid, checkpoint and evaluation, and how many after that."""
-    config = arguments.load_recipe(recipe, ROOT / "configs")
+    config = load_recipe(recipe, ROOT / "configs")
     images = batch_at(config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES)
     compiled, at_first = [], []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event == EVENT))

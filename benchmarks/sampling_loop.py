@@ -21,7 +21,7 @@ from sides import Ratio, ratio
 
 import ddpm_jax as dj
 from ddpm_jax import samplers
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import load_recipe
 
 NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
@@ -54,7 +54,7 @@ def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
 
 def main(recipe: str, steps: int, batch_size: int, pairs: int) -> None:
     """Prints a line for each sampler."""
-    config = arguments.load_recipe(recipe, ROOT / "configs")
+    config = load_recipe(recipe, ROOT / "configs")
     print(f"{recipe}, {config.model.parameter_count():,} parameters, {steps} steps of {batch_size} pictures")
     for name in NAMES:
         print(f"{name:<12} {tax(config, name, steps, batch_size, pairs)}", flush=True)

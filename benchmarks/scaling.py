@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.cli.arguments import load_recipe
+from ddpm_jax.cli.recipes import load_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CHIPS = (8, 64, 256, 1024)

@@ -38,7 +38,7 @@ class Pipeline:
         return cls(found.recipe, found.params)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the folder that `from_pretrained` reads, as `folders.save_pretrained` does."""
+        """Writes the folder that `from_pretrained` reads, as `pipeline_folder.save_pretrained` does."""
         save_pretrained(self.recipe, self.params, folder)
 
     def __call__(

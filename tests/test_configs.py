@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import load_recipe, recipe_files
 from ddpm_jax.config import (
     KINDS,
     Config,
@@ -24,7 +24,7 @@ from ddpm_jax.models import Model
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 FOLDER = Path(__file__).parent.parent / "configs"
-CONFIGS = {name: arguments.load_recipe(name, FOLDER) for name in sorted(arguments.recipes(FOLDER))}
+CONFIGS = {name: load_recipe(name, FOLDER) for name in sorted(recipe_files(FOLDER))}
 PARAMETERS = {
     "butterflies": 18_536_323,
     "butterflies_long": 18_536_323,

@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import train_main
 from PIL import Image
 
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import recipe_files
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.models.unet import UNet
@@ -78,7 +78,7 @@ def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, caps
 
 
 def test_every_recipe_and_file_is_named():
-    for name in arguments.recipes(ROOT / "configs"):
+    for name in recipe_files(ROOT / "configs"):
         assert f"`{name}`" in README
     for path in re.findall(r"`(ddpm_jax/\S+?)`", README):
         assert (ROOT / path).exists(), path

@@ -1,10 +1,7 @@
 """What train.py and sample.py share: recipes by name, typed settings, errors of one line, JAX's settings."""
 
-import ast
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -17,40 +14,9 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
-from ddpm_jax import data, models
-from ddpm_jax.config import Config, nearest, settings_classes
 from ddpm_jax.devices import platform as platforms
 
 T = TypeVar("T")
-
-
-def recipes(folder: Path) -> dict[str, Path]:
-    """The recipes of a folder by name: its Python files."""
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
-
-
-def summary(path: Path) -> str:
-    """The first line of a recipe's docstring; the recipe is not run."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
-
-
-def list_recipes(folder: Path) -> str:
-    """One line a recipe: its name and what it trains."""
-    return "\n".join(f"  {name:<18}{summary(path)}" for name, path in recipes(folder).items())
-
-
-def load_recipe(name: str, folder: Path) -> Config:
-    """The `config` of a recipe; raises ValueError, nearest names first, for one that is not there."""
-    found = recipes(folder)
-    if name not in found:
-        raise ValueError(f"unknown recipe {name!r}; {nearest(name, list(found))}")
-    spec = importlib.util.spec_from_file_location(f"configs.{name}", found[name])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(spec.name, module)
-    spec.loader.exec_module(module)
-    return module.config
 
 
 def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -76,36 +42,12 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
         raise ValueError(f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}") from None
 
 
-def explain_recipes(script: str, folder: Path, asked: bool) -> int:
-    """The exit status after listing the recipes: 0 where help was asked for, 2 where --config was missing."""
-    out = sys.stdout if asked else sys.stderr
-    print(f"usage: python {script} --config NAME [settings]\n\nrecipes:\n{list_recipes(folder)}\n", file=out)
-    print("`--config NAME --help` lists every setting.", file=out)
-    return 0 if asked else 2
-
-
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
     """`kind` from arguments such as `--optimizer.learning-rate 1e-4`; a mistake exits with status 2."""
     settings = (tyro.conf.AvoidSubcommands,)
     if default is None:
         return tyro.cli(kind, args=list(args), config=settings, prog=prog)
     return tyro.cli(kind, args=list(args), config=settings, prog=prog, default=default)
-
-
-def choose(config: Config, field: str, name: str) -> Config:
-    """The config with its `data` or `model` of another kind, the module of that name, and its own defaults.
-
-    Picture size and channels are kept; what has no default is left for the command line to give. Raises ValueError
-    listing the names.
-    """
-    package = {"data": data, "model": models}[field]
-    kinds = settings_classes(package)
-    if name not in kinds:
-        raise ValueError(f"unknown {field} {name!r}; {nearest(name, list(kinds))}")
-    needed = [f.name for f in dataclasses.fields(kinds[name]) if f.default is f.default_factory]
-    kept = {"image_size": config.model.image_size, "channels": config.model.channels} if field == "model" else {}
-    values = {key: kept.get(key, tyro.MISSING) for key in needed}
-    return dataclasses.replace(config, **{field: kinds[name](**values)})
 
 
 def options_class(function: Callable, known: Mapping[str, Any]) -> type:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import choose, explain_recipes, load_recipe
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
@@ -58,7 +59,7 @@ def main(args: list[str], recipes: Path) -> None:
     """Train what the command line says, a recipe of the folder `recipes`."""
     name, args = arguments.take_option(args, "--config")
     if name is None:
-        raise SystemExit(arguments.explain_recipes("train.py", recipes, asked=bool({"-h", "--help"} & set(args))))
+        raise SystemExit(explain_recipes("train.py", recipes, asked=bool({"-h", "--help"} & set(args))))
     run = parse(name, args, recipes)
     several = hosts.together(run.coordinator, run.hosts, run.host)
     with several, arguments.one_line_errors(run.debug), hosts.loss_named():
@@ -71,10 +72,10 @@ def main(args: list[str], recipes: Path) -> None:
 
 def parse(name: str, args: list[str], recipes: Path) -> Run:
     """The run that the command line asks for, of a recipe."""
-    recipe = arguments.load_recipe(name, recipes)
+    recipe = load_recipe(name, recipes)
     for field in ("data", "model"):
         chosen, args = arguments.take_option(args, f"--{field}")
-        recipe = recipe if chosen is None else arguments.choose(recipe, field, chosen)
+        recipe = recipe if chosen is None else choose(recipe, field, chosen)
     init, args = arguments.take_option(args, "--init-from")
     check(init is None or not chosen, "--init-from says which network it is: leave --model out")
     recipe = recipe if init is None else with_net_of(recipe, init)

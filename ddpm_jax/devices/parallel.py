@@ -32,7 +32,7 @@ class Parallel:
     fsdp: int = 1
     """Devices over which parameters, averages and optimizer state are split; above 1 by the jit route."""
     cpu_devices: int | None = None
-    """Virtual CPU devices of a host; None for the largest number that divides the batch, up to half its cores."""
+    """Virtual CPU devices of a host; None for the largest number that divides the batch, as many as its cores."""
 
     @property
     def way(self) -> str:

@@ -20,7 +20,7 @@ class Prediction(NamedTuple):
     """Estimates of clean data and of noise (b, h, w, c), consistent with each other, after clipping too.
 
     `log_var` is what a network that learns it says of the log variance of the reverse step: the log variance itself,
-    or a place from -1 to 1 between those of fixed_small and fixed_large (`grids.learned_log_variance`).
+    or a place from -1 to 1 between those of fixed_small and fixed_large (`posterior.learned_log_variance`).
     """
 
     x0: Float[Array, "b h w c"]

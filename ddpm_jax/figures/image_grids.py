@@ -1,4 +1,4 @@
-"""Pictures of samples and of training: grids, strips and GIFs. The only place where floats become uint8."""
+"""Pictures of samples and of training: grids, strips and GIFs, from uint8 images."""
 
 import math
 import os

@@ -38,8 +38,8 @@ def generate(
     """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) to them.
 
     Sample i depends on (seed, i) alone, and with an `edit` on row i of its arrays, in turn. Its
-    class is the i-th of `labels`, in turn, by default of all classes. `stages` is the least number
-    of equal parts the walk is seen in; `on_stage(images)` is called after each. Raises ValueError
+    class is the i-th of `labels`, in turn, by default of all classes. The walk is split into at
+    least `stages` equal parts; `on_stage(images)` is called after each. Raises ValueError
     as `choose_labels` does, and for guidance of a network that was not trained without labels.
     """
     sampling = sampling or recipe.sampling

@@ -26,11 +26,11 @@ class Sampling:
     timesteps: tuple[float, ...] | None = None
     """The timesteps themselves, falling; they win over steps, spacing, offset and grid."""
     offset: int = 0
-    """Raise the timesteps of the spacing leading by this; other spacings ignore it."""
+    """Added to every timestep where spacing is leading; otherwise ignored."""
     end: Literal["clean", "lowest"] | None = None
     """Where the last step leads: to clean data, or to the level of t = 0; None for the grid's own way."""
     grid: GridKind = "plain"
-    """plain, or one of the ways through the timesteps of diffusers' schedulers."""
+    """plain, or the timesteps of some of diffusers' schedulers (`scheduler_grids.scheduler_grid`)."""
     keep_eps: bool = False
     """Keep the network's eps where x0 was clipped, as diffusers' DDIM does."""
     clip_x0: bool = True
@@ -44,7 +44,7 @@ class Sampling:
     guidance_interval: tuple[float, float] | None = None
     """The lowest and the highest timestep that are guided; None for all."""
     guidance_rescale: float | None = None
-    """Share in [0, 1] by which a guided output is brought back to the contrast of the unguided."""
+    """Share in [0, 1] by which a guided output is brought back to the contrast of the conditional one."""
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)

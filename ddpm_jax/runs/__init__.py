@@ -1,7 +1,10 @@
 """What a training run does, and what it leaves on disk.
 
-`loop` runs the steps. `directory`, `steps`, `manifest`, `checkpoints` and `weights` are its files,
-`progress` and `metrics` what people read, `sources` what `--ckpt` names, `export` and `model_card`
-a run in the layout of diffusers.
-Imports everything below the command line; `loop` itself does not know the hub.
+- `loop` runs the steps and saves them; what a kill loses is decided there.
+- `directory` decides whether a recipe may resume in a directory, and rolls back.
+- `checkpoints` writes and reads states, `steps` lists those saved, `manifest` hashes their files,
+  `weights` reads one average, `initial_weights` starts from another network.
+- `progress` reports on training, `metrics` writes metrics.jsonl and TensorBoard.
+- `sources` opens what `--ckpt` names, `export` and `model_card` write a run for diffusers.
+Imports everything below the command line. `loop` does not import `pretrained` or `export`.
 """

@@ -3,6 +3,7 @@
 A run's directory holds `checkpoints/STEP/` and `config.json`, and `snapshots/STEP/` with the power-function averages
 of a run that tracks them. Orbax writes a step aside and renames it; then a manifest with a hash of each file is put
 into it, when all of them are on disk (`manifest.py`). A step that is not as its manifest says does not count.
+What a kill may lose is `config.Checkpoint.every`, and `.wait`, which `loop` follows.
 """
 
 from __future__ import annotations

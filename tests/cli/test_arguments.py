@@ -7,6 +7,7 @@ import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
 
 from ddpm_jax.cli import arguments, train
+from ddpm_jax.cli.recipes import choose, load_recipe, recipe_files
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.models.basic_unet import BasicUNet
 
@@ -30,13 +31,13 @@ def test_data_and_model_are_chosen_by_name(capsys):
         ("model", "convunet", "unknown model 'convunet'; there are: conv_unet"),
     ):
         with pytest.raises(ValueError, match=words):
-            arguments.choose(config, field, name)
+            choose(config, field, name)
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
 
 
 def test_without_a_recipe_the_recipes_are_listed(capsys):
     message = fails(capsys, train_main)
-    for name in arguments.recipes(CONFIGS):
+    for name in recipe_files(CONFIGS):
         assert name in message
     with pytest.raises(SystemExit) as end:
         run(train_main, "--help")
@@ -92,7 +93,7 @@ def test_a_setting_that_will_not_do_is_named(capsys):
 
 
 def test_a_private_run_without_a_repository_is_refused():
-    config = arguments.load_recipe("digits", CONFIGS)
+    config = load_recipe("digits", CONFIGS)
     with pytest.raises(ValueError, match="--private is for --push"):
         train.Run(config=config, workdir=Path("run"), private=True)
 

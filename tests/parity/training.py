@@ -31,7 +31,7 @@ import optax
 import torch
 from nets import NAMED
 
-from ddpm_jax.cli.arguments import load_recipe
+from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.diffusion.schedule import from_betas, linear, q_sample
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.pretrained.weight_names import to_state_dict

@@ -11,12 +11,12 @@ from helpers.commands import CONFIGS
 from helpers.pretrained import fixture
 from helpers.saved_runs import NET, random_params, save_run, small_recipe
 
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.runs import directory, loop
 from ddpm_jax.runs.initial_weights import first_params, with_net_of
 
-DIGITS = arguments.load_recipe("digits", CONFIGS)
+DIGITS = load_recipe("digits", CONFIGS)
 KEY = jax.random.key(0)
 
 
