@@ -11,14 +11,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py and sample.py set them, for either side
-
 
 class Side:
     """A process that runs a script of this folder which ends in `serve`."""
 
     def __init__(self, python: str, script: str, env: dict[str, str] | None = None):
-        env = LARGE_PAGES | os.environ | (env or {})
+        env = os.environ | (env or {})
         self._process = subprocess.Popen(
             [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )

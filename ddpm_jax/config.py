@@ -182,6 +182,8 @@ def config_from_json(value: Any) -> Config:
     settings = dict(value)
     written = settings.pop("format", None)
     version = str(settings.pop("ddpm_jax", "0.1"))[:20]
+    if written is None and "type" not in settings:
+        raise ValueError("it does not say its format")
     if written != FORMAT:
         raise ValueError(f"it was written by ddpm_jax {version}, and {VERSION} does not read that format")
     return _from_json(Config, settings, "")
@@ -191,12 +193,28 @@ def to_json(value: Any) -> Any:
     """Settings as plain JSON values."""
     if dataclasses.is_dataclass(value):
         fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, tuple(KINDS)):
-            return {"kind": type(value).__module__.rpartition(".")[2], **fields}
+        for base, package in KINDS.items():
+            if isinstance(value, base):
+                return {"kind": _kind_of(value, package), **fields}
         return fields
     if isinstance(value, dict):
         return {str(name): to_json(item) for name, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _kind_of(value: Any, package: ModuleType) -> str:
+    kind = type(value).__module__.rpartition(".")[2]
+    if settings_classes(package).get(kind) is not type(value):
+        raise ValueError(f"{type(value).__name__} is not in {package.__name__}: only what is there has a name in JSON")
+    return kind
+
+
+def find_kind(base: type, kind: Any, what: str) -> type:
+    """The settings class that a module of this name has; raises ValueError with the valid names."""
+    kinds = settings_classes(KINDS[base])
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"unknown {what} {kind!r}; {nearest(str(kind), list(kinds))}")
+    return kinds[kind]
 
 
 def _from_json(cls: type, value: Any, path: str) -> Any:
@@ -205,20 +223,21 @@ def _from_json(cls: type, value: Any, path: str) -> Any:
         raise ValueError(f"{path} must be an object, not {str(value)[:80]}")
     value = dict(value)
     if cls in KINDS:
-        kinds = settings_classes(KINDS[cls])
-        kind = value.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ValueError(f"unknown {path} {kind!r}; {nearest(str(kind), list(kinds))}")
-        cls = kinds[kind]
+        cls = find_kind(cls, value.pop("kind", None), path)
     types = typing.get_type_hints(cls)
     paths = {name: f"{path}.{name}".strip(".") for name in value}
     unknown = sorted(set(value) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(paths[name] for name in unknown)}")
+    needed = {field.name for field in dataclasses.fields(cls) if field.default is field.default_factory}
+    missing = sorted(needed - set(value))
+    if missing:
+        raise ValueError(f"settings are missing: {', '.join(f'{path}.{name}'.strip('.') for name in missing)}")
+    values = {name: _value(types[name], item, paths[name]) for name, item in value.items()}
     try:
-        return cls(**{name: _value(types[name], item, paths[name]) for name, item in value.items()})
-    except TypeError as error:  # a setting without a default is missing
-        raise ValueError(f"settings of {path or 'the config'} are missing ({error})") from error
+        return cls(**values)
+    except TypeError as error:  # a value of another type
+        raise ValueError(f"settings of {path or 'the config'} do not fit ({error})") from error
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from ddpm_jax import data, models
-from ddpm_jax.config import Config, nearest, settings_classes
+from ddpm_jax.config import Config, find_kind, nearest
+from ddpm_jax.data import Data
+from ddpm_jax.models import Model
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
@@ -56,11 +57,8 @@ def choose(config: Config, field: str, name: str) -> Config:
     Picture size and channels are kept; what has no default is left for the command line to give. Raises ValueError
     listing the names.
     """
-    package = {"data": data, "model": models}[field]
-    kinds = settings_classes(package)
-    if name not in kinds:
-        raise ValueError(f"unknown {field} {name!r}; {nearest(name, list(kinds))}")
-    needed = [f.name for f in dataclasses.fields(kinds[name]) if f.default is f.default_factory]
+    kind = find_kind({"data": Data, "model": Model}[field], name, field)
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory]
     kept = {"image_size": config.model.image_size, "channels": config.model.channels} if field == "model" else {}
     values = {key: kept.get(key, tyro.MISSING) for key in needed}
-    return dataclasses.replace(config, **{field: kinds[name](**values)})
+    return dataclasses.replace(config, **{field: kind(**values)})

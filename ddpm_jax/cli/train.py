@@ -1,8 +1,9 @@
 """The command that trains a recipe: config -> data -> state -> loop."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -107,7 +108,8 @@ def train(config: Config, run: Run) -> int:
     with directory.alone(run.workdir):
         start = 0 if run.overwrite else hosts.of_first(directory.resume(config, run.workdir))
         print(banner(config, run.workdir))
-        on_save: loop.OnSave = loop.ignore_save
+        options: dict[str, Any] = {"overwrite": run.overwrite, "previewed": run.preview}
         if run.push is not None:
-            on_save = export.uploader(run.push, run.private, config, run.workdir)
-        return loop.train(config, run.workdir, start, overwrite=run.overwrite, previewed=run.preview, on_save=on_save)
+            options["on_start"] = partial(export.prepare_upload, run.push, run.private, config)
+            options["on_save"] = export.uploader(run.push, run.private, config, run.workdir)
+        return loop.train(config, run.workdir, start, **options)

@@ -128,19 +128,19 @@ def shard(tree: Any) -> Any:
 
 @functools.cache
 def by_device(function: Callable) -> Callable:
-    """`function(tree, *arrays, **arrays)` of arrays split over the local devices, each at work on its share alone.
+    """`function(tree, *arrays)` of arrays split over the local devices, each at work on its share alone.
 
     For a function that treats each example by itself, so that the compiler need not find out how to split it. The
     same function gives the same object, as `jit` needs it.
     """
 
-    def of_share(tree, arrays, named):
-        return function(tree, *arrays, **named)
+    def of_share(tree, arrays):
+        return function(tree, *arrays)
 
-    def split(tree, *arrays, **named):
+    def split(tree, *arrays):
         whole, share = PartitionSpec(), PartitionSpec(AXIS)
-        specs = {"in_specs": (whole, share, share), "out_specs": share}
-        return jax.shard_map(of_share, mesh=data_mesh(), check_vma=False, **specs)(tree, arrays, named)
+        specs = {"in_specs": (whole, share), "out_specs": share}
+        return jax.shard_map(of_share, mesh=data_mesh(), check_vma=False, **specs)(tree, arrays)
 
     return split
 

@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.guidance import Condition, bind, guide
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.recipe import Recipe, check_guidance
-from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.generation.walk import walk, walk_length
 from ddpm_jax.models import NO_CLASS, Model, Params
 from ddpm_jax.samplers import sample_keys
@@ -45,6 +45,7 @@ def generate(
     sampling = sampling or recipe.sampling
     model = recipe.model
     classes = np.asarray(choose_labels(model, labels, edit), np.int32)
+    check_sampling(recipe.objective, sampling)
     check_guidance(sampling.guidance_scale, model.label_dropout)
     guidance = None if np.all(classes == NO_CLASS) else sampling
     chunks = chunk_count(walk_length(recipe.objective, sampling, edit), stages)
@@ -98,6 +99,7 @@ def network_of(
         return bind(network, None)
     if sampling is None or not sampling.guided:
         return bind(network, labels)
+    check_guidance(sampling.guidance_scale, model.label_dropout)
     return guide(
         network,
         labels,

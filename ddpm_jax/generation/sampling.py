@@ -8,7 +8,7 @@ from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, by_noise, falling, spaced
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
-from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind
+from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind, check_grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,10 @@ class Sampling:
     options: Mapping[str, bool | int | float | str | None] = dataclasses.field(default_factory=dict)
     """The sampler's own options, by name."""
     steps: int | None = None
-    """Steps of the walk; None for all T of the schedule."""
+    """Steps of the walk; None for all T of the schedule. Ignored where timesteps are given."""
     spacing: Spacing = "trailing"
-    """Which timesteps are walked when they are fewer than T; karras and log_snr place them by noise level."""
+    """Which timesteps are walked when they are fewer than T; karras and log_snr place them by noise level.
+    Ignored where timesteps are given."""
     timesteps: tuple[float, ...] | None = None
     """The timesteps themselves, falling; they win over steps, spacing, offset and grid."""
     offset: int = 0
@@ -47,6 +48,7 @@ class Sampling:
     """Share in [0, 1] by which a guided output is brought back to the contrast of the conditional one."""
 
     def __post_init__(self):
+        check(isinstance(self.options, Mapping), f"options must map names to values, not {self.options!r}")
         samplers.check_options(self.sampler, self.options)
         by_noise(self.spacing)
         check(self.end in (None, "clean", "lowest"), f"end must be clean or lowest, not {self.end}")
@@ -74,6 +76,16 @@ class Sampling:
         return dataclasses.replace(self, **settings)
 
     @property
+    def leading_offset(self) -> int:
+        """The offset where it counts: 0 unless spacing is leading."""
+        return self.offset if self.spacing == "leading" else 0
+
+    @property
+    def grid_kind(self) -> GridKind:
+        """The grid where it counts: plain where timesteps are given."""
+        return "plain" if self.timesteps is not None else self.grid
+
+    @property
     def guided(self) -> bool:
         """Whether there is any guidance."""
         return self.guidance_scale != 1
@@ -95,8 +107,12 @@ def step_count(objective: Objective, sampling: Sampling) -> int:
 
 
 def check_sampling(objective: Objective, sampling: Sampling) -> None:
-    """Raise ValueError for steps out of range, a variance that is not learned, an empty guidance interval."""
+    """Raise ValueError for steps out of range, a grid that cannot be walked, a variance that is not learned, or an
+    empty guidance interval.
+    """
     steps = step_count(objective, sampling)
+    if sampling.timesteps is None:
+        check_grid(sampling.grid, objective.timesteps, steps, sampling.spacing, sampling.leading_offset)
     variance, interval = sampling.options.get("variance"), sampling.guidance_interval
     check(
         variance in (None, "fixed_small", "fixed_large", objective.variance),

@@ -39,8 +39,8 @@ def scheduler_grid(
     """
     if end is None:
         end = 0 if kind.endswith("to_0") else CLEAN
+    check_grid(kind, schedule.timesteps, steps, spacing, offset)
     if kind.startswith("strides"):
-        check(not by_noise(spacing), f"grid {kind} walks equal strides of t: spacing {spacing} has none")
         t = falling(schedule.timesteps, spaced(schedule.timesteps, steps, spacing) + offset)
         return rows(schedule, t, np.maximum(t - schedule.timesteps // steps, end))
     schedule = _with_signal(schedule)
@@ -48,14 +48,27 @@ def scheduler_grid(
     return rows(schedule, t, np.append(t[1:], end))
 
 
+def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, offset: int) -> None:
+    """Raise ValueError where a grid of this kind cannot have these steps of T = `timesteps`."""
+    strides = kind.startswith("strides")
+    check(
+        not (strides and by_noise(spacing)),
+        f"grid {kind} walks equal strides of t, which spacing {spacing} has not: set grid plain",
+    )
+    inner = kind.startswith("inner") and spacing in ("linspace", "leading")
+    check(
+        not inner or steps < timesteps,
+        f"grid {kind} takes less than T = {timesteps} steps, not {steps}: set steps, or grid plain",
+    )
+    if offset:
+        first = spaced(timesteps, steps + inner, spacing)[0] + offset
+        check(first < timesteps, f"offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it")
+
+
 def _times(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
     if kind == "float" and spacing == "linspace":
         return np.linspace(0, schedule.timesteps - 1, max(steps, 2))[::-1][:steps]
     if kind.startswith("inner") and spacing in ("linspace", "leading"):
-        check(
-            steps < schedule.timesteps,
-            f"grid {kind} takes less than T = {schedule.timesteps} steps, not {steps}",
-        )
         return spaced(schedule.timesteps, steps + 1, spacing)[:-1]
     return times_of(schedule, steps, spacing)
 

@@ -14,6 +14,7 @@ from ddpm_jax.diffusion.schedule import q_sample
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.sampling import Sampling, build_sampler, step_count
 from ddpm_jax.generation.scheduler_grids import asks_whole_timesteps, at_whole_timesteps, noise_scale, scheduler_grid
+from ddpm_jax.samplers import Sampler
 
 
 def sampling_grid(objective: Objective, sampling: Sampling) -> Row:
@@ -25,24 +26,24 @@ def sampling_grid(objective: Objective, sampling: Sampling) -> Row:
         whole = np.all(t == np.floor(t))
         return make_grid(schedule, t.astype(int) if whole else t, end)
     steps = objective.timesteps if sampling.steps is None else sampling.steps
-    offset = sampling.offset if sampling.spacing == "leading" else 0
+    offset = sampling.leading_offset
     if sampling.grid != "plain":
         given_end = None if sampling.end is None else end
         return scheduler_grid(sampling.grid, schedule, steps, sampling.spacing, offset, given_end)
     return make_grid(schedule, times_of(schedule, steps, sampling.spacing) + offset, end)
 
 
-def edited_grid(objective: Objective, sampling: Sampling, edit: Edit | None) -> Row:
-    """The grid of a walk that edits; that of the sampling itself where there is no edit."""
+def edited_grid(objective: Objective, sampling: Sampling, sampler: Sampler, edit: Edit | None) -> Row:
+    """The grid that an edit walks with this sampler; that of the sampling itself where there is no edit."""
     grid = sampling_grid(objective, sampling)
-    return grid if edit is None else edit.grid(grid, build_sampler(objective, sampling))
+    return grid if edit is None else edit.grid(grid, sampler)
 
 
 def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = None) -> int:
     """The number of steps of a walk, with its edit; raises ValueError for settings out of range."""
     if edit is None:
         return step_count(objective, sampling)
-    return len(edited_grid(objective, sampling, edit).i)
+    return len(edited_grid(objective, sampling, build_sampler(objective, sampling), edit).i)
 
 
 def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
@@ -50,7 +51,7 @@ def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling
     network, target = objective.predictor(network)
     return make_denoiser(
         objective.noise_schedule,
-        at_whole_timesteps(network) if asks_whole_timesteps(sampling.grid) else network,
+        at_whole_timesteps(network) if asks_whole_timesteps(sampling.grid_kind) else network,
         target,
         1.0 if sampling.clip_x0 else None,
         dynamic_threshold=sampling.dynamic_threshold,
@@ -73,11 +74,11 @@ def walk(
     `shape` is (h, w, c). `edit` has a row for each key.
     """
     sampler = build_sampler(objective, sampling)
-    grid = edited_grid(objective, sampling, edit)
+    grid = edited_grid(objective, sampling, sampler, edit)
     denoise = sampling_denoiser(objective, network, sampling)
     xT = samplers.initial_noise(keys, shape)  # (b, h, w, c)
     if edit is None:
-        xT = noise_scale(sampling.grid, sampling.spacing, grid) * xT
+        xT = noise_scale(sampling.grid_kind, sampling.spacing, grid) * xT
     else:
         xT = edit.start(keys, denoise, sampler, grid, xT)
         sampler = edit.sampler(sampler)

@@ -209,7 +209,7 @@ def _said(trained: Mapping[str, Any], sampling: Sampling, kind: Kind) -> dict[st
         **trained,
         "timestep_spacing": "linspace" if karras else sampling.spacing,
         "use_karras_sigmas": karras,
-        "steps_offset": sampling.offset,
+        "steps_offset": sampling.leading_offset,
         "clip_sample": sampling.clip_x0 and not thresholded,
         "thresholding": thresholded or (sampling.clip_x0 and "clip_sample" not in kind.defaults),
         "dynamic_thresholding_ratio": sampling.dynamic_threshold or 0.995,
@@ -226,7 +226,15 @@ def _walk(sampling: Sampling) -> tuple:
     defaults = {p.name: p.default for p in inspect.signature(samplers.find(sampling.sampler)).parameters.values()}
     options = defaults | dict(sampling.options)
     options.pop("compat", None)
-    return sampling.sampler, options, sampling.spacing, sampling.offset, sampling.end or own_end, clipped, threshold
+    return (
+        sampling.sampler,
+        options,
+        sampling.spacing,
+        sampling.leading_offset,
+        sampling.end or own_end,
+        clipped,
+        threshold,
+    )
 
 
 def _inverse(names: Mapping[str, str]) -> dict[str, str]:

@@ -49,10 +49,13 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Checkpoints:
-        self._quiet = log_level(logging.CRITICAL, *NOISY)
-        self._quiet.__enter__()
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._without_event_loops
-        self._clear_unfinished(self._folder)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(log_level(logging.CRITICAL, *NOISY))
+            self._hook = sys.unraisablehook
+            stack.callback(setattr, sys, "unraisablehook", self._hook)
+            sys.unraisablehook = self._without_event_loops
+            self._clear_unfinished(self._folder)
+            self._undo = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -61,8 +64,7 @@ class Checkpoints:
                 self._sealing.result()
         finally:
             self._thread.shutdown()
-            sys.unraisablehook = self._hook
-            self._quiet.__exit__(None, None, None)
+            self._undo.close()
 
     def _without_event_loops(self, ignored: Any) -> None:
         """TensorStore's threads have a traceback printed each where the loop they report to ended by a failure."""

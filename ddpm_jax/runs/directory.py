@@ -55,7 +55,7 @@ def load_config(workdir: Path, step: int | None) -> Config:
     try:
         return config_from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        remedy = "use another checkpoint, the version of ddpm_jax that wrote it, or --overwrite the run"
+        remedy = "use another run or checkpoint, or the version of ddpm_jax that wrote it; --overwrite trains afresh"
         raise ValueError(f"{path} cannot be read ({error}): {remedy}") from error
 
 

@@ -49,18 +49,25 @@ def replace(out: Path, folder: Path) -> None:
         raise
 
 
-def uploader(repo: str, private: bool, config: Config, folder: Path) -> Callable[[int, TrainState], None]:
-    """The function (step, state) that uploads a run's averaged parameters while it trains.
+def prepare_upload(repo: str, private: bool, config: Config) -> None:
+    """Make the repository unless it is there.
 
-    An upload that fails is reported on stderr, and training goes on. Raises ValueError, ImportError or OSError, before
-    any training, if diffusers cannot hold the network or the repository cannot be written to.
+    Raises ValueError, ImportError or OSError if diffusers cannot hold the network or the repository cannot be written
+    to.
     """
     pipeline_folder.check_possible(config)
     if hosts.is_first():
         hub.prepare(repo, private)
 
+
+def uploader(repo: str, private: bool, config: Config, folder: Path) -> Callable[[int, TrainState], None]:
+    """The function (step, state) that uploads a run's averaged parameters while it trains.
+
+    An upload that fails is reported on stderr, and training goes on.
+    """
+
     def upload(step: int, state: TrainState) -> None:
-        params = parallel.at_hand(state.ema_params["ema"])
+        params = parallel.at_hand(state.ema_params[DEFAULT_WEIGHTS])
         if hosts.is_first():
             _upload(repo, private, TrainedRun(folder, step, config), params)
 

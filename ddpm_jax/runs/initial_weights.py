@@ -29,7 +29,7 @@ TRAINED_FOR = (
 def with_net_of(config: Config, ckpt: str) -> Config:
     """The config with the network of a trained net, what that was trained for, and where its weights are.
 
-    Raises as `on_run.open_any` does, and ValueError where the rest of the config does not fit.
+    Raises as `sources.open_any` does, and ValueError where the rest of the config does not fit.
     """
     source = open_any(ckpt).recipe
     objective, sampling = _objective(config.objective, source.objective), config.sampling

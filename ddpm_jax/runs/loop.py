@@ -15,6 +15,7 @@ from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import Interruption
 from ddpm_jax.errors import check
+from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.runs import checkpoints, directory, weights
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.checkpoints import Checkpoints
@@ -48,11 +49,13 @@ def train(
     *,
     overwrite: bool = False,
     previewed: bool = False,
+    on_start: Callable[[], None] = lambda: None,
     on_save: OnSave = ignore_save,
 ) -> int:
     """Train from step `start` to the end; returns 0, or the exit status of the signal that stopped it.
 
-    `on_save(step, state)` is called on every host after each save has begun. Raises ValueError or OSError for what the
+    `on_start()` is called once data and steps are found to be there, before anything is written. `on_save(step, state)`
+    is called on every host after each save has begun. Raises ValueError or OSError for what the
     user can mend; what was in the folder is still there then.
     """
     check(hosts.count() == 1 or config.checkpoint.on_failure == "stop", "on several hosts --checkpoint.on-failure stop")
@@ -62,6 +65,8 @@ def train(
     if start >= total:
         print(f"{folder} is at step {start} of {total} already: raise --training.steps to go on")
         return 0
+    build_sampler(config.objective, config.sampling)  # a file that it names is opened before, not after hours
+    on_start()
     print(f"images    {len(images):,}, {per_epoch} steps an epoch, {total - start} steps from {start} to {total}")
     with memory.shortage_named(*needs(config)):
         tx = config.make_optimizer(len(images))

@@ -172,7 +172,8 @@ class Board:
         self._size, self._flushed = 0, 0.0
         self._writer = RecordWriter(str(self._path))
         first = Event(wall_time=time.time(), file_version="brain.Event:2")
-        self._writer.write(first.SerializeToString())
+        with self._cut_on_failure():
+            self._writer.write(first.SerializeToString())
         if self._purge_step is not None:  # TensorBoard drops what is at this step or later
             self._write({"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)})
             self._purge_step = None

@@ -20,7 +20,7 @@ from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.generation.generate import generate, network_of
-from ddpm_jax.generation.sampling import step_count
+from ddpm_jax.generation.sampling import step_count, with_learned_variance
 from ddpm_jax.generation.walk import noise_ladder, predict_x0
 from ddpm_jax.models import Params
 from ddpm_jax.runs.metrics import RunLog, Silence, going_on
@@ -156,7 +156,8 @@ def sample_grid(config: Config, params: Params) -> np.ndarray:
     """uint8 samples of the run's own seed, for a grid while training."""
     count, steps = config.log.samples, step_count(config.objective, config.sampling)
     sampling = config.sampling
-    if config.log.sample_steps is not None and config.log.sample_steps < steps:
+    learned = with_learned_variance(config.objective, sampling).options.get("variance") == "learned"
+    if config.log.sample_steps is not None and config.log.sample_steps < steps and not learned:
         sampling = dataclasses.replace(sampling, steps=config.log.sample_steps, timesteps=None)
     return generate(config, params, num=count, batch_size=count, seed=config.training.seed, sampling=sampling)[-1]
 

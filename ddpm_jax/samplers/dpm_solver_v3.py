@@ -9,6 +9,7 @@ Here g is a polynomial through earlier f (Eq. 8 and 13-14; its B is p - e^(S - S
 The statistics l, s and b make g as constant as can be: `python -m ddpm_jax.statistics` estimates them.
 """
 
+import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,7 +64,12 @@ def with_statistics(statistics: Statistics, order: int, corrector: bool) -> Samp
 
 
 def load(path: Path) -> Statistics:
-    """The statistics of a file; raises FileNotFoundError or ValueError, with the remedy."""
+    """The statistics of a file, read once; raises FileNotFoundError or ValueError, with the remedy."""
+    return _load(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path, modified: int) -> Statistics:
     try:
         with np.load(path) as file:
             return Statistics(*(file[name] for name in Statistics._fields))

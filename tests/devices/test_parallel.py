@@ -183,10 +183,10 @@ def test_a_batch_that_does_not_divide_names_those_that_do():
 def test_each_device_works_on_its_share_alone():
     """A sum over the examples at hand: each share is one example, where XLA would sum over all."""
 
-    def sum_of_share(tree, x, *, y):
+    def sum_of_share(tree, x, y):
         return tree + jnp.sum(x) + y
 
     apart = parallel.by_device(sum_of_share)
     x = np.arange(8, dtype=np.float32)
-    np.testing.assert_array_equal(jax.jit(apart)(1.0, x, y=10 * x), 1 + x + 10 * x)
+    np.testing.assert_array_equal(jax.jit(apart)(1.0, x, 10 * x), 1 + x + 10 * x)
     assert parallel.by_device(sum_of_share) is apart

@@ -57,6 +57,12 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(eleven):
         np.testing.assert_array_equal(found, eleven[:, :num], str((num, batch_size)))
 
 
+def test_a_sampling_that_does_not_fit_the_objective_is_refused():
+    """Also where it is given in place of the recipe's."""
+    with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
+        draw(sampling=Sampling(options={"variance": "learned_range"}))
+
+
 def test_an_image_depends_on_the_seed(eleven):
     other = draw(seed=4, path=True)
     assert (np.abs(other.astype(int) - eleven).max((2, 3, 4)) > 1).all()

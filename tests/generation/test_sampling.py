@@ -125,3 +125,21 @@ def test_a_sampling_opens_no_file_that_an_option_names(tmp_path):
     check_sampling(SMALL, sampling)
     with pytest.raises(FileNotFoundError, match=r"missing\.npz is not there: python -m"):
         build_sampler(SMALL, sampling)
+
+
+def test_a_grid_that_the_schedule_does_not_have_is_refused_with_the_recipe():
+    cases = [
+        (Sampling(grid="strides", spacing="karras", steps=5), "grid strides walks equal strides"),
+        (Sampling(grid="inner", spacing="linspace"), "grid inner takes less than T = 20 steps, not 20"),
+        (Sampling(spacing="leading", steps=5, offset=8), "offset 8 leads beyond the last timestep, 19"),
+    ]
+    assert_refused(lambda sampling: check_sampling(SMALL, sampling), cases)
+    check_sampling(SMALL, Sampling(spacing="leading", steps=5, offset=3))
+    check_sampling(SMALL, Sampling(grid="strides", spacing="karras", timesteps=(9.0, 3.0)))
+
+
+def test_settings_that_another_overrides_do_not_count():
+    assert Sampling(spacing="trailing", offset=3).leading_offset == 0
+    assert Sampling(spacing="leading", offset=3).leading_offset == 3
+    assert Sampling(grid="float", timesteps=(9.0, 3.0)).grid_kind == "plain"
+    assert Sampling(grid="float").grid_kind == "float"

@@ -66,7 +66,7 @@ def test_a_grid_that_the_scheduler_does_not_have_is_refused():
         (("inner", 1000, "linspace"), "grid inner takes less than T = 1000 steps, not 1000"),
         (
             ("strides", 7, "karras"),
-            "grid strides walks equal strides of t: spacing karras has none",
+            "grid strides walks equal strides of t, which spacing karras has not: set grid plain",
         ),
     ]
     assert_refused(lambda case: scheduler_grid(case[0], SCHEDULE, *case[1:]), cases)

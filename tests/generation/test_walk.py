@@ -198,7 +198,7 @@ def test_grids_in_sigma_start_from_the_noise_alone_as_diffusers_does():
 def test_an_edited_walk_starts_and_ends_as_the_edit_says():
     edit = Edit(images=IMAGES, strength=0.5)
     sampling = Sampling(steps=8)
-    grid = edited_grid(SMALL, sampling, edit)
+    grid = edited_grid(SMALL, sampling, samplers.make("ddpm"), edit)
     assert walk_length(SMALL, sampling, edit) == len(grid.i) == 4
     start, x0 = walk(KEYS, SMALL, network, SHAPE, sampling, 1, edit)
     whole = sampling_grid(SMALL, sampling)

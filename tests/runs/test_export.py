@@ -138,7 +138,7 @@ def test_what_diffusers_cannot_hold_is_refused_at_once(tmp_path, capsys, monkeyp
         assert "diffusers has no edm" in message, where
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="diffusers has no edm"):
-        export.uploader("us/net", False, edm, tmp_path)
+        export.prepare_upload("us/net", False, edm)
 
 
 @pytest.fixture
@@ -173,6 +173,7 @@ def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monke
     """So that training goes on."""
     place, asked = hub_here
     upload = hub.upload
+    export.prepare_upload("them/net", False, CONFIG)
     save = export.uploader("them/net", False, CONFIG, trained)
     params = jax.tree.map(jnp.asarray, random_params(MODEL, 3, "ema"))
     state = TrainState(jnp.int32(4), jax.tree.map(jnp.zeros_like, params), {"ema": params}, ())

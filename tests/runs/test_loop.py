@@ -143,6 +143,19 @@ def test_on_save_gets_each_step_that_is_saved_and_its_state(tmp_path):
     assert [(step, step, weight(tmp_path, step)) for step in saved_steps.steps(tmp_path)] == told
 
 
+def test_on_start_is_called_before_anything_is_written_and_only_where_steps_are_left(tmp_path):
+    folder = tmp_path / "run"
+
+    def refuse():
+        assert not folder.exists()
+        raise ConnectionError("no hub")
+
+    assert loop.train(CONFIG, folder, CONFIG.training.steps, on_start=refuse) == 0
+    with pytest.raises(ConnectionError, match="no hub"):
+        loop.train(CONFIG, folder, 0, on_start=refuse)
+    assert not folder.exists()
+
+
 def test_what_it_goes_back_to_at_the_last_step_is_what_is_saved(tmp_path):
     told = []
 
