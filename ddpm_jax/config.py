@@ -9,7 +9,7 @@ import difflib
 import importlib
 import pkgutil
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -219,9 +219,7 @@ def find_kind(base: type, kind: Any, what: str) -> type:
 
 def _from_json(cls: type, value: Any, path: str) -> Any:
     """An instance of the settings class `cls`, or of the kind of it that the value names."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be an object, not {str(value)[:80]}")
-    value = dict(value)
+    value = _object(value, path)
     if cls in KINDS:
         cls = find_kind(cls, value.pop("kind", None), path)
     types = typing.get_type_hints(cls)
@@ -243,7 +241,15 @@ def _from_json(cls: type, value: Any, path: str) -> Any:
 def _value(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _from_json(typing.cast(type, kind), value, path)
+    if typing.get_origin(kind) is Mapping:
+        return _object(value, path)
     return tuple(_value(None, item, path) for item in value) if isinstance(value, list) else value
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be an object, not {str(value)[:80]}")
+    return dict(value)
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

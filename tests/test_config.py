@@ -154,7 +154,7 @@ DIGITS = config_to_json(BASE)["data"]
     [
         ([1], "it does not hold a JSON object"),
         ({}, "it does not say its format"),
-        (changed(sampling={"options": None}), "options must map names to values, not None"),
+        (changed(sampling={"options": None}), "sampling.options must be an object, not None"),
         (changed(model={"kind": "unett"}), "unknown model 'unett'; there are: unet, basic_unet"),
         (changed(model={"image_size": 8}), "unknown model None; there are: basic_unet, conv_unet"),
         (changed(model={"kind": ["unet"]}), r"unknown model \['unet'\]; there are: "),

@@ -48,7 +48,6 @@ class Sampling:
     """Share in [0, 1] by which a guided output is brought back to the contrast of the conditional one."""
 
     def __post_init__(self):
-        check(isinstance(self.options, Mapping), f"options must map names to values, not {self.options!r}")
         samplers.check_options(self.sampler, self.options)
         by_noise(self.spacing)
         check(self.end in (None, "clean", "lowest"), f"end must be clean or lowest, not {self.end}")
@@ -109,9 +108,12 @@ def step_count(objective: Objective, sampling: Sampling) -> int:
 def check_sampling(objective: Objective, sampling: Sampling) -> None:
     """Raise ValueError for steps out of range, a grid that cannot be walked, a variance that is not learned, or an
     empty guidance interval.
+
+    A grid is checked once its steps are chosen: a scheduler of diffusers may need fewer than T, and does not say how
+    many.
     """
     steps = step_count(objective, sampling)
-    if sampling.timesteps is None:
+    if sampling.timesteps is None and sampling.steps is not None:
         check_grid(sampling.grid, objective.timesteps, steps, sampling.spacing, sampling.leading_offset)
     variance, interval = sampling.options.get("variance"), sampling.guidance_interval
     check(

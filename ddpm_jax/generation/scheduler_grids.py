@@ -61,7 +61,7 @@ def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, off
         f"grid {kind} takes less than T = {timesteps} steps, not {steps}: set steps, or grid plain",
     )
     if offset:
-        first = spaced(timesteps, steps + inner, spacing)[0] + offset
+        first = float(spaced(timesteps, steps + inner, spacing)[0]) + offset
         check(first < timesteps, f"offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it")
 
 

@@ -55,8 +55,8 @@ def train(
     """Train from step `start` to the end; returns 0, or the exit status of the signal that stopped it.
 
     `on_start()` is called once data and steps are found to be there, before anything is written. `on_save(step, state)`
-    is called on every host after each save has begun. Raises ValueError or OSError for what the
-    user can mend; what was in the folder is still there then.
+    is called on every host after each save has begun. Raises ValueError or OSError for what the user can mend; what was
+    in the folder is still there then.
     """
     check(hosts.count() == 1 or config.checkpoint.on_failure == "stop", "on several hosts --checkpoint.on-failure stop")
     images = load(config)

@@ -130,11 +130,12 @@ def test_a_sampling_opens_no_file_that_an_option_names(tmp_path):
 def test_a_grid_that_the_schedule_does_not_have_is_refused_with_the_recipe():
     cases = [
         (Sampling(grid="strides", spacing="karras", steps=5), "grid strides walks equal strides"),
-        (Sampling(grid="inner", spacing="linspace"), "grid inner takes less than T = 20 steps, not 20"),
+        (Sampling(grid="inner", spacing="linspace", steps=20), "grid inner takes less than T = 20 steps, not 20"),
         (Sampling(spacing="leading", steps=5, offset=8), "offset 8 leads beyond the last timestep, 19"),
     ]
     assert_refused(lambda sampling: check_sampling(SMALL, sampling), cases)
     check_sampling(SMALL, Sampling(spacing="leading", steps=5, offset=3))
+    check_sampling(SMALL, Sampling(grid="inner", spacing="leading", offset=1))
     check_sampling(SMALL, Sampling(grid="strides", spacing="karras", timesteps=(9.0, 3.0)))
 
 

@@ -154,8 +154,10 @@ def test_the_offset_raises_leading_timesteps_and_no_others():
         assert int(raised.t_next[-1]) == CLEAN
         trailing = {"steps": 4, "grid": grid}
         assert times(trailing | {"offset": 2}) == times(trailing)
-    message = r"timesteps must fall strictly within 0..19"
-    cases = [(leading | {"grid": grid, "offset": 5}, message) for grid in ("plain", "strides")]
+    cases = [
+        (leading | {"offset": 5}, "timesteps must fall strictly within 0..19"),
+        (leading | {"offset": 5, "grid": "strides"}, "offset 5 leads beyond the last timestep, 19"),
+    ]
     assert_refused(times, cases)
 
 
