@@ -141,9 +141,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """
 
     def init(params):
-        return SkipState(
-            jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), inner.init(params)
-        )  # two: both are donated
+        # not one zero for both: the step donates each
+        return SkipState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(grads, state, params=None):
         finite = jnp.isfinite(optax.tree.norm(grads))
