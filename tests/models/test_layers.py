@@ -129,7 +129,7 @@ def test_dropout_without_keys_or_rate_is_identity():
 
 @pytest.mark.parametrize("net", [UNET, CONV_UNET], ids=["unet", "conv_unet"])
 def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
-    seen, keys = [], keys_of(2)
+    params, seen, keys = net.shapes(), [], keys_of(2)
 
     def known(module, keys):
         with jax.ensure_compile_time_eval():
@@ -144,8 +144,8 @@ def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
         monkeypatch.setattr(module, "module_keys", known)
         monkeypatch.setattr(module, "dropout", record)
     run = lambda params: net.apply(params, *inputs(net), dropout_keys=keys)  # noqa: E731
-    jax.eval_shape(run, net.shapes())
-    assert len(seen) == sum("conv2/kernel" in path for path in by_path(net.shapes()))
+    jax.eval_shape(run, params)
+    assert len(seen) == sum("conv2/kernel" in path for path in by_path(params))
     assert len(np.unique(np.concatenate(seen), axis=0)) == 2 * len(seen)
 
 
