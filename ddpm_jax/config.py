@@ -104,7 +104,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-    """What is written while training."""
+    """How often training writes metrics and sample grids."""
 
     every: int = 50
     """Steps between lines of metrics.jsonl and TensorBoard."""
@@ -115,7 +115,7 @@ class Log:
     samples: int = 64
     """Pictures in a sample grid; 0 for no grids."""
     sample_steps: int | None = 100
-    """Steps of the walk for such a grid, if fewer than the recipe's sampling takes; None for just as many."""
+    """Most sampling steps for a sample grid; None for as many as the recipe's sampling takes."""
 
     def __post_init__(self):
         check(self.every >= 1, f"log.every must be at least 1, not {self.every}")

@@ -26,10 +26,10 @@ class OnRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InBatches(OnRun):
-    """Settings of those that work on pictures, so many at once."""
+    """Options of commands that compute images in batches."""
 
     batch_size: int = 64
-    """How many images are worked on at once; changes no result."""
+    """Images computed at a time; changes no result."""
     seed: int = 0
     platform: Literal["cpu", "gpu", "tpu"] | None = None
     """Insist on a kind of device."""

@@ -26,7 +26,7 @@ DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draw(FromPictures, InBatches):
-    """What to draw; `--ckpt DIR` names the run and `--sampler NAME` the algorithm."""
+    """Draw images from a trained run, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
 
     num: int | None = None
     """How many pictures; None for 64, or with --invert one of each."""
@@ -66,7 +66,11 @@ def main(args: list[str]) -> None:
 
 
 def parse(args: list[str], ckpt: str, source: TrainedRun | PretrainedNet, name: str | None) -> tuple[Draw, Sampling]:
-    """What to draw and how; the options of the sampler `name` are `--sampler.OPTION`, defaults come from the recipe."""
+    """Read what to draw, and how, from the command line.
+
+    `name` is the sampler, or None for that of the recipe; its options are `--sampler.OPTION`. Defaults come from the
+    recipe of `source`.
+    """
     default = source.recipe.sampling.override(**({} if name is None else {"sampler": name}))
     default = with_learned_variance(source.recipe.objective, default)
     options = arguments.options_class(samplers.find(default.sampler), default.options)

@@ -84,7 +84,10 @@ def parse(name: str, args: list[str], recipes: Path) -> Run:
 
 
 def use_devices(run: Run) -> Config:
-    """Set up the devices; returns the config with their number, which is that of the run to resume, if any."""
+    """Set up the devices; return the config with their number.
+
+    A run that resumes takes as many CPU devices as before, unless the command line gives a number.
+    """
     settings, size, alone = run.config.parallel, run.config.training.micro_batch_size, run.coordinator is None
     before = directory.cpu_devices(run.workdir) if alone and not run.overwrite else None
     wanted = settings.cpu_devices or (before if alone else 1)

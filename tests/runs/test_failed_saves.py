@@ -1,12 +1,11 @@
 """A save that fails is told once, takes no older one with it and leaves nothing half-written."""
 
-import contextlib
-import resource
 import threading
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.file_limits import no_file_above
 
 from ddpm_jax.config import Checkpoint
 from ddpm_jax.runs import manifest
@@ -110,17 +109,6 @@ def test_a_snapshot_that_fails_is_told_as_a_save_is(tmp_path, monkeypatch, capsy
     Checkpoints(tmp_path, Checkpoint(on_failure="go_on")).save_snapshot(4, small(1))
     assert "the snapshot of step 4 was not saved" in capsys.readouterr().err
     assert not (tmp_path / saved_steps.SNAPSHOTS / "4").exists()
-
-
-@contextlib.contextmanager
-def no_file_above(size):
-    """Let the system refuse files of this process that are larger, as where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_the_system_refuses_is_told_without_a_traceback(tmp_path, capfd):

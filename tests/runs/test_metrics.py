@@ -2,13 +2,12 @@
 
 import json
 import math
-import resource
 import struct
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.file_limits import no_file_above
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
@@ -188,17 +187,6 @@ def test_reading_leaves_out_a_cut_line_and_leaves_the_file_alone(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"give the metrics\.jsonl of a run's directory"):
         read_metrics(tmp_path)
-
-
-@contextmanager
-def no_file_above(size):
-    """The system lets no file of this process grow further, as where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_takes_the_points_since_the_last_flush_alone(tmp_path, monkeypatch, capsys):
