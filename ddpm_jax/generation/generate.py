@@ -71,16 +71,19 @@ def generate_shown(
     params: Params,
     *,
     num: int,
+    sampling: Sampling | None = None,
     stages: int = 20,
     edit: Edit | None = None,
     progress: bool = True,
     **options: Any,
 ) -> np.ndarray:
     """Call `generate` with a progress bar."""
-    steps = walk_length(recipe.objective, recipe.sampling, edit)
+    sampling = sampling or recipe.sampling
+    steps = walk_length(recipe.objective, sampling, edit)
     total = num * chunk_count(steps, min(stages, steps))
     with tqdm(total=total, unit="part", desc=f"{num} pictures, {steps} steps", disable=not progress) as bar:
-        return generate(recipe, params, num=num, stages=stages, edit=edit, on_stage=bar.update, **options)
+        options |= {"sampling": sampling, "stages": stages, "edit": edit, "on_stage": bar.update}
+        return generate(recipe, params, num=num, **options)
 
 
 def network_of(

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion.guidance import bind
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.generate import chunk_count, generate
+from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import walk, walk_length
 from ddpm_jax.samplers import sample_keys
@@ -113,6 +113,14 @@ def test_a_given_sampling_wins_over_that_of_the_recipe(eleven):
     found = draw(num=3, sampling=Sampling(steps=14), stages=14, path=True)
     assert len({state.tobytes() for state in found}) == 15
     np.testing.assert_array_equal(found[0], eleven[0, :3])
+
+
+def test_the_progress_bar_counts_the_parts_of_the_sampling_that_is_given(capsys):
+    settings = {"num": 3, "batch_size": 8, "seed": 3, "sampling": Sampling(steps=14)}
+    generate_shown(RECIPE, PARAMS, stages=14, **settings)
+    shown = capsys.readouterr().err
+    assert "3 pictures, 14 steps: 100%" in shown
+    assert "42/42" in shown
 
 
 def test_an_edited_image_is_of_its_own_row_in_every_batch(eleven):
