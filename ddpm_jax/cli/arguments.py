@@ -1,4 +1,4 @@
-"""What train.py and sample.py share: recipes by name, typed settings, errors of one line, JAX's settings."""
+"""Parse command lines into settings, report mistakes in one line, and set up JAX."""
 
 import contextlib
 import dataclasses

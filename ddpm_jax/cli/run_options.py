@@ -1,4 +1,4 @@
-"""What the commands that work on a trained net share: `--ckpt`, what lies there with its recipe, and their settings."""
+"""Options of the commands that take a trained network with `--ckpt`, and how they open it."""
 
 import dataclasses
 from contextlib import AbstractContextManager
