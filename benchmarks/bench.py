@@ -45,7 +45,9 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
     nets, pairs = [net for net in NETS if net.recipe in wanted.nets], wanted.pairs
     if set(beside_torch.ROWS) & set(wanted.rows):
         for net in nets:
-            yield from beside_torch.speed(net, wanted.rows, pairs, wanted.torch_python, wanted.older_python)
+            yield from beside_torch.speed(
+                net, wanted.rows, pairs, wanted.torch_python, wanted.older_python
+            )
     for net in nets:
         if "convolutions" in wanted.rows:
             yield from programs.naive(net)
@@ -68,22 +70,34 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
 def versions(wanted: argparse.Namespace) -> str:
     """What the figures are of: the machine, the libraries."""
     beside = {*beside_torch.ROWS, "memory"} & set(wanted.rows)
-    sides = [(sys.executable, OURS), (wanted.torch_python if beside else None, TORCH), (wanted.older_python, OURS)]
+    sides = [
+        (sys.executable, OURS),
+        (wanted.torch_python if beside else None, TORCH),
+        (wanted.older_python, OURS),
+    ]
     found = [machine()]
     for python, script in ((python, script) for python, script in sides if python):
         with Side(python, script) as side:
-            found.append(", ".join(f"{name} {value}" for name, value in side.ask("versions").items()))
+            found.append(
+                ", ".join(f"{name} {value}" for name, value in side.ask("versions").items())
+            )
     return "; ".join(found)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [net.recipe for net in NETS]
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--nets", nargs="+", choices=names, default=names)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--torch-python", default=sys.executable, help="the Python of an environment with diffusers")
-    parser.add_argument("--older-python", help="one with an older JAX, for training steps and forward passes")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="the Python of an environment with diffusers"
+    )
+    parser.add_argument(
+        "--older-python", help="one with an older JAX, for training steps and forward passes"
+    )
     parser.add_argument("--out", type=Path, help="the page to write, of a run of all rows and nets")
     wanted = parser.parse_args()
     whole = set(wanted.rows) == set(ROWS) and wanted.nets == names

@@ -16,12 +16,20 @@ DDIM_STEPS = 50
 MEMORY_STEPS = 3
 
 
-def speed(net: Net, wanted: list[str], pairs: int, torch_python: str, older_python: str | None) -> Iterator[Row]:
+def speed(
+    net: Net, wanted: list[str], pairs: int, torch_python: str, older_python: str | None
+) -> Iterator[Row]:
     """PyTorch's seconds over ours for each kind of work, ours also in an older Python's JAX if there is one."""
     work = {
         "training": (f"training step of {net.batch_size}", net.turns, "train", net.turns),
         "forward": (f"forward pass of {net.batch_size}", 5, "forward", 5),
-        "sampling": (f"DDIM, {DDIM_STEPS} steps of {net.pictures}", 1, "sample", DDIM_STEPS, net.pictures),
+        "sampling": (
+            f"DDIM, {DDIM_STEPS} steps of {net.pictures}",
+            1,
+            "sample",
+            DDIM_STEPS,
+            net.pictures,
+        ),
     }
     for name in (name for name in ROWS if name in wanted):
         what, count, function, *args = work[name]
@@ -35,10 +43,14 @@ def speed(net: Net, wanted: list[str], pairs: int, torch_python: str, older_pyth
             theirs.ask("load", folder, net.batch_size)
             way = fastest_way(theirs, function, args if function != "sample" else [5, net.pictures])
             for side in ours:
-                found = ratio(partial(theirs.ask, function, *args), partial(side.ask, function, *args), pairs)
+                found = ratio(
+                    partial(theirs.ask, function, *args), partial(side.ask, function, *args), pairs
+                )
                 above, below = (seconds / count for seconds in found.seconds)
                 how = f"PyTorch {above:.3f} s ({way}), JAX {side.ask('versions')['jax']} {below:.3f} s"
-                yield Row(f"speed over PyTorch's: {what}", net.recipe, found, Goal(">=", net.goal), how)
+                yield Row(
+                    f"speed over PyTorch's: {what}", net.recipe, found, Goal(">=", net.goal), how
+                )
 
 
 def fastest_way(theirs: Side, function: str, args: list) -> str:

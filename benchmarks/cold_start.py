@@ -24,18 +24,24 @@ MARKS = {"settings": "imported", "images": "data loaded", "epoch 1/": "first ste
 """How the lines begin that train.py prints, and what is then behind it."""
 
 
-def first_steps(recipe: str, batch_size: int, options: Sequence[str] = ()) -> Iterator[dict[str, float]]:
+def first_steps(
+    recipe: str, batch_size: int, options: Sequence[str] = ()
+) -> Iterator[dict[str, float]]:
     """Seconds from the start of train.py until each mark: with an empty cache, and from the cache that this filled."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pictures").mkdir()
-        for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)):
+        for i, picture in enumerate(
+            np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+        ):
             Image.fromarray(picture).save(folder / "pictures" / f"{i:05d}.png")
         for run in ("cold", "warm"):
             data = f"--data folder --data.path {folder / 'pictures'} --workdir {folder / run}"
             length = f"--training.batch-size {batch_size} --training.steps 1000"
             args = ["--config", recipe, *data.split(), *length.split(), *options]
-            yield marks(args, {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"})
+            yield marks(
+                args, {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+            )
 
 
 def marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:
@@ -57,13 +63,20 @@ def marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:
 
 def main() -> None:
     """Prints the seconds of each part of both runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="butterflies")
     parser.add_argument("--batch-size", type=int, default=16)
     asked, options = parser.parse_known_args()
     names = ("empty cache", "from the cache")
-    for name, found in zip(names, first_steps(asked.recipe, asked.batch_size, options), strict=True):
-        print(f"{name:<16}" + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.items()), flush=True)
+    for name, found in zip(
+        names, first_steps(asked.recipe, asked.batch_size, options), strict=True
+    ):
+        print(
+            f"{name:<16}" + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,17 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The squared Frechet distance of the Gaussians fitted to the rows of a and b: Eq. 6, Heusel et al. 2017."""
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root_trace = np.sum(np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)))
-    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace)
+    return float(
+        np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace
+    )
 
 
 def frechet_of_real(real: np.ndarray, count: int, repeats: int = 20) -> float:
     """The median distance of `count` random real digits to the rest."""
     orders = [np.random.RandomState(i).permutation(len(real)) for i in range(repeats)]
-    return float(np.median([frechet_distance(real[order[:count]], real[order[count:]]) for order in orders]))
+    return float(
+        np.median([frechet_distance(real[order[:count]], real[order[count:]]) for order in orders])
+    )
 
 
 def by_class(path: str) -> int:
@@ -38,7 +42,9 @@ def by_class(path: str) -> int:
         np.mean([images[classes == label].var(0).sum() for label in range(10)])
         for images, classes in ((samples, asked), (digits.data / 16, digits.target))
     ]
-    print(f"samples of the class that was asked for  {np.mean(found == asked):.1%} of {len(samples)}")
+    print(
+        f"samples of the class that was asked for  {np.mean(found == asked):.1%} of {len(samples)}"
+    )
     print(f"variance within a class, over the real  {within[0] / within[1]:.2f}")
     return 0
 

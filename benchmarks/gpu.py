@@ -55,15 +55,24 @@ def speed(wanted: argparse.Namespace, batch_size: int, peak: float) -> Iterator[
         flops = ours.ask("flops")
         theirs.ask("load", folder, batch_size, device, DTYPE)
         theirs.ask("use", True, True, wanted.torch_mode)
-        work = {"training step": ((TURNS,), 3 * TURNS), f"DDIM-{DDIM_STEPS}": ((DDIM_STEPS, batch_size), DDIM_STEPS)}
+        work = {
+            "training step": ((TURNS,), 3 * TURNS),
+            f"DDIM-{DDIM_STEPS}": ((DDIM_STEPS, batch_size), DDIM_STEPS),
+        }
         if batch_size == min(wanted.batch_sizes):
             work[f"DDPM-{DDPM_STEPS}"] = ((DDPM_STEPS, batch_size, "ddpm"), DDPM_STEPS)
         for what, (args, passes) in work.items():
             function = "train" if what == "training step" else "sample"
-            found = ratio(partial(theirs.ask, function, *args), partial(ours.ask, function, *args), wanted.pairs)
+            found = ratio(
+                partial(theirs.ask, function, *args),
+                partial(ours.ask, function, *args),
+                wanted.pairs,
+            )
             images = batch_size * (TURNS if function == "train" else 1)
             what = f"{what} of {batch_size}"
-            yield Row(f"speed over PyTorch's: {what}", recipe, found, SPEED, per_second(images, found))
+            yield Row(
+                f"speed over PyTorch's: {what}", recipe, found, SPEED, per_second(images, found)
+            )
             used = 100 * passes * flops * batch_size / found.seconds[1] / (peak * 1e12)
             how = f"{flops / 1e9:.2f} GFLOP a forward pass, of {peak:g} TFLOP/s"
             yield Row(f"MFU: {what}", recipe, used, MFU if function == "train" else None, how, "%")
@@ -80,9 +89,15 @@ def determinism(wanted: argparse.Namespace) -> Iterator[Row]:
     ):
         for side in (usual, deterministic):
             side.ask("load", wanted.recipe, batch_size, folder, dtype=DTYPE)
-        found = ratio(partial(deterministic.ask, "train", TURNS), partial(usual.ask, "train", TURNS), wanted.pairs)
+        found = ratio(
+            partial(deterministic.ask, "train", TURNS),
+            partial(usual.ask, "train", TURNS),
+            wanted.pairs,
+        )
     how = f"{found.seconds[0] / TURNS:.4f} s over {found.seconds[1] / TURNS:.4f} s a step"
-    yield Row(f"training step of {batch_size}, deterministic over not", wanted.recipe, found, PRICE, how)
+    yield Row(
+        f"training step of {batch_size}, deterministic over not", wanted.recipe, found, PRICE, how
+    )
 
 
 def per_second(images: int, found: Ratio) -> str:
@@ -95,7 +110,9 @@ def starts(wanted: argparse.Namespace) -> Iterator[Row]:
     """Seconds from the start of a process to its first step: with empty caches of compiled programs, then filled."""
     batch_size = min(wanted.batch_sizes)
     dtype = ["--training.dtype", DTYPE, "--platform", wanted.platform]
-    pairs = zip(first_steps(wanted.recipe, batch_size, dtype), torch_starts(wanted, batch_size), strict=True)
+    pairs = zip(
+        first_steps(wanted.recipe, batch_size, dtype), torch_starts(wanted, batch_size), strict=True
+    )
     for cache, (marks, theirs) in zip(("empty", "filled"), pairs, strict=True):
         *_, seconds = marks.values()
         what = f"first training step of {batch_size}, compilation cache {cache}"
@@ -123,7 +140,9 @@ def main(wanted: argparse.Namespace) -> None:
         platform, kind = ours.ask("device")
         version = ours.ask("versions")["jax"]
     if platform != wanted.platform:
-        print(f"no {wanted.platform} is here: JAX runs on {platform} ({kind}), so nothing was measured")
+        print(
+            f"no {wanted.platform} is here: JAX runs on {platform} ({kind}), so nothing was measured"
+        )
         return
     peak = peak_of(kind, wanted.peak_tflops)
     with Side(wanted.torch_python, TORCH) as theirs:
@@ -134,12 +153,16 @@ def main(wanted: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--platform", choices=["gpu", "cpu"], default="gpu")
-    parser.add_argument("--torch-python", default=sys.executable, help="the Python of an environment with diffusers")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="the Python of an environment with diffusers"
+    )
     parser.add_argument("--torch-mode", default="max-autotune", help="that of torch.compile")
     parser.add_argument("--peak-tflops", type=float, help="the device's, for dense bfloat16")
     parser.add_argument("--out", type=Path)

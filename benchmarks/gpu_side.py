@@ -41,9 +41,13 @@ def flops():
     """
     config = STATE["config"]
     apply = jax.jit(partial(config.model.apply, dtype=jnp.dtype(config.training.dtype)))
-    lowered = apply.lower(STATE["state"].params, jnp.zeros((1, *config.model.image_shape)), jnp.zeros(1, jnp.int32))
+    lowered = apply.lower(
+        STATE["state"].params, jnp.zeros((1, *config.model.image_shape)), jnp.zeros(1, jnp.int32)
+    )
     return lowered.cost_analysis()["flops"]
 
 
 if __name__ == "__main__":
-    serve(jax_side.FUNCTIONS | {function.__name__: function for function in (device, sample, flops)})
+    serve(
+        jax_side.FUNCTIONS | {function.__name__: function for function in (device, sample, flops)}
+    )

@@ -25,9 +25,15 @@ from ddpm_jax.devices import platform as platforms
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
-from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.loop import parts_of
-from ddpm_jax.training.step import by_micro_batches, example_keys, init_state, make_train_step, model_loss
+from ddpm_jax.training.step import (
+    example_keys,
+    init_state,
+    make_train_step,
+    model_loss,
+    step_by_micro_batches,
+)
 
 PICTURES = 1000
 STATE = {}
@@ -38,7 +44,16 @@ def versions():
     return {"jax": jax.__version__, "devices": parallel.describe_devices()}
 
 
-def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="pmap", accumulation=1, dtype="float32"):
+def load(
+    recipe,
+    batch_size,
+    folder=None,
+    sampling=False,
+    devices=None,
+    route="pmap",
+    accumulation=1,
+    dtype="float32",
+):
     """The recipe's net without dropout, on fresh parameters, which go to `folder` too.
 
     On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use. Returns how many
@@ -46,23 +61,29 @@ def load(recipe, batch_size, folder=None, sampling=False, devices=None, route="p
     """
     config = load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
-    changed = {"batch_size": batch_size * accumulation, "accumulation": accumulation, "dtype": dtype}
-    config = dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, **changed))
-    platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_each())
+    changed = {
+        "batch_size": batch_size * accumulation,
+        "accumulation": accumulation,
+        "dtype": dtype,
+    }
+    config = dataclasses.replace(
+        config, model=model, training=dataclasses.replace(config.training, **changed)
+    )
+    platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_per_device())
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)
     tx = config.make_optimizer(PICTURES)
     state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
     loss = model_loss(model, config.objective, dtype)
-    step = parallel.spread(lambda axis: make_train_step(loss, tx, config.ema, axis), route)
+    step = parallel.parallelize(lambda axis: make_train_step(loss, tx, config.ema, axis), route)
     pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *model.image_shape), np.uint8)
     STATE.clear()
     STATE.update(config=config, state=state, step=step, images=InMemory(pictures))
-    STATE["apply"] = parallel.by_device(partial(model.apply, dtype=jnp.dtype(dtype)))
+    STATE["apply"] = parallel.per_shard(partial(model.apply, dtype=jnp.dtype(dtype)))
     STATE["forward"] = jax.jit(STATE["apply"])
     STATE["image"] = batch(0)["image"]
-    return 2 // config.cores_each()
+    return 2 // config.cores_per_device()
 
 
 def batch(step):
@@ -75,7 +96,7 @@ def train_on(image, step):
     """One optimizer step; it may be at work still."""
     given = {"image": image, "key": example_keys(jax.random.key(1), step, jnp.arange(len(image)))}
     accumulation = STATE["config"].training.accumulation
-    STATE["state"], _ = by_micro_batches(STATE["step"], STATE["state"], given, accumulation)
+    STATE["state"], _ = step_by_micro_batches(STATE["step"], STATE["state"], given, accumulation)
 
 
 def train(steps):
@@ -111,7 +132,7 @@ def wait(steps):
 
 def save(wait):
     """Seconds for which a checkpoint stops training: until it is whole on disk, or till it is copied, and its bytes."""
-    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+    with tempfile.TemporaryDirectory() as folder, CheckpointWriter(folder) as checkpoints:
         began = time.perf_counter()
         checkpoints.save(1, parts_of(STATE["state"]), {})
         if wait:
@@ -134,13 +155,22 @@ def sample(steps, count):
     """Seconds of drawing so many pictures by DDIM."""
     began = time.perf_counter()
     sampling = Sampling(sampler="ddim", steps=steps)
-    generate(STATE["config"], STATE["state"].params, num=count, batch_size=count, seed=0, sampling=sampling)
+    generate(
+        STATE["config"],
+        STATE["state"].params,
+        num=count,
+        batch_size=count,
+        seed=0,
+        sampling=sampling,
+    )
     return time.perf_counter() - began
 
 
 def loop_tax(recipe, sampler, steps, batch_size, pairs):
     """The `Ratio` of a sampling scan to as many single forward passes."""
-    return sampling_loop.tax(load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs)
+    return sampling_loop.tax(
+        load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs
+    )
 
 
 def peak():

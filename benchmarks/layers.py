@@ -51,16 +51,31 @@ def compare(name: str, stock, ours, shape: tuple[int, ...]) -> None:
     """Prints the ratios of one layer, forward and gradient."""
     x = jax.random.normal(jax.random.key(0), shape)
     for kind in ("forward", "gradient"):
-        pair = [f if kind == "forward" else jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2)) for f in (stock, ours)]
+        pair = [
+            f if kind == "forward" else jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2))
+            for f in (stock, ours)
+        ]
         pair = [jax.jit(function) for function in pair]
         for function in pair:
             seconds(function, x)
         ratios = [seconds(pair[0], x) / seconds(pair[1], x) for _ in range(PAIRS)]
-        print(f"{name:<48}{kind:<10}{np.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(
+            f"{name:<48}{kind:<10}{np.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     compare("group norm 16x32x32x64", stock_norm, ours_norm, (16, 32, 32, 64))
-    compare("attention 32 images, 8 heads of 8, 196 pixels", stock_attention, ours_attention, (32, 8, 196, 8))
-    compare("attention 8 images, 1 head of 256, 256 pixels", stock_attention, ours_attention, (8, 1, 256, 256))
+    compare(
+        "attention 32 images, 8 heads of 8, 196 pixels",
+        stock_attention,
+        ours_attention,
+        (32, 8, 196, 8),
+    )
+    compare(
+        "attention 8 images, 1 head of 256, 256 pixels",
+        stock_attention,
+        ours_attention,
+        (8, 1, 256, 256),
+    )

@@ -31,9 +31,13 @@ PICTURES = 16
 def count(recipe, steps, every):
     """How many programs were compiled up to the first grid, checkpoint and evaluation, and how many after that."""
     config = load_recipe(recipe, ROOT / "configs")
-    images = batch_at(config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES)
+    images = batch_at(
+        config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES
+    )
     compiled, at_first = [], []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event == EVENT))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event == EVENT)
+    )
     draw = Reporter.draw
 
     def watched(reporter, step, state):

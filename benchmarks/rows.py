@@ -21,7 +21,11 @@ class Net(NamedTuple):
     goal: float
 
 
-NETS = [Net("butterflies", 16, 16, 2, 1.2), Net("cifar10", 8, 8, 2, 1.2), Net("mnist", 128, 64, 2, 1.3)]
+NETS = [
+    Net("butterflies", 16, 16, 2, 1.2),
+    Net("cifar10", 8, 8, 2, 1.2),
+    Net("mnist", 128, 64, 2, 1.3),
+]
 
 
 class Goal(NamedTuple):
@@ -47,8 +51,10 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         value = float(self.found)
-        found = f"{value:.3g}{self.unit}" if isinstance(self.found, int | float) else str(self.found)
-        goal = "" if self.goal is None else f"{self.goal.sign} {self.goal.bound:g}{self.unit}"
+        found = (
+            f"{value:.3g}{self.unit}" if isinstance(self.found, int | float) else str(self.found)
+        )
+        goal = "" if self.goal is None else f"{self.goal.sign} {self.goal.loss_kind:g}{self.unit}"
         reached = "" if self.goal is None else "yes" if self.goal.reached(value) else "no"
         return f"| {self.figure} | {self.net} | {found} | {goal} | {reached} | {self.how} |"
 

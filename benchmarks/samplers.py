@@ -23,14 +23,14 @@ from tqdm import tqdm
 from ddpm_jax import samplers, statistics
 from ddpm_jax.cli import arguments
 from ddpm_jax.diffusion.analytic import mixture_x0
-from ddpm_jax.diffusion.grid import make_grid, spaced, times_of
+from ddpm_jax.diffusion.grid import make_grid, spaced, timesteps_for
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
-from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear
+from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear_betas
 from ddpm_jax.evaluation import solver_statistics
 from ddpm_jax.generation.editing import check_inverts
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.runs.sources import TrainedRun, open_run
+from ddpm_jax.runs.sources import RunSource, open_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
 MEASURED = Path("runs/samplers.json")
@@ -55,14 +55,16 @@ def cases(statistics_file: Path) -> dict[str, tuple[str, dict]]:
 
 def steps_for(sampler: samplers.Sampler, evaluations: int) -> int:
     """How many steps so many evaluations allow, 0 if none."""
-    return sum(sampler.asks(steps) <= evaluations for steps in range(1, evaluations + 1))
+    return sum(sampler.num_evaluations(steps) <= evaluations for steps in range(1, evaluations + 1))
 
 
 @functools.cache
 def exact() -> tuple[NoiseSchedule, Denoiser]:
     """The linear schedule, and the mixture's own denoiser on it."""
-    schedule = from_betas(linear())
-    network = mixture_x0(schedule, *(jnp.asarray(x, jnp.float32) for x in (MEANS.reshape(3, 1, 1, 1), STD, WEIGHTS)))
+    schedule = from_betas(linear_betas())
+    network = mixture_x0(
+        schedule, *(jnp.asarray(x, jnp.float32) for x in (MEANS.reshape(3, 1, 1, 1), STD, WEIGHTS))
+    )
     return schedule, make_denoiser(schedule, network, "x0", None)
 
 
@@ -87,7 +89,10 @@ def exact_error(name: str, options: dict, spacing: str, evaluations: int) -> flo
     quantiles = (np.arange(POINTS) + 0.5) / POINTS
     xT = jnp.asarray(ndtri(quantiles).reshape(-1, 1, 1, 1), jnp.float32)
     schedule, denoise = exact()
-    keys, grid = samplers.sample_keys(0, jnp.arange(POINTS)), make_grid(schedule, times_of(schedule, steps, spacing))
+    keys, grid = (
+        samplers.sample_keys(0, jnp.arange(POINTS)),
+        make_grid(schedule, timesteps_for(schedule, steps, spacing)),
+    )
     return wasserstein(np.asarray(samplers.sample(keys, denoise, sampler, grid, xT), float))
 
 
@@ -107,9 +112,13 @@ def mixture_statistics() -> Path:
     """A file of DPM-Solver-v3's statistics of the mixture."""
     images = jnp.asarray(drawn_from_mixture(0).reshape(-1, 1, 1, 1), jnp.float32)
     schedule, denoise = exact()
-    part = solver_statistics.part(samplers.sample_keys(1, jnp.arange(POINTS)), denoise, images)
+    part = solver_statistics.statistics_batch(
+        samplers.sample_keys(1, jnp.arange(POINTS)), denoise, images
+    )
     MEASURED.parent.mkdir(exist_ok=True)
-    return statistics.save(solver_statistics.estimate(schedule, [part]), MEASURED.with_name("mixture_statistics.npz"))
+    return statistics.save(
+        solver_statistics.estimate(schedule, [part]), MEASURED.with_name("mixture_statistics.npz")
+    )
 
 
 def mixture_quantiles(quantiles: np.ndarray) -> np.ndarray:
@@ -125,7 +134,7 @@ def energy_distance(drawn: np.ndarray, real: np.ndarray, among_real: float) -> f
     return float((2 * across - among - among_real) / among_real)
 
 
-def trained_errors(run: TrainedRun, data_dir: str | None, num: int, seed: int = 0) -> dict:
+def trained_errors(run: RunSource, data_dir: str | None, num: int, seed: int = 0) -> dict:
     """Measures every sampler on a trained net: energy distance of its samples from the data, by evaluations."""
     place = f"{run.folder} at step {run.step}, {num} pictures"
     config = run.config
@@ -140,17 +149,24 @@ def trained_errors(run: TrainedRun, data_dir: str | None, num: int, seed: int = 
         functools.partial(generate, config, run.params("ema"), num=num, batch_size=num, seed=seed),
         cases(file_of(run)),
     )
-    for name, budget in tqdm([(name, budget) for budget in TRAINED_BUDGETS for name in rows], desc="trained net"):
+    for name, budget in tqdm(
+        [(name, budget) for budget in TRAINED_BUDGETS for name in rows], desc="trained net"
+    ):
         sampler, options = rows[name]
         steps = steps_for(samplers.make(sampler, **options), budget)
         if steps and str(budget) not in measured()[place].get(name, {}):
             sampling = Sampling(sampler=sampler, options=options, steps=steps)
-            keep(place, name, str(budget), energy_distance(flat(draw(sampling=sampling)[-1]), real, among_real))
+            keep(
+                place,
+                name,
+                str(budget),
+                energy_distance(flat(draw(sampling=sampling)[-1]), real, among_real),
+            )
             write("trained", trained_table(measured()[place]))
     return measured()[place]
 
 
-def file_of(run: TrainedRun) -> Path:
+def file_of(run: RunSource) -> Path:
     """Where a run's statistics are."""
     return run.folder / statistics.NAME
 
@@ -184,8 +200,14 @@ def exact_table() -> str:
     for case, (name, options) in tqdm(cases(mixture_statistics()).items(), desc="exact denoiser"):
         sampler = samplers.make(name, **options)
         order = "adds noise" if adds_noise(sampler) else str(sampler.order)
-        calls = f"{sampler.evaluations}" + (f", {sum(sampler.extra)} more at the start" if sampler.extra else "")
-        errors = [exact_error(name, options, spacing, n) for spacing in SPACINGS for n in EXACT_BUDGETS]
+        calls = f"{sampler.evaluations}" + (
+            f", {sum(sampler.startup_evaluations)} more at the start"
+            if sampler.startup_evaluations
+            else ""
+        )
+        errors = [
+            exact_error(name, options, spacing, n) for spacing in SPACINGS for n in EXACT_BUDGETS
+        ]
         lines.append([case, order, calls, *map(cell, errors)])
     floor = cell(float(np.median([wasserstein(drawn_from_mixture(seed)) for seed in range(1, 21)])))
     return markdown([*lines, ["samples of the mixture itself", "", "", *[floor] * len(columns)]])
@@ -195,8 +217,15 @@ def trained_table(found: dict) -> str:
     """Markdown: energy distance from the data by evaluations."""
     lines = [["sampler", *map(str, TRAINED_BUDGETS)], ["---"] * (1 + len(TRAINED_BUDGETS))]
     for name in cases(Path()):
-        lines.append([name, *(cell(found.get(name, {}).get(str(budget))) for budget in TRAINED_BUDGETS)])
-    return markdown([*lines, ["real digits, by chance", *[cell(found["real digits"]["0"])] * len(TRAINED_BUDGETS)]])
+        lines.append(
+            [name, *(cell(found.get(name, {}).get(str(budget))) for budget in TRAINED_BUDGETS)]
+        )
+    return markdown(
+        [
+            *lines,
+            ["real digits, by chance", *[cell(found["real digits"]["0"])] * len(TRAINED_BUDGETS)],
+        ]
+    )
 
 
 def cell(value: float | None) -> str:
@@ -212,14 +241,19 @@ def markdown(lines: list[list[str]]) -> str:
 def write(name: str, table: str) -> None:
     """Puts a table between its markers on the page."""
     found = re.sub(
-        f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", PAGE.read_text(), flags=re.S
+        f"(<!-- {name} -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table}\n{m[2]}",
+        PAGE.read_text(),
+        flags=re.S,
     )
     PAGE.write_text(found)
 
 
 def main() -> None:
     """Measures, and fills the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", help="directory of a trained run, such as runs/mnist")
     parser.add_argument("--data-dir", help="where its data are, if not where it was trained")
     parser.add_argument("--num", type=int, default=64, help="pictures drawn by each sampler")
@@ -227,7 +261,10 @@ def main() -> None:
     arguments.set_up_jax(options.num, None, cache=True)
     write("exact", exact_table())
     if options.ckpt:
-        write("trained", trained_table(trained_errors(open_run(options.ckpt), options.data_dir, options.num)))
+        write(
+            "trained",
+            trained_table(trained_errors(open_run(options.ckpt), options.data_dir, options.num)),
+        )
     print(PAGE.read_text())
 
 

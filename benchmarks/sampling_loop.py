@@ -39,7 +39,10 @@ def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
     network = Partial(model.apply, jax.jit(model.init)(jax.random.key(0)))
     denoise = dj.make_denoiser(schedule, network)
     keys = dj.sample_keys(0, jnp.arange(batch_size))
-    grid, xT = dj.make_grid(schedule, dj.spaced(schedule.timesteps, steps)), dj.initial_noise(keys, model.image_shape)
+    grid, xT = (
+        dj.make_grid(schedule, dj.spaced(schedule.timesteps, steps)),
+        dj.initial_noise(keys, model.image_shape),
+    )
     forward = jax.jit(lambda network, xt, t: network(xt, t))
     times = [jnp.full(batch_size, t) for t in grid.t.tolist()]
 
@@ -55,13 +58,17 @@ def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
 def main(recipe: str, steps: int, batch_size: int, pairs: int) -> None:
     """Prints a line for each sampler."""
     config = load_recipe(recipe, ROOT / "configs")
-    print(f"{recipe}, {config.model.parameter_count():,} parameters, {steps} steps of {batch_size} pictures")
+    print(
+        f"{recipe}, {config.model.parameter_count():,} parameters, {steps} steps of {batch_size} pictures"
+    )
     for name in NAMES:
         print(f"{name:<12} {tax(config, name, steps, batch_size, pairs)}", flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="mnist")
     for name, default in (("steps", 50), ("batch_size", 16), ("pairs", 9)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)

@@ -46,7 +46,10 @@ def counted(name: str) -> tuple[int, float]:
     model = load_recipe(name, CONFIGS).model
     params = jax.eval_shape(model.init, jax.random.key(0))
     apply = jax.jit(partial(model.apply, dtype=jnp.bfloat16))
-    picture = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    picture = (
+        jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
     return model.parameter_count(), apply.lower(params, *picture).cost_analysis()["flops"]
 
 
@@ -63,13 +66,17 @@ def main(recipes: list[str]) -> None:
     print(f"| --- | --- |{' --- |' * len(CHIPS)}")
     for name in recipes:
         parameters, flops = counted(name)
-        net = f"{name}: {parameters / 1e6:.1f} million parameters, {flops / 1e9:.1f} GFLOP a picture"
+        net = (
+            f"{name}: {parameters / 1e6:.1f} million parameters, {flops / 1e9:.1f} GFLOP a picture"
+        )
         for chip in MADE:
             cells = " | ".join(cell(count, chip, parameters, flops) for count in CHIPS)
             print(f"| {net} | {chip.name} | {cells} |")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipes", nargs="+", default=["cifar10", "butterflies"])
     main(parser.parse_args().recipes)

@@ -29,7 +29,9 @@ class Side:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._process.args[1]} ended while it did {function}; its last words are above")
+            raise RuntimeError(
+                f"{self._process.args[1]} ended while it did {function}; its last words are above"
+            )
         return json.loads(answer)
 
     def __enter__(self) -> "Side":

@@ -21,17 +21,31 @@ STATE = {}
 
 def versions():
     """What the figures are of."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} threads"
+    )
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "on": device}
 
 
 def load(folder, batch_size, device="cpu", autocast=None):
     """A net in the layout of diffusers, its optimizer, its average, and a batch; `autocast` such as "bfloat16"."""
-    net = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).to(device)
-    image = torch.rand(batch_size, net.config.in_channels, net.config.sample_size, net.config.sample_size) * 2 - 1
+    net = diffusers.UNet2DModel.from_pretrained(
+        folder, subfolder="unet", low_cpu_mem_usage=False
+    ).to(device)
+    image = (
+        torch.rand(
+            batch_size, net.config.in_channels, net.config.sample_size, net.config.sample_size
+        )
+        * 2
+        - 1
+    )
     STATE.clear()
     STATE.update(net=net, run=net, device=device, memory_format=torch.contiguous_format)
-    STATE.update(image=image.pin_memory() if device == "cuda" else image, scheduler=diffusers.DDPMScheduler())
+    STATE.update(
+        image=image.pin_memory() if device == "cuda" else image, scheduler=diffusers.DDPMScheduler()
+    )
     torch.backends.cudnn.benchmark = True
     STATE["dtype"] = getattr(torch, autocast or "float32")
 

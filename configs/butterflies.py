@@ -18,7 +18,11 @@ from ddpm_jax.data.huggingface import HuggingFace
 config = dataclasses.replace(
     mnist,
     model=dataclasses.replace(
-        mnist.model, image_size=32, channels=3, widths=(64, 128, 128, 256), attention=(False, False, True, True)
+        mnist.model,
+        image_size=32,
+        channels=3,
+        widths=(64, 128, 128, 256),
+        attention=(False, False, True, True),
     ),
     data=HuggingFace(path="huggan/smithsonian_butterflies_subset", flip=True, resize="squash"),
     training=Training(batch_size=64, epochs=30),

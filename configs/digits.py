@@ -16,7 +16,14 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
 config = Config(
-    model=UNet(image_size=8, channels=1, widths=(32, 64), attention=(False, False), layers_per_level=1, groups=8),
+    model=UNet(
+        image_size=8,
+        channels=1,
+        widths=(32, 64),
+        attention=(False, False),
+        layers_per_level=1,
+        groups=8,
+    ),
     data=Digits(),
     objective=Objective(schedule="squaredcos"),
     training=Training(batch_size=128, steps=1000),

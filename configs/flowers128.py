@@ -26,7 +26,9 @@ config = Config(
     data=Tfds(name="oxford_flowers102", split="train+validation+test", resize="squash"),
     objective=Objective(schedule="linear"),
     training=Training(batch_size=16, epochs=10, dtype="float16"),
-    optimizer=Optimizer(name="adamw", learning_rate=1e-4, decay="cosine", warmup_steps=500, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adamw", learning_rate=1e-4, decay="cosine", warmup_steps=500, clip_norm=1.0
+    ),
     checkpoint=Checkpoint(every_epochs=30),
     log=Log(samples_every_epochs=2, samples=16, sample_steps=None),
 )

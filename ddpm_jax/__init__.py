@@ -1,24 +1,38 @@
 """Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
 
-from ddpm_jax.diffusion.grid import Row, make_grid, spaced, times_of
+from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.diffusion.grid import GridRow, make_grid, spaced, timesteps_for
 from ddpm_jax.diffusion.guidance import guide
-from ddpm_jax.diffusion.likelihood import Bound, bits_per_dim
+from ddpm_jax.diffusion.likelihood import VariationalBound, bits_per_dim
 from ddpm_jax.diffusion.losses import hybrid_loss, loss_weight, simple_loss, vlb_loss
 from ddpm_jax.diffusion.posterior import q_posterior
 from ddpm_jax.diffusion.prediction import Prediction, make_denoiser
 from ddpm_jax.diffusion.schedule import (
     NoiseSchedule,
-    flow,
+    edm_betas,
+    flow_betas,
     from_betas,
-    linear,
+    linear_betas,
     q_sample,
-    scaled_linear,
-    sigmoid,
-    squaredcos,
+    scaled_linear_betas,
+    sigmoid_betas,
+    squaredcos_betas,
     zero_terminal_snr,
 )
-from ddpm_jax.generation.editing import Edit, inpaint, invert, last_part, lerp, noised, resampled, slerp, with_signal
+from ddpm_jax.figures.image_grids import image_grid, save_images
+from ddpm_jax.generation.editing import (
+    Edit,
+    add_noise,
+    drop_pure_noise,
+    inpaint,
+    invert,
+    lerp,
+    repaint_grid,
+    slerp,
+    truncate,
+)
 from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.walk import noise_ladder
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -31,55 +45,60 @@ from ddpm_jax.training.step import TrainState, example_keys, init_state, make_tr
 
 __all__ = [
     "BasicUNet",
-    "Bound",
     "ConvUNet",
     "Edit",
+    "GridRow",
     "Model",
     "NoiseSchedule",
     "Pipeline",
     "Prediction",
     "Pretrained",
     "Recipe",
-    "Row",
     "Sampler",
     "TrainState",
     "UNet",
+    "VariationalBound",
+    "add_noise",
     "bits_per_dim",
     "ddpm",
+    "drop_pure_noise",
+    "edm_betas",
     "example_keys",
-    "flow",
+    "flow_betas",
     "from_betas",
     "guide",
     "hybrid_loss",
+    "image_grid",
     "init_state",
     "initial_noise",
     "inpaint",
     "invert",
-    "last_part",
     "lerp",
-    "linear",
+    "linear_betas",
     "load_pretrained",
     "loss_weight",
     "make_denoiser",
     "make_grid",
     "make_train_step",
     "model_loss",
-    "noised",
+    "noise_ladder",
     "q_posterior",
     "q_sample",
-    "resampled",
+    "repaint_grid",
     "sample",
     "sample_in_chunks",
     "sample_keys",
+    "save_images",
     "save_pretrained",
-    "scaled_linear",
-    "sigmoid",
+    "scaled_linear_betas",
+    "sigmoid_betas",
     "simple_loss",
     "slerp",
     "spaced",
-    "squaredcos",
-    "times_of",
+    "squaredcos_betas",
+    "timesteps_for",
+    "to_uint8",
+    "truncate",
     "vlb_loss",
-    "with_signal",
     "zero_terminal_snr",
 ]

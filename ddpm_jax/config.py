@@ -17,7 +17,7 @@ import optax
 
 import ddpm_jax.data
 import ddpm_jax.models
-from ddpm_jax.data import Data
+from ddpm_jax.data import DataSource
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check
@@ -27,17 +27,27 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.version import VERSION
 
-FORMAT = 2
-"""The number of the JSON layout. 0.1 had no number and named Python classes."""
-KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, Data: ddpm_jax.data}
+FORMAT = 3
+"""The number of the JSON layout. Format 1, of version 0.1, had no number and named Python classes."""
+KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.data}
 """Settings of which there are several kinds, one in each module of a package."""
 
-PARAMETERS_A_PIXEL = 300  # of two cores, two devices were faster at 17 and 79 parameters a pixel, one at 1,130
+PARAMETERS_A_PIXEL = (
+    300  # of two cores, two devices were faster at 17 and 79 parameters a pixel, one at 1,130
+)
 
 
-def in_steps(every: int | None, every_epochs: int | None, steps_per_epoch: int) -> int | None:
+def cadence_in_steps(
+    every: int | None, every_epochs: int | None, steps_per_epoch: int
+) -> int | None:
     """A length or cadence in steps: `every` if given, else `every_epochs` epochs, else None."""
-    return every if every is not None else None if every_epochs is None else every_epochs * steps_per_epoch
+    return (
+        every
+        if every is not None
+        else None
+        if every_epochs is None
+        else every_epochs * steps_per_epoch
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,16 +67,19 @@ class Training:
     seed: int = 0
     init_from: str | None = None
     """The net whose weights training starts from, as `--init-from` says; None for fresh ones."""
-    max_skipped: int = 10
+    skip_patience: int = 10
     """Updates in a row that are skipped, because loss or gradient is not finite, before something is done about it."""
-    on_skipped: Literal["stop", "go_back"] = "stop"
+    on_patience: Literal["stop", "rollback"] = "stop"
     """What that is: end the run in one line, or go on with the weights of the newest checkpoint before them."""
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "epochs", "accumulation", "max_skipped"):
+        for name in ("batch_size", "steps", "epochs", "accumulation", "skip_patience"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}")
-        check(self.steps is not None or self.epochs is not None, "give training.steps or training.epochs")
+        check(
+            self.steps is not None or self.epochs is not None,
+            "give training.steps or training.epochs",
+        )
         check(
             self.batch_size % self.accumulation == 0,
             f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches: change either",
@@ -93,7 +106,7 @@ class Checkpoint:
     """Steps divisible by this are kept for good."""
     wait: bool = True
     """Count no step as done before the save ahead of it is whole on disk: a kill loses one interval at most."""
-    on_failure: Literal["stop", "go_on"] = "stop"
+    on_failure: Literal["stop", "continue"] = "stop"
     """What a save that fails does: end the run in one line, or leave it to the next save, said on stderr."""
 
     def __post_init__(self):
@@ -129,7 +142,7 @@ class Log:
 class Config(Recipe):
     """Everything about a run: the same Config gives the same run."""
 
-    data: Data
+    data: DataSource
     training: Training
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -141,7 +154,7 @@ class Config(Recipe):
     def resize(self) -> Literal["crop", "squash"]:
         return self.data.resize
 
-    def cores_each(self) -> int:
+    def cores_per_device(self) -> int:
         """CPU cores for each device of a training step: 2 where gradients weigh more than pictures, 1 elsewhere.
 
         Each device adds up and applies all gradients, so that with more devices there is more of that to do.
@@ -155,7 +168,7 @@ class Config(Recipe):
 
     def make_optimizer(self, images: int) -> optax.GradientTransformation:
         """The optimizer of a run over this number of images."""
-        importance = self.objective.times == "importance"
+        importance = self.objective.timestep_sampling == "importance"
         return make_optimizer(
             self.optimizer,
             self.total_steps(images),
@@ -167,7 +180,12 @@ class Config(Recipe):
 
     def total_steps(self, images: int) -> int:
         """The run's length in optimizer steps."""
-        return in_steps(self.training.steps, self.training.epochs, self.steps_per_epoch(images)) or 0
+        return (
+            cadence_in_steps(
+                self.training.steps, self.training.epochs, self.steps_per_epoch(images)
+            )
+            or 0
+        )
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
@@ -185,14 +203,19 @@ def config_from_json(value: Any) -> Config:
     if written is None and "type" not in settings:
         raise ValueError("it does not say its format")
     if written != FORMAT:
-        raise ValueError(f"it was written by ddpm_jax {version}, and {VERSION} does not read that format")
+        raise ValueError(
+            f"ddpm_jax {version} wrote it in format {str(written or 1)[:20]}, "
+            f"and ddpm_jax {VERSION} reads only format {FORMAT}"
+        )
     return _from_json(Config, settings, "")
 
 
 def to_json(value: Any) -> Any:
     """Settings as plain JSON values."""
     if dataclasses.is_dataclass(value):
-        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {
+            field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
         for base, package in KINDS.items():
             if isinstance(value, base):
                 return {"kind": _kind_of(value, package), **fields}
@@ -205,7 +228,9 @@ def to_json(value: Any) -> Any:
 def _kind_of(value: Any, package: ModuleType) -> str:
     kind = type(value).__module__.rpartition(".")[2]
     if settings_classes(package).get(kind) is not type(value):
-        raise ValueError(f"{type(value).__name__} is not in {package.__name__}: only what is there has a name in JSON")
+        raise ValueError(
+            f"{type(value).__name__} is not in {package.__name__}: only what is there has a name in JSON"
+        )
     return kind
 
 
@@ -227,10 +252,14 @@ def _from_json(cls: type, value: Any, path: str) -> Any:
     unknown = sorted(set(value) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(paths[name] for name in unknown)}")
-    needed = {field.name for field in dataclasses.fields(cls) if field.default is field.default_factory}
+    needed = {
+        field.name for field in dataclasses.fields(cls) if field.default is field.default_factory
+    }
     missing = sorted(needed - set(value))
     if missing:
-        raise ValueError(f"settings are missing: {', '.join(f'{path}.{name}'.strip('.') for name in missing)}")
+        raise ValueError(
+            f"settings are missing: {', '.join(f'{path}.{name}'.strip('.') for name in missing)}"
+        )
     values = {name: _value(types[name], item, paths[name]) for name, item in value.items()}
     try:
         return cls(**values)
@@ -262,7 +291,11 @@ def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
         return [] if ours == theirs else [path]
     names = sorted(set(ours) | set(theirs))
     paths = {name: f"{path}.{name}".strip(".") for name in names}
-    return [found for name in names for found in _differences(ours.get(name), theirs.get(name), paths[name])]
+    return [
+        found
+        for name in names
+        for found in _differences(ours.get(name), theirs.get(name), paths[name])
+    ]
 
 
 def settings_classes(package: ModuleType) -> dict[str, type]:

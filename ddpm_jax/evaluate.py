@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ddpm_jax.cli import arguments, run_options
-from ddpm_jax.cli.run_options import InBatches
+from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.config import Config
 from ddpm_jax.data import Batch
 from ddpm_jax.data.batches import batch_at
@@ -29,7 +29,7 @@ NAME = "bits_per_dim"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation(InBatches):
+class EvaluateOptions(BatchedRunOptions):
     """What to measure; `--ckpt DIR` names the run."""
 
     num: int = 256
@@ -46,17 +46,31 @@ class Evaluation(InBatches):
 
 def main(args: list[str]) -> None:
     """Measures what the command line says."""
-    wanted, run = run_options.parse(Evaluation, args, "python -m ddpm_jax.evaluate")
+    wanted, run = run_options.parse(EvaluateOptions, args, "python -m ddpm_jax.evaluate")
     objective = run.config.objective
     wanted.set_up_jax(wanted.num)
     config = with_split(run.config, wanted.split)
-    batch, params, variance = draw_images(config, wanted), run.params(wanted.weights), wanted.variance
+    batch, params, variance = (
+        draw_images(config, wanted),
+        run.params(wanted.weights),
+        wanted.variance,
+    )
     parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
-    bar = tqdm(total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps")
-    with wanted.shortage_named(config.model), bar:
-        bound = evaluate(config, params, batch, wanted.batch_size, wanted.seed, variance, bar.update)
-    about = {"step": run.step, "data": config.data.describe(), "variance": variance or objective.variance}
-    found = about | {"weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
+    bar = tqdm(
+        total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps"
+    )
+    with wanted.explain_oom(config.model), bar:
+        bound = evaluate(
+            config, params, batch, wanted.batch_size, wanted.seed, variance, bar.update
+        )
+    about = {
+        "step": run.step,
+        "data": config.data.describe(),
+        "variance": variance or objective.variance,
+    }
+    found = (
+        about | {"weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
+    )
     print(describe(found))
     for path in save(found, run.folder):
         print(path)
@@ -71,10 +85,13 @@ def with_split(config: Config, split: str | None) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **part))
 
 
-def draw_images(config: Config, wanted: Evaluation) -> Batch:
+def draw_images(config: Config, wanted: EvaluateOptions) -> Batch:
     """`num` images of the recipe's data, and their labels, no image twice; the seed says which."""
     images = config.data.load(config.model.image_size, config.model.channels)
-    check(wanted.num <= len(images), f"--num {wanted.num} is more than the {len(images):,} images there are")
+    check(
+        wanted.num <= len(images),
+        f"--num {wanted.num} is more than the {len(images):,} images there are",
+    )
     return batch_at(images, wanted.seed, 0, wanted.num)
 
 
@@ -83,7 +100,12 @@ def describe(found: dict) -> str:
     rows = [("L_T", "prior"), ("L_1 .. L_T-1", "steps"), ("L_0", "decoder")]
     parts = [f"  {name:<14}{found[key]:8.4f}  {key}" for name, key in rows]
     whole = f"{found['bits_per_dim']:.4f} +- {found['standard_error']:.4f}"
-    return "\n".join([f"bits per dimension at most {whole} ({found['num']} images, step {found['step']})", *parts])
+    return "\n".join(
+        [
+            f"bits per dimension at most {whole} ({found['num']} images, step {found['step']})",
+            *parts,
+        ]
+    )
 
 
 def save(found: dict, folder: Path) -> list[Path]:
@@ -91,7 +113,9 @@ def save(found: dict, folder: Path) -> list[Path]:
     numbers, picture = folder / f"{NAME}.json", folder / f"{NAME}.png"
     with atomic_file(numbers) as file:
         file.write((json.dumps(found, indent=2) + "\n").encode())
-    plots.bound_curve(found["per_timestep"], picture, f"{folder}: {found['bits_per_dim']:.3f} bits per dimension")
+    plots.bound_curve(
+        found["per_timestep"], picture, f"{folder}: {found['bits_per_dim']:.3f} bits per dimension"
+    )
     return [numbers, picture]
 
 

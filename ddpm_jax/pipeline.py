@@ -15,10 +15,10 @@ from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
 
-MOST_AT_ONCE = 64
+MAX_BATCH_SIZE = 64
 
 
-class Pictures(NamedTuple):
+class PipelineOutput(NamedTuple):
     """What a call returns."""
 
     images: list[Image.Image]
@@ -49,20 +49,22 @@ class Pipeline:
         labels: Sequence[int] | None = None,
         progress: bool = True,
         **sampling: Any,
-    ) -> Pictures:
+    ) -> PipelineOutput:
         """`batch_size` pictures; picture i depends on (seed, i) alone.
 
         `sampling` are settings of `Sampling` in place of the recipe's, such as sampler="unipc", steps=20; another
         sampler has its own options by default. Raises ValueError as `generate` and `Sampling` do.
         """
-        recipe = dataclasses.replace(self.recipe, sampling=self.recipe.sampling.override(**sampling))
+        recipe = dataclasses.replace(
+            self.recipe, sampling=self.recipe.sampling.override(**sampling)
+        )
         drawn = generate_shown(
             recipe,
             self.params,
             num=batch_size,
-            batch_size=min(batch_size, MOST_AT_ONCE),
+            batch_size=min(batch_size, MAX_BATCH_SIZE),
             seed=seed,
             labels=labels,
             progress=progress,
         )
-        return Pictures([to_image(picture) for picture in drawn[0]])
+        return PipelineOutput([to_image(picture) for picture in drawn[0]])

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.cli import arguments, run_options
-from ddpm_jax.cli.run_options import InBatches
+from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.errors import check
-from ddpm_jax.evaluation.solver_statistics import draw_parts, estimate, levels
+from ddpm_jax.evaluation.solver_statistics import draw_statistics, estimate, levels
 from ddpm_jax.files import atomic_file
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
@@ -22,7 +22,7 @@ NAME = "statistics.npz"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimation(InBatches):
+class StatisticsOptions(BatchedRunOptions):
     """What to estimate from; `--ckpt DIR` names the run."""
 
     images: int = 256
@@ -40,14 +40,16 @@ class Estimation(InBatches):
 
 def main(args: list[str]) -> None:
     """Estimates what the command line says."""
-    wanted, run = run_options.parse(Estimation, args, "python -m ddpm_jax.statistics")
+    wanted, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
     objective = run.config.objective
     wanted.set_up_jax(wanted.images)
     schedule = objective.noise_schedule
     params = run.params(wanted.weights)
-    parts = draw_parts(run.config, params, wanted.images, wanted.batch_size, wanted.seed)
-    bar = tqdm(total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images")
-    with wanted.shortage_named(run.config.model), bar:
+    parts = draw_statistics(run.config, params, wanted.images, wanted.batch_size, wanted.seed)
+    bar = tqdm(
+        total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images"
+    )
+    with wanted.explain_oom(run.config.model), bar:
         found = estimate(schedule, parts, wanted.levels, bar.update)
     print(save(found, wanted.out or run.folder / NAME))
 

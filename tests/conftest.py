@@ -20,7 +20,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 install_import_hook("ddpm_jax", "beartype.beartype")
-HELPERS_WITH_ASSERTS = ("bench", "commands", "editing", "faults_of_disks", "faults_of_processes", "hosts", "processes")
+HELPERS_WITH_ASSERTS = (
+    "bench",
+    "commands",
+    "editing",
+    "faults_of_disks",
+    "faults_of_processes",
+    "hosts",
+    "processes",
+)
 pytest.register_assert_rewrite(*(f"helpers.{name}" for name in HELPERS_WITH_ASSERTS))
 
 import jax  # noqa: E402
@@ -29,7 +37,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; see `optimized`
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONGEST = ("test_hosts.py", "test_faults.py", "test_readme.py", "test_parallel.py", "test_commands.py")
+LONGEST = (
+    "test_hosts.py",
+    "test_faults.py",
+    "test_readme.py",
+    "test_parallel.py",
+    "test_commands.py",
+)
 
 
 def pytest_collection_modifyitems(items):

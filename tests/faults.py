@@ -82,21 +82,32 @@ def tested(arguments: list[str]) -> tuple[int, int]:
 
 def main(only: list[str], out: Path | None) -> None:
     """Prints the table, and writes it."""
-    lines = ["| fault | tries | survived | steps done again, at most |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| fault | tries | survived | steps done again, at most |",
+        "| --- | --- | --- | --- |",
+    ]
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         bench = straight(Path(folder))
         for fault in (fault for fault in FAULTS if not only or fault.what.__name__ in only):
-            found = [attempt(fault, seed, bench) for seed in tqdm(range(fault.tries), fault.what.__name__)]
+            found = [
+                attempt(fault, seed, bench)
+                for seed in tqdm(range(fault.tries), fault.what.__name__)
+            ]
             again = [steps for steps, _ in found if steps is not None]
             failures += [words for _, words in found if words]
-            lines.append(f"| {fault.what.__doc__} | {fault.tries} | {len(again)} | {max(again, default=0)} |")
+            lines.append(
+                f"| {fault.what.__doc__} | {fault.tries} | {len(again)} | {max(again, default=0)} |"
+            )
     for what, arguments in ({} if only else IN_TESTS).items():
         tries, passed = tested(arguments)
         failures += [f"{what}: {tries - passed} of {tries} tests failed"] * (passed < tries)
         lines.append(f"| {what} | {tries} | {passed} | |")
     if WAITS:
-        lines += ["", f"From a signal to the end of the process: {min(WAITS):.1f} to {max(WAITS):.1f} s."]
+        lines += [
+            "",
+            f"From a signal to the end of the process: {min(WAITS):.1f} to {max(WAITS):.1f} s.",
+        ]
     print("\n".join([*lines, *failures]))
     if out is not None:
         out.write_text("\n".join(lines) + "\n")
@@ -104,8 +115,12 @@ def main(only: list[str], out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], choices=[fault.what.__name__ for fault in FAULTS])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=[fault.what.__name__ for fault in FAULTS]
+    )
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     main(wanted.only, wanted.out)

@@ -105,10 +105,15 @@ def test_a_side_does_what_it_is_asked_and_says_when_it_is_gone(tmp_path):
             side.ask("leave")
 
 
-@pytest.mark.parametrize(("sign", "reached"), [(">=", ["no", "yes", "yes"]), ("<=", ["yes", "yes", "no"])])
+@pytest.mark.parametrize(
+    ("sign", "reached"), [(">=", ["no", "yes", "yes"]), ("<=", ["yes", "yes", "no"])]
+)
 def test_a_row_says_whether_its_goal_was_reached(sign, reached):
     rows = module("rows")
-    lines = [str(rows.Row("what", "net", value, rows.Goal(sign, 2), "how", " s")) for value in (1.0, 2.0, 3.0)]
+    lines = [
+        str(rows.Row("what", "net", value, rows.Goal(sign, 2), "how", " s"))
+        for value in (1.0, 2.0, 3.0)
+    ]
     assert lines == [
         f"| what | net | {value} s | {sign} 2 s | {answer} | how |"
         for value, answer in zip("123", reached, strict=True)
@@ -116,4 +121,6 @@ def test_a_row_says_whether_its_goal_was_reached(sign, reached):
 
 
 def test_the_nets_of_the_table_are_recipes():
-    assert all((FOLDER.parent / "configs" / f"{net.recipe}.py").exists() for net in module("rows").NETS)
+    assert all(
+        (FOLDER.parent / "configs" / f"{net.recipe}.py").exists() for net in module("rows").NETS
+    )

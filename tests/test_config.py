@@ -14,10 +14,10 @@ from ddpm_jax.config import (
     Config,
     Log,
     Training,
+    cadence_in_steps,
     config_from_json,
     config_to_json,
     differences,
-    in_steps,
     settings_classes,
 )
 from ddpm_jax.data.digits import Digits
@@ -49,7 +49,7 @@ CONFIGS = [
     BASE,
     with_(
         model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)),
-        data=Folder(path="pictures", max_bad=0.1),
+        data=Folder(path="pictures", max_corrupt_fraction=0.1),
     ),
     with_(
         model=dataclasses.replace(BASE.model, num_classes=10, label_dropout=0.1),
@@ -61,7 +61,7 @@ CONFIGS = [
     ),
     with_(
         data=Tfds(name="cifar10", flip=True),
-        ema=Ema(decay=0.99, others=(0.5,)),
+        ema=Ema(decay=0.99, extra_decays=(0.5,)),
         log=Log(samples_every=3),
     ),
     with_(
@@ -107,7 +107,7 @@ def test_the_round_trip_is_tried_on_every_kind_of_model_and_data():
 
 def test_json_names_kinds_as_the_command_line_does_and_the_format():
     value = json_of(with_(data=Tfds(name="mnist")))
-    assert value["format"] == FORMAT == 2
+    assert value["format"] == FORMAT == 3
     assert value["ddpm_jax"] == VERSION
     assert (value["model"]["kind"], value["data"]["kind"]) == ("unet", "tfds")
     assert value["model"]["widths"] == [32]
@@ -118,20 +118,30 @@ def test_only_kinds_of_the_package_have_a_name_in_json():
     class Mine(Digits):
         pass
 
-    with pytest.raises(ValueError, match=r"Mine is not in ddpm_jax\.data: only what is there has a name"):
+    with pytest.raises(
+        ValueError, match=r"Mine is not in ddpm_jax\.data: only what is there has a name"
+    ):
         config_to_json(with_(data=Mine()))
 
 
 @pytest.mark.parametrize(
-    ("value", "version"),
+    ("value", "version", "written"),
     [
-        ({"type": "config.Config", "model": {"type": "models.unet.UNet", "image_size": 8}}, "0.1"),
-        (config_to_json(BASE) | {"format": 3, "ddpm_jax": "0.9.1"}, "0.9.1"),
-        (config_to_json(BASE) | {"format": "2", "ddpm_jax": "0.9.1" + 1000 * "0"}, r"0\.9\.10{15}"),
+        ({"type": "config.Config", "model": {"type": "models.unet.UNet", "image_size": 8}}, "0.1", "1"),
+        (config_to_json(BASE) | {"format": 4, "ddpm_jax": "0.9.1"}, "0.9.1", "4"),
+        (config_to_json(BASE) | {"format": 2, "ddpm_jax": "0.2.0"}, "0.2.0", "2"),
+        (
+            config_to_json(BASE) | {"format": "3" * 1000, "ddpm_jax": "0.9.1" + 1000 * "0"},
+            r"0\.9\.10{15}",
+            "3{20}",
+        ),
     ],
 )
-def test_another_format_is_refused_with_the_version_that_wrote_it(value, version):
-    message = rf"^it was written by ddpm_jax {version}, and {VERSION} does not read that format$"
+def test_another_format_is_refused_with_the_version_that_wrote_it(value, version, written):
+    message = (
+        rf"^ddpm_jax {version} wrote it in format {written}, "
+        rf"and ddpm_jax {VERSION} reads only format {FORMAT}$"
+    )
     with pytest.raises(ValueError, match=message):
         config_from_json(value)
 
@@ -165,7 +175,10 @@ DIGITS = config_to_json(BASE)["data"]
         (changed(ema={"size": 1, "colour": "red"}), r"unknown settings: ema\.colour, ema\.size$"),
         (changed(ema={"kind": "ema"}), r"unknown settings: ema\.kind$"),
         (changed(colour="red"), "unknown settings: colour$"),
-        (changed(model={"kind": "unet", "channels": 1}), r"settings are missing: model\.image_size$"),
+        (
+            changed(model={"kind": "unet", "channels": 1}),
+            r"settings are missing: model\.image_size$",
+        ),
         (without("training"), "settings are missing: training$"),
         (changed(ema={"decay": 2.0}), r"ema\.decay must be in \[0, 1\), not 2"),
     ],
@@ -177,9 +190,9 @@ def test_json_that_is_no_config_is_refused_and_the_setting_named(value, message)
 
 
 def test_averages_have_names():
-    ema = Ema(decay=0.99, others=(0.999,), power=(0.05, 0.10))
+    ema = Ema(decay=0.99, extra_decays=(0.999,), power=(0.05, 0.10))
     assert ema.decays == {"ema": 0.99, "ema_0.999": 0.999}
-    assert ema.tracks == {"power_0.05": 0.05, "power_0.1": 0.1}
+    assert ema.power_averages == {"power_0.05": 0.05, "power_0.1": 0.1}
 
 
 def test_a_setting_that_is_missing_from_json_has_its_default():
@@ -209,19 +222,25 @@ def test_differences_are_dotted_names():
         (lambda: Training(steps=1, batch_size=0), "training.batch_size must be at least 1, not 0"),
         (lambda: Training(steps=0), "training.steps must be at least 1, not 0"),
         (lambda: Training(), "give training.steps or training.epochs"),
-        (lambda: Training(steps=1, batch_size=10, accumulation=4), "batch of 10 does not divide into 4 micro-batches"),
+        (
+            lambda: Training(steps=1, batch_size=10, accumulation=4),
+            "batch of 10 does not divide into 4 micro-batches",
+        ),
         (lambda: Training(steps=1, seed=-1), "training.seed must be in"),
         (lambda: Parallel(cpu_devices=0), "parallel.cpu_devices must be at least 1"),
         (lambda: Parallel(fsdp=0), "parallel.fsdp must be at least 1"),
-        (lambda: Optimizer(learning_rate=-1e-3), "optimizer.learning_rate must be positive, not -0.001"),
+        (
+            lambda: Optimizer(learning_rate=-1e-3),
+            "optimizer.learning_rate must be positive, not -0.001",
+        ),
         (lambda: Optimizer(floor=1.0), "optimizer.floor must be in"),
         (lambda: Optimizer(warmup_steps=-1), "optimizer.warmup_steps must not be negative"),
         (lambda: Optimizer(weight_decay=-1.0), "optimizer.weight_decay must not be negative"),
         (lambda: Optimizer(clip_norm=0.0), "optimizer.clip_norm must be positive"),
         (lambda: Ema(decay=1.0), "ema.decay must be in"),
-        (lambda: Ema(others=(0.5, 1.0)), "ema.others must be in"),
+        (lambda: Ema(extra_decays=(0.5, 1.0)), "ema.extra_decays must be in"),
         (lambda: Ema(power=(0.05, 0.3)), "ema.power must be above 0 and at most 0.2887, not 0.3"),
-        (lambda: Ema(others=(0.5, 0.5)), "ema.others names an average twice"),
+        (lambda: Ema(extra_decays=(0.5, 0.5)), "ema.extra_decays names an average twice"),
         (lambda: Ema(snapshots_every=0), "ema.snapshots_every must be at least 1"),
         (lambda: Checkpoint(every=0), "checkpoint.every must be at least 1"),
         (lambda: Checkpoint(keep_last=0), "checkpoint.keep_last must be at least 1"),
@@ -231,11 +250,19 @@ def test_differences_are_dotted_names():
         (lambda: Objective(timesteps=0), "timesteps must be at least 1"),
         (lambda: Objective(beta_start=0.03), "betas must satisfy"),
         (lambda: Objective(zero_terminal_snr=True), "use target x0 or v"),
-        (lambda: Objective(zero_terminal_snr=True, target="v", timesteps=1), "needs timesteps of at least 2"),
-        (lambda: Objective(weighting_gamma=5.0), "weighting_gamma is for weighting min_snr"),
+        (
+            lambda: Objective(zero_terminal_snr=True, target="v", timesteps=1),
+            "needs timesteps of at least 2",
+        ),
+        (lambda: Objective(gamma=5.0), "gamma is for weighting min_snr"),
         (lambda: Objective(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
-        (lambda: with_(sampling=Sampling(steps=11), objective=Objective(timesteps=10, beta_end=0.9)), "T = 10, not 11"),
+        (
+            lambda: with_(
+                sampling=Sampling(steps=11), objective=Objective(timesteps=10, beta_end=0.9)
+            ),
+            "T = 10, not 11",
+        ),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
         (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),
         (
@@ -253,16 +280,19 @@ def test_what_cannot_be_is_refused_with_its_name(make, message):
 def test_lengths_are_in_steps():
     steps = with_(training=Training(steps=10, epochs=3, batch_size=8))
     epochs = with_(training=Training(epochs=3, batch_size=8))
-    assert (steps.steps_per_epoch(17), steps.total_steps(17)) == (3, 10)  # steps win; an epoch is rounded up
+    assert (steps.steps_per_epoch(17), steps.total_steps(17)) == (
+        3,
+        10,
+    )  # steps win; an epoch is rounded up
     assert epochs.total_steps(17) == 9
     assert epochs.total_steps(16) == 6
     assert Training(steps=1, batch_size=12, accumulation=3).micro_batch_size == 4
 
 
 def test_cadences_are_in_steps():
-    assert in_steps(5, 2, 100) == 5
-    assert in_steps(None, 2, 100) == 200
-    assert in_steps(None, None, 100) is None
+    assert cadence_in_steps(5, 2, 100) == 5
+    assert cadence_in_steps(None, 2, 100) == 200
+    assert cadence_in_steps(None, None, 100) is None
 
 
 def test_a_config_cannot_be_changed():
@@ -273,17 +303,26 @@ def test_a_config_cannot_be_changed():
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
-    kind = UNet(image_size=8, channels=1, widths=(8,), attention=(False,), groups=4, learned_variance=learned_variance)
-    learned, fixed = Objective(variance="learned_range", bound="hybrid"), Objective()
+    kind = UNet(
+        image_size=8,
+        channels=1,
+        widths=(8,),
+        attention=(False,),
+        groups=4,
+        learned_variance=learned_variance,
+    )
+    learned, fixed = Objective(variance="learned_range", loss_kind="hybrid"), Objective()
     right, wrong = (learned, fixed) if learned_variance else (fixed, learned)
     Config(model=kind, data=Digits(), training=Training(steps=1), objective=right)
-    with pytest.raises(ValueError, match=r"model.learned_variance and objective.variance .* go together"):
+    with pytest.raises(
+        ValueError, match=r"model.learned_variance and objective.variance .* go together"
+    ):
         Config(model=kind, data=Digits(), training=Training(steps=1), objective=wrong)
 
 
 def test_a_config_keeps_its_sampling_as_given_beside_a_learned_variance():
     model = dataclasses.replace(BASE.model, learned_variance=True)
-    learned = with_(model=model, objective=Objective(variance="learned_range", bound="hybrid"))
+    learned = with_(model=model, objective=Objective(variance="learned_range", loss_kind="hybrid"))
     assert learned.sampling == BASE.sampling
     with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
         with_(sampling=Sampling(options={"variance": "learned_range"}))
@@ -291,6 +330,9 @@ def test_a_config_keeps_its_sampling_as_given_beside_a_learned_variance():
 
 def test_a_device_has_two_cores_where_parameters_weigh_more_than_pictures():
     most = BASE.model.parameter_count() // (PARAMETERS_A_PIXEL * BASE.model.image_size**2)
-    assert with_(training=Training(steps=1, batch_size=most)).cores_each() == 2
-    assert with_(training=Training(steps=1, batch_size=most + 1)).cores_each() == 1
-    assert with_(training=Training(steps=1, batch_size=2 * most, accumulation=2)).cores_each() == 2
+    assert with_(training=Training(steps=1, batch_size=most)).cores_per_device() == 2
+    assert with_(training=Training(steps=1, batch_size=most + 1)).cores_per_device() == 1
+    assert (
+        with_(training=Training(steps=1, batch_size=2 * most, accumulation=2)).cores_per_device()
+        == 2
+    )

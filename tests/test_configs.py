@@ -34,10 +34,10 @@ PARAMETERS = {
     "flowers128": 113_673_219,
     "mnist": 1_707_009,
     "mnist_classes": 1_708_417,
-    "s1_cifar10": 33_261_827,
-    "s1_fashion_mnist": 33_260_417,
-    "s1_flowers": 33_261_827,
-    "s1_mnist": 33_260_417,
+    "convunet_cifar10": 33_261_827,
+    "convunet_fashion_mnist": 33_260_417,
+    "convunet_flowers": 33_261_827,
+    "convunet_mnist": 33_260_417,
 }
 BATCH = 4
 
@@ -108,7 +108,7 @@ def test_parameter_counts_are_those_of_the_systems_they_reproduce():
     assert {name: count(CONFIGS[name].model) for name in PARAMETERS} == PARAMETERS
 
 
-@pytest.mark.parametrize("name", ["mnist_classes", "s1_mnist"])
+@pytest.mark.parametrize("name", ["mnist_classes", "convunet_mnist"])
 def test_a_step_of_the_shrunk_recipe_learns(name):
     """One recipe of each architecture takes two real steps: a warm-up begins at a rate of 0."""
     config = shrunk_recipe(name)
@@ -149,12 +149,20 @@ def test_a_recipe_by_class_is_its_base_with_labels_and_guidance(name):
     config, base = CONFIGS[name], CONFIGS[name.removesuffix("_classes")]
     assert (config.model.num_classes, config.model.label_dropout) == (10, 0.1)
     assert config.sampling.guided
-    assert differences(config, base) == ["model.label_dropout", "model.num_classes", "sampling.guidance_scale"]
+    assert differences(config, base) == [
+        "model.label_dropout",
+        "model.num_classes",
+        "sampling.guidance_scale",
+    ]
 
 
 def test_published_settings():
-    cifar10, s1, flowers = CONFIGS["cifar10"], CONFIGS["s1_mnist"], CONFIGS["flowers128"]
-    assert (cifar10.training.steps, cifar10.training.batch_size, cifar10.optimizer.learning_rate) == (
+    cifar10, s1, flowers = CONFIGS["cifar10"], CONFIGS["convunet_mnist"], CONFIGS["flowers128"]
+    assert (
+        cifar10.training.steps,
+        cifar10.training.batch_size,
+        cifar10.optimizer.learning_rate,
+    ) == (
         800_000,
         128,
         2e-4,

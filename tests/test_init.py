@@ -73,7 +73,9 @@ def test_every_public_name_exists():
 
 def test_all_names_the_public_objects_and_nothing_more():
     modules = {name: getattr(value, "__module__", "") for name, value in vars(ddpm_jax).items()}
-    assert {name for name, module in modules.items() if module.startswith("ddpm_jax")} == set(ddpm_jax.__all__)
+    assert {name for name, module in modules.items() if module.startswith("ddpm_jax")} == set(
+        ddpm_jax.__all__
+    )
 
 
 def test_a_samplers_module_is_not_hidden_by_its_function():

@@ -25,9 +25,16 @@ FLOORS = [
     ("evaluate", "export", "statistics"),
 ]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-LIBRARIES = {"diffusion": {"jax", "numpy", "jaxtyping"}, "models": {"jax", "flax", "numpy", "jaxtyping"}}
+LIBRARIES = {
+    "diffusion": {"jax", "numpy", "jaxtyping"},
+    "models": {"jax", "flax", "numpy", "jaxtyping"},
+}
 """All that these packages may import beside this one and the standard library."""
-ONLY_IN = {"flax": ("models",), "tyro": ("cli", "config"), "huggingface_hub": ("pretrained", "data")}
+ONLY_IN = {
+    "flax": ("models",),
+    "tyro": ("cli", "config"),
+    "huggingface_hub": ("pretrained", "data"),
+}
 """Packages that appear in these rooms alone."""
 NEVER = {"torch", "tensorflow", "diffusers", "transformers"}
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -77,10 +84,15 @@ def test_rooms_import_only_from_lower_floors():
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCES
+    }
     graph = {}
     for name, path in names.items():
-        direct = imported(SOURCES[path]) | {target.rpartition(".")[0] for target in imported(SOURCES[path])}
+        direct = imported(SOURCES[path]) | {
+            target.rpartition(".")[0] for target in imported(SOURCES[path])
+        }
         graph[name] = (direct & set(names)) - {name}
     # A package's __init__ may import its own modules, and they its definitions.
     for name in graph:
@@ -90,7 +102,15 @@ def test_modules_do_not_import_each_other_in_a_circle():
 
 def test_a_user_of_the_training_step_loads_no_config_no_sampler_and_no_command_line():
     below = rooms_of(
-        ast.Module([node for path, tree in SOURCES.items() if room(path) == "training" for node in tree.body], [])
+        ast.Module(
+            [
+                node
+                for path, tree in SOURCES.items()
+                if room(path) == "training"
+                for node in tree.body
+            ],
+            [],
+        )
     )
     assert below <= {"errors", "diffusion", "models", "training"}
 
@@ -110,7 +130,9 @@ def test_a_package_needs_only_its_libraries(package):
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_appears_in_its_rooms_alone(library):
-    assert {room(path) for path, tree in SOURCES.items() if library in roots(tree)} <= set(ONLY_IN[library])
+    assert {room(path) for path, tree in SOURCES.items() if library in roots(tree)} <= set(
+        ONLY_IN[library]
+    )
 
 
 def test_no_other_framework_is_imported():

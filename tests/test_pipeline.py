@@ -11,8 +11,14 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline
 
-MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
-RECIPE = Recipe(model=MODEL, objective=Objective(timesteps=20, beta_end=0.9), sampling=Sampling(spacing="leading"))
+MODEL = UNet(
+    image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
+)
+RECIPE = Recipe(
+    model=MODEL,
+    objective=Objective(timesteps=20, beta_end=0.9),
+    sampling=Sampling(spacing="leading"),
+)
 
 
 NUM, STEPS = 3, 5

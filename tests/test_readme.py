@@ -63,16 +63,26 @@ def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("(2, 8, 8, 1) ")
 
 
-COMMANDS = re.findall(r"^python train\.py ([^#`]*?)(?:  +#.*)?$", README.replace("\\\n", " "), re.MULTILINE)
+COMMANDS = re.findall(
+    r"^python train\.py ([^#`]*?)(?:  +#.*)?$", README.replace("\\\n", " "), re.MULTILINE
+)
 
 
 ELSEWHERE = ("help", "data.path", "init-from", "push")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not any(f"--{word}" in c for word in ELSEWHERE)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if not any(f"--{word}" in c for word in ELSEWHERE)]
+)
 def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train_main([*command.split(), *([] if "--dry-run" in command else ["--dry-run"]), "--no-compilation-cache"])
+    train_main(
+        [
+            *command.split(),
+            *([] if "--dry-run" in command else ["--dry-run"]),
+            "--no-compilation-cache",
+        ]
+    )
     assert "parameters" in capsys.readouterr().out
     assert len(COMMANDS) > 8
 

@@ -39,7 +39,9 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
     try:
         return [int(word) for word in ",".join(words).split(",")] if words else []
     except ValueError:
-        raise ValueError(f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}") from None
+        raise ValueError(
+            f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}"
+        ) from None
 
 
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
@@ -54,7 +56,10 @@ def options_class(function: Callable, known: Mapping[str, Any]) -> type:
     """A dataclass of the keyword options of `function`, with its defaults, or those in `known`."""
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
-    fields = [(p.name, hints[p.name], dataclasses.field(default=known.get(p.name, p.default))) for p in parameters]
+    fields = [
+        (p.name, hints[p.name], dataclasses.field(default=known.get(p.name, p.default)))
+        for p in parameters
+    ]
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
 
 
@@ -79,15 +84,15 @@ def set_up_jax(
     platform: str | None,
     cache: bool,
     cpu_devices: int | None = None,
-    cores_each: int = 1,
+    cores_per_device: int = 1,
     deterministic: bool = False,
 ) -> int | None:
     """The number of virtual CPU devices, after JAX's settings are made; to be called before its first use."""
     if cache:
         use_compilation_cache()
     if deterministic:
-        platforms.be_deterministic()
-    count = platforms.use_cpu_cores(batch_size, cpu_devices, cores_each)
+        platforms.set_deterministic()
+    count = platforms.use_cpu_cores(batch_size, cpu_devices, cores_per_device)
     if platform is not None:
         platforms.require_platform(platform)
     return count

@@ -8,12 +8,12 @@ from ddpm_jax.cli import arguments
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
 from ddpm_jax.models import Model
-from ddpm_jax.runs.sources import MISSING, TrainedRun, open_run
+from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnRun:
+class RunOptions:
     """Settings of every command that works on a run."""
 
     weights: str = DEFAULT_WEIGHTS
@@ -25,7 +25,7 @@ class OnRun:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InBatches(OnRun):
+class BatchedRunOptions(RunOptions):
     """Options of commands that compute images in batches."""
 
     batch_size: int = 64
@@ -44,17 +44,17 @@ class InBatches(OnRun):
         """JAX's settings for work on `num` images; to be called before its first use."""
         arguments.set_up_jax(min(self.batch_size, num), self.platform, self.compilation_cache)
 
-    def shortage_named(self, model: Model) -> AbstractContextManager[None]:
+    def explain_oom(self, model: Model) -> AbstractContextManager[None]:
         """Memory that runs out in the block is a ValueError that names the batch and the setting to change."""
         height, width, channels = model.image_shape
         what = f"batches of {self.batch_size} pictures of {height}x{width}x{channels} in float32"
-        return memory.shortage_named(what, "lower --batch-size")
+        return memory.explain_oom(what, "lower --batch-size")
 
 
-Settings = TypeVar("Settings", bound=OnRun)
+Settings = TypeVar("Settings", bound=RunOptions)
 
 
-def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, TrainedRun]:
+def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, RunSource]:
     """The settings of a command, and the run that it is about; raises ValueError where there is none."""
     ckpt, args = arguments.take_option(args, "--ckpt")
     settings = arguments.parse(kind, args, None, f"{command} --ckpt DIR")

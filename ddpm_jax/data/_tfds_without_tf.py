@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
     from tensorflow_datasets.core.download import DownloadConfig
 
-WITHOUT_TENSORFLOW = ("celeb_a", "celeb_a_hq", "cifar10", "fashion_mnist", "mnist", "oxford_flowers102")
+WITHOUT_TENSORFLOW = (
+    "celeb_a",
+    "celeb_a_hq",
+    "cifar10",
+    "fashion_mnist",
+    "mnist",
+    "oxford_flowers102",
+)
 OLDEST_TFDS, FIRST_UNTESTED_TFDS = (4, 9, 10), (4, 10)
 PROBE_SECONDS = 4.0
 
@@ -47,7 +54,9 @@ def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = No
     # The bucket holds TFRecord only, and asking for it costs a long wait without a network.
     config = (download_config or DownloadConfig()).replace(try_download_gcs=False)
     if builder.data_path.exists():
-        raise ValueError(f"{builder.data_dir} is not a complete data set: delete it and it is prepared anew")
+        raise ValueError(
+            f"{builder.data_dir} is not a complete data set: delete it and it is prepared anew"
+        )
     how = contextlib.nullcontext() if has_tensorflow() else without_tensorflow(builder.name)
     with how:
         manual = Path(config.manual_dir or builder.data_dir_root / "downloads" / "manual")
@@ -56,8 +65,14 @@ def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = No
         check_network(builder, manual, urls)
         size = sum(builder.url_infos[url].size for url in urls) / 2**20
         download = f", {size:,.1f} MiB to download" if urls else ""
-        print(f"preparing {builder.info.full_name} in {builder.data_dir_root}{download}", file=sys.stderr)
-        with one_sentence(builder, manual), contextlib.redirect_stdout(sys.stderr):  # TFDS prints as it goes
+        print(
+            f"preparing {builder.info.full_name} in {builder.data_dir_root}{download}",
+            file=sys.stderr,
+        )
+        with (
+            explain_tfds_error(builder, manual),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # TFDS prints as it goes
             builder.download_and_prepare(download_config=config, file_format="array_record")
 
 
@@ -70,7 +85,9 @@ def check_files_made_by_hand(builder: DatasetBuilder, manual: Path) -> None:
     """Raises FileNotFoundError that says what to put where, for a set that TFDS cannot download."""
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
-    wanted = getattr(builder.builder_config, "file_name", None)  # celeb_a_hq: one tar for each resolution
+    wanted = getattr(
+        builder.builder_config, "file_name", None
+    )  # celeb_a_hq: one tar for each resolution
     if (manual / wanted).exists() if wanted else any(manual.glob("*")):
         return
     raise FileNotFoundError(
@@ -120,7 +137,9 @@ def silent_hosts(urls: Iterable[str]) -> list[str]:
 
     def ask(host: str, url: str) -> None:
         with contextlib.suppress(requests.RequestException):
-            if requests.head(url, timeout=PROBE_SECONDS).status_code < 500:  # TFDS reports a refusal (4xx) at once
+            if (
+                requests.head(url, timeout=PROBE_SECONDS).status_code < 500
+            ):  # TFDS reports a refusal (4xx) at once
                 answered.add(host)
 
     threads = [threading.Thread(target=ask, args=pair, daemon=True) for pair in first_urls.items()]
@@ -133,7 +152,7 @@ def silent_hosts(urls: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_sentence(builder: DatasetBuilder, manual: Path) -> Iterator[None]:
+def explain_tfds_error(builder: DatasetBuilder, manual: Path) -> Iterator[None]:
     """A context in which TFDS's many-lined failures become a ValueError of one sentence."""
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -142,7 +161,13 @@ def one_sentence(builder: DatasetBuilder, manual: Path) -> Iterator[None]:
 
     try:
         yield
-    except (DownloadError, NonMatchingChecksumError, ExtractError, requests.RequestException, ImportError) as error:
+    except (
+        DownloadError,
+        NonMatchingChecksumError,
+        ExtractError,
+        requests.RequestException,
+        ImportError,
+    ) as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".: ")
         raise ValueError(
             f"preparing {builder.name} failed ({cause}): try again, or put {file_names(builder)} into {manual}"
@@ -164,7 +189,7 @@ def without_tensorflow(name: str) -> Iterator[None]:
     _ImageEncoder._encode_image = encode_array
     try:
         with contextlib.ExitStack() as reading:
-            lazy_module["_module"] = stand_in(reading)
+            lazy_module["_module"] = fake_tensorflow(reading)
             yield
     finally:
         _ImageEncoder._encode_image = encode_with_tensorflow
@@ -180,24 +205,38 @@ def check_without_tensorflow(name: str) -> None:
             f"{name} is not prepared yet, and preparing it needs TensorFlow: pip install 'ddpm_jax[prepare]' "
             f"(only {', '.join(WITHOUT_TENSORFLOW)} do without)"
         )
-    if not OLDEST_TFDS <= tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < FIRST_UNTESTED_TFDS:
+    if (
+        not OLDEST_TFDS
+        <= tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+        < FIRST_UNTESTED_TFDS
+    ):
         raise ValueError(
             f"preparing {name} without TensorFlow is tested with tensorflow-datasets >=4.9.10,<4.10, not {version}: "
             "install one of those, or pip install 'ddpm_jax[prepare]'"
         )
 
 
-def stand_in(reading: contextlib.ExitStack) -> SimpleNamespace:
+def fake_tensorflow(reading: contextlib.ExitStack) -> SimpleNamespace:
     """What the builders of `WITHOUT_TENSORFLOW` use of TensorFlow, on local files; `reading` closes those it read."""
 
-    def open_file(path: str | os.PathLike[str], mode: str = "r") -> contextlib.AbstractContextManager:
+    def open_file(
+        path: str | os.PathLike[str], mode: str = "r"
+    ) -> contextlib.AbstractContextManager:
         # A file of TensorFlow's can be read after its `with` block is left, and celeb_a's builder does so.
-        return contextlib.nullcontext(reading.enter_context(open(path, mode))) if "r" in mode else open(path, mode)
+        return (
+            contextlib.nullcontext(reading.enter_context(open(path, mode)))
+            if "r" in mode
+            else open(path, mode)
+        )
 
     gfile = SimpleNamespace(GFile=open_file, exists=os.path.exists)
-    return SimpleNamespace(io=SimpleNamespace(gfile=gfile), compat=SimpleNamespace(as_text=os.fsdecode))
+    return SimpleNamespace(
+        io=SimpleNamespace(gfile=gfile), compat=SimpleNamespace(as_text=os.fsdecode)
+    )
 
 
 def encode_array(encoder: Any, image: np.ndarray) -> bytes:
     """`image`, uint8 (h, w, 1) or (h, w, 3), in the format of TFDS's image `encoder`."""
-    return encoder._encode_pil_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    return encoder._encode_pil_image(
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ddpm_jax.data import DECODING_THREADS, Batch, Images
+from ddpm_jax.data import DECODING_THREADS, Batch, ImageSet
 from ddpm_jax.data.pixels import to_floats
 
 
@@ -30,7 +30,7 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
 
 
 def batch_at(
-    images: Images,
+    images: ImageSet,
     seed: int,
     step: int,
     batch_size: int,

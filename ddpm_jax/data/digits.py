@@ -5,21 +5,24 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import Data, Images, InMemory
-from ddpm_jax.data.decode import fit
+from ddpm_jax.data import DataSource, ImageSet, InMemory
+from ddpm_jax.data.decode import resize_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Digits(Data):
+class Digits(DataSource):
     """The 1,797 real handwritten 8x8 digits that come with scikit-learn."""
 
     def describe(self) -> str:
         return "digits: 1,797 handwritten 8x8 digits that come with scikit-learn (no download)"
 
-    def load(self, image_size: int, channels: int) -> Images:
+    def load(self, image_size: int, channels: int) -> ImageSet:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        images = [fit(Image.fromarray(image), image_size, channels, self.resize) for image in pixels]
+        images = [
+            resize_image(Image.fromarray(image), image_size, channels, self.resize)
+            for image in pixels
+        ]
         return InMemory(np.stack(images), digits.target.astype(np.int32))

@@ -9,14 +9,14 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddpm_jax.data import Data, Images, hold
+from ddpm_jax.data import DataSource, ImageSet, load_or_stream
 from ddpm_jax.data.decode import decode_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Folder(Data):
+class Folder(DataSource):
     """The image files of a folder and the folders in it.
 
     Files with another suffix and names that start with a dot are left out; of an animation the first frame is taken.
@@ -29,7 +29,7 @@ class Folder(Data):
     def describe(self) -> str:
         return f"folder: {self.path}"
 
-    def load(self, image_size: int, channels: int) -> Images:
+    def load(self, image_size: int, channels: int) -> ImageSet:
         root = Path(self.path).expanduser()
         names = image_names(root)
 
@@ -38,7 +38,14 @@ class Folder(Data):
             return decode_image(file, str(file), image_size, channels, self.resize)
 
         size = image_size**2 * channels
-        return hold(len(names), decode, folder_labels(names), size, self.describe(), self.max_bad)
+        return load_or_stream(
+            len(names),
+            decode,
+            folder_labels(names),
+            size,
+            self.describe(),
+            self.max_corrupt_fraction,
+        )
 
 
 def image_names(root: Path) -> list[str]:
@@ -49,16 +56,18 @@ def image_names(root: Path) -> list[str]:
         raise ValueError(f"{root} is a file: give the folder that holds the images")
     names = [
         (folder / name).relative_to(root).as_posix()
-        for folder, files in walk(root)
+        for folder, files in list_files(root)
         for name in files
         if not name.startswith(".") and name.lower().endswith(SUFFIXES)
     ]
     if not names:
-        raise FileNotFoundError(f"no images under {root}: their names have to end in {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(
+            f"no images under {root}: their names have to end in {', '.join(SUFFIXES)}"
+        )
     return sorted(names)
 
 
-def walk(root: Path) -> list[tuple[Path, list[str]]]:
+def list_files(root: Path) -> list[tuple[Path, list[str]]]:
     """(folder, names of its files) for `root` and all folders in it but hidden ones; links are followed."""
     found, seen = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
@@ -72,7 +81,9 @@ def walk(root: Path) -> list[tuple[Path, list[str]]]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise ValueError(f"cannot list the folder {error.filename} ({error.strerror}): make it readable") from error
+    raise ValueError(
+        f"cannot list the folder {error.filename} ({error.strerror}): make it readable"
+    ) from error
 
 
 def folder_labels(names: list[str]) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.data import Data, Images, hold
+from ddpm_jax.data import DataSource, ImageSet, load_or_stream
 from ddpm_jax.data.decode import decode_image
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SECONDS_TO_ANSWER = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HuggingFace(Data):
+class HuggingFace(DataSource):
     """The images of a parquet file, of a folder of parquet files, or of a data set on the Hugging Face hub.
 
     Integers in a column `label` or `labels` become the labels.
@@ -45,17 +45,24 @@ class HuggingFace(Data):
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
 
-    def load(self, image_size: int, channels: int) -> Images:
+    def load(self, image_size: int, channels: int) -> ImageSet:
         table = self.table()
         if not len(table):
             raise ValueError(f"{self.path} has no rows: give a data set with images")
 
         def decode(i: int) -> np.ndarray:
-            file, name = encoded(table[0][i].as_py()), f"in row {i} (from 0) of {self.path}"
+            file, name = image_source(table[0][i].as_py()), f"in row {i} (from 0) of {self.path}"
             return decode_image(file, name, image_size, channels, self.resize)
 
         size = image_size**2 * channels
-        return hold(len(table), decode, labels(table, self.path), size, self.describe(), self.max_bad)
+        return load_or_stream(
+            len(table),
+            decode,
+            labels(table, self.path),
+            size,
+            self.describe(),
+            self.max_corrupt_fraction,
+        )
 
     def table(self) -> pa.Table:
         """Column 0 holds the encoded images; column 1, if any, integer labels."""
@@ -88,8 +95,14 @@ def parquet_files(path: Path, split: str) -> list[Path]:
         chosen = sorted(files)
     if not chosen:
         cause = f"there are {', '.join(sorted(files)[:5])}" if files else "there are none at all"
-        remedy = "give another split or one of the files" if files else "for image files use the folder source"
-        raise FileNotFoundError(f"no parquet files of split {split!r} under {path} ({cause}): {remedy}")
+        remedy = (
+            "give another split or one of the files"
+            if files
+            else "for image files use the folder source"
+        )
+        raise FileNotFoundError(
+            f"no parquet files of split {split!r} under {path} ({cause}): {remedy}"
+        )
     return [files[name] for name in chosen]
 
 
@@ -102,13 +115,17 @@ def parquet_table(files: list[Path], image_column: str | None) -> pa.Table:
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
-                parts.append(parquet.read(choose_columns(parquet.schema_arrow, image_column, str(file))))
+                parts.append(
+                    parquet.read(choose_columns(parquet.schema_arrow, image_column, str(file)))
+                )
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"cannot read {file} as parquet ({one_line(error)}): replace it by a sound file"
             ) from error
         if parts[-1].schema != parts[0].schema:
-            raise ValueError(f"{file} and {files[0]} have other columns or types: give one of them as the path")
+            raise ValueError(
+                f"{file} and {files[0]} have other columns or types: give one of them as the path"
+            )
     return pa.concat_tables(parts)
 
 
@@ -118,12 +135,20 @@ def choose_columns(schema: pa.Schema, image_column: str | None, name: str) -> li
 
     images = [field.name for field in schema if holds_images(field.type)]
     if image_column is not None and image_column not in images:
-        raise ValueError(f"{name} has no image column {image_column!r}: its image columns are {images or 'none'}")
+        raise ValueError(
+            f"{name} has no image column {image_column!r}: its image columns are {images or 'none'}"
+        )
     if image_column is None and len(images) != 1:
-        remedy = "name one by image_column" if images else f"its columns {schema.names} hold no encoded images"
+        remedy = (
+            "name one by image_column"
+            if images
+            else f"its columns {schema.names} hold no encoded images"
+        )
         raise ValueError(f"{name} has {len(images)} image columns {images}: {remedy}")
     numbers = [
-        key for key in ("label", "labels") if key in schema.names and pa.types.is_integer(schema.field(key).type)
+        key
+        for key in ("label", "labels")
+        if key in schema.names and pa.types.is_integer(schema.field(key).type)
     ]
     return [image_column or images[0], *numbers[:1]]
 
@@ -158,7 +183,7 @@ def refuse_missing(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
     raise ValueError(f"row {row} (from 0) of {name} has no image: remove such rows")
 
 
-def encoded(record: bytes | dict) -> io.BytesIO | str:
+def image_source(record: bytes | dict) -> io.BytesIO | str:
     """The file of one image: its bytes, or the path of a file in the hub's cache."""
     if isinstance(record, dict):
         return record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
@@ -170,7 +195,9 @@ def labels(table: pa.Table, name: str) -> np.ndarray | None:
     if table.num_columns == 1:
         return None
     if table[1].null_count:
-        raise ValueError(f"{table[1].null_count} rows of {name} have no {table.column_names[1]}: fill or remove them")
+        raise ValueError(
+            f"{table[1].null_count} rows of {name} have no {table.column_names[1]}: fill or remove them"
+        )
     return table[1].to_numpy().astype(np.int32)
 
 
@@ -190,7 +217,9 @@ def hub_table(path: str, split: str) -> pa.Table:
         )
     try:
         return load_dataset(path, split=split).with_format("arrow")[:]
-    except Exception as error:  # not found, no such split, gated, several configurations, connection lost, ...
+    except (
+        Exception
+    ) as error:  # not found, no such split, gated, several configurations, connection lost, ...
         raise ValueError(
             f"cannot load {path}, split {split}, from the Hugging Face hub ({one_line(error)}): "
             "check the name and the split, or give a local parquet file"
@@ -208,7 +237,9 @@ def answers(url: str) -> bool:
     heard = []
 
     def ask() -> None:
-        with contextlib.suppress(Exception):  # the HTTP library, and so its error, depends on huggingface_hub's version
+        with contextlib.suppress(
+            Exception
+        ):  # the HTTP library, and so its error, depends on huggingface_hub's version
             heard.append(get_session().head(url, timeout=SECONDS_TO_ANSWER))
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -21,8 +21,12 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
     """
     pixels = np.asarray(images)
     if np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool:
-        raise ValueError(f"Pixels of type {pixels.dtype} are not floats in [-1, 1]; pass them on as they are.")
-    pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32))  # bfloat16 and float16 cannot hold 255 levels
+        raise ValueError(
+            f"Pixels of type {pixels.dtype} are not floats in [-1, 1]; pass them on as they are."
+        )
+    pixels = pixels.astype(
+        np.promote_types(pixels.dtype, np.float32)
+    )  # bfloat16 and float16 cannot hold 255 levels
     broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
     if broken:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddpm_jax.data import IN_MEMORY_BYTES, Data, Images, hold
+from ddpm_jax.data import IN_MEMORY_BYTES, DataSource, ImageSet, load_or_stream
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
 from ddpm_jax.data.decode import decode_image
 
@@ -22,7 +22,7 @@ RECORDS_PER_READ = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tfds(Data):
+class Tfds(DataSource):
     """Images of a TensorFlow Datasets set, kept as ArrayRecord; a set that is missing is downloaded and prepared."""
 
     name: str
@@ -37,8 +37,8 @@ class Tfds(Data):
     def describe(self) -> str:
         return f"tfds: {self.name}, split {self.split}, in {self.data_dir or 'the TFDS folder'}"
 
-    def load(self, image_size: int, channels: int) -> Images:
-        builder = find(self.name, self.data_dir)
+    def load(self, image_size: int, channels: int) -> ImageSet:
+        builder = find_builder(self.name, self.data_dir)
         if not is_prepared(builder):
             prepare(builder)
         key = image_key(builder.info, self.image_feature)
@@ -50,16 +50,27 @@ class Tfds(Data):
             return decode_image(io.BytesIO(encoded), name, image_size, channels, self.resize)
 
         labels = read_labels(records, builder.info.features)
-        return hold(len(records), decode, labels, image_size**2 * channels, self.name, self.max_bad)
+        return load_or_stream(
+            len(records),
+            decode,
+            labels,
+            image_size**2 * channels,
+            self.name,
+            self.max_corrupt_fraction,
+        )
 
 
-def find(name: str, data_dir: str | None) -> DatasetBuilder:
+def find_builder(name: str, data_dir: str | None) -> DatasetBuilder:
     """TFDS's builder of `name`; raises ValueError with the nearest names when there is none."""
     import tensorflow_datasets
 
     try:
         return tensorflow_datasets.builder(name, data_dir=data_dir and os.path.expanduser(data_dir))
-    except (ValueError, AssertionError, ImportError) as error:  # unknown name or config; version; Hugging Face's names
+    except (
+        ValueError,
+        AssertionError,
+        ImportError,
+    ) as error:  # unknown name or config; version; Hugging Face's names
         raise ValueError(f"TFDS has no data set {name!r}: {nearest(name)}") from error
 
 
@@ -67,30 +78,47 @@ def nearest(name: str) -> str:
     """What to write instead of `name`: similar data sets, or similar configs of the data set it names."""
     import tensorflow_datasets
 
-    names = tensorflow_datasets.list_builders(with_community_datasets=False)  # the community's list needs TensorFlow
+    names = tensorflow_datasets.list_builders(
+        with_community_datasets=False
+    )  # the community's list needs TensorFlow
     known = name.partition(":")[0].partition("/")[0]
     if known in names:
-        names = [f"{known}/{config}" for config in tensorflow_datasets.builder_cls(known).builder_configs] or [known]
+        names = [
+            f"{known}/{config}" for config in tensorflow_datasets.builder_cls(known).builder_configs
+        ] or [known]
     close = difflib.get_close_matches(name, sorted(set(names)), n=5)
-    return f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
+    return (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else "see https://www.tensorflow.org/datasets/catalog"
+    )
 
 
 def keys_of(features: Any, kind: type, first: str) -> list[str]:
     """The keys of the features of one kind, `first` in front if it is among them."""
-    return sorted((key for key, feature in features.items() if isinstance(feature, kind)), key=lambda key: key != first)
+    return sorted(
+        (key for key, feature in features.items() if isinstance(feature, kind)),
+        key=lambda key: key != first,
+    )
 
 
 def image_key(info: DatasetInfo, wanted: str | None) -> str:
     """The key of the 8-bit image feature to train on; raises ValueError that names the features when there is none."""
     from tensorflow_datasets.core.features import Image as ImageFeature
 
-    images = [key for key in keys_of(info.features, ImageFeature, "image") if info.features[key].np_dtype == np.uint8]
+    images = [
+        key
+        for key in keys_of(info.features, ImageFeature, "image")
+        if info.features[key].np_dtype == np.uint8
+    ]
     key = wanted or next(iter(images), None)
     if key in images:
         return key
     kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in info.features.items())
     missing = f"8-bit image feature {wanted!r}" if wanted else "8-bit image feature"
-    raise ValueError(f"{info.name} has no {missing}: choose --data.image-feature among its features, {kinds}")
+    raise ValueError(
+        f"{info.name} has no {missing}: choose --data.image-feature among its features, {kinds}"
+    )
 
 
 def open_records(builder: DatasetBuilder, split: str) -> Sequence[bytes]:
@@ -108,7 +136,9 @@ def open_records(builder: DatasetBuilder, split: str) -> Sequence[bytes]:
     # Raw bytes, because TFDS would decode the image whenever it is asked for the label.
     raw = DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
-    size = sum(os.path.getsize(shard.filename) * shard.take / shard.examples_in_shard for shard in shards)
+    size = sum(
+        os.path.getsize(shard.filename) * shard.take / shard.examples_in_shard for shard in shards
+    )
     return list(in_order(records)) if size <= IN_MEMORY_BYTES else records
 
 
@@ -125,7 +155,9 @@ def shards_of(builder: DatasetBuilder, split: str) -> Sequence[Any]:
             return shards
     except (ValueError, KeyError):
         pass
-    splits = ", ".join(f"{name} ({info.num_examples:,} images)" for name, info in builder.info.splits.items())
+    splits = ", ".join(
+        f"{name} ({info.num_examples:,} images)" for name, info in builder.info.splits.items()
+    )
     raise ValueError(
         f"{builder.name} has no images in a split {split!r}: "
         f"its splits are {splits}, and parts and sums of them as in train[:100] or train+test"
@@ -143,7 +175,9 @@ def check_count(builder: DatasetBuilder, shards: Sequence[Any]) -> None:
     try:
         found = len(ArrayRecordDataSource([shard.filename for shard in shards]))
     except RuntimeError as error:  # a file that is missing or cut short
-        raise ValueError(f"{builder.data_dir} is damaged ({error}): delete it and it is prepared anew") from error
+        raise ValueError(
+            f"{builder.data_dir} is damaged ({error}): delete it and it is prepared anew"
+        ) from error
     if found != expected:
         raise ValueError(
             f"{builder.data_dir} holds {found:,} records where its description says {expected:,}: "
@@ -166,4 +200,6 @@ def read_labels(records: Sequence[bytes], features: Any) -> np.ndarray | None:
     if not keys:
         return None
     ordered = records if isinstance(records, list) else in_order(records)
-    return np.fromiter((value(record, keys[0]).int64_list.value[0] for record in ordered), np.int32, len(records))
+    return np.fromiter(
+        (value(record, keys[0]).int64_list.value[0] for record in ordered), np.int32, len(records)
+    )

@@ -8,7 +8,7 @@ import jax
 
 
 @contextlib.contextmanager
-def shortage_named(what: str, remedy: str) -> Iterator[None]:
+def explain_oom(what: str, remedy: str) -> Iterator[None]:
     """Memory that runs out in the block, the devices' or the host's, is a ValueError that says what for and the remedy.
 
     The kernel's own end of a process that took too much cannot be caught.
@@ -16,7 +16,9 @@ def shortage_named(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ValueError(f"out of memory on the host ({error or 'no more to be had'}): {what}: {remedy}") from error
+        raise ValueError(
+            f"out of memory on the host ({error or 'no more to be had'}): {what}: {remedy}"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
@@ -48,7 +50,11 @@ def _left_in_groups(system: Path) -> Iterator[int]:
     """What the control groups of this process (version 2) leave, each that has a limit."""
     groups = system / "sys/fs/cgroup"
     names = system / "proc/self/cgroup"
-    own = [line[4:] for line in names.read_text().splitlines() if line.startswith("0::/")] if names.is_file() else []
+    own = (
+        [line[4:] for line in names.read_text().splitlines() if line.startswith("0::/")]
+        if names.is_file()
+        else []
+    )
     for folder in {above for name in own for above in (groups / name, *(groups / name).parents)}:
         limit = folder / "memory.max"
         if limit.is_file() and (most := limit.read_text().strip()) != "max":

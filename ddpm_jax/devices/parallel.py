@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.errors import check
 
 AXIS, FSDP = "data", "fsdp"
-LEAST_SPLIT = 1024
+MIN_SHARDED_SIZE = 1024
 """Elements below which an array of the state is not worth splitting."""
 
 
@@ -35,7 +35,7 @@ class Parallel:
     """Virtual CPU devices of a host; None for the largest number that divides the batch, as many as its cores."""
 
     @property
-    def way(self) -> str:
+    def description(self) -> str:
         """Such as "pmap", or "jit, state over 4 devices"."""
         return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
 
@@ -55,13 +55,17 @@ def training_mesh(fsdp: int = 1) -> Mesh:
 
     Raises ValueError unless fsdp divides the number of devices.
     """
-    devices = np.asarray(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+    devices = np.asarray(
+        sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    )
     if len(devices) % fsdp:
-        raise ValueError(f"{len(devices)} devices do not divide into groups of {fsdp}: change --parallel.fsdp")
+        raise ValueError(
+            f"{len(devices)} devices do not divide into groups of {fsdp}: change --parallel.fsdp"
+        )
     return Mesh(devices, (AXIS,)) if fsdp == 1 else Mesh(devices.reshape(-1, fsdp), (AXIS, FSDP))
 
 
-def shares(tree: Any, fsdp: int = 1) -> Any:
+def state_shardings(tree: Any, fsdp: int = 1) -> Any:
     """How each array of a state lies on the training mesh: split over `fsdp` devices along its longest axis that
     they divide, or whole on each.
     """
@@ -69,15 +73,17 @@ def shares(tree: Any, fsdp: int = 1) -> Any:
 
     def share(x: Any) -> NamedSharding:
         axes = [axis for axis, length in enumerate(x.shape) if length % fsdp == 0]
-        if fsdp == 1 or math.prod(x.shape) < LEAST_SPLIT or not axes:
+        if fsdp == 1 or math.prod(x.shape) < MIN_SHARDED_SIZE or not axes:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: x.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(FSDP if axis == longest else None for axis in range(x.ndim))))
+        return NamedSharding(
+            mesh, PartitionSpec(*(FSDP if axis == longest else None for axis in range(x.ndim)))
+        )
 
     return jax.tree.map(share, tree)
 
 
-def place(tree: Any, fsdp: int = 1) -> Any:
+def put_state(tree: Any, fsdp: int = 1) -> Any:
     """A state on the training mesh as `shares` says, ready to be donated; arrays that lie so already are not copied.
 
     On several hosts each gives the same values.
@@ -89,16 +95,18 @@ def place(tree: Any, fsdp: int = 1) -> Any:
         values = np.asarray(x)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
-    return jax.tree.map(put, tree, shares(tree, fsdp))
+    return jax.tree.map(put, tree, state_shardings(tree, fsdp))
 
 
-def like_placed(shapes: Any, fsdp: int = 1) -> Any:
+def state_template(shapes: Any, fsdp: int = 1) -> Any:
     """The shapes of a state's arrays, to be restored as `shares` says."""
-    split = shares(shapes, fsdp)
-    return jax.tree.map(lambda x, share: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=share), shapes, split)
+    split = state_shardings(shapes, fsdp)
+    return jax.tree.map(
+        lambda x, share: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=share), shapes, split
+    )
 
 
-def at_hand(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """A part of the state whole on this host, to sample from; where it is split, all hosts must ask for it together."""
     if any(not x.is_fully_replicated for x in jax.tree.leaves(tree)):
         tree = _gather(NamedSharding(jax.tree.leaves(tree)[0].sharding.mesh, PartitionSpec()))(tree)
@@ -115,7 +123,7 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
 
 
-def like_replicated(shapes: Any) -> Any:
+def replicated_template(shapes: Any) -> Any:
     """The shapes of arrays, to be restored whole on every local device."""
     whole = NamedSharding(data_mesh(), PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
@@ -127,7 +135,7 @@ def shard(tree: Any) -> Any:
 
 
 @functools.cache
-def by_device(function: Callable) -> Callable:
+def per_shard(function: Callable) -> Callable:
     """`function(tree, *arrays)` of arrays split over the local devices, each at work on its share alone.
 
     For a function that treats each example by itself, so that the compiler need not find out how to split it. The
@@ -145,7 +153,7 @@ def by_device(function: Callable) -> Callable:
     return split
 
 
-def even_batch(batch_size: int, num: int) -> int:
+def padded_batch_size(batch_size: int, num: int) -> int:
     """The size of the batches in which to work on `num` examples: at most num, then up to what the devices divide."""
     count = jax.local_device_count()
     return -(-min(batch_size, num) // count) * count
@@ -169,14 +177,14 @@ def rows_of_host(batch_size: int, accumulation: int = 1) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpreadStep:
-    """A training step over the devices, `mapped(state, arranged(batch))`, of this host's rows; the state is donated."""
+class ParallelStep:
+    """A training step over the devices, `mapped(state, shard_batch(batch))`, of this host's rows; the state is donated."""
 
     mapped: Any
-    arranged: Callable
+    shard_batch: Callable
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        return self.mapped(state, self.arranged(batch))
+        return self.mapped(state, self.shard_batch(batch))
 
     def host_memory(self, state: Any, batch: Any) -> int:
         """Bytes of the host's memory that a step takes beside state and batch: 0 but on CPU devices.
@@ -185,12 +193,12 @@ class SpreadStep:
         """
         if jax.default_backend() != "cpu":
             return 0
-        needed = self.mapped.lower(state, self.arranged(batch)).compile().memory_analysis()
+        needed = self.mapped.lower(state, self.shard_batch(batch)).compile().memory_analysis()
         each = needed.temp_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
         return each * jax.local_device_count()
 
 
-def pmap_step(step: Callable) -> SpreadStep:
+def pmap_step(step: Callable) -> ParallelStep:
     """`step(state, batch)` on every device, a share of the batch each.
 
     `jax.pmap` has been `jit` of `shard_map` since JAX 0.8; with `None` axes the state stays unstacked. On several
@@ -198,29 +206,34 @@ def pmap_step(step: Callable) -> SpreadStep:
     """
     if jax.process_count() > 1:
         mesh, whole, share = training_mesh(), PartitionSpec(), PartitionSpec(AXIS)
-        mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, share), out_specs=whole, check_vma=False)
-        arranged = functools.partial(_of_all_hosts, NamedSharding(mesh, share))
-        return SpreadStep(jax.jit(mapped, donate_argnums=0), arranged)
+        mapped = jax.shard_map(
+            step, mesh=mesh, in_specs=(whole, share), out_specs=whole, check_vma=False
+        )
+        shard_batch = functools.partial(_of_all_hosts, NamedSharding(mesh, share))
+        return ParallelStep(jax.jit(mapped, donate_argnums=0), shard_batch)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-    return SpreadStep(mapped, functools.partial(_by_device, jax.local_device_count()))
+    return ParallelStep(mapped, functools.partial(_by_device, jax.local_device_count()))
 
 
-def jit_step(step: Callable, fsdp: int = 1) -> SpreadStep:
+def jit_step(step: Callable, fsdp: int = 1) -> ParallelStep:
     """`step(state, batch)` on global arrays, the batch sharded: XLA inserts the collectives.
 
     With fsdp above 1 a step begins by gathering the parameters, and each device keeps and updates its share alone.
     """
     mesh = training_mesh(fsdp)
-    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    whole, split = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+    )
 
     def of_shares(state, batch):
         state = state._replace(params=jax.lax.with_sharding_constraint(state.params, whole))
         state, metrics = step(state, batch)
-        return jax.lax.with_sharding_constraint(state, shares(state, fsdp)), metrics
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, fsdp)), metrics
 
     of_all, lie = (step, whole) if fsdp == 1 else (of_shares, None)
     mapped = jax.jit(of_all, out_shardings=lie, donate_argnums=0)
-    return SpreadStep(mapped, functools.partial(_of_all_hosts, split))
+    return ParallelStep(mapped, functools.partial(_of_all_hosts, split))
 
 
 def _by_device(count: int, batch: Any) -> Any:
@@ -234,18 +247,26 @@ def _of_all_hosts(sharding: NamedSharding, batch: Any) -> Any:
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return jax.tree.map(put, batch)
 
 
-def spread(make_step: Callable[[str | None], Callable], route: str, fsdp: int = 1) -> SpreadStep:
+def parallelize(
+    make_step: Callable[[str | None], Callable], route: str, fsdp: int = 1
+) -> ParallelStep:
     """The training step of `make_step(axis_name)` over all devices, by the route "pmap" or "jit"; split state by jit.
 
     It takes the state as `place` leaves it, and the rows of this host.
     """
-    return pmap_step(make_step(AXIS)) if route == "pmap" and fsdp == 1 else jit_step(make_step(None), fsdp)
+    return (
+        pmap_step(make_step(AXIS))
+        if route == "pmap" and fsdp == 1
+        else jit_step(make_step(None), fsdp)
+    )
 
 
 def describe_devices() -> str:

@@ -11,7 +11,7 @@ import threading
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interruption:
+class StopSignal:
     """While it is entered, `signal` is the first of the signals that came, 0 before.
 
     They are read from a socket by a thread, since Python's own handlers wait for the main thread, which may be in one
@@ -21,7 +21,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal = 0
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> StopSignal:
         self._caught = threading.current_thread() is threading.main_thread()
         if self._caught:
             self._reader, self._writer = socket.socketpair()
@@ -49,4 +49,8 @@ class Interruption:
                 os._exit(128 + number[0])
             self.signal = number[0]
             name = signal.Signals(self.signal).name
-            print(f"\n{name}: stops after this step and saves; once more ends at once", file=sys.stderr, flush=True)
+            print(
+                f"\n{name}: stops after this step and saves; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )

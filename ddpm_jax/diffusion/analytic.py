@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Num
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
 
 
-def gaussian_x0(schedule: NoiseSchedule, mean: Float[Array, "h w c"], covariance: Float[Array, "n n"]) -> Partial:
+def gaussian_x0(
+    schedule: NoiseSchedule, mean: Float[Array, "h w c"], covariance: Float[Array, "n n"]
+) -> Partial:
     """The network (xt, t) -> E[x0 | xt] of N(mean, covariance) over the n = h w c numbers of a picture.
 
     E[x0 | xt] = mean + sqrt(alpha_bar) C (alpha_bar C + (1 - alpha_bar) I)^-1 (xt - sqrt(alpha_bar) mean).
@@ -21,7 +23,7 @@ def gaussian_x0(schedule: NoiseSchedule, mean: Float[Array, "h w c"], covariance
 
 
 def _gaussian_x0(schedule, mean, variances, axes, xt, t):
-    signal, noise = per_example(schedule.at(t), xt)
+    signal, noise = per_example(schedule.signal_and_noise(t), xt)
     along = (xt - signal * mean[None]).reshape(len(xt), -1) @ axes
     signal, noise = signal.reshape(-1, 1), noise.reshape(-1, 1)
     gain = signal * variances[None] / (signal**2 * variances[None] + noise**2)
@@ -42,8 +44,10 @@ def mixture_x0(
     return Partial(_mixture_x0, schedule, means, jnp.asarray(std, means.dtype), jnp.log(weights))
 
 
-def _mixture_x0(schedule, means, std, log_weights, xt: Float[Array, "b h w c"], t: Num[Array, " b"]):
-    signal, noise = (level[:, None] for level in per_example(schedule.at(t), xt))
+def _mixture_x0(
+    schedule, means, std, log_weights, xt: Float[Array, "b h w c"], t: Num[Array, " b"]
+):
+    signal, noise = (level[:, None] for level in per_example(schedule.signal_and_noise(t), xt))
     variance = signal**2 * std**2 + noise**2
     off = xt[:, None] - signal * means[None]
     log_likelihood = -jnp.sum(off**2 / variance, (2, 3, 4)) / 2

@@ -18,11 +18,11 @@ from ddpm_jax.errors import check
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
 RHO = 7.0
 
-CLEAN = -1
+CLEAN_DATA = -1
 """The timestep of clean data, alpha_bar = 1, as the end of a row."""
 
 
-class Row(NamedTuple):
+class GridRow(NamedTuple):
     """One step of a walk: the tables at `t` and at the next timestep, which is nearer the data unless a walk turns.
 
     A grid is a Row of arrays (steps,). The next of its last row is clean data, `sqrt_alpha_bar_next = 1`, so no
@@ -60,44 +60,55 @@ class Row(NamedTuple):
         return -2 * jnp.log(self.sigma)
 
     @property
-    def t_next_finite(self) -> Num[Array, "*steps"]:
+    def t_next_clamped(self) -> Num[Array, "*steps"]:
         """t_next where a network can be asked: 0 for clean data, for evaluations that get no weight there."""
         return jnp.maximum(self.t_next, 0)
 
-    def starting_at(self, log_snr: Float[Array, ""]) -> "Row":
+    def from_level(self, log_snr: Float[Array, ""]) -> "GridRow":
         """The row that leads from another level, within the schedule, to this row's end."""
         assert self.schedule is not None
-        t = self.schedule.t_of(log_snr)
-        a, b = self.schedule.at(t)
+        t = self.schedule.timestep_at(log_snr)
+        a, b = self.schedule.signal_and_noise(t)
         log_snr_next = self.log_snr + 2 * self.h
         beta = 1 - (a / self.sqrt_alpha_bar_next) ** 2
         return self._replace(
-            t=t, sqrt_alpha_bar=a, sqrt_one_minus_alpha_bar=b, beta=beta, h=log_snr_next / 2 + jnp.log(b / a)
+            t=t,
+            sqrt_alpha_bar=a,
+            sqrt_one_minus_alpha_bar=b,
+            beta=beta,
+            h=log_snr_next / 2 + jnp.log(b / a),
         )
 
-    def split(self, parts: int) -> "list[Row]":
+    def split(self, parts: int) -> "list[GridRow]":
         """A grid in equal parts."""
         tables = [np.split(np.asarray(table), parts) for table in self[:-1]]
-        return [Row(*part)._replace(schedule=self.schedule) for part in zip(*tables, strict=True)]
+        return [
+            GridRow(*part)._replace(schedule=self.schedule) for part in zip(*tables, strict=True)
+        ]
 
-    def row(self, i: int) -> "Row":
+    def row(self, i: int) -> "GridRow":
         """The i-th row of a grid."""
-        return jax.tree.map(lambda table: table[i], self._replace(schedule=None))._replace(schedule=self.schedule)
+        return jax.tree.map(lambda table: table[i], self._replace(schedule=None))._replace(
+            schedule=self.schedule
+        )
 
 
-def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Row:
+def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
     """The rows that lead from each t to t - 1, and from 0 to clean data."""
     one, zero = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
     sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
     sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
     h = jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2
-    levels = *schedule.at(t), sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next
-    return Row(t, jnp.full_like(t, schedule.timesteps), t, t - 1, *levels, schedule.beta[t], h)
+    levels = *schedule.signal_and_noise(t), sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next
+    return GridRow(t, jnp.full_like(t, schedule.timesteps), t, t - 1, *levels, schedule.beta[t], h)
 
 
-def by_noise(spacing: str) -> bool:
+def is_noise_spacing(spacing: str) -> bool:
     """Whether a spacing places timesteps by noise level; raises ValueError, with the names, for one there is not."""
-    check(spacing in get_args(Spacing), f"unknown spacing {spacing!r}; there are: {', '.join(get_args(Spacing))}")
+    check(
+        spacing in get_args(Spacing),
+        f"unknown spacing {spacing!r}; there are: {', '.join(get_args(Spacing))}",
+    )
     return spacing in ("karras", "log_snr")
 
 
@@ -107,8 +118,14 @@ def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndar
     trailing: starts at T-1. leading: ends at 0; for few steps it starts below T-1. linspace: both ends.
     Raises ValueError unless 1 <= steps <= timesteps, and for another spacing.
     """
-    check(not by_noise(spacing), f"{spacing} is by noise level: its timesteps are those of times_of")
-    check(1 <= steps <= timesteps, f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}")
+    check(
+        not is_noise_spacing(spacing),
+        f"{spacing} is by noise level: its timesteps are those of times_of",
+    )
+    check(
+        1 <= steps <= timesteps,
+        f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}",
+    )
     if spacing == "trailing":
         return np.round(np.arange(timesteps, 0, -timesteps / steps)[:steps]).astype(int) - 1
     if spacing == "linspace":
@@ -122,7 +139,10 @@ def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np
     log_snr: at equal steps of log SNR (Lu et al. 2022). karras: at equal steps of sigma^(1/rho), rho = 7 (Eq. 5,
     Karras et al. 2022). Raises ValueError unless steps is at least 1, and for another spacing.
     """
-    check(by_noise(spacing), f"{spacing} is not by noise level: its timesteps are those of spaced")
+    check(
+        is_noise_spacing(spacing),
+        f"{spacing} is not by noise level: its timesteps are those of spaced",
+    )
     check(steps >= 1, f"steps must be at least 1, not {steps}")
     log_snr = _log_snr(_log_alpha_bar(schedule))
     with_signal = log_snr[np.isfinite(log_snr)]
@@ -130,41 +150,53 @@ def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np
     if spacing == "log_snr":
         wanted = np.linspace(lowest, highest, steps)
     else:
-        wanted = -2 * RHO * np.log(np.linspace(np.exp(-lowest / 2 / RHO), np.exp(-highest / 2 / RHO), steps))
+        wanted = (
+            -2
+            * RHO
+            * np.log(np.linspace(np.exp(-lowest / 2 / RHO), np.exp(-highest / 2 / RHO), steps))
+        )
     return np.interp(-wanted, -log_snr, np.arange(schedule.timesteps))
 
 
-def times_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
+def timesteps_for(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
     """The timesteps of `steps` steps in any spacing; raises ValueError for steps out of range."""
-    if by_noise(spacing):
+    if is_noise_spacing(spacing):
         return spaced_by_noise(schedule, steps, spacing)
     return spaced(schedule.timesteps, steps, spacing)
 
 
-def make_grid(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int = CLEAN) -> Row:
+def make_grid(
+    schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int = CLEAN_DATA
+) -> GridRow:
     """The grid that walks the timesteps `t` (steps,), strictly falling within [0, T-1], and ends in clean data.
 
     `end`, a timestep, has it end there instead. Float timesteps are placed by interpolation in log SNR. The grid is
     built outside jit and passed in as an argument. Raises ValueError for timesteps that do not fall or lie outside.
     """
-    t = falling(schedule.timesteps, t)
-    return rows(schedule, t, np.append(t[1:], end))
+    t = check_decreasing(schedule.timesteps, t)
+    return grid_from_pairs(schedule, t, np.append(t[1:], end))
 
 
-def falling(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
+def check_decreasing(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
     """`t` as an array; raises ValueError unless it falls strictly within [0, timesteps - 1]."""
     t = np.asarray(t)
-    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0):  # refuses NaN
-        raise ValueError(f"timesteps must fall strictly within 0..{timesteps - 1}, not {str(t.tolist())[:200]}")
+    if not (
+        t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0
+    ):  # refuses NaN
+        raise ValueError(
+            f"timesteps must fall strictly within 0..{timesteps - 1}, not {str(t.tolist())[:200]}"
+        )
     return t
 
 
-def rows(schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray) -> Row:
+def grid_from_pairs(
+    schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray
+) -> GridRow:
     """A grid of any steps: from each `t` in [0, T-1] to its `t_next`, which may be CLEAN, or noisier than t."""
     t, t_next = np.asarray(t), np.asarray(t_next)
     here, after = _log_alpha_bar_at(schedule, t), _log_alpha_bar_at(schedule, t_next)
     kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else schedule.beta.dtype
-    return Row(
+    return GridRow(
         i=jnp.arange(t.size, dtype=jnp.int32),
         steps=jnp.full(t.size, t.size, jnp.int32),
         t=jnp.asarray(t, kind),
@@ -195,4 +227,4 @@ def _log_alpha_bar_at(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
     else:
         log_snr = np.interp(t, np.arange(schedule.timesteps), _log_snr(table))
         found = -np.logaddexp(0.0, -log_snr)
-    return np.where(t == CLEAN, 0.0, found)
+    return np.where(t == CLEAN_DATA, 0.0, found)

@@ -48,7 +48,9 @@ def guide(
     and conditions change without recompilation.
     """
     network = network if isinstance(network, Partial) else Partial(network)
-    return Partial(_guided, network, condition, unconditional, jnp.float32(scale), interval, rescale)
+    return Partial(
+        _guided, network, condition, unconditional, jnp.float32(scale), interval, rescale
+    )
 
 
 def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):

@@ -15,8 +15,13 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.diffusion.grid import Row, one_step
-from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior, small_variance
+from ddpm_jax.diffusion.grid import GridRow, one_step
+from ddpm_jax.diffusion.posterior import (
+    Variance,
+    clipped_posterior_variance,
+    learned_log_variance,
+    posterior,
+)
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
 
@@ -24,7 +29,7 @@ HALF_BIN = 1 / 255
 """Half the distance of two levels of a uint8 image in [-1, 1]."""
 
 
-class Bound(NamedTuple):
+class VariationalBound(NamedTuple):
     """The bound of each example in bits a dimension, taken apart.
 
     `terms` are the divergences of the reverse steps at each t, and at t = 0 the decoder's -log p(x_0 | x_1); `prior`
@@ -51,14 +56,14 @@ def bits_per_dim(
     denoise: Denoiser,
     x0: Float[Array, "b h w c"],
     variance: Variance = "fixed_small",
-) -> Bound:
+) -> VariationalBound:
     """The bound of 8-bit images in [-1, 1], with one draw of noise at each of the T timesteps.
 
     `keys` holds one key an example. `variance` is that of the reverse step, as the ddpm sampler names it; a learned
     one needs a network that says it.
     """
     terms = bound_terms(keys, schedule, denoise, x0, jnp.arange(schedule.timesteps), variance)
-    return Bound(terms, prior_term(schedule, x0))
+    return VariationalBound(terms, prior_term(schedule, x0))
 
 
 def bound_terms(
@@ -76,7 +81,9 @@ def bound_terms(
 
 def _scan_terms(keys, schedule, denoise, x0, t, variance):
     def at(t):
-        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:]))(keys)
+        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:]))(
+            keys
+        )
         times = jnp.full(len(x0), t)
         xt = q_sample(schedule, x0, times, eps)
         return bound_term(schedule, denoise(xt, t), x0, xt, times, variance)
@@ -96,26 +103,37 @@ def bound_term(
     variance: Variance,
 ) -> Float[Array, " b"]:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1): the mean a dimension, in bits."""
-    row = Row(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
-    log_var, log_var_q = _log_variance(variance, row, prediction), jnp.log(small_variance(row))
+    row = GridRow(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
+    log_var, log_var_q = (
+        _log_variance(variance, row, prediction),
+        jnp.log(clipped_posterior_variance(row)),
+    )
     # Both means are linear in x0: their difference is taken before it is scaled down.
     difference, _ = posterior(row, x0 - prediction.x0, jnp.zeros_like(xt))
-    kl = 0.5 * (log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var))
+    kl = 0.5 * (
+        log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var)
+    )
     nats = jnp.where(per_example(t, x0) == 0, decoder_nll(x0, prediction.x0, log_var), kl)
     return jnp.mean(nats, (1, 2, 3)) / np.log(2)
 
 
-def _log_variance(variance: Variance, row: Row, prediction: Prediction) -> Array:
+def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> Array:
     if variance.startswith("learned"):
         return learned_log_variance(variance, row, _said(prediction))
-    small = small_variance(row)
-    large = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, row.beta, small)  # so too in the code of Ho et al.
-    return jnp.broadcast_to(jnp.log(large if variance == "fixed_large" else small), prediction.x0.shape)
+    small = clipped_posterior_variance(row)
+    large = jnp.where(
+        row.sqrt_one_minus_alpha_bar_next > 0, row.beta, small
+    )  # so too in the code of Ho et al.
+    return jnp.broadcast_to(
+        jnp.log(large if variance == "fixed_large" else small), prediction.x0.shape
+    )
 
 
 def _said(prediction: Prediction) -> Array:
     if prediction.log_var is None:
-        raise ValueError("this network says nothing of the variance: use variance fixed_small or fixed_large")
+        raise ValueError(
+            "this network says nothing of the variance: use variance fixed_small or fixed_large"
+        )
     return prediction.log_var
 
 
@@ -130,9 +148,14 @@ def decoder_nll(
     above, below = (x0 - mean + HALF_BIN) * scale, (x0 - mean - HALF_BIN) * scale
     # Mirrored into the left tail, where the two logarithms keep their digits.
     right = above + below > 0
-    upper, lower = log_ndtr(jnp.where(right, -below, above)), log_ndtr(jnp.where(right, -above, below))
+    upper, lower = (
+        log_ndtr(jnp.where(right, -below, above)),
+        log_ndtr(jnp.where(right, -above, below)),
+    )
     within = upper + jnp.log(-jnp.expm1(jnp.minimum(lower - upper, -1e-6)))
-    log_mass = jnp.where(x0 < HALF_BIN - 1, log_ndtr(above), jnp.where(x0 > 1 - HALF_BIN, log_ndtr(-below), within))
+    log_mass = jnp.where(
+        x0 < HALF_BIN - 1, log_ndtr(above), jnp.where(x0 > 1 - HALF_BIN, log_ndtr(-below), within)
+    )
     return -log_mass
 
 

@@ -12,10 +12,10 @@ from ddpm_jax.diffusion import preconditioning
 from ddpm_jax.diffusion.losses import (
     Weighting,
     hybrid_loss,
-    lognormal_times,
+    lognormal_timesteps,
     loss_weight,
     simple_loss,
-    uniform_times,
+    uniform_timesteps,
     vlb_loss,
 )
 from ddpm_jax.diffusion.posterior import Variance
@@ -41,7 +41,7 @@ class Objective:
     """What the network predicts; edm: x0, by a network preconditioned as in Karras et al. 2022."""
     sigma_data: float = 0.5
     """Standard deviation of the images in [-1, 1], for target edm."""
-    times: Literal["uniform", "lognormal", "importance"] = "uniform"
+    timestep_sampling: Literal["uniform", "lognormal", "importance"] = "uniform"
     """How t is drawn: lognormal by noise level, as EDM does; importance by the losses so far."""
     log_sigma_mean: float = -1.2
     """Mean of ln(sigma) where times are lognormal."""
@@ -49,9 +49,9 @@ class Objective:
     """Standard deviation of ln(sigma) where times are lognormal."""
     weighting: Weighting = "simple"
     """How errors at different noise levels count; simple: all the same in what the network predicts."""
-    weighting_gamma: float | None = None
+    gamma: float | None = None
     """The weighting's gamma; None for 5 (min_snr), 4 (soft_min_snr) or 1 (p2)."""
-    bound: Literal["simple", "hybrid", "vlb"] = "simple"
+    loss_kind: Literal["simple", "hybrid", "vlb"] = "simple"
     """The loss: L_simple, that with a share of the variational bound, or the bound itself."""
     variance: Variance = "fixed_small"
     """That of the reverse step in the bound; learned and learned_range need model.learned_variance."""
@@ -63,11 +63,13 @@ class Objective:
                 check(value in valid, f"unknown {name} {value!r}; there are: {', '.join(valid)}")
         start, end = self.beta_start, self.beta_end
         check(self.timesteps >= 1, f"timesteps must be at least 1, not {self.timesteps}")
-        check(0 < start <= end < 1, f"betas must satisfy 0 < start <= end < 1, not {start} and {end}")
+        check(
+            0 < start <= end < 1, f"betas must satisfy 0 < start <= end < 1, not {start} and {end}"
+        )
         check(self.log_sigma_std > 0, f"log_sigma_std must be positive, not {self.log_sigma_std}")
         check(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
-        gamma = self.weighting_gamma
-        check(gamma is None or gamma > 0, f"weighting_gamma must be positive, not {gamma}")
+        gamma = self.gamma
+        check(gamma is None or gamma > 0, f"gamma must be positive, not {gamma}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -76,27 +78,27 @@ class Objective:
             "zero_terminal_snr needs timesteps of at least 2: the only one would be pure noise",
         )
         check(
-            self.weighting_gamma is None or self.weighting != "simple",
-            "weighting_gamma is for weighting min_snr, soft_min_snr or p2",
+            self.gamma is None or self.weighting != "simple",
+            "gamma is for weighting min_snr, soft_min_snr or p2",
         )
         check(
             self.target != "eps" or not (self.zero_terminal_snr or self.schedule == "flow"),
             "with zero terminal SNR, as on the schedule flow, x_T says nothing of x0 through eps: use target x0 or v",
         )
         check(
-            not self.learns_variance or self.bound != "simple",
+            not self.learns_variance or self.loss_kind != "simple",
             f"L_simple does not train the variance: with variance {self.variance} set bound hybrid or vlb",
         )
         check(
-            self.learns_variance or self.bound != "hybrid",
+            self.learns_variance or self.loss_kind != "hybrid",
             "the bound's share of L_hybrid trains a learned variance alone: set variance learned_range or learned",
         )
         check(
-            self.bound == "simple" or self.times != "lognormal",
-            f"the bound is a sum over whole timesteps: with bound {self.bound} set times uniform or importance",
+            self.loss_kind == "simple" or self.timestep_sampling != "lognormal",
+            f"the bound is a sum over whole timesteps: with bound {self.loss_kind} set times uniform or importance",
         )
         check(
-            self.bound != "vlb" or self.weighting == "simple",
+            self.loss_kind != "vlb" or self.weighting == "simple",
             "the bound has its own weights: with bound vlb leave weighting at simple",
         )
 
@@ -115,7 +117,9 @@ class Objective:
     @functools.cached_property
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule's tables, computed once."""
-        with jax.ensure_compile_time_eval():  # arrays also where it is first asked for within a trace
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # arrays also where it is first asked for within a trace
             return from_betas(self.betas())
 
     def loss(
@@ -127,20 +131,20 @@ class Objective:
     ) -> Float[Array, " b"]:
         """The loss of each example, images in [-1, 1]; at timesteps drawn for it, unless they are given."""
         schedule = self.noise_schedule
-        network, target = self.predictor(network)
-        if t is None and self.times == "lognormal":
-            t = lognormal_times(keys, schedule, self.log_sigma_mean, self.log_sigma_std)
+        network, target = self.network_and_target(network)
+        if t is None and self.timestep_sampling == "lognormal":
+            t = lognormal_timesteps(keys, schedule, self.log_sigma_mean, self.log_sigma_std)
         elif t is None:
-            t = uniform_times(keys, schedule)
+            t = uniform_timesteps(keys, schedule)
         parts = keys, schedule, network, images, target
-        if self.bound == "vlb":
+        if self.loss_kind == "vlb":
             return vlb_loss(*parts, self.variance, t=t)
         weight = self._weight(schedule.snr(t), target)
-        if self.bound == "hybrid":
+        if self.loss_kind == "hybrid":
             return hybrid_loss(*parts, self.variance, t=t, weight=weight)
         return simple_loss(*parts, t=t, weight=weight)
 
-    def predictor(self, network: Network) -> tuple[Network, Target]:
+    def network_and_target(self, network: Network) -> tuple[Network, Target]:
         """The network with EDM's preconditioning, if it has it, and what that predicts."""
         if self.target == "edm":
             return preconditioning.precondition(self.noise_schedule, network, self.sigma_data), "x0"
@@ -149,4 +153,4 @@ class Objective:
     def _weight(self, snr: Float[Array, " b"], target: Target) -> Float[Array, " b"]:
         if self.target == "edm" and self.weighting == "simple":
             return preconditioning.weight(snr, self.sigma_data)
-        return loss_weight(self.weighting, target, snr, self.weighting_gamma)
+        return loss_weight(self.weighting, target, snr, self.gamma)

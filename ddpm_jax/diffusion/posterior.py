@@ -5,13 +5,13 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.grid import Row, one_step
+from ddpm_jax.diffusion.grid import GridRow, one_step
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
 
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 
 
-def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
+def posterior(row: GridRow, x0: Array, xt: Array) -> tuple[Array, Array]:
     """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
 
     x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
@@ -25,13 +25,16 @@ def posterior(row: Row, x0: Array, xt: Array) -> tuple[Array, Array]:
 
 
 def q_posterior(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], xt: Float[Array, "b h w c"], t: Int[Array, " b"]
+    schedule: NoiseSchedule,
+    x0: Float[Array, "b h w c"],
+    xt: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
     """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
-    return posterior(Row(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
+    return posterior(GridRow(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
 
 
-def learned_log_variance(variance: str, row: Row, said: Array) -> Array:
+def learned_log_variance(variance: str, row: GridRow, said: Array) -> Array:
     """Log variance (b, h, w, c) of p(x_next | x_t), from what a network says of it: Eq. 15, Nichol & Dhariwal 2021.
 
     learned: it says the log variance itself. learned_range: -1 stands for that of fixed_small, 1 for fixed_large.
@@ -40,10 +43,10 @@ def learned_log_variance(variance: str, row: Row, said: Array) -> Array:
     if variance == "learned":
         return said
     share = (said + 1) / 2
-    return share * jnp.log(row.beta) + (1 - share) * jnp.log(small_variance(row))
+    return share * jnp.log(row.beta) + (1 - share) * jnp.log(clipped_posterior_variance(row))
 
 
-def small_variance(row: Row) -> Array:
+def clipped_posterior_variance(row: GridRow) -> Array:
     """Variance of q(x_next | x_t, x_0), and where next is clean data that of t = 1, so that it has a logarithm.
 
     Ho et al. 2020 and Nichol & Dhariwal 2021 do so in their code. A sampler adds no noise there in any case.
@@ -51,4 +54,6 @@ def small_variance(row: Row) -> Array:
     assert row.schedule is not None
     noise, beta = row.schedule.sqrt_one_minus_alpha_bar[:2] ** 2, row.schedule.beta[:2]
     variance = (row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar) ** 2 * row.beta
-    return jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, noise[0] / noise[-1] * beta[-1])
+    return jnp.where(
+        row.sqrt_one_minus_alpha_bar_next > 0, variance, noise[0] / noise[-1] * beta[-1]
+    )

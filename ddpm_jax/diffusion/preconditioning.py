@@ -27,7 +27,7 @@ def precondition(schedule: NoiseSchedule, network: Network, sigma_data: float = 
 
 
 def _precondition(sigma_data, schedule: NoiseSchedule, network: Network, xt, t):
-    sqrt_alpha_bar, std = per_example(schedule.at(t), xt)
+    sqrt_alpha_bar, std = per_example(schedule.signal_and_noise(t), xt)
     # sqrt(alpha_bar) sqrt(sigma^2 + sigma_data^2): in these terms nothing is infinite where no signal is left.
     total = jnp.sqrt(std**2 + (sqrt_alpha_bar * sigma_data) ** 2)
     c_skip_x = sqrt_alpha_bar * (sigma_data / total) ** 2 * xt

@@ -32,7 +32,9 @@ Denoiser = Callable[[Float[Array, "b h w c"], Num[Array, ""]], Prediction]
 Network = Callable[[Float[Array, "b h w c"], Num[Array, " b"]], Float[Array, "b h w c"]]
 
 
-def from_eps(xt: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:
+def from_eps(
+    xt: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
+) -> Prediction:
     """The prediction of a network that outputs eps (Eq. 15, Ho et al. 2020).
 
     Here and below xt and the output are (b, h, w, c), the square roots scalars or (b, 1, 1, 1).
@@ -40,31 +42,41 @@ def from_eps(xt: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_
     return Prediction((xt - sqrt_one_minus_alpha_bar * eps) / sqrt_alpha_bar, eps)
 
 
-def from_x0(xt: Array, x0: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:
+def from_x0(
+    xt: Array, x0: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
+) -> Prediction:
     """The prediction of a network that outputs x0."""
     return Prediction(x0, (xt - sqrt_alpha_bar * x0) / sqrt_one_minus_alpha_bar)
 
 
-def from_v(xt: Array, v: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:
+def from_v(
+    xt: Array, v: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
+) -> Prediction:
     """The prediction of a network that outputs v."""
     x0 = sqrt_alpha_bar * xt - sqrt_one_minus_alpha_bar * v
     return Prediction(x0, sqrt_one_minus_alpha_bar * xt + sqrt_alpha_bar * v)
 
 
-def from_flow(xt: Array, u: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array) -> Prediction:
+def from_flow(
+    xt: Array, u: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
+) -> Prediction:
     """The prediction of a network that outputs the velocity u of rectified flow.
 
     On its straight path x = (1 - s) x0 + s eps, which is xt / (sqrt_alpha_bar + sqrt_one_minus_alpha_bar), u is
     eps - x0 and s the share of noise (Liu et al. 2023).
     """
     total = sqrt_alpha_bar + sqrt_one_minus_alpha_bar
-    return Prediction((xt - sqrt_one_minus_alpha_bar * u) / total, (xt + sqrt_alpha_bar * u) / total)
+    return Prediction(
+        (xt - sqrt_one_minus_alpha_bar * u) / total, (xt + sqrt_alpha_bar * u) / total
+    )
 
 
 FROM_OUTPUT = {"eps": from_eps, "x0": from_x0, "v": from_v, "flow": from_flow}
 
 
-def regression_target(target: Target, x0: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array):
+def regression_target(
+    target: Target, x0: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
+):
     """What the network's output (b, h, w, c) is trained towards."""
     v = sqrt_alpha_bar * eps - sqrt_one_minus_alpha_bar * x0
     return {"eps": eps, "x0": x0, "v": v, "flow": eps - x0}[target]
@@ -73,7 +85,9 @@ def regression_target(target: Target, x0: Array, eps: Array, sqrt_alpha_bar: Arr
 def split_output(output: Array, xt: Array) -> tuple[Array, Array | None]:
     """The regression output and what is said of the variance: a network that learns it has twice the channels."""
     channels = xt.shape[-1]
-    return output[..., :channels], output[..., channels:] if output.shape[-1] == 2 * channels else None
+    return output[..., :channels], output[..., channels:] if output.shape[
+        -1
+    ] == 2 * channels else None
 
 
 def make_denoiser(
@@ -103,9 +117,11 @@ def make_denoiser(
     return Partial(_denoise, Partial(FROM_OUTPUT[target]), limit, eps_after, schedule, network)
 
 
-def _denoise(from_output, limit, eps_after, schedule: NoiseSchedule, network: Network, xt, t) -> Prediction:
+def _denoise(
+    from_output, limit, eps_after, schedule: NoiseSchedule, network: Network, xt, t
+) -> Prediction:
     t = jnp.broadcast_to(t, xt.shape[:1])
-    coefficients = per_example(schedule.at(t), xt)
+    coefficients = per_example(schedule.signal_and_noise(t), xt)
     output, log_var = split_output(network(xt, t), xt)
     prediction = from_output(xt, output, *coefficients)._replace(log_var=log_var)
     if limit is None:

@@ -37,7 +37,9 @@ class NoiseSchedule:
         """T."""
         return self.beta.shape[-1]
 
-    def at(self, t: Num[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def signal_and_noise(
+        self, t: Num[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t in [0, T-1]; a float t interpolates linearly in log SNR."""
         if jnp.issubdtype(t.dtype, jnp.integer):
             return self.sqrt_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t]
@@ -46,13 +48,13 @@ class NoiseSchedule:
         log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
-    def t_of(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The float t of a log SNR, the inverse of `at`, within [0, T-1]."""
+    def timestep_at(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The float t of a log SNR, the inverse of `signal_and_noise`, within [0, T-1]."""
         return jnp.interp(-log_snr, -self.log_snr, jnp.arange(self.timesteps, dtype=log_snr.dtype))
 
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
-        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.at(t)
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.signal_and_noise(t)
         return (sqrt_alpha_bar / sqrt_one_minus_alpha_bar) ** 2
 
 
@@ -62,8 +64,15 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     Raises ValueError for betas outside (0, 1] or a beta of 1 anywhere but at the end.
     """
     beta = np.asarray(betas, np.float64)
-    if beta.ndim != 1 or not beta.size or not np.all((beta > 0) & (beta <= 1)) or np.any(beta[:-1] == 1):
-        raise ValueError("betas must be one row of numbers in (0, 1], with 1 only at the end (zero terminal SNR)")
+    if (
+        beta.ndim != 1
+        or not beta.size
+        or not np.all((beta > 0) & (beta <= 1))
+        or np.any(beta[:-1] == 1)
+    ):
+        raise ValueError(
+            "betas must be one row of numbers in (0, 1], with 1 only at the end (zero terminal SNR)"
+        )
     if np.prod(1 - beta) > 0.01:
         warnings.warn(
             f"the schedule never reaches noise: alpha_bar ends at {np.prod(1 - beta):.4f}, "
@@ -80,47 +89,55 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     return NoiseSchedule(*(jnp.asarray(table, jnp.float32) for table in tables))
 
 
-def linear(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+def linear_betas(
+    timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
     """betas rising linearly (Ho et al. 2020, section 4)."""
     return np.linspace(beta_start, beta_end, timesteps)
 
 
-def scaled_linear(timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
+def scaled_linear_betas(
+    timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> np.ndarray:
     """betas whose square roots rise linearly (latent diffusion, Rombach et al. 2022)."""
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
 
 
-def squaredcos(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
+def squaredcos_betas(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
     """betas of alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008), at most max_beta (Eq. 17, Nichol & Dhariwal 2021)."""
     u = np.arange(timesteps + 1) / timesteps
     alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
-def sigmoid(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+def sigmoid_betas(
+    timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
     """betas along a sigmoid from -6 to 6 (GeoDiff, Xu et al. 2022)."""
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, timesteps)))
 
 
-def flow(timesteps: int = 1000) -> np.ndarray:
+def flow_betas(timesteps: int = 1000) -> np.ndarray:
     """betas of rectified flow at s = 1/T, 2/T .. 1, sigma = s / (1 - s) (Liu et al. 2023).
 
     Its straight path (1 - s) x0 + s eps, divided by sqrt((1 - s)^2 + s^2), is xt. It ends in pure noise.
     """
     s = np.arange(1, timesteps + 1) / timesteps
-    return betas_of((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
+    return betas_from_alpha_bar((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
 
 
-def edm(timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
+def edm_betas(
+    timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> np.ndarray:
     """betas whose log sigma rises linearly from t = 0 to T-1, so that a float t is any sigma between, exactly.
 
     The ends are those of Table 1, Karras et al. 2022, whose x = x0 + sigma eps is sqrt(1 + sigma^2) xt.
     """
     sigma = np.geomspace(sigma_min, sigma_max, timesteps)
-    return betas_of(1 / (1 + sigma**2))
+    return betas_from_alpha_bar(1 / (1 + sigma**2))
 
 
-def betas_of(alpha_bar: np.ndarray) -> np.ndarray:
+def betas_from_alpha_bar(alpha_bar: np.ndarray) -> np.ndarray:
     """betas (T,) with these products alpha_bar."""
     return 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
 
@@ -129,27 +146,32 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     """betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024); needs x0 or v prediction."""
     root = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return betas_of(root**2)
+    return betas_from_alpha_bar(root**2)
 
 
 BETAS: dict[str, Callable[..., np.ndarray]] = {
-    "linear": linear,
-    "scaled_linear": scaled_linear,
-    "squaredcos": squaredcos,
-    "sigmoid": sigmoid,
-    "flow": flow,
-    "edm": edm,
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "squaredcos": squaredcos_betas,
+    "sigmoid": sigmoid_betas,
+    "flow": flow_betas,
+    "edm": edm_betas,
 }
 
 
 def q_sample(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Num[Array, " b"], eps: Float[Array, "b h w c"]
+    schedule: NoiseSchedule,
+    x0: Float[Array, "b h w c"],
+    t: Num[Array, " b"],
+    eps: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
     """xt ~ q(x_t | x_0) for eps ~ N(0, I): Eq. 4, Ho et al. 2020. t in [0, T-1], integer or float."""
-    sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.at(t), x0)
+    sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.signal_and_noise(t), x0)
     return sqrt_alpha_bar * x0 + sqrt_one_minus_alpha_bar * eps
 
 
 def per_example(values, images: Float[Array, "b h w c"]):
     """`values` (b,), or a tuple of such, shaped (b, 1, 1, 1) to multiply `images`."""
-    return jax.tree.map(lambda value: value.reshape(value.shape + (1,) * (images.ndim - value.ndim)), values)
+    return jax.tree.map(
+        lambda value: value.reshape(value.shape + (1,) * (images.ndim - value.ndim)), values
+    )

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.files import atomic_file
-from ddpm_jax.generation.generate import spread_over
+from ddpm_jax.generation.generate import evenly_spaced
 
 CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
-SMALLEST_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
+MIN_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:
@@ -25,7 +25,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> 
     check_images(images, "n h w c")
     if columns is not None and columns < 1:
         raise ValueError(f"A grid cannot have columns={columns}; give 1 or more.")
-    factor = math.ceil(SMALLEST_CELL / min(images.shape[1:3]))
+    factor = math.ceil(MIN_CELL / min(images.shape[1:3]))
     cells = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, h, w, c = cells.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -58,10 +58,14 @@ def check_output(path: str | os.PathLike, count: int | None = None, gif: bool = 
             "or .npz (an array), or give none of these (a directory of one PNG each)."
         )
     elif not path.suffix and path.exists():
-        raise ValueError(f"'{path}' is a file, not a directory; end the name in .png or .npz, or choose another.")
+        raise ValueError(
+            f"'{path}' is a file, not a directory; end the name in .png or .npz, or choose another."
+        )
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
-        raise ValueError(f"'{path}' cannot be made because '{blocked[0]}' is a file; choose another path.")
+        raise ValueError(
+            f"'{path}' cannot be made because '{blocked[0]}' is a file; choose another path."
+        )
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
@@ -89,7 +93,9 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
     first, *rest = [image_grid(state) for state in states]
     durations = [milliseconds] * len(rest) + [2000]
     with atomic_file(path) as file:
-        first.save(file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+        first.save(
+            file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0
+        )
 
 
 def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[Path]:
@@ -104,7 +110,7 @@ def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[
             save_images(states[-1], path)
     if not chain:
         return list(paths)
-    stages = states[spread_over(len(states) - 1, CHAIN_STAGES)]
+    stages = states[evenly_spaced(len(states) - 1, CHAIN_STAGES)]
     strip = paths[0].with_name(f"{paths[0].stem}_chain.png")
     save_picture(chain_strip(stages[:, :CHAIN_SAMPLES]), strip)
     return [*paths, strip]
@@ -119,9 +125,13 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def check_images(images: np.ndarray, axes: str) -> None:
     """Raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
     if images.dtype != np.uint8:
-        raise ValueError(f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first.")
+        raise ValueError(
+            f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first."
+        )
     if images.ndim != len(axes.split()) or 0 in images.shape or images.shape[-1] not in (1, 3):
-        raise ValueError(f'Images of shape {images.shape} cannot be drawn; give "{axes}", none empty, c = 1 or 3.')
+        raise ValueError(
+            f'Images of shape {images.shape} cannot be drawn; give "{axes}", none empty, c = 1 or 3.'
+        )
 
 
 def _check_not_mixed(folder: Path, count: int | None) -> None:

@@ -27,7 +27,9 @@ def loss_curve(
     """
     steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
     if steps.ndim != 1 or steps.shape != losses.shape or not steps.size:
-        raise ValueError(f"A curve needs one loss a step, but has {losses.size} losses for {steps.size} steps.")
+        raise ValueError(
+            f"A curve needs one loss a step, but has {losses.size} losses for {steps.size} steps."
+        )
     losses = np.where(np.isfinite(losses), losses, np.nan)
     figure = _figure(figsize=(10.5, 4.0), layout="constrained")
     figure.suptitle(title, fontweight="bold", parse_math=False)  # a directory may be called a$b$
@@ -43,13 +45,19 @@ def bound_curve(terms: Sequence | np.ndarray, path: str | os.PathLike, title: st
     """
     terms = np.asarray(terms, np.float64)
     if terms.ndim != 1 or not np.any(terms > 0):
-        raise ValueError(f"A bound needs one term a timestep, some above 0, but these have the shape {terms.shape}.")
+        raise ValueError(
+            f"A bound needs one term a timestep, some above 0, but these have the shape {terms.shape}."
+        )
     figure = _figure(figsize=(6.4, 4.0), layout="constrained")
     figure.suptitle(title, fontweight="bold", parse_math=False)
     axes = figure.subplots()
     drawn = np.where(terms > 0, terms, np.nan)
     axes.plot(
-        np.arange(1, len(terms) + 1), drawn, color="#1f4e79", linewidth=1.6, marker="." if len(terms) < 50 else None
+        np.arange(1, len(terms) + 1),
+        drawn,
+        color="#1f4e79",
+        linewidth=1.6,
+        marker="." if len(terms) < 50 else None,
     )
     axes.set(xlabel="t, from data to noise", ylabel="bits a dimension", xscale="log", yscale="log")
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -64,17 +72,24 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLik
     """
     if not rows:
         raise ValueError("A figure of rows needs at least one row, but has none.")
-    strips = [np.asarray(image_grid(images, columns=len(images)).convert("RGB")) for _, images in rows]
+    strips = [
+        np.asarray(image_grid(images, columns=len(images)).convert("RGB")) for _, images in rows
+    ]
     figure = _figure()
     labels = [figure.text(0, 0, label, fontsize=9, ha="right", va="center") for label, _ in rows]
     margin = 10
     indent = 2 * margin + math.ceil(max(label.get_window_extent().width for label in labels))
-    width, height = indent + margin + max(s.shape[1] for s in strips), 2 * margin + sum(s.shape[0] for s in strips)
+    width, height = (
+        indent + margin + max(s.shape[1] for s in strips),
+        2 * margin + sum(s.shape[0] for s in strips),
+    )
     figure.set_size_inches(width / DPI, height / DPI)
     bottom = height - margin
     for label, strip in zip(labels, strips, strict=True):
         bottom -= strip.shape[0]
-        figure.figimage(strip, indent, bottom, origin="upper")  # figimage does not resample: pixels stay sharp
+        figure.figimage(
+            strip, indent, bottom, origin="upper"
+        )  # figimage does not resample: pixels stay sharp
         label.set_position(((indent - margin) / width, (bottom + strip.shape[0] / 2) / height))
     _save_figure(figure, path)
 
@@ -85,9 +100,13 @@ def _draw_loss(axes: "Axes", steps: np.ndarray, losses: np.ndarray, scale: str) 
     if scale == "log":  # matplotlib warns when it finds nothing that has a logarithm
         losses, mean = (np.where(values > 0, values, np.nan) for values in (losses, mean))
     marker = "." if len(steps) <= 50 else None  # a lone point has no line to be seen by
-    axes.plot(steps, losses, color="#4c78a8", alpha=0.3, linewidth=0.8, marker=marker, label="each entry")
+    axes.plot(
+        steps, losses, color="#4c78a8", alpha=0.3, linewidth=0.8, marker=marker, label="each entry"
+    )
     axes.plot(steps, mean, color="#1f4e79", linewidth=1.6, marker=marker, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss" if scale == "linear" else "loss (log scale)", yscale=scale)
+    axes.set(
+        xlabel="step", ylabel="loss" if scale == "linear" else "loss (log scale)", yscale=scale
+    )
     axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.25, linewidth=0.6)

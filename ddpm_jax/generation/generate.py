@@ -49,18 +49,20 @@ def generate(
     check_guidance(sampling.guidance_scale, model.label_dropout)
     guidance = None if np.all(classes == NO_CLASS) else sampling
     chunks = chunk_count(walk_length(recipe.objective, sampling, edit), stages)
-    kept = spread_over(chunks, stages + 1) if path else [chunks]
-    batch_size = parallel.even_batch(batch_size, num)
+    kept = evenly_spaced(chunks, stages + 1) if path else [chunks]
+    batch_size = parallel.padded_batch_size(batch_size, num)
     params = parallel.replicate(params)
-    same_noise = edit is not None and edit.shares is not None
+    same_noise = edit is not None and edit.fractions is not None
     batches = []
     for start in range(0, num, batch_size):
         wanted = min(batch_size, num - start)
         indices = jnp.arange(start, start + batch_size)
         keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if same_noise else indices))
         condition = parallel.shard(jnp.asarray(classes)[indices % len(classes)])
-        network = network_of(model, params, condition, guidance, parallel.by_device(model.apply))
-        rows = None if edit is None else parallel.shard(edit.of(indices))
+        network = guided_network(
+            model, params, condition, guidance, parallel.per_shard(model.apply)
+        )
+        rows = None if edit is None else parallel.shard(edit.take(indices))
         states = walk(keys, recipe.objective, network, model.image_shape, sampling, chunks, rows)
         batches.append(_keep(states, kept, wanted, on_stage))
     return np.concatenate(batches, axis=1)
@@ -81,12 +83,14 @@ def generate_shown(
     sampling = sampling or recipe.sampling
     steps = walk_length(recipe.objective, sampling, edit)
     total = num * chunk_count(steps, min(stages, steps))
-    with tqdm(total=total, unit="part", desc=f"{num} pictures, {steps} steps", disable=not progress) as bar:
+    with tqdm(
+        total=total, unit="part", desc=f"{num} pictures, {steps} steps", disable=not progress
+    ) as bar:
         options |= {"sampling": sampling, "stages": stages, "edit": edit, "on_stage": bar.update}
         return generate(recipe, params, num=num, **options)
 
 
-def network_of(
+def guided_network(
     model: Model,
     params: Params,
     labels: Condition,
@@ -113,7 +117,9 @@ def network_of(
     )
 
 
-def choose_labels(model: Model, labels: Sequence[int] | None, edit: Edit | None = None) -> Sequence[int]:
+def choose_labels(
+    model: Model, labels: Sequence[int] | None, edit: Edit | None = None
+) -> Sequence[int]:
     """The given labels, by default all classes, or none for an edit; raises ValueError for invalid ones."""
     classes = range(model.num_classes or 0)
     none = [NO_CLASS] if model.label_dropout else []
@@ -126,7 +132,7 @@ def choose_labels(model: Model, labels: Sequence[int] | None, edit: Edit | None 
         raise ValueError(f"label {wrong[0]} is outside the classes 0..{classes[-1]}")
     if not labels:
         raise ValueError("this net needs to know the class of what it edits: give a label")
-    if edit is not None and edit.shares is not None and len(labels) > 1:
+    if edit is not None and edit.fractions is not None and len(labels) > 1:
         raise ValueError(f"between two ends there is one class: give one label, not {len(labels)}")
     return labels
 
@@ -136,17 +142,21 @@ def chunk_count(steps: int, at_least: int) -> int:
     return next(count for count in range(min(at_least, steps), steps + 1) if steps % count == 0)
 
 
-def spread_over(last: int, count: int) -> list[int]:
+def evenly_spaced(last: int, count: int) -> list[int]:
     """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
     return np.round(np.linspace(0, last, count)).astype(int).tolist()
 
 
-def _keep(states: Iterator, kept: list[int], wanted: int, on_stage: Callable[[int], None]) -> np.ndarray:
+def _keep(
+    states: Iterator, kept: list[int], wanted: int, on_stage: Callable[[int], None]
+) -> np.ndarray:
     images = []
     for i, state in enumerate(states):
         if i in kept:
             images += [to_uint8(np.asarray(state)[:wanted])] * kept.count(i)
         if i:
-            jax.block_until_ready(state)  # a progress bar shows what is computed, not what is queued
+            jax.block_until_ready(
+                state
+            )  # a progress bar shows what is computed, not what is queued
             on_stage(wanted)
     return np.stack(images)

@@ -19,7 +19,10 @@ class Recipe:
 
     def __post_init__(self):
         check_sampling(self.objective, self.sampling)
-        check(self.model.channels in (1, 3), f"channels must be 1 (grey) or 3 (RGB), not {self.model.channels}")
+        check(
+            self.model.channels in (1, 3),
+            f"channels must be 1 (grey) or 3 (RGB), not {self.model.channels}",
+        )
         check(
             self.model.learned_variance == self.objective.learns_variance,
             "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",

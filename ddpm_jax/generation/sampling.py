@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion.grid import Spacing, by_noise, falling, spaced
+from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
 from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind, check_grid
@@ -28,7 +28,7 @@ class Sampling:
     """The timesteps themselves, falling; they win over steps, spacing, offset and grid."""
     offset: int = 0
     """Added to every timestep where spacing is leading; otherwise ignored."""
-    end: Literal["clean", "lowest"] | None = None
+    end: Literal["clean", "sigma_min"] | None = None
     """Where the last step leads: to clean data, or to the level of t = 0; None for the grid's own way."""
     grid: GridKind = "plain"
     """plain, or the timesteps of some of diffusers' schedulers (`scheduler_grids.scheduler_grid`)."""
@@ -49,18 +49,32 @@ class Sampling:
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)
-        by_noise(self.spacing)
-        check(self.end in (None, "clean", "lowest"), f"end must be clean or lowest, not {self.end}")
-        check(self.grid in GRID_KINDS, f"unknown grid {self.grid!r}; there are: {', '.join(GRID_KINDS)}")
-        check(self.guidance_scale >= 0, f"guidance_scale must not be negative, not {self.guidance_scale}")
+        is_noise_spacing(self.spacing)
+        check(
+            self.end in (None, "clean", "sigma_min"), f"end must be clean or lowest, not {self.end}"
+        )
+        check(
+            self.grid in GRID_KINDS,
+            f"unknown grid {self.grid!r}; there are: {', '.join(GRID_KINDS)}",
+        )
+        check(
+            self.guidance_scale >= 0,
+            f"guidance_scale must not be negative, not {self.guidance_scale}",
+        )
         share, rescale = self.dynamic_threshold, self.guidance_rescale
-        check(share is None or 0 < share <= 1, f"dynamic_threshold must be above 0 and at most 1, not {share}")
+        check(
+            share is None or 0 < share <= 1,
+            f"dynamic_threshold must be above 0 and at most 1, not {share}",
+        )
         check(
             self.threshold_limit is None or (share is not None and self.threshold_limit >= 1),
             f"threshold_limit must be at least 1, with a dynamic_threshold, not {self.threshold_limit}",
         )
         check(self.offset >= 0, f"offset must not be negative, not {self.offset}")
-        check(rescale is None or 0 <= rescale <= 1, f"guidance_rescale must be in [0, 1], not {rescale}")
+        check(
+            rescale is None or 0 <= rescale <= 1,
+            f"guidance_rescale must be in [0, 1], not {rescale}",
+        )
         low, high = self.guidance_interval or (0, 0)
         check(low <= high, f"guidance_interval must rise, not {low} {high}")
         check(
@@ -97,8 +111,8 @@ def step_count(objective: Objective, sampling: Sampling) -> int:
     """
     steps = objective.timesteps if sampling.steps is None else sampling.steps
     if sampling.timesteps is not None:
-        return len(falling(objective.timesteps, sampling.timesteps))
-    if by_noise(sampling.spacing):
+        return len(check_decreasing(objective.timesteps, sampling.timesteps))
+    if is_noise_spacing(sampling.spacing):
         check(steps >= 1, f"steps must be at least 1, not {steps}")
     else:
         spaced(objective.timesteps, steps)
@@ -114,14 +128,17 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
     """
     steps = step_count(objective, sampling)
     if sampling.timesteps is None and sampling.steps is not None:
-        check_grid(sampling.grid, objective.timesteps, steps, sampling.spacing, sampling.leading_offset)
+        check_grid(
+            sampling.grid, objective.timesteps, steps, sampling.spacing, sampling.leading_offset
+        )
     variance, interval = sampling.options.get("variance"), sampling.guidance_interval
     check(
         variance in (None, "fixed_small", "fixed_large", objective.variance),
         f"the network was not trained to say variance {variance}: use fixed_small or fixed_large",
     )
     check(
-        with_learned_variance(objective, sampling).options.get("variance") != "learned" or steps == objective.timesteps,
+        with_learned_variance(objective, sampling).options.get("variance") != "learned"
+        or steps == objective.timesteps,
         f"variance learned is that of one timestep: take all {objective.timesteps} steps, not {steps}",
     )
     check(
@@ -134,7 +151,9 @@ def with_learned_variance(objective: Objective, sampling: Sampling) -> Sampling:
     """The sampling with the variance that the network has learned, where the sampler can take it."""
     if not objective.learns_variance or "variance" not in samplers.options_of(sampling.sampler):
         return sampling
-    return dataclasses.replace(sampling, options={"variance": objective.variance} | dict(sampling.options))
+    return dataclasses.replace(
+        sampling, options={"variance": objective.variance} | dict(sampling.options)
+    )
 
 
 def build_sampler(objective: Objective, sampling: Sampling) -> samplers.Sampler:

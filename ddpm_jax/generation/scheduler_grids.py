@@ -7,14 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.grid import CLEAN, Row, Spacing, by_noise, falling, rows, spaced, times_of
+from ddpm_jax.diffusion.grid import (
+    CLEAN_DATA,
+    GridRow,
+    Spacing,
+    check_decreasing,
+    grid_from_pairs,
+    is_noise_spacing,
+    spaced,
+    timesteps_for,
+)
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check
 
 GridKind = Literal["plain", "strides", "strides_to_0", "inner", "inner_to_0", "float"]
 GRID_KINDS = get_args(GridKind)
-LEAST_SIGNAL = 2.0**-24
+MIN_ALPHA_BAR = 2.0**-24
 """alpha_bar of their last timestep where there is no signal left, which methods in log SNR cannot take."""
 
 
@@ -25,7 +34,7 @@ def scheduler_grid(
     spacing: Spacing,
     offset: int = 0,
     end: int | None = None,
-) -> Row:
+) -> GridRow:
     """The grid of `steps` rows that a scheduler of diffusers walks, its timesteps raised by `offset`.
 
     strides       from each t to t - T // steps, whatever the spacing             DDIM
@@ -38,21 +47,23 @@ def scheduler_grid(
     the spacing is by noise level.
     """
     if end is None:
-        end = 0 if kind.endswith("to_0") else CLEAN
+        end = 0 if kind.endswith("to_0") else CLEAN_DATA
     check_grid(kind, schedule.timesteps, steps, spacing, offset)
     if kind.startswith("strides"):
-        t = falling(schedule.timesteps, spaced(schedule.timesteps, steps, spacing) + offset)
-        return rows(schedule, t, np.maximum(t - schedule.timesteps // steps, end))
+        t = check_decreasing(
+            schedule.timesteps, spaced(schedule.timesteps, steps, spacing) + offset
+        )
+        return grid_from_pairs(schedule, t, np.maximum(t - schedule.timesteps // steps, end))
     schedule = _with_signal(schedule)
-    t = falling(schedule.timesteps, _times(kind, schedule, steps, spacing) + offset)
-    return rows(schedule, t, np.append(t[1:], end))
+    t = check_decreasing(schedule.timesteps, _times(kind, schedule, steps, spacing) + offset)
+    return grid_from_pairs(schedule, t, np.append(t[1:], end))
 
 
 def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, offset: int) -> None:
     """Raise ValueError where a grid of this kind cannot have these steps of T = `timesteps`."""
     strides = kind.startswith("strides")
     check(
-        not (strides and by_noise(spacing)),
+        not (strides and is_noise_spacing(spacing)),
         f"grid {kind} walks equal strides of t, which spacing {spacing} has not: set grid plain",
     )
     inner = kind.startswith("inner") and spacing in ("linspace", "leading")
@@ -62,7 +73,10 @@ def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, off
     )
     if offset:
         first = float(spaced(timesteps, steps + inner, spacing)[0]) + offset
-        check(first < timesteps, f"offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it")
+        check(
+            first < timesteps,
+            f"offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it",
+        )
 
 
 def _times(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
@@ -70,7 +84,7 @@ def _times(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing
         return np.linspace(0, schedule.timesteps - 1, max(steps, 2))[::-1][:steps]
     if kind.startswith("inner") and spacing in ("linspace", "leading"):
         return spaced(schedule.timesteps, steps + 1, spacing)[:-1]
-    return times_of(schedule, steps, spacing)
+    return timesteps_for(schedule, steps, spacing)
 
 
 def _with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -78,11 +92,11 @@ def _with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
     log_alpha = np.asarray(schedule.log_alpha, np.float64)
     if np.isfinite(log_alpha[-1]):
         return schedule
-    log_alpha = np.append(log_alpha[:-1], np.log(LEAST_SIGNAL) - np.sum(log_alpha[:-1]))
+    log_alpha = np.append(log_alpha[:-1], np.log(MIN_ALPHA_BAR) - np.sum(log_alpha[:-1]))
     return dataclasses.replace(schedule, log_alpha=jnp.asarray(log_alpha, jnp.float32))
 
 
-def noise_scale(kind: GridKind, spacing: Spacing, grid: Row):
+def noise_scale(kind: GridKind, spacing: Spacing, grid: GridRow):
     """The factor on xT of unit variance: below 1 where diffusers starts from its noise part alone.
 
     Those are the grids float with any spacing but leading (Euler, Heun, LMS).
@@ -90,7 +104,7 @@ def noise_scale(kind: GridKind, spacing: Spacing, grid: Row):
     return grid.sqrt_one_minus_alpha_bar[0] if kind == "float" and spacing != "leading" else 1.0
 
 
-def asks_whole_timesteps(kind: GridKind) -> bool:
+def needs_whole_timesteps(kind: GridKind) -> bool:
     """Whether diffusers rounds the timesteps of this grid before it calls the network."""
     return kind.startswith("inner")
 

@@ -7,20 +7,25 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion.grid import CLEAN, Row, make_grid, times_of
+from ddpm_jax.diffusion.grid import CLEAN_DATA, GridRow, make_grid, timesteps_for
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.prediction import Denoiser, Network, make_denoiser
 from ddpm_jax.diffusion.schedule import q_sample
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.sampling import Sampling, build_sampler, step_count
-from ddpm_jax.generation.scheduler_grids import asks_whole_timesteps, at_whole_timesteps, noise_scale, scheduler_grid
+from ddpm_jax.generation.scheduler_grids import (
+    at_whole_timesteps,
+    needs_whole_timesteps,
+    noise_scale,
+    scheduler_grid,
+)
 from ddpm_jax.samplers import Sampler
 
 
-def sampling_grid(objective: Objective, sampling: Sampling) -> Row:
+def sampling_grid(objective: Objective, sampling: Sampling) -> GridRow:
     """The grid of a walk; raises ValueError for steps or timesteps out of range."""
     schedule = objective.noise_schedule
-    end = 0 if sampling.end == "lowest" else CLEAN
+    end = 0 if sampling.end == "sigma_min" else CLEAN_DATA
     if sampling.timesteps is not None:
         t = np.asarray(sampling.timesteps)
         whole = np.all(t == np.floor(t))
@@ -30,10 +35,12 @@ def sampling_grid(objective: Objective, sampling: Sampling) -> Row:
     if sampling.grid != "plain":
         given_end = None if sampling.end is None else end
         return scheduler_grid(sampling.grid, schedule, steps, sampling.spacing, offset, given_end)
-    return make_grid(schedule, times_of(schedule, steps, sampling.spacing) + offset, end)
+    return make_grid(schedule, timesteps_for(schedule, steps, sampling.spacing) + offset, end)
 
 
-def edited_grid(objective: Objective, sampling: Sampling, sampler: Sampler, edit: Edit | None) -> Row:
+def edited_grid(
+    objective: Objective, sampling: Sampling, sampler: Sampler, edit: Edit | None
+) -> GridRow:
     """The grid that an edit walks with this sampler; that of the sampling itself where there is no edit."""
     grid = sampling_grid(objective, sampling)
     return grid if edit is None else edit.grid(grid, sampler)
@@ -48,10 +55,10 @@ def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = No
 
 def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
     """The network's denoiser, with x0 limited as the sampling says."""
-    network, target = objective.predictor(network)
+    network, target = objective.network_and_target(network)
     return make_denoiser(
         objective.noise_schedule,
-        at_whole_timesteps(network) if asks_whole_timesteps(sampling.grid_kind) else network,
+        at_whole_timesteps(network) if needs_whole_timesteps(sampling.grid_kind) else network,
         target,
         1.0 if sampling.clip_x0 else None,
         dynamic_threshold=sampling.dynamic_threshold,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddpm_jax.models.initializers import Undrawn, draw_parameters
+from ddpm_jax.models.initializers import ParamSpec, draw_parameters
 
 Params = dict[str, Any]
 
@@ -54,7 +54,9 @@ class Model:
             if not 0 <= getattr(self, name, 0.0) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.label_dropout and self.num_classes is None:
-            raise ValueError("label_dropout hides labels, which this net does not have: give num_classes too")
+            raise ValueError(
+                "label_dropout hides labels, which this net does not have: give num_classes too"
+            )
         self.check()
 
     def check(self) -> None:
@@ -81,20 +83,23 @@ class Model:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, float32."""
-        return draw_parameters(key, self._undrawn)
+        return draw_parameters(key, self._param_specs)
 
     def shapes(self) -> Params:
         """The tree of parameters as shapes and dtypes; nothing is drawn."""
-        is_leaf = lambda leaf: isinstance(leaf, Undrawn)  # noqa: E731
-        return jax.tree.map(lambda leaf: leaf.value, self._undrawn, is_leaf=is_leaf)
+        is_leaf = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf.value, self._param_specs, is_leaf=is_leaf)
 
     def parameter_count(self) -> int:
         """How many numbers the parameters hold; nothing is drawn."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._undrawn))
+        return sum(leaf.size for leaf in jax.tree.leaves(self._param_specs))
 
     def summary(self) -> str:
         """One line a part of the net with its parameter count, and their sum."""
-        parts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in self._undrawn.items()}
+        parts = {
+            name: sum(leaf.size for leaf in jax.tree.leaves(part))
+            for name, part in self._param_specs.items()
+        }
         rows = [*sorted(parts.items()), ("total", sum(parts.values()))]
         return "\n".join(f"  {name:<20}{count:>15,}" for name, count in rows)
 
@@ -117,7 +122,9 @@ class Model:
             labels = self.unconditional(len(xt)) if condition is None else condition
             assert labels is not None
             condition = jnp.where(labels == NO_CLASS, self.label_count - 1, labels)
-        output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, condition, dropout_keys)
+        output: Any = self.module().apply(
+            {"params": params}, xt.astype(dtype), t, condition, dropout_keys
+        )
         return output.astype(jnp.float32)
 
     def unconditional(self, n: int) -> Int[Array, " n"] | None:
@@ -125,7 +132,7 @@ class Model:
         return jnp.full(n, NO_CLASS, jnp.int32) if self.label_dropout else None
 
     @functools.cached_property
-    def _undrawn(self) -> Any:
+    def _param_specs(self) -> Any:
         def init():
             xt, t = jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)
             return self.module().init(jax.random.key(0), xt, t, t, None)["params"]

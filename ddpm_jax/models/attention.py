@@ -27,7 +27,9 @@ def attend(
         by_rows, product = lambda a, b: wide(a, b.swapaxes(-1, -2)), wide
     logits = by_rows(q * q.shape[-1] ** -0.5, k)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    return (product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
+    return (product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(
+        v.dtype
+    )
 
 
 class SelfAttention(nn.Module):
@@ -44,7 +46,9 @@ class SelfAttention(nn.Module):
         b, h, w, c = x.shape
         head_dim = self.head_dim or c
         if c % head_dim:
-            raise ValueError(f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width")
+            raise ValueError(
+                f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width"
+            )
         pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x) if self.groups else x
         pixels = pixels.reshape(b, h * w, c)
         q, k, v = (
@@ -54,4 +58,6 @@ class SelfAttention(nn.Module):
             for name in ("to_q", "to_k", "to_v")
         )
         mixed = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h * w, c)
-        return (x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)) / self.scale
+        return (
+            x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
+        ) / self.scale

@@ -6,7 +6,13 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.layers import check_image_size, check_unconditional, conv, max_pool, upsample_nearest
+from ddpm_jax.models.layers import (
+    check_image_size,
+    check_unconditional,
+    conv,
+    max_pool,
+    upsample_nearest,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

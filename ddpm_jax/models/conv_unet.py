@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
 from ddpm_jax.models.attention import SelfAttention
-from ddpm_jax.models.initializers import torch_uniform, undrawn
+from ddpm_jax.models.initializers import param_spec, torch_uniform
 from ddpm_jax.models.layers import (
     GroupNorm,
     check_image_size,
@@ -42,7 +42,9 @@ class ConvUNet(Model):
         check_image_size(self.image_size, len(self.widths) - 1)
         sizes = [self.image_size >> i for i in range(len(self.widths))]
         if unknown := set(self.attention_sizes) - set(sizes):
-            raise ValueError(f"no level has size {min(unknown)} for attention; the sizes are {sizes}")
+            raise ValueError(
+                f"no level has size {min(unknown)} for attention; the sizes are {sizes}"
+            )
 
     def module(self) -> nn.Module:
         return ConvUNetModule(self, name="conv_unet")
@@ -55,13 +57,23 @@ class ConvBlock(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys) -> Float[Array, "b h w c2"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys
+    ) -> Float[Array, "b h w c2"]:
         net = self.net
-        h = nn.silu(GroupNorm(net.groups, name="norm1")(conv(x, self.width, 3, "conv1", init="torch")))
+        h = nn.silu(
+            GroupNorm(net.groups, name="norm1")(conv(x, self.width, 3, "conv1", init="torch"))
+        )
         h = h + nn.silu(dense(emb, self.width, "time_emb_proj", init="torch"))[:, None, None]
         h = dropout(h, net.dropout, module_keys(self, keys))
-        h = nn.silu(GroupNorm(net.groups, name="norm2")(conv(h, self.width, 3, "conv2", init="torch")))
-        h = h + (x if x.shape[-1] == self.width else conv(x, self.width, 1, "conv_shortcut", init="torch"))
+        h = nn.silu(
+            GroupNorm(net.groups, name="norm2")(conv(h, self.width, 3, "conv2", init="torch"))
+        )
+        h = h + (
+            x
+            if x.shape[-1] == self.width
+            else conv(x, self.width, 1, "conv_shortcut", init="torch")
+        )
         if h.shape[1] in net.attention_sizes:
             h = SelfAttention(net.head_dim, net.groups, init_scheme="torch", name="attention")(h)
         return h
@@ -74,10 +86,16 @@ class ConvUNetModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, xt: Float[Array, "b h w c"], t: Num[Array, " b"], labels, keys: Key[Array, " b"] | None
+        self,
+        xt: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        labels,
+        keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w out"]:
         net, last = self.net, len(self.net.widths) - 1
-        waves = sinusoidal_embedding(t, net.time_embedding_dim, layout="interleaved", freq_shift=0.0).astype(xt.dtype)
+        waves = sinusoidal_embedding(
+            t, net.time_embedding_dim, layout="interleaved", freq_shift=0.0
+        ).astype(xt.dtype)
         emb = nn.relu(dense(waves, net.time_embedding_dim, "time_linear", init="torch"))
         h, skips = xt, []
         for i, width in enumerate(net.widths):
@@ -87,7 +105,9 @@ class ConvUNetModule(nn.Module):
                 h = max_pool(h)
         for i in reversed(range(last)):
             h = TransposedConv(net.widths[i], name=f"upsample_{i}")(h)
-            h = ConvBlock(net, net.widths[i], name=f"up_{i}")(jnp.concatenate([skips[i], h], -1), emb, keys)
+            h = ConvBlock(net, net.widths[i], name=f"up_{i}")(
+                jnp.concatenate([skips[i], h], -1), emb, keys
+            )
         return conv(h, net.out_channels, 1, "conv_out", init="torch")
 
 
@@ -99,8 +119,12 @@ class TransposedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c2"]:
         b, h, w, c = x.shape
-        init = undrawn(torch_uniform(4 * self.features))  # PyTorch counts the output channels here
+        init = param_spec(
+            torch_uniform(4 * self.features)
+        )  # PyTorch counts the output channels here
         kernel = self.param("kernel", init, (c, 2, 2, self.features), jnp.float32)
         bias = self.param("bias", init, (self.features,), jnp.float32)
         blocks = jnp.einsum("bhwc,cijf->bhiwjf", x, kernel.astype(x.dtype))
-        return blocks.reshape(b, 2 * h, 2 * w, self.features) + bias.astype(x.dtype)[None, None, None]
+        return (
+            blocks.reshape(b, 2 * h, 2 * w, self.features) + bias.astype(x.dtype)[None, None, None]
+        )

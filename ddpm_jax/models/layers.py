@@ -11,26 +11,44 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
-from ddpm_jax.models.initializers import ONES, ZEROS, Init, Initial, initials, undrawn
+from ddpm_jax.models.initializers import (
+    ONES,
+    ZEROS,
+    Init,
+    InitDistribution,
+    init_distributions,
+    param_spec,
+)
 from ddpm_jax.models.kernels.matmul import matmul
 from ddpm_jax.models.kernels.winograd import conv3x3
 
 
 def conv(
-    x: Array, features: int, size: int, name: str, *, init: Init, zero: bool = False, halve: int | None = None
+    x: Array,
+    features: int,
+    size: int,
+    name: str,
+    *,
+    init: Init,
+    zero: bool = False,
+    halve: int | None = None,
 ) -> Array:
     """A size x size convolution of x (b, h, w, c) that keeps its size, or with `halve` every other pixel from there on.
 
     `zero`: its kernel starts at 0 under the ddpm init.
     """
-    kernel, bias = initials(init, size * size * x.shape[-1], size * size * features, zero)
-    options: dict[str, Any] = {"kernel_init": undrawn(kernel), "bias_init": undrawn(bias)}
+    kernel, bias = init_distributions(init, size * size * x.shape[-1], size * size * features, zero)
+    options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     if size in CONVOLUTIONS:
-        options["conv_general_dilated"] = lambda x, kernel, *_, **__: CONVOLUTIONS[size](x, kernel, halve)
+        options["conv_general_dilated"] = lambda x, kernel, *_, **__: CONVOLUTIONS[size](
+            x, kernel, halve
+        )
     return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
 
 
-def conv1x1(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], halve: None = None) -> Float[Array, "b h w o"]:
+def conv1x1(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], halve: None = None
+) -> Float[Array, "b h w o"]:
     """The product of each pixel with the kernel: on a CPU, the gradient of XLA's own is several times slower."""
     return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
@@ -40,8 +58,8 @@ CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
 
 def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
     """A linear map of the last axis of x."""
-    kernel, bias = initials(init, x.shape[-1], features, zero)
-    options: dict[str, Any] = {"kernel_init": undrawn(kernel), "bias_init": undrawn(bias)}
+    kernel, bias = init_distributions(init, x.shape[-1], features, zero)
+    options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     options["dot_general"] = lambda x, kernel, *_, **__: matmul(x, kernel)
     layer = nn.Dense(features, dtype=x.dtype, name=name, **options)
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
@@ -49,7 +67,9 @@ def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False)
 
 def embedding(labels: Array, count: int, features: int, name: str) -> Array:
     """One learned vector (features,) for each of `count` classes, N(0, 1) at first."""
-    return nn.Embed(count, features, embedding_init=undrawn(Initial("normal", 1.0)), name=name)(labels)
+    return nn.Embed(
+        count, features, embedding_init=param_spec(InitDistribution("normal", 1.0)), name=name
+    )(labels)
 
 
 def sinusoidal_embedding(
@@ -70,17 +90,27 @@ def sinusoidal_embedding(
     if dim % 2:
         raise ValueError(f"an embedding of sines and cosines needs an even dim, not {dim}")
     half = dim // 2
-    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - freq_shift)).astype(
+        np.float32
+    )
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if flip_sin_to_cos:
         waves = waves[::-1]
-    return jnp.concatenate(waves, -1) if layout == "concatenated" else jnp.stack(waves, -1).reshape(-1, dim)
+    return (
+        jnp.concatenate(waves, -1)
+        if layout == "concatenated"
+        else jnp.stack(waves, -1).reshape(-1, dim)
+    )
 
 
 @partial(jax.jit, static_argnums=(3, 4))
 def group_norm(
-    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    groups: int,
+    eps: float,
 ) -> Float[Array, "b h w c"]:
     """x normalised over (h, w) and the channels of each group (Wu & He 2018), then scaled and shifted a channel.
 
@@ -99,10 +129,14 @@ def group_norm(
     mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)
     group_mean = jnp.mean(mean, -1, keepdims=True)
     # Law of total variance: within the channels, plus between them.
-    group_variance = jnp.mean(variance.reshape(mean.shape) + (mean - group_mean) ** 2, -1, keepdims=True)
+    group_variance = jnp.mean(
+        variance.reshape(mean.shape) + (mean - group_mean) ** 2, -1, keepdims=True
+    )
     gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
     shift = bias.reshape(1, groups, -1) - group_mean * gain
-    gain, shift = jax.lax.optimization_barrier((gain.reshape(b, 1, 1, c), shift.reshape(b, 1, 1, c)))
+    gain, shift = jax.lax.optimization_barrier(
+        (gain.reshape(b, 1, 1, c), shift.reshape(b, 1, 1, c))
+    )
     return (wide * gain + shift).astype(x.dtype)
 
 
@@ -116,13 +150,17 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
         if channels % self.groups:
-            raise ValueError(f"{self.groups} groups do not divide {channels} channels: change the groups or the width")
-        scale = self.param("scale", undrawn(ONES), (channels,), jnp.float32)
-        bias = self.param("bias", undrawn(ZEROS), (channels,), jnp.float32)
+            raise ValueError(
+                f"{self.groups} groups do not divide {channels} channels: change the groups or the width"
+            )
+        scale = self.param("scale", param_spec(ONES), (channels,), jnp.float32)
+        bias = self.param("bias", param_spec(ZEROS), (channels,), jnp.float32)
         return group_norm(x, scale, bias, self.groups, self.eps)
 
 
-def dropout(x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None) -> Float[Array, "b ..."]:
+def dropout(
+    x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None
+) -> Float[Array, "b ..."]:
     """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
 
     None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, as the random bits have it.
@@ -166,7 +204,9 @@ def fir_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 def _fir(x: Array, gain: float, **options: Any) -> Array:
     line = np.array([1, 3, 3, 1]) / 8
-    kernel = jnp.asarray(np.tile((gain * np.outer(line, line))[:, :, None, None], x.shape[-1]), x.dtype)
+    kernel = jnp.asarray(
+        np.tile((gain * np.outer(line, line))[:, :, None, None], x.shape[-1]), x.dtype
+    )
     options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
     return jax.lax.conv_general_dilated(x, kernel, **options)
 
@@ -181,7 +221,9 @@ def check_image_size(image_size: int, halvings: int) -> None:
     """Raises ValueError, naming the sizes that fit, unless image_size can be halved `halvings` times."""
     unit = 2**halvings
     if image_size < unit or image_size % unit:
-        fitting = [size for size in (image_size // unit * unit, (image_size // unit + 1) * unit) if size]
+        fitting = [
+            size for size in (image_size // unit * unit, (image_size // unit + 1) * unit) if size
+        ]
         raise ValueError(
             f"image size {image_size} does not fit a net that halves it {halvings} times: "
             f"use a multiple of {unit}, such as {' or '.join(map(str, fitting))}"

@@ -13,7 +13,7 @@ from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.layers import GroupNorm, conv, dense, dropout, module_keys
 
-Kind = Literal["conv", "resnet", "skip"]
+ResampleKind = Literal["conv", "resnet", "skip"]
 Activation = Literal["silu", "relu", "gelu", "mish"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -32,7 +32,7 @@ def quarter(channels: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Blocks:
+class BlockSettings:
     """The hyperparameters that the parts of the U-Net read."""
 
     head_dim: int | None = None
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
     in any case. None for the groups leaves them to the net.
     """
 
-    net: Blocks
+    net: BlockSettings
     width: int
     groups_in: int | None = None
     groups_out: int | None = None
@@ -74,14 +74,18 @@ class ResidualBlock(nn.Module):
     shortcut: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys
+    ) -> Float[Array, "b h2 w2 c2"]:
         net, init, activate = self.net, self.net.init_scheme, ACTIVATIONS[self.net.activation]
         h = GroupNorm(self.groups_in or net.groups_of(x.shape[-1]), net.norm_eps, name="norm1")(x)
         x, h = self.resample(x), self.resample(activate(h))
         h = conv(h, self.width, 3, "conv1", init=init)
         norm2 = GroupNorm(self.groups_out or net.groups_of(self.width), net.norm_eps, name="norm2")
         scaled = net.modulation == "scale_shift"
-        emb = dense(activate(emb), self.width * (1 + scaled), "time_emb_proj", init=init)[:, None, None]
+        emb = dense(activate(emb), self.width * (1 + scaled), "time_emb_proj", init=init)[
+            :, None, None
+        ]
         if scaled:
             gain, shift = jnp.split(emb, 2, -1)
             h = norm2(h) * (1 + gain) + shift
@@ -94,14 +98,14 @@ class ResidualBlock(nn.Module):
         return (x + h) / self.scale
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """Residual blocks at one resolution, each followed by attention if the level has it; returns every state.
 
     On the way up each takes in one of the `skips` of the way down. A level of NCSN++ has its groups and scale, and on
     the way up one attention, at the end.
     """
 
-    net: Blocks
+    net: BlockSettings
     width: int
     attention: bool
     ncsnpp: bool = False
@@ -116,7 +120,9 @@ class Level(nn.Module):
             once = self.ncsnpp and skip is not None
             if self.attention and (j == last or not once):
                 groups, scale = (32, SKIP_SCALE) if self.ncsnpp else (None, 1.0)
-                x = attention(self.net, f"attention_{0 if once else j}", groups=groups, scale=scale)(x)
+                x = attention(
+                    self.net, f"attention_{0 if once else j}", groups=groups, scale=scale
+                )(x)
             states.append(x)
         return states
 
@@ -124,24 +130,28 @@ class Level(nn.Module):
         channels, more = x.shape[-1], 0 if skip is None else skip.shape[-1]
         groups = quarter(channels + more)
         if self.attention and skip is not None:
-            groups = min(channels + more // 4, 32)  # as diffusers has it, by the precedence of its operators
+            groups = min(
+                channels + more // 4, 32
+            )  # as diffusers has it, by the precedence of its operators
         return {"groups_in": groups, "groups_out": quarter(self.width), "scale": SKIP_SCALE}
 
 
-def attention(net: Blocks, name: str, *, groups: int | None = None, scale: float = 1.0):
+def attention(net: BlockSettings, name: str, *, groups: int | None = None, scale: float = 1.0):
     """A self-attention layer of the net; None for the groups leaves them to the net, 0 is for no norm."""
 
     def apply(x: Array) -> Array:
         count = net.groups_of(x.shape[-1]) if groups is None else groups
-        return SelfAttention(net.head_dim, count, net.norm_eps, net.init_scheme, scale, name=name)(x)
+        return SelfAttention(net.head_dim, count, net.norm_eps, net.init_scheme, scale, name=name)(
+            x
+        )
 
     return apply
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Residual block, attention if the middle has it, residual block at the coarsest level."""
 
-    net: Blocks
+    net: BlockSettings
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], emb: Array, keys) -> Float[Array, "b h w c"]:
@@ -152,7 +162,9 @@ class Middle(nn.Module):
         return ResidualBlock(net, x.shape[-1], scale=scale, name="resnet_1")(x, emb, keys)
 
 
-def ncsnpp_resampler(net: Blocks, width: int, resample: Callable[[Array], Array], name: str) -> ResidualBlock:
+def ncsnpp_resampler(
+    net: BlockSettings, width: int, resample: Callable[[Array], Array], name: str
+) -> ResidualBlock:
     """The residual block by which a level of NCSN++ goes over to the next."""
     groups = quarter(width)
     return ResidualBlock(net, width, groups, groups, SKIP_SCALE, resample, shortcut=True, name=name)

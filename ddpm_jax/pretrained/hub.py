@@ -15,7 +15,9 @@ from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import read_json
 from ddpm_jax.pretrained.weight_files import weights_file
 
-REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII)
+REPOSITORY = re.compile(
+    r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII
+)
 INDEX = "model_index.json"
 UNET = "unet/"
 JSONS = [INDEX, CONFIG, UNET + CONFIG, "scheduler_config.json", "scheduler/scheduler_config.json"]
@@ -29,7 +31,9 @@ def is_repository(name: str) -> bool:
     return REPOSITORY.fullmatch(name) is not None
 
 
-def download(repo: str, *, variant: str | None = None, revision: str | None = None, weights: bool = True) -> Path:
+def download(
+    repo: str, *, variant: str | None = None, revision: str | None = None, weights: bool = True
+) -> Path:
     """The folder in the hub's cache with the JSON files of a repository and, if asked for, the weights of its net.
 
     The weights are the files that `read_tensors` reads, of a variant such as fp16; none where the net, in unet/ or at
@@ -40,9 +44,15 @@ def download(repo: str, *, variant: str | None = None, revision: str | None = No
         folder = Path(client.snapshot_download(repo, revision=revision, allow_patterns=JSONS))
     names = _names(repo, folder)
     if names.isdisjoint({INDEX, CONFIG, UNET + CONFIG}):
-        raise FileNotFoundError(f"{repo} holds no {INDEX} and no {CONFIG}: it is not in the layout of diffusers")
+        raise FileNotFoundError(
+            f"{repo} holds no {INDEX} and no {CONFIG}: it is not in the layout of diffusers"
+        )
     place = UNET if UNET + CONFIG in names else ""
-    if weights and place + CONFIG in names and read_json(folder / place / CONFIG).get("_class_name", CLASS) == CLASS:
+    if (
+        weights
+        and place + CONFIG in names
+        and read_json(folder / place / CONFIG).get("_class_name", CLASS) == CLASS
+    ):
         there = {name.removeprefix(place) for name in names if name.startswith(place)}
         _download_weights(repo, folder, place, {name for name in there if "/" not in name}, variant)
     return folder
@@ -57,7 +67,9 @@ def _names(repo: str, folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def _download_weights(repo: str, folder: Path, place: str, names: set[str], variant: str | None) -> None:
+def _download_weights(
+    repo: str, folder: Path, place: str, names: set[str], variant: str | None
+) -> None:
     """Downloads those of the files of a net, `names`, that hold its weights."""
 
     def fetch(name: str) -> Path:
@@ -68,7 +80,10 @@ def _download_weights(repo: str, folder: Path, place: str, names: set[str], vari
     places = read_json(file).get("weight_map") if file.suffix == ".json" else None
     shards = set(map(str, places.values())) if isinstance(places, dict) else set()
     lost = sorted(shards - names)
-    check(not lost, f"{repo} has no {', '.join(lost[:4])[:200]} beside {file.name}, which places tensors there")
+    check(
+        not lost,
+        f"{repo} has no {', '.join(lost[:4])[:200]} beside {file.name}, which places tensors there",
+    )
     for shard in sorted(shards):
         fetch(shard)
 
@@ -77,18 +92,31 @@ def prepare(repo: str, private: bool = False) -> None:
     """Creates a repository unless it is there; raises ValueError or OSError where an upload to it would be refused."""
     client = _client(repo)
     hub = client.constants.ENDPOINT
-    check(not client.constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE is set: nothing can be uploaded until it is unset")
+    check(
+        not client.constants.HF_HUB_OFFLINE,
+        "HF_HUB_OFFLINE is set: nothing can be uploaded until it is unset",
+    )
     token = client.get_token()
-    check(bool(token), f"an upload needs a token that may write: set HF_TOKEN to one of {hub}/settings/tokens")
+    check(
+        bool(token),
+        f"an upload needs a token that may write: set HF_TOKEN to one of {hub}/settings/tokens",
+    )
     api = client.HfApi()
     with _one_line_errors(repo):
-        api.create_repo(repo, private=private or None, exist_ok=True)  # None leaves it to the owner's settings
+        api.create_repo(
+            repo, private=private or None, exist_ok=True
+        )  # None leaves it to the owner's settings
         api.auth_check(repo, write=True)
         exposed = private and not api.model_info(repo).private
-    check(not exposed, f"{repo} is public: make it private at {hub}/{repo}/settings, or name another repository")
+    check(
+        not exposed,
+        f"{repo} is public: make it private at {hub}/{repo}/settings, or name another repository",
+    )
 
 
-def upload(folder: Path, repo: str, *, private: bool = False, message: str = "Upload by ddpm_jax") -> str:
+def upload(
+    folder: Path, repo: str, *, private: bool = False, message: str = "Upload by ddpm_jax"
+) -> str:
     """The address of the repository after a commit of all files of a folder but hidden ones; creates it if needed.
 
     Raises ValueError, ImportError or OSError.
@@ -106,7 +134,9 @@ def upload(folder: Path, repo: str, *, private: bool = False, message: str = "Up
 
 def _client(repo: str) -> ModuleType:
     """The package huggingface_hub, for a repository of a valid name."""
-    check(is_repository(repo), f"{repo!r} cannot be a repository of the hub: name one as owner/name")
+    check(
+        is_repository(repo), f"{repo!r} cannot be a repository of the hub: name one as owner/name"
+    )
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors, get_cached_repo_tree  # noqa: F401
@@ -136,18 +166,32 @@ def _explained(error: BaseException, repo: str, revision: str | None) -> OSError
 
     hub, missing = constants.ENDPOINT, ""
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error, missing = error.__cause__, f", and {repo} is not whole in the cache {constants.HF_HUB_CACHE}"
+        error, missing = (
+            error.__cause__,
+            f", and {repo} is not whole in the cache {constants.HF_HUB_CACHE}",
+        )
     match error:
         case errors.RevisionNotFoundError():
             there = ", ".join(_revisions(repo))
-            return FileNotFoundError(f"{repo} has no revision {revision or 'main'}: name a commit or one of {there}")
+            return FileNotFoundError(
+                f"{repo} has no revision {revision or 'main'}: name a commit or one of {there}"
+            )
         case errors.GatedRepoError():
-            return PermissionError(f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN to your token")
+            return PermissionError(
+                f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN to your token"
+            )
         case errors.HfHubHTTPError():
-            status, said = error.response.status_code, " ".join((error.server_message or "no reason given").split())
-            return OSError(f"{hub} answers {status} for {repo} ({said}): {REMEDIES.get(status, 'try again later')}")
+            status, said = (
+                error.response.status_code,
+                " ".join((error.server_message or "no reason given").split()),
+            )
+            return OSError(
+                f"{hub} answers {status} for {repo} ({said}): {REMEDIES.get(status, 'try again later')}"
+            )
         case errors.HTTPError():
-            return ConnectionError(f"no answer from {hub} ({error}){missing}: check the network and HF_ENDPOINT")
+            return ConnectionError(
+                f"no answer from {hub} ({error}){missing}: check the network and HF_ENDPOINT"
+            )
         case errors.OfflineModeIsEnabled():
             return FileNotFoundError(f"HF_HUB_OFFLINE is set{missing}: unset it")
     return OSError(" ".join(str(error).split()))

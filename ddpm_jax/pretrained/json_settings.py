@@ -10,7 +10,7 @@ VERSION = "0.35.0"
 """The version of diffusers that what is written is said to be of."""
 
 
-def settings_of(
+def validate(
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],
     ignored: Collection[str],
@@ -44,7 +44,9 @@ def _like(value: Any, default: Any) -> bool:
     if value is None or default is None:
         return True
     if isinstance(default, list):
-        return isinstance(value, list) and (not default or (bool(value) and all(_like(x, default[0]) for x in value)))
+        return isinstance(value, list) and (
+            not default or (bool(value) and all(_like(x, default[0]) for x in value))
+        )
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, int):
@@ -56,10 +58,12 @@ def _like(value: Any, default: Any) -> bool:
 def _kind(default: Any) -> str:
     if isinstance(default, list):
         return f"a list, such as {default}"
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a string")
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(
+        type(default), "a string"
+    )
 
 
-def known(names: Mapping, value: Any, key: str) -> Any:
+def lookup(names: Mapping, value: Any, key: str) -> Any:
     """What of ours stands for a value of theirs; raises ValueError, with those there are, for another."""
     check(
         isinstance(value, Hashable) and value in names,

@@ -13,8 +13,8 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub, scheduler_config, unet_folder
 from ddpm_jax.pretrained.hub import INDEX
 from ddpm_jax.pretrained.json_settings import VERSION
-from ddpm_jax.pretrained.scheduler_config import scheduler_of
-from ddpm_jax.pretrained.unet_config import CLASS, config_of
+from ddpm_jax.pretrained.scheduler_config import parse_scheduler
+from ddpm_jax.pretrained.unet_config import CLASS, unet_to_config
 from ddpm_jax.pretrained.untrusted_files import inside, read_json, write_json
 from ddpm_jax.samplers import Sampler
 
@@ -49,14 +49,16 @@ def load_pretrained(
     fp16, `revision` a branch, tag or commit of the repository; `image_size` is for nets whose config names none.
     Raises FileNotFoundError, ValueError, ImportError or OSError.
     """
-    recipe = read_recipe(find(path_or_repo, revision), scheduler, image_size)
+    recipe = read_recipe(locate_folder(path_or_repo, revision), scheduler, image_size)
     params = read_params(path_or_repo, recipe, variant, revision)
     assert isinstance(recipe.model, UNet)
     sampler = build_sampler(recipe.objective, recipe.sampling)
     return Pretrained(recipe.model, params, recipe.objective.noise_schedule, sampler, recipe)
 
 
-def save_pretrained(recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False) -> str:
+def save_pretrained(
+    recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False
+) -> str:
     """Writes the folder that `load_pretrained` reads, and `DDPMPipeline.from_pretrained` of diffusers.
 
     Returns the name of its scheduler, which walks as the recipe's sampler, or is DDPMScheduler where none does;
@@ -66,7 +68,9 @@ def save_pretrained(recipe: Recipe, params: Params, folder: str | Path, *, for_p
     scheduler = scheduler_config.scheduler_config(objective, recipe.sampling, for_pipeline)
     unet_folder.save_net(model, params, folder / "unet")
     (folder / "scheduler").mkdir(exist_ok=True)
-    write_json(folder / "scheduler" / scheduler_config.NAME, scheduler | {"_diffusers_version": VERSION})
+    write_json(
+        folder / "scheduler" / scheduler_config.NAME, scheduler | {"_diffusers_version": VERSION}
+    )
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
     return scheduler["_class_name"]
@@ -76,14 +80,19 @@ def check_possible(recipe: Recipe) -> tuple[UNet, Objective]:
     """The net and the objective of a recipe; raises ValueError where diffusers cannot hold them."""
     model, objective = recipe.model, recipe.objective
     if not isinstance(model, UNet):
-        raise ValueError(f"diffusers has no net such as {type(model).__name__}: only a UNet can be written")
-    config_of(model)
+        raise ValueError(
+            f"diffusers has no net such as {type(model).__name__}: only a UNet can be written"
+        )
+    unet_to_config(model)
     scheduler_config.scheduler_config(objective, recipe.sampling)
     return model, objective
 
 
-def find(
-    path_or_repo: str | Path, revision: str | None = None, variant: str | None = None, weights: bool = False
+def locate_folder(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: bool = False,
 ) -> Path:
     """The folder at a path, or of a repository in the hub's cache after the download of its JSON files.
 
@@ -94,33 +103,44 @@ def find(
         check(path.is_dir(), f"{path} is a file: give the folder it is in")
         return path
     if not hub.is_repository(str(path_or_repo)):
-        raise FileNotFoundError(f"{path_or_repo} is neither a folder here nor owner/name, a repository of the hub")
+        raise FileNotFoundError(
+            f"{path_or_repo} is neither a folder here nor owner/name, a repository of the hub"
+        )
     try:
         return hub.download(str(path_or_repo), variant=variant, revision=revision, weights=weights)
     except (OSError, ImportError) as error:
-        raise type(error)(f"there is no folder {path_or_repo} here, and as a repository of the hub: {error}") from error
+        raise type(error)(
+            f"there is no folder {path_or_repo} here, and as a repository of the hub: {error}"
+        ) from error
 
 
-def is_one(folder: Path) -> bool:
+def looks_like_diffusers(folder: Path) -> bool:
     """Whether a folder looks like one in the layout of diffusers."""
-    return any((folder / name).exists() for name in (INDEX, "unet", "scheduler", scheduler_config.NAME))
+    return any(
+        (folder / name).exists() for name in (INDEX, "unet", "scheduler", scheduler_config.NAME)
+    )
 
 
-def read_recipe(folder: Path, scheduler: str | None = None, image_size: int | None = None) -> Recipe:
+def read_recipe(
+    folder: Path, scheduler: str | None = None, image_size: int | None = None
+) -> Recipe:
     """What the JSON files of a folder say; no device is touched."""
     index = _index(folder)
     model = unet_folder.read_net(_part(folder, "unet"), image_size)
     config = read_json(inside(folder, _part(folder, "scheduler") / scheduler_config.NAME))
-    said = scheduler_of({"_class_name": index["scheduler"][1]} | config, scheduler)
+    said = parse_scheduler({"_class_name": index["scheduler"][1]} | config, scheduler)
     return Recipe(model=model, objective=said.objective, sampling=said.sampling)
 
 
 def read_params(
-    path_or_repo: str | Path, recipe: Recipe, variant: str | None = None, revision: str | None = None
+    path_or_repo: str | Path,
+    recipe: Recipe,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Params:
     """The parameters of a model whose recipe has been read, downloaded first where it is a repository."""
     assert isinstance(recipe.model, UNet)
-    folder = find(path_or_repo, revision, variant, weights=True)
+    folder = locate_folder(path_or_repo, revision, variant, weights=True)
     return unet_folder.read_params(_part(folder, "unet"), recipe.model, variant)
 
 
@@ -129,13 +149,20 @@ def _index(folder: Path) -> dict[str, Any]:
     index = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", "DDPMScheduler"]}
     if (folder / INDEX).exists():
         index |= read_json(inside(folder, folder / INDEX))
-    named = {name: part for name, part in index.items() if isinstance(part, list) and part != [None, None]}
+    named = {
+        name: part
+        for name, part in index.items()
+        if isinstance(part, list) and part != [None, None]
+    }
     others = sorted(set(named) - PARTS)
     kind = index.get("_class_name", PIPELINE)
     check(
-        not others, f"{folder} is a {str(kind)[:80]} with {', '.join(others)[:200]}: only nets of pixels are supported"
+        not others,
+        f"{folder} is a {str(kind)[:80]} with {', '.join(others)[:200]}: only nets of pixels are supported",
     )
-    whole = all(len(part) == 2 and all(isinstance(word, str) for word in part) for part in named.values())
+    whole = all(
+        len(part) == 2 and all(isinstance(word, str) for word in part) for part in named.values()
+    )
     check(whole and set(named) == PARTS, f"{folder / INDEX} does not name a unet and a scheduler")
     return index
 

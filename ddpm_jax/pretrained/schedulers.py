@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.errors import check
 from ddpm_jax.generation.scheduler_grids import GridKind
-from ddpm_jax.pretrained.json_settings import known
+from ddpm_jax.pretrained.json_settings import lookup
 
 VARIANCES = {name: name for name in ("fixed_small", "fixed_large", "learned_range")} | {
     "fixed_small_log": "fixed_small"
@@ -24,10 +24,22 @@ TRAINED: dict[str, Any] = {
     "steps_offset": 0,
 }
 CLIPPED: dict[str, Any] = {"clip_sample": True, "clip_sample_range": 1.0}
-THRESHOLDED: dict[str, Any] = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-SIGMAS: dict[str, Any] = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+THRESHOLDED: dict[str, Any] = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+SIGMAS: dict[str, Any] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
 RESCALED: dict[str, Any] = {"rescale_betas_zero_snr": False}
-SHIFTED: dict[str, Any] = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False}
+SHIFTED: dict[str, Any] = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+}
 SHIFTED |= {"time_shift_type": "exponential"}
 LEADING: dict[str, Any] = {"timestep_spacing": "leading"}
 LINSPACE: dict[str, Any] = {"timestep_spacing": "linspace"}
@@ -49,7 +61,12 @@ OWN_VALUES: dict[str, dict[str, tuple]] = {
         "DEISMultistepScheduler": ("logrho",),
     },
     "algorithm_type": {
-        "DPMSolverMultistepScheduler": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
+        "DPMSolverMultistepScheduler": (
+            "dpmsolver",
+            "dpmsolver++",
+            "sde-dpmsolver",
+            "sde-dpmsolver++",
+        ),
         "DPMSolverSinglestepScheduler": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"),
         "DEISMultistepScheduler": ("deis",),
     },
@@ -67,13 +84,13 @@ OWN_VALUES: dict[str, dict[str, tuple]] = {
 """Values of a key by scheduler; one reads another's JSON without a value that it does not have."""
 
 
-class Kind(NamedTuple):
+class SchedulerSpec(NamedTuple):
     """A scheduler: its keys and their defaults, and our sampler and grid that equal it."""
 
     defaults: dict[str, Any]
     sampler: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
     """The sampler and its options, by the settings."""
-    heeded: tuple[str, ...] = ()
+    supported: tuple[str, ...] = ()
     """Keys of its own that `sampler` heeds; others must be at their defaults."""
     choices: tuple[dict[str, Any], ...] = ({},)
     """Values of these and of the end, in all their combinations."""
@@ -90,7 +107,7 @@ class Kind(NamedTuple):
 
 
 def _ddpm(said):
-    return "ddpm", {"variance": known(VARIANCES, said["variance_type"], "variance_type")}
+    return "ddpm", {"variance": lookup(VARIANCES, said["variance_type"], "variance_type")}
 
 
 def _pndm(said):
@@ -105,10 +122,16 @@ def _unipc(said):
 def _dpm(said):
     algorithm, order = said["algorithm_type"], said["solver_order"]
     kind = (algorithm, order)
-    names = {("dpmsolver++", 2): "dpmpp_2m", ("dpmsolver++", 3): "dpmpp_3m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}
+    names = {
+        ("dpmsolver++", 2): "dpmpp_2m",
+        ("dpmsolver++", 3): "dpmpp_3m",
+        ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+    }
     if kind == ("dpmsolver++", 1):
         return "unipc", {"order": 1, "corrector": False, "compat": True}
-    check(kind in names, f"algorithm_type {algorithm[:80]} of solver_order {order} is not supported")
+    check(
+        kind in names, f"algorithm_type {algorithm[:80]} of solver_order {order} is not supported"
+    )
     return names[kind], {"compat": True}
 
 
@@ -136,13 +159,13 @@ TO_ONE = _values("set_alpha_to_one", True, False)
 SIGMA_ENDS = _values("final_sigmas_type", "zero", "sigma_min")
 
 SCHEDULERS = {
-    "DDPMScheduler": Kind(
+    "DDPMScheduler": SchedulerSpec(
         TRAINED | LEADING | CLIPPED | THRESHOLDED | RESCALED | {"variance_type": "fixed_small"},
         _ddpm,
         choices=_values("variance_type", "fixed_small", "fixed_large", "learned_range"),
         in_pipeline=True,
     ),
-    "DDIMScheduler": Kind(
+    "DDIMScheduler": SchedulerSpec(
         TRAINED | LEADING | CLIPPED | THRESHOLDED | RESCALED | {"set_alpha_to_one": True},
         _named("ddim"),
         choices=TO_ONE,
@@ -150,66 +173,66 @@ SCHEDULERS = {
         grid="strides",
         keep_eps=True,
     ),
-    "PNDMScheduler": Kind(
+    "PNDMScheduler": SchedulerSpec(
         TRAINED | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
         _pndm,
-        heeded=("skip_prk_steps",),
+        supported=("skip_prk_steps",),
         choices=_each(_values("skip_prk_steps", False, True), TO_ONE),
         steps_x0=False,
         grid="strides_to_0",
     ),
-    "UniPCMultistepScheduler": Kind(
+    "UniPCMultistepScheduler": SchedulerSpec(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | RESCALED | SHIFTED | SOLVED | ENDED
         | {"solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None, "shift_terminal": None},
         _unipc,
-        heeded=("solver_order", "solver_type"),
+        supported=("solver_order", "solver_type"),
         choices=_each(_values("solver_order", 2, 3, 1), _values("solver_type", "bh2", "bh1"), SIGMA_ENDS),
         grid="inner",
     ),
-    "DPMSolverMultistepScheduler": Kind(
+    "DPMSolverMultistepScheduler": SchedulerSpec(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | RESCALED | SHIFTED | SOLVED | DPM
         | {"euler_at_final": False, "use_lu_lambdas": False},
         _dpm,
-        heeded=("solver_order", "algorithm_type"),
+        supported=("solver_order", "algorithm_type"),
         choices=_each(_values("solver_order", 2, 3, 1), SIGMA_ENDS)
         + _each(_values("algorithm_type", "sde-dpmsolver++"), SIGMA_ENDS),
         in_pipeline=True,
         grid="inner",
     ),
-    "DPMSolverSinglestepScheduler": Kind(
+    "DPMSolverSinglestepScheduler": SchedulerSpec(
         {key: value for key, value in TRAINED.items() if key != "steps_offset"}
         | THRESHOLDED | SIGMAS | SHIFTED | SOLVED | DPM | {"lower_order_final": False},
         _named("dpmpp_2s", compat=True),
-        heeded=("lower_order_final",),
+        supported=("lower_order_final",),
         choices=SIGMA_ENDS,
         in_pipeline=True,
         grid="inner",
     ),
-    "EulerDiscreteScheduler": Kind(
+    "EulerDiscreteScheduler": SchedulerSpec(
         TRAINED | LINSPACE | SIGMAS | RESCALED | ENDED | {"interpolation_type": "linear", "timestep_type": "discrete"},
         _named("euler"),
         choices=SIGMA_ENDS,
         whole_karras=False,
         grid="float",
     ),
-    "EulerAncestralDiscreteScheduler": Kind(
+    "EulerAncestralDiscreteScheduler": SchedulerSpec(
         TRAINED | LINSPACE | RESCALED, _named("euler_ancestral"), steps_x0=False, grid="float"
     ),
-    "HeunDiscreteScheduler": Kind(
+    "HeunDiscreteScheduler": SchedulerSpec(
         TRAINED | LINSPACE | SIGMAS | CLIPPED | {"clip_sample": False, "beta_start": 0.00085, "beta_end": 0.012},
         _named("heun", compat=True),
         whole_karras=False,
         grid="float",
     ),
-    "DEISMultistepScheduler": Kind(
+    "DEISMultistepScheduler": SchedulerSpec(
         TRAINED | LINSPACE | THRESHOLDED | SIGMAS | SHIFTED | SOLVED
         | {"algorithm_type": "deis", "solver_type": "logrho"},
         _deis,
-        heeded=("solver_order",),
+        supported=("solver_order",),
         choices=_values("solver_order", 3, 2, 1),
         grid="inner_to_0",
     ),
-    "LMSDiscreteScheduler": Kind(
+    "LMSDiscreteScheduler": SchedulerSpec(
         TRAINED | LINSPACE | SIGMAS, _named("lms", compat=True), whole_karras=False, grid="float"
     ),
 }  # fmt: skip

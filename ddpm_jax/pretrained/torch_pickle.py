@@ -25,11 +25,11 @@ import numpy as np
 
 from ddpm_jax.pretrained.untrusted_files import brief
 
-LARGEST_PART = 4 * 2**20  # bytes of the zip directory, and of the pickle
-MOST_INSTRUCTIONS = 2**17  # a tensor takes about 20
-MOST_AXES = 8
-MOST_ARGUMENTS = 7  # of _rebuild_tensor_v2
-LONGEST_NAME = 255  # characters
+MAX_PART_BYTES = 4 * 2**20  # bytes of the zip directory, and of the pickle
+MAX_INSTRUCTIONS = 2**17  # a tensor takes about 20
+MAX_AXES = 8
+MAX_ARGUMENTS = 7  # of _rebuild_tensor_v2
+MAX_NAME_LENGTH = 255  # characters
 INSTRUCTIONS = set(
     "PROTO GLOBAL MARK EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET "
     "LONG_BINGET SETITEM SETITEMS REDUCE BUILD BINPERSID NONE NEWTRUE NEWFALSE BINUNICODE BININT "
@@ -81,7 +81,7 @@ class _SmallReads(io.FileIO):
     def read(self, size: int | None = -1, /) -> Any:
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
-        if size > LARGEST_PART:
+        if size > MAX_PART_BYTES:
             raise ValueError(f"{self.name} has a directory of {size:,} bytes, which is too much.")
         return super().read(size)
 
@@ -97,7 +97,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]
     pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError(f"{path} holds {len(pickles)} pickles (NAME/data.pkl), not one.")
-    if sizes[pickles[0]] > LARGEST_PART:
+    if sizes[pickles[0]] > MAX_PART_BYTES:
         raise ValueError(f"{path} has a pickle of {sizes[pickles[0]]:,} bytes, which is too much.")
     order = pickles[0].replace("data.pkl", "byteorder")
     if order in sizes and (sizes[order] > 16 or archive.read(order) != b"little"):
@@ -117,13 +117,13 @@ def _confined(data: bytes) -> bytes:
     file = io.BytesIO(data)
     argument: Any
     for count, (opcode, argument, start) in enumerate(pickletools.genops(file)):
-        if count == MOST_INSTRUCTIONS:
-            raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS:,} instructions")
+        if count == MAX_INSTRUCTIONS:
+            raise ValueError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions")
         if opcode.name not in INSTRUCTIONS:
             raise ValueError(f"its pickle has the instruction {opcode.name}: nothing ran")
         if opcode.name == "GLOBAL":  # find_class checks it again; this names the first obstacle
             _stand_in(argument.replace(" ", ".", 1))
-        if "PUT" in opcode.name and argument > MOST_INSTRUCTIONS:  # allocates that many entries
+        if "PUT" in opcode.name and argument > MAX_INSTRUCTIONS:  # allocates that many entries
             raise ValueError(f"its pickle has a memo of {argument:,} entries")
         parts.append(REPLACED.get(opcode.name, data[start : file.tell()]))
     return b"".join(parts)
@@ -184,7 +184,7 @@ class _Items(dict):
         super().__init__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str) or len(key) > LONGEST_NAME:
+        if not isinstance(key, str) or len(key) > MAX_NAME_LENGTH:
             raise ValueError("it does not hold tensors by name alone")
         super().__setitem__(key, value)
 
@@ -192,11 +192,11 @@ class _Items(dict):
 def _tensor(*arguments: Any) -> LazyTensor:
     """Stand-in for _rebuild_tensor_v2. Raises ValueError if it reaches beyond its storage."""
     storage, offset, shape, strides = arguments[:4]
-    if not isinstance(storage, _Storage) or len(arguments) > MOST_ARGUMENTS:
+    if not isinstance(storage, _Storage) or len(arguments) > MAX_ARGUMENTS:
         raise ValueError("it has a tensor without storage, or of other arguments")
     axes = isinstance(shape, tuple) and isinstance(strides, tuple)
-    if not axes or not len(shape) == len(strides) <= MOST_AXES:
-        raise ValueError(f"it has a tensor without shape or strides, or of over {MOST_AXES} axes")
+    if not axes or not len(shape) == len(strides) <= MAX_AXES:
+        raise ValueError(f"it has a tensor without shape or strides, or of over {MAX_AXES} axes")
     if not all(isinstance(n, int) and 0 <= n < 2**40 for n in (offset, *shape, *strides)):
         raise ValueError("it has a tensor of impossible sizes")
     end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))

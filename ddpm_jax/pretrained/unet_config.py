@@ -5,7 +5,7 @@ from typing import Any
 
 from ddpm_jax.errors import check
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.json_settings import VERSION, known, settings_of
+from ddpm_jax.pretrained.json_settings import VERSION, lookup, validate
 
 CLASS = "UNet2DModel"
 DEFAULTS: dict[str, Any] = {
@@ -40,7 +40,13 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a key that is missing stands for, in diffusers; null is another thing."""
 
-NULLABLE = {"mid_block_type", "downsample_type", "upsample_type", "attention_head_dim", "norm_num_groups"}
+NULLABLE = {
+    "mid_block_type",
+    "downsample_type",
+    "upsample_type",
+    "attention_head_dim",
+    "norm_num_groups",
+}
 """Keys that may be null beside those whose default is null."""
 
 LARGEST = {
@@ -54,9 +60,17 @@ LARGEST = {
     "num_train_timesteps": 2**20,
 }
 """What no net reaches; beyond it drawing up the net alone would take memory or time without end."""
-MOST, MOST_LEVELS = 10**6, 16
+MAX_NUMBER, MAX_LEVELS = 10**6, 16
 
-OF_AVERAGES = {"decay", "inv_gamma", "power", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"}
+EMA_KEYS = {
+    "decay",
+    "inv_gamma",
+    "power",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+}
 """Keys that diffusers' moving averages leave in the config of the net they average."""
 
 # What a type of block says of its level: whether it has attention, and how it goes over to the next, None for
@@ -68,10 +82,14 @@ BLOCKS = {
     "AttnSkip{}Block2D": (True, "skip"),
     "Resnet{}sampleBlock2D": (False, "resnet"),
 }
-MIDDLES = {(None, True): "none", (None, False): "none", (CLASS_OF_MIDDLE := "UNetMidBlock2D", True): "attention"}
+MIDDLES = {
+    (None, True): "none",
+    (None, False): "none",
+    (CLASS_OF_MIDDLE := "UNetMidBlock2D", True): "attention",
+}
 MIDDLES[CLASS_OF_MIDDLE, False] = "plain"
 
-SAME = {
+RENAMED = {
     "in_channels": "channels",
     "center_input_sample": "center_input",
     "time_embedding_dim": "time_embedding_dim",
@@ -86,35 +104,49 @@ SAME = {
 }
 """Keys whose value is that of a setting of ours."""
 
-NAMED: dict[str, tuple[str, dict]] = {
+MAPPED: dict[str, tuple[str, dict]] = {
     "time_embedding_type": (
         "time_embedding",
         {"positional": "sinusoidal", "fourier": "fourier", "learned": "learned"},
     ),
     "downsample_padding": ("symmetric_padding", {0: False, 1: True}),
-    "act_fn": ("activation", {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}),
+    "act_fn": (
+        "activation",
+        {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"},
+    ),
     "resnet_time_scale_shift": ("modulation", {"default": "shift", "scale_shift": "scale_shift"}),
-    "class_embed_type": ("labels_are", {None: "classes", "timestep": "numbers", "identity": "vectors"}),
+    "class_embed_type": (
+        "labels_are",
+        {None: "classes", "timestep": "numbers", "identity": "vectors"},
+    ),
 }
 """Keys with a setting of ours, and what of it stands for their values."""
 
 
-def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
+def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
     """The net that a config.json describes; raises ValueError for what is not understood.
 
     `image_size` is for configs that name none; the parameters do not depend on it.
     """
-    check(config.get("_class_name", CLASS) == CLASS, f"this is a {config.get('_class_name')}, not a {CLASS}")
-    said = settings_of(config, DEFAULTS, OF_AVERAGES, "config.json", NULLABLE)
+    check(
+        config.get("_class_name", CLASS) == CLASS,
+        f"this is a {config.get('_class_name')}, not a {CLASS}",
+    )
+    said = validate(config, DEFAULTS, EMA_KEYS, "config.json", NULLABLE)
     _check_sizes(said)
     said["act_fn"] = said["act_fn"].lower()
     channels, out = said["in_channels"], said["out_channels"]
-    check(out in (channels, 2 * channels), f"out_channels {out} is neither in_channels {channels} nor twice that")
+    check(
+        out in (channels, 2 * channels),
+        f"out_channels {out} is neither in_channels {channels} nor twice that",
+    )
     down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
     up = [_block(name, "Up", said["upsample_type"]) for name in reversed(said["up_block_types"])]
-    said |= {key: float(said[key]) for key, default in DEFAULTS.items() if isinstance(default, float)}
-    same = {ours: said[key] for key, ours in SAME.items()}
-    named = {ours: known(names, said[key], key) for key, (ours, names) in NAMED.items()}
+    said |= {
+        key: float(said[key]) for key, default in DEFAULTS.items() if isinstance(default, float)
+    }
+    same = {ours: said[key] for key, ours in RENAMED.items()}
+    named = {ours: lookup(names, said[key], key) for key, (ours, names) in MAPPED.items()}
     unnormed = said["attn_norm_num_groups"] is None and named["modulation"] != "shift"
     net = UNet(
         image_size=_size(image_size if said["sample_size"] is None else said["sample_size"]),
@@ -126,7 +158,11 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
         down_kinds=tuple(kind for _, kind in down),
         up_kinds=tuple(kind for _, kind in up),
         init_scheme="torch",
-        middle=known(MIDDLES, (said["mid_block_type"], said["add_attention"]), "mid_block_type and add_attention"),
+        middle=lookup(
+            MIDDLES,
+            (said["mid_block_type"], said["add_attention"]),
+            "mid_block_type and add_attention",
+        ),
         middle_groups=0 if unnormed else said["attn_norm_num_groups"],
         timesteps=said["num_train_timesteps"] if named["time_embedding"] == "learned" else None,
         **same,
@@ -139,29 +175,44 @@ def unet_of(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
 def _check_sizes(said: Mapping[str, Any]) -> None:
     for key, most in LARGEST.items():
         values = said[key] if isinstance(said[key], list) else [said[key]]
-        fit = all(value is None or (isinstance(value, int) and 1 <= value <= most) for value in values)
+        fit = all(
+            value is None or (isinstance(value, int) and 1 <= value <= most) for value in values
+        )
         check(fit, f"config.json: {key} {str(said[key])[:80]} is not within 1 to {most}")
     for key in (key for key, default in DEFAULTS.items() if isinstance(default, float)):
-        check(abs(said[key]) <= MOST, f"config.json: {key} {str(said[key])[:80]} is not within -{MOST} to {MOST}")
+        check(
+            abs(said[key]) <= MAX_NUMBER,
+            f"config.json: {key} {str(said[key])[:80]} is not within -{MAX_NUMBER} to {MAX_NUMBER}",
+        )
     levels = len(said["block_out_channels"])
-    check(levels <= MOST_LEVELS, f"config.json: a net of {levels} levels is not within 1 to {MOST_LEVELS}")
+    check(
+        levels <= MAX_LEVELS,
+        f"config.json: a net of {levels} levels is not within 1 to {MAX_LEVELS}",
+    )
 
 
 def _block(name: str, way: str, resample_type: str | None) -> tuple[bool, Any]:
     levels = {pattern.format(way): level for pattern, level in BLOCKS.items()}
-    attention, kind = known(levels, str(name).removeprefix("UNetRes"), f"{way.lower()}_block_types")
+    attention, kind = lookup(
+        levels, str(name).removeprefix("UNetRes"), f"{way.lower()}_block_types"
+    )
     sampler = f"{way.lower()}sample_type"
-    return attention, kind or known({None: "conv", "conv": "conv", "resnet": "resnet"}, resample_type, sampler)
+    return attention, kind or lookup(
+        {None: "conv", "conv": "conv", "resnet": "resnet"}, resample_type, sampler
+    )
 
 
 def _size(size: Any) -> int:
     check(size is not None, "config.json names no sample_size: say which image_size to use")
     sizes = set(size) if isinstance(size, (list, tuple)) else {size}
-    check(len(sizes) == 1, f"sample_size {str(size)[:80]} is not square: only square pictures are supported")
+    check(
+        len(sizes) == 1,
+        f"sample_size {str(size)[:80]} is not square: only square pictures are supported",
+    )
     return sizes.pop()
 
 
-def config_of(net: UNet) -> dict[str, Any]:
+def unet_to_config(net: UNet) -> dict[str, Any]:
     """The config.json of a net; raises ValueError for one that UNet2DModel cannot be."""
     _check_possible(net)
     unsaid = net.modulation == "scale_shift" and net.middle_groups is None
@@ -171,33 +222,56 @@ def config_of(net: UNet) -> dict[str, Any]:
         "_diffusers_version": VERSION,
         "sample_size": net.image_size,
         "out_channels": net.out_channels,
-        "down_block_types": [_block_name(attention, kind, "Down") for _, attention, kind in net.down_levels],
+        "down_block_types": [
+            _block_name(attention, kind, "Down") for _, attention, kind in net.down_levels
+        ],
         "mid_block_type": None if net.middle == "none" else CLASS_OF_MIDDLE,
-        "up_block_types": [_block_name(attention, kind, "Up") for _, attention, kind in reversed(net.up_levels)],
+        "up_block_types": [
+            _block_name(attention, kind, "Up") for _, attention, kind in reversed(net.up_levels)
+        ],
         "block_out_channels": list(net.widths),
         "downsample_type": next(iter(_kinds(net.down_levels[:-1])), "conv"),
         "upsample_type": next(iter(_kinds(net.up_levels[1:])), "conv"),
-        "attn_norm_num_groups": net.groups_of(net.widths[-1]) if unsaid else net.middle_groups or None,
+        "attn_norm_num_groups": net.groups_of(net.widths[-1])
+        if unsaid
+        else net.middle_groups or None,
         "add_attention": net.middle == "attention",
         "num_class_embeds": net.label_count if labelled else None,
         "num_train_timesteps": net.timesteps,
-        **{key: getattr(net, ours) for key, ours in SAME.items()},
-        **{key: _inverse(names, getattr(net, ours)) for key, (ours, names) in NAMED.items()},
+        **{key: getattr(net, ours) for key, ours in RENAMED.items()},
+        **{key: _inverse(names, getattr(net, ours)) for key, (ours, names) in MAPPED.items()},
     }
 
 
 def _check_possible(net: UNet) -> None:
     """Raises ValueError for a net that UNet2DModel cannot be."""
-    ways = {"down": (net.down_levels[:-1], net.channels), "up": (net.up_levels[1:], net.out_channels)}
+    ways = {
+        "down": (net.down_levels[:-1], net.channels),
+        "up": (net.up_levels[1:], net.out_channels),
+    }
     for way, (levels, channels) in ways.items():
         found = sorted(_kinds(levels))
-        check(len(found) < 2, f"a {CLASS} has one way to go {way} from levels with attention, not {found}")
+        check(
+            len(found) < 2,
+            f"a {CLASS} has one way to go {way} from levels with attention, not {found}",
+        )
         fits = channels == 3 or all(kind != "skip" for _, _, kind in levels)
-        check(fits, f"the skip levels of a {CLASS} have pictures of 3 channels on the way {way}, not {channels}")
-    grouped = net.groups is not None or all(kind == "skip" for _, _, kind in net.down_levels + net.up_levels)
-    check(grouped, f"a {CLASS} needs groups for its norms (norm_num_groups) unless all its levels are skip")
+        check(
+            fits,
+            f"the skip levels of a {CLASS} have pictures of 3 channels on the way {way}, not {channels}",
+        )
+    grouped = net.groups is not None or all(
+        kind == "skip" for _, _, kind in net.down_levels + net.up_levels
+    )
+    check(
+        grouped,
+        f"a {CLASS} needs groups for its norms (norm_num_groups) unless all its levels are skip",
+    )
     scaled = net.modulation == "scale_shift"
-    check(net.middle_groups != 0 or scaled, f"the middle attention of a {CLASS} has no norm with scale_shift alone")
+    check(
+        net.middle_groups != 0 or scaled,
+        f"the middle attention of a {CLASS} has no norm with scale_shift alone",
+    )
 
 
 def _kinds(levels: list) -> set[str]:
@@ -211,6 +285,8 @@ def _inverse(names: Mapping, value: Any) -> Any:
 
 def _block_name(attention: bool, kind: str, way: str) -> str:
     for pattern, (has_attention, its_kind) in BLOCKS.items():
-        if has_attention == attention and (its_kind == kind or (its_kind is None and kind != "skip")):
+        if has_attention == attention and (
+            its_kind == kind or (its_kind is None and kind != "skip")
+        ):
             return pattern.format(way)
     raise AssertionError(f"no block for {kind}")

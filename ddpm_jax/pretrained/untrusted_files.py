@@ -7,8 +7,8 @@ from typing import Any
 
 from ddpm_jax.errors import check
 
-LARGEST_JSON = 2 * 2**20
-LONGEST_NAME = 80
+MAX_JSON_BYTES = 2 * 2**20
+MAX_NAME_LENGTH = 80
 
 
 def brief(text: object) -> str:
@@ -25,7 +25,9 @@ def inside(folder: Path, path: Path) -> Path:
     check(path.exists() or not path.is_symlink(), f"{path} is a link that leads nowhere")
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     repositories = [parent for parent in root.parents if parent.name.startswith("models--")][:1]
-    blobs = [place / "blobs" for repository in repositories for place in (repository, repository.parent)]
+    blobs = [
+        place / "blobs" for repository in repositories for place in (repository, repository.parent)
+    ]
     allowed = any(real.is_relative_to(place) for place in (root, *blobs))
     check(allowed, f"{path} lies outside {folder}: it is not read")
     return path
@@ -36,14 +38,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, or no file")
     size = path.stat().st_size
-    check(size <= LARGEST_JSON, f"{path} is {size:,} bytes: no JSON of a model is over {LARGEST_JSON:,}")
+    check(
+        size <= MAX_JSON_BYTES,
+        f"{path} is {size:,} bytes: no JSON of a model is over {MAX_JSON_BYTES:,}",
+    )
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     check(isinstance(value, dict), f"{path} does not hold a JSON object")
     names = [*value, value.get("_class_name", "")]
-    known = all(isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() for name in names)
+    known = all(
+        isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and name.isprintable()
+        for name in names
+    )
     check(known, f"{path} has a key or a _class_name that no model has")
     return value
 

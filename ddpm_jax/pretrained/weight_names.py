@@ -13,7 +13,13 @@ from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.torch_pickle import LazyTensor
 
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "time_frequencies": "weight", "bias": "bias"}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "time_frequencies": "weight",
+    "bias": "bias",
+}
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of the parts of attention before diffusers 0.15."""
 
@@ -44,7 +50,9 @@ def state_dict_name(net: UNet, path: str) -> str:
     i = int(level[0]) if level else 0
     i = len(net.widths) - 1 - i if path.startswith("up") else i
     start, rest = _module(net, "/".join(modules) or leaf)
-    inner = "".join(f".{'to_out.0' if part == 'to_out' else part}" for part in rest.split("/") if part)
+    inner = "".join(
+        f".{'to_out.0' if part == 'to_out' else part}" for part in rest.split("/") if part
+    )
     return f"{start.format(i=i)}{inner}.{LEAVES[leaf]}"
 
 
@@ -67,9 +75,14 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
 
 def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
     """{name in diffusers: float32 array in PyTorch's layout}; raises ValueError for the parameters of another net."""
-    wanted, given = ({path: leaf.shape for path, leaf in _paths(tree)} for tree in (net.shapes(), params))
+    wanted, given = (
+        {path: leaf.shape for path, leaf in _paths(tree)} for tree in (net.shapes(), params)
+    )
     _check_same(wanted, given, "the parameters are not those of the net")
-    tensors = {state_dict_name(net, path): _to_torch(path, np.asarray(leaf)) for path, leaf in _paths(params)}
+    tensors = {
+        state_dict_name(net, path): _to_torch(path, np.asarray(leaf))
+        for path, leaf in _paths(params)
+    }
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
 
@@ -79,9 +92,15 @@ def from_state_dict(net: UNet, tensors: Mapping[str, LazyTensor]) -> Params:
     No tensor is read before all names and shapes are found to be right.
     """
     given, tensors = tensors, {_renamed(name): tensor for name, tensor in tensors.items()}
-    check(len(given) == len(tensors), "the weights have a part of attention under its old name and its new one")
+    check(
+        len(given) == len(tensors),
+        "the weights have a part of attention under its old name and its new one",
+    )
     shapes = net.shapes()
-    wanted = {state_dict_name(net, path): _shape_in_torch(path, leaf.shape) for path, leaf in _paths(shapes)}
+    wanted = {
+        state_dict_name(net, path): _shape_in_torch(path, leaf.shape)
+        for path, leaf in _paths(shapes)
+    }
     found = {name: tensor.shape for name, tensor in tensors.items()}
     _check_same(wanted, found, "the weights are not those of the net that config.json describes")
 

@@ -33,7 +33,7 @@ NOISY = ("absl", "asyncio")
 """Loggers by which Orbax reports each save in many lines, and each failure, which it raises too, with tracebacks."""
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Saves {item: pytree of arrays} by step; a context manager that waits for saves under way.
 
     A step is given up only after the manifest of a newer one stands. A save that fails is named where it is waited for,
@@ -44,11 +44,11 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, settings: Checkpoint | None = None):
         self._workdir, self._settings = Path(workdir), settings or Checkpoint()
         self._folder = (self._workdir / FOLDER).resolve()
-        self._go_on = self._settings.on_failure == "go_on"
+        self._go_on = self._settings.on_failure == "continue"
         self._under_way, self._sealing = 0, _done()
         self._thread = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> CheckpointWriter:
         with contextlib.ExitStack() as stack:
             stack.enter_context(log_level(logging.CRITICAL, *NOISY))
             self._hook = sys.unraisablehook
@@ -71,7 +71,14 @@ class Checkpoints:
         if str(ignored.exc_value) != "Event loop is closed":
             self._hook(ignored)
 
-    def save(self, step: int, items: Mapping[str, Any], config: Any, images: int | None = None, good: int = 0) -> None:
+    def save(
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        config: Any,
+        images: int | None = None,
+        good: int = 0,
+    ) -> None:
         """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.
 
         `images` is how many the run is trained on, on which its batches depend. The newest step below `good` is kept
@@ -81,7 +88,10 @@ class Checkpoints:
         with self._failures_named(self._go_on):
             self._under_way = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
-            facts = {"config": ocp.args.JsonSave(config), "data": ocp.args.JsonSave({"images": images})}
+            facts = {
+                "config": ocp.args.JsonSave(config),
+                "data": ocp.args.JsonSave({"images": images}),
+            }
             writer = _writer()
             try:
                 writer.save(self._folder / str(step), args=ocp.args.Composite(**saved, **facts))
@@ -100,15 +110,20 @@ class Checkpoints:
         """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
         with _manifest_after(folder), contextlib.closing(writer):
             writer.wait_until_finished()
-        if hosts.is_first():
+        if hosts.is_primary():
             sync(self._folder)
             self._drop_old(good)
 
     @contextlib.contextmanager
-    def _failures_named(self, go_on: bool, what: str | None = None, folder: Path | None = None) -> Iterator[None]:
+    def _failures_named(
+        self, go_on: bool, what: str | None = None, folder: Path | None = None
+    ) -> Iterator[None]:
         try:
             yield
-        except (jax.errors.JaxRuntimeError, TimeoutError):  # a step or another host that failed, not the disk
+        except (
+            jax.errors.JaxRuntimeError,
+            TimeoutError,
+        ):  # a step or another host that failed, not the disk
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds
             self._clear_unfinished(folder or self._folder)
@@ -116,18 +131,22 @@ class Checkpoints:
             what = what or f"step {self._under_way}"
             message = f"{what} was not saved ({_in_short(error)}); checkpoints there are: {left}"
             if not go_on:
-                raise OSError(f"{message}: make room, or allow writing to {self._folder}, and start again") from error
+                raise OSError(
+                    f"{message}: make room, or allow writing to {self._folder}, and start again"
+                ) from error
             print(message, file=sys.stderr)
 
     def _drop_old(self, good: int) -> None:
         found = steps(self._workdir)
         spared = max((step for step in found if step < good), default=0)
         for step in found[: -self._settings.keep_last]:
-            if step != spared and (self._settings.keep_every is None or step % self._settings.keep_every):
+            if step != spared and (
+                self._settings.keep_every is None or step % self._settings.keep_every
+            ):
                 shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{DROPPED}"))
 
     def _clear_unfinished(self, folder: Path) -> None:
-        for mark in (UNFINISHED, DROPPED) if hosts.is_first() else ():
+        for mark in (UNFINISHED, DROPPED) if hosts.is_primary() else ():
             for path in folder.glob(f"*{mark}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -144,17 +163,19 @@ def _manifest_after(folder: Path) -> Iterator[None]:
     """The first host writes the folder's manifest after the block, or removes the folder where either fails."""
     try:
         yield
-        if hosts.is_first():
+        if hosts.is_primary():
             manifest.write(folder)
     except Exception:
-        if hosts.is_first():
+        if hosts.is_primary():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def _writer() -> ocp.AsyncCheckpointer:
     """For one save: it keeps some of what failed to raise it later, where it would be taken for another's failure."""
-    at_once = ocp.AsyncOptions(create_directories_asynchronously=False)  # else a failure leaves threads that wait
+    at_once = ocp.AsyncOptions(
+        create_directories_asynchronously=False
+    )  # else a failure leaves threads that wait
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
 
 
@@ -206,9 +227,13 @@ def read_trees(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         return reader.restore(folder.resolve(), args=wanted)
 
 
-def _check_shapes(folder: Path, holder: str, name: str, like: Any, trees: set[str] | None = None) -> None:
+def _check_shapes(
+    folder: Path, holder: str, name: str, like: Any, trees: set[str] | None = None
+) -> None:
     if not folder.exists():
-        raise ValueError(f"{holder} holds no {name}: it was not saved by this program, or is damaged")
+        raise ValueError(
+            f"{holder} holds no {name}: it was not saved by this program, or is damaged"
+        )
     with ocp.StandardCheckpointer() as reader:
         saved, wanted = _shapes(reader.metadata(folder.resolve()).item_metadata.tree), _shapes(like)
     for path in sorted(saved | wanted):
@@ -222,7 +247,10 @@ def _check_shapes(folder: Path, holder: str, name: str, like: Any, trees: set[st
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def _in_short(error: BaseException) -> str:
@@ -231,4 +259,7 @@ def _in_short(error: BaseException) -> str:
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        tree,
+    )

@@ -16,7 +16,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.runs import checkpoints
 from ddpm_jax.runs import steps as saved_steps
-from ddpm_jax.training.update_monitor import Watch
+from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CONFIG, LOCK = "config.json", ".lock"
 LEFT_BY_A_RUN = (
@@ -34,8 +34,8 @@ LEFT_BY_A_RUN = (
 FREE_TO_CHANGE = (
     "training.steps",
     "training.epochs",
-    "training.max_skipped",
-    "training.on_skipped",
+    "training.skip_patience",
+    "training.on_patience",
     "parallel.",
     "checkpoint.",
     "ema.snapshots_every",
@@ -87,17 +87,19 @@ def resume(config: Config, workdir: Path) -> int:
 
 
 def _check_is_no_file(workdir: Path) -> None:
-    check(not workdir.exists() or workdir.is_dir(), f"{workdir} is a file: choose another --workdir")
+    check(
+        not workdir.exists() or workdir.is_dir(), f"{workdir} is a file: choose another --workdir"
+    )
 
 
 @contextlib.contextmanager
-def alone(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind.
 
     Of several hosts the first does it for all.
     A directory in which nothing was left is gone afterwards.
     """
-    if not hosts.is_first():
+    if not hosts.is_primary():
         yield
         return
     _check_is_no_file(workdir)
@@ -110,7 +112,9 @@ def alone(workdir: Path) -> Iterator[None]:
                 if {path.name for path in workdir.iterdir()} == {LOCK}:
                     shutil.rmtree(workdir)
     except filelock.Timeout:
-        raise ValueError(f"another run is at work in {workdir}: wait for its end or choose another --workdir") from None
+        raise ValueError(
+            f"another run is at work in {workdir}: wait for its end or choose another --workdir"
+        ) from None
 
 
 def clear(workdir: Path) -> None:
@@ -119,33 +123,42 @@ def clear(workdir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def go_back(config: Config, workdir: Path, done: int, like: dict[str, Any], watch: Watch) -> dict[str, Any]:
+def rollback(
+    config: Config, workdir: Path, done: int, like: dict[str, Any], monitor: UpdateMonitor
+) -> dict[str, Any]:
     """The parts of the state from the newest checkpoint before the updates that were skipped up to step `done`.
 
     Those after it are set aside. Where not one step with its weights is finite, the next time is one further back.
     Raises ValueError where the recipe says to stop and where there is none.
     """
     settings = config.training
-    message = f"loss or gradient was not finite in {watch.in_a_row} steps in a row, up to step {done}"
+    message = (
+        f"loss or gradient was not finite in {monitor.in_a_row} steps in a row, up to step {done}"
+    )
     remedy = "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or look for odd values in the data"
-    check(settings.on_skipped == "go_back", f"{message}: {remedy}, or --training.on-skipped go_back")
-    found = (step for step in saved_steps.whole(workdir) if step < watch.last_good)
-    before = hosts.of_first(next(found, 0) if hosts.is_first() else 0)
-    check(before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}")
+    check(
+        settings.on_patience == "rollback",
+        f"{message}: {remedy}, or --training.on-patience rollback",
+    )
+    found = (step for step in saved_steps.valid_steps(workdir) if step < monitor.last_finite_step)
+    before = hosts.broadcast(next(found, 0) if hosts.is_primary() else 0)
+    check(
+        before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}"
+    )
     print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
-    if hosts.is_first():
-        saved_steps.set_aside(workdir, before, saved_steps.ABANDONED)
-    for line in watch.look(done):
+    if hosts.is_primary():
+        saved_steps.quarantine(workdir, before, saved_steps.ABANDONED)
+    for line in monitor.report_until(done):
         print(line, file=sys.stderr)
-    watch.start_over(before)
+    monitor.reset(before)
     return checkpoints.restore(workdir, before, like)
 
 
-def begin(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
+def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
     """Makes the directory ready for the steps after `start`: what a run made that went further is out of the way."""
     if overwrite:
         clear(workdir)
-    saved_steps.set_aside(workdir, after=start)
+    saved_steps.quarantine(workdir, after=start)
     write_config(workdir, config)
 
 

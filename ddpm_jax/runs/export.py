@@ -12,7 +12,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.runs.model_card import PICTURES, write_card
-from ddpm_jax.runs.sources import TrainedRun
+from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.training.step import TrainState
 
@@ -23,11 +23,16 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Raises ValueError where a folder cannot be written without loss of anything but an export to be replaced."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         exported = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
-        check(exported and overwrite, f"{out} is there already: name another --out" + ", or add --overwrite" * exported)
+        check(
+            exported and overwrite,
+            f"{out} is there already: name another --out" + ", or add --overwrite" * exported,
+        )
 
 
 @contextmanager
-def exported(run: TrainedRun, params: Params, weights: str, name: str, beside: Path | None = None) -> Iterator[Path]:
+def export_to_temp(
+    run: RunSource, params: Params, weights: str, name: str, beside: Path | None = None
+) -> Iterator[Path]:
     """A folder with the export of a run, in a temporary one, which may be beside where it is to go."""
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
@@ -36,7 +41,7 @@ def exported(run: TrainedRun, params: Params, weights: str, name: str, beside: P
         yield folder
 
 
-def replace(out: Path, folder: Path) -> None:
+def swap_folder(out: Path, folder: Path) -> None:
     """Puts a folder, on the same disk, in the place of `out`: that is what it was, or what it is to be."""
     old = folder.with_name("old")
     if out.exists():
@@ -56,27 +61,29 @@ def prepare_upload(repo: str, private: bool, config: Config) -> None:
     to.
     """
     pipeline_folder.check_possible(config)
-    if hosts.is_first():
+    if hosts.is_primary():
         hub.prepare(repo, private)
 
 
-def uploader(repo: str, private: bool, config: Config, folder: Path) -> Callable[[int, TrainState], None]:
+def make_uploader(
+    repo: str, private: bool, config: Config, folder: Path
+) -> Callable[[int, TrainState], None]:
     """The function (step, state) that uploads a run's averaged parameters while it trains.
 
     An upload that fails is reported on stderr, and training goes on.
     """
 
     def upload(step: int, state: TrainState) -> None:
-        params = parallel.at_hand(state.ema_params[DEFAULT_WEIGHTS])
-        if hosts.is_first():
-            _upload(repo, private, TrainedRun(folder, step, config), params)
+        params = parallel.gather_to_host(state.ema_params[DEFAULT_WEIGHTS])
+        if hosts.is_primary():
+            _upload(repo, private, RunSource(folder, step, config), params)
 
     return upload
 
 
-def _upload(repo: str, private: bool, run: TrainedRun, params: Params) -> None:
+def _upload(repo: str, private: bool, run: RunSource, params: Params) -> None:
     try:
-        with exported(run, params, DEFAULT_WEIGHTS, repo) as folder:
+        with export_to_temp(run, params, DEFAULT_WEIGHTS, repo) as folder:
             hub.upload(folder, repo, private=private, message=f"Step {run.step}")
     except Exception as error:  # whatever it is, the training is worth more
         message = " ".join(str(error).split())

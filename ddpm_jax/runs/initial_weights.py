@@ -36,13 +36,15 @@ def with_net_of(config: Config, ckpt: str) -> Config:
     if (sampling.steps or 0) > objective.timesteps:
         sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
-    return dataclasses.replace(config, model=source.model, objective=objective, sampling=sampling, training=training)
+    return dataclasses.replace(
+        config, model=source.model, objective=objective, sampling=sampling, training=training
+    )
 
 
 def _objective(ours: Objective, theirs: Objective) -> Objective:
     """What a net was trained to predict, of which noise, by our losses."""
     kept = {name: getattr(theirs, name) for name in TRAINED_FOR}
-    bound = ours.bound if ours.learns_variance == theirs.learns_variance else theirs.bound
+    bound = ours.loss_kind if ours.learns_variance == theirs.learns_variance else theirs.loss_kind
     return dataclasses.replace(ours, bound=bound, **kept)
 
 
@@ -54,5 +56,8 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
     source = open_any(ckpt)
     ours, theirs = to_json(config.model), to_json(source.recipe.model)
     differ = sorted(name for name in {*ours, *theirs} - FREE if ours.get(name) != theirs.get(name))
-    check(not differ, f"the net of {ckpt} is another one than this recipe's: model.{', model.'.join(differ)} differ")
+    check(
+        not differ,
+        f"the net of {ckpt} is another one than this recipe's: model.{', model.'.join(differ)} differ",
+    )
     return source.params(DEFAULT_WEIGHTS)

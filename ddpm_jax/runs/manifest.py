@@ -21,7 +21,7 @@ def write(folder: Path) -> None:
     sync(folder)
 
 
-def damage(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """What is wrong with the folder in some words, None if every file is as the manifest says."""
     if not (folder / NAME).is_file():
         return f"it has no {NAME}: its save was cut off, or the file was removed"

@@ -50,7 +50,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._unwritten: list[bytes] = []
         for record in read_metrics(path) if path.exists() else []:
             self._remember_loss(record)
-        self._board = Board(self.workdir / "tensorboard", start_step)
+        self._board = TensorBoardWriter(self.workdir / "tensorboard", start_step)
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Appends a line to metrics.jsonl and a point to each TensorBoard curve.
@@ -58,50 +58,63 @@ class RunLog(AbstractContextManager["RunLog"]):
         Raises ValueError for a value called "step".
         """
         if "step" in values:
-            raise ValueError('A value cannot be called "step", the name of the line\'s own step; rename it.')
+            raise ValueError(
+                'A value cannot be called "step", the name of the line\'s own step; rename it.'
+            )
         numbers = {name: float(value) for name, value in values.items()}
-        record = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        record = {"step": int(step)} | {
+            name: x if math.isfinite(x) else None for name, x in numbers.items()
+        }
         self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._write_lines()
         self._remember_loss(record)
-        with going_on("TensorBoard's points"):
+        with warn_on_write_error("TensorBoard's points"):
             self._board.scalars(int(step), numbers)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Shows the picture in TensorBoard under this name and step."""
-        with going_on("TensorBoard's picture"):
+        with warn_on_write_error("TensorBoard's picture"):
             self._board.image(int(step), name, picture)
 
     def curve(self) -> None:
         """Draws loss.png anew from all losses so far, those before a resume too, if there are any."""
         if self._losses:
             steps, losses = zip(*self._losses, strict=True)
-            with going_on("loss.png"):
-                loss_curve(steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name)
+            with warn_on_write_error("loss.png"):
+                loss_curve(
+                    steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name
+                )
 
     def close(self) -> None:
         """Every TensorBoard point and picture is on disk afterwards, and lines that waited."""
         self._write_lines()
-        with going_on("TensorBoard's points"):
+        with warn_on_write_error("TensorBoard's points"):
             self._board.close()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def _write_lines(self) -> None:
         if self._unwritten:
-            with going_on(str(self._metrics)):
-                append(self._metrics, b"".join(self._unwritten))  # closed each time: a killed run loses no line
+            with warn_on_write_error(str(self._metrics)):
+                append(
+                    self._metrics, b"".join(self._unwritten)
+                )  # closed each time: a killed run loses no line
                 self._unwritten = []
 
     def _remember_loss(self, record: dict) -> None:
         if "loss" in record:
-            self._losses.append((record["step"], math.nan if record["loss"] is None else record["loss"]))
+            self._losses.append(
+                (record["step"], math.nan if record["loss"] is None else record["loss"])
+            )
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard's events, as records of tensorboardX, whose own writer of events has a thread.
 
     After a failed write the file is cut to what was flushed, and the next write opens a new file.
@@ -114,9 +127,13 @@ class Board:
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add a point to each curve; an OSError loses those since the last flush too."""
-        from tensorboardX.summary import scalar  # imported late: reading metrics needs no TensorBoard
+        from tensorboardX.summary import (
+            scalar,
+        )  # imported late: reading metrics needs no TensorBoard
 
-        with log_level(logging.ERROR, "tensorboardX.x2num"):  # it warns of NaN, which the reporter names already
+        with log_level(
+            logging.ERROR, "tensorboardX.x2num"
+        ):  # it warns of NaN, which the reporter names already
             summaries = [scalar(name, number) for name, number in numbers.items()]
         self._write(*({"step": step, "summary": summary} for summary in summaries))
 
@@ -175,12 +192,14 @@ class Board:
         with self._cut_on_failure():
             self._writer.write(first.SerializeToString())
         if self._purge_step is not None:  # TensorBoard drops what is at this step or later
-            self._write({"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)})
+            self._write(
+                {"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)}
+            )
             self._purge_step = None
         return self._writer
 
 
-class Silence:
+class NullLog:
     """The log of a host that is not the first: nothing is left behind."""
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
@@ -193,7 +212,7 @@ class Silence:
 
 
 @contextmanager
-def going_on(what: str) -> Iterator[None]:
+def warn_on_write_error(what: str) -> Iterator[None]:
     """Where the block cannot write, that is told in a line on stderr, and what comes after it goes on."""
     try:
         yield
@@ -221,7 +240,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no metrics file at '{path}'; give the metrics.jsonl of a run's directory.")
+        raise FileNotFoundError(
+            f"There is no metrics file at '{path}'; give the metrics.jsonl of a run's directory."
+        )
     return [record for _, record in _lines(path)]
 
 

@@ -11,7 +11,7 @@ from ddpm_jax.config import Config, to_json
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings
-from ddpm_jax.runs.sources import TrainedRun
+from ddpm_jax.runs.sources import RunSource
 
 LAST = 20
 PICTURES = {"samples.png": "samples/*.png", "loss.png": "loss.png"}
@@ -53,12 +53,14 @@ ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0, steps={steps})
 ```"""
 
 
-def write_card(folder: Path, run: TrainedRun, weights: str, name: str, scheduler: str) -> None:
+def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler: str) -> None:
     """Writes README.md into the folder of an export, and copies the run's newest samples and its loss beside it."""
     config, model = run.config, run.config.model
     base, pictures = config.training.init_from, _copy_pictures(run.folder, folder)
     text = CARD.format(
-        base="" if base is None or _is_here(base) or Path(base).exists() else f"base_model: {base}\n",
+        base=""
+        if base is None or _is_here(base) or Path(base).exists()
+        else f"base_model: {base}\n",
         title=Path(name).name,
         parameters=model.parameter_count(),
         kind="grey" if model.channels == 1 else "colour",
@@ -67,8 +69,12 @@ def write_card(folder: Path, run: TrainedRun, weights: str, name: str, scheduler
         data=_data(config),
         pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
         use=_use(config, name),
-        figures="\n".join(f"- {what}: {value}" for what, value in _figures(run, weights, scheduler).items()),
-        recipe="\n".join(f"{name} {value}" for name, value in settings(to_json(config)) if not _is_here(value)),
+        figures="\n".join(
+            f"- {what}: {value}" for what, value in _figures(run, weights, scheduler).items()
+        ),
+        recipe="\n".join(
+            f"{name} {value}" for name, value in settings(to_json(config)) if not _is_here(value)
+        ),
     )
     (folder / "README.md").write_text(text)
 
@@ -86,12 +92,14 @@ def _copy_pictures(run: Path, folder: Path) -> list[Path]:
     return [Path(shutil.copy(paths[0], folder / name)) for name, paths in found.items() if paths]
 
 
-def _figures(run: TrainedRun, weights: str, scheduler: str) -> dict[str, Any]:
+def _figures(run: RunSource, weights: str, scheduler: str) -> dict[str, Any]:
     losses = [row["loss"] for row in _metrics(run) if row.get("loss") is not None][-LAST:]
     sampling = run.config.sampling
     figures = {
         "weights": f"{weights}, of step {run.step:,}",
-        "training loss": f"{np.mean(losses):.4f}, the mean of its last {len(losses)} lines" if losses else "not kept",
+        "training loss": f"{np.mean(losses):.4f}, the mean of its last {len(losses)} lines"
+        if losses
+        else "not kept",
         "scheduler": f"{scheduler}; the run's own samples are by {sampling.sampler} in {sampling.steps or 'all'} steps",
     }
     bound = run.folder / "bits_per_dim.json"
@@ -103,7 +111,7 @@ def _figures(run: TrainedRun, weights: str, scheduler: str) -> dict[str, Any]:
     return figures
 
 
-def _metrics(run: TrainedRun) -> list[dict]:
+def _metrics(run: RunSource) -> list[dict]:
     path = run.folder / "metrics.jsonl"
     return [row for row in read_metrics(path) if row["step"] <= run.step] if path.exists() else []
 
@@ -111,7 +119,9 @@ def _metrics(run: TrainedRun) -> list[dict]:
 def _data(config: Config) -> str:
     """The data in words, without the folders of this machine."""
     said = config.data.describe()
-    for place in filter(_is_here, (str(getattr(config.data, name, "")) for name in ("path", "data_dir"))):
+    for place in filter(
+        _is_here, (str(getattr(config.data, name, "")) for name in ("path", "data_dir"))
+    ):
         said = said.replace(place, Path(place).name)
     return said
 

@@ -12,11 +12,13 @@ from ddpm_jax.runs import directory
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 
-ANY = "a run such as runs/digits, or a folder or hub repository owner/name in the layout of diffusers"
+ANY = (
+    "a run such as runs/digits, or a folder or hub repository owner/name in the layout of diffusers"
+)
 MISSING = "--ckpt is missing: give the directory of a run, such as --ckpt runs/digits"
 
 
-class TrainedRun(NamedTuple):
+class RunSource(NamedTuple):
     """A run's directory, one of its checkpoints, and its recipe."""
 
     folder: Path
@@ -38,7 +40,7 @@ class TrainedRun(NamedTuple):
         return self.folder
 
 
-class PretrainedNet(NamedTuple):
+class DiffusersSource(NamedTuple):
     """A folder or repository in the layout of diffusers and its recipe."""
 
     ckpt: str
@@ -48,12 +50,13 @@ class PretrainedNet(NamedTuple):
     def params(self, weights: str) -> Params:
         """The parameters; raises ValueError for another name of weights than the default."""
         check(
-            weights == DEFAULT_WEIGHTS, "a net in the layout of diffusers has one set of weights: leave --weights out"
+            weights == DEFAULT_WEIGHTS,
+            "a net in the layout of diffusers has one set of weights: leave --weights out",
         )
         return pipeline_folder.read_params(self.ckpt, self.recipe)
 
 
-def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
+def open_any(ckpt: str, step: int | None = None) -> RunSource | DiffusersSource:
     """The run at `ckpt`, as `open_run`, or else the net in the layout of diffusers, there or on the hub.
 
     Raises FileNotFoundError, ValueError or OSError.
@@ -62,13 +65,13 @@ def open_any(ckpt: str, step: int | None = None) -> TrainedRun | PretrainedNet:
     if (path / saved_steps.FOLDER).is_dir():
         return open_run(ckpt, step)
     check(step is None, f"--checkpoint names a step of a run, which {ckpt} is not: leave it out")
-    if path.is_dir() and not pipeline_folder.is_one(path):
+    if path.is_dir() and not pipeline_folder.looks_like_diffusers(path):
         missing = f"neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}"
         raise FileNotFoundError(f"{ckpt} holds {missing}: give {ANY}")
-    return PretrainedNet(ckpt, pipeline_folder.read_recipe(pipeline_folder.find(ckpt)))
+    return DiffusersSource(ckpt, pipeline_folder.read_recipe(pipeline_folder.locate_folder(ckpt)))
 
 
-def open_run(ckpt: str, step: int | None = None) -> TrainedRun:
+def open_run(ckpt: str, step: int | None = None) -> RunSource:
     """The run at `ckpt`, at its newest checkpoint if no step is named."""
-    folder, step = saved_steps.find(ckpt, step)
-    return TrainedRun(folder, step, directory.load_config(folder, step))
+    folder, step = saved_steps.resolve_checkpoint(ckpt, step)
+    return RunSource(folder, step, directory.load_config(folder, step))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.diffusion.grid import Row
+from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.errors import check
 
@@ -28,7 +28,7 @@ class Sampler:
     """A pair of pure functions, each a `jax.tree_util.Partial`: options are traced, changing them does not recompile.
 
     init(xT) -> memory                                           what a multistep method remembers, () for others
-    step(keys, denoise, xt, row, memory) -> (x_next, memory)
+    step(keys, denoise, xt, row, state) -> (x_next, state)
 
     `order` is the order of convergence to the probability-flow ODE where no noise is added, None for a method that
     always adds some. A step asks the denoiser `evaluations` times, the first steps (the last of a walk apart) `extra`
@@ -36,27 +36,29 @@ class Sampler:
     """
 
     init: Callable[[Array], Any]
-    step: Callable[[Array, Denoiser, Array, Row, Any], tuple[Array, Any]]
+    step: Callable[[Array, Denoiser, Array, GridRow, Any], tuple[Array, Any]]
     order: int | None = dataclasses.field(default=None, metadata={"static": True})
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
-    extra: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    startup_evaluations: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
-    def asks(self, steps: int) -> int:
+    def num_evaluations(self, steps: int) -> int:
         """How often a walk of so many steps evaluates the denoiser."""
-        return self.evaluations * steps + sum(self.extra[: steps - 1])
+        return self.evaluations * steps + sum(self.startup_evaluations[: steps - 1])
 
 
-def no_memory(xT: Array) -> tuple:
+def stateless_init(xT: Array) -> tuple:
     """The `init` of a method that remembers nothing."""
     return ()
 
 
 def names() -> list[str]:
     """The samplers there are: the modules of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
 
 
-def find(name: str) -> Callable[..., Sampler]:
+def factory(name: str) -> Callable[..., Sampler]:
     """The function that makes the sampler `name`; raises ValueError listing the names."""
     if name not in names():
         raise ValueError(f"unknown sampler {name!r}; there are: {', '.join(names())}")
@@ -65,7 +67,7 @@ def find(name: str) -> Callable[..., Sampler]:
 
 def options_of(name: str) -> dict[str, Any]:
     """The types of a sampler's options by name; raises ValueError as `find` does."""
-    types = get_type_hints(find(name))
+    types = get_type_hints(factory(name))
     return {option: types[option] for option in types if option != "return"}
 
 
@@ -73,15 +75,25 @@ def make(name: str, **options) -> Sampler:
     """The sampler `name` with its options; raises ValueError for an option it does not have."""
     types = options_of(name)
     for option in options:
-        check(option in types, f"sampler {name} has no option {option!r}; it has: {', '.join(types) or 'none'}")
+        check(
+            option in types,
+            f"sampler {name} has no option {option!r}; it has: {', '.join(types) or 'none'}",
+        )
     typed = {option: _as_float(value, types[option]) for option, value in options.items()}
-    return find(name)(**typed)
+    return factory(name)(**typed)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError as `make` does, without opening a file that an option names."""
     types = options_of(name)
-    make(name, **{option: value for option, value in options.items() if str not in get_args(types.get(option))})
+    make(
+        name,
+        **{
+            option: value
+            for option, value in options.items()
+            if str not in get_args(types.get(option))
+        },
+    )
 
 
 def _as_float(value: Any, kind: Any) -> Any:
@@ -99,7 +111,9 @@ def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array
     return _normal(keys, 0, shape)
 
 
-def step_noise(keys: Key[Array, " b"], row: Row, xt: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def step_noise(
+    keys: Key[Array, " b"], row: GridRow, xt: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
     """The noise of one step, of each sample's own key and the row's index."""
     return _normal(keys, row.i + 1, xt.shape[1:])
 
@@ -112,18 +126,25 @@ def sample(
     keys: Key[Array, " b"],
     denoise: Denoiser,
     sampler: Sampler,
-    grid: Row,
+    grid: GridRow,
     xT: Float[Array, "b h w c"],
     *,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
     """x0 (b, h, w, c) drawn from xT by one `lax.scan`; with `trajectory` all states (steps + 1, b, h, w, c)."""
-    (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, _start(sampler, xT), trajectory)
+    (x0, _), states = _walk_jit(
+        keys, _pytree(denoise), sampler, grid, _start(sampler, xT), trajectory
+    )
     return jnp.concatenate([xT[None], states]) if trajectory else x0
 
 
 def sample_in_chunks(
-    keys: Key[Array, " b"], denoise: Denoiser, sampler: Sampler, grid: Row, xT: Float[Array, "b h w c"], chunks: int = 1
+    keys: Key[Array, " b"],
+    denoise: Denoiser,
+    sampler: Sampler,
+    grid: GridRow,
+    xT: Float[Array, "b h w c"],
+    chunks: int = 1,
 ) -> Iterator[Float[Array, "b h w c"]]:
     """Yields xt after each of `chunks` equal parts of the walk, the last being x0: for progress bars and previews.
 
@@ -133,18 +154,20 @@ def sample_in_chunks(
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"{steps} steps do not divide into {chunks} equal chunks")
-    state = _start(sampler, xT)
+    carry = _start(sampler, xT)
     for rows in grid.split(chunks):
-        state, _ = _walk_jit(keys, _pytree(denoise), sampler, rows, state)
-        yield state[0]
+        carry, _ = _walk_jit(keys, _pytree(denoise), sampler, rows, carry)
+        yield carry[0]
 
 
-def _walk(keys, denoise, sampler, grid, state, trajectory=False):
-    def body(state, row):
-        state = sampler.step(keys, denoise, state[0], row._replace(schedule=grid.schedule), state[1])
-        return state, state[0] if trajectory else None
+def _walk(keys, denoise, sampler, grid, carry, trajectory=False):
+    def body(carry, row):
+        carry = sampler.step(
+            keys, denoise, carry[0], row._replace(schedule=grid.schedule), carry[1]
+        )
+        return carry, carry[0] if trajectory else None
 
-    return jax.lax.scan(body, state, grid._replace(schedule=None))
+    return jax.lax.scan(body, carry, grid._replace(schedule=None))
 
 
 @jax.jit

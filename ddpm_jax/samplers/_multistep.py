@@ -27,24 +27,28 @@ def _history_of(length):
     return init
 
 
-def remember(memory, value, position):
+def remember(state, value, position):
     """The history with `value` at `position` in front, and the oldest gone."""
-    values, positions = memory
+    values, positions = state
     position = jnp.asarray(position, positions.dtype)
-    return jnp.concatenate([value[None], values[:-1]]), jnp.concatenate([position[None], positions[:-1]])
+    return jnp.concatenate([value[None], values[:-1]]), jnp.concatenate(
+        [position[None], positions[:-1]]
+    )
 
 
-def known(positions):
+def count_known(positions):
     """How many entries, from the newest on, are at a finite position."""
-    return jnp.sum(jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32), dtype=jnp.int32), dtype=jnp.int32)
+    return jnp.sum(
+        jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32), dtype=jnp.int32), dtype=jnp.int32
+    )
 
 
-def unchanged(row, order):
+def full_order(row, order):
     """The order, whatever the row."""
     return order
 
 
-def lower_at_end(row, order):
+def reduced_final_order(row, order):
     """The order, and in walks of fewer than 15 steps at most as many as there are steps left, as in diffusers."""
     return jnp.where(row.steps < 15, jnp.minimum(order, row.steps - row.i), order)
 

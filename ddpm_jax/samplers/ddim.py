@@ -5,7 +5,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import posterior
 from ddpm_jax.errors import check
-from ddpm_jax.samplers import Sampler, no_memory, step_noise
+from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def ddim(*, eta: float = 0.0) -> Sampler:
@@ -15,25 +15,25 @@ def ddim(*, eta: float = 0.0) -> Sampler:
     ancestral sampling with fixed_small.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    return Sampler(Partial(no_memory), Partial(_step, eta), order=1)
+    return Sampler(Partial(stateless_init), Partial(_step, eta), order=1)
 
 
-def _step(eta, keys, denoise, xt, row, memory):
+def _step(eta, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
     variance = eta**2 * posterior(row, x0, xt)[1]
     # A walk may go up, where the posterior has no meaning, as in the inversion with eta = 0.
     variance = jnp.clip(variance, 0, row.sqrt_one_minus_alpha_bar_next**2)
     to_eps = jnp.sqrt(row.sqrt_one_minus_alpha_bar_next**2 - variance)
     x_next = row.sqrt_alpha_bar_next * x0 + to_eps * eps
-    return x_next + jnp.sqrt(variance) * step_noise(keys, row, xt), memory
+    return x_next + jnp.sqrt(variance) * step_noise(keys, row, xt), state
 
 
-def transfer(row, xt, x0):
+def ddim_step(row, xt, x0):
     """DDIM's deterministic step from xt with any x0: (std_next / std) xt + sqrt(alpha_bar_next) (1 - e^-h) x0."""
     std_ratio = row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar
-    return transfer_by(std_ratio, row.sqrt_alpha_bar_next, row.h, xt, x0)
+    return ddim_step_by(std_ratio, row.sqrt_alpha_bar_next, row.h, xt, x0)
 
 
-def transfer_by(std_ratio, sqrt_alpha_bar_next, h, xt, x0):
+def ddim_step_by(std_ratio, sqrt_alpha_bar_next, h, xt, x0):
     """The same of a step given by std_next / std, sqrt(alpha_bar_next) and h."""
     return std_ratio * xt - sqrt_alpha_bar_next * jnp.expm1(-h) * x0

@@ -5,7 +5,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior
 from ddpm_jax.errors import check
-from ddpm_jax.samplers import Sampler, no_memory, step_noise
+from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None) -> Sampler:
@@ -15,16 +15,22 @@ def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None
     and learned_range are what the network says (Eq. 15, Nichol & Dhariwal 2021), learned for one timestep a step only.
     clip_sample: clamps x_next itself to [-clip_sample, clip_sample] after each step, as S1's project does.
     """
-    check(variance in VARIANCES, f"unknown variance {variance!r}; there are: {', '.join(VARIANCES)}")
-    return Sampler(Partial(no_memory), Partial(_step, Partial(VARIANCES[variance]), clip_sample))
+    check(
+        variance in VARIANCES, f"unknown variance {variance!r}; there are: {', '.join(VARIANCES)}"
+    )
+    return Sampler(
+        Partial(stateless_init), Partial(_step, Partial(VARIANCES[variance]), clip_sample)
+    )
 
 
-def _step(variance_of, clip_sample, keys, denoise, xt, row, memory):
+def _step(variance_of, clip_sample, keys, denoise, xt, row, state):
     prediction = denoise(xt, row.t)
     mean, small = posterior(row, prediction.x0, xt)
-    variance = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance_of(row, small, prediction.log_var), 0)
+    variance = jnp.where(
+        row.sqrt_one_minus_alpha_bar_next > 0, variance_of(row, small, prediction.log_var), 0
+    )
     x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)  # no noise on clean data
-    return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), memory
+    return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), state
 
 
 def _fixed_small(row, small, said):
@@ -44,7 +50,10 @@ def _learned_range(row, small, said):
 
 
 def _given(said):
-    check(said is not None, "this network says nothing of the variance: use variance fixed_small or fixed_large")
+    check(
+        said is not None,
+        "this network says nothing of the variance: use variance fixed_small or fixed_large",
+    )
     return said
 
 

@@ -21,8 +21,15 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.samplers._multistep import NODES, WEIGHTS, history, integral_weights, known, remember
-from ddpm_jax.samplers.ddim import transfer
+from ddpm_jax.samplers._multistep import (
+    NODES,
+    WEIGHTS,
+    count_known,
+    history,
+    integral_weights,
+    remember,
+)
+from ddpm_jax.samplers.ddim import ddim_step
 
 
 class Statistics(NamedTuple):
@@ -43,7 +50,9 @@ X0 = Statistics(_ENDS, _ZERO + 1, _ZERO, _ZERO, _ENDS.reshape(2, 1, 1, 1), _ZERO
 """l = 1, s = b = 0, f = -x0: that of DPM-Solver++."""
 
 
-def dpm_solver_v3(*, statistics: str | None = None, order: Literal[1, 2, 3] = 3, corrector: bool = True) -> Sampler:
+def dpm_solver_v3(
+    *, statistics: str | None = None, order: Literal[1, 2, 3] = 3, corrector: bool = True
+) -> Sampler:
     """Predicts through the `order` newest f, then corrects that step with the f found at its end (Algorithm 2).
 
     `statistics` is a file of `python -m ddpm_jax.statistics`; without one f is -x0, and what remains without the
@@ -59,7 +68,7 @@ def with_statistics(statistics: Statistics, order: int, corrector: bool) -> Samp
     check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
     corrector = corrector and order > 1
     start = Partial(_init, history(order + corrector), np.zeros(statistics.l.shape[1:], np.bool_))
-    step = Partial(_step, statistics, Partial(_correct if corrector else _leave))
+    step = Partial(_step, statistics, Partial(_correct if corrector else _skip_correction))
     return Sampler(start, step, order=order + corrector)
 
 
@@ -74,21 +83,28 @@ def _load(path: Path, modified: int) -> Statistics:
         with np.load(path) as file:
             return Statistics(*(file[name] for name in Statistics._fields))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there: python -m ddpm_jax.statistics makes it from a run") from None
+        raise FileNotFoundError(
+            f"{path} is not there: python -m ddpm_jax.statistics makes it from a run"
+        ) from None
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} holds no statistics of python -m ddpm_jax.statistics ({error})") from error
+        raise ValueError(
+            f"{path} holds no statistics of python -m ddpm_jax.statistics ({error})"
+        ) from error
 
 
 def _init(history_init, like, xT):
     """The history, and a step before xT of which nothing is known."""
     fits = all(n in (1, m) for n, m in zip(like.shape, xT.shape[1:], strict=True))
-    check(fits, f"the statistics are of pictures {like.shape}, not {xT.shape[1:]}: estimate them from this run")
+    check(
+        fits,
+        f"the statistics are of pictures {like.shape}, not {xT.shape[1:]}: estimate them from this run",
+    )
     one = jnp.ones((), xT.dtype)
     return history_init(xT), (xT, one, one, one, jnp.full((), jnp.inf, xT.dtype))
 
 
-def _step(statistics, correct, keys, denoise, xt, row, memory):
-    past, step_before = memory
+def _step(statistics, correct, keys, denoise, xt, row, state):
+    past, step_before = state
     x0 = denoise(xt, row.t).x0
     at, noise_only = row.log_snr / 2, row.sqrt_alpha_bar == 0
     at_finite, scale = jnp.where(noise_only, 0, at), jnp.where(noise_only, 1, row.sqrt_alpha_bar)
@@ -98,33 +114,44 @@ def _step(statistics, correct, keys, denoise, xt, row, memory):
     x, newest = correct(statistics, xt, step_before, past)
     x0 = x0 + of_x * (x - xt)  # so that f stays what it was: Algorithm 2, line 13
     step = x, scale, row.sqrt_alpha_bar_next, at_finite, row.h
-    return jnp.where(jnp.isfinite(row.h), _go(statistics, step, newest), transfer(row, x, x0)), (past, step)
+    return jnp.where(
+        jnp.isfinite(row.h), _integrate(statistics, step, newest), ddim_step(row, x, x0)
+    ), (past, step)
 
 
 def _correct(statistics, xt, step_before, past):
     """x corrected, and the f that the predictor goes on with."""
-    may = jnp.isfinite(step_before[-1]) & (known(past[1]) > 2)
-    return jnp.where(may, _go(statistics, step_before, past), xt), tuple(table[:-1] for table in past)
+    may = jnp.isfinite(step_before[-1]) & (count_known(past[1]) > 2)
+    return jnp.where(may, _integrate(statistics, step_before, past), xt), tuple(
+        table[:-1] for table in past
+    )
 
 
-def _leave(statistics, xt, step_before, past):
+def _skip_correction(statistics, xt, step_before, past):
     return xt, past
 
 
-def _go(statistics, step, past):
+def _integrate(statistics, step, past):
     """Where a step leads with the polynomial g through all that is known."""
     (x, scale, scale_next, start, h), (f, positions) = step, past
     h, k, dtype = jnp.where(jnp.isfinite(h), h, 1), len(f), x.dtype
     inner, quadrature = jnp.asarray(NODES, dtype), jnp.asarray(WEIGHTS, dtype)[:, None, None, None]
-    places = jnp.where(jnp.isfinite(positions), positions, start), jnp.stack([start, start + h]), start + h * inner
+    places = (
+        jnp.where(jnp.isfinite(positions), positions, start),
+        jnp.stack([start, start + h]),
+        start + h * inner,
+    )
     L, S, p = jax.vmap(Partial(_tables, statistics))(jnp.concatenate(places))
     weight = h * quadrature * jnp.exp(L[k + 2 :] - L[k + 1][None])
     powers = jnp.stack([inner**j for j in range(k)])
     moments = jnp.tensordot(powers, weight * jnp.exp(S[k + 2 :] - S[k][None]), 1)
     nodes, unit = (places[0] - start) / h, jnp.eye(k, dtype=dtype)
-    of_moment = jax.vmap(integral_weights, (None, 0, None))(nodes, unit, known(positions))
+    of_moment = jax.vmap(integral_weights, (None, 0, None))(nodes, unit, count_known(positions))
     g = jnp.exp(S[k][None] - S[:k])[:, None] * (f - p[:k, None])
-    integral = jnp.sum(jnp.tensordot(of_moment.T, moments, 1)[:, None] * g, 0) + jnp.sum(weight * p[k + 2 :], 0)[None]
+    integral = (
+        jnp.sum(jnp.tensordot(of_moment.T, moments, 1)[:, None] * g, 0)
+        + jnp.sum(weight * p[k + 2 :], 0)[None]
+    )
     return scale_next * (jnp.exp(L[k] - L[k + 1])[None] / scale * x - integral)
 
 

@@ -4,8 +4,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.samplers._multistep import exponential_mean, history, known, lower_at_end, remember
-from ddpm_jax.samplers.ddim import transfer
+from ddpm_jax.samplers._multistep import (
+    count_known,
+    exponential_mean,
+    history,
+    reduced_final_order,
+    remember,
+)
+from ddpm_jax.samplers.ddim import ddim_step
 
 
 def dpmpp_3m(*, compat: bool = False) -> Sampler:
@@ -20,16 +26,18 @@ def dpmpp_3m(*, compat: bool = False) -> Sampler:
     return Sampler(history(3), Partial(_step), order=3)
 
 
-def _step(keys, denoise, xt, row, memory):
-    values, positions = memory = remember(memory, denoise(xt, row.t).x0, row.log_snr / 2)
+def _step(keys, denoise, xt, row, state):
+    values, positions = state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
     finite = jnp.isfinite(row.h)
-    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, known(positions), 1)
-    return transfer(row, xt, exponential_mean(h, (positions - positions[0]) / h, values, count)), memory
+    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, count_known(positions), 1)
+    return ddim_step(
+        row, xt, exponential_mean(h, (positions - positions[0]) / h, values, count)
+    ), state
 
 
-def _published(keys, denoise, xt, row, memory):
-    values, positions = memory = remember(memory, denoise(xt, row.t).x0, row.log_snr / 2)
-    order = jnp.where(jnp.isfinite(row.h), lower_at_end(row, known(positions)), 1)
+def _published(keys, denoise, xt, row, state):
+    values, positions = state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
+    order = jnp.where(jnp.isfinite(row.h), reduced_final_order(row, count_known(positions)), 1)
     h = jnp.where(jnp.isfinite(row.h), row.h, 1)
     r0, r1 = (positions[0] - positions[1]) / h, (positions[1] - positions[2]) / h
     slope, slope_before = (values[0] - values[1]) / r0, (values[1] - values[2]) / r1
@@ -38,4 +46,4 @@ def _published(keys, denoise, xt, row, memory):
     second = -e / 2 * slope
     third = (e / h + 1) * (slope + r0 * bend) - ((e + h) / h**2 - 0.5) * bend
     change = jnp.where(order == 1, 0, jnp.where(order == 2, second, third))
-    return transfer(row, xt, values[0]) + row.sqrt_alpha_bar_next * change, memory
+    return ddim_step(row, xt, values[0]) + row.sqrt_alpha_bar_next * change, state

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.errors import check
-from ddpm_jax.samplers import Sampler, no_memory, step_noise
+from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def euler_ancestral(*, eta: float = 1.0) -> Sampler:
@@ -14,11 +14,15 @@ def euler_ancestral(*, eta: float = 1.0) -> Sampler:
     sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is `euler`.
     """
     check(eta >= 0, f"eta must not be negative, not {eta}")
-    return Sampler(Partial(no_memory), Partial(_step, eta))
+    return Sampler(Partial(stateless_init), Partial(_step, eta))
 
 
-def _step(eta, keys, denoise, xt, row, memory):
+def _step(eta, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
-    sigma_up = jnp.minimum(row.sigma_next, eta * row.sigma_next * jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * row.h), 0)))
+    sigma_up = jnp.minimum(
+        row.sigma_next, eta * row.sigma_next * jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * row.h), 0))
+    )
     sigma_down = jnp.sqrt(jnp.maximum(row.sigma_next**2 - sigma_up**2, 0))
-    return row.sqrt_alpha_bar_next * (x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)), memory
+    return row.sqrt_alpha_bar_next * (
+        x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)
+    ), state

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.samplers import Sampler, no_memory
-from ddpm_jax.samplers.euler import ALL_BUT_NOISE, all_but_noise, euler_step
+from ddpm_jax.samplers import Sampler, stateless_init
+from ddpm_jax.samplers.euler import MIN_SIGNAL, euler_step, min_signal_for
 
 
 def heun(*, compat: bool = False) -> Sampler:
@@ -12,15 +12,19 @@ def heun(*, compat: bool = False) -> Sampler:
 
     compat: as diffusers, which takes the slope also where almost no signal is left.
     """
-    return Sampler(Partial(no_memory), Partial(_step, all_but_noise(compat)), order=2, evaluations=2)
+    return Sampler(
+        Partial(stateless_init), Partial(_step, min_signal_for(compat)), order=2, evaluations=2
+    )
 
 
-def _step(noise, keys, denoise, xt, row, memory):
-    return heun_step(denoise, row, *denoise(xt, row.t)[:2], noise), memory
+def _step(noise, keys, denoise, xt, row, state):
+    return heun_step(denoise, row, *denoise(xt, row.t)[:2], noise), state
 
 
-def heun_step(denoise, row, x0, eps, noise=ALL_BUT_NOISE):
+def heun_step(denoise, row, x0, eps, noise=MIN_SIGNAL):
     """x_next from x0 and eps at the row's level; on the last row the second evaluation has no weight."""
     x_euler = euler_step(row, x0, eps)
-    eps_next = denoise(x_euler, row.t_next_finite).eps
-    return euler_step(row, x0, eps, jnp.where(jnp.isfinite(row.h), 0.5, 0) * (eps_next - eps), noise)
+    eps_next = denoise(x_euler, row.t_next_clamped).eps
+    return euler_step(
+        row, x0, eps, jnp.where(jnp.isfinite(row.h), 0.5, 0) * (eps_next - eps), noise
+    )

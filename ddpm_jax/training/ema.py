@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.errors import check
 
-LONGEST = 12**-0.5  # the mean of all steps, gamma = 0
+MAX_LENGTH = 12**-0.5  # the mean of all steps, gamma = 0
 MAX_RESIDUAL = 0.05  # of what an average that is rebuilt may miss, as `solve_weights` measures it
 SNAPSHOTS = 64  # in a run that names no cadence: tracks 0.05 and 0.1 then give lengths 0.03 to 0.2 within 0.3%
 
@@ -28,7 +28,7 @@ class Ema:
     decay: float = 0.9999
     warmup: bool = True
     """Use min(decay, (1 + step) / (10 + step)), so that early averages forget their start."""
-    others: tuple[float, ...] = ()
+    extra_decays: tuple[float, ...] = ()
     """Further decays, each tracked at the same time."""
     power: tuple[float, ...] = ()
     """Lengths of power-function averages, such as 0.05 0.1, from which other lengths are rebuilt after training."""
@@ -36,21 +36,30 @@ class Ema:
     """Steps between the snapshots of these that are kept for good; None for a 64th of the run."""
 
     def __post_init__(self):
-        for name, decay in [("decay", self.decay), *(("others", other) for other in self.others)]:
+        for name, decay in [
+            ("decay", self.decay),
+            *(("extra_decays", other) for other in self.extra_decays),
+        ]:
             check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}")
-        for name, values in (("others", self.others), ("power", self.power)):
+        for name, values in (("extra_decays", self.extra_decays), ("power", self.power)):
             check(len(set(values)) == len(values), f"ema.{name} names an average twice: {values}")
         for length in self.power:
-            check(0 < length <= LONGEST, f"ema.power must be above 0 and at most {LONGEST:.4f}, not {length}")
-        check(self.snapshots_every is None or self.snapshots_every >= 1, "ema.snapshots_every must be at least 1")
+            check(
+                0 < length <= MAX_LENGTH,
+                f"ema.power must be above 0 and at most {MAX_LENGTH:.4f}, not {length}",
+            )
+        check(
+            self.snapshots_every is None or self.snapshots_every >= 1,
+            "ema.snapshots_every must be at least 1",
+        )
 
     @property
     def decays(self) -> dict[str, float]:
         """The averages of constant decay by name: "ema", and such as "ema_0.999"."""
-        return {"ema": self.decay} | {f"ema_{decay}": decay for decay in self.others}
+        return {"ema": self.decay} | {f"ema_{decay}": decay for decay in self.extra_decays}
 
     @property
-    def tracks(self) -> dict[str, float]:
+    def power_averages(self) -> dict[str, float]:
         """The lengths of the power-function averages by name, such as "power_0.05"."""
         return {f"power_{length}": length for length in self.power}
 
@@ -75,13 +84,15 @@ def power_gamma(length: float) -> float:
     Solves sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2) (Eq. 123) as a cubic (Eq. 126). Raises
     ValueError outside (0, 12^(-1/2)].
     """
-    if not 0 < length <= LONGEST:
-        raise ValueError(f"the length of an average must be above 0 and at most {LONGEST:.4f}, not {length}")
+    if not 0 < length <= MAX_LENGTH:
+        raise ValueError(
+            f"the length of an average must be above 0 and at most {MAX_LENGTH:.4f}, not {length}"
+        )
     inverse = length**-2
     return max(float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()), 0.0)
 
 
-def overlap(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> np.ndarray:
+def profile_inner_product(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> np.ndarray:
     """The integral of the product of two profiles p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], float64.
 
     Closed form (Eq. 151); the arguments broadcast against each other.
@@ -103,19 +114,26 @@ def solve_weights(
     the wanted profile.
     """
     t = np.asarray(t, np.float64) / t_wanted
-    gram, projections = overlap(t[:, None], gamma[:, None], t, gamma), overlap(t, gamma, 1, gamma_wanted)
+    gram, projections = (
+        profile_inner_product(t[:, None], gamma[:, None], t, gamma),
+        profile_inner_product(t, gamma, 1, gamma_wanted),
+    )
     one = np.ones((len(t), 1))
-    system = np.block([[gram, one], [one.T, np.zeros((1, 1))]])  # with the multiplier of the constraint
+    system = np.block(
+        [[gram, one], [one.T, np.zeros((1, 1))]]
+    )  # with the multiplier of the constraint
     weights = np.linalg.solve(system, np.append(projections, 1))[:-1]
-    norm = overlap(1, gamma_wanted, 1, gamma_wanted)
+    norm = profile_inner_product(1, gamma_wanted, 1, gamma_wanted)
     squared = (norm - 2 * weights @ projections + weights @ gram @ weights) / norm
     return weights, float(np.sqrt(max(squared, 0)))
 
 
-def solvable(t: np.ndarray, gamma: np.ndarray, t_wanted: int) -> list[float]:
+def reachable_lengths(t: np.ndarray, gamma: np.ndarray, t_wanted: int) -> list[float]:
     """The lengths 0.01, 0.02, ... that stored averages (t_i, gamma_i) give within MAX_RESIDUAL."""
-    lengths = [i / 100 for i in range(1, int(100 * LONGEST) + 1)]
-    return [x for x in lengths if solve_weights(t, gamma, t_wanted, power_gamma(x))[1] <= MAX_RESIDUAL]
+    lengths = [i / 100 for i in range(1, int(100 * MAX_LENGTH) + 1)]
+    return [
+        x for x in lengths if solve_weights(t, gamma, t_wanted, power_gamma(x))[1] <= MAX_RESIDUAL
+    ]
 
 
 def combine(trees: Iterable[Any], weights: Iterable[float]) -> Any:

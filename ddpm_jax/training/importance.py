@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 DECAY = 0.9
-SEEN_ENOUGH = 10
-UNIFORM_SHARE = 0.001
+MIN_DRAWS = 10
+UNIFORM_FRACTION = 0.001
 
 
 class LossHistory(NamedTuple):
@@ -34,11 +34,15 @@ class HistoryState(NamedTuple):
     inner: Any
 
 
-def keep_losses(inner: optax.GradientTransformation, timesteps: int) -> optax.GradientTransformation:
+def keep_losses(
+    inner: optax.GradientTransformation, timesteps: int
+) -> optax.GradientTransformation:
     """`inner` with an empty history of T timesteps beside its state; the training step fills it."""
 
     def init(params):
-        return HistoryState(LossHistory(jnp.zeros(timesteps), jnp.zeros(timesteps, jnp.int32)), inner.init(params))
+        return HistoryState(
+            LossHistory(jnp.zeros(timesteps), jnp.zeros(timesteps, jnp.int32)), inner.init(params)
+        )
 
     def update(grads, state, params=None):
         updates, inner_state = inner.update(grads, state.inner, params)
@@ -47,7 +51,7 @@ def keep_losses(inner: optax.GradientTransformation, timesteps: int) -> optax.Gr
     return optax.GradientTransformation(init, update)
 
 
-def draw(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
     """The batch with a `t` of each example's `key`, and the weights of its losses; as it was, and 1, without a history.
 
     Where a draw lies within rounding of the edge of two timesteps, another number of devices may give the other one.
@@ -55,16 +59,18 @@ def draw(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str, Array], Arr
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
         return batch, jnp.ones(())
-    t, weights = draw_times(batch["key"], history)
+    t, weights = draw_timesteps(batch["key"], history)
     return batch | {"t": t}, weights
 
 
-def learn(opt_state: Any, batch: dict[str, Array], losses: Float[Array, " b"], mean: Callable[[Any], Any]) -> Any:
+def update_history(
+    opt_state: Any, batch: dict[str, Array], losses: Float[Array, " b"], mean: Callable[[Any], Any]
+) -> Any:
     """The optimizer's state after the unweighted losses of a batch from `draw`; `mean` is over the devices."""
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
         return opt_state
-    return optax.tree.set(opt_state, loss_history=observe(history, batch["t"], losses, mean))
+    return optax.tree.set(opt_state, loss_history=record(history, batch["t"], losses, mean))
 
 
 def probabilities(history: LossHistory) -> Float[Array, " T"]:
@@ -74,12 +80,16 @@ def probabilities(history: LossHistory) -> Float[Array, " T"]:
     """
     uniform = jnp.full_like(history.mean_square, 1 / len(history.seen))
     root = jnp.sqrt(history.mean_square)
-    p = (1 - UNIFORM_SHARE) * root / jnp.maximum(jnp.sum(root), 1e-30) + UNIFORM_SHARE * uniform
-    ready = jnp.all(history.seen >= SEEN_ENOUGH) & (jnp.sum(root) > 0)
+    p = (1 - UNIFORM_FRACTION) * root / jnp.maximum(
+        jnp.sum(root), 1e-30
+    ) + UNIFORM_FRACTION * uniform
+    ready = jnp.all(history.seen >= MIN_DRAWS) & (jnp.sum(root) > 0)
     return jnp.where(ready, p, uniform)
 
 
-def draw_times(keys: Key[Array, " b"], history: LossHistory) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+def draw_timesteps(
+    keys: Key[Array, " b"], history: LossHistory
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
     """t ~ p_t of each example's own key, and its weight 1 / (T p_t)."""
     p = probabilities(history)
     below = jnp.cumsum(p)
@@ -89,17 +99,24 @@ def draw_times(keys: Key[Array, " b"], history: LossHistory) -> tuple[Int[Array,
     return t, 1 / (len(p) * p[t])
 
 
-def observe(
-    history: LossHistory, t: Int[Array, " b"], losses: Float[Array, " b"], mean: Callable[[Any], Any]
+def record(
+    history: LossHistory,
+    t: Int[Array, " b"],
+    losses: Float[Array, " b"],
+    mean: Callable[[Any], Any],
 ) -> LossHistory:
     """The history after a batch. Losses that are not finite are left out.
 
     The first mean of L_t^2 counts whole, later ones by 1 - 0.9.
     """
-    drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & jnp.isfinite(losses**2)[None, :]
+    drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & jnp.isfinite(losses**2)[
+        None, :
+    ]
     squares = mean(jnp.sum(jnp.where(drawn, losses[None, :] ** 2, 0.0), 1))
     count = mean(jnp.sum(drawn.astype(jnp.float32), 1))
     new = squares / jnp.maximum(count, 1e-30)
     rate = jnp.where(history.seen == 0, 1.0, 1 - DECAY)
-    mean_square = jnp.where(count > 0, history.mean_square + rate * (new - history.mean_square), history.mean_square)
+    mean_square = jnp.where(
+        count > 0, history.mean_square + rate * (new - history.mean_square), history.mean_square
+    )
     return LossHistory(mean_square, history.seen + (count > 0).astype(jnp.int32))

@@ -33,12 +33,25 @@ class Optimizer:
     """Scale gradients down to this global norm; None for never."""
 
     def __post_init__(self):
-        check(self.learning_rate > 0, f"optimizer.learning_rate must be positive, not {self.learning_rate}")
-        check(0 <= self.floor <= self.learning_rate, f"optimizer.floor must be in [0, learning rate], not {self.floor}")
-        check(self.warmup_steps >= 0, f"optimizer.warmup_steps must not be negative, not {self.warmup_steps}")
-        check(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
         check(
-            self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}"
+            self.learning_rate > 0,
+            f"optimizer.learning_rate must be positive, not {self.learning_rate}",
+        )
+        check(
+            0 <= self.floor <= self.learning_rate,
+            f"optimizer.floor must be in [0, learning rate], not {self.floor}",
+        )
+        check(
+            self.warmup_steps >= 0,
+            f"optimizer.warmup_steps must not be negative, not {self.warmup_steps}",
+        )
+        check(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay must not be negative, not {self.weight_decay}",
+        )
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optimizer.clip_norm must be positive, not {self.clip_norm}",
         )
 
 
@@ -81,8 +94,16 @@ def make_optimizer(
     update. `importance_timesteps` is T where timesteps are drawn by their losses (`importance.keep_losses`).
     """
     rate = learning_rate(settings, total_steps, steps_per_epoch)
-    adam = optax.adam(rate) if settings.name == "adam" else optax.adamw(rate, weight_decay=settings.weight_decay)
-    clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
+    adam = (
+        optax.adam(rate)
+        if settings.name == "adam"
+        else optax.adamw(rate, weight_decay=settings.weight_decay)
+    )
+    clip = (
+        optax.identity()
+        if settings.clip_norm is None
+        else optax.clip_by_global_norm(settings.clip_norm)
+    )
     tx = skip_nonfinite(optax.chain(clip, adam))
     if dtype == "float16":
         tx = dynamic_loss_scale(tx)
@@ -108,7 +129,9 @@ def accumulate(inner: optax.GradientTransformation, count: int) -> optax.Gradien
     """
 
     def init(params):
-        return AccumulationState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), inner.init(params))
+        return AccumulationState(
+            jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), inner.init(params)
+        )
 
     def update(grads, state, params=None):
         grads = jax.tree.map(lambda mean, g: mean + g / count, state.mean_grads, grads)
@@ -147,10 +170,14 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     def update(grads, state, params=None):
         finite = jnp.isfinite(optax.tree.norm(grads))
         updates, inner_state = inner.update(grads, state.inner, params)
-        updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)  # x + 0.0 is not x where x is -0.0
+        updates = jax.tree.map(
+            lambda u: jnp.where(finite, u, -0.0), updates
+        )  # x + 0.0 is not x where x is -0.0
         inner_state = jax.tree.map(partial(jnp.where, finite), inner_state, state.inner)
         bad = (~finite).astype(jnp.int32)
-        return updates, SkipState(state.skipped + bad, bad * (state.skipped_in_a_row + 1), inner_state)
+        return updates, SkipState(
+            state.skipped + bad, bad * (state.skipped_in_a_row + 1), inner_state
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -172,7 +199,9 @@ def dynamic_loss_scale(
     """
 
     def init(params):
-        return LossScaleState(jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32), inner.init(params))
+        return LossScaleState(
+            jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32), inner.init(params)
+        )
 
     def update(grads, state, params=None):
         grads = jax.tree.map(lambda g: g / state.loss_scale, grads)

@@ -32,10 +32,12 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, ema: Ema | None = None) -> TrainState:
+def init_state(
+    params: Params, tx: optax.GradientTransformation, ema: Ema | None = None
+) -> TrainState:
     """The state before the first step; the averages start as copies of the parameters, because steps donate both."""
     ema = ema or Ema()
-    averages = {name: jax.tree.map(jnp.copy, params) for name in (*ema.decays, *ema.tracks)}
+    averages = {name: jax.tree.map(jnp.copy, params) for name in (*ema.decays, *ema.power_averages)}
     return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 
 
@@ -87,7 +89,10 @@ def _example_keys(key, step, rows):
 
 
 def make_train_step(
-    loss: Loss, tx: optax.GradientTransformation, ema: Ema | None = None, axis_name: str | None = None
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    ema: Ema | None = None,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """The step (state, batch) -> (state, {"loss", "grad_norm"}); batch holds `image`, `label` if any, and `key`.
 
@@ -102,7 +107,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, Array]):
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones(()))
-        batch, weight = importance.draw(state.opt_state, batch)
+        batch, weight = importance.sample_timesteps(state.opt_state, batch)
 
         def scaled_loss(params):
             losses = loss(params, batch["key"], batch)
@@ -116,11 +121,13 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             grad_norm = optax.tree.norm(grads) / scale
-        opt_state = importance.learn(opt_state, batch, losses, mean)
+        opt_state = importance.update_history(opt_state, batch, losses, mean)
         finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
         good = optax.tree.get(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0
         ema_params = _averages(state.ema_params, params, ema, state.step, finished & good)
-        new_state = TrainState(state.step + finished.astype(jnp.int32), params, ema_params, opt_state)
+        new_state = TrainState(
+            state.step + finished.astype(jnp.int32), params, ema_params, opt_state
+        )
         return new_state, {"loss": value, "grad_norm": grad_norm}
 
     return step
@@ -132,10 +139,14 @@ def _mean(axis_name: str | None, tree: Any) -> Any:
     return tree if alone else jax.lax.pmean(tree, axis_name)
 
 
-def _averages(averages: dict[str, Params], params: Params, ema: Ema, step: Array, moved: Array) -> dict[str, Params]:
+def _averages(
+    averages: dict[str, Params], params: Params, ema: Ema, step: Array, moved: Array
+) -> dict[str, Params]:
     t = step.astype(jnp.float32) + 1
     rates = {name: decay_rate(decay, ema.warmup, t) for name, decay in ema.decays.items()}
-    rates |= {name: power_rate(power_gamma(length), t) for name, length in ema.tracks.items()}
+    rates |= {
+        name: power_rate(power_gamma(length), t) for name, length in ema.power_averages.items()
+    }
     check(
         set(rates) == set(averages),
         f"the state holds the averages {', '.join(averages)} and the step makes {', '.join(rates)}: "
@@ -155,10 +166,14 @@ def micro_batches(batch: dict, count: int) -> Iterator[dict]:
     return ({name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count))
 
 
-def by_micro_batches(train_step: Callable, state: Any, batch: dict, count: int) -> tuple[Any, dict]:
+def step_by_micro_batches(
+    train_step: Callable, state: Any, batch: dict, count: int
+) -> tuple[Any, dict]:
     """The state and the mean of the metrics, on the device, after a batch in `count` micro-batches, in order."""
     metrics = []
     for part in micro_batches(batch, count):
         state, values = train_step(state, part)
         metrics.append(values)
-    return state, values if count == 1 else jax.tree.map(lambda *values: sum(values) / count, *metrics)
+    return state, values if count == 1 else jax.tree.map(
+        lambda *values: sum(values) / count, *metrics
+    )

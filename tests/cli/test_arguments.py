@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
 
 from ddpm_jax.cli import arguments, train
-from ddpm_jax.cli.recipes import choose, load_recipe, recipe_files
+from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.models.basic_unet import BasicUNet
 
@@ -31,7 +31,7 @@ def test_data_and_model_are_chosen_by_name(capsys):
         ("model", "convunet", "unknown model 'convunet'; there are: conv_unet"),
     ):
         with pytest.raises(ValueError, match=words):
-            choose(config, field, name)
+            replace_part(config, field, name)
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
 
 
@@ -56,7 +56,15 @@ def test_help_lists_every_setting(capsys):
 
 def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     workdir = tmp_path / "run"
-    run(train_main, "--config", "cifar10", "--dry-run", "--workdir", workdir, "--no-compilation-cache")
+    run(
+        train_main,
+        "--config",
+        "cifar10",
+        "--dry-run",
+        "--workdir",
+        workdir,
+        "--no-compilation-cache",
+    )
     text = capsys.readouterr().out
     assert "35746307 parameters" in text
     assert "--training.steps 800000" in text
@@ -95,7 +103,7 @@ def test_a_setting_that_will_not_do_is_named(capsys):
 def test_a_private_run_without_a_repository_is_refused():
     config = load_recipe("digits", CONFIGS)
     with pytest.raises(ValueError, match="--private is for --push"):
-        train.Run(config=config, workdir=Path("run"), private=True)
+        train.TrainOptions(config=config, workdir=Path("run"), private=True)
 
 
 def test_debug_shows_where_an_error_was_raised(capsys):

@@ -111,7 +111,7 @@ def test_push_uploads_at_each_save(trainings, tmp_path, monkeypatch):
         made.append(asked)
         return print
 
-    monkeypatch.setattr(export, "uploader", uploader)
+    monkeypatch.setattr(export, "make_uploader", uploader)
     run(small_main, *SMALL, "--workdir", tmp_path, "--push", "us/net", "--private")
     assert made == [("us/net", True, trainings[0]["config"], tmp_path)]
     assert trainings[0]["on_save"] is print

@@ -139,16 +139,16 @@ def test_edits_are_what_the_flags_say(saved, ask, pictures):
 
     varied = asked("--image", "A", "--strength", 0.2, "--num", 3)
     assert (varied.num, varied.edit.strength, varied.edit.images.shape) == (3, 0.2, (1, 8, 8, 1))
-    filled = asked("--image", "A", "--mask", "MASK", "--resample", 2, "--jump", 3).edit
-    assert (filled.repeats, filled.jump, filled.masks.shape) == (2, 3, (1, 8, 8, 1))
+    filled = asked("--image", "A", "--mask", "MASK", "--resample", 2, "--jump-length", 3).edit
+    assert (filled.repeats, filled.jump_length, filled.masks.shape) == (2, 3, (1, 8, 8, 1))
     between = asked("--image", "A", "B", "--interpolate", "--num", 4)
     assert between.num == 4
-    np.testing.assert_allclose(between.edit.shares, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(between.edit.fractions, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
     noises = asked("--interpolate", "--num", 4).edit
     assert noises.images is None
-    assert noises.shares.shape == (4,)
+    assert noises.fractions.shape == (4,)
     inverted = asked("--image", "A", "B", "--invert", "--sampler", "ddim")
-    assert inverted.edit.inverted
+    assert inverted.edit.invert
     assert inverted.num == 2
 
 

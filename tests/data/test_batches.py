@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.data import InMemory, OnDisk, check_labels, hold
+from ddpm_jax.data import InMemory, OnDisk, check_labels, load_or_stream
 from ddpm_jax.data.batches import batch_at, batch_indices, steps_per_epoch, stream
-from ddpm_jax.data.decode import fit
+from ddpm_jax.data.decode import resize_image
 from ddpm_jax.data.pixels import to_floats
 
 
@@ -30,7 +30,10 @@ def test_batch_indices_depend_on_seed_and_step_alone():
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
 def test_every_epoch_is_a_new_permutation_and_batches_stay_full(batch_size):
     count, epochs = 23, 4
-    batches = [batch_indices(0, step, batch_size, count) for step in range(-(-count * epochs // batch_size))]
+    batches = [
+        batch_indices(0, step, batch_size, count)
+        for step in range(-(-count * epochs // batch_size))
+    ]
     assert all(batch.shape == (batch_size,) for batch in batches)
     drawn = np.concatenate(batches)[: count * epochs].reshape(epochs, count)
     np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(count), (epochs, 1)))
@@ -75,7 +78,9 @@ def test_half_of_the_images_are_flipped_and_the_same_ones_each_time(images):
         flipped[step] = (batch == plain[:, :, ::-1]).all(axis=(1, 2, 3))
         kept = (batch == plain).all(axis=(1, 2, 3))
         assert (flipped[step] ^ kept).all()
-        np.testing.assert_array_equal(batch, batch_at(images, 2, step, batch_size, flip=True)["image"])
+        np.testing.assert_array_equal(
+            batch, batch_at(images, 2, step, batch_size, flip=True)["image"]
+        )
     assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(flipped.size)
     assert len(np.unique(flipped, axis=0)) == steps
 
@@ -111,9 +116,9 @@ def test_stream_hands_on_the_error_of_a_batch():
 
 def test_images_on_disk_and_in_memory_give_the_same_batches(images, monkeypatch):
     arguments = (23, lambda i: images.images[i], images.labels, images.images[0].nbytes, "test")
-    in_memory = hold(*arguments)
+    in_memory = load_or_stream(*arguments)
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", images.images.nbytes - 1)
-    on_disk = hold(*arguments)
+    on_disk = load_or_stream(*arguments)
     assert isinstance(in_memory, InMemory) and isinstance(on_disk, OnDisk)
     assert len(in_memory) == len(on_disk) == 23
     for step in range(4):
@@ -123,21 +128,27 @@ def test_images_on_disk_and_in_memory_give_the_same_batches(images, monkeypatch)
 def test_fit_crops_the_middle_square_or_squashes_the_whole():
     stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
     wide = Image.fromarray(np.tile(stripes, (16, 1)))  # 32 wide, 16 high: four stripes of 8
-    np.testing.assert_array_equal(fit(wide, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)))
-    squashed = fit(wide, 16, 1, "squash")[8, :, 0]
+    np.testing.assert_array_equal(
+        resize_image(wide, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1))
+    )
+    squashed = resize_image(wide, 16, 1, "squash")[8, :, 0]
     np.testing.assert_array_equal(squashed[[0, 5, 10, 15]], [10, 90, 170, 250])
     tall = wide.transpose(Image.Transpose.ROTATE_270)
-    np.testing.assert_array_equal(fit(tall, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)).T)
+    np.testing.assert_array_equal(
+        resize_image(tall, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)).T
+    )
 
 
 def test_fit_averages_when_it_shrinks():
     checkers = np.indices((64, 64)).sum(0) % 2 * np.uint8(200)
-    np.testing.assert_allclose(fit(Image.fromarray(checkers.astype(np.uint8)), 8, 1, "crop"), 100, atol=2)
+    np.testing.assert_allclose(
+        resize_image(Image.fromarray(checkers.astype(np.uint8)), 8, 1, "crop"), 100, atol=2
+    )
 
 
 @pytest.mark.parametrize(("channels", "want"), [(1, [[76]]), (3, [[255, 0, 0]])])
 def test_fit_gives_grey_or_rgb(channels, want):
-    fitted = fit(Image.new("RGB", (9, 5), "red"), 4, channels, "crop")
+    fitted = resize_image(Image.new("RGB", (9, 5), "red"), 4, channels, "crop")
     assert fitted.shape == (4, 4, channels) and fitted.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(fitted.reshape(16, channels), axis=0), want)
 
@@ -145,13 +156,17 @@ def test_fit_gives_grey_or_rgb(channels, want):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_fit_scales_16_bit_grey_and_does_not_clip_it(dtype):
     deep = np.linspace(0, 65535, 256).astype(dtype).reshape(16, 16)
-    np.testing.assert_array_equal(fit(Image.fromarray(deep), 16, 1, "crop").ravel(), np.arange(256))
+    np.testing.assert_array_equal(
+        resize_image(Image.fromarray(deep), 16, 1, "crop").ravel(), np.arange(256)
+    )
 
 
-@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1, np.int32)])
+@pytest.mark.parametrize(
+    "pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1, np.int32)]
+)
 def test_fit_refuses_pixels_of_unknown_range(pixels):
     with pytest.raises(ValueError, match="not of 8 or 16 bits"):
-        fit(Image.fromarray(pixels), 4, 1, "crop")
+        resize_image(Image.fromarray(pixels), 4, 1, "crop")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,16 @@ def test_describe_needs_no_folder():
 
 
 def test_nested_files_come_sorted_whatever_the_suffix_and_its_case(tmp_path):
-    names = ["b/2.PNG", "a/deep/er/1.jpg", "c.Jpeg", "a/0.bmp", "d.gif", "e.webp", "f.tif", "g.TIFF"]
+    names = [
+        "b/2.PNG",
+        "a/deep/er/1.jpg",
+        "c.Jpeg",
+        "a/0.bmp",
+        "d.gif",
+        "e.webp",
+        "f.tif",
+        "g.TIFF",
+    ]
     for name in reversed(names):
         solid(tmp_path / name, 10 + 20 * sorted(names).index(name))
     (tmp_path / "readme.txt").write_text("not an image")
@@ -117,7 +126,12 @@ def test_a_palette_with_a_transparent_entry_shows_white(tmp_path):
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
     later = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "green")]
-    save(tmp_path / f"image.{suffix}", Image.new("RGB", (8, 8), RED), save_all=True, append_images=later)
+    save(
+        tmp_path / f"image.{suffix}",
+        Image.new("RGB", (8, 8), RED),
+        save_all=True,
+        append_images=later,
+    )
     assert_close(only(load(tmp_path)), RED)
 
 
@@ -165,7 +179,9 @@ def test_a_missing_folder_a_file_and_a_folder_without_images_are_refused(tmp_pat
         load(tmp_path / "notes.txt")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder"
+)
 def test_a_locked_folder_is_refused(tmp_path):
     solid(tmp_path / "a.png", 0)
     (tmp_path / "locked").mkdir(mode=0)
@@ -183,23 +199,35 @@ def truncated(path):
     ("name", "write", "cause"),
     [
         ("empty.png", lambda path: path.write_bytes(b""), "no format that Pillow knows"),
-        ("text.jpg", lambda path: path.write_text("<html>404</html>"), "no format that Pillow knows"),
+        (
+            "text.jpg",
+            lambda path: path.write_text("<html>404</html>"),
+            "no format that Pillow knows",
+        ),
         ("cut.jpg", truncated, "truncated"),
         ("cut.png", truncated, "truncated"),
         ("cut.webp", truncated, ""),
-        ("float.tif", lambda path: Image.new("F", (8, 8), 0.5).save(path), "mode F from 0.5 to 0.5"),
+        (
+            "float.tif",
+            lambda path: Image.new("F", (8, 8), 0.5).save(path),
+            "mode F from 0.5 to 0.5",
+        ),
         ("dangling.png", lambda path: path.symlink_to("nowhere.png"), "No such file"),
     ],
 )
 def test_an_unreadable_image_is_named_with_the_cause_and_the_remedy(tmp_path, name, write, cause):
     solid(tmp_path / "fine.png", 0)
     write(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"cannot read the image .*{name} \(.*{cause}.*\): .* remove it") as caught:
+    with pytest.raises(
+        ValueError, match=rf"cannot read the image .*{name} \(.*{cause}.*\): .* remove it"
+    ) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("times", [1.5, 3])  # PIL warns above once, and raises above twice its limit
+@pytest.mark.parametrize(
+    "times", [1.5, 3]
+)  # PIL warns above once, and raises above twice its limit
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, times):
     solid(tmp_path / "bomb.png", 0, size=(30, 20))

@@ -13,15 +13,25 @@ from PIL import Image
 from ddpm_jax.data.folder import Folder
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MODES = {"PNG": ["L", "RGB", "RGBA", "P", "I;16", "1", "LA"], "JPEG": ["L", "RGB", "CMYK"], "TIFF": ["L", "F", "I;16"]}
+MODES = {
+    "PNG": ["L", "RGB", "RGBA", "P", "I;16", "1", "LA"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "TIFF": ["L", "F", "I;16"],
+}
 
 
 def sound(moment, kind, mode):
     """A small random image of a format and mode, as bytes: animated where the format knows that, turned by EXIF."""
     size = moment.randrange(1, 40), moment.randrange(1, 40)
-    pixels = np.random.default_rng(moment.randrange(2**32)).integers(0, 256, (*size[::-1], 3), np.uint8)
+    pixels = np.random.default_rng(moment.randrange(2**32)).integers(
+        0, 256, (*size[::-1], 3), np.uint8
+    )
     image = Image.fromarray(pixels)
-    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     options = {"save_all": True, "append_images": [image, image]} if kind in ("GIF", "WEBP") else {}
     if kind == "JPEG":
         exif = Image.Exif()
@@ -44,10 +54,21 @@ def spoil(moment, content):
     if kind == "zeros":
         start = moment.randrange(len(changed))
         changed[start : start + 50] = bytes(len(changed[start : start + 50]))
-    return {"emptied": b"", "text": b"<html>404</html>", "doubled": bytes(2 * changed)}.get(kind, bytes(changed))
+    return {"emptied": b"", "text": b"<html>404</html>", "doubled": bytes(2 * changed)}.get(
+        kind, bytes(changed)
+    )
 
 
-ODD_NAMES = ("a b.png", "ä.png", "日本.png", "new\nline.png", "-rf.png", "%s{0}.png", "'\".png", "x" * 200 + ".png")
+ODD_NAMES = (
+    "a b.png",
+    "ä.png",
+    "日本.png",
+    "new\nline.png",
+    "-rf.png",
+    "%s{0}.png",
+    "'\".png",
+    "x" * 200 + ".png",
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +85,12 @@ def folder(tmp_path_factory):
     return root
 
 
-def load(folder, max_bad=0.9):
+def load(folder, max_corrupt_fraction=0.9):
     """The images of a folder, and what is said on stderr."""
     words = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(words):
         warnings.simplefilter("ignore")  # Pillow warns of some damaged files
-        images = Folder(path=str(folder), max_bad=max_bad).load(16, 3)
+        images = Folder(path=str(folder), max_corrupt_fraction=max_corrupt_fraction).load(16, 3)
     return images, words.getvalue()
 
 
@@ -92,7 +113,9 @@ def test_each_file_is_an_image_or_is_named(folder, loaded):
 def test_every_image_is_that_of_its_own_file(folder, loaded, tmp_path):
     """What is left out moves no other image to another place in the order of names."""
     images, words = loaded
-    kept = sorted(path.name for path in folder.iterdir() if f"cannot read the image {path} (" not in words)
+    kept = sorted(
+        path.name for path in folder.iterdir() if f"cannot read the image {path} (" not in words
+    )
     rows = np.array([0, 1, 50, len(kept) - 1])
     for row in rows:
         shutil.copy(folder / kept[row], tmp_path)
@@ -101,9 +124,11 @@ def test_every_image_is_that_of_its_own_file(folder, loaded, tmp_path):
 
 
 def test_more_than_the_share_is_an_error_that_names_one_and_counts_all(folder):
-    message = r"^\d+ of 200 images cannot be used: cannot read the image .*--data.max-bad$"
+    message = (
+        r"^\d+ of 200 images cannot be used: cannot read the image .*--data.max-corrupt-fraction$"
+    )
     with pytest.raises(ValueError, match=message):
-        load(folder, max_bad=0.01)
+        load(folder, max_corrupt_fraction=0.01)
 
 
 def test_images_left_on_disk_are_looked_through_first(folder, loaded, monkeypatch):
@@ -117,5 +142,5 @@ def test_images_left_on_disk_are_looked_through_first(folder, loaded, monkeypatc
 
 
 def test_a_share_is_a_share():
-    with pytest.raises(ValueError, match=r"data\.max_bad must be in \[0, 1\)"):
-        Folder(path="x", max_bad=1.0)
+    with pytest.raises(ValueError, match=r"data\.max_corrupt_fraction must be in \[0, 1\)"):
+        Folder(path="x", max_corrupt_fraction=1.0)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddpm_jax.data.huggingface import HuggingFace, encoded, refuse_missing
+from ddpm_jax.data.huggingface import HuggingFace, image_source, refuse_missing
 
 LEVELS = np.array([10, 80, 150, 220, 30, 100], np.uint8)
 
@@ -59,7 +59,9 @@ def test_a_parquet_file_gives_its_images_in_order(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["label", "labels"])
 def test_integers_become_labels(tmp_path, name):
-    write(tmp_path / "a.parquet", image=structs(), **{name: pa.array([5, 4, 3, 2, 1, 0], pa.int64())})
+    write(
+        tmp_path / "a.parquet", image=structs(), **{name: pa.array([5, 4, 3, 2, 1, 0], pa.int64())}
+    )
     labels = load(tmp_path / "a.parquet").labels
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [5, 4, 3, 2, 1, 0])
@@ -82,14 +84,25 @@ def test_the_images_are_fitted(tmp_path):
 
 
 def test_of_a_folder_the_files_of_the_split_are_read_sorted(tmp_path):
-    write(tmp_path / "data" / "train-00001-of-00002.parquet", image=structs(LEVELS[3:]), label=[3, 4, 5])
-    write(tmp_path / "data" / "train-00000-of-00002.parquet", image=structs(LEVELS[:3]), label=[0, 1, 2])
+    write(
+        tmp_path / "data" / "train-00001-of-00002.parquet",
+        image=structs(LEVELS[3:]),
+        label=[3, 4, 5],
+    )
+    write(
+        tmp_path / "data" / "train-00000-of-00002.parquet",
+        image=structs(LEVELS[:3]),
+        label=[0, 1, 2],
+    )
     write(tmp_path / "data" / "test-00000-of-00001.parquet", image=structs([1]), label=[9])
     images = load(tmp_path)
     np.testing.assert_array_equal(levels(images), LEVELS)
     np.testing.assert_array_equal(images.labels, np.arange(6))
     np.testing.assert_array_equal(levels(load(tmp_path, split="test")), [1])
-    with pytest.raises(FileNotFoundError, match=r"split 'validation' .*there are data/test-00000.*give another split"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"split 'validation' .*there are data/test-00000.*give another split",
+    ):
         load(tmp_path, split="validation")
 
 
@@ -108,14 +121,20 @@ def test_one_of_several_image_columns_has_to_be_named(tmp_path):
     file = tmp_path / "a.parquet"
     write(file, mask=structs(LEVELS[::-1]), image=structs(), text=list("abcdef"))
     np.testing.assert_array_equal(levels(load(file, image_column="image")), LEVELS)
-    with pytest.raises(ValueError, match=r"2 image columns \['mask', 'image'\]: name one by image_column"):
+    with pytest.raises(
+        ValueError, match=r"2 image columns \['mask', 'image'\]: name one by image_column"
+    ):
         load(file)
-    with pytest.raises(ValueError, match=r"no image column 'text': its image columns are \['mask', 'image'\]"):
+    with pytest.raises(
+        ValueError, match=r"no image column 'text': its image columns are \['mask', 'image'\]"
+    ):
         load(file, image_column="text")
 
 
 def path_only(path):
-    write(path, image=[{"bytes": png(1), "path": "1.png"}, {"bytes": None, "path": "/photos/2.png"}])
+    write(
+        path, image=[{"bytes": png(1), "path": "1.png"}, {"bytes": None, "path": "/photos/2.png"}]
+    )
 
 
 def two_kinds(path):
@@ -126,7 +145,10 @@ def two_kinds(path):
 @pytest.mark.parametrize(
     ("write_it", "sentence"),
     [
-        (path_only, r"row 1 .*only the path '/photos/2\.png', the pixels were not embedded: write .* embedded"),
+        (
+            path_only,
+            r"row 1 .*only the path '/photos/2\.png', the pixels were not embedded: write .* embedded",
+        ),
         (lambda path: write(path, image=[png(1), png(2), None]), r"row 2 .* has no image: remove"),
         (
             lambda path: write(path, image=[png(1), b"<html>"]),
@@ -136,9 +158,15 @@ def two_kinds(path):
             lambda path: write(path, image=structs(), label=[0, 1, None, 3, None, 5]),
             r"2 rows of .* have no label: fill",
         ),
-        (lambda path: write(path, url=["http://a"]), r"0 image columns.*\['url'\] hold no encoded images"),
+        (
+            lambda path: write(path, url=["http://a"]),
+            r"0 image columns.*\['url'\] hold no encoded images",
+        ),
         (lambda path: write(path, image=pa.array([], pa.binary())), "has no rows"),
-        (lambda path: path.write_bytes(b"PAR1 but not really"), r"cannot read .* as parquet \(.*sound file"),
+        (
+            lambda path: path.write_bytes(b"PAR1 but not really"),
+            r"cannot read .* as parquet \(.*sound file",
+        ),
         (lambda path: path.write_bytes(b""), r"cannot read .* as parquet \(.*sound file"),
         (two_kinds, r"1\.parquet and .*0\.parquet have other columns or types"),
     ],
@@ -150,24 +178,34 @@ def test_an_unusable_file_is_refused_in_one_sentence(tmp_path, write_it, sentenc
     assert "\n" not in str(caught.value) and "a.parquet" in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["gone.parquet", "./gone", "/gone/data", "~/gone", "a/b/c", "owner/gone.parquet"])
+@pytest.mark.parametrize(
+    "path", ["gone.parquet", "./gone", "/gone/data", "~/gone", "a/b/c", "owner/gone.parquet"]
+)
 def test_a_path_that_cannot_be_a_hub_id_is_looked_for_on_disk_alone(path):
-    with pytest.raises(FileNotFoundError, match=r"(gone|a/b/c).* does not exist or is locked.*: check the path"):
+    with pytest.raises(
+        FileNotFoundError, match=r"(gone|a/b/c).* does not exist or is locked.*: check the path"
+    ):
         load(path)
 
 
 def test_from_the_hub_the_path_of_a_cached_file_will_do():
     records = [{"bytes": None, "path": "/cache/1.png"}, {"bytes": png(7), "path": None}]
     refuse_missing(pa.chunked_array([records]), "owner/name", embedded=False)
-    path, file = map(encoded, records)
+    path, file = map(image_source, records)
     assert path == "/cache/1.png"
     assert file.read() == png(7)
     with pytest.raises(ValueError, match=r"row 2 .* of owner/name has no image: remove"):
-        refuse_missing(pa.chunked_array([[*records, {"bytes": None, "path": None}]]), "owner/name", embedded=False)
+        refuse_missing(
+            pa.chunked_array([[*records, {"bytes": None, "path": None}]]),
+            "owner/name",
+            embedded=False,
+        )
 
 
 def test_without_datasets_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)  # what Python itself does for a module it cannot import
+    monkeypatch.setitem(
+        sys.modules, "datasets", None
+    )  # what Python itself does for a module it cannot import
     with pytest.raises(
         ValueError, match=r"owner/name is no file .*pip install 'ddpm_jax\[huggingface\]', or"
     ) as caught:
@@ -184,7 +222,9 @@ def python(code, **environment) -> str:
     """What `code` prints in an interpreter of its own, because `datasets` reads its environment when it is imported."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -235,4 +275,7 @@ def test_what_datasets_loads_is_read_the_same_way(tmp_path, layout):
             (tmp_path / "set" / "train" / folder).mkdir(parents=True)
             (tmp_path / "set" / "train" / folder / "0.png").write_bytes(png(level))
     code = READ_BY_DATASETS.format(path=str(tmp_path / "set"))
-    assert python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")).split("\n")[-2] == "[10, 80] 0 1"
+    assert (
+        python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")).split("\n")[-2]
+        == "[10, 80] 0 1"
+    )

@@ -14,7 +14,7 @@ from PIL import Image
 import ddpm_jax.data
 from ddpm_jax.data import InMemory, OnDisk, _tfds_without_tf
 from ddpm_jax.data import tfds as tfds_source
-from ddpm_jax.data.decode import fit
+from ddpm_jax.data.decode import resize_image
 from ddpm_jax.data.tfds import Tfds
 
 
@@ -28,7 +28,7 @@ def pngs(count, *mode):
 
 
 def decoded(png):
-    return fit(Image.open(io.BytesIO(png)), 9, 3, "crop")
+    return resize_image(Image.open(io.BytesIO(png)), 9, 3, "crop")
 
 
 PNGS = {"train": [*pngs(3, 3), *pngs(2, 4), *pngs(2)], "test": pngs(3)}
@@ -41,8 +41,14 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     def _info(self):
         features = tensorflow_datasets.features
-        kinds = {"number": np.int64, "picture": features.Image(), "kind": features.ClassLabel(num_classes=7)}
-        return tensorflow_datasets.core.DatasetInfo(builder=self, features=features.FeaturesDict(kinds))
+        kinds = {
+            "number": np.int64,
+            "picture": features.Image(),
+            "kind": features.ClassLabel(num_classes=7),
+        }
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self, features=features.FeaturesDict(kinds)
+        )
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(files) for split, files in PNGS.items()}
@@ -141,7 +147,12 @@ def test_a_lost_file_is_named(copied):
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("cifar1", "cifar10"), ("celeb_a_hq/257", "celeb_a_hq/256"), ("mnist:9.9.9", "mnist"), ("xyzzy", "catalog")],
+    [
+        ("cifar1", "cifar10"),
+        ("celeb_a_hq/257", "celeb_a_hq/256"),
+        ("mnist:9.9.9", "mnist"),
+        ("xyzzy", "catalog"),
+    ],
 )
 def test_unknown_names(tmp_path, name, near):
     with pytest.raises(ValueError, match=f"TFDS has no data set '{name}': .*{near}"):
@@ -166,7 +177,10 @@ def use_proxy(monkeypatch, port):
 
 def test_without_a_network_the_host_the_files_and_the_folder_are_named(tmp_path, monkeypatch):
     use_proxy(monkeypatch, 9)
-    with pytest.raises(FileNotFoundError, match=r"www.cs.toronto.edu does not answer.*cifar-10-binary.tar.gz.*3.0.2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"www.cs.toronto.edu does not answer.*cifar-10-binary.tar.gz.*3.0.2",
+    ):
         Tfds(name="cifar10", data_dir=str(tmp_path)).load(32, 3)
     assert not any(tmp_path.iterdir())
 

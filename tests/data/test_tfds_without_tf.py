@@ -27,7 +27,7 @@ from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as cele
 from tensorflow_datasets.image_classification import mnist
 
 from ddpm_jax.data import InMemory, _tfds_without_tf
-from ddpm_jax.data.decode import fit
+from ddpm_jax.data.decode import resize_image
 from ddpm_jax.data.tfds import Tfds
 
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def encoded(pixels, kind="JPEG"):
 
 def decoded(image_bytes, size, channels=3):
     with Image.open(io.BytesIO(image_bytes)) as image:
-        return fit(image, size, channels, "crop")
+        return resize_image(image, size, channels, "crop")
 
 
 def tar(files, mode):
@@ -81,8 +81,13 @@ def place(folder, files):
 def register(monkeypatch, name, files, base=None):
     """Gives the data set the checksums of `files`, at its own URLs or all at `base`."""
     cls = tensorflow_datasets.builder_cls(name)
-    urls = {info.filename: f"{base}{info.filename}" if base else url for url, info in cls.url_infos.items()}
-    infos = {urls[n]: UrlInfo(Size(len(b)), hashlib.sha256(b).hexdigest(), n) for n, b in files.items()}
+    urls = {
+        info.filename: f"{base}{info.filename}" if base else url
+        for url, info in cls.url_infos.items()
+    }
+    infos = {
+        urls[n]: UrlInfo(Size(len(b)), hashlib.sha256(b).hexdigest(), n) for n, b in files.items()
+    }
     monkeypatch.setattr(cls, "url_infos", infos)
 
 
@@ -93,13 +98,21 @@ def put(monkeypatch, name, root, files):
 
 def pairs(images, labels):
     """What a set holds, whatever its order: TFDS shuffles when it prepares."""
-    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    return sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
 
 
 def cifar10_files():
     pixels, labels = pictures(12, 32, 32, 3), np.arange(12, dtype=np.uint8) % 10
-    rows = [bytes([label]) + image.transpose(2, 0, 1).tobytes() for label, image in zip(labels, pixels, strict=True)]
-    parts = {f"cifar-10-batches-bin/data_batch_{i + 1}.bin": b"".join(rows[2 * i : 2 * i + 2]) for i in range(5)}
+    rows = [
+        bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for label, image in zip(labels, pixels, strict=True)
+    ]
+    parts = {
+        f"cifar-10-batches-bin/data_batch_{i + 1}.bin": b"".join(rows[2 * i : 2 * i + 2])
+        for i in range(5)
+    }
     names = "\n".join(f"class{i}" for i in range(10)) + "\n\n"
     rest = {
         "cifar-10-batches-bin/batches.meta.txt": names.encode(),
@@ -132,7 +145,11 @@ def mnist_files(monkeypatch):
         "t10k-images-idx3-ubyte": bytes(16) + pixels[9:].tobytes(),
         "t10k-labels-idx1-ubyte": bytes(8) + labels[9:].tobytes(),
     }
-    return ({f"{name}.gz": gzip.compress(content) for name, content in files.items()}, pixels, labels)
+    return (
+        {f"{name}.gz": gzip.compress(content) for name, content in files.items()},
+        pixels,
+        labels,
+    )
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -172,7 +189,9 @@ def test_a_wrong_checksum_ends_in_one_sentence(monkeypatch, tmp_path):
     files, _, _ = mnist_files(monkeypatch)
     put(monkeypatch, "mnist", tmp_path, files)
     (tmp_path / "downloads" / "manual" / "train-images-idx3-ubyte.gz").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=r"preparing mnist failed \(.*wrong checksum\): try again.*\Z"):
+    with pytest.raises(
+        ValueError, match=r"preparing mnist failed \(.*wrong checksum\): try again.*\Z"
+    ):
         Tfds(name="mnist", data_dir=str(tmp_path)).load(28, 1)
 
 
@@ -190,16 +209,25 @@ def mat(**arrays):
 
 
 def test_oxford_flowers102(monkeypatch, tmp_path):
-    jpegs = {f"jpg/image_{i + 1:05d}.jpg": encoded(image) for i, image in enumerate(pictures(6, 50, 64, 3))}
+    jpegs = {
+        f"jpg/image_{i + 1:05d}.jpg": encoded(image)
+        for i, image in enumerate(pictures(6, 50, 64, 3))
+    }
     labels = np.array([5, 102, 1, 77, 5, 9], np.uint8)
     files = {
         "102flowers.tgz": tar(jpegs, "w:gz"),
         "imagelabels.mat": mat(labels=labels[None]),
-        "setid.mat": mat(trnid=np.array([[4, 2]]), valid=np.array([[1, 5]]), tstid=np.array([[3, 6]])),
+        "setid.mat": mat(
+            trnid=np.array([[4, 2]]), valid=np.array([[1, 5]]), tstid=np.array([[3, 6]])
+        ),
     }
     put(monkeypatch, "oxford_flowers102", tmp_path, files)
-    every = Tfds(name="oxford_flowers102", split="train+validation+test", data_dir=str(tmp_path)).load(50, 3)
-    assert pairs(every.images, every.labels) == pairs([decoded(jpeg, 50) for jpeg in jpegs.values()], labels - 1.0)
+    every = Tfds(
+        name="oxford_flowers102", split="train+validation+test", data_dir=str(tmp_path)
+    ).load(50, 3)
+    assert pairs(every.images, every.labels) == pairs(
+        [decoded(jpeg, 50) for jpeg in jpegs.values()], labels - 1.0
+    )
 
 
 def test_celeb_a(monkeypatch, tmp_path):
@@ -215,7 +243,9 @@ def test_celeb_a(monkeypatch, tmp_path):
 
     files = {
         "img_align_celeba.zip": zipped.getvalue(),
-        "list_eval_partition.txt": "".join(f"{n} {p}\n" for n, p in zip(jpegs, (0, 2, 0, 1), strict=True)).encode(),
+        "list_eval_partition.txt": "".join(
+            f"{n} {p}\n" for n, p in zip(jpegs, (0, 2, 0, 1), strict=True)
+        ).encode(),
         "list_attr_celeba.txt": table(celeb_a.ATTR_HEADINGS),
         "list_landmarks_align_celeba.txt": table(celeb_a.LANDMARK_HEADINGS),
         "identity_CelebA.txt": "".join(f"{name} 7\n" for name in jpegs).encode(),
@@ -231,17 +261,23 @@ def test_celeb_a_hq(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"put data256x256.tar into .*manual"):
         source.load(256, 3)
     pixels = pictures(3, 256, 256, 3)
-    pngs = {f"data256x256/imgHQ{i:05d}.png": encoded(image, "PNG") for i, image in enumerate(pixels)}
+    pngs = {
+        f"data256x256/imgHQ{i:05d}.png": encoded(image, "PNG") for i, image in enumerate(pixels)
+    }
     place(tmp_path / "downloads" / "manual", {"data256x256.tar": tar(pngs, "w")})
     images = source.load(256, 3)
     assert images.labels is None and pairs(images.images, [0] * 3) == pairs(pixels, [0] * 3)
 
 
 def test_what_needs_tensorflow_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"cifar100 .* needs TensorFlow: pip install 'ddpm_jax\[prepare\]'"):
+    with pytest.raises(
+        ValueError, match=r"cifar100 .* needs TensorFlow: pip install 'ddpm_jax\[prepare\]'"
+    ):
         Tfds(name="cifar100", data_dir=str(tmp_path)).load(32, 3)
     monkeypatch.setattr(tensorflow_datasets, "__version__", "4.10.0")
-    with pytest.raises(ValueError, match=r"tested with tensorflow-datasets >=4\.9\.10,<4\.10, not 4\.10\.0"):
+    with pytest.raises(
+        ValueError, match=r"tested with tensorflow-datasets >=4\.9\.10,<4\.10, not 4\.10\.0"
+    ):
         Tfds(name="cifar10", data_dir=str(tmp_path)).load(32, 3)
 
 

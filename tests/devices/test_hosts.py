@@ -47,7 +47,7 @@ def test_hosts_that_are_not_described_are_refused(capsys, tmp_path):
     assert "need --coordinator" in message
     wrong = r"--coordinator HOST:PORT of the first host, --hosts COUNT"
     for described in [("here",), ("here:1",), ("here:1", 2), ("here:1", 2, 2), ("here:1", 2, -1)]:
-        with pytest.raises(ValueError, match=wrong), hosts.together(*described):
+        with pytest.raises(ValueError, match=wrong), hosts.distributed(*described):
             pytest.fail(f"{described} was taken")
 
 
@@ -70,7 +70,7 @@ def initialized(monkeypatch):
 )
 def test_hosts_are_connected_before_the_block_and_left_after_it(initialized, described, given):
     """SIGTERM is left to ddpm_jax: JAX's own service for it would end a run without a save."""
-    with hosts.together(*described):
+    with hosts.distributed(*described):
         preemption, connection = initialized
         assert preemption == ("jax_enable_preemption_service", False)
         assert connection == (given, {"heartbeat_timeout_seconds": 30})
@@ -92,7 +92,7 @@ def test_a_host_that_fails_ends_without_a_shutdown(initialized, monkeypatch, err
         raise Exited(status)
 
     monkeypatch.setattr(os, "_exit", exit_)
-    with pytest.raises(Exited) as exited, hosts.together("here:1", 2, 0):
+    with pytest.raises(Exited) as exited, hosts.distributed("here:1", 2, 0):
         raise error
     assert exited.value.args == (status,)
     assert "shutdown" not in initialized
@@ -106,43 +106,43 @@ def test_hosts_that_do_not_find_each_other_are_one_line(initialized, monkeypatch
     cases = {("here:1", 2, 1): "at here:1", (hosts.AUTO,): "in the surroundings"}
     for described, where in cases.items():
         message = f"the hosts did not find each other {where}: DEADLINE_EXCEEDED"
-        with pytest.raises(ValueError, match=message), hosts.together(*described):
+        with pytest.raises(ValueError, match=message), hosts.distributed(*described):
             pytest.fail("connected")
 
 
 def test_the_loss_of_another_host_names_the_remedy(monkeypatch):
     lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset\nby peer")
-    with pytest.raises(jax.errors.JaxRuntimeError), hosts.loss_named():
+    with pytest.raises(jax.errors.JaxRuntimeError), hosts.explain_lost_host():
         raise lost
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     named = r"another host is gone, .* \(UNAVAILABLE: Connection reset by peer\): start the same"
-    with pytest.raises(ConnectionError, match=named), hosts.loss_named():
+    with pytest.raises(ConnectionError, match=named), hosts.explain_lost_host():
         raise lost
-    with pytest.raises(ValueError, match=r"^a mistake$"), hosts.loss_named():
+    with pytest.raises(ValueError, match=r"^a mistake$"), hosts.explain_lost_host():
         raise ValueError("a mistake")
 
 
 def test_hosts_with_another_recipe_are_refused(monkeypatch):
-    hosts.check_same({"steps": 1})
+    hosts.assert_identical({"steps": 1})
     first = []
-    monkeypatch.setattr(hosts, "of_first", lambda mine: first.append(mine) or first[0])
-    hosts.check_same({"steps": 1})
-    hosts.check_same({"steps": 1})
+    monkeypatch.setattr(hosts, "broadcast", lambda mine: first.append(mine) or first[0])
+    hosts.assert_identical({"steps": 1})
+    hosts.assert_identical({"steps": 1})
     with pytest.raises(ValueError, match="this host has another recipe, other data or another run"):
-        hosts.check_same({"steps": 2})
+        hosts.assert_identical({"steps": 2})
 
 
 @pytest.mark.parametrize("host", [0, 1])
 def test_only_the_first_host_prints(monkeypatch, capsys, host):
     monkeypatch.setattr(jax, "process_index", lambda: host)
-    with hosts.others_silent():
+    with hosts.silence_non_primary():
         print("done")
         print("problem", file=sys.stderr)
     assert capsys.readouterr() == ("" if host else "done\n", "problem\n")
 
 
 def test_one_host_agrees_with_itself_at_once():
-    assert [hosts.Agreement()(number) for number in (0, 15)] == [0, 15]
-    assert hosts.is_first()
+    assert [hosts.DelayedMax()(number) for number in (0, 15)] == [0, 15]
+    assert hosts.is_primary()
     assert hosts.count() == jax.process_count() == 1
-    assert hosts.of_first(7) == 7
+    assert hosts.broadcast(7) == 7

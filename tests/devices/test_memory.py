@@ -11,7 +11,7 @@ from helpers.training import linear_batch, linear_loss, linear_params
 from optax import sgd
 
 from configs.digits import config as digits
-from ddpm_jax.cli.run_options import InBatches
+from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.devices import memory, parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import loop
@@ -26,28 +26,30 @@ def test_memory_that_runs_out_is_one_line_with_the_remedy():
     for where, allocate in causes.items():
         with (
             pytest.raises(ValueError, match=f"^out of memory on the {where}: 8 images: fewer$"),
-            memory.shortage_named("8 images", "fewer"),
+            memory.explain_oom("8 images", "fewer"),
         ):
             allocate()
 
 
 def test_errors_that_are_not_about_memory_are_left_alone():
-    with pytest.raises(ZeroDivisionError), memory.shortage_named("", ""):
+    with pytest.raises(ZeroDivisionError), memory.explain_oom("", ""):
         print(1 / 0)
 
 
 def test_the_memory_of_a_step_is_at_least_that_of_its_output():
     """It is read from the compiled step: here the batch's gradients, on each of the devices."""
     step = parallel.jit_step(make_train_step(linear_loss, sgd(0.1)))
-    state = parallel.place(init_state(linear_params(), sgd(0.1)))
+    state = parallel.put_state(init_state(linear_params(), sgd(0.1)))
     needed = step.host_memory(state, linear_batch())
     assert 15 * 4 <= needed < 2**20  # the gradients of 15 parameters are 4 bytes each
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 10**9)
-    monkeypatch.setattr(parallel.SpreadStep, "host_memory", lambda *_: 3 * 10**9)
-    monkeypatch.setattr(parallel.SpreadStep, "__call__", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(parallel.ParallelStep, "host_memory", lambda *_: 3 * 10**9)
+    monkeypatch.setattr(
+        parallel.ParallelStep, "__call__", lambda *_: pytest.fail("a step was taken")
+    )
     message = r"host \(3\.0 GB needed for a step, 1\.0 GB available\): micro-batches of 8 "
     with pytest.raises(ValueError, match=message):
         loop.train(SHORT, tmp_path / "run", 0)
@@ -60,7 +62,7 @@ def test_a_step_fits_where_nothing_is_known_of_the_memory(monkeypatch):
 
 
 def test_what_a_step_needs_names_settings_of_the_recipe():
-    what, remedy = loop.needs(dataclasses.replace(digits, training=SHORT.training))
+    what, remedy = loop.memory_advice(dataclasses.replace(digits, training=SHORT.training))
     assert what == "micro-batches of 8 pictures of 8x8x1 in float32"
     assert "--training.accumulation (now 2), lower --training.batch-size (now 16)" in remedy
     named = re.findall(r"--(\w+)\.([\w-]+)", remedy)
@@ -72,8 +74,10 @@ def test_what_a_step_needs_names_settings_of_the_recipe():
 def test_sampling_names_its_batch():
     model = ConvUNet(image_size=8, channels=3, widths=(8,))
     with (
-        pytest.raises(ValueError, match=r": batches of 9 pictures of 8x8x3 in float32: lower --batch-size$"),
-        InBatches(batch_size=9).shortage_named(model),
+        pytest.raises(
+            ValueError, match=r": batches of 9 pictures of 8x8x3 in float32: lower --batch-size$"
+        ),
+        BatchedRunOptions(batch_size=9).explain_oom(model),
     ):
         raise MemoryError
 
@@ -86,7 +90,9 @@ def folder_of(tmp_path, **files):
     return tmp_path
 
 
-MEMINFO = {"proc__meminfo": "MemTotal: 900 kB\nMemAvailable:     700 kB\nSwapFree: 100 kB\nHugePages_Total: 0\n"}
+MEMINFO = {
+    "proc__meminfo": "MemTotal: 900 kB\nMemAvailable:     700 kB\nSwapFree: 100 kB\nHugePages_Total: 0\n"
+}
 
 
 def test_what_is_free_is_memory_and_swap(tmp_path):

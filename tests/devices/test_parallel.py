@@ -51,8 +51,12 @@ def on_route(route, make_step):
             lambda batch: batch,
         )
     if route == "fsdp":
-        return parallel.spread(make_step, "jit", FSDP), partial(parallel.place, fsdp=FSDP), lambda batch: batch
-    return parallel.spread(make_step, route), parallel.place, parallel.shard
+        return (
+            parallel.parallelize(make_step, "jit", FSDP),
+            partial(parallel.put_state, fsdp=FSDP),
+            lambda batch: batch,
+        )
+    return parallel.parallelize(make_step, route), parallel.put_state, parallel.shard
 
 
 def train(route, params):
@@ -60,7 +64,9 @@ def train(route, params):
     tx = optax.sgd(0.1)
     make_step = partial(make_train_step, loss, tx, Ema(decay=0.5))
     step, place_state, place_batch = on_route(route, make_step)
-    first = state = place_state(init_state(jax.tree.map(jnp.copy, params), tx))  # copied, because steps donate it
+    first = state = place_state(
+        init_state(jax.tree.map(jnp.copy, params), tx)
+    )  # copied, because steps donate it
     metrics = []
     for i in range(STEPS):
         state, metric = step(state, place_batch(batch_of(i)))
@@ -93,7 +99,7 @@ def trained(optimized):
     assert jax.local_device_count() == 8
     params = fresh_params()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "LEAST_SPLIT", 1)  # the net is a small one
+        patch.setattr(parallel, "MIN_SHARDED_SIZE", 1)  # the net is a small one
         return {route: train(route, params) for route in ROUTES}
 
 
@@ -102,7 +108,9 @@ def test_eight_devices_train_as_one(trained, route):
     (alone, metrics, _), (spread, spread_metrics, _) = trained["one device"], trained[route]
     assert int(spread.step) == STEPS
     for name in ("loss", "grad_norm"):
-        ours, theirs = ([float(metric[name]) for metric in some] for some in (metrics, spread_metrics))
+        ours, theirs = (
+            [float(metric[name]) for metric in some] for some in (metrics, spread_metrics)
+        )
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)  # noqa: E731
     jax.tree.map(close, (alone.params, alone.ema_params), (spread.params, spread.ema_params))
@@ -115,7 +123,9 @@ def test_the_state_stays_unstacked_and_whole_on_every_device(trained, route):
     for leaf in jax.tree.leaves((state, metrics[-1])):
         assert leaf.sharding.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.local_devices())
-        np.testing.assert_array_equal(leaf.addressable_shards[0].data, leaf.addressable_shards[7].data)
+        np.testing.assert_array_equal(
+            leaf.addressable_shards[0].data, leaf.addressable_shards[7].data
+        )
 
 
 def test_by_fsdp_each_device_keeps_its_share(trained):
@@ -123,20 +133,24 @@ def test_by_fsdp_each_device_keeps_its_share(trained):
     state = trained["fsdp"][0]
     for leaf in jax.tree.leaves(state):
         whole = all(length % FSDP for length in leaf.shape)
-        assert leaf.addressable_shards[0].data.size == leaf.size // (1 if whole else FSDP), leaf.shape
-    gathered = parallel.at_hand(state.params)
+        assert leaf.addressable_shards[0].data.size == leaf.size // (1 if whole else FSDP), (
+            leaf.shape
+        )
+    gathered = parallel.gather_to_host(state.params)
     jax.tree.map(np.testing.assert_array_equal, gathered, jax.device_get(state.params))
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(gathered))
 
 
 def test_a_usual_net_takes_a_quarter_on_each_of_four_devices():
     """Parameters, two averages and AdamW's moments of a net with a million parameters, within 5%."""
-    model = UNet(image_size=8, channels=3, widths=(64, 64), attention=(False, True), layers_per_level=1)
+    model = UNet(
+        image_size=8, channels=3, widths=(64, 64), attention=(False, True), layers_per_level=1
+    )
     init = partial(init_state, tx=optax.adamw(1e-4), ema=Ema(others=(0.99,)))
     state = jax.eval_shape(init, model.shapes())
 
     def numbers_on_one_device(fsdp):
-        split = parallel.shares(state, fsdp)
+        split = parallel.state_shardings(state, fsdp)
         parts = jax.tree.map(lambda x, lie: np.prod(lie.shard_shape(x.shape)), state, split)
         return sum(jax.tree.leaves(parts))
 
@@ -146,7 +160,9 @@ def test_a_usual_net_takes_a_quarter_on_each_of_four_devices():
 
 
 def test_devices_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"8 devices do not divide into groups of 3: change --parallel\.fsdp"):
+    with pytest.raises(
+        ValueError, match=r"8 devices do not divide into groups of 3: change --parallel\.fsdp"
+    ):
         parallel.training_mesh(3)
 
 
@@ -186,7 +202,7 @@ def test_each_device_works_on_its_share_alone():
     def sum_of_share(tree, x, y):
         return tree + jnp.sum(x) + y
 
-    apart = parallel.by_device(sum_of_share)
+    apart = parallel.per_shard(sum_of_share)
     x = np.arange(8, dtype=np.float32)
     np.testing.assert_array_equal(jax.jit(apart)(1.0, x, 10 * x), 1 + x + 10 * x)
-    assert parallel.by_device(sum_of_share) is apart
+    assert parallel.per_shard(sum_of_share) is apart

@@ -23,8 +23,11 @@ def updates(monkeypatch):
 def test_cpu_devices_are_the_largest_divisor_of_the_batch(updates):
     cases = {(128, 1): 8, (9, 1): 9, (7, 1): 7, (1, 1): 1, (13, 1): 1, (24, 1): 12}
     cases |= {(128, 2): 4, (9, 2): 3, (1, 2): 1, (128, 24): 1}
-    for (batch, cores_each), count in cases.items():
-        assert platform.use_cpu_cores(batch, cores_each=cores_each) == count, (batch, cores_each)
+    for (batch, cores_per_device), count in cases.items():
+        assert platform.use_cpu_cores(batch, cores_per_device=cores_per_device) == count, (
+            batch,
+            cores_per_device,
+        )
         assert updates == {"jax_num_cpu_devices": count}
     assert platform.use_cpu_cores(128, wanted=5) == 5
     assert updates == {"jax_num_cpu_devices": 5}

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ddpm_jax.devices.signals import SIGNALS, Interruption
+from ddpm_jax.devices.signals import SIGNALS, StopSignal
 
 STUCK = """
 import hashlib
@@ -33,7 +33,7 @@ def wait_for(condition, seconds=20):
 def test_the_first_signal_is_told_and_the_second_exits(monkeypatch, capfd, first, second):
     ends = []
     monkeypatch.setattr(os, "_exit", ends.append)
-    with Interruption() as stop:
+    with StopSignal() as stop:
         os.kill(os.getpid(), first)
         wait_for(lambda: stop.signal)
         assert stop.signal == first
@@ -46,7 +46,9 @@ def test_the_first_signal_is_told_and_the_second_exits(monkeypatch, capfd, first
 
 def test_a_second_signal_ends_a_process_that_is_stuck():
     command = [sys.executable, "-c", STUCK]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGTERM)
@@ -61,7 +63,7 @@ def test_a_second_signal_ends_a_process_that_is_stuck():
 def test_handlers_are_as_before_afterwards():
     before = [signal.getsignal(number) for number in SIGNALS]
     for _ in range(2):
-        with Interruption() as stop:
+        with StopSignal() as stop:
             assert stop.signal == 0
             assert signal.getsignal(signal.SIGINT) is not before[1]
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -72,7 +74,7 @@ def test_in_another_thread_nothing_is_caught():
     caught = []
 
     def work():
-        with Interruption() as stop:
+        with StopSignal() as stop:
             caught.append(stop.signal)
 
     thread = threading.Thread(target=work)

@@ -4,15 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.grid import by_noise, make_grid, spaced, spaced_by_noise
+from ddpm_jax.diffusion.grid import is_noise_spacing, make_grid, spaced, spaced_by_noise
 from ddpm_jax.diffusion.posterior import posterior, q_posterior
-from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
 
 SMALL = np.linspace(0.05, 0.7, 12)
 
 
 def images(seed, count, *shape):
-    return np.random.default_rng(seed).standard_normal((count, *(shape or (2, 2, 1)))).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .standard_normal((count, *(shape or (2, 2, 1))))
+        .astype(np.float32)
+    )
 
 
 def transition(betas, t, t_next):
@@ -36,7 +40,9 @@ def bayes(betas, t, t_next, x0, xt):
 @pytest.mark.parametrize("betas", [SMALL, zero_terminal_snr(SMALL)], ids=["small", "zero_terminal"])
 def test_q_posterior_is_bayes_rule_at_every_t(betas):
     x0, xt = images(0, 12), images(1, 12)
-    mean, variance = q_posterior(from_betas(betas), jnp.asarray(x0), jnp.asarray(xt), jnp.arange(12))
+    mean, variance = q_posterior(
+        from_betas(betas), jnp.asarray(x0), jnp.asarray(xt), jnp.arange(12)
+    )
     for t in range(12):
         wanted = bayes(betas, t, t - 1, x0[t], xt[t])
         np.testing.assert_allclose(mean[t], wanted[0], rtol=1e-5, atol=1e-6)
@@ -46,7 +52,13 @@ def test_q_posterior_is_bayes_rule_at_every_t(betas):
 @pytest.mark.parametrize(("t", "variance"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
 def test_q_posterior_variance_is_that_of_diffusers(t, variance):
     x = jnp.zeros((1, 1, 1, 1))
-    assert abs(float(q_posterior(from_betas(linear()), x, x, jnp.array([t]))[1][0, 0, 0, 0]) - variance) < 1e-5
+    assert (
+        abs(
+            float(q_posterior(from_betas(linear_betas()), x, x, jnp.array([t]))[1][0, 0, 0, 0])
+            - variance
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("betas", [SMALL, zero_terminal_snr(SMALL)], ids=["small", "zero_terminal"])
@@ -67,21 +79,29 @@ def test_every_row_of_a_grid_is_bayes_rule_for_its_stride(betas, times):
 
 
 def test_the_next_of_the_last_row_is_clean_data():
-    grid = make_grid(from_betas(linear()), np.array([999, 500, 3]))
+    grid = make_grid(from_betas(linear_betas()), np.array([999, 500, 3]))
     assert (grid.sqrt_alpha_bar_next[-1], grid.sqrt_one_minus_alpha_bar_next[-1]) == (1, 0)
 
 
 def test_a_full_grid_holds_the_tables_of_the_schedule():
-    schedule = from_betas(linear())
+    schedule = from_betas(linear_betas())
     grid = make_grid(schedule, np.arange(1000)[::-1])
     for table in ("beta", "sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"):
-        np.testing.assert_allclose(getattr(grid, table)[::-1], getattr(schedule, table), rtol=2e-6, err_msg=table)
+        np.testing.assert_allclose(
+            getattr(grid, table)[::-1], getattr(schedule, table), rtol=2e-6, err_msg=table
+        )
 
 
-@pytest.mark.parametrize("betas", [linear(), zero_terminal_snr(linear())], ids=["linear", "zero_terminal"])
+@pytest.mark.parametrize(
+    "betas", [linear_betas(), zero_terminal_snr(linear_betas())], ids=["linear", "zero_terminal"]
+)
 def test_whole_float_timesteps_agree_with_integers(betas):
     schedule, t = from_betas(betas), np.arange(1000)
-    for whole, as_float in zip(schedule.at(jnp.asarray(t)), schedule.at(jnp.asarray(t, jnp.float32)), strict=True):
+    for whole, as_float in zip(
+        schedule.signal_and_noise(jnp.asarray(t)),
+        schedule.signal_and_noise(jnp.asarray(t, jnp.float32)),
+        strict=True,
+    ):
         np.testing.assert_allclose(as_float, whole, rtol=1e-5)
     grid, float_grid = make_grid(schedule, t[::-1]), make_grid(schedule, t[::-1].astype(float))
     assert (grid.t.dtype, float_grid.t.dtype) == (jnp.int32, jnp.float32)
@@ -90,17 +110,22 @@ def test_whole_float_timesteps_agree_with_integers(betas):
 
 
 def test_float_timesteps_between_two_interpolate_log_snr():
-    schedule, t = from_betas(linear()), np.array([900.25, 500.5, 0.75])
-    log_snr = np.log(np.cumprod(1 - linear()) / (1 - np.cumprod(1 - linear())))
+    schedule, t = from_betas(linear_betas()), np.array([900.25, 500.5, 0.75])
+    log_snr = np.log(np.cumprod(1 - linear_betas()) / (1 - np.cumprod(1 - linear_betas())))
     below = t.astype(int)
     wanted = log_snr[below] + (t - below) * (log_snr[below + 1] - log_snr[below])
     grid = make_grid(schedule, t)
-    found = np.log(np.asarray(grid.sqrt_alpha_bar, float) ** 2 / np.asarray(grid.sqrt_one_minus_alpha_bar, float) ** 2)
+    found = np.log(
+        np.asarray(grid.sqrt_alpha_bar, float) ** 2
+        / np.asarray(grid.sqrt_one_minus_alpha_bar, float) ** 2
+    )
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     np.testing.assert_allclose(np.log(schedule.snr(jnp.asarray(t, jnp.float32))), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("times", [[], [3, 3], [2, 3], [12], [11.5], [-1], [3, -0.5], [np.nan], [np.nan, 3.0]], ids=str)
+@pytest.mark.parametrize(
+    "times", [[], [3, 3], [2, 3], [12], [11.5], [-1], [3, -0.5], [np.nan], [np.nan, 3.0]], ids=str
+)
 def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(times):
     with pytest.raises(ValueError, match=r"timesteps must fall strictly within 0\.\.11"):
         make_grid(from_betas(SMALL), np.array(times))
@@ -117,7 +142,11 @@ def test_spaced_timesteps_fall_within_the_schedule_for_every_number_of_steps(T, 
         assert t[0] < T
         assert spacing == "leading" or t[0] == T - 1
         assert spacing == "trailing" or t[-1] == 0 or steps == 1
-        even = {"trailing": T / steps, "linspace": (T - 1) / max(steps - 1, 1), "leading": T // steps}[spacing]
+        even = {
+            "trailing": T / steps,
+            "linspace": (T - 1) / max(steps - 1, 1),
+            "leading": T // steps,
+        }[spacing]
         np.testing.assert_allclose(t, t[0] - even * np.arange(steps), rtol=0, atol=0.5 + 1e-9)
 
 
@@ -139,12 +168,16 @@ def test_spacings_are_those_of_table_2_of_lin_et_al(spacing, times):
 
 
 def test_a_spacing_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="karras is by noise level: its timesteps are those of times_of"):
+    with pytest.raises(
+        ValueError, match="karras is by noise level: its timesteps are those of times_of"
+    ):
         spaced(1000, 10, "karras")
     with pytest.raises(ValueError, match="leading is not by noise level"):
-        spaced_by_noise(from_betas(linear()), 10, "leading")
-    with pytest.raises(ValueError, match="unknown spacing 'equal'; there are: trailing, leading, linspace, karras"):
-        by_noise("equal")
+        spaced_by_noise(from_betas(linear_betas()), 10, "leading")
+    with pytest.raises(
+        ValueError, match="unknown spacing 'equal'; there are: trailing, leading, linspace, karras"
+    ):
+        is_noise_spacing("equal")
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 21])

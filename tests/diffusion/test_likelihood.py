@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.likelihood import bits_per_dim, bound_term, bound_terms, decoder_nll, prior_term
+from ddpm_jax.diffusion.likelihood import (
+    bits_per_dim,
+    bound_term,
+    bound_terms,
+    decoder_nll,
+    prior_term,
+)
 from ddpm_jax.diffusion.posterior import q_posterior
 from ddpm_jax.diffusion.prediction import Prediction
-from ddpm_jax.diffusion.schedule import edm, from_betas, linear, q_sample, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import (
+    edm_betas,
+    from_betas,
+    linear_betas,
+    q_sample,
+    zero_terminal_snr,
+)
 from ddpm_jax.samplers import sample_keys
 
 BETAS = np.linspace(0.02, 0.7, 12)
@@ -80,7 +92,9 @@ def test_the_mean_of_the_reverse_step_is_that_of_the_posterior():
 
 def test_a_network_that_says_no_variance_has_none():
     x0 = images(0)
-    with pytest.raises(ValueError, match="says nothing of the variance: use variance fixed_small or fixed_large"):
+    with pytest.raises(
+        ValueError, match="says nothing of the variance: use variance fixed_small or fixed_large"
+    ):
         bound_term(SCHEDULE, Prediction(x0, x0), x0, x0, jnp.arange(12), "learned")
 
 
@@ -94,7 +108,11 @@ def mass64(x, mean, std):
     low = -math.inf if x < -0.999 else x - 1 / 255
     high = math.inf if x > 0.999 else x + 1 / 255
     z = [(edge - mean) / std / math.sqrt(2) for edge in (low, high)]
-    return (math.erfc(z[0]) - math.erfc(z[1])) / 2 if z[0] > 0 else (math.erfc(-z[1]) - math.erfc(-z[0])) / 2
+    return (
+        (math.erfc(z[0]) - math.erfc(z[1])) / 2
+        if z[0] > 0
+        else (math.erfc(-z[1]) - math.erfc(-z[0])) / 2
+    )
 
 
 def gaussians(cases, levels):
@@ -138,7 +156,7 @@ BIN = np.log2(255 / 2)  # bits of a dimension in [-1, 1] at 8 bits over its diff
 
 def exact(schedule, xt, t):
     """E[x0 | xt], and the log variance of p(x_{t-1} | x_t): that of q, and of what is not known of x0 given xt."""
-    signal, noise = (table.reshape(1, 1, 1, 1) for table in schedule.at(t))
+    signal, noise = (table.reshape(1, 1, 1, 1) for table in schedule.signal_and_noise(t))
     before = (
         jnp.concatenate([jnp.ones(1), schedule.sqrt_alpha_bar])[t],
         jnp.concatenate([jnp.zeros(1), schedule.sqrt_one_minus_alpha_bar])[t],
@@ -146,7 +164,9 @@ def exact(schedule, xt, t):
     total = (signal * STD) ** 2 + noise**2
     x0 = signal * STD**2 / total * xt
     unknown = (STD * noise) ** 2 / total
-    variance = (before[1] / noise) ** 2 * schedule.beta[t] + (before[0] * schedule.beta[t] / noise**2) ** 2 * unknown
+    variance = (before[1] / noise) ** 2 * schedule.beta[t] + (
+        before[0] * schedule.beta[t] / noise**2
+    ) ** 2 * unknown
     return Prediction(x0, (xt - signal * x0) / noise, jnp.broadcast_to(jnp.log(variance), xt.shape))
 
 
@@ -162,9 +182,13 @@ def test_with_the_exact_reverse_step_the_bound_is_the_entropy_for_any_number_of_
     alpha_bar = 1 - noise**2
     schedule = from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
     x0 = gaussian(256)
-    bound = bits_per_dim(sample_keys(0, jnp.arange(256)), schedule, Partial(exact, schedule), x0, "learned")
+    bound = bits_per_dim(
+        sample_keys(0, jnp.arange(256)), schedule, Partial(exact, schedule), x0, "learned"
+    )
     # What is sampled is not the entropy but -log p(x0) of these very images.
-    likelihood = np.mean(0.5 * (np.asarray(x0, float) / STD) ** 2 + np.log(STD * np.sqrt(2 * np.pi)), (1, 2, 3))
+    likelihood = np.mean(
+        0.5 * (np.asarray(x0, float) / STD) ** 2 + np.log(STD * np.sqrt(2 * np.pi)), (1, 2, 3)
+    )
     excess = np.asarray(bound.total) - likelihood / np.log(2) - BIN
     assert abs(np.mean(excess)) < 5 * np.std(excess) / np.sqrt(256) + 5e-4
     assert abs(np.mean(bound.total) - ENTROPY - BIN) < 5 * np.std(bound.total) / np.sqrt(256) + 5e-4
@@ -182,7 +206,11 @@ def terms64(betas):
     return (np.sqrt(before) * betas[1:] / (1 - after)) ** 2 * unknown / (2 * variance) / np.log(2)
 
 
-OF_20 = {"large": np.linspace(0.02, 0.7, 20), "linear": linear(20, 1e-3, 0.4), "edm": edm(20)}
+OF_20 = {
+    "large": np.linspace(0.02, 0.7, 20),
+    "linear": linear_betas(20, 1e-3, 0.4),
+    "edm": edm_betas(20),
+}
 
 
 @pytest.mark.parametrize("betas", OF_20.values(), ids=OF_20)
@@ -202,9 +230,9 @@ def test_each_term_of_gaussian_data_is_its_closed_form(betas):
 def test_more_steps_come_nearer_to_the_information_of_the_first_noise_level():
     """With fixed_small the reverse steps are too sure, the less so the shorter they are: the excess goes with 1 / T."""
     information = 0.5 * np.log2(1 + (STD / 0.002) ** 2)  # of x_0 at sigma = 0.002 about the data
-    excess = [terms64(edm(T)).sum() - information for T in (128, 256, 512, 1024)]
+    excess = [terms64(edm_betas(T)).sum() - information for T in (128, 256, 512, 1024)]
     np.testing.assert_allclose(np.divide(excess[:-1], excess[1:]), 2, rtol=0.05)
-    schedule, x0 = from_betas(edm(256)), gaussian(32)
+    schedule, x0 = from_betas(edm_betas(256)), gaussian(32)
     bound = bits_per_dim(sample_keys(0, jnp.arange(32)), schedule, Partial(exact, schedule), x0)
     found = np.asarray(bound.total - bound.decoder)
     assert abs(np.mean(found) - information - excess[1]) < 5 * np.std(found) / np.sqrt(32)
@@ -250,4 +278,6 @@ def test_the_prior_is_that_of_the_last_timestep():
     (found,) = prior_term(SCHEDULE, x0)
     alpha_bar = np.prod(1 - BETAS)
     mean, variance = np.sqrt(alpha_bar) * 0.5, 1 - alpha_bar
-    np.testing.assert_allclose(found, (mean**2 + variance - 1 - np.log(variance)) / 2 / np.log(2), rtol=1e-4)
+    np.testing.assert_allclose(
+        found, (mean**2 + variance - 1 - np.log(variance)) / 2 / np.log(2), rtol=1e-4
+    )

@@ -9,17 +9,17 @@ import pytest
 from helpers.losses import SCHEDULE, TARGETS, keys, loss_of
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.losses import draw_xt, lognormal_times, simple_loss, uniform_times
+from ddpm_jax.diffusion.losses import draw_xt, lognormal_timesteps, simple_loss, uniform_timesteps
 from ddpm_jax.diffusion.prediction import regression_target
-from ddpm_jax.diffusion.schedule import edm as edm_betas
-from ddpm_jax.diffusion.schedule import from_betas, linear, per_example, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import edm_betas as edm_betas
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, per_example, zero_terminal_snr
 
 X0 = 0.5
 
 
 def perfect(target, error, xt, t):
     """The exact output for data that is X0 everywhere, and an error in each channel."""
-    signal, noise = per_example(SCHEDULE.at(t), xt)
+    signal, noise = per_example(SCHEDULE.signal_and_noise(t), xt)
     eps = (xt - signal * X0) / noise
     v = signal * eps - noise * X0
     output = {"eps": eps, "x0": jnp.full_like(xt, X0), "v": v, "flow": eps - X0}[target]
@@ -44,7 +44,7 @@ def test_a_perfect_network_has_no_loss(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_network_that_says_nothing_has_the_second_moment_of_the_target(target):
-    alpha_bar = np.cumprod(1 - linear())
+    alpha_bar = np.cumprod(1 - linear_betas())
     v = np.mean(alpha_bar + (1 - alpha_bar) * X0**2)
     wanted = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
     x0 = np.full((1024, 8, 8, 1), X0, np.float32)
@@ -104,7 +104,7 @@ def test_a_weight_multiplies_and_given_timesteps_are_used(target):
     )
     np.testing.assert_allclose(found, plain * weight, rtol=1e-6)
     xt, eps = draw_xt(keys(8), SCHEDULE, x0, t)
-    wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.at(t), x0))
+    wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.signal_and_noise(t), x0))
     error = 0.1 * np.asarray(xt) - wanted
     np.testing.assert_allclose(plain, np.mean(error**2, (1, 2, 3)), rtol=1e-5)
 
@@ -114,7 +114,7 @@ def test_a_weight_multiplies_and_given_timesteps_are_used(target):
 
 def test_lognormal_times_are_normal_in_log_sigma():
     schedule = from_betas(edm_betas())
-    t = lognormal_times(keys(4000), schedule)
+    t = lognormal_timesteps(keys(4000), schedule)
     log_sigma = -0.5 * np.log(np.asarray(schedule.snr(t), float))
     assert abs(np.mean(log_sigma) + 1.2) < 5 * 1.2 / np.sqrt(4000)
     assert abs(np.std(log_sigma) / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
@@ -122,15 +122,19 @@ def test_lognormal_times_are_normal_in_log_sigma():
 
 
 def test_lognormal_times_stay_within_the_schedule():
-    t = lognormal_times(keys(500), SCHEDULE, 0.0, 50.0)
+    t = lognormal_timesteps(keys(500), SCHEDULE, 0.0, 50.0)
     assert (float(t.min()), float(t.max())) == (0, 999)
-    t = lognormal_times(keys(500), from_betas(zero_terminal_snr(linear())), 0.0, 50.0)
+    t = lognormal_timesteps(keys(500), from_betas(zero_terminal_snr(linear_betas())), 0.0, 50.0)
     assert bool(jnp.all((t >= 0) & (t <= 999)))
 
 
-@pytest.mark.parametrize("draw", [uniform_times, lognormal_times])
+@pytest.mark.parametrize("draw", [uniform_timesteps, lognormal_timesteps])
 def test_t_and_noise_are_of_keys_of_their_own(draw):
     t = draw(keys(2000), SCHEDULE).astype(jnp.float32)
-    eps = draw_xt(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[1].ravel()
+    eps = draw_xt(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[
+        1
+    ].ravel()
     assert abs(np.corrcoef(t, eps)[0, 1]) < 5 / np.sqrt(2000)
-    np.testing.assert_array_equal(draw(keys(2000)[5:9], SCHEDULE), t[5:9].astype(draw(keys(1), SCHEDULE).dtype))
+    np.testing.assert_array_equal(
+        draw(keys(2000)[5:9], SCHEDULE), t[5:9].astype(draw(keys(1), SCHEDULE).dtype)
+    )

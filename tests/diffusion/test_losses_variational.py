@@ -56,27 +56,37 @@ def test_l_vlb_at_every_t_is_the_sum_of_the_bounds_terms():
     vlb = jax.jit(lambda keys, x0, t=None: vlb_loss(keys, SMALL, network, x0, "v", t=t))
     found = vlb(keys(len(x0)), x0, t).reshape(32, 8)
     denoise = make_denoiser(SMALL, network, "v", None)
-    terms = bound_terms(sample_keys(0, jnp.arange(len(x0))), SMALL, denoise, x0, jnp.arange(8), "learned_range")
+    terms = bound_terms(
+        sample_keys(0, jnp.arange(len(x0))), SMALL, denoise, x0, jnp.arange(8), "learned_range"
+    )
     error = np.sqrt(np.var(found, 0) / 32 + 64 * np.var(terms, 0) / len(x0))
     assert np.all(np.abs(np.mean(found, 0) - 8 * np.mean(terms, 0)) < 5 * error)
     uniform = vlb(keys(2000, 5), gaussian(2000))
-    assert abs(np.mean(uniform) - np.sum(np.mean(terms, 0))) < 5 * np.std(uniform) / np.sqrt(2000) + 0.02
+    assert (
+        abs(np.mean(uniform) - np.sum(np.mean(terms, 0)))
+        < 5 * np.std(uniform) / np.sqrt(2000) + 0.02
+    )
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_a_learned_variance_comes_to_that_of_the_true_reverse_step(variance):
     """Of Gaussian data and the exact mean: q(x_{t-1} | x_t), whose variance is known."""
     t, x0 = jnp.tile(jnp.arange(1, 8), 48), gaussian(7 * 48)
-    signal, noise = SMALL.at(jnp.arange(8))
+    signal, noise = SMALL.signal_and_noise(jnp.arange(8))
     slope = signal * STD**2 / ((signal * STD) ** 2 + noise**2)
 
     def network(said, xt, t):
         return jnp.concatenate(
-            [per_example(slope[t], xt) * xt, jnp.broadcast_to(per_example(said[t], xt), xt.shape)], -1
+            [per_example(slope[t], xt) * xt, jnp.broadcast_to(per_example(said[t], xt), xt.shape)],
+            -1,
         )
 
     def loss(said):
-        return jnp.mean(hybrid_loss(keys(len(x0)), SMALL, lambda xt, t: network(said, xt, t), x0, "x0", variance, t=t))
+        return jnp.mean(
+            hybrid_loss(
+                keys(len(x0)), SMALL, lambda xt, t: network(said, xt, t), x0, "x0", variance, t=t
+            )
+        )
 
     tx = optax.adam(0.05)
 
@@ -86,15 +96,21 @@ def test_a_learned_variance_comes_to_that_of_the_true_reverse_step(variance):
             updates, opt_state = tx.update(jax.grad(loss)(said), opt_state)
         return (said + updates, opt_state), None
 
-    said, _ = jax.jit(lambda s: jax.lax.scan(step, s, None, 300)[0])((jnp.zeros(8), tx.init(jnp.zeros(8))))
+    said, _ = jax.jit(lambda s: jax.lax.scan(step, s, None, 300)[0])(
+        (jnp.zeros(8), tx.init(jnp.zeros(8)))
+    )
     alpha_bar = np.cumprod(1 - np.linspace(0.05, 0.8, 8))
     beta, before, after = np.linspace(0.05, 0.8, 8)[1:], alpha_bar[:-1], alpha_bar[1:]
     small = (1 - before) / (1 - after) * beta
     unknown = STD**2 * (1 - after) / (after * STD**2 + 1 - after)
     true = np.log(small + before * (beta / (1 - after)) ** 2 * unknown)
-    wanted = true if variance == "learned" else 2 * (true - np.log(small)) / np.log(beta / small) - 1
+    wanted = (
+        true if variance == "learned" else 2 * (true - np.log(small)) / np.log(beta / small) - 1
+    )
     scale = 1 if variance == "learned" else 2 / np.log(beta / small)
-    np.testing.assert_array_less(np.abs(said[1:] - wanted), scale * 5 * np.sqrt(2 / (48 * 16)) + 0.01)
+    np.testing.assert_array_less(
+        np.abs(said[1:] - wanted), scale * 5 * np.sqrt(2 / (48 * 16)) + 0.01
+    )
 
 
 def test_what_is_said_of_the_variance_does_not_change_l_simple():
@@ -110,7 +126,9 @@ def test_the_reverse_step_at_each_t_is_q_posterior():
     x0 = gaussian(8)
     xt, _ = draw_xt(keys(8), SMALL, x0, jnp.arange(8))
     vlb = jax.jit(
-        lambda x0_hat: vlb_loss(keys(8), SMALL, lambda xt, t: x0_hat, x0, "x0", "fixed_small", t=jnp.arange(8))
+        lambda x0_hat: vlb_loss(
+            keys(8), SMALL, lambda xt, t: x0_hat, x0, "x0", "fixed_small", t=jnp.arange(8)
+        )
     )
     found = vlb(x0)
     np.testing.assert_allclose(found[1:], 0, atol=1e-5)

@@ -12,8 +12,14 @@ from jax.tree_util import Partial
 from ddpm_jax.diffusion import preconditioning
 from ddpm_jax.diffusion.losses import draw_xt, loss_weight, simple_loss
 from ddpm_jax.diffusion.prediction import make_denoiser, regression_target
-from ddpm_jax.diffusion.schedule import edm as edm_betas
-from ddpm_jax.diffusion.schedule import flow, from_betas, linear, per_example, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import edm_betas as edm_betas
+from ddpm_jax.diffusion.schedule import (
+    flow_betas,
+    from_betas,
+    linear_betas,
+    per_example,
+    zero_terminal_snr,
+)
 
 WEIGHTINGS = ["simple", "min_snr", "soft_min_snr", "p2"]
 
@@ -21,8 +27,14 @@ WEIGHTINGS = ["simple", "min_snr", "soft_min_snr", "p2"]
 def weights64(weighting, target, snr, gamma):
     """Each as its paper says it, of the error in eps, in x0 or in v."""
     if weighting == "min_snr":  # section 3.4, Hang et al. 2023
-        of = {"x0": np.minimum(snr, gamma), "eps": np.minimum(1, gamma / snr), "v": np.minimum(snr, gamma) / (snr + 1)}
-    elif weighting == "soft_min_snr":  # 1 / (sigma^2 + 1 / gamma) of the error in x0, Crowson et al. 2024
+        of = {
+            "x0": np.minimum(snr, gamma),
+            "eps": np.minimum(1, gamma / snr),
+            "v": np.minimum(snr, gamma) / (snr + 1),
+        }
+    elif (
+        weighting == "soft_min_snr"
+    ):  # 1 / (sigma^2 + 1 / gamma) of the error in x0, Crowson et al. 2024
         of_x0 = 1 / (1 / snr + 1 / gamma)
         of = {"x0": of_x0, "eps": of_x0 / snr, "v": of_x0 / (snr + 1)}
     else:  # Eq. 8, Choi et al. 2022, of the error in eps, with k = 1
@@ -47,12 +59,16 @@ def test_soft_min_snr_is_that_of_crowson_et_al_in_edms_terms(sigma_data):
     sigma = np.geomspace(0.002, 80, 41)
     snr = jnp.asarray(sigma**-2, jnp.float32)
     found = loss_weight("soft_min_snr", "x0", snr) / preconditioning.weight(snr, sigma_data)
-    np.testing.assert_allclose(found, (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        found, (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_simple_is_the_targets_own_error(target):
-    np.testing.assert_array_equal(loss_weight("simple", target, jnp.array([0.0, 1.0, 1e5])), [1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(
+        loss_weight("simple", target, jnp.array([0.0, 1.0, 1e5])), [1.0, 1.0, 1.0]
+    )
 
 
 def says(output, xt, t):
@@ -64,7 +80,7 @@ def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weightin
     x0 = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (8, 4, 4, 1)), jnp.float32)
     t = jnp.arange(8) * 100 + 50
     xt, _ = draw_xt(keys(8), SCHEDULE, x0, t)
-    signal, noise = per_example(SCHEDULE.at(t), x0)
+    signal, noise = per_example(SCHEDULE.signal_and_noise(t), x0)
     x0_hat = 0.3 * xt
     found = []
     for target in TARGETS:
@@ -77,7 +93,9 @@ def test_a_weighting_is_the_same_loss_of_a_denoiser_whatever_its_target(weightin
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("target", ["x0", "v", "flow"])
-@pytest.mark.parametrize("betas", [zero_terminal_snr(linear()), flow()], ids=["zero_terminal", "flow"])
+@pytest.mark.parametrize(
+    "betas", [zero_terminal_snr(linear_betas()), flow_betas()], ids=["zero_terminal", "flow"]
+)
 def test_weights_are_finite_where_no_signal_is_left(weighting, target, betas):
     found = loss_weight(weighting, target, from_betas(betas).snr(jnp.array([0, 999])))
     assert bool(jnp.all(jnp.isfinite(found)))
@@ -118,10 +136,12 @@ def x0_after_newton(schedule, x0, t, weight, target):
 
 
 @pytest.mark.parametrize("weighting", ["simple", "min_snr"])
-@pytest.mark.parametrize("betas", [np.linspace(0.1, 0.9, 6), flow(6), edm_betas(6)], ids=["linear", "flow", "edm"])
+@pytest.mark.parametrize(
+    "betas", [np.linspace(0.1, 0.9, 6), flow_betas(6), edm_betas(6)], ids=["linear", "flow", "edm"]
+)
 def test_every_parameterisation_has_the_same_optimum_for_gaussian_data(betas, weighting):
     schedule, x0, t = from_betas(betas), gaussian(6 * 64), jnp.tile(jnp.arange(6), 64)
-    signal, noise = (np.asarray(level) for level in schedule.at(jnp.arange(6)))
+    signal, noise = (np.asarray(level) for level in schedule.signal_and_noise(jnp.arange(6)))
     exact = signal * STD**2 / ((signal * STD) ** 2 + noise**2)  # E[x0 | xt] / xt
     snr, found = schedule.snr(t), {}
     for target in [*TARGETS, "edm"]:

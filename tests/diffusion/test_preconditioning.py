@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 from ddpm_jax.diffusion import preconditioning
 from ddpm_jax.diffusion.losses import simple_loss
 from ddpm_jax.diffusion.preconditioning import precondition
-from ddpm_jax.diffusion.schedule import edm as edm_betas
-from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import edm_betas as edm_betas
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
 from ddpm_jax.samplers import sample_keys
 
 SCHEDULE = from_betas(edm_betas())
@@ -32,10 +32,16 @@ def test_the_preconditioned_network_is_eq_7(sigma_data):
 
     found = precondition(SCHEDULE, network, sigma_data)(xt, jnp.asarray(T, jnp.float32))
     x, total = np.asarray(xt, float) * np.sqrt(1 + SIGMA**2), SIGMA**2 + sigma_data**2
-    c_skip, c_out, c_in = sigma_data**2 / total, SIGMA * sigma_data / np.sqrt(total), 1 / np.sqrt(total)
+    c_skip, c_out, c_in = (
+        sigma_data**2 / total,
+        SIGMA * sigma_data / np.sqrt(total),
+        1 / np.sqrt(total),
+    )
     np.testing.assert_allclose(seen[0][0], c_in * x, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(seen[0][1], T)
-    np.testing.assert_allclose(found, c_skip * x + c_out * (np.tanh(c_in * x) + 0.1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found, c_skip * x + c_out * (np.tanh(c_in * x) + 0.1), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_weight_is_lambda():
@@ -70,7 +76,7 @@ def test_input_and_target_of_the_inner_network_have_unit_variance(t):
 
 
 def test_all_is_finite_where_no_signal_is_left():
-    schedule, t = from_betas(zero_terminal_snr(linear())), jnp.full(5, 999)
+    schedule, t = from_betas(zero_terminal_snr(linear_betas())), jnp.full(5, 999)
     found = precondition(schedule, lambda x, t: x)(images(0), t)
     np.testing.assert_allclose(found, 0.5 * images(0), rtol=1e-6)
     np.testing.assert_allclose(preconditioning.weight(schedule.snr(t)), 4, rtol=1e-6)
@@ -80,7 +86,9 @@ def test_what_is_said_of_the_variance_is_passed_on():
     t, said = jnp.asarray(T, jnp.float32), images(3)
     both = precondition(SCHEDULE, lambda x, t: jnp.concatenate([x, said], -1))(images(0), t)
     np.testing.assert_array_equal(both[..., 3:], said)
-    np.testing.assert_array_equal(both[..., :3], precondition(SCHEDULE, lambda x, t: x)(images(0), t))
+    np.testing.assert_array_equal(
+        both[..., :3], precondition(SCHEDULE, lambda x, t: x)(images(0), t)
+    )
 
 
 def scaled(w, x, t):

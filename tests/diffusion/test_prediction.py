@@ -7,9 +7,9 @@ import pytest
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.prediction import FROM_OUTPUT, make_denoiser, regression_target
-from ddpm_jax.diffusion.schedule import flow, from_betas, linear, per_example, q_sample
+from ddpm_jax.diffusion.schedule import flow_betas, from_betas, linear_betas, per_example, q_sample
 
-SCHEDULE = from_betas(linear())
+SCHEDULE = from_betas(linear_betas())
 T = jnp.array([0, 10, 250, 500, 900])
 TARGETS = ["eps", "x0", "v", "flow"]
 
@@ -22,12 +22,12 @@ def normal(seed):
 def example():
     """x0, eps, xt and the two coefficients at `T`."""
     x0, eps = normal(0), normal(1)
-    return x0, eps, q_sample(SCHEDULE, x0, T, eps), *per_example(SCHEDULE.at(T), x0)
+    return x0, eps, q_sample(SCHEDULE, x0, T, eps), *per_example(SCHEDULE.signal_and_noise(T), x0)
 
 
 def output(target, x0, eps, t):
     """What a perfect network for `target` would say, in float64."""
-    alpha_bar = np.cumprod(1 - linear())[np.asarray(t)].reshape(-1, 1, 1, 1)
+    alpha_bar = np.cumprod(1 - linear_betas())[np.asarray(t)].reshape(-1, 1, 1, 1)
     x0, eps = np.asarray(x0, float), np.asarray(eps, float)
     v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0
     return {"eps": eps, "x0": x0, "v": v, "flow": eps - x0}[target]
@@ -43,7 +43,9 @@ def test_the_regression_target_is_its_definition(example, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_perfect_output_gives_back_x0_and_eps(example, target):
     x0, eps, xt, signal, noise = example
-    found = FROM_OUTPUT[target](xt, regression_target(target, x0, eps, signal, noise), signal, noise)
+    found = FROM_OUTPUT[target](
+        xt, regression_target(target, x0, eps, signal, noise), signal, noise
+    )
     # Rounding of xt grows by sigma in x0 from eps (85 at t = 900), and by 1 / sigma in eps from x0 (100 at t = 0).
     np.testing.assert_allclose(found.x0, x0, atol=1e-4)
     np.testing.assert_allclose(found.eps, eps, atol=1e-4)
@@ -58,7 +60,9 @@ def test_x0_and_eps_satisfy_eq_4_whatever_the_network_says(example, target, clip
     signal, noise, xt = (np.asarray(array) for array in (signal, noise, xt))
     for i, t in enumerate(T):
         found = denoise(xt, t)
-        np.testing.assert_allclose(signal[i, 0, 0, 0] * found.x0 + noise[i, 0, 0, 0] * found.eps, xt, atol=1e-5)
+        np.testing.assert_allclose(
+            signal[i, 0, 0, 0] * found.x0 + noise[i, 0, 0, 0] * found.eps, xt, atol=1e-5
+        )
         if clip_x0 is not None:
             assert np.max(np.abs(found.x0)) == clip_x0
 
@@ -103,10 +107,15 @@ def test_parameters_and_limits_pass_through_jit_as_arguments(example):
     run = jax.jit(lambda denoise, xt, t: denoise(xt, t).x0)
     for w, clip_x0 in ((0.3, 1.0), (0.5, 0.25)):
         denoise = make_denoiser(
-            SCHEDULE, Partial(linear_network, {"w": jnp.float32(w), "b": jnp.float32(0)}), "x0", clip_x0
+            SCHEDULE,
+            Partial(linear_network, {"w": jnp.float32(w), "b": jnp.float32(0)}),
+            "x0",
+            clip_x0,
         )
         np.testing.assert_allclose(
-            run(denoise, xt, jnp.array(3)), np.clip(w * np.asarray(xt), -clip_x0, clip_x0), rtol=1e-6
+            run(denoise, xt, jnp.array(3)),
+            np.clip(w * np.asarray(xt), -clip_x0, clip_x0),
+            rtol=1e-6,
         )
     assert run._cache_size() == 1
 
@@ -114,25 +123,36 @@ def test_parameters_and_limits_pass_through_jit_as_arguments(example):
 @pytest.mark.parametrize("t", [jnp.array(700), jnp.array(700.25)], ids=["integer", "float"])
 def test_the_network_is_given_one_timestep_an_example(example, t):
     *_, xt, _, _ = example
-    found = make_denoiser(SCHEDULE, lambda xt, t: xt * 0 + per_example(t, xt).astype(jnp.float32), "x0", None)(xt, t)
+    found = make_denoiser(
+        SCHEDULE, lambda xt, t: xt * 0 + per_example(t, xt).astype(jnp.float32), "x0", None
+    )(xt, t)
     np.testing.assert_array_equal(found.x0, jnp.full(xt.shape, t, jnp.float32))
 
 
 @pytest.mark.parametrize("t", [(9, 4), (4, 0), (0, -1)])
 def test_an_euler_step_of_rectified_flow_is_a_ddim_step_without_noise(t):
     """On the path x = (1 - s) x0 + s eps an Euler step is x + (s_next - s) u (Liu et al. 2023)."""
-    schedule, (x, u) = from_betas(flow(10)), (np.asarray(normal(seed), float) for seed in (0, 1))
+    schedule, (x, u) = (
+        from_betas(flow_betas(10)),
+        (np.asarray(normal(seed), float) for seed in (0, 1)),
+    )
     s, s_next = ((time + 1) / 10 for time in t)
     stretch = [1 / np.hypot(1 - share, share) for share in (s, s_next)]
     xt = jnp.asarray(stretch[0] * x, jnp.float32)
-    found = make_denoiser(schedule, lambda xt, t: jnp.asarray(u, jnp.float32), "flow", None)(xt, jnp.array(t[0]))
-    ddim = stretch[1] * ((1 - s_next) * np.asarray(found.x0, float) + s_next * np.asarray(found.eps, float))
+    found = make_denoiser(schedule, lambda xt, t: jnp.asarray(u, jnp.float32), "flow", None)(
+        xt, jnp.array(t[0])
+    )
+    ddim = stretch[1] * (
+        (1 - s_next) * np.asarray(found.x0, float) + s_next * np.asarray(found.eps, float)
+    )
     np.testing.assert_allclose(ddim, stretch[1] * (x + (s_next - s) * u), atol=1e-5)
 
 
 def test_what_is_said_of_the_variance_is_passed_on(example):
     *_, xt, _, _ = example
-    found = make_denoiser(SCHEDULE, lambda xt, t: jnp.concatenate([normal(2), normal(3)], -1))(xt, jnp.array(500))
+    found = make_denoiser(SCHEDULE, lambda xt, t: jnp.concatenate([normal(2), normal(3)], -1))(
+        xt, jnp.array(500)
+    )
     alone = make_denoiser(SCHEDULE, lambda xt, t: normal(2))(xt, jnp.array(500))
     np.testing.assert_array_equal(found.log_var, normal(3))
     np.testing.assert_array_equal(found.x0, alone.x0)

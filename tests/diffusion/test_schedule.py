@@ -9,14 +9,14 @@ import pytest
 
 from ddpm_jax.diffusion.schedule import (
     BETAS,
-    edm,
-    flow,
+    edm_betas,
+    flow_betas,
     from_betas,
-    linear,
+    linear_betas,
     q_sample,
-    scaled_linear,
-    sigmoid,
-    squaredcos,
+    scaled_linear_betas,
+    sigmoid_betas,
+    squaredcos_betas,
     zero_terminal_snr,
 )
 
@@ -24,12 +24,16 @@ SMALL = np.linspace(0.05, 0.7, 12)
 CASES = {name: betas() for name, betas in BETAS.items()} | {
     "small": SMALL,
     "one": np.array([0.995]),
-    "zero_terminal": zero_terminal_snr(linear()),
+    "zero_terminal": zero_terminal_snr(linear_betas()),
 }
 
 
 def images(seed, count, *shape):
-    return np.random.default_rng(seed).standard_normal((count, *(shape or (2, 2, 1)))).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .standard_normal((count, *(shape or (2, 2, 1))))
+        .astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("betas", CASES.values(), ids=CASES)
@@ -48,11 +52,13 @@ def test_tables_are_those_of_float64(betas):
     }
     for name, table in wanted.items():
         assert getattr(schedule, name).dtype == jnp.float32
-        np.testing.assert_allclose(getattr(schedule, name), table, rtol=1e-6, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(schedule, name), table, rtol=1e-6, atol=1e-12, err_msg=name
+        )
 
 
 def test_sqrt_one_minus_alpha_bar_is_not_recomputed_in_float32():
-    schedule = from_betas(linear())
+    schedule = from_betas(linear_betas())
     wanted = np.sqrt(1e-4)
     recomputed = np.sqrt(np.float32(1) - np.float32(schedule.alpha_bar[0]))
     assert abs(recomputed / wanted - 1) > 5e-5
@@ -60,16 +66,16 @@ def test_sqrt_one_minus_alpha_bar_is_not_recomputed_in_float32():
 
 
 def test_alpha_bar_of_the_linear_schedule():
-    alpha_bar = from_betas(linear()).alpha_bar[np.array([0, 500, 999])]
+    alpha_bar = from_betas(linear_betas()).alpha_bar[np.array([0, 500, 999])]
     np.testing.assert_allclose(alpha_bar, [0.9999, 0.0777967, 4.03583e-5], rtol=2e-6)
 
 
 @pytest.mark.parametrize(
     ("betas", "snr", "sqrt_alpha_bar"),
     [
-        (linear, 4.035993e-05, 0.006353),
-        (squaredcos, 2.428735e-09, 4.928220e-05),
-        (scaled_linear, 0.004682, 0.068265),
+        (linear_betas, 4.035993e-05, 0.006353),
+        (squaredcos_betas, 2.428735e-09, 4.928220e-05),
+        (scaled_linear_betas, 0.004682, 0.068265),
     ],
 )
 def test_terminal_snr_is_that_of_table_1_of_lin_et_al(betas, snr, sqrt_alpha_bar):
@@ -80,49 +86,62 @@ def test_terminal_snr_is_that_of_table_1_of_lin_et_al(betas, snr, sqrt_alpha_bar
 
 @pytest.mark.parametrize("T", [2, 1000])
 def test_linear_betas_rise_by_equal_amounts(T):
-    np.testing.assert_allclose(linear(T), [1e-4 + t / (T - 1) * (0.02 - 1e-4) for t in range(T)], rtol=1e-12)
+    np.testing.assert_allclose(
+        linear_betas(T), [1e-4 + t / (T - 1) * (0.02 - 1e-4) for t in range(T)], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("T", [2, 1000])
 def test_scaled_linear_betas_have_roots_that_rise_by_equal_amounts(T):
     roots = [0.00085**0.5 + t / (T - 1) * (0.012**0.5 - 0.00085**0.5) for t in range(T)]
-    np.testing.assert_allclose(np.sqrt(scaled_linear(T)), roots, rtol=1e-12)
+    np.testing.assert_allclose(np.sqrt(scaled_linear_betas(T)), roots, rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [20, 1000])
 def test_squaredcos_has_the_alpha_bar_of_nichol_and_dhariwal_up_to_the_cap(T):
     f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(np.cumprod(1 - squaredcos(T))[:-1], f[1:-1] / f[0], rtol=1e-9)
-    assert squaredcos(T)[-1] == squaredcos(T).max() == 0.999
-    assert squaredcos(T, max_beta=0.5).max() == 0.5
+    np.testing.assert_allclose(np.cumprod(1 - squaredcos_betas(T))[:-1], f[1:-1] / f[0], rtol=1e-9)
+    assert squaredcos_betas(T)[-1] == squaredcos_betas(T).max() == 0.999
+    assert squaredcos_betas(T, max_beta=0.5).max() == 0.5
 
 
 def test_sigmoid_betas_follow_the_logistic_curve_from_minus_6_to_6():
     z = np.linspace(-6, 6, 1000)
-    np.testing.assert_allclose(sigmoid(), 1e-4 + 0.0199 * 0.5 * (1 + np.tanh(z / 2)), rtol=1e-12)
+    np.testing.assert_allclose(
+        sigmoid_betas(), 1e-4 + 0.0199 * 0.5 * (1 + np.tanh(z / 2)), rtol=1e-12
+    )
 
 
 def test_edm_has_every_noise_level_from_0_002_to_80_at_a_float_t():
     """log sigma is linear in t, so that interpolation in log SNR is exact (Table 1, Karras et al. 2022)."""
-    schedule, t = from_betas(edm()), jnp.asarray(np.random.default_rng(0).uniform(0, 999, 200), jnp.float32)
+    schedule, t = (
+        from_betas(edm_betas()),
+        jnp.asarray(np.random.default_rng(0).uniform(0, 999, 200), jnp.float32),
+    )
     sigma = np.exp(np.log(0.002) + np.asarray(t, float) / 999 * np.log(80 / 0.002))
-    signal, noise = schedule.at(t)
+    signal, noise = schedule.signal_and_noise(t)
     np.testing.assert_allclose(signal, 1 / np.sqrt(1 + sigma**2), rtol=2e-6)
     np.testing.assert_allclose(noise, sigma / np.sqrt(1 + sigma**2), rtol=2e-6)
-    np.testing.assert_allclose(schedule.t_of(jnp.asarray(-2 * np.log(sigma), jnp.float32)), t, rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(schedule.t_of(jnp.array([20.0, -20.0])), [0, 999])
-    np.testing.assert_allclose(from_betas(edm(7, 0.01, 50.0)).snr(jnp.array([0, 6])), [1e4, 1 / 2500], rtol=1e-5)
+    np.testing.assert_allclose(
+        schedule.timestep_at(jnp.asarray(-2 * np.log(sigma), jnp.float32)), t, rtol=1e-5, atol=1e-3
+    )
+    np.testing.assert_allclose(schedule.timestep_at(jnp.array([20.0, -20.0])), [0, 999])
+    np.testing.assert_allclose(
+        from_betas(edm_betas(7, 0.01, 50.0)).snr(jnp.array([0, 6])), [1e4, 1 / 2500], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("T", [1, 10, 1000])
 def test_flow_mixes_in_equal_shares_of_noise_and_ends_in_noise(T):
-    schedule, s = from_betas(flow(T)), np.arange(1, T + 1) / T
-    shares = schedule.sqrt_one_minus_alpha_bar / (schedule.sqrt_alpha_bar + schedule.sqrt_one_minus_alpha_bar)
+    schedule, s = from_betas(flow_betas(T)), np.arange(1, T + 1) / T
+    shares = schedule.sqrt_one_minus_alpha_bar / (
+        schedule.sqrt_alpha_bar + schedule.sqrt_one_minus_alpha_bar
+    )
     np.testing.assert_allclose(shares, s, rtol=2e-6)
     assert schedule.alpha_bar[-1] == 0
 
 
-@pytest.mark.parametrize("family", [linear, scaled_linear, sigmoid])
+@pytest.mark.parametrize("family", [linear_betas, scaled_linear_betas, sigmoid_betas])
 def test_families_take_their_ends(family):
     betas = family(500, beta_start=0.002, beta_end=0.03)
     assert len(betas) == 500
@@ -130,7 +149,9 @@ def test_families_take_their_ends(family):
 
 
 @pytest.mark.parametrize(
-    "betas", [[], 0.1, [[0.1, 0.2]], [0.0, 0.9], [-0.1, 0.9], [0.5, 1.1], [1.0, 0.5], [0.5, np.nan]], ids=str
+    "betas",
+    [[], 0.1, [[0.1, 0.2]], [0.0, 0.9], [-0.1, 0.9], [0.5, 1.1], [1.0, 0.5], [0.5, np.nan]],
+    ids=str,
 )
 def test_invalid_betas_are_refused(betas):
     with pytest.raises(ValueError, match=r"numbers in \(0, 1\], with 1 only at the end"):
@@ -139,7 +160,7 @@ def test_invalid_betas_are_refused(betas):
 
 def test_a_schedule_that_never_reaches_noise_is_named():
     with pytest.warns(UserWarning, match=r"never reaches noise: alpha_bar ends at 0\.0818"):
-        from_betas(linear(1000, 0.001, 0.004))
+        from_betas(linear_betas(1000, 0.001, 0.004))
 
 
 @pytest.mark.parametrize("betas", CASES.values(), ids=CASES)
@@ -149,7 +170,9 @@ def test_the_usual_schedules_reach_noise(betas):
         from_betas(betas)
 
 
-@pytest.mark.parametrize("betas", [linear(), scaled_linear(), squaredcos(), SMALL], ids=len)
+@pytest.mark.parametrize(
+    "betas", [linear_betas(), scaled_linear_betas(), squaredcos_betas(), SMALL], ids=len
+)
 def test_zero_terminal_snr_ends_in_noise_and_keeps_the_start(betas):
     root = np.sqrt(np.cumprod(1 - betas))
     schedule = from_betas(zero_terminal_snr(betas))
@@ -159,22 +182,26 @@ def test_zero_terminal_snr_ends_in_noise_and_keeps_the_start(betas):
     np.testing.assert_allclose(schedule.alpha_bar[0], 1 - betas[0], rtol=1e-6)
     wanted = np.interp(root, [root[-1], root[0]], [0, root[0]])
     np.testing.assert_allclose(schedule.sqrt_alpha_bar, wanted, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(zero_terminal_snr(zero_terminal_snr(betas)), zero_terminal_snr(betas), rtol=1e-9)
+    np.testing.assert_allclose(
+        zero_terminal_snr(zero_terminal_snr(betas)), zero_terminal_snr(betas), rtol=1e-9
+    )
 
 
 def test_q_sample_is_eq_4():
     x0, eps = images(0, 12), images(1, 12)
     alpha_bar = np.cumprod(1 - SMALL)[:, None, None, None]
     xt = q_sample(from_betas(SMALL), jnp.asarray(x0), jnp.arange(12), jnp.asarray(eps))
-    np.testing.assert_allclose(xt, np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        xt, np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("t", [0, 250, 999])
 def test_q_sample_has_the_mean_and_variance_of_eq_4(t):
     n = 64 * 256
     eps = jax.random.normal(jax.random.key(0), (64, 16, 16, 1))
-    xt = q_sample(from_betas(linear()), jnp.full(eps.shape, 0.7), jnp.full(64, t), eps)
-    alpha_bar = np.cumprod(1 - linear())[t]
+    xt = q_sample(from_betas(linear_betas()), jnp.full(eps.shape, 0.7), jnp.full(64, t), eps)
+    alpha_bar = np.cumprod(1 - linear_betas())[t]
     std = np.sqrt(1 - alpha_bar)
     assert abs(float(jnp.mean(xt)) - 0.7 * np.sqrt(alpha_bar)) < 5 * std / np.sqrt(n)
     assert abs(float(jnp.std(xt)) / std - 1) < 5 / np.sqrt(2 * n)
@@ -182,9 +209,9 @@ def test_q_sample_has_the_mean_and_variance_of_eq_4(t):
 
 def test_a_schedule_passes_through_jit_and_vmap():
     schedule, t = from_betas(SMALL), jnp.arange(12).reshape(3, 4)
-    plain = schedule.at(t)
-    jitted = jax.jit(lambda schedule: schedule.at(t))
-    mapped = jax.vmap(lambda schedule, t: schedule.at(t), (None, 0))
+    plain = schedule.signal_and_noise(t)
+    jitted = jax.jit(lambda schedule: schedule.signal_and_noise(t))
+    mapped = jax.vmap(lambda schedule, t: schedule.signal_and_noise(t), (None, 0))
     for i in range(2):
         np.testing.assert_array_equal(jitted(schedule)[i], plain[i])
         np.testing.assert_array_equal(mapped(schedule, t)[i], plain[i])

@@ -8,7 +8,7 @@ from helpers.training import CONV_UNET
 from ddpm_jax.config import Config, Training, config_to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 
 TIMESTEPS = 8
 
@@ -34,6 +34,6 @@ def run(tmp_path_factory, config, params):
     folder = tmp_path_factory.mktemp("run")
     twice = jax.tree.map(lambda x: 2 * x, params)
     parts = {"params": params, "ema_params": {"ema": twice}, "opt_state": {"count": np.zeros(1)}}
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointWriter(folder) as checkpoints:
         checkpoints.save(5, parts, config_to_json(config))
     return folder

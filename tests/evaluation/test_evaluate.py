@@ -16,10 +16,10 @@ from PIL import Image
 from ddpm_jax import evaluate
 from ddpm_jax.cli import arguments
 from ddpm_jax.data.tfds import Tfds
-from ddpm_jax.diffusion.likelihood import Bound
+from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
 from ddpm_jax.evaluation import bits_per_dim
-from ddpm_jax.generation.generate import network_of
+from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
 from ddpm_jax.models import Model
@@ -36,7 +36,7 @@ def measure(run, *args) -> dict:
     return json.loads((run / "bits_per_dim.json").read_text())
 
 
-def measured(config, params, batch, variance=None) -> Bound:
+def measured(config, params, batch, variance=None) -> VariationalBound:
     """The bound of the images of a batch, by batches and parts."""
     return bits_per_dim.evaluate(config, params, batch, BATCH, SEED, variance)
 
@@ -76,7 +76,9 @@ def test_the_figures_are_those_of_the_first_images_of_the_seed(
     assert "bits_per_dim.png" in printed.out
     figure = f"{found['bits_per_dim']:.4f} +- {found['standard_error']:.4f}"
     assert f"at most {figure} (12 images" in printed.out
-    np.testing.assert_allclose(found["bits_per_dim"], found["prior"] + found["steps"] + found["decoder"], rtol=1e-5)
+    np.testing.assert_allclose(
+        found["bits_per_dim"], found["prior"] + found["steps"] + found["decoder"], rtol=1e-5
+    )
     np.testing.assert_allclose(np.sum(found["per_timestep"][1:]), found["steps"], rtol=1e-5)
     np.testing.assert_allclose(found["per_timestep"][0], found["decoder"], rtol=1e-5)
 
@@ -114,7 +116,7 @@ NUMBERS = {"numbers": jnp.array([0.7, 0.2, 0.05, 0.4])}
 def test_a_bound_by_batches_and_parts_is_the_whole_bound(config, batch):
     config = dataclasses.replace(config, model=AFFINE)
     bound = measured(config, NUMBERS, batch)
-    network = network_of(AFFINE, NUMBERS, jnp.asarray(batch["label"]))
+    network = guided_network(AFFINE, NUMBERS, jnp.asarray(batch["label"]))
     denoise = sampling_denoiser(config.objective, network, Sampling())
     keys = sample_keys(SEED, jnp.arange(NUM))
     whole = whole_bound(keys, config.objective.noise_schedule, denoise, jnp.asarray(batch["image"]))
@@ -124,7 +126,7 @@ def test_a_bound_by_batches_and_parts_is_the_whole_bound(config, batch):
 
 def test_a_learned_variance_is_used(config, batch):
     model = dataclasses.replace(AFFINE, learned_variance=True)
-    objective = dataclasses.replace(config.objective, bound="hybrid", variance="learned_range")
+    objective = dataclasses.replace(config.objective, loss_kind="hybrid", variance="learned_range")
     learned = dataclasses.replace(config, model=model, objective=objective)
     own, said, small = (
         np.asarray(measured(learned, NUMBERS, batch, variance).total)
@@ -152,9 +154,9 @@ def test_more_images_than_there_are_end_in_one_line(run, capsys):
 
 def test_a_standard_error_needs_two_images():
     with pytest.raises(ValueError, match="--num must be at least 2, for a standard error, not 1"):
-        evaluate.Evaluation(num=1)
+        evaluate.EvaluateOptions(num=1)
 
 
 def test_a_bound_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="the bound is not finite: look for NaN in the weights"):
-        bits_per_dim.summary(Bound(jnp.full((2, 3), jnp.nan), jnp.zeros(2)))
+        bits_per_dim.summary(VariationalBound(jnp.full((2, 3), jnp.nan), jnp.zeros(2)))

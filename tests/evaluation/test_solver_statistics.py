@@ -8,23 +8,34 @@ from jax.tree_util import Partial
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.analytic import gaussian_x0, mixture_x0
-from ddpm_jax.diffusion.grid import rows
+from ddpm_jax.diffusion.grid import grid_from_pairs
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
-from ddpm_jax.evaluation.solver_statistics import estimate, fit, integrated, levels, part
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
+from ddpm_jax.evaluation.solver_statistics import (
+    estimate,
+    fit,
+    integrated,
+    levels,
+    statistics_batch,
+)
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import load, with_statistics
 from ddpm_jax.statistics import save
 
-SCHEDULE = from_betas(linear())
+SCHEDULE = from_betas(linear_betas())
 SHAPE = (2, 2, 1)
-MEANS = jnp.array([[-0.7, 0.5, 0.1, 0.4], [0.3, -0.5, 0.8, -0.2], [0.9, 0.2, -0.6, -0.9]]).reshape(3, *SHAPE)
+MEANS = jnp.array([[-0.7, 0.5, 0.1, 0.4], [0.3, -0.5, 0.8, -0.2], [0.9, 0.2, -0.6, -0.9]]).reshape(
+    3, *SHAPE
+)
 
 
 def parts_of(network, images, pieces=1):
     denoise = make_denoiser(SCHEDULE, network, "x0", None)
     keys = jnp.split(sample_keys(3, jnp.arange(len(images))), pieces)
-    return [part(k, denoise, x) for k, x in zip(keys, jnp.split(images, pieces), strict=True)]
+    return [
+        statistics_batch(k, denoise, x)
+        for k, x in zip(keys, jnp.split(images, pieces), strict=True)
+    ]
 
 
 def of_x0(found):
@@ -36,14 +47,19 @@ def of_x0(found):
 @pytest.fixture(scope="module")
 def mixture():
     rng = np.random.default_rng(0)
-    images = MEANS[rng.integers(0, 3, 4000)] + 0.3 * jnp.asarray(rng.normal(size=(4000, *SHAPE)), jnp.float32)
+    images = MEANS[rng.integers(0, 3, 4000)] + 0.3 * jnp.asarray(
+        rng.normal(size=(4000, *SHAPE)), jnp.float32
+    )
     parts = parts_of(mixture_x0(SCHEDULE, MEANS, 0.3), images)
     return parts[0], estimate(SCHEDULE, parts, 64)
 
 
 def test_a_gaussian_of_independent_numbers_has_the_closed_form():
     """l = (1 - ab) / (ab std^2 + 1 - ab) and f = -mean l whatever x, so that s = 0 and b = -mean l'."""
-    mean, std = np.array([0.3, -0.2, 0.0, 0.5]).reshape(SHAPE), np.array([0.5, 0.2, 1.0, 0.7]).reshape(SHAPE)
+    mean, std = (
+        np.array([0.3, -0.2, 0.0, 0.5]).reshape(SHAPE),
+        np.array([0.5, 0.2, 1.0, 0.7]).reshape(SHAPE),
+    )
     covariance = jnp.asarray(np.diag(std.reshape(-1) ** 2), jnp.float32)
     network = gaussian_x0(SCHEDULE, jnp.asarray(mean, jnp.float32), covariance)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(8, *SHAPE)), jnp.float32)
@@ -57,10 +73,12 @@ def test_a_gaussian_of_independent_numbers_has_the_closed_form():
     L = -np.log(std**2 + np.exp(-2 * lambdas)) / 2
     np.testing.assert_allclose(found.L, L - L[0], atol=1e-3)
 
-    t = np.asarray(SCHEDULE.t_of(jnp.linspace(-6.0, 6.0, 6)))
-    grid, keys = rows(SCHEDULE, t[:-1], t[1:]), sample_keys(0, jnp.arange(8))
+    t = np.asarray(SCHEDULE.timestep_at(jnp.linspace(-6.0, 6.0, 6)))
+    grid, keys = grid_from_pairs(SCHEDULE, t[:-1], t[1:]), sample_keys(0, jnp.arange(8))
     xT, denoise = initial_noise(keys, SHAPE), make_denoiser(SCHEDULE, network, "x0", None)
-    a, b, a_next, b_next = (float(level) for level in (grid[4][0], grid[5][0], grid[6][-1], grid[7][-1]))
+    a, b, a_next, b_next = (
+        float(level) for level in (grid[4][0], grid[5][0], grid[6][-1], grid[7][-1])
+    )
     grown = np.sqrt((a_next * std) ** 2 + b_next**2) / np.sqrt((a * std) ** 2 + b**2)
     wanted = a_next * mean + (np.asarray(xT) - a * mean) * grown
     own, other = (
@@ -76,8 +94,12 @@ def test_a_gaussian_of_dependent_numbers_has_the_closed_form():
     rng = np.random.default_rng(1)
     root, mean = rng.normal(size=(4, 4)) / 2, rng.normal(size=4) / 2
     cov = root @ root.T
-    images = jnp.asarray((mean + rng.normal(size=(20000, 4)) @ root.T).reshape(-1, *SHAPE), jnp.float32)
-    network = gaussian_x0(SCHEDULE, jnp.asarray(mean.reshape(SHAPE), jnp.float32), jnp.asarray(cov, jnp.float32))
+    images = jnp.asarray(
+        (mean + rng.normal(size=(20000, 4)) @ root.T).reshape(-1, *SHAPE), jnp.float32
+    )
+    network = gaussian_x0(
+        SCHEDULE, jnp.asarray(mean.reshape(SHAPE), jnp.float32), jnp.asarray(cov, jnp.float32)
+    )
     found = estimate(SCHEDULE, parts_of(network, images), 60)
 
     def exact_l(lam):
@@ -109,9 +131,9 @@ def f_beside(denoise, images, noise, t, lam, off, l):
     """
 
     def x0(y, lam):
-        return denoise(y * jnp.sqrt(jax.nn.sigmoid(2 * lam)), SCHEDULE.t_of(2 * lam)).x0
+        return denoise(y * jnp.sqrt(jax.nn.sigmoid(2 * lam)), SCHEDULE.timestep_at(2 * lam)).x0
 
-    alpha, std = SCHEDULE.at(t)
+    alpha, std = SCHEDULE.signal_and_noise(t)
     y = (alpha * images + std * noise) / alpha
     middle = y + off / 2 * (x0(y, lam) - y)
     y = y + off * (x0(middle, lam + off / 2) - middle)
@@ -125,7 +147,11 @@ def test_s_and_b_are_the_least_squares_fit_of_a_mixture(mixture):
         t, lam, d = levels(SCHEDULE, 64)[i], found.lambdas[i], 0.02
 
         def f_at(off, t=t, lam=lam):
-            l = [np.interp(float(lam) + off, found.lambdas, found.l[:, r, c, 0]) for r in (0, 1) for c in (0, 1)]
+            l = [
+                np.interp(float(lam) + off, found.lambdas, found.l[:, r, c, 0])
+                for r in (0, 1)
+                for c in (0, 1)
+            ]
             numbers = (np.float32(value) for value in (t, lam, off, np.reshape(l, SHAPE)))
             return np.asarray(f_beside(denoise, images, noise, *numbers), float)
 
@@ -138,7 +164,7 @@ def test_s_and_b_are_the_least_squares_fit_of_a_mixture(mixture):
 @jax.jit
 def mean_and_deviation_of_f(denoise, images, noise, t, l):
     """Of f = (1 - l) xt / alpha - x0 at one level, over the images."""
-    alpha, std = SCHEDULE.at(t)
+    alpha, std = SCHEDULE.signal_and_noise(t)
     xt = alpha * images + std * noise
     f = (1 - l)[None] * xt / alpha - denoise(xt, t).x0
     return jnp.mean(f, 0), jnp.std(f, 0)
@@ -188,8 +214,8 @@ def test_a_mixture_needs_fewer_steps(mixture):
     (denoise, *_), found = mixture
     keys = sample_keys(9, jnp.arange(256))
     xT = initial_noise(keys, SHAPE)
-    t = np.asarray(SCHEDULE.t_of(jnp.linspace(SCHEDULE.log_snr[-1], 6.0, 6)))
-    grid = rows(SCHEDULE, t[:-1], t[1:])
+    t = np.asarray(SCHEDULE.timestep_at(jnp.linspace(SCHEDULE.log_snr[-1], 6.0, 6)))
+    grid = grid_from_pairs(SCHEDULE, t[:-1], t[1:])
     wanted = exact_end(xT, float(SCHEDULE.log_snr[-1]) / 2, 3.0)
     own, others = (
         np.sqrt(np.mean((sample(keys, denoise, sampler, grid, xT) - wanted) ** 2))
@@ -216,7 +242,9 @@ def test_batches_change_nothing(mixture):
     assert len(seen) == 2 * len(one.lambdas) == 16
 
 
-@pytest.mark.parametrize("betas", [linear(), zero_terminal_snr(linear()), linear(20, 1e-3, 0.6)])
+@pytest.mark.parametrize(
+    "betas", [linear_betas(), zero_terminal_snr(linear_betas()), linear_betas(20, 1e-3, 0.6)]
+)
 def test_levels_are_between_timesteps_that_have_signal(betas):
     schedule = from_betas(betas)
     t = levels(schedule, 32)
@@ -230,7 +258,7 @@ def test_levels_are_between_timesteps_that_have_signal(betas):
 
 def test_a_schedule_that_is_too_short_is_refused():
     with pytest.raises(ValueError, match="more than three timesteps"):
-        levels(from_betas(linear(3, 0.9, 0.95)), 8)
+        levels(from_betas(linear_betas(3, 0.9, 0.95)), 8)
 
 
 def test_integrals_are_exact_to_fourth_order():
@@ -239,7 +267,12 @@ def test_integrals_are_exact_to_fourth_order():
         x = np.linspace(0, 2, n).reshape(-1, 1, 1, 1)
         found = integrated(x.reshape(-1), np.cos(x), 0.5 + 0 * x, np.sin(x), 0 * x[0])
         p = (np.exp(x / 2) - np.cos(x) - np.sin(x) / 2) / 1.25
-        errors.append([np.max(np.abs(a - b)) for a, b in ((found.L, np.sin(x)), (found.S, x / 2), (found.p, p))])
+        errors.append(
+            [
+                np.max(np.abs(a - b))
+                for a, b in ((found.L, np.sin(x)), (found.S, x / 2), (found.p, p))
+            ]
+        )
     assert np.all(np.array(errors[1]) < 2e-5), errors
     assert np.all(np.array(errors[1])[[0, 2]] < np.array(errors[0])[[0, 2]] / 5)
 

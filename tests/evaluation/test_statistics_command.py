@@ -20,13 +20,16 @@ def test_a_runs_statistics_are_left_beside_it(run, config, capsys):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"images": 1}, "--images must be at least 2"), ({"levels": 2}, "--levels must be at least 3")],
+    [
+        ({"images": 1}, "--images must be at least 2"),
+        ({"levels": 2}, "--levels must be at least 3"),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        statistics.Estimation(**setting)
+        statistics.StatisticsOptions(**setting)
 
 
 def test_more_images_than_there_are_is_refused(config, params):
     with pytest.raises(ValueError, match="more than there are: 1,797"):
-        solver_statistics.draw_parts(config, params, 100_000, batch_size=64, seed=0)
+        solver_statistics.draw_statistics(config, params, 100_000, batch_size=64, seed=0)

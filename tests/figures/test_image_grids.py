@@ -20,7 +20,9 @@ def test_every_level_survives_the_way_to_float_and_back(dtype):
 def test_values_are_rounded_not_truncated_and_clipped():
     images = np.array([0.4, 0.6, 1.4, 1.6, 126.4, 127.6, 254.4, 254.6]) / 127.5 - 1
     np.testing.assert_array_equal(to_uint8(images), [0, 1, 1, 2, 126, 128, 254, 255])
-    assert to_uint8(np.zeros((1, 1, 1, 1), np.float32)).item() == 128  # 127.5: truncation would give 127
+    assert (
+        to_uint8(np.zeros((1, 1, 1, 1), np.float32)).item() == 128
+    )  # 127.5: truncation would give 127
     np.testing.assert_array_equal(to_uint8(np.array([-1e30, -1.01, 1.01, 1e300])), [0, 0, 255, 255])
     half = np.linspace(-1, 1, 999, dtype=np.float16)
     np.testing.assert_array_equal(to_uint8(half), to_uint8(half.astype(np.float32)))
@@ -42,20 +44,27 @@ def test_what_has_no_uint8_is_refused(images, message):
 @pytest.mark.parametrize(("side", "factor"), [(8, 6), (28, 2), (47, 2), (48, 1), (64, 1)])
 def test_grid_puts_every_pixel_in_its_place(side, factor, channels):
     images = random_images(5, side, side, channels)
-    grid = np.asarray(image_grid(images, columns=3, pad=2)).reshape(2 * (side * factor + 2) + 2, -1, channels)
+    grid = np.asarray(image_grid(images, columns=3, pad=2)).reshape(
+        2 * (side * factor + 2) + 2, -1, channels
+    )
     assert grid.shape[1] == 3 * (side * factor + 2) + 2
     for i, image in enumerate(images):
         top, left = (2 + k * (side * factor + 2) for k in divmod(i, 3))
         for dy in range(factor):
             for dx in range(factor):
-                seen = grid[top + dy : top + side * factor : factor, left + dx : left + side * factor : factor]
+                seen = grid[
+                    top + dy : top + side * factor : factor,
+                    left + dx : left + side * factor : factor,
+                ]
                 np.testing.assert_array_equal(seen, image)
     assert (grid[:2] == 255).all()
     assert (grid[:, :2] == 255).all()
     assert (grid[-side * factor :, -side * factor :] == 255).all()  # the sixth cell has no image
 
 
-@pytest.mark.parametrize(("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3), (64, 8, 8)])
+@pytest.mark.parametrize(
+    ("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3), (64, 8, 8)]
+)
 def test_grid_is_near_square(n, columns, rows):
     assert image_grid(random_images(n, 48, 48, 3), pad=0).size == (columns * 48, rows * 48)
 
@@ -114,7 +123,11 @@ def test_directory_holds_each_image_at_native_size(tmp_path, name):
 
 def test_outputs_are_checked_early_and_late(tmp_path):
     (tmp_path / "file").touch()
-    wrong = {"x.jpg": r"\.png \(a grid\) or \.npz", "file": "not a directory", "file/x.png": "file' is a file; choose"}
+    wrong = {
+        "x.jpg": r"\.png \(a grid\) or \.npz",
+        "file": "not a directory",
+        "file/x.png": "file' is a file; choose",
+    }
     for name, message in wrong.items():
         for refuse in (check_output, lambda path: save_images(random_images(1, 8, 8, 1), path)):
             with pytest.raises(ValueError, match=message):
@@ -127,7 +140,10 @@ def test_outputs_are_checked_early_and_late(tmp_path):
 def test_old_and_new_samples_do_not_mix_in_a_directory(tmp_path):
     save_images(random_images(3, 8, 8, 1), tmp_path)
     save_images(random_images(3, 8, 8, 1), tmp_path)
-    for refuse in (lambda: check_output(tmp_path, count=2), lambda: save_images(random_images(2, 8, 8, 1), tmp_path)):
+    for refuse in (
+        lambda: check_output(tmp_path, count=2),
+        lambda: save_images(random_images(2, 8, 8, 1), tmp_path),
+    ):
         with pytest.raises(ValueError, match="than the 2 to be written"):
             refuse()
 

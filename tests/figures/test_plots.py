@@ -21,7 +21,9 @@ def ink(picture: np.ndarray) -> list[int]:
 
 
 def test_curve_is_drawn_in_both_panels(tmp_path):
-    loss_curve(np.arange(400), np.exp(-np.arange(400) / 80), tmp_path / "new" / "loss.png", title="a$_{$")
+    loss_curve(
+        np.arange(400), np.exp(-np.arange(400) / 80), tmp_path / "new" / "loss.png", title="a$_{$"
+    )
     left, right = ink(load(tmp_path / "new" / "loss.png"))
     assert min(left, right) > 500
     assert files(tmp_path / "new") == ["loss.png"]
@@ -46,7 +48,10 @@ def test_curve_skips_what_has_no_place(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 300])
 def test_running_mean_is_that_of_the_finite_values_in_the_window(n):
     values = np.random.default_rng(0).uniform(size=n)
-    values[n // 2 :: 7], values[-1] = np.nan, 1e20  # what differences of a cumulative sum would not survive
+    values[n // 2 :: 7], values[-1] = (
+        np.nan,
+        1e20,
+    )  # what differences of a cumulative sum would not survive
     values = values[::-1]
     means, window = plots._running_mean(values)
     assert window % 2 == 1
@@ -63,7 +68,10 @@ def test_curve_needs_one_loss_a_step(tmp_path):
 
 
 def test_rows_show_every_pixel_beside_their_labels(tmp_path):
-    rows = [("input", random_images(3, 8, 8, 1)), ("a much longer label", random_images(2, 32, 32, 3))]
+    rows = [
+        ("input", random_images(3, 8, 8, 1)),
+        ("a much longer label", random_images(2, 32, 32, 3)),
+    ]
     plots.labelled_rows(rows, tmp_path / "x.png")
     picture = load(tmp_path / "x.png")[..., :3]
     widest = max(image_grid(images, columns=len(images)).width for _, images in rows)

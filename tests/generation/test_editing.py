@@ -18,14 +18,14 @@ from helpers.editing import (
 from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
-from ddpm_jax.generation.editing import Edit, last_part, noised
+from ddpm_jax.generation.editing import Edit, add_noise, truncate
 from ddpm_jax.samplers import sample, sample_keys
 
 
 def test_strength_is_the_share_of_the_rows_that_is_walked():
     whole = grid_of(10)
     for strength, count in ((1.0, 10), (0.6, 6), (0.55, 6), (0.1, 1), (0.001, 1)):
-        part = last_part(whole, strength)
+        part = truncate(whole, strength)
         assert part.i.tolist() == list(range(10))[-count:], strength
         for table, kept in zip(whole[:-1], part[:-1], strict=True):
             np.testing.assert_array_equal(np.asarray(table)[-count:], kept, str(strength))
@@ -36,25 +36,25 @@ def test_a_strength_out_of_range_is_refused():
     message = "strength must be above 0 and at most 1"
     grid = grid_of(10)
     assert_refused(
-        lambda strength: last_part(grid, strength),
+        lambda strength: truncate(grid, strength),
         [(strength, message) for strength in (0.0, -0.1, 1.01, float("nan"))],
     )
 
 
 def test_an_image_starts_at_the_level_of_the_first_row_with_the_noise_of_its_key():
     for strength in (1.0, 0.5):
-        part = last_part(grid_of(10), strength)
+        part = truncate(grid_of(10), strength)
         signal, noise = signal_and_noise(part.t[0])
         expected = signal * np.asarray(IMAGES, float) + noise * np.asarray(NOISE, float)
-        np.testing.assert_allclose(noised(KEYS, part, IMAGES), expected, atol=1e-6)
+        np.testing.assert_allclose(add_noise(KEYS, part, IMAGES), expected, atol=1e-6)
 
 
 def test_an_image_noised_and_denoised_has_the_moments_of_bayes():
     """x0' given the image p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
     keys = sample_keys(1, jnp.arange(64))
-    grid = last_part(grid_of(1000), 0.3)
+    grid = truncate(grid_of(1000), 0.3)
     p = jnp.full((64, 12, 12, 1), -0.8)
-    x0 = sample(keys, GAUSSIAN, samplers.make("ddpm"), grid, noised(keys, grid, p))
+    x0 = sample(keys, GAUSSIAN, samplers.make("ddpm"), grid, add_noise(keys, grid, p))
     signal, noise = signal_and_noise(grid.t[0])
     gain = STD**2 * signal / (STD**2 * signal**2 + noise**2)
     mean = MU + gain * signal * (-0.8 - MU)
@@ -69,7 +69,7 @@ def test_a_masked_walk_starts_from_noise_alone_unless_strength_is_below_1():
     for strength in (1.0, 0.5):
         edit = Edit(images=IMAGES, masks=LEFT, strength=strength)
         grid = edit.grid(grid_of(8), samplers.make("ddpm"))
-        expected = NOISE if strength == 1 else noised(KEYS, last_part(grid_of(8), 0.5), IMAGES)
+        expected = NOISE if strength == 1 else add_noise(KEYS, truncate(grid_of(8), 0.5), IMAGES)
         np.testing.assert_allclose(start(KEYS, edit, grid, NOISE), expected, atol=1e-6)
 
 
@@ -91,10 +91,10 @@ def test_images_masks_and_strengths_of_equal_shape_share_one_program():
 
 
 def test_an_edit_takes_its_arrays_in_turn():
-    edit = Edit(images=IMAGES[:2], masks=LEFT[:1], repeats=2, jump=3).of(jnp.arange(3, 6))
+    edit = Edit(images=IMAGES[:2], masks=LEFT[:1], repeats=2, jump_length=3).take(jnp.arange(3, 6))
     np.testing.assert_array_equal(edit.images, np.asarray(IMAGES)[[1, 0, 1]])
     np.testing.assert_array_equal(edit.masks, np.asarray(LEFT)[[0, 0, 0]])
-    assert (edit.repeats, edit.jump) == (2, 3)
+    assert (edit.repeats, edit.jump_length) == (2, 3)
 
 
 def test_an_edit_that_contradicts_itself_is_refused():

@@ -27,7 +27,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.generation.editing import inpaint, resampled, timetable
+from ddpm_jax.generation.editing import inpaint, repaint_grid, repaint_order
 from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
 
 MANY = sample_keys(2, jnp.arange(64))
@@ -60,12 +60,12 @@ def without_passing_up(states):
 def test_the_timetable_is_the_published_one_with_each_way_up_in_one_row():
     shapes = (10, 3, 3), (11, 2, 5), (13, 4, 1), (250, 10, 10), (7, 2, 6), (5, 1, 3), (2, 3, 1)
     for shape in shapes:
-        assert timetable(*shape) == without_passing_up(jumps_of_lugmayr(*shape)), shape
+        assert repaint_order(*shape) == without_passing_up(jumps_of_lugmayr(*shape)), shape
 
 
 def test_every_row_of_a_stretch_is_walked_as_often_as_asked():
     for steps, repeats, jump in ((10, 3, 3), (12, 2, 5), (20, 4, 1)):
-        states = timetable(steps, repeats, jump)
+        states = repaint_order(steps, repeats, jump)
         walked = [a for a, b in itertools.pairwise(states) if b > a]
         once = (steps - 1) % jump
         expected = [1] * once + [repeats] * (steps - 1 - once) + [1]
@@ -74,7 +74,7 @@ def test_every_row_of_a_stretch_is_walked_as_often_as_asked():
 
 def test_each_row_of_a_resampled_grid_starts_where_the_last_one_ended():
     plain = grid_of(10)
-    grid = jax.tree.map(np.asarray, resampled(plain, 3, 4)._replace(schedule=None))
+    grid = jax.tree.map(np.asarray, repaint_grid(plain, 3, 4)._replace(schedule=None))
     np.testing.assert_array_equal(grid.t_next[:-1], grid.t[1:])
     np.testing.assert_allclose(grid.sqrt_alpha_bar_next[:-1], grid.sqrt_alpha_bar[1:], rtol=1e-6)
     up = grid.t_next > grid.t
@@ -82,7 +82,7 @@ def test_each_row_of_a_resampled_grid_starts_where_the_last_one_ended():
     assert set(grid.t[~up].tolist()) == set(plain.t.tolist())
     assert grid.i.tolist() == list(range(len(grid.i)))
     assert grid.t_next[-1] == -1
-    assert resampled(plain, 1, 10) is plain
+    assert repaint_grid(plain, 1, 10) is plain
 
 
 def test_impossible_resampling_is_refused():
@@ -92,12 +92,12 @@ def test_impossible_resampling_is_refused():
         ((2, 0), "jump must be at least 1 and less than the 10 steps of the walk, not 0"),
         ((2, 10), "less than the 10 steps of the walk, not 10"),
     ]
-    assert_refused(lambda case: resampled(grid, *case), cases)
+    assert_refused(lambda case: repaint_grid(grid, *case), cases)
 
 
 def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
-    """A row that goes up starts the sampler's memory afresh, in the same structure."""
-    grid = resampled(grid_of(4), 2, 2)
+    """A row that goes up starts the sampler's state afresh, in the same structure."""
+    grid = repaint_grid(grid_of(4), 2, 2)
     for name in samplers.names():
         sampler = inpaint(samplers.make(name), IMAGES, LEFT)
         try:
@@ -111,7 +111,7 @@ def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
 def test_what_is_outside_the_mask_is_kept_and_what_is_inside_is_sampled(name):
     """A full mask and one pass are plain sampling; an empty mask gives the images themselves."""
     sampler = samplers.make(name)
-    up_and_down = resampled(grid_of(4), 2, 2)
+    up_and_down = repaint_grid(grid_of(4), 2, 2)
     down = grid_of(len(up_and_down.i))
     plain = np.asarray(sample(KEYS, CURVED, sampler, down, NOISE))
 
@@ -133,7 +133,7 @@ VALUES, VECTORS = np.linalg.eigh(np.array([[1, CORRELATION], [CORRELATION, 1]]))
 
 def pair_x0(xt, t):
     """E[x0 | xt] where the two pixels of an image are correlated standard normals."""
-    signal, noise = (level[0] for level in SCHEDULE.at(t))
+    signal, noise = (level[0] for level in SCHEDULE.signal_and_noise(t))
     values, vectors = jnp.asarray(VALUES, jnp.float32), jnp.asarray(VECTORS, jnp.float32)
     gain = (vectors * (signal * values / (signal**2 * values + noise**2))[None]) @ vectors.T
     return jnp.einsum("ij,bhjc->bhic", gain, xt)
@@ -152,7 +152,7 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
     sampler = inpaint(samplers.make("ddpm"), images, images == 0)
     errors = []
     for repeats in (1, 5):
-        grid = resampled(grid_of(50), repeats, 1)
+        grid = repaint_grid(grid_of(50), repeats, 1)
         x0 = np.asarray(sample(keys, denoise, sampler, grid, xT), float)
         assert np.all(x0[:, 0, 0, 0] == 1)
         errors.append(abs(x0[:, 0, 1, 0].mean() - CORRELATION))
@@ -162,16 +162,16 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
 
 def test_a_row_that_goes_up_adds_forward_noise_and_forgets_without_asking_the_network():
     sampler = samplers.make("dpmpp_2m")
-    grid = resampled(grid_of(10), 2, 3)
+    grid = repaint_grid(grid_of(10), 2, 3)
     row = grid.row(int(np.argmax(np.asarray(grid.t_next) > np.asarray(grid.t))))
     broken = make_denoiser(SCHEDULE, lambda xt, t: xt * jnp.nan)
     fresh = sampler.init(FLAT)
     used = jax.tree.map(lambda x: x + 1, fresh)
     masked = inpaint(sampler, FLAT, EVERYWHERE)
-    x_next, memory = step(masked, MANY, broken, FLAT, row, used)
+    x_next, state = step(masked, MANY, broken, FLAT, row, used)
     ratio = ALPHA_BAR[int(row.t_next)] / ALPHA_BAR[int(row.t)]
     assert_moments(x_next, 0.7 * np.sqrt(ratio), np.sqrt(1 - ratio))
-    jax.tree.map(np.testing.assert_array_equal, memory, sampler.init(x_next))
+    jax.tree.map(np.testing.assert_array_equal, state, sampler.init(x_next))
 
 
 def test_the_noise_of_the_known_part_is_its_own_and_new_in_every_row():

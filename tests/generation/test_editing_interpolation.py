@@ -54,8 +54,10 @@ def test_slerp_between_ends_of_one_direction_is_straight():
 def test_between_two_images_the_noise_is_one_and_the_ends_are_theirs():
     """Section 4.4, Ho et al. 2020: xt = (1 - s) xt_a + s xt_b."""
     ddpm = samplers.make("ddpm")
-    ends = Edit(images=IMAGES[:1], others=IMAGES[1:2], shares=jnp.asarray(SHARES), strength=0.5)
-    edit = ends.of(jnp.arange(6))
+    ends = Edit(
+        images=IMAGES[:1], end_images=IMAGES[1:2], fractions=jnp.asarray(SHARES), strength=0.5
+    )
+    edit = ends.take(jnp.arange(6))
     grid = edit.grid(grid_of(8), ddpm)
     signal, noise = signal_and_noise(grid.t[0])
     a, b = np.asarray(IMAGES[:2], float)
@@ -67,7 +69,7 @@ def test_between_two_images_the_noise_is_one_and_the_ends_are_theirs():
 
 def test_between_two_noises_the_first_is_that_of_the_key_and_the_other_is_independent():
     ddpm = samplers.make("ddpm")
-    edit = Edit(shares=jnp.asarray(SHARES)).of(jnp.arange(6))
+    edit = Edit(fractions=jnp.asarray(SHARES)).take(jnp.arange(6))
     noise = initial_noise(ONE, (40, 40, 1))
     found = start(ONE, edit, edit.grid(grid_of(8), ddpm), noise)
     np.testing.assert_array_equal(found[0], noise[0])

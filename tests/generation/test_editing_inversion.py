@@ -25,8 +25,8 @@ from jax.tree_util import Partial
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
-from ddpm_jax.generation.editing import Edit, check_inverts, invert, slerp, upwards
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
+from ddpm_jax.generation.editing import Edit, check_inverts, invert, reversed_grid, slerp
 from ddpm_jax.samplers import sample
 
 DDIM = samplers.make("ddim")
@@ -88,7 +88,7 @@ def test_inversion_reaches_the_state_of_the_exact_flow(gaussian_round_trips):
 
 def test_the_way_up_passes_the_levels_of_the_way_down():
     grid = grid_of(5)
-    up = upwards(grid)
+    up = reversed_grid(grid)
     assert up.t.tolist() == grid.t.tolist()[:0:-1]
     assert up.t_next.tolist() == grid.t.tolist()[-2::-1]
 
@@ -100,7 +100,7 @@ def test_inversion_refuses_a_sampler_that_draws_noise():
     message = "needs a sampler that draws no noise, such as ddim"
     noisy = [("ddpm", {}), ("ddim", {"eta": 0.01}), ("edm", {"S_churn": 10.0})]
     cases = [(case, message) for case in noisy]
-    edit = Edit(images=IMAGES, inverted=True)
+    edit = Edit(images=IMAGES, invert=True)
     assert_refused(lambda case: edit.grid(grid, samplers.make(case[0], **case[1])), cases)
     with pytest.raises(ValueError, match=message):
         invert(KEYS, CURVED, samplers.make("ddpm"), grid, IMAGES)
@@ -108,11 +108,11 @@ def test_inversion_refuses_a_sampler_that_draws_noise():
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_an_inverted_walk_leaves_out_pure_noise(name):
-    schedule = from_betas(zero_terminal_snr(linear()))
+    schedule = from_betas(zero_terminal_snr(linear_betas()))
     sampler = samplers.make(name)
     grid = make_grid(schedule, spaced(1000, 5))
     denoise = make_denoiser(schedule, Partial(_shrunk), "v", None)
-    edit = Edit(images=IMAGES, inverted=True)
+    edit = Edit(images=IMAGES, invert=True)
     walked = edit.grid(grid, sampler)
     assert walked.t.tolist() == grid.t.tolist()[1:]
     start = edit.start(KEYS, denoise, sampler, walked, NOISE)
@@ -126,7 +126,7 @@ def _shrunk(xt, t):
 
 
 def test_a_walk_of_one_level_cannot_be_inverted():
-    edit = Edit(images=IMAGES, inverted=True, strength=0.1)
+    edit = Edit(images=IMAGES, invert=True, strength=0.1)
     message = "inversion walks up from one noise level to another: take more steps"
     with pytest.raises(ValueError, match=message):
         edit.grid(grid_of(10), DDIM)
@@ -141,17 +141,17 @@ def test_a_sampler_made_for_images_of_one_shape_can_invert():
 
     sampler = dataclasses.replace(DDIM, init=Partial(init))
     grid = grid_of(4)
-    walked = Edit(images=IMAGES, inverted=True).grid(grid, sampler)
+    walked = Edit(images=IMAGES, invert=True).grid(grid, sampler)
     assert walked.t.tolist() == grid.t.tolist()
 
 
 def test_an_inverted_image_is_where_its_edit_starts():
-    edit = Edit(images=IMAGES, strength=0.5, inverted=True)
+    edit = Edit(images=IMAGES, strength=0.5, invert=True)
     grid = edit.grid(grid_of(8), DDIM)
     first, other = (invert(KEYS, CURVED, DDIM, grid, images) for images in (IMAGES, IMAGES[::-1]))
     np.testing.assert_array_equal(edit.start(KEYS, CURVED, DDIM, grid, NOISE), first)
     shares = jnp.full(6, 0.5)
     ends = {"images": IMAGES, "others": IMAGES[::-1], "shares": shares}
-    between = Edit(**ends, strength=0.5, inverted=True)
+    between = Edit(**ends, strength=0.5, invert=True)
     start = between.start(KEYS, CURVED, DDIM, grid, NOISE)
     np.testing.assert_allclose(start, slerp(first, other, shares), atol=1e-5)

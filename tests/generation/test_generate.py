@@ -138,7 +138,7 @@ def test_an_edited_image_is_of_its_own_row_in_every_batch(eleven):
 
 def test_an_inverted_image_is_of_its_own_row_in_every_batch():
     """Decoded by the walk that it was encoded by, so images of one row are equal."""
-    edit = Edit(images=IMAGES, inverted=True)
+    edit = Edit(images=IMAGES, invert=True)
     found = draw(edit=edit, sampling=Sampling(steps=7, sampler="ddim"), path=True)
     for i in range(3, 11):
         assert levels_apart(found[:, i], found[:, i % 3]) <= 1, i
@@ -146,7 +146,7 @@ def test_an_inverted_image_is_of_its_own_row_in_every_batch():
 
 
 def test_between_two_ends_all_images_have_the_noise_of_the_first(eleven):
-    for edit in (NOISES, Edit(images=IMAGES[:1], others=IMAGES[:1], shares=SHARES)):
+    for edit in (NOISES, Edit(images=IMAGES[:1], end_images=IMAGES[:1], fractions=SHARES)):
         found = draw(edit=edit, path=True)
         if edit is NOISES:
             assert levels_apart(found[:, 0], eleven[:, 0]) <= 1

@@ -14,14 +14,16 @@ from helpers.generation import (
 from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
-from ddpm_jax.generation.generate import choose_labels, generate, network_of
+from ddpm_jax.generation.generate import choose_labels, generate, guided_network
 from ddpm_jax.generation.sampling import Sampling
 
 
 def draw(model, num=9, scale=1.0, params=None, seed=3, **options):
     sampling = Sampling(steps=7, guidance_scale=scale)
     params = params or blur_params(model)
-    found = generate(recipe_of(model), params, num=num, batch_size=8, seed=seed, sampling=sampling, **options)
+    found = generate(
+        recipe_of(model), params, num=num, batch_size=8, seed=seed, sampling=sampling, **options
+    )
     return found[0].astype(int)
 
 
@@ -77,7 +79,7 @@ def test_labels_that_the_net_cannot_take_are_refused():
 
 def test_a_network_without_classes_ignores_labels():
     xt, t = jnp.zeros((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)
-    network = network_of(BLUR, blur_params(), jnp.array([0, 1, 2]))
+    network = guided_network(BLUR, blur_params(), jnp.array([0, 1, 2]))
     np.testing.assert_array_equal(network(xt, t), xt)
 
 

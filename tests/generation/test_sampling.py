@@ -16,7 +16,7 @@ from ddpm_jax.generation.sampling import (
 )
 
 SMALL = Objective(timesteps=20, beta_start=0.01, beta_end=0.6)
-LEARNED = Objective(timesteps=20, variance="learned", bound="hybrid")
+LEARNED = Objective(timesteps=20, variance="learned", loss_kind="hybrid")
 
 INVALID = [
     ({"sampler": "nonsense"}, "unknown sampler 'nonsense'; there are: .*ddpm"),
@@ -130,8 +130,14 @@ def test_a_sampling_opens_no_file_that_an_option_names(tmp_path):
 def test_a_grid_that_the_schedule_does_not_have_is_refused_with_the_recipe():
     cases = [
         (Sampling(grid="strides", spacing="karras", steps=5), "grid strides walks equal strides"),
-        (Sampling(grid="inner", spacing="linspace", steps=20), "grid inner takes less than T = 20 steps, not 20"),
-        (Sampling(spacing="leading", steps=5, offset=8), "offset 8 leads beyond the last timestep, 19"),
+        (
+            Sampling(grid="inner", spacing="linspace", steps=20),
+            "grid inner takes less than T = 20 steps, not 20",
+        ),
+        (
+            Sampling(spacing="leading", steps=5, offset=8),
+            "offset 8 leads beyond the last timestep, 19",
+        ),
     ]
     assert_refused(lambda sampling: check_sampling(SMALL, sampling), cases)
     check_sampling(SMALL, Sampling(spacing="leading", steps=5, offset=3))

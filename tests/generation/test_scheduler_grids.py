@@ -6,13 +6,13 @@ from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.analytic import mixture_x0
-from ddpm_jax.diffusion.grid import CLEAN
+from ddpm_jax.diffusion.grid import CLEAN_DATA
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, zero_terminal_snr
-from ddpm_jax.generation.scheduler_grids import GRID_KINDS, asks_whole_timesteps, scheduler_grid
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
+from ddpm_jax.generation.scheduler_grids import GRID_KINDS, needs_whole_timesteps, scheduler_grid
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
-SCHEDULE = from_betas(linear())
+SCHEDULE = from_betas(linear_betas())
 LEADING = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
 LINSPACE = [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
 TRAILING = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
@@ -34,7 +34,7 @@ TEN_STEPS = [
 def test_ten_steps_are_those_of_diffusers():
     for kind, spacing, t in TEN_STEPS:
         grid = scheduler_grid(kind, SCHEDULE, 10, spacing)
-        end = 0 if kind.endswith("to_0") else CLEAN
+        end = 0 if kind.endswith("to_0") else CLEAN_DATA
         strides = np.maximum(np.array(t) - 100, end)
         t_next = strides if kind.startswith("strides") else [*t[1:], end]
         case = f"{kind}, {spacing}"
@@ -44,13 +44,13 @@ def test_ten_steps_are_those_of_diffusers():
 
 def test_levels_are_those_of_the_timesteps():
     grid = scheduler_grid("inner_to_0", SCHEDULE, 10, "linspace")
-    levels = np.sqrt(np.cumprod(1 - linear()))
+    levels = np.sqrt(np.cumprod(1 - linear_betas()))
     np.testing.assert_allclose(grid.sqrt_alpha_bar, levels[LINSPACE_11], rtol=1e-6)
     np.testing.assert_allclose(grid.sqrt_alpha_bar_next[-1], levels[0], rtol=1e-6)
 
 
 def test_pure_noise_keeps_a_little_signal_where_walks_are_in_log_snr():
-    schedule = from_betas(zero_terminal_snr(linear()))
+    schedule = from_betas(zero_terminal_snr(linear_betas()))
     plain = scheduler_grid("strides", schedule, 10, "trailing")
     assert plain.sqrt_alpha_bar[0] == 0
     for kind in ("inner", "float"):
@@ -73,7 +73,7 @@ def test_a_grid_that_the_scheduler_does_not_have_is_refused():
 
 
 def test_the_network_is_asked_at_whole_timesteps_on_the_grids_that_start_inside():
-    assert [kind for kind in GRID_KINDS if asks_whole_timesteps(kind)] == ["inner", "inner_to_0"]
+    assert [kind for kind in GRID_KINDS if needs_whole_timesteps(kind)] == ["inner", "inner_to_0"]
 
 
 def test_a_last_step_of_no_length_changes_nothing():

@@ -10,9 +10,9 @@ from helpers.refusals import assert_refused
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion.grid import CLEAN, make_grid, spaced
+from ddpm_jax.diffusion.grid import CLEAN_DATA, make_grid, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.generation.editing import Edit, last_part, noised
+from ddpm_jax.generation.editing import Edit, add_noise, truncate
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import (
     edited_grid,
@@ -59,7 +59,9 @@ def test_a_walk_is_that_of_its_sampler_and_grid():
         denoiser = sampling_denoiser(SMALL, Partial(network), sampling)
         expected = samplers.sample(KEYS, denoiser, sampler, grid, states[0], trajectory=True)
         for i in (1, 2):
-            np.testing.assert_allclose(states[i], expected[2 * i], atol=1e-5, err_msg=f"{spacing}, state {i}")
+            np.testing.assert_allclose(
+                states[i], expected[2 * i], atol=1e-5, err_msg=f"{spacing}, state {i}"
+            )
 
 
 def test_the_denoiser_clips_and_thresholds_as_the_sampling_says():
@@ -151,7 +153,7 @@ def test_the_offset_raises_leading_timesteps_and_no_others():
         assert times(leading | {"grid": grid}) == [15, 10, 5, 0]
         raised = sampling_grid(SMALL, Sampling(**leading, grid=grid, offset=2))
         assert raised.t.tolist() == [17, 12, 7, 2]
-        assert int(raised.t_next[-1]) == CLEAN
+        assert int(raised.t_next[-1]) == CLEAN_DATA
         trailing = {"steps": 4, "grid": grid}
         assert times(trailing | {"offset": 2}) == times(trailing)
     cases = [
@@ -165,17 +167,17 @@ def test_a_grid_of_diffusers_replaces_the_plain_one():
     sampling = Sampling(sampler="unipc", steps=3, spacing="leading")
     assert sampling_grid(SMALL, sampling).t.tolist() == [12, 6, 0]
     inner = sampling_grid(SMALL, dataclasses.replace(sampling, grid="inner"))
-    assert (inner.t.tolist(), inner.t_next.tolist()) == ([15, 10, 5], [10, 5, CLEAN])
+    assert (inner.t.tolist(), inner.t_next.tolist()) == ([15, 10, 5], [10, 5, CLEAN_DATA])
 
 
 def test_a_walk_ends_where_the_sampling_says():
     for settings, own in (
-        ({}, CLEAN),
-        ({"grid": "strides", "steps": 5}, CLEAN),
-        ({"timesteps": (19.0, 9.0)}, CLEAN),
+        ({}, CLEAN_DATA),
+        ({"grid": "strides", "steps": 5}, CLEAN_DATA),
+        ({"timesteps": (19.0, 9.0)}, CLEAN_DATA),
         ({"grid": "strides_to_0", "steps": 5}, 0),
     ):
-        for end, expected in ((None, own), ("clean", CLEAN), ("lowest", 0)):
+        for end, expected in ((None, own), ("clean", CLEAN_DATA), ("sigma_min", 0)):
             grid = sampling_grid(SMALL, Sampling(**settings, end=end))
             assert int(grid.t_next[-1]) == expected, (settings, end)
 
@@ -204,12 +206,12 @@ def test_an_edited_walk_starts_and_ends_as_the_edit_says():
     assert walk_length(SMALL, sampling, edit) == len(grid.i) == 4
     start, x0 = walk(KEYS, SMALL, network, SHAPE, sampling, 1, edit)
     whole = sampling_grid(SMALL, sampling)
-    np.testing.assert_array_equal(start, noised(KEYS, last_part(whole, 0.5), IMAGES))
+    np.testing.assert_array_equal(start, add_noise(KEYS, truncate(whole, 0.5), IMAGES))
     denoiser = sampling_denoiser(SMALL, network, sampling)
     expected = samplers.sample(KEYS, denoiser, samplers.make("ddpm"), grid, start)
     np.testing.assert_allclose(x0, expected, atol=1e-5)
     positive = np.asarray(IMAGES) > 0
-    masked = Edit(images=IMAGES, masks=jnp.asarray(positive), repeats=2, jump=3)
+    masked = Edit(images=IMAGES, masks=jnp.asarray(positive), repeats=2, jump_length=3)
     *_, x0 = walk(KEYS, SMALL, network, SHAPE, sampling, 1, masked)
     np.testing.assert_array_equal(np.asarray(x0)[~positive], np.asarray(IMAGES)[~positive])
     assert np.any(np.asarray(x0)[positive] != np.asarray(IMAGES)[positive])

@@ -35,7 +35,9 @@ class Bench(NamedTuple):
         """What the same command says when it ends as the straight run did, bit for bit, in arrays and in losses."""
         with self.run() as run:
             assert run.ends() == 0, run.words
-        for ours, wanted in zip(arrays(self.workdir, STEPS), arrays(self.straight, STEPS), strict=True):
+        for ours, wanted in zip(
+            arrays(self.workdir, STEPS), arrays(self.straight, STEPS), strict=True
+        ):
             np.testing.assert_array_equal(ours, wanted)
         assert losses(self.workdir) == losses(self.straight)
         return run.words
@@ -50,9 +52,13 @@ class Bench(NamedTuple):
         """The same on a file system of 8 MB; SkipTest where this process may mount none."""
         place = self.folder / "disk"
         place.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True
+        )
         if mounted.returncode:
-            raise unittest.SkipTest(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+            raise unittest.SkipTest(
+                f"no file system may be mounted here: {mounted.stderr.decode().strip()}"
+            )
         try:
             yield self._replace(folder=place)
         finally:

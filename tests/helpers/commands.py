@@ -11,7 +11,7 @@ from ddpm_jax.cli import arguments, sample, train
 from ddpm_jax.runs import steps as saved_steps
 
 TINY = (
-    "--config s1_mnist --data digits --no-compilation-cache --model.image-size 8 --model.widths 32 "
+    "--config convunet_mnist --data digits --no-compilation-cache --model.image-size 8 --model.widths 32 "
     "--model.groups 4 --model.time-embedding-dim 8 --model.dropout 0.1 --data.flip "
     "--optimizer.decay constant --optimizer.floor 0 --optimizer.learning-rate 0.01 "
     "--training.batch-size 16 --training.accumulation 2 --checkpoint.every 4 --log.every 1 "
@@ -60,13 +60,16 @@ def arrays(workdir: Path, step: int) -> list[np.ndarray]:
     import orbax.checkpoint as ocp
 
     folders = [
-        workdir.resolve() / saved_steps.FOLDER / str(step) / name for name in ("params", "ema_params", "opt_state")
+        workdir.resolve() / saved_steps.FOLDER / str(step) / name
+        for name in ("params", "ema_params", "opt_state")
     ]
     found = []
     with ocp.StandardCheckpointer() as reader:
         for folder in folders:
             shapes = reader.metadata(folder).item_metadata.tree
-            found.append(reader.restore(folder, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)))
+            found.append(
+                reader.restore(folder, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+            )
     return jax.tree.leaves(found)
 
 

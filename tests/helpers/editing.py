@@ -10,11 +10,11 @@ from jax.tree_util import Partial
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, per_example
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, per_example
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
-SCHEDULE = from_betas(linear())
-ALPHA_BAR = np.cumprod(1 - linear())
+SCHEDULE = from_betas(linear_betas())
+ALPHA_BAR = np.cumprod(1 - linear_betas())
 MU = 0.3
 STD = 0.5
 SHAPE = (4, 4, 1)
@@ -37,7 +37,7 @@ def signal_and_noise(t):
 
 def gaussian_x0(xt, t):
     """E[x0 | xt] where every pixel of the data is N(MU, STD^2)."""
-    signal, noise = per_example(SCHEDULE.at(t), xt)
+    signal, noise = per_example(SCHEDULE.signal_and_noise(t), xt)
     return MU + STD**2 * signal * (xt - signal * MU) / (STD**2 * signal**2 + noise**2)
 
 

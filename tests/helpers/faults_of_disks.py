@@ -55,7 +55,9 @@ def all_damaged(bench: Bench, moment: random.Random) -> int:
     for step in saved_steps.steps(bench.workdir):
         flip(bench.workdir / saved_steps.FOLDER / str(step) / "config" / "metadata", moment)
     with bench.run() as run:
-        stopped_cleanly(run, "holds no whole checkpoint: put a copy of one back, or --overwrite the run")
+        stopped_cleanly(
+            run, "holds no whole checkpoint: put a copy of one back, or --overwrite the run"
+        )
     assert losses(bench.workdir) == losses(bench.straight)
     return 0
 
@@ -75,14 +77,16 @@ def full_disk(bench: Bench, moment: random.Random) -> int:
 def full_for_a_while(bench: Bench, moment: random.Random) -> int:
     """a full disk, told to go on: it does, and saves when there is room"""
     with bench.small_disk() as bench:
-        with bench.run("--checkpoint.on-failure", "go_on") as run:
+        with bench.run("--checkpoint.on-failure", "continue") as run:
             run.reaches(moment.randrange(EVERY + 1, STEPS - 2 * EVERY))
             ballast = fill(bench.folder)
             run.says("was not saved")
             ballast.unlink()
             status = run.ends()
         assert "Traceback" not in run.words
-        assert status == (0 if "done: step" in run.words else 2), run.words  # 2 where the last save failed too
+        assert status == (0 if "done: step" in run.words else 2), (
+            run.words
+        )  # 2 where the last save failed too
         again = STEPS - saved_steps.newest(bench.workdir)
         bench.goes_on()
     return again
@@ -131,7 +135,7 @@ def limited_for_good(bench: Bench, moment: random.Random) -> int:
     """the same, told to go on: only the last save, which fails too, ends it"""
     bench.half_way()
     most = moment.randrange(3_000, 60_000)
-    with bench.run("--checkpoint.on-failure", "go_on", launcher=LIMITED % (most, most)) as run:
+    with bench.run("--checkpoint.on-failure", "continue", launcher=LIMITED % (most, most)) as run:
         stopped_cleanly(run, f"step {STEPS} was not saved")
     bench.goes_on()
     return EVERY

@@ -80,10 +80,16 @@ def host_killed(bench: Bench, moment: random.Random) -> int:
     """SIGKILL to one of two hosts: the other ends within 60 s with a message, and one host alone goes on"""
     gone = moment.randrange(2)
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(run) for run in several(2, bench.workdir, bench.cache, "--training.steps", 10**6)]
+        runs = [
+            stack.enter_context(run)
+            for run in several(2, bench.workdir, bench.cache, "--training.steps", 10**6)
+        ]
         runs[0].reaches(EVERY + 1)
         runs[gone].ends(signal.SIGKILL)
-        assert runs[1 - gone].ends(seconds=60) > 0 or runs[1 - gone].process.returncode == -signal.SIGABRT
+        assert (
+            runs[1 - gone].ends(seconds=60) > 0
+            or runs[1 - gone].process.returncode == -signal.SIGABRT
+        )
     words = runs[1 - gone].words
     assert "another host is gone" in words or "distributed service" in words, words
     again = runs[0].step - saved_steps.newest(bench.workdir)

@@ -12,7 +12,9 @@ def in_a_process(code: str, **environment: str) -> list[str]:
     """The lines that `code` prints in a fresh Python on 12 cores that has not touched a device."""
     names = "import os, jax\nfrom ddpm_jax.devices import parallel, platform as platforms"
     code = f"{names}\nos.sched_getaffinity = lambda pid: set(range(12))\n{code}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
+    }
     environment = kept | {"JAX_PLATFORMS": "cpu"} | environment
     options = {"capture_output": True, "text": True, "check": True, "timeout": 120}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, **options)

@@ -96,5 +96,5 @@ def random_params(model):
 IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 4, 4, 1)), jnp.float32)
 MASKS = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (1, 4, 4, 1)))
 SHARES = jnp.asarray(np.linspace(0, 1, 11), jnp.float32)
-MASK = Edit(images=IMAGES, masks=MASKS, repeats=2, jump=3)
-NOISES = Edit(shares=SHARES)
+MASK = Edit(images=IMAGES, masks=MASKS, repeats=2, jump_length=3)
+NOISES = Edit(fractions=SHARES)

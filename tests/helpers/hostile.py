@@ -89,7 +89,9 @@ def header(said, size=None, data=b"\0" * 64):
 def many_tensors(count):
     """A genuine header of so many empty tensors."""
     each = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    return lambda folder: header(b"{" + b",".join(each % i for i in range(count)) + b"}", data=b"")(folder)
+    return lambda folder: header(b"{" + b",".join(each % i for i in range(count)) + b"}", data=b"")(
+        folder
+    )
 
 
 def part(dtype="F32", shape=(8,), start=0, end=32):
@@ -150,7 +152,9 @@ DEEP, LONG, PARTS = "[" * 900 + "]" * 900, "B" * 10**6, ["diffusers"] * 10**5
 
 PAYLOADS = {
     "os.system": bin_of(calls("os\nsystem", "touch executed")),
-    "posix.system by protocol 4": bin_of(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0etouch executed\x85R."),
+    "posix.system by protocol 4": bin_of(
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0etouch executed\x85R."
+    ),
     "builtins.eval": bin_of(calls("builtins\neval", "open('executed', 'w')")),
     "builtins.exec": bin_of(calls("builtins\nexec", "open('executed', 'w')")),
     "open a file": bin_of(b"cbuiltins\nopen\n(Vexecuted\nVw\ntR."),
@@ -161,26 +165,42 @@ PAYLOADS = {
     "OrderedDict of another module": bin_of(calls("evil\nOrderedDict", "x")),
     "an array of NumPy": bin_of(pickle.dumps(np.zeros(3), protocol=2)),
     "an extension code": bin_of(b"\x80\x02\x82\x01."),
-    "an object with attributes": bin_of(b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."),
+    "an object with attributes": bin_of(
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."
+    ),
     "numbers by name": bin_of(pickled({"conv_in.weight": 3})),
     "a list": bin_of(pickled([1, 2])),
     "a storage that is not there": state(tensor(Storage("7", NUMBERS.array), (8,), (1,))),
-    "a storage said to be larger": state(tensor(Storage("0", NUMBERS.array, count=10**9), (8,), (1,))),
-    "a storage of whole numbers": state(tensor(Storage("0", NUMBERS.array, kind="LongStorage"), (8,), (1,))),
+    "a storage said to be larger": state(
+        tensor(Storage("0", NUMBERS.array, count=10**9), (8,), (1,))
+    ),
+    "a storage of whole numbers": state(
+        tensor(Storage("0", NUMBERS.array, kind="LongStorage"), (8,), (1,))
+    ),
     "a tensor beyond its storage": state(tensor(NUMBERS, (8,), (1,), offset=4)),
     "a tensor before its storage": state(tensor(NUMBERS, (4,), (-1,), offset=3)),
     "a tensor of one number repeated": state(tensor(NUMBERS, (10**10,), (0,))),
-    "one storage for many tensors": bin_of(pickled({str(i): tensor(NUMBERS, (8,), (1,)) for i in range(9)})),
+    "one storage for many tensors": bin_of(
+        pickled({str(i): tensor(NUMBERS, (8,), (1,)) for i in range(9)})
+    ),
     "a tensor of many axes": state(tensor(NUMBERS, (1,) * 40000, (1,) * 40000)),
     "a key that takes for ever to hash": bin_of(b"\x80\x02}" + HASH_BOMB + b"K\x01s."),
-    "the same key in an argument": bin_of(b"\x80\x02ccollections\nOrderedDict\n" + HASH_BOMB + b"K\x01\x86\x85\x85R."),
+    "the same key in an argument": bin_of(
+        b"\x80\x02ccollections\nOrderedDict\n" + HASH_BOMB + b"K\x01\x86\x85\x85R."
+    ),
     "a key nested too deep to hash": bin_of(b"\x80\x02})" + b"\x85" * 10**5 + b"K\x01s."),
     "a memo of a large number": bin_of(b"\x80\x02}r\xff\xff\xff\x7f."),
-    "attributes of a class": bin_of(b"\x80\x02ccollections\nOrderedDict\nN}X\x0b\x00\x00\x00__setitem__Ns\x86b."),
-    "attributes of a type": bin_of(b"\x80\x02ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00|NNNK@K@K?tb."),
+    "attributes of a class": bin_of(
+        b"\x80\x02ccollections\nOrderedDict\nN}X\x0b\x00\x00\x00__setitem__Ns\x86b."
+    ),
+    "attributes of a type": bin_of(
+        b"\x80\x02ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00|NNNK@K@K?tb."
+    ),
     "two files of one name": twice("archive/data.pkl"),
     "a loop of links": loop,
-    "a compressed pickle": lambda folder: bin_of(bytes(16 * 2**20), compression=zipfile.ZIP_DEFLATED)(folder),
+    "a compressed pickle": lambda folder: bin_of(
+        bytes(16 * 2**20), compression=zipfile.ZIP_DEFLATED
+    )(folder),
     "a pickle cut short": bin_of(pickled({"conv_in.weight": tensor(NUMBERS, (8,), (1,))})[:-10]),
     "an archive cut short": cut(BIN, bin_of(pickled({}))),
     "no archive": lambda folder: (folder / BIN).write_bytes(pickle.dumps({})),
@@ -230,7 +250,9 @@ PAYLOADS = {
     "an embedding of a long name": changed(time_embedding_type=LONG),
     "a key of two lines": changed(**{"a\nb": 1}),
     "a word of two lines": changed(num_class_embeds="a\nb"),
-    "many keys at their defaults": changed(_use_default_values=PARTS, **{str(i): 0 for i in range(50000)}),
+    "many keys at their defaults": changed(
+        _use_default_values=PARTS, **{str(i): 0 for i in range(50000)}
+    ),
     "a scheduler of 1 GB": sparse_config(SCHEDULER),
     "a scheduler a million deep": config("[" * 10**6, SCHEDULER),
     "a scheduler of a long class": changed(SCHEDULER, _class_name=LONG),

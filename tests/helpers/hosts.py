@@ -70,7 +70,7 @@ IMAGES = InMemory(PIXELS, np.zeros(40, np.int32))
 
 def train(config: Config, folder: Path, on_save: loop.OnSave = loop.ignore_save) -> int:
     """Train to the end of the recipe, from the newest checkpoint if any; the exit status."""
-    start = hosts.of_first(directory.resume(config, folder))
+    start = hosts.broadcast(directory.resume(config, folder))
     with (
         mock.patch.object(Digits, "load", return_value=IMAGES),
         mock.patch.object(RunLog, "curve", return_value=None),
@@ -85,20 +85,22 @@ def by_sgd_here(folder: str, steps: str, fsdp: str, spoilt: str, *found: str) ->
     is not 0, the parameters become NaN after that step.
     """
     coordinator, *which = found or [None]
-    parallel.LEAST_SPLIT = 1
-    settings = {"steps": int(steps), "max_skipped": 3, "on_skipped": "go_back"}
+    parallel.MIN_SHARDED_SIZE = 1
+    settings = {"steps": int(steps), "skip_patience": 3, "on_patience": "rollback"}
     config = dataclasses.replace(
         CONFIG,
         training=dataclasses.replace(CONFIG.training, **settings),
         parallel=Parallel(fsdp=int(fsdp)),
         checkpoint=Checkpoint(every=4) if int(spoilt) else CONFIG.checkpoint,
-        log=CONFIG.log if fsdp == "1" else dataclasses.replace(CONFIG.log, samples=4, sample_steps=2),
+        log=CONFIG.log
+        if fsdp == "1"
+        else dataclasses.replace(CONFIG.log, samples=4, sample_steps=2),
     )
     if int(spoilt):
         spread, at = loop.step_over_devices, int(spoilt) * config.training.accumulation
         loop.step_over_devices = lambda config, tx: spoiling(spread(config, tx), at)
         loop.check_memory = lambda *_: None  # asks for the compiled step
-    with hosts.together(coordinator, *map(int, which)):
+    with hosts.distributed(coordinator, *map(int, which)):
         train(config, Path(folder))
 
 
@@ -121,7 +123,7 @@ def both_ways(folder: str, coordinator: str, count: str, index: str) -> None:
     the devices of all hosts, the run ends at step 4, and what samples would be drawn with is left
     in DRAWN.
     """
-    parallel.LEAST_SPLIT = 1
+    parallel.MIN_SHARDED_SIZE = 1
     last = int(index) == int(count) - 1
     split = dataclasses.replace(
         SHORT,
@@ -129,7 +131,7 @@ def both_ways(folder: str, coordinator: str, count: str, index: str) -> None:
         parallel=Parallel(fsdp=4),
         log=dataclasses.replace(SHORT.log, samples=4),
     )
-    with hosts.together(coordinator, int(count), int(index)):
+    with hosts.distributed(coordinator, int(count), int(index)):
         on_save = terminate_after_first_save if last else loop.ignore_save
         status = train(SHORT, Path(folder) / "whole", on_save)
         assert status == 128 + signal.SIGTERM, status

@@ -37,9 +37,17 @@ class Repository:
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """The commit and the files of a branch, tag or commit."""
-        commits = {name: sha1(repr(sorted(files.items())).encode()) for name, files in self.branches.items()}
+        commits = {
+            name: sha1(repr(sorted(files.items())).encode())
+            for name, files in self.branches.items()
+        }
         return next(
-            ((commits[name], files) for name, files in self.branches.items() if revision in (name, commits[name])), None
+            (
+                (commits[name], files)
+                for name, files in self.branches.items()
+                if revision in (name, commits[name])
+            ),
+            None,
         )
 
 
@@ -60,7 +68,11 @@ class Hub:
     def fetched(self, repository: str) -> list[str]:
         """The files of a repository whose bytes were asked for, in order of their names."""
         start = f"/{repository}/resolve/"
-        paths = [path.removeprefix(start) for method, path, _ in self.requests if method == "GET" and start in path]
+        paths = [
+            path.removeprefix(start)
+            for method, path, _ in self.requests
+            if method == "GET" and start in path
+        ]
         return sorted(unquote(path.partition("/")[2]) for path in paths)
 
 
@@ -88,7 +100,9 @@ class Handler(BaseHTTPRequestHandler):
             self.route([unquote(part) for part in url.path.strip("/").split("/")])
         except Refused as refused:
             status, code, message = refused.args
-            self.answer({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+            self.answer(
+                {"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message}
+            )
 
     do_GET = do_HEAD = do_POST = do_PUT = answer_any
 
@@ -105,7 +119,9 @@ class Handler(BaseHTTPRequestHandler):
                 getattr(self, what)(self.repository(owner, name))
             case "POST", [owner, name, "info", "lfs", "objects", "batch"]:
                 self.may_write(owner)
-                self.batch(json.loads(self.body)["objects"], "nowhere" if name == "full.git" else "lfs")
+                self.batch(
+                    json.loads(self.body)["objects"], "nowhere" if name == "full.git" else "lfs"
+                )
             case "PUT", ["lfs", oid]:
                 assert sha256(self.body) == oid
                 self.hub.blobs[oid] = self.body
@@ -132,7 +148,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def describe(self, repository: Repository, name: str, rest: list[str]) -> None:
         if rest == ["refs"]:
-            refs = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0"} for name in repository.branches]
+            refs = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0"}
+                for name in repository.branches
+            ]
             return self.answer({"branches": refs, "converts": [], "tags": []})
         if rest == ["auth-check", "write"]:
             self.may_write(name.partition("/")[0])
@@ -141,7 +160,9 @@ class Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             return self.answer([entry(path, data) for path, data in files.items()])
         siblings = [{"rfilename": path} for path in files]
-        return self.answer({"id": name, "sha": commit, "private": repository.private, "siblings": siblings})
+        return self.answer(
+            {"id": name, "sha": commit, "private": repository.private, "siblings": siblings}
+        )
 
     def at(self, repository: Repository, revision: str) -> tuple[str, dict[str, bytes]]:
         found = repository.find(revision)
@@ -151,13 +172,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repository: Repository, revision: str, path: str) -> None:
         if repository.gated:
-            raise Refused(403 if self.token else 401, "GatedRepo", "Access to this model is restricted")
+            raise Refused(
+                403 if self.token else 401, "GatedRepo", "Access to this model is restricted"
+            )
         commit, files = self.at(repository, revision)
         if path not in files:
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = files[path]
         start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].partition("-")[0])
-        ranged = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if "Range" in self.headers else {}
+        ranged = (
+            {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            if "Range" in self.headers
+            else {}
+        )
         headers = {"X-Repo-Commit": commit, "ETag": f'"{sha1(data)}"', **ranged}
         self.answer(data[start:], 206 if ranged else 200, headers)
 
@@ -175,7 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         paths = [file["path"] for file in json.loads(self.body)["files"]]
         modes = ["lfs" if path.endswith((".safetensors", ".bin")) else "regular" for path in paths]
         files = [
-            {"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in zip(paths, modes, strict=True)
+            {"path": path, "uploadMode": mode, "shouldIgnore": False}
+            for path, mode in zip(paths, modes, strict=True)
         ]
         self.answer({"files": files})
 
@@ -195,7 +223,12 @@ class Handler(BaseHTTPRequestHandler):
                 case "lfsFile":
                     repository.branches["main"][value["path"]] = self.hub.blobs[value["oid"]]
         oid, _ = self.at(repository, "main")
-        self.answer({"commitUrl": f"{self.hub.address}{self.path.removeprefix('/api/models')}", "commitOid": oid})
+        self.answer(
+            {
+                "commitUrl": f"{self.hub.address}{self.path.removeprefix('/api/models')}",
+                "commitOid": oid,
+            }
+        )
 
     def answer(self, what, status: int = 200, headers: dict[str, str] | None = None) -> None:
         body = what if isinstance(what, bytes) else json.dumps(what).encode()
@@ -236,9 +269,16 @@ def call(name: str, *args, token: str | None = None, **options) -> tuple:
 
 def environment_of(hub: Hub, cache: Path) -> dict[str, str]:
     """The environment of a process whose hub and cache are these."""
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    ours = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
+    }
     root = str(Path(__file__).parents[2])
-    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": root}
+    settings = {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": root,
+    }
     return {**ours, "JAX_PLATFORMS": "cpu", **settings}
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.losses import simple_loss
-from ddpm_jax.diffusion.schedule import from_betas, linear
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 
-SCHEDULE = from_betas(linear())
+SCHEDULE = from_betas(linear_betas())
 TARGETS = ["eps", "x0", "v", "flow"]
 STD = 0.5
 loss_of = jax.jit(simple_loss, static_argnames="target")

@@ -23,9 +23,23 @@ UNET = UNet(
     groups=4,
 )
 CONV_UNET = ConvUNet(
-    image_size=8, channels=1, widths=(8, 16), time_embedding_dim=8, attention_sizes=(4,), head_dim=8, groups=4
+    image_size=8,
+    channels=1,
+    widths=(8, 16),
+    time_embedding_dim=8,
+    attention_sizes=(4,),
+    head_dim=8,
+    groups=4,
 )
-TINY = UNet(image_size=4, channels=1, widths=(8,), attention=(False,), layers_per_level=1, head_dim=8, groups=4)
+TINY = UNet(
+    image_size=4,
+    channels=1,
+    widths=(8,),
+    attention=(False,),
+    layers_per_level=1,
+    head_dim=8,
+    groups=4,
+)
 SMALLEST = dataclasses.replace(TINY, middle="none")
 TWO_LEVELS = dataclasses.replace(
     UNET, widths=(8, 8), attention=(False, True), up_attention=(False, False), middle="none"
@@ -61,7 +75,10 @@ def apply(net, params, *arguments, **options):
 def by_path(tree) -> dict[str, np.ndarray]:
     """The leaves by their path."""
     leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
 
 
 @functools.cache
@@ -77,4 +94,6 @@ def captured(net, params) -> dict:
     out, state = net.module().apply(variables, *inputs(net), None, capture_intermediates=True)
     is_output = lambda value: isinstance(value, tuple)  # noqa: E731
     leaves = jax.tree.leaves_with_path(state["intermediates"], is_leaf=is_output)
-    return {"": out} | {jax.tree_util.keystr(path[:-1], simple=True, separator="/"): v[0] for path, v in leaves}
+    return {"": out} | {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): v[0] for path, v in leaves
+    }

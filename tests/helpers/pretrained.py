@@ -20,7 +20,9 @@ def fixture(name: str, folder: Path):
     """The arrays of a fixture; its net is left in the folder as diffusers saves it."""
     with np.load(FIXTURES / f"unet2d_{name}.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    weights = {key.removeprefix("weights/"): arrays[key] for key in arrays if key.startswith("weights/")}
+    weights = {
+        key.removeprefix("weights/"): arrays[key] for key in arrays if key.startswith("weights/")
+    }
     (folder / "config.json").write_text(str(arrays["config"]))
     save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     return arrays, json.loads(str(arrays["config"])), weights
@@ -58,7 +60,9 @@ def _importable(name: Global):
 class Storage:
     """A run of numbers, kept beside the pickle."""
 
-    def __init__(self, key: str, array: np.ndarray, kind: str = "FloatStorage", count: int | None = None):
+    def __init__(
+        self, key: str, array: np.ndarray, kind: str = "FloatStorage", count: int | None = None
+    ):
         self.key, self.array, self.kind = key, array, kind
         self.count = array.size if count is None else count
 
@@ -83,7 +87,15 @@ def pickled(value) -> bytes:
 
 
 def tensor(storage: Storage, shape, strides, offset=0) -> Call:
-    return Call(Global("torch._utils", "_rebuild_tensor_v2"), storage, offset, shape, strides, False, OrderedDict())
+    return Call(
+        Global("torch._utils", "_rebuild_tensor_v2"),
+        storage,
+        offset,
+        shape,
+        strides,
+        False,
+        OrderedDict(),
+    )
 
 
 def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STORED) -> None:
@@ -96,7 +108,11 @@ def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STOR
 
 def save_bin(path: Path, weights: dict[str, np.ndarray]) -> None:
     """The weights as torch.save writes them."""
-    storages = [Storage(str(i), np.ascontiguousarray(w, np.float32)) for i, w in enumerate(weights.values())]
+    storages = [
+        Storage(str(i), np.ascontiguousarray(w, np.float32)) for i, w in enumerate(weights.values())
+    ]
     strides = [tuple(stride // 4 for stride in storage.array.strides) for storage in storages]
-    tensors = [tensor(s, s.array.shape, stride) for s, stride in zip(storages, strides, strict=True)]
+    tensors = [
+        tensor(s, s.array.shape, stride) for s, stride in zip(storages, strides, strict=True)
+    ]
     write_bin(path, pickled(OrderedDict(zip(weights, tensors, strict=True))), storages)

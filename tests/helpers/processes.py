@@ -17,7 +17,15 @@ from ddpm_jax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 16, 4
-SETTINGS = [*TINY, "--training.steps", str(STEPS), "--checkpoint.every", str(EVERY), "--log.samples", "0"]
+SETTINGS = [
+    *TINY,
+    "--training.steps",
+    str(STEPS),
+    "--checkpoint.every",
+    str(EVERY),
+    "--log.samples",
+    "0",
+]
 ENV = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 ENV["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # halves the time; see conftest.py
 # Keep small programs too, which --compilation-cache would not, and lock the directory.
@@ -47,7 +55,9 @@ class Run:
         env = os.environ | ENV | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | environment
         self.workdir = workdir
         self._out, self._said = tempfile.NamedTemporaryFile("w+"), ""  # noqa: SIM115 - closed at the end
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._out, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=self._out, stderr=subprocess.STDOUT
+        )
 
     def __enter__(self) -> "Run":
         return self
@@ -109,7 +119,11 @@ def several(count: int, workdir: Path, cache: Path, *more: object) -> list[Run]:
 def slurm(count: int, workdir: Path, cache: Path, *more: object) -> list[Run]:
     """The same as Slurm starts it: every process finds in its environment which it is, and JAX a port from the job."""
     job = random.Random(str(workdir)).randrange(2**20)
-    known = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    known = {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+    }
     which = [{"SLURM_PROCID": str(host), "SLURM_LOCALID": str(host)} for host in range(count)]
     return [Run(workdir, cache, "--coordinator", "auto", *more, **known, **one) for one in which]
 

@@ -11,9 +11,9 @@ import numpy as np
 from ddpm_jax.diffusion.analytic import mixture_x0
 from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 
-SCHEDULE = from_betas(linear())
+SCHEDULE = from_betas(linear_betas())
 SHAPE = (1, 2, 1)
 MEANS = np.array([[-0.7, 0.4], [0.2, -0.8], [0.9, 0.6]], np.float32).reshape(3, *SHAPE)
 WEIGHTS = np.array([0.3, 0.4, 0.3], np.float32)
@@ -45,7 +45,7 @@ def rows_of(grid):
 
 def naive_walk(sampler, keys, denoise, grid, xT):
     """Yield xt after each row, by one compiled step in a Python loop."""
-    xt, memory = xT, _init(sampler, xT)
+    xt, state = xT, _init(sampler, xT)
     for row in rows_of(grid):
-        xt, memory = step(sampler, keys, denoise, xt, row, memory)
+        xt, state = step(sampler, keys, denoise, xt, row, state)
         yield xt

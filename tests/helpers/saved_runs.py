@@ -14,7 +14,7 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Model
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory
-from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
@@ -27,7 +27,7 @@ RECIPE = Config(
     data=Digits(flip=True),
     training=Training(batch_size=16, accumulation=2, steps=8),
     optimizer=Optimizer(learning_rate=0.01),
-    ema=Ema(decay=0.9, others=(0.1,), power=(0.05, 0.1), snapshots_every=2),
+    ema=Ema(decay=0.9, extra_decays=(0.1,), power=(0.05, 0.1), snapshots_every=2),
     sampling=Sampling(steps=10),
     checkpoint=Checkpoint(every=4),
     log=Log(every=1, samples=4, sample_steps=2),
@@ -59,9 +59,9 @@ def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
 def save_run(folder: Path, config: Config, steps: tuple[int, ...] = (4, 8)) -> Path:
     """Save checkpoints of these steps, with the parameters that `random_params` gives."""
     directory.write_config(folder, config)
-    with Checkpoints(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
+    with CheckpointWriter(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
         for step in steps:
-            names = (*config.ema.decays, *config.ema.tracks)
+            names = (*config.ema.decays, *config.ema.power_averages)
             parts = {
                 "params": random_params(config.model, step, "raw"),
                 "ema_params": {name: random_params(config.model, step, name) for name in names},

@@ -23,7 +23,9 @@ SGD = optax.sgd(0.1)
 def recipe(*, model=CONV_UNET, optimizer=None, **training) -> Config:
     """A recipe of 8 images a step."""
     training = Training(**{"batch_size": 8, "steps": 10} | training)
-    return Config(model=model, data=Digits(), training=training, optimizer=Optimizer(**optimizer or {}))
+    return Config(
+        model=model, data=Digits(), training=training, optimizer=Optimizer(**optimizer or {})
+    )
 
 
 def linear_loss(params, keys, batch):
@@ -41,7 +43,10 @@ def linear_params():
 def linear_batch(step=0, count=8):
     """Images of 1x1 pixel with 4 channels, and keys."""
     images = np.random.default_rng(step).standard_normal((count, 1, 1, 4), np.float32)
-    return {"image": jnp.asarray(images), "key": example_keys(jax.random.key(0), step, jnp.arange(count))}
+    return {
+        "image": jnp.asarray(images),
+        "key": example_keys(jax.random.key(0), step, jnp.arange(count)),
+    }
 
 
 @functools.cache

@@ -54,7 +54,9 @@ def test_minus_1_and_no_condition_are_the_last_row_of_the_embedding():
     np.testing.assert_allclose(mixed[0], unconditional[0], atol=1e-6)
     assert np.abs(mixed[1] - unconditional[1]).max() > 1e-3
     moved = params | {"class_embedding": {"embedding": rows + np.eye(4, dtype=np.float32)[3:].T}}
-    np.testing.assert_array_equal(apply(net, moved, xt, t, labels), apply(net, params, xt, t, labels))
+    np.testing.assert_array_equal(
+        apply(net, moved, xt, t, labels), apply(net, params, xt, t, labels)
+    )
     assert np.abs(apply(net, moved, xt, t, none) - unconditional).max() > 1e-3
 
 
@@ -70,7 +72,10 @@ def test_apply_hides_no_label():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": None, "label_dropout": 0.1}, "label_dropout hides labels, which this net does not have"),
+        (
+            {"num_classes": None, "label_dropout": 0.1},
+            "label_dropout hides labels, which this net does not have",
+        ),
         ({"label_dropout": 1.0}, r"label_dropout must be in \[0, 1\), not 1.0"),
         ({"label_dropout": -0.1}, "label_dropout must be in"),
         ({"num_classes": 0}, "num_classes must be at least 1, not 0"),

@@ -12,7 +12,13 @@ from helpers.nets import BLOCK, CONV_UNET, SMALLEST, UNET, apply, by_path, draw,
 from ddpm_jax.models import conv_unet, layers, unet, unet_blocks
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.conv_unet import TransposedConv
-from ddpm_jax.models.layers import dropout, group_norm, max_pool, sinusoidal_embedding, upsample_nearest
+from ddpm_jax.models.layers import (
+    dropout,
+    group_norm,
+    max_pool,
+    sinusoidal_embedding,
+    upsample_nearest,
+)
 
 
 def exact_group_norm(x, scale, bias, groups, eps, xp=np):
@@ -168,7 +174,9 @@ def exact_attention(params, x, head_dim, groups, eps):
     scale, bias = params["group_norm"]["scale"], params["group_norm"]["bias"]
     normed = exact_group_norm(np.asarray(x, np.float64), scale, bias, groups, eps)
     pixels = normed.reshape(b, h * w, c)
-    q, k, v = (affine(name, pixels).reshape(b, h * w, -1, head_dim) for name in ("to_q", "to_k", "to_v"))
+    q, k, v = (
+        affine(name, pixels).reshape(b, h * w, -1, head_dim) for name in ("to_q", "to_k", "to_v")
+    )
     logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(head_dim)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     mixed = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
@@ -178,7 +186,10 @@ def exact_attention(params, x, head_dim, groups, eps):
 def test_self_attention_is_a_softmax_over_pixels():
     rng = np.random.default_rng(4)
     numbers = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
-    params = {name: {"kernel": numbers(8, 8) * 0.7, "bias": numbers(8)} for name in ("to_q", "to_k", "to_v", "to_out")}
+    params = {
+        name: {"kernel": numbers(8, 8) * 0.7, "bias": numbers(8)}
+        for name in ("to_q", "to_k", "to_v", "to_out")
+    }
     params["group_norm"] = {"scale": numbers(8), "bias": numbers(8)}
     x = numbers(2, 3, 4, 8)
     for head_dim in (4, None):
@@ -202,7 +213,9 @@ def test_pooling_and_upsampling_are_their_definitions():
 
 def test_transposed_conv_is_laxs():
     rng = np.random.default_rng(6)
-    x, kernel, bias = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, 4, 5), (5, 2, 2, 6), (6,)))
+    x, kernel, bias = (
+        rng.standard_normal(shape, np.float32) for shape in ((2, 3, 4, 5), (5, 2, 2, 6), (6,))
+    )
     ours = jax.jit(TransposedConv(6).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     hwio = kernel.transpose(1, 2, 3, 0)
     wanted = jax.lax.conv_transpose(x, hwio, (2, 2), "VALID", transpose_kernel=True)

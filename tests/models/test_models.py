@@ -39,9 +39,16 @@ def run(net, params, xt, t, labels):
     return out, grads
 
 
-DDPM_128 = {"widths": (128, 128, 256, 256, 512, 512), "attention": (False, False, False, False, True, False)}
+DDPM_128 = {
+    "widths": (128, 128, 256, 256, 512, 512),
+    "attention": (False, False, False, False, True, False),
+}
 S4 = {"widths": (32, 64, 64), "attention": (False, True, True), "head_dim": 8}
-BUTTERFLIES = {"widths": (64, 128, 128, 256), "attention": (False, False, True, True), "head_dim": 8}
+BUTTERFLIES = {
+    "widths": (64, 128, 128, 256),
+    "attention": (False, False, True, True),
+    "head_dim": 8,
+}
 CIFAR10 = {"widths": (128, 256, 256, 256), "attention": (False, True, False, False)}
 
 
@@ -122,7 +129,9 @@ def test_nets_keep_the_shape_of_28_pixel_rgb():
 def test_time_may_be_float():
     net, params = draw(BLOCK)
     xt, t, _ = inputs(net)
-    np.testing.assert_allclose(apply(net, params, xt, t.astype(jnp.float32)), apply(net, params, xt, t), rtol=1e-6)
+    np.testing.assert_allclose(
+        apply(net, params, xt, t.astype(jnp.float32)), apply(net, params, xt, t), rtol=1e-6
+    )
 
 
 def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
@@ -137,7 +146,13 @@ def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
     np.testing.assert_allclose(*outputs, rtol=1e-5)
 
 
-SKIP = {"channels": 3, "widths": (4, 4, 4), "attention": (False,) * 3, "groups": None, "head_dim": None}
+SKIP = {
+    "channels": 3,
+    "widths": (4, 4, 4),
+    "attention": (False,) * 3,
+    "groups": None,
+    "head_dim": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,10 @@ def test_skip_levels_compute_where_all_finer_ones_are_skip_too(down, up):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"down_kinds": ("conv", "skip", "skip")}, "down_kinds: all levels finer than a skip level must be skip too"),
+        (
+            {"down_kinds": ("conv", "skip", "skip")},
+            "down_kinds: all levels finer than a skip level must be skip too",
+        ),
         ({"up_kinds": ("conv", "skip", "skip")}, "up_kinds: all levels finer than a skip level"),
         ({"up_kinds": ("skip", "resnet", "skip")}, "up_kinds: all levels finer than a skip level"),
         ({"widths": (2, 4, 4)}, r"widths of at least 4, not \(2, 4, 4\)"),
@@ -175,7 +193,9 @@ def test_levels_that_skip_cannot_be_mixed_with_are_errors(settings, message):
 def test_image_sizes_that_do_not_fit_name_those_that_do():
     for kind, options in ((UNet, {}), (ConvUNet, {}), (BasicUNet, {})):
         unit = {UNet: 8, ConvUNet: 16, BasicUNet: 4}[kind]
-        with pytest.raises(ValueError, match=f"multiple of {unit}, such as {3 * unit} or {4 * unit}"):
+        with pytest.raises(
+            ValueError, match=f"multiple of {unit}, such as {3 * unit} or {4 * unit}"
+        ):
             kind(image_size=3 * unit + 2, channels=1, **options)
         with pytest.raises(ValueError, match=f"such as {unit}$"):
             kind(image_size=unit // 2, channels=1, **options)
@@ -184,7 +204,9 @@ def test_image_sizes_that_do_not_fit_name_those_that_do():
 def test_hyperparameters_that_cannot_be_are_errors():
     with pytest.raises(ValueError, match="attention names 1 levels, but widths has 4"):
         UNet(image_size=32, channels=3, attention=(True,))
-    with pytest.raises(ValueError, match=r"no level has size 7 for attention; the sizes are \[32, 16, 8, 4, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"no level has size 7 for attention; the sizes are \[32, 16, 8, 4, 2\]"
+    ):
         ConvUNet(image_size=32, channels=3, attention_sizes=(7,))
     for kind in (UNet, ConvUNet):
         with pytest.raises(ValueError, match="dropout must be in"):

@@ -13,7 +13,15 @@ from helpers.nets import NETS
 from benchmarks.convolutions import convolutions, naive_convolutions
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.kernels import winograd as module
-from ddpm_jax.models.kernels.winograd import F2, F4, conv3x3, direct, minimal, minimal_input_grad, minimal_kernel_grad
+from ddpm_jax.models.kernels.winograd import (
+    F2,
+    F4,
+    conv3x3,
+    direct,
+    minimal,
+    minimal_input_grad,
+    minimal_kernel_grad,
+)
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 # (x, channels out, halve): even, odd, tiny and large images, one image, few channels.

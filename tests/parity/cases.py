@@ -37,7 +37,9 @@ def ddpm_cases():
             for clip in (True, False):
                 case = Case("DDPM", {**spacing, "variance_type": variance, "clip_sample": clip})
                 if spacing["timestep_spacing"] == "trailing" and variance == "fixed_large":
-                    case = case._replace(bound=None, note="diffusers leaves noise on the last picture")
+                    case = case._replace(
+                        bound=None, note="diffusers leaves noise on the last picture"
+                    )
                 yield case
     for clip in (True, False):
         yield Case("DDPM", {"variance_type": "learned_range", "clip_sample": clip})
@@ -94,12 +96,17 @@ def unipc_cases():
     for order in (1, 2, 3):
         for B in ("bh1", "bh2"):
             for end in ("zero", "sigma_min"):
-                case = Case("UniPCMultistep", {"solver_order": order, "solver_type": B, "final_sigmas_type": end})
+                case = Case(
+                    "UniPCMultistep",
+                    {"solver_order": order, "solver_type": B, "final_sigmas_type": end},
+                )
                 if (end, B) == ("zero", "bh1"):
                     case = case._replace(bound=None, note="diffusers ends in NaN")
                 yield case
     yield Case("UniPCMultistep", OFFSET)
-    yield Case("UniPCMultistep", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise")
+    yield Case(
+        "UniPCMultistep", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise"
+    )
 
 
 def deis_cases():
@@ -116,12 +123,21 @@ def sigma_cases():
         for name in ("Euler", "EulerAncestral", "Heun", "LMS"):
             yield Case(name + "Discrete", spacing, bound=bound, note=note)
     yield Case("EulerDiscrete", {**SPACED[0], "final_sigmas_type": "sigma_min"})
-    yield Case("EulerDiscrete", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise")
+    yield Case(
+        "EulerDiscrete", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise"
+    )
 
 
 def read_as_another_cases():
     for config in ({}, {"timestep_spacing": "trailing", "clip_sample": False}):
-        for reader in ("DDIM", "PNDM", "UniPCMultistep", "DPMSolverMultistep", "EulerDiscrete", "HeunDiscrete"):
+        for reader in (
+            "DDIM",
+            "PNDM",
+            "UniPCMultistep",
+            "DPMSolverMultistep",
+            "EulerDiscrete",
+            "HeunDiscrete",
+        ):
             bound = 1e-3 if not config and reader.endswith("Discrete") else 5e-4
             yield Case("DDPM", config, bound=bound, read_as=reader)
     stable_diffusion = {"steps_offset": 1, "skip_prk_steps": True, "beta_schedule": "scaled_linear"}
@@ -129,5 +145,14 @@ def read_as_another_cases():
         yield Case("PNDM", stable_diffusion, bound=1e-3, read_as=reader)
 
 
-FAMILIES = (ddpm_cases, ddim_cases, pndm_cases, dpm_cases, karras_cases, unipc_cases, deis_cases, sigma_cases)
+FAMILIES = (
+    ddpm_cases,
+    ddim_cases,
+    pndm_cases,
+    dpm_cases,
+    karras_cases,
+    unipc_cases,
+    deis_cases,
+    sigma_cases,
+)
 CASES = [case for family in (*FAMILIES, read_as_another_cases) for case in family()]

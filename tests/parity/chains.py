@@ -27,7 +27,7 @@ from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.figures.image_grids import image_grid
 from ddpm_jax.generation.walk import sampling_grid, walk
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
-from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS as SCHEDULERS_THERE_ARE
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
 
@@ -45,7 +45,10 @@ def save_random(folder):
 def end_of_ours(folder, name, keys):
     """x0 of ours before it is cut, and the noise of each step."""
     model = load_pretrained(folder, scheduler=f"{name}Scheduler")
-    objective, sampling = model.recipe.objective, dataclasses.replace(model.recipe.sampling, steps=STEPS)
+    objective, sampling = (
+        model.recipe.objective,
+        dataclasses.replace(model.recipe.sampling, steps=STEPS),
+    )
     network = Partial(model.model.apply, model.params)
     *_, x0 = walk(keys, objective, network, model.model.image_shape, sampling, 1)
     grid, noise = sampling_grid(objective, sampling), initial_noise(keys, model.model.image_shape)
@@ -76,11 +79,14 @@ def print_line(what, folder, name, out):
     pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     over = not pictures <= 1
     print(
-        f"{what:30}{name:20}{pictures:8.4f}  {np.max(np.abs(ours - theirs)):8.1e}  {'OVER' if over else ''}", flush=True
+        f"{what:30}{name:20}{pictures:8.4f}  {np.max(np.abs(ours - theirs)):8.1e}  {'OVER' if over else ''}",
+        flush=True,
     )
     if out is not None:
         grids = [np.asarray(image_grid(to_uint8(x0), columns=4)) for x0 in (ours, theirs)]
-        image_grid(np.stack([grid.reshape(*grid.shape[:2], -1) for grid in grids]), columns=2).save(out / f"{name}.png")
+        image_grid(np.stack([grid.reshape(*grid.shape[:2], -1) for grid in grids]), columns=2).save(
+            out / f"{name}.png"
+        )
     return over
 
 
@@ -88,7 +94,7 @@ def print_pipelines(folder):
     """Whether DDPMPipeline draws from an export with each sampler; how many times it does not."""
     failed, model = 0, load_pretrained(folder)
     for name in SCHEDULERS_THERE_ARE:
-        sampling = scheduler_of({"_class_name": name}).sampling
+        sampling = parse_scheduler({"_class_name": name}).sampling
         recipe = dataclasses.replace(model.recipe, sampling=sampling)
         with tempfile.TemporaryDirectory() as out:
             written = save_pretrained(recipe, model.params, out, for_pipeline=True)
@@ -118,7 +124,9 @@ def main():
         print(f"{'model':30}{'scheduler':20}{'/255':>8}  {'x0':>8}")
         models = {"random net": random} | {str(folder): folder for folder in options.folders}
         return failed + sum(
-            print_line(what, folder, name, options.out) for what, folder in models.items() for name in SCHEDULERS
+            print_line(what, folder, name, options.out)
+            for what, folder in models.items()
+            for name in SCHEDULERS
         )
 
 

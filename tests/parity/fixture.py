@@ -13,16 +13,26 @@ import numpy as np
 import torch
 from nets import DDPM, example, levels, theirs
 
-from ddpm_jax.pretrained.unet_config import unet_of
+from ddpm_jax.pretrained.unet_config import unet_from_config
 
-SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8, "in_channels": 1}
+SMALL = {
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 8,
+    "in_channels": 1,
+}
 SMALL |= {"out_channels": 1}
 NETS = {
     "ddpm": SMALL | DDPM | levels([1], [0], 2),
     "butterflies": SMALL | levels([0], [1], 2) | {"num_class_embeds": 7},
     "adm": SMALL
     | levels([0, 1], [0, 1], 2)
-    | {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"},
+    | {
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
     "ncsnpp": SMALL
     | levels([], [], 2, "Skip")
     | {"norm_num_groups": None, "time_embedding_type": "fourier", "mid_block_scale_factor": 2**0.5}
@@ -34,15 +44,26 @@ for name, config in NETS.items():
     model = diffusers.UNet2DModel(**config).eval()
     for parameter in model.parameters():
         parameter.data = (
-            torch.round((parameter.data + 0.02 * torch.randn_like(parameter)).clamp(-1.99, 1.99) * 2**10) / 2**10
+            torch.round(
+                (parameter.data + 0.02 * torch.randn_like(parameter)).clamp(-1.99, 1.99) * 2**10
+            )
+            / 2**10
         )
     said = json.loads(model.to_json_string())
-    inputs = example(unet_of(said), 8)
+    inputs = example(unet_from_config(said), 8)
     images, t, labels = inputs
     images = np.round(images * 2**6) / 2**6
-    arrays = {"config": json.dumps(said), "images": images, "t": t, "output": theirs(model, (images, t, labels))}
+    arrays = {
+        "config": json.dumps(said),
+        "images": images,
+        "t": t,
+        "output": theirs(model, (images, t, labels)),
+    }
     arrays |= {} if labels is None else {"labels": labels}
-    weights = {f"weights/{key}": value.numpy().astype(np.float16) for key, value in model.state_dict().items()}
+    weights = {
+        f"weights/{key}": value.numpy().astype(np.float16)
+        for key, value in model.state_dict().items()
+    }
     path = Path(__file__).parent.parent / "fixtures" / f"unet2d_{name}.npz"
     np.savez_compressed(path, **arrays, **weights)
     print(path, path.stat().st_size)

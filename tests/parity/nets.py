@@ -42,15 +42,28 @@ def levels(attended_down, attended_up, count, kind=""):
     """The types of blocks, those at the given places with attention."""
     ways = (("Down", attended_down), ("Up", attended_up))
     return {
-        f"{way.lower()}_block_types": [f"{'Attn' * (i in at)}{kind}{way}Block2D" for i in range(count)]
+        f"{way.lower()}_block_types": [
+            f"{'Attn' * (i in at)}{kind}{way}Block2D" for i in range(count)
+        ]
         for way, at in ways
     }
 
 
 NAMED = {
-    "google/ddpm-*-256": {"block_out_channels": [128, 128, 256, 256, 512, 512], **levels([4], [1], 6), **DDPM},
-    "google/ddpm-cifar10-32": {"block_out_channels": [128, 256, 256, 256], **levels([1], [2], 4), **DDPM},
-    "johnowhitaker/ddpm-butterflies-32px": {"block_out_channels": [64, 128, 128, 256], **levels([2, 3], [0, 1], 4)},
+    "google/ddpm-*-256": {
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        **levels([4], [1], 6),
+        **DDPM,
+    },
+    "google/ddpm-cifar10-32": {
+        "block_out_channels": [128, 256, 256, 256],
+        **levels([1], [2], 4),
+        **DDPM,
+    },
+    "johnowhitaker/ddpm-butterflies-32px": {
+        "block_out_channels": [64, 128, 128, 256],
+        **levels([2, 3], [0, 1], 4),
+    },
     "google/ncsnpp-*-256": {
         "block_out_channels": [128, 128, 256, 256, 256, 256, 256],
         **levels([4], [2], 7, "Skip"),
@@ -102,7 +115,9 @@ def random_config(rng):
     if config["class_embed_type"] is not None:
         config["num_class_embeds"] = None
     return config | (
-        {} if skip else dict(zip(("in_channels", "out_channels"), any_of((1, 1), (3, 3), (3, 6)), strict=True))
+        {}
+        if skip
+        else dict(zip(("in_channels", "out_channels"), any_of((1, 1), (3, 3), (3, 6)), strict=True))
     )
 
 
@@ -111,7 +126,10 @@ def example(net, size):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, size, size, net.channels)).astype(np.float32)
     width = net.time_embedding_dim or 4 * net.widths[0]
-    labels = {"numbers": np.array([1, 5, 2, 6]), "vectors": rng.normal(size=(4, width)).astype(np.float32)}
+    labels = {
+        "numbers": np.array([1, 5, 2, 6]),
+        "vectors": rng.normal(size=(4, width)).astype(np.float32),
+    }
     labels["classes"] = None if net.num_classes is None else np.array([1, 5, 0, 6])
     return images, np.array([3, 941, 250, 600]), labels[net.labels_are]
 
@@ -123,10 +141,19 @@ def ours(net, params, inputs, dtype=jnp.float32):
 
 def theirs(model, inputs, dtype=torch.float32):
     images, t, labels = inputs
-    labels = None if labels is None else torch.tensor(labels, dtype=dtype if labels.dtype.kind == "f" else None)
+    labels = (
+        None
+        if labels is None
+        else torch.tensor(labels, dtype=dtype if labels.dtype.kind == "f" else None)
+    )
     images = torch.tensor(images.transpose(0, 3, 1, 2)).to(dtype)
     with torch.no_grad():
-        return model.to(dtype)(images, torch.tensor(t), labels).sample.float().numpy().transpose(0, 2, 3, 1)
+        return (
+            model.to(dtype)(images, torch.tensor(t), labels)
+            .sample.float()
+            .numpy()
+            .transpose(0, 2, 3, 1)
+        )
 
 
 def relative(found, wanted):
@@ -149,11 +176,16 @@ def print_line(name, config, seed, folder, size):
     net, params = load_net(folder / "theirs")
     inputs = example(net, size)
     wanted = theirs(model, inputs)
-    exact, half = relative(ours(net, params, inputs), wanted), relative(ours(net, params, inputs, jnp.bfloat16), wanted)
+    exact, half = (
+        relative(ours(net, params, inputs), wanted),
+        relative(ours(net, params, inputs, jnp.bfloat16), wanted),
+    )
     save_net(net, params, folder / "ours")
     again = diffusers.UNet2DModel.from_pretrained(folder / "ours").eval()
     before, after = model.state_dict(), again.state_dict()
-    same = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    same = before.keys() == after.keys() and all(
+        torch.equal(before[key], after[key]) for key in before
+    )
     same = same and relative(theirs(again, inputs), wanted) <= BOUND
     alone = net.labels_are == "numbers"  # which diffusers cannot compute in bfloat16
     their_half = np.inf if alone else relative(theirs(model, inputs, torch.bfloat16), wanted)
@@ -222,9 +254,14 @@ def print_formats(folder):
         model.to(dtype).save_pretrained(folder / name, **how)
         net, params = load_net(folder / name)
         tensors = to_state_dict(net, params)
-        same = all(np.array_equal(tensors[key], value.float().numpy()) for key, value in model.state_dict().items())
+        same = all(
+            np.array_equal(tensors[key], value.float().numpy())
+            for key, value in model.state_dict().items()
+        )
         wrong += not same
-        files = len(list((folder / name).glob("*.bin")) + list((folder / name).glob("*.safetensors")))
+        files = len(
+            list((folder / name).glob("*.bin")) + list((folder / name).glob("*.safetensors"))
+        )
         print(f"{name:38}{files} files  {'same' if same else 'DIFFERS'}", flush=True)
     return wrong
 
@@ -232,7 +269,9 @@ def print_formats(folder):
 def print_defaults():
     """Whether diffusers takes other values than we for keys that are missing."""
     signature = inspect.signature(diffusers.UNet2DModel.__init__).parameters.values()
-    defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in signature}
+    defaults = {
+        p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in signature
+    }
     wrong = defaults != {"self": inspect.Parameter.empty} | DEFAULTS
     print(f"defaults of config.json               {'DIFFER' if wrong else 'same'}")
     return wrong
@@ -247,7 +286,9 @@ def main():
     rng, wrong = np.random.default_rng(0), 0
     nets = [(f"random {i}", random_config(rng), 16) for i in range(RANDOM_NETS)]
     with tempfile.TemporaryDirectory() as folder:
-        for seed, (name, config, size) in enumerate([*nets, *((name, NAMED[name], 64) for name in NAMED)]):
+        for seed, (name, config, size) in enumerate(
+            [*nets, *((name, NAMED[name], 64) for name in NAMED)]
+        ):
             wrong += print_line(name, config, seed, Path(folder), size)
         wrong += print_defaults()
         print("formats")

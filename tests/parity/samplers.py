@@ -27,17 +27,20 @@ import torch
 from cases import CASES, SPACINGS
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.schedule import from_betas, linear
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 from ddpm_jax.generation.scheduler_grids import scheduler_grid
 from ddpm_jax.generation.walk import sampling_grid, walk
-from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
 
 T, LEAST_SIGNAL = 1000, 2.0**-24
 BETAS = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02}
 RANDOM = np.random.default_rng(0)
-MIX, PHASE = RANDOM.normal(size=(3, 3)).astype(np.float32), RANDOM.uniform(0, 6, 3).astype(np.float32)
+MIX, PHASE = (
+    RANDOM.normal(size=(3, 3)).astype(np.float32),
+    RANDOM.uniform(0, 6, 3).astype(np.float32),
+)
 KEYS = sample_keys(0, jnp.arange(4))
 NOISE = initial_noise(KEYS, (8, 8, 3))
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
@@ -46,7 +49,10 @@ PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
 def network(xp, xt, t, target, alpha_bar, says_variance):
     """A smooth network with some x0 outside [-1, 1]; xp is numpy or jax.numpy, t (b,), alpha_bar (T,)."""
     t = t.astype(xp.float32).reshape(-1, 1, 1, 1)
-    tables = (xp.asarray(np.sqrt(table), xp.float32) for table in (np.asarray(alpha_bar), 1 - np.asarray(alpha_bar)))
+    tables = (
+        xp.asarray(np.sqrt(table), xp.float32)
+        for table in (np.asarray(alpha_bar), 1 - np.asarray(alpha_bar))
+    )
     a, b = (xp.interp(t, xp.arange(T), table).astype(xp.float32) for table in tables)
     x0 = 1.3 * xp.tanh(xt @ xp.asarray(MIX) + xp.sin(t / 200 + xp.asarray(PHASE)))
     eps = (xt - a * x0) / b
@@ -65,7 +71,9 @@ def made(case, target, steps=None, exact=False):
     settings = {**BETAS, "prediction_type": PREDICTION_TYPE[target], **case.config}
     scheduler = getattr(diffusers, f"{case.scheduler}Scheduler")(**settings)
     if case.read_as is not None:
-        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(json.loads(scheduler.to_json_string()))
+        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(
+            json.loads(scheduler.to_json_string())
+        )
     if exact:
         scheduler.alphas_cumprod = torch.from_numpy(alpha_bar_of(scheduler))
         if getattr(scheduler, "final_alpha_cumprod", 1) != 1:
@@ -79,7 +87,9 @@ def made(case, target, steps=None, exact=False):
 
 def alpha_bar_of(scheduler):
     """Its table in float64, by our schedules, which the tests hold to float64."""
-    alpha_bar = np.cumprod(1 - np.asarray(ours_of(json.loads(scheduler.to_json_string()))[0].betas(), float))
+    alpha_bar = np.cumprod(
+        1 - np.asarray(ours_of(json.loads(scheduler.to_json_string()))[0].betas(), float)
+    )
     if alpha_bar[-1] == 0 and float(scheduler.alphas_cumprod[-1]) > 0:
         alpha_bar[-1] = LEAST_SIGNAL
     return alpha_bar
@@ -87,8 +97,10 @@ def alpha_bar_of(scheduler):
 
 def ours_of(config, name=None, steps=None, **options):
     """The objective and the sampling that we make of a JSON."""
-    _, objective, sampling = scheduler_of(config, name)
-    return objective, dataclasses.replace(sampling, steps=steps or sampling.steps, options=sampling.options | options)
+    _, objective, sampling = parse_scheduler(config, name)
+    return objective, dataclasses.replace(
+        sampling, steps=steps or sampling.steps, options=sampling.options | options
+    )
 
 
 def end_of_diffusers(case, scheduler, net, noises):
@@ -128,12 +140,17 @@ def relative(ours, theirs):
 def compare(case, target, steps):
     """The columns of a line; the last is None where there is nothing to leave out."""
     config = json.loads(made(case._replace(read_as=None), target).to_json_string())
-    objective, sampling = ours_of(config, case.read_as and f"{case.read_as}Scheduler", steps, **case.step)
+    objective, sampling = ours_of(
+        config, case.read_as and f"{case.read_as}Scheduler", steps, **case.step
+    )
     alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
     net = objective.target, tuple(alpha_bar), case.says_variance
     grid = sampling_grid(objective, sampling)
     noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
-    exact, theirs = (end_of_diffusers(case, made(case, target, steps, exact), net, noises) for exact in (True, False))
+    exact, theirs = (
+        end_of_diffusers(case, made(case, target, steps, exact), net, noises)
+        for exact in (True, False)
+    )
     ours = end_of_ours(objective, sampling, net)
     pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     plain = None
@@ -144,7 +161,14 @@ def compare(case, target, steps):
     return relative(ours, exact), relative(ours, theirs), pictures, plain
 
 
-GRIDS = ("DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")
+GRIDS = (
+    "DDIM",
+    "PNDM",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "UniPCMultistep",
+    "DEISMultistep",
+)
 GRIDS += ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete")
 
 
@@ -153,7 +177,7 @@ def same_timesteps(name, spacing):
     settings = {} if "Single" in name else {"timestep_spacing": spacing}
     settings |= {"skip_prk_steps": True} if name == "PNDM" else {}
     scheduler, same = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings), []
-    kind, schedule = SCHEDULERS[f"{name}Scheduler"].grid, from_betas(linear(T))
+    kind, schedule = SCHEDULERS[f"{name}Scheduler"].grid, from_betas(linear_betas(T))
     for steps in (*range(2, 51), *range(53, T, 29)):
         scheduler.set_timesteps(steps)
         times = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
@@ -175,13 +199,16 @@ def other_defaults():
 
 def print_line(case, target, steps):
     exact, as_it_is, pictures, plain = compare(case, target, steps)
-    over = case.bound is not None and not (exact <= case.bound and pictures <= 1)
+    over = case.loss_kind is not None and not (exact <= case.loss_kind and pictures <= 1)
     settings = {**case.config, **case.step}.items()
     words = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings]
     name = " ".join([case.scheduler, *([f"as {case.read_as}"] if case.read_as else []), *words])
     line = f"{name:64} {target:6} {steps:5}  {exact:5.0e}  {as_it_is:8.0e}"
-    bound, needed = ("-" if value is None else f"{value:.0e}" for value in (case.bound, plain))
-    print(f"{line}  {pictures:6.2f}  {needed:>5}  {bound:>5}  {'OVER ' if over else ''}{case.note}", flush=True)
+    bound, needed = ("-" if value is None else f"{value:.0e}" for value in (case.loss_kind, plain))
+    print(
+        f"{line}  {pictures:6.2f}  {needed:>5}  {bound:>5}  {'OVER ' if over else ''}{case.note}",
+        flush=True,
+    )
     return over
 
 

@@ -32,7 +32,7 @@ import torch
 from nets import NAMED
 
 from ddpm_jax.cli.recipes import load_recipe
-from ddpm_jax.diffusion.schedule import from_betas, linear, q_sample
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, q_sample
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.pretrained.weight_names import to_state_dict
 from ddpm_jax.training.step import init_state, make_train_step
@@ -41,7 +41,7 @@ NET = {"sample_size": 32} | NAMED["johnowhitaker/ddpm-butterflies-32px"]
 CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS, BATCH, BOUND = 100, 4, 1e-4
 SHOWN = (1, 2, 5, 10, 25, 50, 100)
-OUR_TABLES = from_betas(linear(1000))
+OUR_TABLES = from_betas(linear_betas(1000))
 THREADS = {f"torch, {count} thread{'s' * (count > 1)}": {"threads": count} for count in (1, 4)}
 KERNEL = {"torch, channels last": {"memory_format": torch.channels_last}}
 
@@ -78,12 +78,15 @@ def theirs(model, data, threads=2, dtype=torch.float32, memory_format=torch.cont
     for step, (x0, t, eps) in enumerate(data, 1):
         t = torch.tensor(t)
         x0, eps = (
-            torch.tensor(a.transpose(0, 3, 1, 2)).to(dtype=dtype, memory_format=memory_format) for a in (x0, eps)
+            torch.tensor(a.transpose(0, 3, 1, 2)).to(dtype=dtype, memory_format=memory_format)
+            for a in (x0, eps)
         )
         noise_pred = model(scheduler.add_noise(x0, eps, t), t, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(noise_pred, eps)
         loss.backward()
-        grads = grads or {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+        grads = grads or {
+            name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()
+        }
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -95,17 +98,26 @@ def ours(net, params, data, schedule=OUR_TABLES, tx=None):
     """The run of our training step, for given t and eps."""
 
     def loss(params, keys, batch):
-        eps_hat = net.apply(params, q_sample(schedule, batch["image"], batch["t"], batch["eps"]), batch["t"])
+        eps_hat = net.apply(
+            params, q_sample(schedule, batch["image"], batch["t"], batch["eps"]), batch["t"]
+        )
         return jnp.mean((eps_hat - batch["eps"]) ** 2, axis=(1, 2, 3))
 
     tx = tx or load_recipe("butterflies", CONFIGS).make_optimizer(1000)
     step_of, state = jax.jit(make_train_step(loss, tx)), init_state(params, tx)
     losses, grads, start = [], {}, time.monotonic()
     for step, (x0, t, eps) in enumerate(data, 1):
-        batch = {"image": jnp.asarray(x0), "t": jnp.asarray(t, jnp.int32), "eps": jnp.asarray(eps), "key": None}
+        batch = {
+            "image": jnp.asarray(x0),
+            "t": jnp.asarray(t, jnp.int32),
+            "eps": jnp.asarray(eps),
+            "key": None,
+        }
         state, metrics = step_of(state, batch)
         if not grads:  # Adam's mean starts at 0: now it is 0.1 of the gradient
-            grads = to_state_dict(net, jax.tree.map(lambda mu: mu / 0.1, optax.tree.get(state.opt_state, "mu")))
+            grads = to_state_dict(
+                net, jax.tree.map(lambda mu: mu / 0.1, optax.tree.get(state.opt_state, "mu"))
+            )
         losses.append(float(metrics["loss"]))
         print_progress(step, losses[-1], start)
     return Run(np.array(losses), grads)
@@ -119,12 +131,16 @@ def exact_adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, learning_rate=4e-
         _, state = adam.update(grads, state, params)
         mean_scale, square_scale = (-jnp.expm1(state.count * np.log(b)) for b in (b1, b2))
         updates = jax.tree.map(
-            lambda mu, nu: (mu / mean_scale) / (jnp.sqrt(nu / square_scale) + eps), state.mu, state.nu
+            lambda mu, nu: (mu / mean_scale) / (jnp.sqrt(nu / square_scale) + eps),
+            state.mu,
+            state.nu,
         )
         return updates, state
 
     exact = optax.GradientTransformation(adam.init, update)
-    return optax.chain(exact, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(
+        exact, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
+    )
 
 
 def their_tables():
@@ -149,7 +165,11 @@ def print_table(runs, reference):
     """The differences of all runs from one of them: {name: largest difference of losses, of gradients}."""
     steps = "".join(f"{f'step {step}':>9}" for step in SHOWN if step <= STEPS)
     print(f"{f'from {reference}':24}{steps}  {'mean':>8} {'largest':>8}  gradients")
-    return {name: print_pair(name, run, runs[reference]) for name, run in runs.items() if name != reference}
+    return {
+        name: print_pair(name, run, runs[reference])
+        for name, run in runs.items()
+        if name != reference
+    }
 
 
 def all_runs():
@@ -183,8 +203,12 @@ def main():
     losses, grads = from_exact["ours"][0], apart["ours"][1]
     print(f"losses from torch's      ours {apart['ours'][0]:.1e}  torch by threads {between:.1e}")
     over = not losses <= furthest, not grads <= BOUND
-    print(f"losses from float64      ours {losses:.1e}  torch {furthest:.1e}  {'OVER' if over[0] else ''}")
-    print(f"gradients from torch's   ours {grads:.1e}  bound {BOUND:.0e}  {'OVER' if over[1] else ''}")
+    print(
+        f"losses from float64      ours {losses:.1e}  torch {furthest:.1e}  {'OVER' if over[0] else ''}"
+    )
+    print(
+        f"gradients from torch's   ours {grads:.1e}  bound {BOUND:.0e}  {'OVER' if over[1] else ''}"
+    )
     return sum(over)
 
 

@@ -44,7 +44,9 @@ def in_one_process(top, folders):
     """[message, peak of memory so far in MiB] of each folder."""
     command = [sys.executable, "-c", OPEN_ALL, *folders]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=top, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=top, env=environment, capture_output=True, text=True, timeout=600
+    )
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
@@ -62,7 +64,11 @@ def opened(tmp_path_factory):
     (top / "good bin" / SAFETENSORS).unlink()
     save_bin(top / "good bin" / BIN, weights)
     shutil.copy(top / "good" / SAFETENSORS, top / "outside.safetensors")
-    folders = {"good": "good"} | {payload: str(i) for i, payload in enumerate(PAYLOADS)} | {"good bin": "good bin"}
+    folders = (
+        {"good": "good"}
+        | {payload: str(i) for i, payload in enumerate(PAYLOADS)}
+        | {"good bin": "good bin"}
+    )
     for payload, make in PAYLOADS.items():
         folder = shutil.copytree(top / "good", top / folders[payload])
         if "config" not in make.__qualname__ and "changed" not in make.__qualname__:
@@ -97,7 +103,13 @@ def test_each_ends_in_one_line_that_names_the_cause_and_takes_little_memory(open
 
 def test_nothing_ran_and_nothing_was_written(opened):
     files = {path.name for path in opened[1].iterdir()}
-    assert files == {"good", "good bin", "outside.safetensors", "outside", *map(str, range(len(PAYLOADS)))}
+    assert files == {
+        "good",
+        "good bin",
+        "outside.safetensors",
+        "outside",
+        *map(str, range(len(PAYLOADS))),
+    }
 
 
 def shorter(folder):
@@ -105,7 +117,9 @@ def shorter(folder):
     large = Storage("0", NUMBERS.array, count=800)
     write_bin(folder / BIN, pickled({"conv_in.weight": tensor(large, (800,), (1,))}), [NUMBERS])
     data = (folder / BIN).read_bytes()
-    at = data.rindex(b"archive/data/0") - 46  # the last entry of the directory; its sizes are at 20 and 24
+    at = (
+        data.rindex(b"archive/data/0") - 46
+    )  # the last entry of the directory; its sizes are at 20 and 24
     sizes = struct.pack("<II", 3200, 3200)
     (folder / BIN).write_bytes(data[: at + 20] + sizes + data[at + 28 :])
 

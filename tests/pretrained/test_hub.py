@@ -50,7 +50,9 @@ LAYOUTS = {
         [*PIPELINE, *NET, "scheduler_config.json", PLAIN],
     ),
     "pipeline": (
-        PIPELINE | in_unet(NET | weights(PLAIN, BIN, FP16)) | weights(f"vae/{PLAIN}", f"vae/{BIN}", "vae/config.json"),
+        PIPELINE
+        | in_unet(NET | weights(PLAIN, BIN, FP16))
+        | weights(f"vae/{PLAIN}", f"vae/{BIN}", "vae/config.json"),
         {},
         [*PIPELINE, *in_unet(NET), f"unet/{PLAIN}"],
     ),
@@ -68,7 +70,9 @@ LAYOUTS = {
     ),
     "only-a-variant": (NET | weights(FP16), {}, [*NET, FP16]),
     "of-another-class": (
-        PIPELINE | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'} | weights(f"unet/{PLAIN}"),
+        PIPELINE
+        | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'}
+        | weights(f"unet/{PLAIN}"),
         {},
         [*PIPELINE, "unet/config.json"],
     ),
@@ -147,7 +151,9 @@ def other_calls(net, empty):
         "hidden from a stranger": call("download", "them/strange", token=STRANGER),
         "upload by a stranger": call("upload", net, "us/strange", token=STRANGER),
         "prepared": call("prepare", "us/net", private=True, token=WRITER),
-        "uploaded": call("upload", net, "us/net", private=True, message="After 100 steps", token=WRITER),
+        "uploaded": call(
+            "upload", net, "us/net", private=True, message="After 100 steps", token=WRITER
+        ),
         "back": call("download", "us/net", token=WRITER),
         "exposed": call("upload", net, "us/public", private=True, token=WRITER),
         "full": call("upload", net, "us/full", token=WRITER),
@@ -196,7 +202,8 @@ def answers(tmp_path_factory):
     empty.mkdir()
     write_model(net)
     calls = {
-        name: call("download", f"them/{name}", **options) for name, (_, options, _) in (LAYOUTS | MISTAKES).items()
+        name: call("download", f"them/{name}", **options)
+        for name, (_, options, _) in (LAYOUTS | MISTAKES).items()
     }
     calls |= other_calls(net, empty)
     first, other = call("download", "them/net"), call("download", "them/other")
@@ -225,7 +232,9 @@ def test_a_download_fetches_what_the_net_needs_and_no_more(answers):
     for name, (files, _, needed) in LAYOUTS.items():
         assert answers.hub.fetched(f"them/{name}") == sorted(needed), name
         folder = Path(answers.online[name])
-        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+        found = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")
+        }
         assert found == {file: files[file] for file in needed}, name
 
 
@@ -289,9 +298,7 @@ def test_who_may_read_and_write(answers):
         return f"OSError: {hub.address} answers {number} for {name} ({said}): {remedy}"
 
     def gated(name):
-        return (
-            f"PermissionError: {name} is gated: ask for access at {hub.address}/{name}, then set HF_TOKEN to your token"
-        )
+        return f"PermissionError: {name} is gated: ask for access at {hub.address}/{name}, then set HF_TOKEN to your token"
 
     expected = {
         "broken": status(503, "them/broken", "no reason given", "try again later"),
@@ -360,7 +367,9 @@ def test_a_repository_is_created_private_if_asked_and_never_made_public(answers)
 
 def test_an_upload_that_cannot_be_ends_in_one_line(answers):
     hub, online = answers.hub, answers.online
-    assert online["full"].startswith(f"OSError: {hub.address} answers 404 for us/full (PUT /nowhere/")
+    assert online["full"].startswith(
+        f"OSError: {hub.address} answers 404 for us/full (PUT /nowhere/"
+    )
     assert "\n" not in online["full"]
     assert online["empty"] == f"ValueError: {answers.top / 'empty'} holds no files to upload"
     unnamed = "ValueError: 'not-a-name' cannot be a repository of the hub: name one as owner/name"

@@ -20,8 +20,8 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub
 from ddpm_jax.pretrained.pipeline_folder import (
     check_possible,
-    find,
     load_pretrained,
+    locate_folder,
     read_params,
     read_recipe,
     save_pretrained,
@@ -41,7 +41,9 @@ INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
-SMALL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
+SMALL = UNet(
+    image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
+)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_either_layout_is_read_with_or_without_an_index(root):
     assert loaded.recipe.model == loaded.model
     assert loaded.recipe.sampling.sampler == "ddim"
     assert (loaded.recipe.sampling.clip_x0, loaded.recipe.sampling.steps) == (False, 50)
-    beta = ddpm_jax.scaled_linear(1000, 1e-4, 0.02)
+    beta = ddpm_jax.scaled_linear_betas(1000, 1e-4, 0.02)
     np.testing.assert_allclose(loaded.schedule.beta, beta, rtol=1e-6)
     assert loaded.sampler.order == 1
 
@@ -127,7 +129,7 @@ def test_a_missing_file_or_folder_is_named(root, tmp_path):
     neither = "neither a folder here nor owner/name, a repository of the hub"
     cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
     assert_refused(load_pretrained, cases, FileNotFoundError)
-    assert_refused(find, [(root / "config.json", "is a file: give the folder it is in")])
+    assert_refused(locate_folder, [(root / "config.json", "is a file: give the folder it is in")])
 
 
 def test_a_part_outside_the_folder_is_not_read(root, tmp_path_factory):
@@ -251,4 +253,4 @@ def test_a_name_that_is_neither_folder_nor_repository_tells_of_both(monkeypatch)
     monkeypatch.setattr(hub, "download", fail)
     message = "no folder runs/digit here, and as a repository of the hub: there is"
     with pytest.raises(FileNotFoundError, match=message):
-        find("runs/digit")
+        locate_folder("runs/digit")

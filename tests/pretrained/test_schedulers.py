@@ -6,7 +6,7 @@ from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.pretrained.scheduler_config import scheduler_config, scheduler_of
+from ddpm_jax.pretrained.scheduler_config import parse_scheduler, scheduler_config
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 
 CAT = {
@@ -31,11 +31,11 @@ def without_checks_of_types(monkeypatch):
 
 
 def named(name, **config):
-    return scheduler_of({"_class_name": f"{name}Scheduler"} | config)
+    return parse_scheduler({"_class_name": f"{name}Scheduler"} | config)
 
 
 def test_the_scheduler_of_a_public_net_is_read():
-    name, objective, sampling = scheduler_of(CAT)
+    name, objective, sampling = parse_scheduler(CAT)
     assert name == "DDPMScheduler"
     assert objective == Objective(schedule="linear", beta_start=1e-4, beta_end=0.02, target="eps")
     options = {"variance": "fixed_small"}
@@ -119,7 +119,7 @@ def test_the_json_of_one_scheduler_is_read_as_that_of_another():
         "skip_prk_steps": True,
         "steps_offset": 1,
     }
-    found = scheduler_of(said, "UniPCMultistepScheduler")
+    found = parse_scheduler(said, "UniPCMultistepScheduler")
     assert (found.sampling.sampler, found.sampling.spacing) == ("unipc", "linspace")
     expected = Objective(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     assert found.objective == expected
@@ -127,7 +127,7 @@ def test_the_json_of_one_scheduler_is_read_as_that_of_another():
 
 def test_the_json_of_any_scheduler_is_read_as_that_of_any_other():
     """Whole, as diffusers writes it; what the net was trained for stays that of its own class."""
-    plain = {name: scheduler_of({"_class_name": name}) for name in SCHEDULERS}
+    plain = {name: parse_scheduler({"_class_name": name}) for name in SCHEDULERS}
     refused = []
     for own, kind in SCHEDULERS.items():
         for name in SCHEDULERS:
@@ -137,7 +137,7 @@ def test_the_json_of_any_scheduler_is_read_as_that_of_any_other():
                 refused.append((dict(whole), name))
                 whole["lower_order_final"] = True
             try:
-                found = scheduler_of(whole, name)
+                found = parse_scheduler(whole, name)
             except ValueError as error:
                 raise AssertionError(f"{own} as {name}: {error}") from error
             assert found.objective == plain[own].objective, (own, name)
@@ -145,7 +145,7 @@ def test_the_json_of_any_scheduler_is_read_as_that_of_any_other():
             assert found.sampling.grid == plain[name].sampling.grid, (own, name)
     message = "lower_order_final False is not supported"
     assert len(refused) == 3
-    assert_refused(lambda case: scheduler_of(*case), [(case, message) for case in refused])
+    assert_refused(lambda case: parse_scheduler(*case), [(case, message) for case in refused])
 
 
 def test_keys_passed_on_from_another_scheduler_are_ignored():
@@ -156,14 +156,14 @@ def test_keys_passed_on_from_another_scheduler_are_ignored():
 
 def test_a_value_that_only_its_own_scheduler_knows_is_left_out():
     said = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1", "solver_order": 3}
-    found = scheduler_of(said, "DEISMultistepScheduler")
+    found = parse_scheduler(said, "DEISMultistepScheduler")
     assert found.sampling.options == {"order": 3, "compat": True}
     said = {"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"}
     message = "solver_type 'heun' is not supported for DPMSolverSinglestep"
     with pytest.raises(ValueError, match=message):
-        scheduler_of(said, "DPMSolverSinglestepScheduler")
+        parse_scheduler(said, "DPMSolverSinglestepScheduler")
     learned = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
-    found = scheduler_of(learned, "UniPCMultistepScheduler")
+    found = parse_scheduler(learned, "UniPCMultistepScheduler")
     assert found.objective.variance == "learned_range"
 
 
@@ -173,8 +173,8 @@ def test_a_sampling_is_written_as_its_scheduler():
         if "timestep_spacing" not in kind.defaults:
             said = list(kind.choices)
         for config in (*said, {"timestep_spacing": "linspace"}):
-            found = scheduler_of({"_class_name": name, **config})
-            again = scheduler_of(scheduler_config(found.objective, found.sampling))
+            found = parse_scheduler({"_class_name": name, **config})
+            again = parse_scheduler(scheduler_config(found.objective, found.sampling))
             assert again[1:] == found[1:], (name, config)
 
 
@@ -182,8 +182,8 @@ def test_what_a_net_was_trained_for_is_kept_by_every_sampler():
     """Another scheduler is written if the sampler's own has no key for it or cannot step so."""
     for wanted in (Objective(target="v", zero_terminal_snr=True), Objective(target="x0")):
         for name in SCHEDULERS:
-            written = scheduler_config(wanted, scheduler_of({"_class_name": name}).sampling)
-            assert scheduler_of(written).objective == wanted, (wanted, name)
+            written = scheduler_config(wanted, parse_scheduler({"_class_name": name}).sampling)
+            assert parse_scheduler(written).objective == wanted, (wanted, name)
             if wanted.target == "x0":
                 assert not written["_class_name"].startswith(("PNDM", "EulerAncestral")), name
 
@@ -196,7 +196,7 @@ def test_for_the_pipeline_only_what_it_can_call_is_written():
         "DPMSolverSinglestepScheduler",
     }
     for name in SCHEDULERS:
-        sampling = scheduler_of({"_class_name": name}).sampling
+        sampling = parse_scheduler({"_class_name": name}).sampling
         written = scheduler_config(Objective(), sampling, for_pipeline=True)["_class_name"]
         assert written == (name if name in called else "DDPMScheduler")
 
@@ -204,7 +204,7 @@ def test_for_the_pipeline_only_what_it_can_call_is_written():
 def test_thresholds_are_kept_if_ancestral_sampling_is_written_instead():
     for limit in (None, 2.0):
         sampling = Sampling(sampler="heun", dynamic_threshold=0.9, threshold_limit=limit)
-        found = scheduler_of(scheduler_config(Objective(), sampling)).sampling
+        found = parse_scheduler(scheduler_config(Objective(), sampling)).sampling
         read = (found.sampler, found.dynamic_threshold, found.threshold_limit)
         assert read == ("ddpm", 0.9, limit)
 
@@ -232,7 +232,7 @@ def test_settings_beside_the_sampler_are_written_too():
         found = named("DDPM", **config)
         written = scheduler_config(found.objective, found.sampling)
         assert config.items() <= written.items(), config
-        assert scheduler_of(written) == found, config
+        assert parse_scheduler(written) == found, config
 
 
 def test_a_sampler_that_diffusers_has_not_is_written_as_ancestral_sampling():
@@ -252,7 +252,7 @@ def test_an_objective_that_diffusers_has_not_is_not_written():
         ({"timesteps": 2**20 + 1}, "no scheduler of diffusers can be written"),
         ({"target": "edm"}, "diffusers has no edm"),
         ({"schedule": "flow", "target": "flow"}, "diffusers has no flow"),
-        ({"variance": "learned", "bound": "vlb"}, "no log variance that is learned"),
+        ({"variance": "learned", "loss_kind": "vlb"}, "no log variance that is learned"),
     ]
     assert_refused(lambda case: scheduler_config(Objective(**case), Sampling()), cases)
 
@@ -271,12 +271,12 @@ NO_EFFECT = {"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_valu
 def test_no_key_is_ignored():
     """Each key at another value than its default changes what is read, or is refused."""
     for name, kind in SCHEDULERS.items():
-        plain = scheduler_of({"_class_name": name})
+        plain = parse_scheduler({"_class_name": name})
         changed = set()
         for key, default in kind.defaults.items():
             other = OTHERS[type(default)](default)
             try:
-                found = scheduler_of({"_class_name": name, key: other})
+                found = parse_scheduler({"_class_name": name, key: other})
             except ValueError:
                 continue
             no_effect = key in NO_EFFECT
@@ -292,7 +292,7 @@ def test_no_key_is_ignored():
 def test_an_unknown_key_is_refused_by_every_scheduler():
     message = r"says \['nonsense'\], which is not understood"
     cases = [({"_class_name": name, "nonsense": 1}, message) for name in SCHEDULERS]
-    assert_refused(scheduler_of, cases)
+    assert_refused(parse_scheduler, cases)
 
 
 UNSUPPORTED = [

@@ -13,13 +13,23 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.pretrained import NETS, Call, Global, Storage, fixture, pickled, save_bin, tensor, write_bin
+from helpers.pretrained import (
+    NETS,
+    Call,
+    Global,
+    Storage,
+    fixture,
+    pickled,
+    save_bin,
+    tensor,
+    write_bin,
+)
 from helpers.refusals import assert_refused
 from safetensors.numpy import save_file
 
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.torch_pickle import read_bin
-from ddpm_jax.pretrained.unet_config import DEFAULTS, config_of, unet_of
+from ddpm_jax.pretrained.unet_config import DEFAULTS, unet_from_config, unet_to_config
 from ddpm_jax.pretrained.unet_folder import load_net, read_net, read_params, save_net
 from ddpm_jax.pretrained.weight_files import read_tensors
 from ddpm_jax.pretrained.weight_names import to_state_dict
@@ -103,7 +113,7 @@ def test_a_net_of_ours_keeps_all_that_its_output_needs():
     everything |= labelled | {"symmetric_padding": True, "head_dim": 8}
     for settings in ({"channels": 1}, {"channels": 3, **wide, **everything}):
         net = UNet(image_size=8, **settings)
-        again = unet_of(config_of(net))
+        again = unet_from_config(unet_to_config(net))
         assert again.num_classes == (net.label_count or None), settings
         for name in kept:
             assert getattr(again, name) == getattr(net, name), (settings, name)
@@ -193,13 +203,13 @@ def test_legacy_names_of_attention_are_read(read, tmp_path):
 
 
 def test_a_missing_key_is_the_default_of_diffusers_and_null_is_not():
-    assert unet_of({"sample_size": 32}).head_dim == DEFAULTS["attention_head_dim"] == 8
-    assert unet_of({"sample_size": 32, "attention_head_dim": None}).head_dim is None
+    assert unet_from_config({"sample_size": 32}).head_dim == DEFAULTS["attention_head_dim"] == 8
+    assert unet_from_config({"sample_size": 32, "attention_head_dim": None}).head_dim is None
     listed = {"sample_size": 32, "norm_eps": 1e-3, "_use_default_values": ["norm_eps"]}
-    assert unet_of(listed | {"_name_or_path": "x"}).norm_eps == 1e-5
-    assert unet_of({"sample_size": 32}).parameter_count() == 274_056_163
-    assert unet_of({}, image_size=64).image_size == 64
-    assert unet_of({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
+    assert unet_from_config(listed | {"_name_or_path": "x"}).norm_eps == 1e-5
+    assert unet_from_config({"sample_size": 32}).parameter_count() == 274_056_163
+    assert unet_from_config({}, image_size=64).image_size == 64
+    assert unet_from_config({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
 
 
 SKIP = {
@@ -242,7 +252,7 @@ UNKNOWN = [
 
 
 def test_a_config_that_is_not_understood_is_refused():
-    assert_refused(lambda config: unet_of({"sample_size": 32} | config), UNKNOWN)
+    assert_refused(lambda config: unet_from_config({"sample_size": 32} | config), UNKNOWN)
 
 
 def test_weights_fill_every_leaf_once(read, tmp_path):
@@ -284,8 +294,8 @@ def test_parameters_of_another_net_are_not_written():
 
 
 def test_a_net_that_diffusers_has_not_is_not_written():
-    skip = unet_of(SKIP | {"norm_num_groups": None}, image_size=8)
-    assert unet_of(config_of(skip)) == skip
+    skip = unet_from_config(SKIP | {"norm_num_groups": None}, image_size=8)
+    assert unet_from_config(unet_to_config(skip)) == skip
     mixed = UNet(
         image_size=8,
         channels=1,
@@ -293,7 +303,7 @@ def test_a_net_that_diffusers_has_not_is_not_written():
         attention=(True, True, False, False),
     )
     without = dataclasses.replace(mixed, attention=(False,) * 4)
-    assert config_of(without)["down_block_types"][0] == "ResnetDownsampleBlock2D"
+    assert unet_to_config(without)["down_block_types"][0] == "ResnetDownsampleBlock2D"
     cases = [
         ((skip, {"channels": 1}), "3 channels on the way down, not 1"),
         ((skip, {"channels": 1, "down_kinds": ()}), "3 channels on the way up, not 1"),
@@ -301,4 +311,4 @@ def test_a_net_that_diffusers_has_not_is_not_written():
         ((skip, {"up_kinds": ()}), "needs groups for its norms"),
         ((mixed, {}), "one way to go down from levels with attention"),
     ]
-    assert_refused(lambda case: config_of(dataclasses.replace(case[0], **case[1])), cases)
+    assert_refused(lambda case: unet_to_config(dataclasses.replace(case[0], **case[1])), cases)

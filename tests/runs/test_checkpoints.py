@@ -16,8 +16,8 @@ from ddpm_jax.config import Checkpoint, config_from_json, config_to_json
 from ddpm_jax.devices import parallel
 from ddpm_jax.runs import checkpoints
 from ddpm_jax.runs import steps as saved_steps
-from ddpm_jax.runs.checkpoints import Checkpoints
-from ddpm_jax.runs.steps import config_file, find
+from ddpm_jax.runs.checkpoints import CheckpointWriter
+from ddpm_jax.runs.steps import config_file, resolve_checkpoint
 from ddpm_jax.training.optimizer import dynamic_loss_scale, skip_nonfinite
 from ddpm_jax.training.step import TrainState, init_state
 
@@ -27,7 +27,10 @@ CONFIG = small_recipe()
 def random_state() -> TrainState:
     """A state with every kind of part: Adam's moments, counters, a loss scale, an accumulation; random numbers."""
     rng = np.random.default_rng(0)
-    params = {"conv": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)}, "norm": {"scale": jnp.ones(4)}}
+    params = {
+        "conv": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)},
+        "norm": {"scale": jnp.ones(4)},
+    }
     tx = optax.MultiSteps(dynamic_loss_scale(skip_nonfinite(optax.adam(1e-3))), 2)
     shapes = jax.eval_shape(lambda: init_state(params, tx.gradient_transformation()))
 
@@ -51,7 +54,7 @@ def small(value) -> dict:
 def saved(tmp_path_factory):
     """A run's directory with `random_state()` and CONFIG saved at step 7."""
     workdir = tmp_path_factory.mktemp("run")
-    with Checkpoints(workdir) as checkpoints:
+    with CheckpointWriter(workdir) as checkpoints:
         checkpoints.save(7, items(random_state()), config_to_json(CONFIG))
     return workdir
 
@@ -84,7 +87,7 @@ def test_an_item_can_be_restored_alone(saved):
 
 def test_arrays_come_back_where_those_of_like_are(saved):
     params = random_state().params
-    found = restore(saved, {"params": parallel.place(params)})["params"]
+    found = restore(saved, {"params": parallel.put_state(params)})["params"]
     for leaf in jax.tree.leaves(found):
         assert leaf.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.local_devices())
@@ -131,11 +134,11 @@ def test_old_checkpoints_go_as_asked(tmp_path):
         ("one and every third", {"keep_last": 1, "keep_every": 3}, [3, 6]),
     ):
         workdir = tmp_path / name
-        with Checkpoints(workdir, Checkpoint(**options)) as checkpoints:
+        with CheckpointWriter(workdir, Checkpoint(**options)) as checkpoints:
             for step in range(1, 7):
                 checkpoints.save(step, small(step), {})
         assert saved_steps.steps(workdir) == left, name
-        assert find(workdir) == (workdir, 6), name
+        assert resolve_checkpoint(workdir) == (workdir, 6), name
         for step in left:
             np.testing.assert_array_equal(restore(workdir, small(0), step)["params"]["w"], step)
 
@@ -143,7 +146,7 @@ def test_old_checkpoints_go_as_asked(tmp_path):
 def test_arrays_may_be_donated_right_after_a_save(tmp_path):
     donate = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
     tree = {"w": jnp.arange(2.0**20)}
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointWriter(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": tree}, {})
         donate(tree)
     found = restore(tmp_path, {"params": {"w": jnp.zeros(2**20)}}, 1)["params"]["w"]
@@ -152,10 +155,10 @@ def test_arrays_may_be_donated_right_after_a_save(tmp_path):
 
 def test_a_run_can_be_gone_on_with(saved, tmp_path):
     for step in (1, 2):
-        with Checkpoints(tmp_path) as checkpoints:
+        with CheckpointWriter(tmp_path) as checkpoints:
             checkpoints.save(step, small(step), {})
     assert saved_steps.steps(tmp_path) == [1, 2]
-    assert find(tmp_path, 1) == (tmp_path, 1)
+    assert resolve_checkpoint(tmp_path, 1) == (tmp_path, 1)
 
 
 def snapshot(value):
@@ -165,7 +168,7 @@ def snapshot(value):
 
 def test_snapshots_are_whole_at_once_and_replace_those_of_their_step(tmp_path):
     for value in (1, 3):
-        Checkpoints(tmp_path).save_snapshot(4, snapshot(value))
+        CheckpointWriter(tmp_path).save_snapshot(4, snapshot(value))
         folder = tmp_path / saved_steps.SNAPSHOTS / "4"
         found = checkpoints.read_trees(folder, snapshot(0))
         assert_same(found, snapshot(value))
@@ -177,20 +180,31 @@ def test_of_many_trees_those_named_are_read_as_the_arrays_asked_for(saved):
     folder, ema_params = saved / saved_steps.FOLDER / "7" / "ema_params", random_state().ema_params
     host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), ema_params)
     assert_same(checkpoints.read_trees(folder, host), jax.tree.map(np.asarray, ema_params))
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(checkpoints.read_trees(folder, host)))
-    placed = checkpoints.read_trees(folder, parallel.like_replicated(jax.eval_shape(lambda: ema_params)))
+    assert all(
+        isinstance(leaf, np.ndarray)
+        for leaf in jax.tree.leaves(checkpoints.read_trees(folder, host))
+    )
+    placed = checkpoints.read_trees(
+        folder, parallel.replicated_template(jax.eval_shape(lambda: ema_params))
+    )
     assert_same(placed, ema_params)
-    assert {leaf.sharding.device_set == set(jax.local_devices()) for leaf in jax.tree.leaves(placed)} == {True}
+    assert {
+        leaf.sharding.device_set == set(jax.local_devices()) for leaf in jax.tree.leaves(placed)
+    } == {True}
 
 
 def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp_path):
-    Checkpoints(tmp_path).save_snapshot(4, snapshot(1))
+    CheckpointWriter(tmp_path).save_snapshot(4, snapshot(1))
     folder = tmp_path / saved_steps.SNAPSHOTS / "4"
     one = {"power_0.1": {"w": np.zeros(3, np.float32)}}
     found = checkpoints.read_trees(folder, one)
     assert list(found) == ["power_0.1"]
     np.testing.assert_array_equal(found["power_0.1"]["w"], 2)
-    for wrong in ({"w": np.zeros(4, np.float32)}, {"w": one["power_0.1"]["w"], "v": np.zeros(3, np.float32)}, {}):
+    for wrong in (
+        {"w": np.zeros(4, np.float32)},
+        {"w": one["power_0.1"]["w"], "v": np.zeros(3, np.float32)},
+        {},
+    ):
         with pytest.raises(ValueError, match=r"4 holds another model's averages .*power_0\.1/"):
             checkpoints.read_trees(folder, {"power_0.1": wrong})
     with pytest.raises(ValueError, match="5 holds no averages"):
@@ -198,11 +212,11 @@ def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp
 
 
 def test_the_number_of_images_is_noted(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointWriter(tmp_path) as checkpoints:
         checkpoints.save(1, small(1), {}, 1797)
         checkpoints.save(2, small(2), {})
-    assert saved_steps.images_of(tmp_path, 1) == 1797
-    assert saved_steps.images_of(tmp_path, 2) is None
+    assert saved_steps.num_images_at(tmp_path, 1) == 1797
+    assert saved_steps.num_images_at(tmp_path, 2) is None
 
 
 @pytest.fixture
@@ -226,7 +240,7 @@ def test_importing_changes_no_logger(levels):
 
 def test_loggers_are_quiet_during_saves_and_get_their_levels_back(levels, tmp_path):
     hook = sys.unraisablehook
-    with pytest.raises(RuntimeError, match="stopped"), Checkpoints(tmp_path) as writer:
+    with pytest.raises(RuntimeError, match="stopped"), CheckpointWriter(tmp_path) as writer:
         assert {name for name, level in levels().items() if level != 17} == set(checkpoints.NOISY)
         writer.save(1, small(1), {})
         raise RuntimeError("stopped")

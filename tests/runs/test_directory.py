@@ -17,7 +17,7 @@ from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory, manifest
 from ddpm_jax.runs import weights as saved_weights
-from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.steps import FOLDER, SNAPSHOTS, config_file, steps
 from ddpm_jax.runs.weights import load_params
 from ddpm_jax.training.ema import MAX_RESIDUAL, Ema, power_gamma
@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
         "ema_params": {"ema": scaled(2)},
         "opt_state": {"count": np.zeros(1)},
     }
-    with Checkpoints(workdir) as checkpoints:
+    with CheckpointWriter(workdir) as checkpoints:
         checkpoints.save(5, parts, config_to_json(CONFIG))
     return workdir
 
@@ -99,21 +99,23 @@ def test_parameters_come_back_by_name(saved):
         jax.tree.map(np.testing.assert_array_equal, found, scaled(factor))
 
 
-AVERAGES = Ema(others=(0.9,), power=(0.05, 0.1), snapshots_every=2)
+AVERAGES = Ema(extra_decays=(0.9,), power=(0.05, 0.1), snapshots_every=2)
 
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory):
     """A run of 8 steps whose parameters are t^2 times PARAMS after step t, and its config."""
     config, workdir = dataclasses.replace(CONFIG, ema=AVERAGES), tmp_path_factory.mktemp("averaged")
-    averages = {name: scaled(0) for name in (*AVERAGES.decays, *AVERAGES.tracks)}
-    with Checkpoints(workdir) as checkpoints:
+    averages = {name: scaled(0) for name in (*AVERAGES.decays, *AVERAGES.power_averages)}
+    with CheckpointWriter(workdir) as checkpoints:
         for t in range(1, 9):
             newest = scaled(t**2)
-            for name, length in AVERAGES.tracks.items():
+            for name, length in AVERAGES.power_averages.items():
                 beta = (1 - 1 / t) ** (power_gamma(length) + 1)
                 averages[name] = jax.tree.map(
-                    lambda a, p, beta=beta: np.float32(beta * a + (1 - beta) * p), averages[name], newest
+                    lambda a, p, beta=beta: np.float32(beta * a + (1 - beta) * p),
+                    averages[name],
+                    newest,
                 )
             saved_weights.snapshot(AVERAGES, checkpoints, t, 8, averages)
             if t in (5, 8):
@@ -138,7 +140,9 @@ def test_an_average_of_any_length_is_rebuilt(averaged):
 def test_a_tracked_average_is_read_by_name_and_is_what_is_rebuilt_at_its_length(averaged):
     named = load_params(*averaged, 5, "power_0.1")
     rebuilt = load_params(*averaged, 5, "0.10")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), named, rebuilt)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), named, rebuilt
+    )
     assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(named)) > 0
     other = load_params(*averaged, 5, "ema_0.9")
     assert {float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other)} == {0.0}
@@ -158,15 +162,21 @@ def test_weights_that_are_not_there_are_named(averaged):
 
 
 def test_a_run_without_tracks_has_nothing_to_rebuild_from(saved):
-    with pytest.raises(ValueError, match=r"did not track \(train with --ema.power 0.05 0.1\); there are: raw, ema$"):
+    with pytest.raises(
+        ValueError, match=r"did not track \(train with --ema.power 0.05 0.1\); there are: raw, ema$"
+    ):
         load_params(CONFIG, saved, 5, "0.08")
 
 
-def test_snapshots_are_taken_at_the_cadence_asked_for_or_64_times_a_run(averaged, tmp_path, monkeypatch):
+def test_snapshots_are_taken_at_the_cadence_asked_for_or_64_times_a_run(
+    averaged, tmp_path, monkeypatch
+):
     assert steps(averaged[1], SNAPSHOTS) == [2, 4, 6, 8]
     taken = []
-    monkeypatch.setattr(Checkpoints, "save_snapshot", lambda _, step, trees: taken.append((step, set(trees))))
-    averages, checkpoints = {"ema": {}, "power_0.1": {}}, Checkpoints(tmp_path)
+    monkeypatch.setattr(
+        CheckpointWriter, "save_snapshot", lambda _, step, trees: taken.append((step, set(trees)))
+    )
+    averages, checkpoints = {"ema": {}, "power_0.1": {}}, CheckpointWriter(tmp_path)
     for step in range(1, 1001):
         saved_weights.snapshot(Ema(power=(0.1,)), checkpoints, step, 1000, averages)
         saved_weights.snapshot(Ema(), checkpoints, step, 1000, averages)
@@ -176,12 +186,12 @@ def test_snapshots_are_taken_at_the_cadence_asked_for_or_64_times_a_run(averaged
 def test_to_begin_keeps_what_the_start_has_behind_it(averaged, tmp_path):
     config, folder = averaged[0], shutil.copytree(averaged[1], tmp_path / "run")
     (folder / "notes.txt").write_text("mine")
-    directory.begin(folder, config, 5, overwrite=False)
+    directory.prepare(folder, config, 5, overwrite=False)
     assert steps(folder, SNAPSHOTS) == [2, 4]
     assert steps(folder) == [5]
     assert (folder / FOLDER / "8-1.damaged").is_dir()
     assert (folder / "config.json").exists()
-    directory.begin(folder, config, 0, overwrite=True)
+    directory.prepare(folder, config, 0, overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt"]
 
 
@@ -190,7 +200,7 @@ def test_the_cadence_of_snapshots_may_change_and_the_tracks_may_not(averaged):
     slower = dataclasses.replace(AVERAGES, snapshots_every=4)
     assert directory.resume(dataclasses.replace(config, ema=slower), folder) == 8
     with pytest.raises(ValueError, match=r"ema\.power"):
-        directory.resume(dataclasses.replace(config, ema=Ema(others=(0.9,))), folder)
+        directory.resume(dataclasses.replace(config, ema=Ema(extra_decays=(0.9,))), folder)
 
 
 def test_another_models_checkpoint_is_an_error_that_names_a_leaf(saved):
@@ -222,12 +232,12 @@ def test_clear_removes_a_run_and_nothing_else(run):
 
 def test_two_runs_do_not_share_a_directory(tmp_path):
     with (
-        directory.alone(tmp_path / "new"),
+        directory.lock(tmp_path / "new"),
         pytest.raises(ValueError, match="another run is at work"),
-        directory.alone(tmp_path / "new"),
+        directory.lock(tmp_path / "new"),
     ):
         pass
-    with directory.alone(tmp_path / "new"):
+    with directory.lock(tmp_path / "new"):
         pass
 
 
@@ -239,17 +249,22 @@ def test_a_lock_is_gone_with_its_process(tmp_path):
         "print('held', flush=True); os.read(0, 1)"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another run is at work"), directory.alone(tmp_path):
+        with pytest.raises(ValueError, match="another run is at work"), directory.lock(tmp_path):
             pass
         process.kill()
         process.wait()
-        with directory.alone(tmp_path):
+        with directory.lock(tmp_path):
             pass
 
 
 def test_a_file_is_no_directory_for_a_run(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file: choose another --workdir"), directory.alone(tmp_path / "file"):
+    with (
+        pytest.raises(ValueError, match="is a file: choose another --workdir"),
+        directory.lock(tmp_path / "file"),
+    ):
         pass

@@ -32,7 +32,13 @@ MODEL = UNet(
     groups=2,
 )
 CONFIG = small_recipe(model=MODEL, sampling=Sampling(steps=10))
-FILES = {"README.md", "loss.png", "model_index.json", "samples.png", "scheduler/scheduler_config.json"}
+FILES = {
+    "README.md",
+    "loss.png",
+    "model_index.json",
+    "samples.png",
+    "scheduler/scheduler_config.json",
+}
 FILES |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 
 
@@ -102,7 +108,9 @@ def test_only_an_export_is_replaced_and_only_if_asked(trained, tmp_path, capsys)
     assert files(out) == FILES
     assert list(tmp_path.iterdir()) == [out]
     (out / "thesis.txt").write_text("all I have")
-    assert "is there already" in one_line_boxed(capsys, "--ckpt", trained, "--out", out, "--overwrite")
+    assert "is there already" in one_line_boxed(
+        capsys, "--ckpt", trained, "--out", out, "--overwrite"
+    )
     assert (out / "thesis.txt").read_text() == "all I have"
 
 
@@ -110,7 +118,7 @@ def test_what_was_there_stays_where_the_new_cannot_take_its_place(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/README.md").write_text("old")
     with pytest.raises(FileNotFoundError):
-        export.replace(tmp_path / "model", tmp_path / "none")
+        export.swap_folder(tmp_path / "model", tmp_path / "none")
     assert (tmp_path / "model/README.md").read_text() == "old"
 
 
@@ -174,7 +182,7 @@ def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monke
     place, asked = hub_here
     upload = hub.upload
     export.prepare_upload("them/net", False, CONFIG)
-    save = export.uploader("them/net", False, CONFIG, trained)
+    save = export.make_uploader("them/net", False, CONFIG, trained)
     params = jax.tree.map(jnp.asarray, random_params(MODEL, 3, "ema"))
     state = TrainState(jnp.int32(4), jax.tree.map(jnp.zeros_like, params), {"ema": params}, ())
     for kind in (ConnectionError, RuntimeError):

@@ -10,7 +10,7 @@ from helpers.file_limits import no_file_above
 from ddpm_jax.config import Checkpoint
 from ddpm_jax.runs import manifest
 from ddpm_jax.runs import steps as saved_steps
-from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 
 
 def small(value) -> dict:
@@ -23,11 +23,17 @@ def test_no_step_is_given_up_before_a_newer_one_is_whole(tmp_path, monkeypatch):
     seen, write = [], manifest.write
 
     def watched(folder):
-        seen.append([step for step in saved_steps.steps(tmp_path) if saved_steps.damage(tmp_path, step) is None])
+        seen.append(
+            [
+                step
+                for step in saved_steps.steps(tmp_path)
+                if saved_steps.find_corruption(tmp_path, step) is None
+            ]
+        )
         write(folder)
 
     monkeypatch.setattr(manifest, "write", watched)
-    with Checkpoints(tmp_path, Checkpoint(keep_last=1)) as checkpoints:
+    with CheckpointWriter(tmp_path, Checkpoint(keep_last=1)) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
     assert seen == [[], [1], [2]]
@@ -50,8 +56,11 @@ def fail_once(monkeypatch, at):
 def test_a_failed_save_stops_the_run_at_the_next_one(tmp_path, monkeypatch):
     fail_once(monkeypatch, 2)
     with (
-        pytest.raises(OSError, match=r"step 2 was not saved \(.*No space left.*\); checkpoints there are: 1: make"),
-        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(
+            OSError,
+            match=r"step 2 was not saved \(.*No space left.*\); checkpoints there are: 1: make",
+        ),
+        CheckpointWriter(tmp_path) as checkpoints,
     ):
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
@@ -60,7 +69,7 @@ def test_a_failed_save_stops_the_run_at_the_next_one(tmp_path, monkeypatch):
 
 def test_a_failed_save_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, capsys):
     fail_once(monkeypatch, 2)
-    with Checkpoints(tmp_path, Checkpoint(keep_last=3, on_failure="go_on")) as checkpoints:
+    with CheckpointWriter(tmp_path, Checkpoint(keep_last=3, on_failure="continue")) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
     assert saved_steps.steps(tmp_path) == [1, 3]
@@ -73,7 +82,9 @@ def test_a_failed_save_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, 
 
 def test_two_failures_of_one_save_are_told_once(tmp_path, monkeypatch, capsys):
     """Orbax writes arrays and metadata each by itself, and each may find the disk full."""
-    full = iter([OSError(28, "No space left for arrays"), OSError(28, "No space left for metadata")])
+    full = iter(
+        [OSError(28, "No space left for arrays"), OSError(28, "No space left for metadata")]
+    )
     wait = ocp.AsyncCheckpointer.wait_until_finished
 
     def failing(writer):
@@ -83,7 +94,7 @@ def test_two_failures_of_one_save_are_told_once(tmp_path, monkeypatch, capsys):
             raise error
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", failing)
-    with Checkpoints(tmp_path, Checkpoint(on_failure="go_on")) as checkpoints:
+    with CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, small(step), {})
     assert capsys.readouterr().err.count("was not saved") == 1
@@ -94,7 +105,7 @@ def test_a_failed_last_save_ends_the_run_even_if_told_to_go_on(tmp_path, monkeyp
     fail_once(monkeypatch, 2)
     with (
         pytest.raises(OSError, match="step 2 was not saved"),
-        Checkpoints(tmp_path, Checkpoint(on_failure="go_on")) as checkpoints,
+        CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")) as checkpoints,
     ):
         for step in (1, 2):
             checkpoints.save(step, small(step), {})
@@ -105,8 +116,8 @@ def test_a_failed_last_save_ends_the_run_even_if_told_to_go_on(tmp_path, monkeyp
 def test_a_snapshot_that_fails_is_told_as_a_save_is(tmp_path, monkeypatch, capsys):
     fail_once(monkeypatch, 4)
     with pytest.raises(OSError, match=r"the snapshot of step 4 was not saved .*No space left"):
-        Checkpoints(tmp_path).save_snapshot(4, small(1))
-    Checkpoints(tmp_path, Checkpoint(on_failure="go_on")).save_snapshot(4, small(1))
+        CheckpointWriter(tmp_path).save_snapshot(4, small(1))
+    CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")).save_snapshot(4, small(1))
     assert "the snapshot of step 4 was not saved" in capsys.readouterr().err
     assert not (tmp_path / saved_steps.SNAPSHOTS / "4").exists()
 
@@ -114,7 +125,7 @@ def test_a_snapshot_that_fails_is_told_as_a_save_is(tmp_path, monkeypatch, capsy
 def test_a_file_that_the_system_refuses_is_told_without_a_traceback(tmp_path, capfd):
     """The error is TensorStore's own, from one of its threads."""
     large = {"params": {"w": np.random.default_rng(0).standard_normal(2**15, np.float32)}}
-    with Checkpoints(tmp_path, Checkpoint(on_failure="go_on")) as checkpoints:
+    with CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")) as checkpoints:
         checkpoints.save(1, small(1), {})
         checkpoints.wait()
         with no_file_above(50_000):

@@ -38,15 +38,28 @@ def assert_same(ours, theirs):
 def test_the_net_and_what_it_was_trained_for_come_along(theirs):
     config = with_net_of(DIGITS, str(theirs))
     net, params = load_net(theirs)
-    assert (config.model, config.objective.target, config.objective.schedule) == (net, "v", "linear")
-    assert (config.data, config.optimizer, config.ema) == (DIGITS.data, DIGITS.optimizer, DIGITS.ema)
+    assert (config.model, config.objective.target, config.objective.schedule) == (
+        net,
+        "v",
+        "linear",
+    )
+    assert (config.data, config.optimizer, config.ema) == (
+        DIGITS.data,
+        DIGITS.optimizer,
+        DIGITS.ema,
+    )
     assert_same(first_params(config, KEY), params)
 
 
 def test_the_losses_stay_the_recipes(theirs):
-    ours = dataclasses.replace(DIGITS.objective, weighting="min_snr", times="importance")
+    ours = dataclasses.replace(
+        DIGITS.objective, weighting="min_snr", timestep_sampling="importance"
+    )
     config = with_net_of(dataclasses.replace(DIGITS, objective=ours), str(theirs))
-    assert (config.objective.weighting, config.objective.times) == ("min_snr", "importance")
+    assert (config.objective.weighting, config.objective.timestep_sampling) == (
+        "min_snr",
+        "importance",
+    )
 
 
 def test_a_learned_variance_brings_the_bound_that_trains_it(theirs):
@@ -55,7 +68,7 @@ def test_a_learned_variance_brings_the_bound_that_trains_it(theirs):
     net = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(net | {"out_channels": 2}))
     config = with_net_of(DIGITS, str(theirs))
-    assert (config.objective.variance, config.objective.bound) == ("learned_range", "hybrid")
+    assert (config.objective.variance, config.objective.loss_kind) == ("learned_range", "hybrid")
     assert config.model.learned_variance
 
 

@@ -24,7 +24,9 @@ PIXELS = np.arange(40 * 64, dtype=np.uint32).astype(np.uint8).reshape(40, 8, 8, 
 IMAGES = InMemory(PIXELS, np.arange(40, dtype=np.int32) % 10)
 CONFIG = dataclasses.replace(
     RECIPE,
-    training=dataclasses.replace(RECIPE.training, steps=16, max_skipped=3, on_skipped="go_back"),
+    training=dataclasses.replace(
+        RECIPE.training, steps=16, skip_patience=3, on_patience="rollback"
+    ),
     checkpoint=Checkpoint(every=3),
     log=Log(every=1, samples=0),
 )
@@ -75,7 +77,7 @@ def test_a_state_comes_back_as_it_was_saved(compiled, tmp_path, capsys):
         saved.append(jax.tree.map(np.asarray, state))
 
     state = loop.first_state(config, tx)
-    assert loop.walk(config, tmp_path, IMAGES, train_step, state, on_save) == (2, 0)
+    assert loop.run_steps(config, tmp_path, IMAGES, train_step, state, on_save) == (2, 0)
     capsys.readouterr()
     found = loop.resumed_state(config, tx, tmp_path, 2, 40)
     assert_same(found, saved[0])
@@ -99,8 +101,11 @@ def test_weights_that_are_lost_come_back_from_before(compiled, tmp_path, capsys,
             state = state._replace(params=jax.tree.map(lost, state.params))
         return state, values
 
-    loop.walk(CONFIG, tmp_path, IMAGES, losing_step, loop.first_state(CONFIG, tx))
-    assert "3 steps in a row, up to step 9: goes on with the weights of step 3" in capsys.readouterr().err
+    loop.run_steps(CONFIG, tmp_path, IMAGES, losing_step, loop.first_state(CONFIG, tx))
+    assert (
+        "3 steps in a row, up to step 9: goes on with the weights of step 3"
+        in capsys.readouterr().err
+    )
     assert saved_steps.steps(tmp_path) == [15, 16]
     assert [path.name for path in tmp_path.glob("checkpoints/*.abandoned")] == ["6-1.abandoned"]
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -112,7 +117,7 @@ def test_weights_that_are_lost_come_back_from_before(compiled, tmp_path, capsys,
 
 def small_walk(folder, losses, keep, after=lambda step: None, on_save=loop.ignore_save, **settings):
     """A walk whose step adds one to its only weight and has the next of the losses."""
-    settings = {"steps": len(losses), "max_skipped": 2, "on_skipped": "go_back"} | settings
+    settings = {"steps": len(losses), "skip_patience": 2, "on_patience": "rollback"} | settings
     config = small_recipe(training=Training(batch_size=16, **settings), checkpoint=keep)
     given = iter(losses)
 
@@ -124,7 +129,7 @@ def small_walk(folder, losses, keep, after=lambda step: None, on_save=loop.ignor
 
     first = {"w": jnp.zeros(1)}
     state = TrainState(jnp.int32(0), first, {"ema": first}, {"n": jnp.zeros(1)})
-    return loop.walk(config, folder, IMAGES, train_step, state, on_save)
+    return loop.run_steps(config, folder, IMAGES, train_step, state, on_save)
 
 
 def weight(folder, step):
@@ -171,14 +176,14 @@ def test_what_it_goes_back_to_at_the_last_step_is_what_is_saved(tmp_path):
 
 def test_a_checkpoint_to_go_back_to_is_never_dropped_and_what_it_goes_on_with_is_saved(tmp_path):
     """Steps after 4 are lost, which is known eight steps later; each is saved, and the last two are kept."""
-    small_walk(tmp_path, [1] * 4 + [np.nan] * 8, Checkpoint(every=1), max_skipped=8)
+    small_walk(tmp_path, [1] * 4 + [np.nan] * 8, Checkpoint(every=1), skip_patience=8)
     assert saved_steps.steps(tmp_path)[-1] == 12
     assert weight(tmp_path, 12) == 3
 
 
 def test_a_run_that_is_to_stop_ends_where_updates_are_skipped_in_a_row(tmp_path):
     with pytest.raises(ValueError, match="not finite in 2 steps in a row, up to step 3: lower"):
-        small_walk(tmp_path, [1, np.nan, np.nan, 1, 1], Checkpoint(every=1), on_skipped="stop")
+        small_walk(tmp_path, [1, np.nan, np.nan, 1, 1], Checkpoint(every=1), on_patience="stop")
     assert saved_steps.steps(tmp_path)[0] == 1
 
 

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_as_it_was_saved_is_whole(folder):
-    assert manifest.damage(folder) is None
+    assert manifest.find_corruption(folder) is None
 
 
 def test_every_flipped_bit_is_found(folder):
@@ -35,9 +35,9 @@ def test_every_flipped_bit_is_found(folder):
             flipped = bytearray(content)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
-            assert manifest.damage(folder) is not None, (path, bit)
+            assert manifest.find_corruption(folder) is not None, (path, bit)
         path.write_bytes(content)
-    assert manifest.damage(folder) is None
+    assert manifest.find_corruption(folder) is None
 
 
 def test_every_length_but_the_whole_one_is_found(folder):
@@ -45,7 +45,7 @@ def test_every_length_but_the_whole_one_is_found(folder):
         content = path.read_bytes()
         for other in [*(content[:length] for length in range(len(content))), content + b"\0"]:
             path.write_bytes(other)
-            assert manifest.damage(folder) is not None, (path, len(other))
+            assert manifest.find_corruption(folder) is not None, (path, len(other))
         path.write_bytes(content)
 
 
@@ -69,10 +69,10 @@ def test_what_is_wrong_is_named(tmp_path):
     for number, (words, harm) in enumerate(cases.items()):
         folder = fill(tmp_path / str(number))
         harm(folder)
-        assert words in manifest.damage(folder)
+        assert words in manifest.find_corruption(folder)
 
 
 def test_a_folder_without_a_manifest_or_without_being_there_is_not_whole(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
-    assert "manifest.json" in manifest.damage(tmp_path)
-    assert manifest.damage(tmp_path / "nowhere") is not None
+    assert "manifest.json" in manifest.find_corruption(tmp_path)
+    assert manifest.find_corruption(tmp_path / "nowhere") is not None

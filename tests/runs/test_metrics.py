@@ -40,7 +40,9 @@ def shown(folder, tag) -> list[tuple[int, float]]:
     for event in events(folder):
         if event.session_log.status == SessionLog.START:
             points = [(step, value) for step, value in points if step < event.step]
-        points += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+        points += [
+            (event.step, value.simple_value) for value in event.summary.value if value.tag == tag
+        ]
     return points
 
 
@@ -52,7 +54,9 @@ def test_scalars_reach_the_file_at_once_and_tensorboard_at_the_end(tmp_path):
     workdir = tmp_path / "new" / "run"
     with RunLog(workdir) as log:
         log.scalars(10, {"loss": 0.5, "grad_norm": np.float32(2)})
-        assert (workdir / "metrics.jsonl").read_bytes() == b'{"step": 10, "loss": 0.5, "grad_norm": 2.0}\n'
+        assert (
+            workdir / "metrics.jsonl"
+        ).read_bytes() == b'{"step": 10, "loss": 0.5, "grad_norm": 2.0}\n'
         log.scalars(20, {"loss": 0.25})
     assert read_metrics(workdir / "metrics.jsonl") == [
         {"step": 10, "loss": 0.5, "grad_norm": 2.0},
@@ -108,7 +112,9 @@ def test_resume_keeps_the_lines_up_to_its_checkpoint(tmp_path, before, after):
     assert names(tmp_path) == ["metrics.jsonl", "tensorboard"]
 
 
-@pytest.mark.parametrize("broken", [b"\n", b"{oops}\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "broken", [b"\n", b"{oops}\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"]
+)
 def test_a_broken_line_is_named_and_nothing_is_touched(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(TEN + broken + THIRTY)
@@ -124,7 +130,11 @@ def test_a_fresh_start_sets_older_metrics_aside(tmp_path):
     for value in (1.0, 2.0, 3.0):
         with RunLog(tmp_path) as log:
             log.scalars(0, {"loss": value})
-    kept = {name: read_metrics(tmp_path / name)[0]["loss"] for name in names(tmp_path) if name.endswith("jsonl")}
+    kept = {
+        name: read_metrics(tmp_path / name)[0]["loss"]
+        for name in names(tmp_path)
+        if name.endswith("jsonl")
+    }
     assert kept == {"metrics-1.jsonl": 1.0, "metrics-2.jsonl": 2.0, "metrics.jsonl": 3.0}
     assert shown(tmp_path, "loss") == [(0, 3.0)]
 
@@ -137,7 +147,12 @@ def test_resume_doubles_no_tensorboard_point_even_within_a_second(tmp_path):
         for step in (30, 40):
             log.scalars(step, {"loss": step / 16})
     assert shown(tmp_path, "loss") == [(10, 1.25), (20, 2.5), (30, 1.875), (40, 2.5)]
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30, 40]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [
+        10,
+        20,
+        30,
+        40,
+    ]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -219,7 +234,9 @@ def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monke
             log.curve()
         words = capsys.readouterr().err
         for what in ("metrics.jsonl", "TensorBoard's points", "TensorBoard's picture", "loss.png"):
-            assert f"{what} was not written, and training goes on: [Errno 27] File too large" in words
+            assert (
+                f"{what} was not written, and training goes on: [Errno 27] File too large" in words
+            )
         assert (tmp_path / "metrics.jsonl").stat().st_size == size
         assert not (tmp_path / "loss.png").exists()
         log.scalars(30, {"loss": 0.125})

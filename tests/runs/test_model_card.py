@@ -12,9 +12,11 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.model_card import write_card
-from ddpm_jax.runs.sources import TrainedRun
+from ddpm_jax.runs.sources import RunSource
 
-MODEL = UNet(image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2)
+MODEL = UNet(
+    image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
+)
 
 
 @pytest.fixture
@@ -26,7 +28,9 @@ def card(tmp_path):
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": i, "loss": float(31 - i)}) + "\n" for i in range(1, 41))
     )
-    (folder / "bits_per_dim.json").write_text(json.dumps({"bits_per_dim": 3.25, "num": 256, "step": 30}))
+    (folder / "bits_per_dim.json").write_text(
+        json.dumps({"bits_per_dim": 3.25, "num": 256, "step": 30})
+    )
     config = Config(
         model=MODEL,
         data=Folder(path=str(pictures)),
@@ -36,7 +40,7 @@ def card(tmp_path):
     save_pretrained(config, random_params(MODEL), tmp_path / "out")
 
     def write(**changes):
-        run = TrainedRun(folder, 30, dataclasses.replace(config, **changes))
+        run = RunSource(folder, 30, dataclasses.replace(config, **changes))
         write_card(tmp_path / "out", run, "ema", "me/cats", "DDPMScheduler")
         return (tmp_path / "out/README.md").read_text()
 
@@ -45,9 +49,13 @@ def card(tmp_path):
 
 def test_its_facts(card):
     text = card()
-    assert f"{MODEL.parameter_count():,} parameters that draws grey pictures of 8 x 8 pixels" in text
+    assert (
+        f"{MODEL.parameter_count():,} parameters that draws grey pictures of 8 x 8 pixels" in text
+    )
     assert "trained for 30 steps\non folder: cats with" in text
-    assert "training loss: 10.5000, the mean of its last 20 lines" in text  # of losses 20 .. 1, at steps up to 30
+    assert (
+        "training loss: 10.5000, the mean of its last 20 lines" in text
+    )  # of losses 20 .. 1, at steps up to 30
     assert "bits per dimension: at most 3.250 (256 images, step 30)" in text
     assert "scheduler: DDPMScheduler; the run's own samples are by ddpm in all steps" in text
     assert "--checkpoint.every 10" in text
@@ -57,7 +65,9 @@ def test_its_facts(card):
 def test_nothing_of_this_machine(card, tmp_path):
     options = {"statistics": str(tmp_path / "run/statistics.npz")}
     started = Training(steps=30, init_from=str(tmp_path / "cats"))
-    assert str(tmp_path) not in card(sampling=Sampling(sampler="dpm_solver_v3", options=options), training=started)
+    assert str(tmp_path) not in card(
+        sampling=Sampling(sampler="dpm_solver_v3", options=options), training=started
+    )
 
 
 def test_how_to_draw_is_what_works(card):

@@ -21,7 +21,9 @@ CONFIG = small_recipe(
     optimizer=Optimizer(learning_rate=0.5, warmup_steps=10),
     log=Log(every=2, samples=0),
 )
-IMAGES = InMemory(np.random.RandomState(0).randint(0, 256, (12, 8, 8, 1)).astype(np.uint8))  # 3 steps an epoch
+IMAGES = InMemory(
+    np.random.RandomState(0).randint(0, 256, (12, 8, 8, 1)).astype(np.uint8)
+)  # 3 steps an epoch
 
 
 def state(config):
@@ -42,12 +44,18 @@ def test_each_line_holds_the_loss_of_its_own_step_in_order(tmp_path):
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
     assert all(line["loss"] == line["step"] / 8 for line in lines)
-    np.testing.assert_allclose([line["learning_rate"] for line in lines], [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(
+        [line["learning_rate"] for line in lines], [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6
+    )
 
 
 def test_an_epoch_line_holds_the_mean_of_its_steps(tmp_path, capsys):
     report(CONFIG, tmp_path, range(1, 8))
-    epochs = {line["epoch"]: line["epoch_loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "epoch" in line}
+    epochs = {
+        line["epoch"]: line["epoch_loss"]
+        for line in read_metrics(tmp_path / "metrics.jsonl")
+        if "epoch" in line
+    }
     assert epochs == {1: 2 / 8, 2: 5 / 8}
     assert "epoch 2/3: mean loss 0.62500" in capsys.readouterr().out
 
@@ -63,7 +71,7 @@ def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
 def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
     with progress.Reporter(CONFIG, IMAGES, tmp_path, 0) as reporter:
         reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
-        reporter.hurried = True
+        reporter.skip_final_plot = True
     assert not (tmp_path / "loss.png").exists()
     report(CONFIG, tmp_path, range(2, 4), start=1)
     assert (tmp_path / "loss.png").exists()
@@ -73,7 +81,11 @@ def test_grids_are_due_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     drawn = []
     draw = lambda self, step, params: drawn.append(step)  # noqa: E731
     monkeypatch.setattr(progress.Reporter, "_draw_grid", draw)
-    report(dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every_epochs=1)), tmp_path, range(1, 8))
+    report(
+        dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every_epochs=1)),
+        tmp_path,
+        range(1, 8),
+    )
     assert drawn == [3, 6, 7]
 
 

@@ -3,24 +3,27 @@
 import pytest
 from helpers.pretrained import fixture
 
-from ddpm_jax.cli.run_options import InBatches, OnRun, parse
+from ddpm_jax.cli.run_options import BatchedRunOptions, RunOptions, parse
 from ddpm_jax.runs.sources import open_any
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"batch_size": 0}, "--batch-size must be at least 1, not 0"), ({"seed": -1}, r"--seed must be in \[0, 2\*\*32")],
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"seed": -1}, r"--seed must be in \[0, 2\*\*32"),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        InBatches(**setting)
+        BatchedRunOptions(**setting)
 
 
 def test_a_run_that_is_not_named_or_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="--ckpt is missing: give the directory of a run"):
-        parse(InBatches, ["--seed", "1"], "command")
+        parse(BatchedRunOptions, ["--seed", "1"], "command")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        parse(OnRun, ["--ckpt", str(tmp_path / "none")], "command")
+        parse(RunOptions, ["--ckpt", str(tmp_path / "none")], "command")
 
 
 @pytest.fixture
@@ -37,7 +40,9 @@ def test_a_net_in_the_layout_of_diffusers_stands_where_a_run_does(theirs):
     assert source.params("ema").keys() == source.recipe.model.shapes().keys()
     with pytest.raises(ValueError, match="has one set of weights: leave --weights out"):
         source.params("raw")
-    with pytest.raises(ValueError, match=r"--checkpoint names a step of a run, which .* is not: leave it out"):
+    with pytest.raises(
+        ValueError, match=r"--checkpoint names a step of a run, which .* is not: leave it out"
+    ):
         open_any(str(theirs), 3)
 
 
@@ -48,9 +53,14 @@ def test_parts_may_lie_in_either_place(theirs):
 
 
 def test_what_is_neither_is_told_what_either_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is neither a folder here nor owner/name, a repository of the hub"):
+    with pytest.raises(
+        FileNotFoundError, match="is neither a folder here nor owner/name, a repository of the hub"
+    ):
         open_any(str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"holds neither checkpoints nor model_index\.json: give a run such as"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"holds neither checkpoints nor model_index\.json: give a run such as",
+    ):
         open_any(str(tmp_path))
     with pytest.raises(ValueError, match="is a file: give the folder it is in"):
         (tmp_path / "file").touch()

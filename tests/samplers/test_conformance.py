@@ -11,17 +11,17 @@ import pytest
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion.grid import CLEAN, rows, times_of
+from ddpm_jax.diffusion.grid import CLEAN_DATA, grid_from_pairs, timesteps_for
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, per_example
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas, per_example
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
-from ddpm_jax.pretrained.scheduler_config import scheduler_of
+from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.samplers import sample, sample_keys
 
 PICTURE = jnp.asarray((np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 1, 2, 0), jnp.float32)
 KEYS = sample_keys(0, jnp.arange(4))
-LINEAR, LINEAR_1100 = from_betas(linear()), from_betas(linear(1100))
+LINEAR, LINEAR_1100 = from_betas(linear_betas()), from_betas(linear_betas(1100))
 
 TENTHS = np.round(np.linspace(999, 0, 11)).astype(int)
 
@@ -70,8 +70,11 @@ def case_id(case):
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
-    config = {"_class_name": f"{case.scheduler}Scheduler", "prediction_type": PREDICTION_TYPE[case.target]}
-    _, objective, sampling = scheduler_of(config | case.config)
+    config = {
+        "_class_name": f"{case.scheduler}Scheduler",
+        "prediction_type": PREDICTION_TYPE[case.target],
+    }
+    _, objective, sampling = parse_scheduler(config | case.config)
     sampling = sampling.override(steps=10)
     sampler = build_sampler(objective, sampling)
     denoise = sampling_denoiser(objective, network, sampling)
@@ -84,17 +87,23 @@ def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
 @pytest.mark.parametrize(("target", "expected"), [("eps", 0.3301), ("v", 0.2251)])
 def test_dpmpp_2m_ends_where_that_of_diffusers_does_with_its_order_to_the_end(target, expected):
     denoise = make_denoiser(LINEAR, network, target, None)
-    x0 = sample(KEYS, denoise, samplers.make("dpmpp_2m"), rows(LINEAR, TENTHS[:-1], TENTHS[1:]), PICTURE)
+    x0 = sample(
+        KEYS,
+        denoise,
+        samplers.make("dpmpp_2m"),
+        grid_from_pairs(LINEAR, TENTHS[:-1], TENTHS[1:]),
+        PICTURE,
+    )
     assert abs(distances(x0)[1] - expected) < 1e-4
 
 
 def network_of_sigma(xt, t):
     """diffusers' tests of samplers in sigma give `step`, for x at sigma, what is already x at t."""
-    return network(xt / per_example(LINEAR_1100.at(t)[0], xt), t)
+    return network(xt / per_example(LINEAR_1100.signal_and_noise(t)[0], xt), t)
 
 
 def denoise_in_sigma(denoise, xt, t):
-    return denoise(xt * LINEAR_1100.at(t)[0], t)
+    return denoise(xt * LINEAR_1100.signal_and_noise(t)[0], t)
 
 
 IN_SIGMA = [
@@ -111,9 +120,13 @@ IN_SIGMA = [
 
 @pytest.mark.parametrize(("name", "spacing", "target", "expected"), IN_SIGMA)
 def test_a_walk_in_sigma_ends_where_that_of_diffusers_does(name, spacing, target, expected):
-    t = np.linspace(1099, 0, 10) if spacing == "linspace" else times_of(LINEAR_1100, 10, spacing)
+    t = (
+        np.linspace(1099, 0, 10)
+        if spacing == "linspace"
+        else timesteps_for(LINEAR_1100, 10, spacing)
+    )
     inner = make_denoiser(LINEAR_1100, network_of_sigma, target, None)
-    grid = rows(LINEAR_1100, t, np.append(t[1:], CLEAN))
+    grid = grid_from_pairs(LINEAR_1100, t, np.append(t[1:], CLEAN_DATA))
     xT = grid.row(0).sqrt_one_minus_alpha_bar * PICTURE
     x0 = sample(KEYS, Partial(denoise_in_sigma, inner), samplers.make(name), grid, xT)
     assert abs(distances(x0)[0] - expected) < max(1e-2, 1e-5 * expected)

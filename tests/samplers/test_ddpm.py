@@ -8,11 +8,11 @@ from helpers.samplers import SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
 from ddpm_jax.samplers.ddpm import ddpm
 
-ALPHA_BAR = np.cumprod(1 - linear())
+ALPHA_BAR = np.cumprod(1 - linear_betas())
 MU, STD = 0.3, 0.5
 COUNT = 2304
 GAUSSIAN = mixture(MU, STD)
@@ -47,7 +47,10 @@ def ancestral_chain(times, variance):
         here = ALPHA_BAR[t]
         after = ALPHA_BAR[times[i + 1]] if i + 1 < len(times) else 1.0
         beta = 1 - here / after
-        of_x0, of_xt = np.sqrt(after) * beta / (1 - here), np.sqrt(here / after) * (1 - after) / (1 - here)
+        of_x0, of_xt = (
+            np.sqrt(after) * beta / (1 - here),
+            np.sqrt(here / after) * (1 - after) / (1 - here),
+        )
         gain = STD**2 * np.sqrt(here) / (STD**2 * here + 1 - here)
         mean = of_x0 * (MU + gain * (mean - np.sqrt(here) * MU)) + of_xt * mean
         added = beta * (1 - after) / (1 - here) if variance == "fixed_small" else beta * (after < 1)
@@ -91,7 +94,7 @@ def test_the_last_ancestral_step_is_the_estimate_of_clean_data(variance):
 
 def test_clip_sample_limits_each_state_of_the_loop_and_is_traced():
     """Algorithm 2 with beta as its variance, each x_next limited."""
-    betas = linear(20, 1e-3, 0.5)
+    betas = linear_betas(20, 1e-3, 0.5)
     schedule = from_betas(betas)
     grid = grid_of(20, schedule=schedule)
     denoise = make_denoiser(schedule, lambda xt, t: 0.9 * xt + 0.2 * jnp.sin(3 * xt), "eps", None)
@@ -146,5 +149,7 @@ def test_learned_is_the_log_variance_itself():
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_a_network_that_says_no_variance_is_refused(variance):
-    with pytest.raises(ValueError, match="says nothing of the variance: use variance fixed_small or fixed_large"):
+    with pytest.raises(
+        ValueError, match="says nothing of the variance: use variance fixed_small or fixed_large"
+    ):
         step(ddpm(variance=variance), KEYS, GAUSSIAN, XT, ROWS[4], ())

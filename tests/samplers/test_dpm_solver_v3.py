@@ -8,7 +8,7 @@ from helpers.samplers import SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.analytic import mixture_x0
-from ddpm_jax.diffusion.grid import rows
+from ddpm_jax.diffusion.grid import grid_from_pairs
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.samplers import initial_noise, sample_keys
@@ -36,8 +36,8 @@ def walk(sampler, grid, denoise=CURVED):
 
 def to_a_level(steps, low=-6.0, high=6.0):
     """A grid at even steps of log SNR that ends at a level with noise."""
-    t = np.asarray(SCHEDULE.t_of(jnp.linspace(low, high, steps + 1)))
-    return rows(SCHEDULE, t[:-1], t[1:])
+    t = np.asarray(SCHEDULE.timestep_at(jnp.linspace(low, high, steps + 1)))
+    return grid_from_pairs(SCHEDULE, t[:-1], t[1:])
 
 
 def gaussian_statistics():
@@ -46,7 +46,10 @@ def gaussian_statistics():
     l = 1 / (1 + STD**2 * np.exp(2 * lambdas))
     slope = -2 * STD**2 * np.exp(2 * lambdas) * l**2
     L = -np.log(STD**2 + np.exp(-2 * lambdas)) / 2
-    tables = (np.asarray(each.reshape(-1, 1, 1, 1), np.float32) for each in (l, 0 * l, -MU * slope, L, 0 * l, -MU * l))
+    tables = (
+        np.asarray(each.reshape(-1, 1, 1, 1), np.float32)
+        for each in (l, 0 * l, -MU * slope, L, 0 * l, -MU * l)
+    )
     return Statistics(np.asarray(lambdas, np.float32), *tables)
 
 
@@ -96,7 +99,9 @@ def test_two_steps_of_order_2_are_the_line_through_two_f():
     at = np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
     integrals = [np.asarray(each, np.float32) for each in (l * at, s * at, np.exp(s * at) - b / s)]
     # p' = s p + b is so at both ends; the cubic between them is what the test allows for.
-    sampler = with_statistics(Statistics(np.array([-1, 1], np.float32), *tables, *integrals), 2, False)
+    sampler = with_statistics(
+        Statistics(np.array([-1, 1], np.float32), *tables, *integrals), 2, False
+    )
     grid = to_a_level(2, -1.0, 1.0)
     states = list(naive_walk(sampler, KEYS, CURVED, grid, XT))
 
@@ -112,7 +117,11 @@ def test_two_steps_of_order_2_are_the_line_through_two_f():
             return np.exp(-s * off) * value - b / s * (1 - np.exp(-s * off))  # Eq. 8
 
         off = r - lambdas[i]
-        slope = 0 if i == 0 else (g(f[1], 0) - g(f[0], lambdas[0] - lambdas[1])) / (lambdas[1] - lambdas[0])
+        slope = (
+            0
+            if i == 0
+            else (g(f[1], 0) - g(f[0], lambdas[0] - lambdas[1])) / (lambdas[1] - lambdas[0])
+        )
         bias = b / s * (1 - np.exp(-s * off))
         integrand = np.exp((l + s) * off) * (g(f[i], 0) + off * slope + bias)
         integral = np.trapezoid(integrand, r[:, 0, 0, 0, 0], axis=0)
@@ -146,24 +155,36 @@ def log_snr_schedule():
         log_snr = jnp.linspace(9.0, -9.0, 1000)
         alpha_bar = jax.nn.sigmoid(log_snr)
         log_alpha = jnp.diff(jnp.log(alpha_bar), prepend=0.0)
-        tables = -jnp.expm1(log_alpha), log_alpha, alpha_bar, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar), log_snr
+        tables = (
+            -jnp.expm1(log_alpha),
+            log_alpha,
+            alpha_bar,
+            jnp.sqrt(alpha_bar),
+            jnp.sqrt(1 - alpha_bar),
+            log_snr,
+        )
         yield NoiseSchedule(*tables)
 
 
 @pytest.mark.parametrize(("order", "corrector"), [(2, False), (3, True)])
-def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_schedule, order, corrector):
+def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(
+    log_snr_schedule, order, corrector
+):
     sampler = with_statistics(smooth_statistics(), order, corrector)
     denoise = make_denoiser(
-        log_snr_schedule, mixture_x0(log_snr_schedule, jnp.full((1, 1, 1, 1), MU, float), STD), "x0", None
+        log_snr_schedule,
+        mixture_x0(log_snr_schedule, jnp.full((1, 1, 1, 1), MU, float), STD),
+        "x0",
+        None,
     )
     xT = np.linspace(-2, 2, 8).reshape(-1, 1, 1, 1)
 
     def error(steps):
         t = np.interp(np.linspace(6, -6, steps + 1), np.linspace(-9, 9, 1000), np.arange(1000))
-        grid, x = list(rows_of(rows(log_snr_schedule, t[:-1], t[1:]))), xT
-        memory = sampler.init(jnp.asarray(xT))
+        grid, x = list(rows_of(grid_from_pairs(log_snr_schedule, t[:-1], t[1:]))), xT
+        state = sampler.init(jnp.asarray(xT))
         for i, row in enumerate(grid):
-            x, memory = step(sampler, KEYS, denoise, x, row, memory)
+            x, state = step(sampler, KEYS, denoise, x, row, state)
             wanted = flow_of_a_gaussian(grid[0], row, xT)
             x = wanted if i < 4 else x
         return np.max(np.abs(np.asarray(x) - wanted))
@@ -177,7 +198,9 @@ def test_any_smooth_statistics_solve_the_ode_with_the_order_it_states(log_snr_sc
 def test_numbers_of_a_picture_have_their_own_statistics():
     exact = gaussian_statistics()
     both = exact, exact._replace(p=np.zeros_like(exact.p))
-    mixed = jax.tree.map(lambda *tables: np.concatenate(tables, 2) if tables[0].ndim == 4 else tables[0], *both)
+    mixed = jax.tree.map(
+        lambda *tables: np.concatenate(tables, 2) if tables[0].ndim == 4 else tables[0], *both
+    )
     made = [with_statistics(each, 3, True) for each in (mixed, *both)]
     found, *wanted = (walk(sampler, grid_of(8), GAUSSIAN) for sampler in made)
     assert np.max(np.abs(wanted[0] - wanted[1])) > 1e-4
@@ -192,9 +215,14 @@ def test_statistics_of_other_pictures_are_refused():
 
 
 def test_a_missing_or_foreign_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.npz is not there: python -m ddpm_jax.statistics"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no\.npz is not there: python -m ddpm_jax.statistics"
+    ):
         dpm_solver_v3(statistics=str(tmp_path / "no.npz"))
-    for name, write in (("text.npz", lambda p: p.write_text("x")), ("other.npz", lambda p: np.savez(p, images=[1]))):
+    for name, write in (
+        ("text.npz", lambda p: p.write_text("x")),
+        ("other.npz", lambda p: np.savez(p, images=[1])),
+    ):
         write(tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} holds no statistics"):
             load(tmp_path / name)

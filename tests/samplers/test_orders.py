@@ -15,7 +15,7 @@ from scipy.special import ndtr
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.analytic import mixture_x0
-from ddpm_jax.diffusion.grid import rows
+from ddpm_jax.diffusion.grid import grid_from_pairs
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.samplers import sample_keys
@@ -28,7 +28,7 @@ STEPS = 64, 128
 
 def choices(name):
     """The default options, and each choice of a Literal or a bool beside the others' defaults."""
-    function = samplers.find(name)
+    function = samplers.factory(name)
     hints = typing.get_type_hints(function)
     found = [{}]
     for p in inspect.signature(function).parameters.values():
@@ -61,7 +61,7 @@ def ode_solution(x, a, b, a_next, b_next):
 def solved_grid(schedule, steps):
     """A grid's rows over log SNR -3 to 3, and where the ODE takes `POINTS` by the end of each."""
     t = np.interp(np.linspace(3, -3, steps + 1), np.linspace(-8, 6, 1401), np.arange(1401))
-    grid = list(rows_of(rows(schedule, t[:-1], t[1:])))
+    grid = list(rows_of(grid_from_pairs(schedule, t[:-1], t[1:])))
     begin = grid[0].sqrt_alpha_bar, grid[0].sqrt_one_minus_alpha_bar
     ends = [(row.sqrt_alpha_bar_next, row.sqrt_one_minus_alpha_bar_next) for row in grid]
     return grid, [ode_solution(POINTS, *begin, *end).reshape(-1, 1, 1, 1) for end in ends]
@@ -88,9 +88,9 @@ def ode_error(sampler, denoise, grid, solution):
     """The largest error at the end of a walk whose first `FORCED` states are the exact ones."""
     keys = sample_keys(0, jnp.arange(len(POINTS)))
     xt = POINTS.reshape(-1, 1, 1, 1)
-    memory = sampler.init(jnp.asarray(xt))
+    state = sampler.init(jnp.asarray(xt))
     for i, row in enumerate(grid):
-        xt, memory = step(sampler, keys, denoise, xt, row, memory)
+        xt, state = step(sampler, keys, denoise, xt, row, state)
         xt = solution[i] if i < FORCED else xt
     return float(np.max(np.abs(xt - solution[-1])))
 

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.guidance import guide
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, per_example, squaredcos
+from ddpm_jax.diffusion.schedule import from_betas, per_example, squaredcos_betas
 from ddpm_jax.samplers import initial_noise, sample, sample_in_chunks, sample_keys, step_noise
 
 NAMES = samplers.names()
@@ -36,7 +36,7 @@ def spread_over(devices, keys):
 def test_a_sampler_is_found_by_the_name_of_its_module():
     assert "ddpm" in NAMES
     for name in NAMES:
-        function = samplers.find(name)
+        function = samplers.factory(name)
         assert (function.__module__, function.__name__) == (f"ddpm_jax.samplers.{name}", name)
         kinds = {p.kind for p in inspect.signature(function).parameters.values()}
         assert kinds <= {inspect.Parameter.KEYWORD_ONLY}, name
@@ -51,7 +51,7 @@ def test_a_wrong_name_is_answered_by_the_names_there_are(name):
 
 def test_a_wrong_option_is_answered_by_the_options_there_are():
     for name in NAMES:
-        options = ", ".join(inspect.signature(samplers.find(name)).parameters) or "none"
+        options = ", ".join(inspect.signature(samplers.factory(name)).parameters) or "none"
         message = f"sampler {name} has no option 'nonsense'; it has: {options}"
         with pytest.raises(ValueError, match=message):
             samplers.make(name, nonsense=1)
@@ -198,7 +198,7 @@ def test_parameters_guidance_and_thresholds_share_one_program():
 
 def test_a_schedule_that_ends_in_pure_noise_can_be_walked():
     """Also in v from a network that has learned nothing."""
-    schedule = from_betas(squaredcos(20, max_beta=1.0))
+    schedule = from_betas(squaredcos_betas(20, max_beta=1.0))
     keys, xT = noise_and_keys(0)
     denoise = make_denoiser(schedule, lambda xt, t: 0 * xt, "v")
     x0 = sample(keys, denoise, samplers.make("ddpm"), grid_of(20, schedule=schedule), xT)

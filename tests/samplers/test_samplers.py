@@ -14,7 +14,12 @@ from scipy.stats import qmc
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear, squaredcos, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import (
+    from_betas,
+    linear_betas,
+    squaredcos_betas,
+    zero_terminal_snr,
+)
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
 NAMES = samplers.names()
@@ -55,7 +60,7 @@ def one_step(name, row, seed=0):
 
 def changed_options(name):
     """The sampler's options that are numbers, each a little off its default."""
-    parameters = inspect.signature(samplers.find(name)).parameters.values()
+    parameters = inspect.signature(samplers.factory(name)).parameters.values()
     return {p.name: p.default + 0.1 for p in parameters if isinstance(p.default, float)}
 
 
@@ -160,7 +165,7 @@ def test_a_finite_set_gives_its_own_images(name):
 @every_sampler
 def test_pure_noise_is_a_level_to_start_from(name):
     """alpha_bar = 0 at the first row: sigma and the first step in log SNR are infinite."""
-    rescaled, cosine = zero_terminal_snr(linear()), squaredcos(1000, max_beta=1.0)
+    rescaled, cosine = zero_terminal_snr(linear_betas()), squaredcos_betas(1000, max_beta=1.0)
     for case, betas in {"zero_terminal": rescaled, "squaredcos": cosine}.items():
         schedule = from_betas(betas)
         grid = grid_of(25, schedule=schedule)
@@ -172,7 +177,7 @@ def test_pure_noise_is_a_level_to_start_from(name):
 @every_sampler
 def test_few_steps_from_almost_pure_noise_stay_finite(name):
     """alpha_bar = 2e-9 at the first row: rounding all but hides the levels of the next."""
-    schedule = from_betas(squaredcos())
+    schedule = from_betas(squaredcos_betas())
     for steps in (1, 2, 5):
         x0 = draw(name, mixture(0.5, 0.1, schedule=schedule), grid_of(steps, schedule=schedule))
         assert np.all(np.isfinite(x0)), f"{steps} steps"
@@ -224,9 +229,13 @@ def test_a_walk_asks_the_denoiser_as_often_as_the_sampler_states(monkeypatch, na
     sampler, steps = samplers.make(name, **options), (1, 2, 3, 6)
     every_step, in_branches = calls_by_tracing(monkeypatch, sampler)
     if in_branches:
-        assert list(calls_by_running(sampler, steps)) == [sampler.asks(each) for each in steps]
+        assert list(calls_by_running(sampler, steps)) == [
+            sampler.num_evaluations(each) for each in steps
+        ]
     else:
-        assert [every_step * each for each in steps] == [sampler.asks(each) for each in steps]
+        assert [every_step * each for each in steps] == [
+            sampler.num_evaluations(each) for each in steps
+        ]
 
 
 # Samplers that must be one another, on a network whose output is not linear in x

@@ -35,8 +35,8 @@ def test_the_profile_has_the_length_asked_for(length):
 
 
 def test_the_longest_average_is_the_mean_of_all_steps():
-    assert ema.power_gamma(ema.LONGEST) < 1e-9
-    np.testing.assert_allclose(ema.LONGEST, np.std(np.linspace(0, 1, 100001)), rtol=1e-4)
+    assert ema.power_gamma(ema.MAX_LENGTH) < 1e-9
+    np.testing.assert_allclose(ema.MAX_LENGTH, np.std(np.linspace(0, 1, 100001)), rtol=1e-4)
     for length in (0.0, -0.1, 0.2887, 0.9999, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"must be above 0 and at most 0\.2887, not"):
             ema.power_gamma(length)
@@ -46,7 +46,9 @@ def test_the_longest_average_is_the_mean_of_all_steps():
 def test_the_recursion_gives_every_step_its_share_of_the_profile(length):
     """The weight of the parameters of step s is the profile's integral over (s - 1, s]."""
     gamma, t = ema.power_gamma(length), 40
-    rates = np.asarray(jax.vmap(lambda t: ema.power_rate(gamma, t))(jnp.arange(1.0, t + 1)), np.float64)
+    rates = np.asarray(
+        jax.vmap(lambda t: ema.power_rate(gamma, t))(jnp.arange(1.0, t + 1)), np.float64
+    )
     found = rates * np.append(np.cumprod((1 - rates)[:0:-1])[::-1], 1)
     wanted = [integral(profile(gamma, t), s, s - 1) for s in range(1, t + 1)]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
@@ -63,13 +65,15 @@ def test_rates_keep_their_precision_late_in_training():
 def test_warmup_starts_with_short_averages():
     t = np.array([1, 2, 10, 79, 80, 81, 82, 1000])
     rates = jax.vmap(lambda t: ema.decay_rate(0.9, True, t))(jnp.asarray(t, jnp.float32))
-    np.testing.assert_allclose(1 - np.asarray(rates), np.minimum(0.9, (1 + t) / (10 + t)), rtol=1e-6)
+    np.testing.assert_allclose(
+        1 - np.asarray(rates), np.minimum(0.9, (1 + t) / (10 + t)), rtol=1e-6
+    )
 
 
 def test_overlaps_are_integrals_of_products():
     """Over the shorter of the two intervals, where both profiles are smooth."""
     t, gamma = np.array([1.0, 1.0, 2.5, 4.0]), np.array([6.9, 0.5, 16.7, 3.0])
-    found = ema.overlap(t[:, None], gamma[:, None], t, gamma)
+    found = ema.profile_inner_product(t[:, None], gamma[:, None], t, gamma)
     for i in range(4):
         for j in range(4):
             p, q = profile(gamma[i], t[i]), profile(gamma[j], t[j])
@@ -100,7 +104,9 @@ def test_weights_are_the_least_squares_ones_among_those_that_add_up_to_one(lengt
         nodes = np.concatenate([start + 125 * (1 + NODES) for start in (0, 250, 500, 750)])
         goal = profile(wanted, 1000)(nodes)
         sums = sum(w * profile(g, s)(nodes) for w, s, g in zip(weights, t, gamma, strict=True))
-        return np.sqrt(np.sum(np.tile(WEIGHTS, 4) * (goal - sums) ** 2) / np.sum(np.tile(WEIGHTS, 4) * goal**2))
+        return np.sqrt(
+            np.sum(np.tile(WEIGHTS, 4) * (goal - sums) ** 2) / np.sum(np.tile(WEIGHTS, 4) * goal**2)
+        )
 
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(distance(weights), residual, rtol=1e-5)
@@ -131,7 +137,7 @@ def test_rebuilt_averages_of_a_random_walk_are_within_the_bound_of_the_residual(
     error = np.abs(found["w"] - averages[length])
     gamma = ema.power_gamma(length)
     spread = np.sqrt(t_wanted) * path[:t_wanted].std(0)
-    norm = np.sqrt(ema.overlap(t_wanted, gamma, t_wanted, gamma))
+    norm = np.sqrt(ema.profile_inner_product(t_wanted, gamma, t_wanted, gamma))
     assert (error <= residual * norm * spread + 1e-5).all()
     assert np.linalg.norm(error) < residual * np.linalg.norm(path[t_wanted - 1] - averages[length])
 
@@ -182,9 +188,14 @@ def test_sums_are_made_in_float64_one_tree_at_a_time():
 
 
 def test_more_snapshots_make_more_lengths_solvable():
-    few, many = (ema.solvable(*stored(np.arange(1, n + 1) * 640 / n), 640) for n in (2, ema.SNAPSHOTS))
+    few, many = (
+        ema.reachable_lengths(*stored(np.arange(1, n + 1) * 640 / n), 640)
+        for n in (2, ema.SNAPSHOTS)
+    )
     assert few == [0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11]
     assert many == [i / 100 for i in range(2, 28)]
     for length in (0.03, 0.2):
-        residual = ema.solve_weights(*stored(np.arange(10, 650, 10)), 640, ema.power_gamma(length))[1]
+        residual = ema.solve_weights(*stored(np.arange(10, 650, 10)), 640, ema.power_gamma(length))[
+            1
+        ]
         assert residual < 0.003

@@ -17,7 +17,13 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import from_betas
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema
-from ddpm_jax.training.importance import LossHistory, draw_times, keep_losses, observe, probabilities
+from ddpm_jax.training.importance import (
+    LossHistory,
+    draw_timesteps,
+    keep_losses,
+    probabilities,
+    record,
+)
 from ddpm_jax.training.step import init_state, make_train_step
 
 T = 8
@@ -33,13 +39,13 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-draw = jax.jit(draw_times)
+draw = jax.jit(draw_timesteps)
 shares = jax.jit(probabilities)
 
 
 @jax.jit
 def learn(history, t, losses):
-    return observe(history, t, losses, lambda tree: tree)
+    return record(history, t, losses, lambda tree: tree)
 
 
 def test_probabilities_are_eq_18_with_a_share_spread_evenly():
@@ -80,7 +86,11 @@ def test_the_bound_is_estimated_without_bias_and_with_less_noise():
 
 def test_the_history_is_the_average_of_the_squares_of_each_t():
     """The first mean of a step counts whole, the later ones by a tenth; a t that was not drawn keeps what it has."""
-    steps = [([0, 0, 3], [1.0, 3.0, 2.0]), ([0, 5, 5], [4.0, 1.0, 1.0]), ([3, 3, 3], [1.0, 2.0, 3.0])]
+    steps = [
+        ([0, 0, 3], [1.0, 3.0, 2.0]),
+        ([0, 5, 5], [4.0, 1.0, 1.0]),
+        ([3, 3, 3], [1.0, 2.0, 3.0]),
+    ]
     history = LossHistory(jnp.zeros(T), jnp.zeros(T, jnp.int32))
     for t, losses in steps:
         history = learn(history, jnp.array(t), jnp.array(losses))
@@ -102,15 +112,15 @@ def test_a_loss_that_is_not_finite_is_left_out():
 def test_without_a_history_nothing_is_drawn():
     batch = {"key": keys(2)}
     state = optax.sgd(0.1).init(jnp.ones(2))
-    same, weight = importance.draw(state, batch)
+    same, weight = importance.sample_timesteps(state, batch)
     assert same is batch
     assert float(weight) == 1
-    assert importance.learn(state, batch, jnp.ones(2), lambda tree: tree) is state
+    assert importance.update_history(state, batch, jnp.ones(2), lambda tree: tree) is state
 
 
 # In the training step
 
-OBJECTIVE = Objective(timesteps=T, beta_start=0.05, beta_end=0.8, times="importance")
+OBJECTIVE = Objective(timesteps=T, beta_start=0.05, beta_end=0.8, timestep_sampling="importance")
 BATCH = 16
 
 
@@ -146,13 +156,15 @@ def alone():
 
 @pytest.mark.parametrize("route", ["pmap", "jit"])
 def test_eight_devices_draw_and_remember_as_one(alone, route):
-    step = parallel.spread(MAKE_STEP, route)
+    step = parallel.parallelize(MAKE_STEP, route)
     state, losses = train(parallel.replicate(fresh()), step=step, place=parallel.shard)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
     ours, theirs = state.opt_state.loss_history, alone[0].opt_state.loss_history
     np.testing.assert_allclose(ours.mean_square, theirs.mean_square, rtol=1e-4)
     np.testing.assert_array_equal(ours.seen, theirs.seen)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), state.params, alone[0].params)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), state.params, alone[0].params
+    )
 
 
 def test_a_resumed_run_draws_the_same_timesteps(alone):
@@ -169,9 +181,13 @@ def test_a_step_weighs_each_loss_and_remembers_it_unweighted():
     t, weights = draw(batch["key"], ALL_SEEN)
     losses = jax.jit(timed_loss)(state.params, batch["key"], batch | {"t": t})
     after, metrics = STEP(state, batch)
-    np.testing.assert_allclose(metrics["loss"], np.mean(np.asarray(weights) * np.asarray(losses)), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["loss"], np.mean(np.asarray(weights) * np.asarray(losses)), rtol=1e-5
+    )
     wanted = learn(ALL_SEEN, t, losses)
-    np.testing.assert_allclose(after.opt_state.loss_history.mean_square, wanted.mean_square, rtol=1e-4)
+    np.testing.assert_allclose(
+        after.opt_state.loss_history.mean_square, wanted.mean_square, rtol=1e-4
+    )
     assert len(set(weights.tolist())) > 3
 
 
@@ -185,7 +201,9 @@ def test_the_optimizer_of_a_recipe_keeps_losses_outside_of_all_else(dtype):
     for i in range(3):
         state, _ = step(state, linear_batch(i, BATCH))
     history = optax.tree.get(state.opt_state, "loss_history")
-    assert int(history.seen.max()) == 3  # of every micro-batch, though the second optimizer step is not done
+    assert (
+        int(history.seen.max()) == 3
+    )  # of every micro-batch, though the second optimizer step is not done
     assert int(state.step) == 1
     assert np.all(np.asarray(history.mean_square)[np.asarray(history.seen) > 0] > 0)
     plain = Config(**settings, objective=Objective(timesteps=T, beta_end=0.8)).make_optimizer(80)

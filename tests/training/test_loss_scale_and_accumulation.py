@@ -12,7 +12,7 @@ from ddpm_jax.training.optimizer import accumulate, dynamic_loss_scale, skip_non
 
 def test_accumulated_micro_batches_are_one_step_on_the_whole_batch():
     """Nothing moves within them."""
-    count, ema = 4, Ema(decay=0.5, others=(0.9,), power=(0.1,))
+    count, ema = 4, Ema(decay=0.5, extra_decays=(0.9,), power=(0.1,))
     whole = [linear_batch(step) for step in range(3)]
     rows = [slice(2 * i, 2 * i + 2) for i in range(count)]
     micro = [jax.tree.map(lambda x, r=r: x[r], batch) for batch in whole for r in rows]
@@ -70,7 +70,9 @@ def test_an_overflow_halves_the_loss_scale_and_skips_the_update_but_not_the_step
     states, _ = train(tx, [linear_batch(0), overflowing(linear_batch(1)), linear_batch(2)])
     before, after = states[1:3]
     assert scales(states) == [2.0**15, 2.0**15, 2.0**14, 2.0**14]
-    assert_same((before.params, before.opt_state.inner.inner), (after.params, after.opt_state.inner.inner))
+    assert_same(
+        (before.params, before.opt_state.inner.inner), (after.params, after.opt_state.inner.inner)
+    )
     assert [int(state.opt_state.inner.skipped) for state in states] == [0, 0, 1, 1]
     assert [int(state.step) for state in states] == [0, 1, 2, 3]
     assert np.abs(states[3].params["w"] - after.params["w"]).max() > 0.01

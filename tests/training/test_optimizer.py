@@ -37,9 +37,13 @@ def test_cosine_falls_along_half_a_wave_to_the_floor_and_stays():
 
 def test_epoch_cosine_is_pytorchs_cosine_annealing_stepped_once_an_epoch():
     """CosineAnnealingLR(T_max=epochs, eta_min=floor): eta_min + (lr - eta_min) (1 + cos(pi epoch / T_max)) / 2."""
-    found = rates(total_steps=7 * 13, steps_per_epoch=13, learning_rate=2e-3, decay="epoch_cosine", floor=1e-5)
+    found = rates(
+        total_steps=7 * 13, steps_per_epoch=13, learning_rate=2e-3, decay="epoch_cosine", floor=1e-5
+    )
     epoch = np.repeat(np.arange(7), 13)
-    np.testing.assert_allclose(found, 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 7)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        found, 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 7)) / 2, rtol=1e-5
+    )
 
 
 def test_adamw_decays_weights_and_adam_does_not():
@@ -63,7 +67,11 @@ def bits(tree):
 
 def bad_loss(params, keys, batch):
     """`linear_loss`, and where a batch says so, a loss or a gradient that is not finite, the other as it was."""
-    return linear_loss(params, keys, batch) + batch["to_loss"] + _slope(params["w"][0, 0], batch["to_gradient"])
+    return (
+        linear_loss(params, keys, batch)
+        + batch["to_loss"]
+        + _slope(params["w"][0, 0], batch["to_gradient"])
+    )
 
 
 @jax.custom_vjp
@@ -72,10 +80,15 @@ def _slope(x, by_x):
     return 0 * x + jnp.zeros_like(by_x)
 
 
-_slope.defvjp(lambda x, by_x: (_slope(x, by_x), by_x), lambda by_x, g: (jnp.sum(by_x * g), jnp.zeros_like(by_x)))
+_slope.defvjp(
+    lambda x, by_x: (_slope(x, by_x), by_x),
+    lambda by_x, g: (jnp.sum(by_x * g), jnp.zeros_like(by_x)),
+)
 
 GOOD = {"to_loss": 0.0, "to_gradient": 0.0}
-BAD = [{name: value} for name in GOOD for value in (np.nan, np.inf, -np.inf)] + [{"to_gradient": 1e30}]
+BAD = [{name: value} for name in GOOD for value in (np.nan, np.inf, -np.inf)] + [
+    {"to_gradient": 1e30}
+]
 RECIPES = {
     "adam": recipe(),
     "adamw, clipped": recipe(optimizer={"name": "adamw", "clip_norm": 1.0}),
@@ -91,7 +104,7 @@ def batch_with(step, changes):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_nonfinite_update_changes_nothing_and_is_counted(name):
     tx, params = RECIPES[name].make_optimizer(80), linear_params() | {"b": -jnp.zeros(3)}
-    ema = Ema(others=(0.5,), power=(0.1,))
+    ema = Ema(extra_decays=(0.5,), power=(0.1,))
 
     def kept(state):
         return bits((state.params, state.ema_params))

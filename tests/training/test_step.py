@@ -26,12 +26,12 @@ from ddpm_jax.models import Model
 from ddpm_jax.models.layers import embedding
 from ddpm_jax.training.ema import Ema, power_gamma
 from ddpm_jax.training.step import (
-    by_micro_batches,
     example_keys,
     hide_conditions,
     init_state,
     make_train_step,
     model_loss,
+    step_by_micro_batches,
 )
 
 # Steps
@@ -43,7 +43,9 @@ def test_loss_and_gradient_norm_are_those_of_the_batch():
     mean_loss = lambda params: jnp.mean(linear_loss(params, batch["key"], batch))  # noqa: E731
     value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
     np.testing.assert_allclose(metrics[0]["loss"], value, rtol=1e-6)
-    np.testing.assert_allclose(metrics[0]["grad_norm"], np.sqrt(sum((g**2).sum() for g in grads.values())), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics[0]["grad_norm"], np.sqrt(sum((g**2).sum() for g in grads.values())), rtol=1e-5
+    )
     assert_close(states[1].params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads))
     assert int(states[1].step) == 1
 
@@ -53,7 +55,7 @@ def test_every_average_is_its_closed_form(warmup):
     """Several at once. A power-function average gives the parameters after step s of t the weight
     (s/t)^(gamma + 1) - ((s - 1)/t)^(gamma + 1), and those before the first step none.
     """
-    ema = Ema(decay=0.6, warmup=warmup, others=(0.9, 0.1), power=(0.1, 0.2))
+    ema = Ema(decay=0.6, warmup=warmup, extra_decays=(0.9, 0.1), power=(0.1, 0.2))
     states, _ = train(optax.sgd(0.2), map(linear_batch, range(12)), ema=ema)
     path = np.stack([np.asarray(state.params["w"], np.float64) for state in states])
     n = np.arange(1, 13)
@@ -82,7 +84,9 @@ def test_ema_starts_as_a_copy_that_donation_does_not_share():
 
 def test_a_state_without_the_averages_of_the_step_is_an_error_that_names_them():
     step = make_train_step(linear_loss, optax.sgd(0.1), Ema(power=(0.05,)))
-    with pytest.raises(ValueError, match=r"the averages ema and the step makes ema, power_0\.05: give init_state"):
+    with pytest.raises(
+        ValueError, match=r"the averages ema and the step makes ema, power_0\.05: give init_state"
+    ):
         jax.eval_shape(step, init_state(linear_params(), optax.sgd(0.1)), linear_batch())
 
 
@@ -105,7 +109,10 @@ def overfit(model, dtype, steps=40):
     """The losses of `steps` steps on one batch of images, noise and timesteps, and the last state."""
     config = recipe(model=model, dtype=dtype, optimizer={"learning_rate": 1e-2})
     tx = config.make_optimizer(80)
-    step = jax.jit(make_train_step(model_loss(model, config.objective, dtype), tx, config.ema), donate_argnums=0)
+    step = jax.jit(
+        make_train_step(model_loss(model, config.objective, dtype), tx, config.ema),
+        donate_argnums=0,
+    )
     images = np.random.default_rng(0).uniform(-1, 1, (8, *model.image_shape)).astype(np.float32)
     batch = {"image": jnp.asarray(images), "key": example_keys(jax.random.key(0), 0, jnp.arange(8))}
     state, losses = init_state(model.init(jax.random.key(0)), tx), []
@@ -249,7 +256,9 @@ def test_example_keys_depend_on_key_step_and_row_alone():
         return np.asarray(jax.random.key_data(keys))
 
     whole = data(0, 5, range(8))
-    np.testing.assert_array_equal(whole, np.concatenate([data(0, 5, [0, 1, 2, 3]), data(0, 5, [4, 5, 6, 7])]))
+    np.testing.assert_array_equal(
+        whole, np.concatenate([data(0, 5, [0, 1, 2, 3]), data(0, 5, [4, 5, 6, 7])])
+    )
     np.testing.assert_array_equal(whole[::-1], data(0, 5, list(range(8))[::-1]))
     others = np.concatenate([whole, data(0, 6, range(8)), data(1, 5, range(8))])
     assert len(np.unique(others, axis=0)) == 24
@@ -261,6 +270,6 @@ def test_a_batch_goes_through_in_parts_in_order_and_its_metrics_are_the_mean():
 
     batch = {"image": np.array([1.0, 3.0, 2.0, 8.0]), "key": np.arange(4)}
     for count in (1, 2, 4):
-        seen, metrics = by_micro_batches(step, [], batch, count)
+        seen, metrics = step_by_micro_batches(step, [], batch, count)
         assert np.concatenate(seen).tolist() == [1.0, 3.0, 2.0, 8.0]
         assert (len(seen), float(metrics["loss"])) == (count, 3.5)

@@ -33,8 +33,12 @@ def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
         return jax.jit(partial(primitive.bind, **options))
 
     def lowering(function):
-        jitted = functools.cache(lambda **options: jax.jit(partial(function, **options)))  # traced once a shape
-        return mlir.lower_fun(lambda *args, **options: jitted(**options)(*args), multiple_results=False)
+        jitted = functools.cache(
+            lambda **options: jax.jit(partial(function, **options))
+        )  # traced once a shape
+        return mlir.lower_fun(
+            lambda *args, **options: jitted(**options)(*args), multiple_results=False
+        )
 
     primitive.def_impl(lambda *args, **options: compiled(**options)(*args))
     primitive.def_abstract_eval(shape)

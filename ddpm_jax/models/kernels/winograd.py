@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.models.kernels.matmul import bilinear, bind, gradients
 
-LEAST_CHANNELS = 32  # not measured: XLA's library wants more than 16
-LARGE_IMAGE = 28 * 28  # pixels from which on images are taken one by one, so that their tiles stay in the cache
+MIN_CHANNELS = 32  # not measured: XLA's library wants more than 16
+LARGE_IMAGE = (
+    28 * 28
+)  # pixels from which on images are taken one by one, so that their tiles stay in the cache
 KERNEL_COST = 50  # products that take, by one timing, as long as bringing one weight to one point
 
 
@@ -34,13 +36,15 @@ def direct(x: Array, kernel: Array, *, halve: int | None = None) -> Array:
     """`conv3x3` as XLA computes it."""
     stride, before = (1, 1) if halve is None else (2, 1 - halve)
     padding = ((before, 1), (before, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_NHWC)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=_NHWC
+    )
 
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-class Filtering(NamedTuple):
+class WinogradTransform(NamedTuple):
     """F(m, 3): m outputs of 3 taps from m + 2 inputs, as outputs @ ((taps @ kernel) * (inputs @ x)), Eq. 6."""
 
     outputs: Float[np.ndarray, "m a"]
@@ -53,7 +57,7 @@ class Filtering(NamedTuple):
         return len(self.outputs)
 
 
-def filtering(*points: float) -> Filtering:
+def winograd_transform(*points: float) -> WinogradTransform:
     """The filtering that evaluates polynomials at these points and at infinity (Toom & Cook)."""
     count = len(points) + 1
 
@@ -62,25 +66,29 @@ def filtering(*points: float) -> Filtering:
 
     taps, inputs = values(3), np.linalg.inv(values(count)).T
     inputs[np.abs(inputs) < 1e-12] = 0
-    scale = 2 ** np.round(np.log2(np.abs(inputs).sum(1) / np.abs(taps).sum(1)) / 2)[:, None]  # exact in float32
-    return Filtering(values(count - 2).T, taps * scale, inputs / scale)
+    scale = (
+        2 ** np.round(np.log2(np.abs(inputs).sum(1) / np.abs(taps).sum(1)) / 2)[:, None]
+    )  # exact in float32
+    return WinogradTransform(values(count - 2).T, taps * scale, inputs / scale)
 
 
-F2 = filtering(0.0, 1.0, -1.0)  # rounds as the direct sum does
-F4 = filtering(0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))  # 3 times as much; with 0, 1, -1, 2, -2 it is 6 times
+F2 = winograd_transform(0.0, 1.0, -1.0)  # rounds as the direct sum does
+F4 = winograd_transform(
+    0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)
+)  # 3 times as much; with 0, 1, -1, 2, -2 it is 6 times
 
 
-def minimal(x: Array, kernel: Array, f: Filtering = F2) -> Array:
+def minimal(x: Array, kernel: Array, f: WinogradTransform = F2) -> Array:
     """`direct` by tiles of f."""
     return _convolve(x, _of_kernel(kernel, f.taps), f, "uti,uio->uto")
 
 
-def minimal_input_grad(g: Array, kernel: Array, f: Filtering = F4) -> Array:
+def minimal_input_grad(g: Array, kernel: Array, f: WinogradTransform = F4) -> Array:
     """The gradient of sum(g * direct(x, kernel)) by x: the convolution of g with the kernel turned around."""
     return _convolve(g, _of_kernel(kernel, f.taps[:, ::-1]), f, "uto,uio->uti")
 
 
-def minimal_kernel_grad(x: Array, g: Array, f: Filtering = F4) -> Array:
+def minimal_kernel_grad(x: Array, g: Array, f: WinogradTransform = F4) -> Array:
     """The gradient of the same by the kernel: the transpose of `minimal`, with a sum over all tiles."""
 
     def correlate(x, g):
@@ -88,7 +96,9 @@ def minimal_kernel_grad(x: Array, g: Array, f: Filtering = F4) -> Array:
 
     if _one_by_one(x):
         start = jnp.zeros((f.inputs.size, x.shape[-1], g.shape[-1]))
-        at_points, _ = jax.lax.scan(lambda sum, xg: (sum + correlate(*xg), None), start, (x[:, None], g[:, None]))
+        at_points, _ = jax.lax.scan(
+            lambda sum, xg: (sum + correlate(*xg), None), start, (x[:, None], g[:, None])
+        )
     else:
         at_points = correlate(x, g)
     columns = _combine(f.taps.T, list(at_points.reshape(*f.inputs.shape, *at_points.shape[1:])))
@@ -148,14 +158,19 @@ def _of_kernel(kernel, taps):
 def _cheapest(x):
     """Of F2 and F4 the one that takes less time for images such as x."""
     b, h, w, _ = x.shape
-    return min(F4, F2, key=lambda f: f.inputs.size * (b * -(-h // f.size) * -(-w // f.size) + KERNEL_COST))
+    return min(
+        F4, F2, key=lambda f: f.inputs.size * (b * -(-h // f.size) * -(-w // f.size) + KERNEL_COST)
+    )
 
 
 def _at_full_size(g, halve, size):
     """g where `halve` has left pixels of an image of that size, and 0 elsewhere."""
     if halve is None:
         return g
-    ends = [(halve, full - halve - 2 * half + 1, 1) for full, half in zip(size, g.shape[1:3], strict=True)]
+    ends = [
+        (halve, full - halve - 2 * half + 1, 1)
+        for full, half in zip(size, g.shape[1:3], strict=True)
+    ]
     return jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
 
@@ -170,7 +185,7 @@ def _kernel_grad(x, g, *, halve):
 
 
 def _pays(x, channels):
-    return x.dtype == jnp.float32 and min(x.shape[-1], channels) >= LEAST_CHANNELS
+    return x.dtype == jnp.float32 and min(x.shape[-1], channels) >= MIN_CHANNELS
 
 
 def _conv_on_cpu(x, kernel, *, halve):

@@ -1,6 +1,6 @@
 """S1's DDPM project on MNIST: the ConvBlock U-Net of 33,260,417 parameters at 32 px, 1000 epochs.
 
-    python train.py --config s1_mnist
+    python train.py --config convunet_mnist
 
 Hardware: one GPU, time not measured. Data: TFDS mnist, split train, resized to 32 px.
 It is downloaded and prepared by itself.
