@@ -26,6 +26,7 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/nets.py
 	$(RUN) tests/parity/chains.py
 	$(RUN) tests/parity/training.py
+	$(RUN) tests/parity/tutorials.py
 
 faults: $(VENV)/.test
 	$(RUN) tests/faults.py

@@ -1,12 +1,12 @@
-"""Draw samples from a trained net: checkpoint -> sampler -> pictures.
+"""Draw samples from a trained network: checkpoint -> sampler -> pictures.
 
     python sample.py --ckpt runs/digits --num 64 --steps 100 --out samples.png
-    python sample.py --ckpt runs/digits_classes --label 3,5,7 --guidance-scale 2 --sampler heun --steps 20
+    python sample.py --ckpt runs/digits_classes --label 3,5,7 --guidance-scale 2 --sampler heun
     python sample.py --ckpt runs/digits --image five.png --strength 0.6
     python sample.py --ckpt google/ddpm-cat-256 --steps 50
 
---ckpt is a run, or a folder or hub repository in the layout of diffusers. All else has a default from its recipe.
-`--ckpt DIR --help` lists every setting.
+--ckpt is a run, or a folder or hub repository in the diffusers layout. Its recipe gives the default
+of every other setting. `--ckpt DIR --help` lists them.
 """
 
 import sys

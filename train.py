@@ -1,11 +1,11 @@
 """Train a recipe: config -> data -> state -> loop.
 
     python train.py --config digits
-    python train.py --config cifar10 --workdir runs/a --optimizer.learning-rate 1e-4 --training.steps 2000
-    python train.py --config cifar10 --data folder --data.path my_pictures --model conv_unet
+    python train.py --config cifar10 --optimizer.learning-rate 1e-4 --training.steps 2000
+    python train.py --config cifar10 --data folder --data.path my_images --model conv_unet
     python train.py --config butterflies --init-from google/ddpm-cat-256 --push owner/name
 
-The same command again resumes where it stopped. `--config NAME --help` lists every setting.
+Run the same command again to resume. `--config NAME --help` lists every setting.
 """
 
 import sys

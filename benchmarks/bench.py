@@ -1,14 +1,18 @@
-"""How fast, and at what cost: training, forward passes and sampling beside diffusers on PyTorch, and our own costs.
+"""Compare our speed and memory with diffusers on PyTorch, and measure our own overheads.
 
-    python benchmarks/bench.py [--rows training loop ...] [--nets butterflies cifar10 mnist] [--pairs 7]
-        [--torch-python PYTHON] [--older-python PYTHON] [--out FILE]
+    python benchmarks/bench.py [--rows training loop ...] [--nets butterflies cifar10 mnist]
+        [--pairs 7] [--torch-python PYTHON] [--older-python PYTHON] [--out FILE]
 
-A speed is PyTorch's seconds over ours: above 1 ours is faster. Two sides are processes that take turns in pairs, with
-the same net from the same weights in float32; the median of the pairs stands with the lowest and the highest.
-PyTorch runs in the fastest of four ways, eager or compiled, contiguous or channels last, found for each row; its
-environment (extra `parity`) may be another one than that of JAX. With --older-python, ours also runs in an older
-Python's environment. Rows of one net alone are of the first of --nets, the loop of the last, where it would weigh most.
-`gpu.py` is this for a GPU.
+A speed is PyTorch's seconds divided by ours: above 1 ours is faster. Each side is a process of its
+own; the two take turns in pairs, with the same network, the same weights and float32. The table
+shows the median ratio of the pairs, with the lowest and the highest.
+
+PyTorch runs eager or compiled, contiguous or channels last; for each row the fastest of these four
+modes is found first. Its environment (extra `parity`) may differ from that of JAX. With
+--older-python, training steps and forward passes also run in an environment with an older JAX.
+
+Rows that measure one network take the first of --nets. The sampling loop takes the last one, where
+its overhead weighs most. `gpu.py` is the same benchmark for a GPU.
 """
 
 import argparse
@@ -19,10 +23,10 @@ from pathlib import Path
 import beside_torch
 import costs
 import programs
-from rows import NETS, OURS, TORCH, Row, machine, write
+from rows import NETS, OURS, TORCH, Row, describe_machine, write_table
 from sides import Side
 
-OURS_ALONE = (
+OWN_ROWS = (
     "loop",
     "accumulation",
     "pmap",
@@ -33,28 +37,30 @@ OURS_ALONE = (
     "convolutions",
     "recompilations",
 )
-ROWS = (*beside_torch.ROWS, "memory", *OURS_ALONE)
-TITLE = """# How fast
-What `make bench` found: ratios of one run of interleaved pairs, the median with the lowest and the highest.
-`python benchmarks/bench.py --help` says how; `python benchmarks/gpu.py` is the same for a GPU.
+ROWS = (*beside_torch.ROWS, "memory", *OWN_ROWS)
+TITLE = """# Speed and memory
+`make bench` wrote this page. A ratio is the median of interleaved pairs in one run, with the lowest
+and the highest. `python benchmarks/bench.py --help` explains the method;
+`python benchmarks/gpu.py` is the same benchmark for a GPU.
 """
 
 
-def rows(wanted: argparse.Namespace) -> Iterator[Row]:
-    """The rows that are wanted, as they are found."""
-    nets, pairs = [net for net in NETS if net.recipe in wanted.nets], wanted.pairs
-    if set(beside_torch.ROWS) & set(wanted.rows):
+def measure_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Measure the rows that the options name, and yield each when it is done."""
+    nets = [net for net in NETS if net.recipe in options.nets]
+    pairs = options.pairs
+    if set(beside_torch.ROWS) & set(options.rows):
         for net in nets:
             yield from beside_torch.speed(
-                net, wanted.rows, pairs, wanted.torch_python, wanted.older_python
+                net, options.rows, pairs, options.torch_python, options.older_python
             )
     for net in nets:
-        if "convolutions" in wanted.rows:
+        if "convolutions" in options.rows:
             yield from programs.naive(net)
-        if "devices" in wanted.rows:
+        if "devices" in options.rows:
             yield from costs.devices(net, pairs)
-    of_one_net = {
-        "memory": lambda: beside_torch.memory(nets[0], wanted.torch_python),
+    single_net_rows = {
+        "memory": lambda: beside_torch.memory(nets[0], options.torch_python),
         "loop": lambda: costs.loop(nets[-1], pairs),
         "accumulation": lambda: costs.accumulation(nets[0], pairs),
         "pmap": lambda: costs.routes(nets[0], pairs),
@@ -63,25 +69,25 @@ def rows(wanted: argparse.Namespace) -> Iterator[Row]:
         "cold-start": lambda: programs.cold_start(nets[0]),
         "recompilations": programs.recompilations,
     }
-    for name in (name for name in of_one_net if name in wanted.rows):
-        yield from of_one_net[name]()
+    for name, measure in single_net_rows.items():
+        if name in options.rows:
+            yield from measure()
 
 
-def versions(wanted: argparse.Namespace) -> str:
-    """What the figures are of: the machine, the libraries."""
-    beside = {*beside_torch.ROWS, "memory"} & set(wanted.rows)
-    sides = [
-        (sys.executable, OURS),
-        (wanted.torch_python if beside else None, TORCH),
-        (wanted.older_python, OURS),
-    ]
-    found = [machine()]
-    for python, script in ((python, script) for python, script in sides if python):
+def describe_versions(options: argparse.Namespace) -> str:
+    """The machine, and the versions and devices of each side that takes part."""
+    needs_torch = {*beside_torch.ROWS, "memory"} & set(options.rows)
+    sides = [(sys.executable, OURS)]
+    if needs_torch:
+        sides.append((options.torch_python, TORCH))
+    if options.older_python:
+        sides.append((options.older_python, OURS))
+    descriptions = [describe_machine()]
+    for python, script in sides:
         with Side(python, script) as side:
-            found.append(
-                ", ".join(f"{name} {value}" for name, value in side.ask("versions").items())
-            )
-    return "; ".join(found)
+            versions = side.ask("versions")
+        descriptions.append(", ".join(f"{name} {value}" for name, value in versions.items()))
+    return "; ".join(descriptions)
 
 
 if __name__ == "__main__":
@@ -89,18 +95,19 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [net.recipe for net in NETS]
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
-    parser.add_argument("--nets", nargs="+", choices=names, default=names)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="rows to measure")
+    parser.add_argument("--nets", nargs="+", choices=names, default=names, help="recipes")
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs per ratio")
     parser.add_argument(
-        "--torch-python", default=sys.executable, help="the Python of an environment with diffusers"
+        "--torch-python",
+        default=sys.executable,
+        help="Python of an environment with PyTorch and diffusers",
     )
-    parser.add_argument(
-        "--older-python", help="one with an older JAX, for training steps and forward passes"
-    )
-    parser.add_argument("--out", type=Path, help="the page to write, of a run of all rows and nets")
-    wanted = parser.parse_args()
-    whole = set(wanted.rows) == set(ROWS) and wanted.nets == names
-    if wanted.out is not None and not whole:
-        parser.error("--out is for a run of all rows and nets")
-    write(f"{TITLE}\nOn {versions(wanted)}.", rows(wanted), wanted.out)
+    parser.add_argument("--older-python", help="Python of an environment with an older JAX")
+    parser.add_argument("--out", type=Path, help="page to write; needs all rows and all networks")
+    options = parser.parse_args()
+    is_complete = set(options.rows) == set(ROWS) and options.nets == names
+    if options.out is not None and not is_complete:
+        parser.error("--out needs all rows and all networks: leave out --rows and --nets.")
+    preface = f"{TITLE}\nOn {describe_versions(options)}."
+    write_table(preface, measure_rows(options), options.out)

@@ -1,4 +1,4 @@
-"""The rows that stand beside diffusers on PyTorch: training steps, forward passes, sampling, and peak memory."""
+"""Rows that compare us with diffusers on PyTorch: training, forward pass, sampling, peak memory."""
 
 import contextlib
 import itertools
@@ -6,70 +6,105 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 from rows import OURS, TORCH, Goal, Net, Row
 from sides import Side, ratio
 
 ROWS = ("training", "forward", "sampling")
-OLDER = ("training", "forward")
+ROWS_WITH_OLDER_JAX = ("training", "forward")
 DDIM_STEPS = 50
+FORWARD_PASSES = 5
 MEMORY_STEPS = 3
 
 
-def speed(
-    net: Net, wanted: list[str], pairs: int, torch_python: str, older_python: str | None
-) -> Iterator[Row]:
-    """PyTorch's seconds over ours for each kind of work, ours also in an older Python's JAX if there is one."""
-    work = {
-        "training": (f"training step of {net.batch_size}", net.turns, "train", net.turns),
-        "forward": (f"forward pass of {net.batch_size}", 5, "forward", 5),
-        "sampling": (
-            f"DDIM, {DDIM_STEPS} steps of {net.pictures}",
-            1,
-            "sample",
-            DDIM_STEPS,
-            net.pictures,
+class Work(NamedTuple):
+    """Work that both sides can do, by the function `function(*arguments)` of their scripts."""
+
+    description: str
+    repeats: int
+    """Repetitions in one call, by which the seconds of a call are divided."""
+    function: str
+    arguments: tuple[int, ...]
+
+
+def work_by_row(net: Net) -> dict[str, Work]:
+    """The work of each row for a network."""
+    steps = net.steps_per_turn
+    images = net.num_images
+    return {
+        "training": Work(f"training step of {net.batch_size} images", steps, "train", (steps,)),
+        "forward": Work(
+            f"forward pass of {net.batch_size} images",
+            FORWARD_PASSES,
+            "forward",
+            (FORWARD_PASSES,),
+        ),
+        "sampling": Work(
+            f"{DDIM_STEPS} DDIM steps of {images} images", 1, "sample", (DDIM_STEPS, images)
         ),
     }
-    for name in (name for name in ROWS if name in wanted):
-        what, count, function, *args = work[name]
-        pythons = [sys.executable, older_python if name in OLDER else None]
+
+
+def speed(
+    net: Net, rows: list[str], pairs: int, torch_python: str, older_python: str | None
+) -> Iterator[Row]:
+    """Measure PyTorch's seconds over ours for each kind of work.
+
+    With `older_python`, some work is also measured with the older JAX of that environment.
+    """
+    for name, work in work_by_row(net).items():
+        if name not in rows:
+            continue
+        pythons = [sys.executable]
+        if older_python and name in ROWS_WITH_OLDER_JAX:
+            pythons.append(older_python)
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             theirs = stack.enter_context(Side(torch_python, TORCH))
-            ours = [stack.enter_context(Side(python, OURS)) for python in pythons if python]
+            ours = [stack.enter_context(Side(python, OURS)) for python in pythons]
             for side in ours:
                 side.ask("load", net.recipe, net.batch_size, folder, sampling=name != "training")
             theirs.ask("load", folder, net.batch_size)
-            way = fastest_way(theirs, function, args if function != "sample" else [5, net.pictures])
+            # A few sampling steps are enough to compare PyTorch's modes.
+            trial = (5, net.num_images) if work.function == "sample" else work.arguments
+            mode = use_fastest_mode(theirs, work.function, trial)
             for side in ours:
-                found = ratio(
-                    partial(theirs.ask, function, *args), partial(side.ask, function, *args), pairs
+                result = ratio(
+                    partial(theirs.ask, work.function, *work.arguments),
+                    partial(side.ask, work.function, *work.arguments),
+                    pairs,
                 )
-                above, below = (seconds / count for seconds in found.seconds)
-                how = f"PyTorch {above:.3f} s ({way}), JAX {side.ask('versions')['jax']} {below:.3f} s"
-                yield Row(
-                    f"speed over PyTorch's: {what}", net.recipe, found, Goal(">=", net.goal), how
-                )
+                torch_seconds, our_seconds = (seconds / work.repeats for seconds in result.seconds)
+                version = side.ask("versions")["jax"]
+                details = f"PyTorch {torch_seconds:.3f} s ({mode})"
+                details += f", JAX {version} {our_seconds:.3f} s"
+                measurement = f"speed relative to PyTorch: {work.description}"
+                yield Row(measurement, net.recipe, result, Goal(">=", net.goal), details)
 
 
-def fastest_way(theirs: Side, function: str, args: list) -> str:
-    """Sets PyTorch to the fastest way of doing that work, and says which it is."""
+def use_fastest_mode(theirs: Side, function: str, arguments: tuple[int, ...]) -> str:
+    """Set PyTorch to its fastest mode for this work, and return the mode's name."""
     seconds = {}
-    for way in itertools.product((False, True), repeat=2):
-        theirs.ask("use", *way)
-        theirs.ask(function, *args)  # compiles
-        seconds[way] = min(theirs.ask(function, *args) for _ in range(2))
-    compiled, channels_last = best = min(seconds, key=lambda way: seconds[way])
-    theirs.ask("use", *best)
-    return f"{'compiled' if compiled else 'eager'}, {'channels last' if channels_last else 'contiguous'}"
+    for mode in itertools.product((False, True), repeat=2):
+        theirs.ask("use", *mode)
+        # The first call compiles.
+        theirs.ask(function, *arguments)
+        seconds[mode] = min(theirs.ask(function, *arguments) for _ in range(2))
+    fastest = min(seconds, key=lambda mode: seconds[mode])
+    theirs.ask("use", *fastest)
+    compiled, channels_last = fastest
+    execution = "compiled" if compiled else "eager"
+    layout = "channels last" if channels_last else "contiguous"
+    return f"{execution}, {layout}"
 
 
 def memory(net: Net, torch_python: str) -> Iterator[Row]:
-    """Our peak over that of PyTorch's leaner way, each in a process of its own that takes some training steps.
+    """Measure our peak memory over PyTorch's smaller one, eager or compiled.
 
-    The peak is the kernel's, of all the process held at once; a process also inherits that of the one that starts it,
-    so this one stays small.
+    Each peak is of a process of its own that takes a few training steps. The peak comes from the
+    kernel and counts everything that the process held at once. A process inherits the peak of the
+    one that starts it, so this process stays small.
     """
     with tempfile.TemporaryDirectory() as weights, tempfile.TemporaryDirectory() as cache:
         with Side(sys.executable, OURS) as ours:
@@ -81,12 +116,12 @@ def memory(net: Net, torch_python: str) -> Iterator[Row]:
                 theirs.ask("use", compiled, False)
                 theirs.ask("train", MEMORY_STEPS)
                 peaks["compiled" if compiled else "eager"] = theirs.ask("peak")
-        way = min(peaks, key=lambda way: peaks[way])
-        for when in ("compiled afresh", "from the compilation cache"):
+        mode = min(peaks, key=lambda mode: peaks[mode])
+        for state in ("empty", "filled"):
             with Side(sys.executable, OURS, {"JAX_COMPILATION_CACHE_DIR": cache}) as ours:
                 ours.ask("load", net.recipe, net.batch_size)
                 ours.ask("train", MEMORY_STEPS)
-                found = ours.ask("peak")
-            how = f"ours {found / 2**20:.0f} MiB, PyTorch ({way}) {peaks[way] / 2**20:.0f} MiB"
-            what = f"peak memory of training over PyTorch's, {when}"
-            yield Row(what, net.recipe, found / peaks[way], Goal("<=", 1.0), how)
+                peak = ours.ask("peak")
+            details = f"ours {peak / 2**20:.0f} MiB, PyTorch ({mode}) {peaks[mode] / 2**20:.0f} MiB"
+            measurement = f"peak training memory relative to PyTorch, compilation cache {state}"
+            yield Row(measurement, net.recipe, peak / peaks[mode], Goal("<=", 1.0), details)

@@ -1,10 +1,11 @@
-"""How long from starting `python train.py` until its first training step is done: python benchmarks/cold_start.py
+"""Measure the time from starting `python train.py` to the end of its first training step.
 
-    python benchmarks/cold_start.py [--recipe butterflies] [--batch-size 16] [further settings of train.py]
+    python benchmarks/cold_start.py [--recipe butterflies] [--batch-size 16] [settings of train.py]
 
-The real command, twice: with an empty compilation cache, which it fills, and from that cache. The data are random
-pictures in a folder, as many as a batch, so that the line of the first epoch, which waits for the loss, ends step 1;
-then the run is stopped. The user's own cache is not touched.
+The real command runs twice: with an empty compilation cache, which it fills, and with the filled
+cache. The data is a folder with one batch of random images. The line of the first epoch, which
+waits for the loss, therefore ends step 1. Then the run is killed. The user's own compilation cache
+is left alone.
 """
 
 import argparse
@@ -21,62 +22,60 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 MARKS = {"settings": "imported", "images": "data loaded", "epoch 1/": "first step done"}
-"""How the lines begin that train.py prints, and what is then behind it."""
+"""The starts of lines that train.py prints, and what is done when it prints them."""
 
 
 def first_steps(
     recipe: str, batch_size: int, options: Sequence[str] = ()
 ) -> Iterator[dict[str, float]]:
-    """Seconds from the start of train.py until each mark: with an empty cache, and from the cache that this filled."""
+    """Yield the seconds to each mark: with an empty compilation cache, then with the filled one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pictures").mkdir()
-        for i, picture in enumerate(
-            np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
-        ):
-            Image.fromarray(picture).save(folder / "pictures" / f"{i:05d}.png")
+        image_folder = folder / "images"
+        image_folder.mkdir()
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (batch_size, 32, 32, 3), np.uint8)  # (b, h, w, c)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(image_folder / f"{i:05d}.png")
+        env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
         for run in ("cold", "warm"):
-            data = f"--data folder --data.path {folder / 'pictures'} --workdir {folder / run}"
+            data = f"--data folder --data.path {image_folder} --workdir {folder / run}"
             length = f"--training.batch-size {batch_size} --training.steps 1000"
             args = ["--config", recipe, *data.split(), *length.split(), *options]
-            yield marks(
-                args, {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
-            )
+            yield seconds_to_marks(args, env)
 
 
-def marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:
-    """Seconds until each of the marks; raises RuntimeError where train.py ends before."""
-    found, words = {}, []
+def seconds_to_marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:
+    """Run train.py until the last mark. Raise RuntimeError if it ends before that."""
+    seconds = {}
+    output = []
     began = time.perf_counter()
     command = [sys.executable, "train.py", *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes) as process:
         for line in process.stdout:
-            words.append(line)
-            for start in (start for start in MARKS if line.lstrip("\r ").startswith(start)):
-                found.setdefault(MARKS[start], time.perf_counter() - began)
-            if len(found) == len(MARKS):
+            output.append(line)
+            for start, mark in MARKS.items():
+                if line.lstrip("\r ").startswith(start):
+                    seconds.setdefault(mark, time.perf_counter() - began)
+            if len(seconds) == len(MARKS):
                 process.kill()
-                return found
-    raise RuntimeError(f"train.py ended before its first step: {''.join(words[-5:])}")
+                return seconds
+    raise RuntimeError(f"train.py ended before its first step: {''.join(output[-5:])}")
 
 
 def main() -> None:
-    """Prints the seconds of each part of both runs."""
+    """Print the seconds to each mark of both runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="butterflies")
     parser.add_argument("--batch-size", type=int, default=16)
-    asked, options = parser.parse_known_args()
-    names = ("empty cache", "from the cache")
-    for name, found in zip(
-        names, first_steps(asked.recipe, asked.batch_size, options), strict=True
-    ):
-        print(
-            f"{name:<16}" + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.items()),
-            flush=True,
-        )
+    options, settings = parser.parse_known_args()
+    runs = first_steps(options.recipe, options.batch_size, settings)
+    for cache, marks in zip(("empty cache", "filled cache"), runs, strict=True):
+        times = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
+        print(f"{cache:<16}{times}", flush=True)
 
 
 if __name__ == "__main__":

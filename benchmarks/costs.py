@@ -1,4 +1,4 @@
-"""The rows about our own costs: the sampling loop, the input pipeline, checkpoints, accumulation, pmap, devices."""
+"""Rows about our overheads: sampling loop, input pipeline, saving, accumulation, pmap, devices."""
 
 import statistics
 import sys
@@ -8,116 +8,102 @@ from functools import partial
 from rows import OURS, Goal, Net, Row
 from sides import Ratio, Side, ratio
 
-LOOP_STEPS, LOOP_BATCH = 50, 16
+LOOP_STEPS = 50
+LOOP_BATCH_SIZE = 16
 BATCHES_FED = 200
 STEPS_WATCHED = 10
 ACCUMULATION = 4
 
 
 def loop(net: Net, pairs: int) -> Iterator[Row]:
-    """A sampling scan over as many forward passes, each jitted by itself."""
+    """Measure a sampling scan over as many forward passes, each jitted by itself."""
     for sampler in ("ddpm", "ddim"):
         with Side(sys.executable, OURS) as ours:
-            found = Ratio(*ours.ask("loop_tax", net.recipe, sampler, LOOP_STEPS, LOOP_BATCH, pairs))
-        what = f"{sampler}'s scan of {LOOP_STEPS} steps over {LOOP_STEPS} forward passes"
-        yield Row(
-            what,
-            net.recipe,
-            found,
-            Goal("<=", 1.02),
-            f"{found.seconds[0]:.2f} s, {LOOP_BATCH} pictures",
-        )
+            result = Ratio(
+                *ours.ask("loop_overhead", net.recipe, sampler, LOOP_STEPS, LOOP_BATCH_SIZE, pairs)
+            )
+        measurement = f"{sampler}: scan of {LOOP_STEPS} steps over {LOOP_STEPS} forward passes"
+        details = f"{result.seconds[0]:.2f} s, {LOOP_BATCH_SIZE} images"
+        yield Row(measurement, net.recipe, result, Goal("<=", 1.02), details)
 
 
 def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
-    """Batches from memory: how much faster they are made than the step takes them, and how long it waits for them."""
-    share = net.turns / BATCHES_FED
+    """Measure how much faster batches are made in memory than used, and how long a step waits."""
+    steps = net.steps_per_turn
+    fraction = steps / BATCHES_FED
     with Side(sys.executable, OURS) as ours:
         ours.ask("load", net.recipe, net.batch_size)
-        found = ratio(
-            partial(ours.ask, "train", net.turns),
-            lambda: share * ours.ask("feed", BATCHES_FED),
+        result = ratio(
+            partial(ours.ask, "train", steps),
+            lambda: fraction * ours.ask("feed", BATCHES_FED),
             pairs,
         )
-        used, made = (net.batch_size * net.turns / seconds for seconds in found.seconds)
-        how = f"{made:,.0f} images/s made, {used:,.0f} used"
-        yield Row(
-            "input pipeline alone over what the step takes", net.recipe, found, Goal(">=", 3), how
-        )
-        waited = 100 * ours.ask("wait", STEPS_WATCHED)
-        what = "share of a training step spent waiting for data"
-        yield Row(
-            what,
-            net.recipe,
-            waited,
-            Goal("<=", 2),
-            f"of {STEPS_WATCHED} steps, the first included",
-            "%",
-        )
+        used, made = (net.batch_size * steps / seconds for seconds in result.seconds)
+        measurement = "input pipeline alone: speed relative to the training step"
+        details = f"{made:,.0f} images/s made, {used:,.0f} images/s used"
+        yield Row(measurement, net.recipe, result, Goal(">=", 3), details)
+        percent_waited = 100 * ours.ask("wait", STEPS_WATCHED)
+        measurement = "fraction of a training step spent waiting for data"
+        details = f"of {STEPS_WATCHED} steps, including the first"
+        yield Row(measurement, net.recipe, percent_waited, Goal("<=", 2), details, "%")
 
 
 def saving(net: Net, pairs: int) -> Iterator[Row]:
-    """How long it takes to save a checkpoint, for which training waits unless told not to."""
+    """Measure how long saving a checkpoint takes; training waits for it by default."""
     with Side(sys.executable, OURS) as ours:
         ours.ask("load", net.recipe, net.batch_size)
         turns = [(ours.ask("save", True), ours.ask("save", False)) for _ in range(pairs)]
-    waited, copied = (
+    saved, copied = (
         statistics.median(seconds for seconds, _ in times) for times in zip(*turns, strict=True)
     )
     size = turns[0][0][1] / 2**20
-    how = f"{size:.0f} MiB; with --checkpoint.no-wait training goes on after {copied:.2f} s"
-    yield Row("a checkpoint, until it is whole on disk", net.recipe, waited, None, how, " s")
+    details = f"{size:.0f} MiB; with --checkpoint.no-wait training continues after {copied:.2f} s"
+    yield Row("saving a checkpoint", net.recipe, saved, None, details, " s")
 
 
 def accumulation(net: Net, pairs: int) -> Iterator[Row]:
-    """A step of several micro-batches over as many steps of one."""
-    with Side(sys.executable, OURS) as summed, Side(sys.executable, OURS) as plain:
-        summed.ask("load", net.recipe, net.batch_size, accumulation=ACCUMULATION)
+    """Measure a step of several micro-batches over as many steps of one."""
+    with Side(sys.executable, OURS) as accumulated, Side(sys.executable, OURS) as plain:
+        accumulated.ask("load", net.recipe, net.batch_size, accumulation=ACCUMULATION)
         plain.ask("load", net.recipe, net.batch_size)
-        found = ratio(
-            partial(summed.ask, "train", 1), partial(plain.ask, "train", ACCUMULATION), pairs
+        result = ratio(
+            partial(accumulated.ask, "train", 1), partial(plain.ask, "train", ACCUMULATION), pairs
         )
-    what = f"a step of {ACCUMULATION} micro-batches over {ACCUMULATION} steps"
-    yield Row(
-        what,
-        net.recipe,
-        found,
-        Goal("<=", 1.05),
-        f"micro-batches of {net.batch_size}, {of_seconds(found)}",
-    )
+    measurement = f"one step of {ACCUMULATION} micro-batches over {ACCUMULATION} steps"
+    details = f"micro-batches of {net.batch_size}, {describe_seconds(result)}"
+    yield Row(measurement, net.recipe, result, Goal("<=", 1.05), details)
 
 
 def routes(net: Net, pairs: int) -> Iterator[Row]:
-    """The training step by pmap on one device over the same under jit."""
-    with Side(sys.executable, OURS) as mapped, Side(sys.executable, OURS) as plain:
-        for side, route in ((mapped, "pmap"), (plain, "jit")):
+    """Measure the training step under pmap on one device over the same step under jit."""
+    with Side(sys.executable, OURS) as pmap, Side(sys.executable, OURS) as jit:
+        for side, route in ((pmap, "pmap"), (jit, "jit")):
             side.ask("load", net.recipe, net.batch_size, devices=1, route=route)
-        found = ratio(
-            partial(mapped.ask, "train", net.turns), partial(plain.ask, "train", net.turns), pairs
+        result = ratio(
+            partial(pmap.ask, "train", net.steps_per_turn),
+            partial(jit.ask, "train", net.steps_per_turn),
+            pairs,
         )
-    how = f"{net.turns} steps of {net.batch_size}, {of_seconds(found)}"
-    yield Row("pmap on one device over jit", net.recipe, found, Goal("<=", 1.02), how)
+    details = f"{net.steps_per_turn} steps of {net.batch_size}, {describe_seconds(result)}"
+    yield Row("pmap on one device over jit", net.recipe, result, Goal("<=", 1.02), details)
 
 
 def devices(net: Net, pairs: int) -> Iterator[Row]:
-    """The training step on one device of the CPU over that on two, beside the number that train.py takes."""
+    """Measure the training step on one virtual CPU device over the step on two."""
     with Side(sys.executable, OURS) as one, Side(sys.executable, OURS) as two:
-        chosen = one.ask("load", net.recipe, net.batch_size, devices=1)
+        default = one.ask("load", net.recipe, net.batch_size, devices=1)
         two.ask("load", net.recipe, net.batch_size, devices=2)
-        found = ratio(
-            partial(one.ask, "train", net.turns), partial(two.ask, "train", net.turns), pairs
+        result = ratio(
+            partial(one.ask, "train", net.steps_per_turn),
+            partial(two.ask, "train", net.steps_per_turn),
+            pairs,
         )
-    how = f"{of_seconds(found)}; {chosen} for each two cores is what train.py takes"
-    yield Row(
-        f"training step of {net.batch_size} on one device over that on two",
-        net.recipe,
-        found,
-        None,
-        how,
-    )
+    measurement = f"training step of {net.batch_size} images: one device over two"
+    details = f"{describe_seconds(result)}; train.py uses {default} per two cores"
+    yield Row(measurement, net.recipe, result, None, details)
 
 
-def of_seconds(found: Ratio) -> str:
-    """Both sides of a ratio in seconds."""
-    above, below = found.seconds
+def describe_seconds(result: Ratio) -> str:
+    """The median seconds of both sides of a ratio."""
+    above, below = result.seconds
     return f"{above:.2f} s over {below:.2f} s"

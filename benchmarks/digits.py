@@ -1,10 +1,15 @@
-"""How good the demo's digits are: python benchmarks/digits.py runs/digits/samples.npz [--in-turn]
+"""Measure how good the digits of `make demo` are.
 
-Prints the Frechet distance of the samples to all 1,797 real digits (8x8 pixels in [0, 1]) beside that of as many
-real digits to the rest, the classes a classifier fitted on the real digits finds, and whether they are copies. Exits
-with status 1 if the distance is above 0.20, a class is missing, or the samples lie nearer to the real digits than
-0.7 of the distance of a real digit to the others. With --in-turn, for classes drawn in turn, it prints instead how many
-samples are of the class that was asked for, and their variance within a class over that of the real digits.
+    python benchmarks/digits.py runs/digits/samples.npz [--in-turn]
+
+Print the Frechet distance of the samples to all 1,797 real digits (8x8 pixels in [0, 1]) beside the
+distance of as many real digits to the rest; the classes that a classifier fitted on the real digits
+finds; and whether the samples are copies. Exit with status 1 if the distance is above 0.20, if a
+class is missing, or if the samples lie nearer to the real digits than 0.7 of the distance of a real
+digit to the others.
+
+With --in-turn, for classes drawn in turn, print instead the fraction of samples of the requested
+class, and their variance within a class over that of the real digits.
 """
 
 import sys
@@ -16,46 +21,58 @@ from sklearn.svm import SVC
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The squared Frechet distance of the Gaussians fitted to the rows of a and b: Eq. 6, Heusel et al. 2017."""
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    """The squared Frechet distance of the Gaussians fitted to the rows of a and b.
+
+    Eq. 6, Heusel et al. 2017.
+    """
+    cov_a = np.cov(a, rowvar=False)
+    cov_b = np.cov(b, rowvar=False)
     root_trace = np.sum(np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)))
-    return float(
-        np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace
-    )
+    squared_distance = np.sum((a.mean(0) - b.mean(0)) ** 2)
+    return float(squared_distance + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace)
 
 
-def frechet_of_real(real: np.ndarray, count: int, repeats: int = 20) -> float:
-    """The median distance of `count` random real digits to the rest."""
+def frechet_of_real(real: np.ndarray, n: int, repeats: int = 20) -> float:
+    """The median distance of n random real digits to the rest."""
     orders = [np.random.RandomState(i).permutation(len(real)) for i in range(repeats)]
-    return float(
-        np.median([frechet_distance(real[order[:count]], real[order[count:]]) for order in orders])
-    )
+    distances = [frechet_distance(real[order[:n]], real[order[n:]]) for order in orders]
+    return float(np.median(distances))
 
 
-def by_class(path: str) -> int:
-    """Prints what holds of classes drawn in turn."""
+def load_samples(path: str) -> np.ndarray:
+    """The samples of a .npz file as rows of 64 pixels in [0, 1]."""
+    images = np.load(path, allow_pickle=False)["images"]  # (n, 8, 8, 1)
+    return images.reshape(-1, 64) / 255
+
+
+def variance_within_classes(images: np.ndarray, classes: np.ndarray) -> float:
+    """The mean over the ten classes of the sum of their pixels' variances."""
+    return np.mean([images[classes == label].var(0).sum() for label in range(10)])
+
+
+def print_by_class(path: str) -> int:
+    """Print the measurements of classes drawn in turn. Return exit status 0."""
     digits = load_digits()
-    samples = np.load(path, allow_pickle=False)["images"].reshape(-1, 64) / 255
-    asked = np.arange(len(samples)) % 10
-    found = SVC(gamma=0.02).fit(digits.data / 16, digits.target).predict(samples)
-    within = [
-        np.mean([images[classes == label].var(0).sum() for label in range(10)])
-        for images, classes in ((samples, asked), (digits.data / 16, digits.target))
-    ]
-    print(
-        f"samples of the class that was asked for  {np.mean(found == asked):.1%} of {len(samples)}"
-    )
-    print(f"variance within a class, over the real  {within[0] / within[1]:.2f}")
+    real = digits.data / 16
+    samples = load_samples(path)
+    requested = np.arange(len(samples)) % 10
+    predicted = SVC(gamma=0.02).fit(real, digits.target).predict(samples)
+    of_samples = variance_within_classes(samples, requested)
+    of_real = variance_within_classes(real, digits.target)
+    fraction = np.mean(predicted == requested)
+    print(f"samples of the requested class           {fraction:.1%} of {len(samples)}")
+    print(f"variance within a class, over real       {of_samples / of_real:.2f}")
     return 0
 
 
 def main(path: str) -> int:
-    """Prints the figures; 0 if the samples are good."""
+    """Print the measurements. Return exit status 0 if the samples are good, else 1."""
     digits = load_digits()
     real = digits.data / 16
-    samples = np.load(path, allow_pickle=False)["images"].reshape(-1, 64) / 255
+    samples = load_samples(path)
     distance = frechet_distance(samples, real)
-    classes = np.bincount(SVC(gamma=0.02).fit(real, digits.target).predict(samples), minlength=10)
+    predicted = SVC(gamma=0.02).fit(real, digits.target).predict(samples)
+    classes = np.bincount(predicted, minlength=10)
     to_samples = np.median(pairwise_distances(samples, real).min(1))
     among_real = pairwise_distances(real)
     np.fill_diagonal(among_real, np.inf)
@@ -69,4 +86,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit((by_class if "--in-turn" in sys.argv else main)(sys.argv[1]))
+    command = print_by_class if "--in-turn" in sys.argv else main
+    sys.exit(command(sys.argv[1]))

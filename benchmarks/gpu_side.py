@@ -1,4 +1,4 @@
-"""Our side of gpu.py: that of bench.py, with samples drawn in the precision of training."""
+"""Our side of gpu.py: jax_side.py, but samples are drawn in the training's dtype."""
 
 import time
 from functools import partial
@@ -22,11 +22,12 @@ def device():
     return jax.default_backend(), jax.devices()[0].device_kind
 
 
-def sample(steps, count, sampler="ddim"):
-    """Seconds of drawing so many pictures, the network computing in what it is trained in."""
-    config, network = STATE["config"], Partial(STATE["apply"], STATE["state"].params)
+def sample(steps, num_images, sampler="ddim"):
+    """Draw images, with the network in the training's dtype. Return the seconds."""
+    config = STATE["config"]
+    network = Partial(STATE["apply"], STATE["state"].params)
     began = time.perf_counter()
-    keys = parallel.shard(sample_keys(0, jnp.arange(count)))
+    keys = parallel.shard(sample_keys(0, jnp.arange(num_images)))
     sampling = Sampling(sampler=sampler, steps=steps)
     *_, x0 = walk(keys, config.objective, network, config.model.image_shape, sampling, 1)
     np.asarray(x0)
@@ -34,20 +35,18 @@ def sample(steps, count, sampler="ddim"):
 
 
 def flops():
-    """Floating-point operations of one picture's forward pass.
+    """The floating-point operations of a forward pass of one image.
 
-    XLA's count of the program before it optimizes: afterwards it does not see into the convolutions of cuDNN. Products
-    with the zeros around a picture are left out.
+    XLA counts them in the program before its optimizations; afterwards it cannot see into cuDNN's
+    convolutions. Products with the zero padding are not counted.
     """
     config = STATE["config"]
     apply = jax.jit(partial(config.model.apply, dtype=jnp.dtype(config.training.dtype)))
-    lowered = apply.lower(
-        STATE["state"].params, jnp.zeros((1, *config.model.image_shape)), jnp.zeros(1, jnp.int32)
-    )
+    image = jnp.zeros((1, *config.model.image_shape))
+    lowered = apply.lower(STATE["state"].params, image, jnp.zeros(1, jnp.int32))
     return lowered.cost_analysis()["flops"]
 
 
 if __name__ == "__main__":
-    serve(
-        jax_side.FUNCTIONS | {function.__name__: function for function in (device, sample, flops)}
-    )
+    own = {function.__name__: function for function in (device, sample, flops)}
+    serve(jax_side.FUNCTIONS | own)

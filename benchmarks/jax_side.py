@@ -1,4 +1,7 @@
-"""Our side of bench.py and gpu.py: training steps, forward passes and samples, by what train.py and sample.py run."""
+"""Our side of bench.py and gpu.py: training steps, forward passes and samples.
+
+They run the code that train.py and sample.py run.
+"""
 
 import dataclasses
 import resource
@@ -26,7 +29,7 @@ from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.loop import parts_of
+from ddpm_jax.runs.loop import checkpoint_items
 from ddpm_jax.training.step import (
     example_keys,
     init_state,
@@ -35,12 +38,12 @@ from ddpm_jax.training.step import (
     step_by_micro_batches,
 )
 
-PICTURES = 1000
+NUM_IMAGES = 1000
 STATE = {}
 
 
 def versions():
-    """What the figures are of."""
+    """The version of JAX and the devices."""
     return {"jax": jax.__version__, "devices": parallel.describe_devices()}
 
 
@@ -54,32 +57,33 @@ def load(
     accumulation=1,
     dtype="float32",
 ):
-    """The recipe's net without dropout, on fresh parameters, which go to `folder` too.
+    """Load a recipe's network without dropout and with fresh parameters; save it to `folder` too.
 
-    On so many `devices` of the CPU, or as many as train.py or, for `sampling`, sample.py would use. Returns how many
-    of them train.py would use for each two cores.
+    `devices` is the number of virtual CPU devices, by default that of train.py, or with `sampling`
+    that of sample.py. Return the number of devices that train.py uses per two cores.
     """
     config = load_recipe(recipe, ROOT / "configs")
     model = dataclasses.replace(config.model, dropout=0.0)
-    changed = {
-        "batch_size": batch_size * accumulation,
-        "accumulation": accumulation,
-        "dtype": dtype,
-    }
-    config = dataclasses.replace(
-        config, model=model, training=dataclasses.replace(config.training, **changed)
+    training = dataclasses.replace(
+        config.training,
+        batch_size=batch_size * accumulation,
+        accumulation=accumulation,
+        dtype=dtype,
     )
+    config = dataclasses.replace(config, model=model, training=training)
     platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_per_device())
+    # Some parameters are 0 at initialisation, which would make the network's output 0.
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))
     if folder is not None:
         save_pretrained(config, params, folder)
-    tx = config.make_optimizer(PICTURES)
+    tx = config.make_optimizer(NUM_IMAGES)
     state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
     loss = model_loss(model, config.objective, dtype)
     step = parallel.parallelize(lambda axis: make_train_step(loss, tx, config.ema, axis), route)
-    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, *model.image_shape), np.uint8)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_IMAGES, *model.image_shape), np.uint8)
     STATE.clear()
-    STATE.update(config=config, state=state, step=step, images=InMemory(pictures))
+    STATE.update(config=config, state=state, step=step, images=InMemory(images))
     STATE["apply"] = parallel.per_shard(partial(model.apply, dtype=jnp.dtype(dtype)))
     STATE["forward"] = jax.jit(STATE["apply"])
     STATE["image"] = batch(0)["image"]
@@ -87,20 +91,25 @@ def load(
 
 
 def batch(step):
-    """The batch of a step, of pictures in memory, as train.py has it."""
+    """The batch of a step, from images in memory, as train.py makes it."""
     config = STATE["config"]
     return batch_at(STATE["images"], 0, step, config.training.batch_size, flip=config.data.flip)
 
 
 def train_on(image, step):
-    """One optimizer step; it may be at work still."""
-    given = {"image": image, "key": example_keys(jax.random.key(1), step, jnp.arange(len(image)))}
+    """Start one optimizer step, without waiting for it."""
+    keys = example_keys(jax.random.key(1), step, jnp.arange(len(image)))
     accumulation = STATE["config"].training.accumulation
-    STATE["state"], _ = step_by_micro_batches(STATE["step"], STATE["state"], given, accumulation)
+    STATE["state"], _ = step_by_micro_batches(
+        STATE["step"], STATE["state"], {"image": image, "key": keys}, accumulation
+    )
 
 
 def train(steps):
-    """Seconds of so many training steps, after one that is not counted: a process that lay idle is slow at first."""
+    """Run training steps and return the seconds.
+
+    One step before them is not counted, because a process is slow at first after it was idle.
+    """
     train_on(STATE["image"], 0)
     jax.block_until_ready(STATE["state"])
     began = time.perf_counter()
@@ -111,7 +120,7 @@ def train(steps):
 
 
 def feed(steps):
-    """Seconds in which the batches of so many steps are made, with nothing else to do."""
+    """Make the batches of some steps and do nothing else. Return the seconds."""
     began = time.perf_counter()
     for _ in stream(batch, 0, steps):
         pass
@@ -119,67 +128,72 @@ def feed(steps):
 
 
 def wait(steps):
-    """The share of so many training steps, fed by the stream, in which the loop waits for the next batch."""
-    began, waited, batches = time.perf_counter(), 0.0, stream(batch, 0, steps)
+    """Run training steps fed by the stream. Return the fraction of time spent waiting for it."""
+    began = time.perf_counter()
+    waited = 0.0
+    batches = stream(batch, 0, steps)
     for step in range(steps):
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         image = next(batches)["image"]
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         train_on(image, step)
     jax.block_until_ready(STATE["state"])
     return waited / (time.perf_counter() - began)
 
 
 def save(wait):
-    """Seconds for which a checkpoint stops training: until it is whole on disk, or till it is copied, and its bytes."""
-    with tempfile.TemporaryDirectory() as folder, CheckpointWriter(folder) as checkpoints:
+    """Save a checkpoint. Return the seconds for which it stops training, and its bytes.
+
+    With `wait`, training stops until the checkpoint is complete on disk, otherwise until it is
+    copied.
+    """
+    with tempfile.TemporaryDirectory() as folder, CheckpointWriter(folder) as writer:
         began = time.perf_counter()
-        checkpoints.save(1, parts_of(STATE["state"]), {})
+        writer.save(1, checkpoint_items(STATE["state"]), {})
         if wait:
-            checkpoints.wait()
-        return time.perf_counter() - began, sum(x.nbytes for x in jax.tree.leaves(STATE["state"]))
+            writer.wait()
+        seconds = time.perf_counter() - began
+        return seconds, sum(x.nbytes for x in jax.tree.leaves(STATE["state"]))
 
 
-def forward(times):
-    """Seconds of so many passes, after one that is not counted."""
+def forward(passes):
+    """Run forward passes and return the seconds. One pass before them is not counted."""
     x = parallel.shard(STATE["image"])
     t = parallel.shard(np.full(len(x), 500))
     jax.block_until_ready(STATE["forward"](STATE["state"].params, x, t))
     began = time.perf_counter()
-    for _ in range(times):
+    for _ in range(passes):
         jax.block_until_ready(STATE["forward"](STATE["state"].params, x, t))
     return time.perf_counter() - began
 
 
-def sample(steps, count):
-    """Seconds of drawing so many pictures by DDIM."""
+def sample(steps, num_images):
+    """Draw images with DDIM and return the seconds."""
     began = time.perf_counter()
-    sampling = Sampling(sampler="ddim", steps=steps)
     generate(
         STATE["config"],
         STATE["state"].params,
-        num=count,
-        batch_size=count,
+        num_images=num_images,
+        batch_size=num_images,
         seed=0,
-        sampling=sampling,
+        sampling=Sampling(sampler="ddim", steps=steps),
     )
     return time.perf_counter() - began
 
 
-def loop_tax(recipe, sampler, steps, batch_size, pairs):
+def loop_overhead(recipe, sampler, steps, batch_size, pairs):
     """The `Ratio` of a sampling scan to as many single forward passes."""
-    return sampling_loop.tax(
-        load_recipe(recipe, ROOT / "configs"), sampler, steps, batch_size, pairs
-    )
+    config = load_recipe(recipe, ROOT / "configs")
+    return sampling_loop.overhead(config, sampler, steps, batch_size, pairs)
 
 
 def peak():
-    """The most memory this process had, in bytes."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-ASKED = (versions, load, train, feed, wait, save, forward, sample, loop_tax, peak)
-FUNCTIONS = {function.__name__: function for function in ASKED}
+SERVED = (versions, load, train, feed, wait, save, forward, sample, loop_overhead, peak)
+FUNCTIONS = {function.__name__: function for function in SERVED}
 
 if __name__ == "__main__":
     serve(FUNCTIONS)

@@ -1,4 +1,4 @@
-"""The rows about what is compiled: naive convolutions in it, what is compiled again, how long a first step takes."""
+"""Rows about compilation: naive convolutions, recompilations, time to the first step."""
 
 import sys
 import tempfile
@@ -10,61 +10,55 @@ from convolutions import convolutions, naive_convolutions
 from rows import FOLDER, OURS, Goal, Net, Row
 from sides import Side
 
-RUN_STEPS, EVERY = 500, 100
-COLD_SECONDS, WARM_SECONDS = 15, 6
+RUN_STEPS = 500
+EVERY = 100
+EMPTY_CACHE_SECONDS = 15
+FILLED_CACHE_SECONDS = 6
 OPTIMIZED = "*after_optimizations.txt"
 
 
 def naive(net: Net) -> Iterator[Row]:
-    """Of all programs that a training step and a sampling walk compile, as XLA writes them down when it is done."""
+    """Count the naive convolutions in all optimized programs of a training step and a sampler."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-        fresh = {
-            "XLA_FLAGS": flags,
+        env = {
+            "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_as_text",
+            # XLA does not dump a program that comes from the cache.
             "JAX_ENABLE_COMPILATION_CACHE": "false",
-        }  # what a cache has is not written down
-        with Side(sys.executable, OURS, fresh) as ours:
+        }
+        with Side(sys.executable, OURS, env) as ours:
             ours.ask("load", net.recipe, net.batch_size)
             ours.ask("train", 1)
-            ours.ask("sample", 2, net.pictures)
-        programs = [
-            text for file in Path(folder).glob(OPTIMIZED) if convolutions(text := file.read_text())
-        ]
-    found = [line for text in programs for line in naive_convolutions(text)]
-    count = sum(len(convolutions(text)) for text in programs)
-    if not count:
+            ours.ask("sample", 2, net.num_images)
+        texts = [file.read_text() for file in Path(folder).glob(OPTIMIZED)]
+    programs = [text for text in texts if convolutions(text)]
+    num_naive = sum(len(naive_convolutions(text)) for text in programs)
+    num_convolutions = sum(len(convolutions(text)) for text in programs)
+    if not num_convolutions:
         raise RuntimeError(
-            "XLA wrote no program with a convolution down: does this JAX know --xla_dump_to?"
+            "XLA dumped no program with a convolution: check that this JAX knows --xla_dump_to."
         )
-    how = f"of {count} in {len(programs)} programs that have any"
-    yield Row(
-        "naive convolutions in the training step and the sampler",
-        net.recipe,
-        len(found),
-        Goal("<=", 0),
-        how,
-    )
+    measurement = "naive convolutions in the training step and the sampler"
+    details = f"of {num_convolutions} in {len(programs)} programs with convolutions"
+    yield Row(measurement, net.recipe, num_naive, Goal("<=", 0), details)
 
 
 def recompilations(
     recipe: str = "digits", steps: int = RUN_STEPS, every: int = EVERY
 ) -> Iterator[Row]:
-    """A run of train.py with grids, checkpoints and evaluations: what it compiles once each was done."""
+    """Count what a run of train.py compiles after it has done each kind of work once."""
     with Side(sys.executable, str(FOLDER / "recompilations.py")) as run:
         before, after = run.ask("count", recipe, steps, every)
-    what = f"recompilations in {steps} steps, with sampling and evaluation every {every}"
-    yield Row(
-        what, recipe, after, Goal("<=", 0), f"after {before} programs in the first {every} steps"
-    )
+    measurement = f"recompilations in {steps} steps, with sampling and evaluation every {every}"
+    details = f"after {before} programs in the first {every} steps"
+    yield Row(measurement, recipe, after, Goal("<=", 0), details)
 
 
 def cold_start(net: Net) -> Iterator[Row]:
-    """From the start of train.py until its first step is done, with an empty compilation cache and from it."""
-    goals = {"empty": COLD_SECONDS, "filled": WARM_SECONDS}
-    for (cache, goal), marks in zip(
-        goals.items(), first_steps(net.recipe, net.batch_size), strict=True
-    ):
-        *before, (_, seconds) = marks.items()
-        how = ", ".join(f"{what} after {part:.1f} s" for what, part in before)
-        what = f"cold first step of {net.batch_size}, compilation cache {cache}"
-        yield Row(what, net.recipe, seconds, Goal("<=", goal), how, " s")
+    """Measure the time from starting train.py to the end of its first step."""
+    goals = {"empty": EMPTY_CACHE_SECONDS, "filled": FILLED_CACHE_SECONDS}
+    runs = first_steps(net.recipe, net.batch_size)
+    for (cache, goal), marks in zip(goals.items(), runs, strict=True):
+        *earlier, (_, first_step) = marks.items()
+        measurement = f"start to first step of {net.batch_size} images, compilation cache {cache}"
+        details = ", ".join(f"{mark} after {seconds:.1f} s" for mark, seconds in earlier)
+        yield Row(measurement, net.recipe, first_step, Goal("<=", goal), details, " s")

@@ -1,8 +1,9 @@
-"""A side of bench.py: how often a training run compiles something again.
+"""A side of bench.py that counts the recompilations of a training run.
 
-What is counted: JAX's own event of each program handed to XLA's compiler (the smallest operation, a program found in
-the persistent cache too), after the first time that each kind of work was done. These kinds are a training step, the
-end of an epoch, a sample grid with its predictions, a checkpoint, and the variational bound of some pictures.
+It counts JAX's event for each program handed to XLA's compiler, including the smallest operations
+and programs found in the persistent cache. It starts counting after each kind of work was done
+once: a training step, the end of an epoch, a sample grid with predictions, a checkpoint, and the
+variational bound of a few images.
 """
 
 import contextlib
@@ -25,35 +26,38 @@ from ddpm_jax.evaluation.bits_per_dim import evaluate  # noqa: E402
 from ddpm_jax.runs.progress import Reporter  # noqa: E402
 
 EVENT = "/jax/core/compile/backend_compile_duration"
-PICTURES = 16
+NUM_IMAGES = 16
 
 
 def count(recipe, steps, every):
-    """How many programs were compiled up to the first grid, checkpoint and evaluation, and how many after that."""
+    """Count the programs up to the first grid, checkpoint and evaluation, and those after it."""
     config = load_recipe(recipe, ROOT / "configs")
-    images = batch_at(
-        config.data.load(config.model.image_size, config.model.channels), 0, 0, PICTURES
-    )
-    compiled, at_first = [], []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event == EVENT)
-    )
+    images = config.data.load(config.model.image_size, config.model.channels)
+    batch = batch_at(images, 0, 0, NUM_IMAGES)
+    compiled = []
+    before = []
+
+    def on_event(event, *_, **__):
+        compiled.append(event == EVENT)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
     draw = Reporter.draw
 
-    def watched(reporter, step, state):
+    def draw_and_evaluate(reporter, step, state):
         draw(reporter, step, state)
         if step % every == 0:
-            evaluate(config, state.ema_params["ema"], images, PICTURES, seed=0)
+            evaluate(config, state.ema_params["ema"], batch, NUM_IMAGES, seed=0)
         if step == every:
-            at_first.append(sum(compiled))
+            before.append(sum(compiled))
 
-    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Reporter, "draw", watched):
-        run = f"--config {recipe} --workdir {workdir}/run --training.steps {steps} --no-compilation-cache"
+    patch = mock.patch.object(Reporter, "draw", draw_and_evaluate)
+    with tempfile.TemporaryDirectory() as workdir, patch:
+        run = f"--config {recipe} --workdir {workdir}/run --training.steps {steps}"
         cadence = f"--log.samples-every {every} --checkpoint.every {every}"
-        sys.argv = ["train.py", *run.split(), *cadence.split()]
+        sys.argv = ["train.py", *run.split(), "--no-compilation-cache", *cadence.split()]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    return at_first[0], sum(compiled) - at_first[0]
+    return before[0], sum(compiled) - before[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a line of the table says: a figure, of which net, its goal, and whether that was reached; and the nets."""
+"""Rows of the table: a measurement, its network, its goal, and whether the goal was met."""
 
 import os
 import platform
@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
 FOLDER = Path(__file__).parent
-OURS, TORCH = str(FOLDER / "jax_side.py"), str(FOLDER / "torch_side.py")
-HEAD = "| figure | net | found | goal | reached | |\n| --- | --- | --- | --- | --- | --- |"
+OURS = str(FOLDER / "jax_side.py")
+TORCH = str(FOLDER / "torch_side.py")
+HEAD = """| measurement | net | result | goal | met | details |
+| --- | --- | --- | --- | --- | --- |"""
 
 
 class Net(NamedTuple):
-    """A recipe, its batch, how many pictures are drawn, how many steps make a turn, and the goal beside PyTorch."""
+    """A recipe with the sizes at which it is measured."""
 
     recipe: str
     batch_size: int
-    pictures: int
-    turns: int
+    num_images: int
+    """Images drawn at once by a sampler."""
+    steps_per_turn: int
+    """Training steps in each turn of a pair."""
     goal: float
+    """Lowest speed relative to PyTorch that meets the goal."""
 
 
 NETS = [
@@ -29,38 +34,41 @@ NETS = [
 
 
 class Goal(NamedTuple):
-    """A bound that a figure is to stay within."""
+    """An inclusive bound for a measurement; `sign` is ">=" or "<="."""
 
     sign: str
     bound: float
 
-    def reached(self, value: float) -> bool:
-        """Whether a figure is within it."""
+    def is_met(self, value: float) -> bool:
+        """Whether a value is within the bound."""
         return value >= self.bound if self.sign == ">=" else value <= self.bound
 
 
 class Row(NamedTuple):
-    """A line of the table; `found` is a number or a `Ratio`, `unit` is s, % or nothing."""
+    """A row of the table. `result` is a number or a `Ratio`; `unit` is " s", "%" or empty."""
 
-    figure: str
+    measurement: str
     net: str
-    found: SupportsFloat
+    result: SupportsFloat
     goal: Goal | None = None
-    how: str = ""
+    details: str = ""
     unit: str = ""
 
     def __str__(self) -> str:
-        value = float(self.found)
-        found = (
-            f"{value:.3g}{self.unit}" if isinstance(self.found, int | float) else str(self.found)
-        )
-        goal = "" if self.goal is None else f"{self.goal.sign} {self.goal.loss_kind:g}{self.unit}"
-        reached = "" if self.goal is None else "yes" if self.goal.reached(value) else "no"
-        return f"| {self.figure} | {self.net} | {found} | {goal} | {reached} | {self.how} |"
+        value = float(self.result)
+        result = str(self.result)
+        if isinstance(self.result, int | float):
+            result = f"{value:.3g}{self.unit}"
+        goal = ""
+        met = ""
+        if self.goal is not None:
+            goal = f"{self.goal.sign} {self.goal.bound:g}{self.unit}"
+            met = "yes" if self.goal.is_met(value) else "no"
+        return f"| {self.measurement} | {self.net} | {result} | {goal} | {met} | {self.details} |"
 
 
-def write(preface: str, rows: Iterable[Row], page: Path | None) -> None:
-    """Prints the table line by line, and writes it as it grows."""
+def write_table(preface: str, rows: Iterable[Row], page: Path | None) -> None:
+    """Print the table row by row, and rewrite the page, if there is one, after each row."""
     lines = [preface, "", HEAD]
     print("\n".join(lines), flush=True)
     for row in rows:
@@ -70,12 +78,13 @@ def write(preface: str, rows: Iterable[Row], page: Path | None) -> None:
             page.write_text("\n".join(lines) + "\n")
 
 
-def machine() -> str:
-    """The processor and how many cores this process may use."""
+def describe_machine() -> str:
+    """The processor and the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+    return f"{model}, {cores} cores"

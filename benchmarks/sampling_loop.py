@@ -1,9 +1,9 @@
-"""The price of the sampling loop: a scan of N steps over as many single forward passes of the same net.
+"""Measure the overhead of the sampling loop: a scan of N steps over N single forward passes.
 
     python benchmarks/sampling_loop.py [--recipe mnist] [--steps 50] [--batch-size 16] [--pairs 9]
 
-One interleaved run of pairs; prints the median ratio with its lowest and highest. 1 means that the sampler's own
-arithmetic, noise and loop cost nothing beside the net.
+Print the median ratio of interleaved pairs in one run, with the lowest and the highest. At 1, the
+sampler's own arithmetic, noise and loop cost nothing beside the network.
 """
 
 import argparse
@@ -27,42 +27,42 @@ NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
 
 def seconds(function, *arguments) -> float:
-    """The time of a call until its result is there."""
+    """The seconds of a call, until its result is computed."""
     began = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - began
 
 
-def tax(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
-    """The walk's time over that of the forward passes that it makes, each jitted by itself."""
-    model, schedule, sampler = config.model, config.objective.noise_schedule, samplers.make(name)
+def overhead(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
+    """The time of a sampler's walk over the time of its forward passes, each jitted by itself."""
+    model = config.model
+    schedule = config.objective.noise_schedule
+    sampler = samplers.make(name)
     network = Partial(model.apply, jax.jit(model.init)(jax.random.key(0)))
     denoise = dj.make_denoiser(schedule, network)
     keys = dj.sample_keys(0, jnp.arange(batch_size))
-    grid, xT = (
-        dj.make_grid(schedule, dj.spaced(schedule.timesteps, steps)),
-        dj.initial_noise(keys, model.image_shape),
-    )
+    grid = dj.make_grid(schedule, dj.spaced(schedule.timesteps, steps))
+    xT = dj.initial_noise(keys, model.image_shape)  # (b, h, w, c)
     forward = jax.jit(lambda network, xt, t: network(xt, t))
-    times = [jnp.full(batch_size, t) for t in grid.t.tolist()]
+    timesteps = [jnp.full(batch_size, t) for t in grid.t.tolist()]
 
     def walk():
         return seconds(dj.sample, keys, denoise, sampler, grid, xT)
 
-    def forwards():
-        return sampler.evaluations * seconds(lambda: [forward(network, xT, t) for t in times])
+    def forward_passes():
+        once = seconds(lambda: [forward(network, xT, t) for t in timesteps])
+        return sampler.evaluations * once
 
-    return ratio(walk, forwards, pairs)
+    return ratio(walk, forward_passes, pairs)
 
 
 def main(recipe: str, steps: int, batch_size: int, pairs: int) -> None:
-    """Prints a line for each sampler."""
+    """Print a line for each sampler."""
     config = load_recipe(recipe, ROOT / "configs")
-    print(
-        f"{recipe}, {config.model.parameter_count():,} parameters, {steps} steps of {batch_size} pictures"
-    )
+    parameters = config.model.parameter_count()
+    print(f"{recipe}, {parameters:,} parameters, {steps} steps of {batch_size} images")
     for name in NAMES:
-        print(f"{name:<12} {tax(config, name, steps, batch_size, pairs)}", flush=True)
+        print(f"{name:<12} {overhead(config, name, steps, batch_size, pairs)}", flush=True)
 
 
 if __name__ == "__main__":
@@ -70,6 +70,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="mnist")
-    for name, default in (("steps", 50), ("batch_size", 16), ("pairs", 9)):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=9)
     main(**vars(parser.parse_args()))

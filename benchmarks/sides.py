@@ -1,6 +1,6 @@
-"""Two programs beside each other: each side is a process that does a named piece of work when asked and times it.
+"""Two programs side by side: each is a process that does named work on request and times it.
 
-They take turns, so that neither's threads are in the other's way and both see the same noise of the machine.
+They take turns, so that their threads do not compete and both see the same noise of the machine.
 """
 
 import json
@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 
 class Side:
-    """A process that runs a script of this folder which ends in `serve`."""
+    """A process that runs a script of this folder which ends in `serve`.
+
+    The end of the block kills it.
+    """
 
     def __init__(self, python: str, script: str, env: dict[str, str] | None = None):
         env = os.environ | (env or {})
@@ -22,16 +25,15 @@ class Side:
         )
 
     def ask(self, function: str, *args: Any, **options: Any) -> Any:
-        """What the function of the other process returns; raises RuntimeError where that ended."""
+        """Call a function of the other process. Raise RuntimeError if the process ends."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([function, args, options]) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(
-                f"{self._process.args[1]} ended while it did {function}; its last words are above"
-            )
+            script = self._process.args[1]
+            raise RuntimeError(f"{script} ended during {function}: see its last output above.")
         return json.loads(answer)
 
     def __enter__(self) -> "Side":
@@ -39,11 +41,12 @@ class Side:
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
-        self._process.communicate()  # closes the pipes
+        # Closes the pipes.
+        self._process.communicate()
 
 
 def serve(functions: dict[str, Callable]) -> None:
-    """Answers the questions of a `Side` until it goes; what else is printed goes to stderr."""
+    """Answer the requests of a `Side` until it ends. Other output goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -53,7 +56,10 @@ def serve(functions: dict[str, Callable]) -> None:
 
 
 class Ratio(NamedTuple):
-    """How many times as long one piece of work takes as another: over pairs, and each one's median seconds."""
+    """The time of one kind of work over that of another, in pairs.
+
+    `seconds` holds the median seconds of both.
+    """
 
     median: float
     lowest: float
@@ -68,13 +74,23 @@ class Ratio(NamedTuple):
 
 
 def ratio(above: Callable[[], float], below: Callable[[], float], pairs: int) -> Ratio:
-    """Seconds of one over seconds of the other in pairs of turning order, each asked once before to warm up."""
-    above(), below()
+    """Measure the seconds of `above` over those of `below`, in pairs of alternating order.
+
+    Each is called once before, to warm up.
+    """
+    above()
+    below()
     times = []
     for i in range(pairs):
-        first, second = (above, below) if i % 2 == 0 else (below, above)
-        pair = first(), second()
-        times.append(pair if i % 2 == 0 else pair[::-1])
+        if i % 2 == 0:
+            above_seconds = above()
+            below_seconds = below()
+        else:
+            below_seconds = below()
+            above_seconds = above()
+        times.append((above_seconds, below_seconds))
     ratios = [a / b for a, b in times]
-    medians = statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+    above_median = statistics.median(a for a, _ in times)
+    below_median = statistics.median(b for _, b in times)
+    medians = (above_median, below_median)
     return Ratio(statistics.median(ratios), min(ratios), max(ratios), medians)

@@ -1,6 +1,7 @@
-"""The torch side of bench.py and gpu.py: diffusers' UNet2DModel trained and sampled as its own scripts do, at its best.
+"""PyTorch's side of bench.py and gpu.py: diffusers' UNet2DModel, trained and sampled at its best.
 
-AdamW and the moving average are torch's fused and foreach forms, which are faster than diffusers' loops.
+It runs as in diffusers' own scripts, except that AdamW and the moving average are PyTorch's fused
+and foreach forms, which are faster than diffusers' loops.
 """
 
 import resource
@@ -20,38 +21,34 @@ STATE = {}
 
 
 def versions():
-    """What the figures are of."""
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} threads"
-    )
+    """The versions of PyTorch and diffusers, and the device."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{torch.get_num_threads()} threads"
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "on": device}
 
 
 def load(folder, batch_size, device="cpu", autocast=None):
-    """A net in the layout of diffusers, its optimizer, its average, and a batch; `autocast` such as "bfloat16"."""
-    net = diffusers.UNet2DModel.from_pretrained(
-        folder, subfolder="unet", low_cpu_mem_usage=False
-    ).to(device)
-    image = (
-        torch.rand(
-            batch_size, net.config.in_channels, net.config.sample_size, net.config.sample_size
-        )
-        * 2
-        - 1
-    )
+    """Load a network in the diffusers layout and make a batch.
+
+    `autocast` is a dtype such as "bfloat16", or None for float32.
+    """
+    net = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
+    net = net.to(device)
+    size = net.config.sample_size
+    image = torch.rand(batch_size, net.config.in_channels, size, size) * 2 - 1  # (b, c, h, w)
+    if device == "cuda":
+        image = image.pin_memory()
     STATE.clear()
     STATE.update(net=net, run=net, device=device, memory_format=torch.contiguous_format)
-    STATE.update(
-        image=image.pin_memory() if device == "cuda" else image, scheduler=diffusers.DDPMScheduler()
-    )
+    STATE.update(image=image, scheduler=diffusers.DDPMScheduler())
     torch.backends.cudnn.benchmark = True
     STATE["dtype"] = getattr(torch, autocast or "float32")
 
 
 def use(compiled, channels_last, mode="default"):
-    """Changes over to compiled or eager code, and to the layout."""
+    """Switch to compiled or eager code and to a memory layout; reset optimizer and average."""
     torch.compiler.reset()
     STATE["memory_format"] = torch.channels_last if channels_last else torch.contiguous_format
     net = STATE["net"].to(memory_format=STATE["memory_format"])
@@ -61,26 +58,29 @@ def use(compiled, channels_last, mode="default"):
 
 
 def network(x, t):
-    """The net's output, in float32."""
+    """The network's output in float32."""
     torch.compiler.cudagraph_mark_step_begin()
     with torch.autocast(STATE["device"], STATE["dtype"], enabled=STATE["dtype"] != torch.float32):
         return STATE["run"](x, t).sample.float()
 
 
-def placed(x):
-    """`x` on the device, in the layout."""
+def to_device(x):
+    """`x` on the device, in the memory layout."""
     return x.to(STATE["device"], non_blocking=True, memory_format=STATE["memory_format"])
 
 
 def now():
-    """The time when all that was asked for is done."""
+    """Wait until the device is done, and return the time in seconds."""
     if STATE["device"] == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def train(steps, accumulation=1):
-    """Seconds of so many training steps, after one that is not counted: a process that lay idle is slow at first."""
+    """Run training steps and return the seconds.
+
+    One step before them is not counted, because a process is slow at first after it was idle.
+    """
     train_step(accumulation)
     began = now()
     for _ in range(steps):
@@ -89,10 +89,11 @@ def train(steps, accumulation=1):
 
 
 def train_step(accumulation):
-    """One optimizer step of so many micro-batches."""
-    net, scheduler = STATE["net"], STATE["scheduler"]
+    """Run one optimizer step of `accumulation` micro-batches."""
+    net = STATE["net"]
+    scheduler = STATE["scheduler"]
     for _ in range(accumulation):
-        x0 = placed(STATE["image"])
+        x0 = to_device(STATE["image"])
         eps = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=x0.device)
         loss = functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps)
@@ -104,36 +105,38 @@ def train_step(accumulation):
 
 
 @torch.inference_mode()
-def forward(times):
-    """Seconds of so many passes, after one that is not counted."""
-    x = placed(STATE["image"])
+def forward(passes):
+    """Run forward passes and return the seconds. One pass before them is not counted."""
+    x = to_device(STATE["image"])
     t = torch.full((len(x),), 500, device=x.device)
     network(x, t)
     began = now()
-    for _ in range(times):
+    for _ in range(passes):
         network(x, t)
     return now() - began
 
 
 @torch.inference_mode()
-def sample(steps, count, sampler="ddim"):
-    """Seconds of drawing so many pictures."""
+def sample(steps, num_images, sampler="ddim"):
+    """Draw images and return the seconds."""
     config = STATE["net"].config
     scheduler = SCHEDULERS[sampler]()
     scheduler.set_timesteps(steps)
+    size = config.sample_size
     began = now()
-    x = placed(torch.randn(count, config.in_channels, config.sample_size, config.sample_size))
+    x = to_device(torch.randn(num_images, config.in_channels, size, size))  # (b, c, h, w)
     for t in scheduler.timesteps.tolist():
-        x = scheduler.step(network(x, torch.full((count,), t, device=x.device)), t, x).prev_sample
+        output = network(x, torch.full((num_images,), t, device=x.device))
+        x = scheduler.step(output, t, x).prev_sample
     x.cpu()
     return now() - began
 
 
 def peak():
-    """The most memory this process had, in bytes."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
-    asked = versions, load, use, train, forward, sample, peak
-    serve({function.__name__: function for function in asked})
+    served = (versions, load, use, train, forward, sample, peak)
+    serve({function.__name__: function for function in served})

@@ -1,10 +1,12 @@
-"""CIFAR-10: the DDPM paper's recipe (Ho et al. 2020, appendix B), 35,746,307 parameters, 800,000 steps.
+"""CIFAR-10 as in the DDPM paper (Ho et al. 2020), 800,000 steps.
 
     python train.py --config cifar10
 
-Hardware: the paper used a TPU v3-8, 10.6 hours at 21 steps a second; add `--training.dtype bfloat16` on a recent GPU.
-Data: TFDS cifar10, split train, 162 MiB, downloaded and prepared by itself, or `--data.data-dir DIR`.
-Expected: the paper reports an FID of 3.17 for 1000 ancestral steps; this recipe has not been run to its end here.
+Appendix B of the paper: a U-Net of 35,746,307 parameters, batches of 128 images.
+Hardware: a TPU v3-8 in the paper. On a recent GPU add `--training.dtype bfloat16`.
+Time: 10.6 hours at 21 steps per second in the paper.
+Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
+Expected: the paper reports an FID of 3.17 with 1,000 ancestral steps. Not run to its end here.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -1,11 +1,12 @@
-"""CIFAR-10 by class: the cifar10 recipe with 10 labels, a tenth of them hidden for classifier-free guidance.
+"""CIFAR-10 by class: the cifar10 recipe with labels and guidance.
 
     python train.py --config cifar10_classes
     python sample.py --ckpt runs/cifar10_classes --label 3,5,7 --guidance-scale 2
 
-Hardware: as the cifar10 recipe. Data: TFDS cifar10, split train, 162 MiB, downloaded and prepared by itself, or
-`--data.data-dir DIR`.
-Expected: pictures of the class that is asked for; not run here.
+10 classes; a tenth of the labels is hidden in training, for classifier-free guidance.
+Hardware, time: as in the cifar10 recipe.
+Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
+Expected: images of the requested class. Not run here.
 """
 
 import dataclasses

@@ -1,9 +1,12 @@
-"""S1's DDPM project on CIFAR-10: the convunet_mnist recipe in colour, 33,261,827 parameters.
+"""The ConvBlock U-Net on CIFAR-10 at 32 px, 1,000 epochs.
 
     python train.py --config convunet_cifar10
 
-Hardware: one GPU, time not measured. Data: TFDS cifar10, split train, resized to 32 px,
-downloaded and prepared by itself. Expected: as the convunet_mnist recipe; not run here.
+The convunet_mnist recipe in colour, 33,261,827 parameters.
+Hardware: one GPU.
+Time: not measured.
+Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
+Expected: small colour images like those of CIFAR-10. Not run here.
 """
 
 import dataclasses

@@ -1,9 +1,13 @@
-"""S1's DDPM project on the 8,189 Oxford flowers at 32 px, 33,261,827 parameters.
+"""The ConvBlock U-Net on 8,189 Oxford flowers at 32 px, 1,000 epochs.
 
     python train.py --config convunet_flowers
 
-Hardware: one GPU, time not measured. Data: TFDS oxford_flowers102, split train+validation+test, resized to 32 px,
-downloaded and prepared by itself. Expected: as the convunet_mnist recipe; not run here.
+The convunet_mnist recipe in colour, 33,261,827 parameters.
+Hardware: one GPU.
+Time: not measured.
+Data: TFDS oxford_flowers102, all three splits, 329 MiB, resized to 32 px; downloaded on first use,
+or `--data.data-dir DIR`.
+Expected: flowers. Not run here.
 """
 
 import dataclasses

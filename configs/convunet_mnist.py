@@ -1,11 +1,13 @@
-"""S1's DDPM project on MNIST: the ConvBlock U-Net of 33,260,417 parameters at 32 px, 1000 epochs.
+"""The ConvBlock U-Net on MNIST at 32 px, 1,000 epochs.
 
     python train.py --config convunet_mnist
 
-Hardware: one GPU, time not measured. Data: TFDS mnist, split train, resized to 32 px.
-It is downloaded and prepared by itself.
-Sampling is S1's own: no clipping of the clean estimate, variance beta, each state clamped to [-1, 1].
-Expected: digits; this recipe has not been run here.
+33,260,417 parameters. Sampling adds noise of variance beta and clamps x itself to [-1, 1] after
+each step; the x0 estimate is not clipped.
+Hardware: one GPU.
+Time: not measured.
+Data: TFDS mnist, split train, resized to 32 px; downloaded on first use, or `--data.data-dir DIR`.
+Expected: digits. Not run here.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -1,10 +1,13 @@
-"""8x8 handwritten digits, the embedded default: a U-Net of 0.65M parameters in about 2 minutes on two CPU cores.
+"""8x8 handwritten digits, no download: a U-Net of 651,041 parameters.
 
     python train.py --config digits
     python sample.py --ckpt runs/digits --num 256 --out runs/digits/samples.npz
 
-Hardware: any; two CPU cores take 2-3 minutes. Data: the 1,797 digits that scikit-learn carries, no download.
-Expected: `python benchmarks/digits.py runs/digits/samples.npz` finds a Frechet distance of at most 0.20.
+Hardware: any.
+Time: 2 to 3 minutes on two CPU cores.
+Data: the 1,797 digits that scikit-learn includes.
+Expected: `python benchmarks/digits.py runs/digits/samples.npz` reports a Frechet distance of at
+most 0.20.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -1,9 +1,10 @@
-"""Fashion-MNIST at 28 px: the mnist recipe on clothes.
+"""Fashion-MNIST at 28 px: the mnist recipe on images of clothes.
 
     python train.py --config fashion_mnist
 
-Hardware and time: as the mnist recipe. Data: TFDS fashion_mnist, split train, downloaded and prepared by itself.
-Expected: losses somewhat above MNIST's, since the pictures have texture; not run here.
+Hardware, time: as in the mnist recipe.
+Data: TFDS fashion_mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
+Expected: losses somewhat above those of MNIST, because clothes have texture. Not run here.
 """
 
 import dataclasses

@@ -1,11 +1,14 @@
-"""MNIST at 28 px: S4's U-Net of 1,707,009 parameters, squared-cosine schedule, AdamW, 30 epochs.
+"""MNIST at 28 px: a U-Net of 1,707,009 parameters, 30 epochs.
 
     python train.py --config mnist
 
-Hardware: one GPU; two CPU cores take about 3 s a step (469 steps an epoch with all 60,000 images).
-Data: TFDS mnist, split train; downloaded and prepared by itself, or `--data.data-dir DIR`.
-Expected: with only 9,000 of the images (71 steps an epoch) mean losses of 0.209, 0.090, 0.071, 0.065, 0.059, 0.057,
-0.056, 0.053, 0.052, 0.051 in epochs 1 to 10, and then digits, some on a grey ground; the full run was not made here.
+Squared-cosine schedule, AdamW, batches of 128 images.
+Hardware: one GPU, or a CPU.
+Time: about 3 s per step on two CPU cores, 469 steps per epoch.
+Data: TFDS mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
+Expected: with 9,000 of the 60,000 images (71 steps per epoch), mean losses of 0.209, 0.090, 0.071,
+0.065, 0.059, 0.057, 0.056, 0.053, 0.052 and 0.051 in epochs 1 to 10, then digits, some of them on a
+grey background. The full run was not made here.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -1,11 +1,12 @@
-"""MNIST at 28 px by class: the mnist recipe with 10 labels, a tenth of them hidden for classifier-free guidance.
+"""MNIST at 28 px by class: the mnist recipe with labels and guidance.
 
     python train.py --config mnist_classes
     python sample.py --ckpt runs/mnist_classes --label 3,5,7 --guidance-scale 2
 
-Hardware: as the mnist recipe. Data: TFDS mnist, split train; downloaded and prepared by itself, or
-`--data.data-dir DIR`.
-Expected: losses about those of the mnist recipe, digits of the class that is asked for; not run here.
+10 classes; a tenth of the labels is hidden in training, for classifier-free guidance.
+Hardware, time: as in the mnist recipe.
+Data: TFDS mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
+Expected: losses close to those of the mnist recipe, digits of the requested class. Not run here.
 """
 
 import dataclasses

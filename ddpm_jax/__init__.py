@@ -1,4 +1,14 @@
-"""Denoising diffusion models as pure functions in JAX: import any part alone. Importing this touches no device."""
+"""Denoising diffusion models in JAX: pure functions, each usable without the others.
+
+mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_denoiser, guide
+sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
+editing      Edit, add_noise, truncate, inpaint, invert, slerp
+networks     Model, UNet, ConvUNet, BasicUNet
+training     TrainState, init_state, make_train_step, example_keys, model_loss
+diffusers    Pipeline, Recipe, load_pretrained, save_pretrained
+
+Importing the package touches no device.
+"""
 
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion.grid import GridRow, make_grid, spaced, timesteps_for

@@ -1,6 +1,6 @@
-"""A config: every setting of a run, its checks, and its form as JSON.
+"""The config of a run: all settings, their checks, and their form in JSON.
 
-A network or a data source is named by the module it is in, on the command line and in JSON:
+The name of a network or data source is the name of its module, on the command line and in JSON:
 `--model conv_unet`, {"kind": "conv_unet", ...}.
 """
 
@@ -28,91 +28,92 @@ from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.version import VERSION
 
 FORMAT = 3
-"""The number of the JSON layout. Format 1, of version 0.1, had no number and named Python classes."""
+"""The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
 KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.data}
-"""Settings of which there are several kinds, one in each module of a package."""
+"""Base classes of settings, each with the package that has one subclass in each module."""
 
-PARAMETERS_A_PIXEL = (
-    300  # of two cores, two devices were faster at 17 and 79 parameters a pixel, one at 1,130
-)
+# On two cores, two devices trained faster than one at 17 and 79 parameters per pixel of a batch,
+# and slower at 1,130 (`python benchmarks/bench.py --rows devices`).
+PARAMETERS_PER_PIXEL = 300
 
 
 def cadence_in_steps(
     every: int | None, every_epochs: int | None, steps_per_epoch: int
 ) -> int | None:
     """A length or cadence in steps: `every` if given, else `every_epochs` epochs, else None."""
-    return (
-        every
-        if every is not None
-        else None
-        if every_epochs is None
-        else every_epochs * steps_per_epoch
-    )
+    if every is not None:
+        return every
+    if every_epochs is not None:
+        return every_epochs * steps_per_epoch
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long, with what batches, in what precision, on which devices."""
+    """Length, batches, precision, seed and initial weights of a run; what ends it early."""
 
     batch_size: int = 128
-    """Images of one optimizer step, over all devices and accumulated micro-batches."""
+    """Images per optimizer step, over all devices and accumulated micro-batches."""
     steps: int | None = None
-    """Length in optimizer steps; wins over epochs."""
+    """Length in optimizer steps; overrides epochs."""
     epochs: int | None = None
     """Length in epochs of ceil(images / batch size) steps."""
     accumulation: int = 1
-    """Micro-batches whose gradients make one optimizer step."""
+    """Micro-batches whose gradients are averaged for one optimizer step."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the network computes in; parameters stay float32, float16 gets a dynamic loss scale."""
+    """Compute dtype. Parameters stay float32; float16 adds a dynamic loss scale."""
     seed: int = 0
+    """Seed of initial parameters, order of the images, noise and dropout; in [0, 2**32)."""
     init_from: str | None = None
-    """The net whose weights training starts from, as `--init-from` says; None for fresh ones."""
+    """Directory or repository of the initial weights, as in --init-from; None for random ones."""
     skip_patience: int = 10
-    """Updates in a row that are skipped, because loss or gradient is not finite, before something is done about it."""
+    """Consecutive updates skipped for a non-finite loss or gradient before on_patience applies."""
     on_patience: Literal["stop", "rollback"] = "stop"
-    """What that is: end the run in one line, or go on with the weights of the newest checkpoint before them."""
+    """stop ends the run with an error; rollback returns to the checkpoint before those updates."""
 
     def __post_init__(self):
         for name in ("batch_size", "steps", "epochs", "accumulation", "skip_patience"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}")
+            check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}.")
         check(
             self.steps is not None or self.epochs is not None,
-            "give training.steps or training.epochs",
+            "The length of training is missing: give training.steps or training.epochs.",
         )
         check(
             self.batch_size % self.accumulation == 0,
-            f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches: change either",
+            f"A batch of {self.batch_size} does not divide into {self.accumulation} micro-batches: "
+            "change training.batch_size or training.accumulation.",
         )
-        check(0 <= self.seed < 2**32, f"training.seed must be in [0, 2**32), not {self.seed}")
+        check(0 <= self.seed < 2**32, f"training.seed must be in [0, 2**32), not {self.seed}.")
 
     @property
     def micro_batch_size(self) -> int:
-        """Images of one call of the training step."""
+        """Images per call of the training step."""
         return self.batch_size // self.accumulation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the state is saved, and which saves are kept. The last step is always saved."""
+    """When the state is saved and which checkpoints are kept. The last step is always saved."""
 
     every: int | None = None
-    """Cadence in steps; wins over every_epochs."""
+    """Steps between checkpoints; overrides every_epochs."""
     every_epochs: int | None = 1
-    """Cadence in epochs."""
+    """Epochs between checkpoints."""
     keep_last: int = 2
-    """How many of the newest are kept; while updates are skipped, also the newest from before that began."""
+    """Number of newest checkpoints to keep, plus the last finite one while updates are skipped."""
     keep_every: int | None = None
-    """Steps divisible by this are kept for good."""
+    """Keep every checkpoint whose step is divisible by this."""
     wait: bool = True
-    """Count no step as done before the save ahead of it is whole on disk: a kill loses one interval at most."""
+    """Finish a save before the next step counts as done, so a kill loses at most one interval."""
     on_failure: Literal["stop", "continue"] = "stop"
-    """What a save that fails does: end the run in one line, or leave it to the next save, said on stderr."""
+    """After a failed save, stop the run with an error, or warn on stderr and continue."""
 
     def __post_init__(self):
         for name in ("every", "every_epochs", "keep_last", "keep_every"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"checkpoint.{name} must be at least 1, not {value}")
+            message = f"checkpoint.{name} must be at least 1, not {value}."
+            check(value is None or value >= 1, message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,27 +121,27 @@ class Log:
     """How often training writes metrics and sample grids."""
 
     every: int = 50
-    """Steps between lines of metrics.jsonl and TensorBoard."""
+    """Steps between records in metrics.jsonl and TensorBoard."""
     samples_every: int | None = None
-    """Steps between sample grids; wins over samples_every_epochs."""
+    """Steps between sample grids; overrides samples_every_epochs."""
     samples_every_epochs: int | None = None
-    """Epochs between sample grids; there is one at the end in any case."""
+    """Epochs between sample grids. The run always ends with one."""
     samples: int = 64
-    """Pictures in a sample grid; 0 for no grids."""
+    """Images in a sample grid; 0 for no grids."""
     sample_steps: int | None = 100
-    """Most sampling steps for a sample grid; None for as many as the recipe's sampling takes."""
+    """Maximum number of sampling steps for a grid; None for the number in the recipe's sampling."""
 
     def __post_init__(self):
-        check(self.every >= 1, f"log.every must be at least 1, not {self.every}")
-        check(self.samples >= 0, f"log.samples must not be negative, not {self.samples}")
+        check(self.every >= 1, f"log.every must be at least 1, not {self.every}.")
+        check(self.samples >= 0, f"log.samples must be at least 0, not {self.samples}.")
         for name in ("samples_every", "samples_every_epochs", "sample_steps"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"log.{name} must be at least 1, not {value}")
+            check(value is None or value >= 1, f"log.{name} must be at least 1, not {value}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Recipe):
-    """Everything about a run: the same Config gives the same run."""
+    """All settings of a run. Equal configs give equal runs."""
 
     data: DataSource
     training: Training
@@ -155,53 +156,54 @@ class Config(Recipe):
         return self.data.resize
 
     def cores_per_device(self) -> int:
-        """CPU cores for each device of a training step: 2 where gradients weigh more than pictures, 1 elsewhere.
+        """The number of CPU cores per virtual device in training: 2 for large networks, else 1.
 
-        Each device adds up and applies all gradients, so that with more devices there is more of that to do.
+        Every device all-reduces and applies the whole gradient. Above PARAMETERS_PER_PIXEL this
+        costs more than a second device gains.
         """
         pixels = self.training.micro_batch_size * self.model.image_size**2
-        return 2 if self.model.parameter_count() > PARAMETERS_A_PIXEL * pixels else 1
+        return 2 if self.model.parameter_count() > PARAMETERS_PER_PIXEL * pixels else 1
 
-    def steps_per_epoch(self, images: int) -> int:
-        """Optimizer steps of an epoch over so many images."""
-        return steps_per_epoch(images, self.training.batch_size)
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Optimizer steps per epoch over `num_images` images."""
+        return steps_per_epoch(num_images, self.training.batch_size)
 
-    def make_optimizer(self, images: int) -> optax.GradientTransformation:
-        """The optimizer of a run over this number of images."""
+    def make_optimizer(self, num_images: int) -> optax.GradientTransformation:
+        """Make the optimizer of a run over `num_images` images."""
         importance = self.objective.timestep_sampling == "importance"
         return make_optimizer(
             self.optimizer,
-            self.total_steps(images),
-            self.steps_per_epoch(images),
+            self.total_steps(num_images),
+            self.steps_per_epoch(num_images),
             dtype=self.training.dtype,
             accumulation=self.training.accumulation,
             importance_timesteps=self.objective.timesteps if importance else None,
         )
 
-    def total_steps(self, images: int) -> int:
-        """The run's length in optimizer steps."""
-        return (
-            cadence_in_steps(
-                self.training.steps, self.training.epochs, self.steps_per_epoch(images)
-            )
-            or 0
-        )
+    def total_steps(self, num_images: int) -> int:
+        """The length of a run over `num_images` images in optimizer steps."""
+        per_epoch = self.steps_per_epoch(num_images)
+        return cadence_in_steps(self.training.steps, self.training.epochs, per_epoch) or 0
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
-    """The whole config as plain JSON values, with the format and the version that wrote it."""
+    """The config as plain JSON values, with the format and the version that writes it."""
     return {"format": FORMAT, "ddpm_jax": VERSION, **to_json(config)}
 
 
 def config_from_json(value: Any) -> Config:
-    """The inverse of `config_to_json`; raises ValueError for another format or unknown settings."""
+    """Read the config that `config_to_json` wrote.
+
+    Raises ValueError for another format, and for unknown, missing or invalid settings. Messages
+    about the JSON itself start in lower case, for the caller to embed beside the name of the file.
+    """
     if not isinstance(value, dict):
         raise ValueError("it does not hold a JSON object")
     settings = dict(value)
     written = settings.pop("format", None)
     version = str(settings.pop("ddpm_jax", "0.1"))[:20]
     if written is None and "type" not in settings:
-        raise ValueError("it does not say its format")
+        raise ValueError("it does not state its format")
     if written != FORMAT:
         raise ValueError(
             f"ddpm_jax {version} wrote it in format {str(written or 1)[:20]}, "
@@ -229,41 +231,45 @@ def _kind_of(value: Any, package: ModuleType) -> str:
     kind = type(value).__module__.rpartition(".")[2]
     if settings_classes(package).get(kind) is not type(value):
         raise ValueError(
-            f"{type(value).__name__} is not in {package.__name__}: only what is there has a name in JSON"
+            f"{type(value).__name__} is not in {package.__name__}, so JSON has no name for it: "
+            "define it in a module of that package."
         )
     return kind
 
 
-def find_kind(base: type, kind: Any, what: str) -> type:
-    """The settings class that a module of this name has; raises ValueError with the valid names."""
+def find_kind(base: type, kind: Any, setting: str) -> type:
+    """The settings class in the module named `kind`, of the package of `base` in KINDS.
+
+    Raises ValueError with the valid names if there is none.
+    """
     kinds = settings_classes(KINDS[base])
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"unknown {what} {kind!r}; {nearest(str(kind), list(kinds))}")
+        raise ValueError(f"Unknown {setting} {kind!r}; {nearest(str(kind), list(kinds))}.")
     return kinds[kind]
 
 
 def _from_json(cls: type, value: Any, path: str) -> Any:
-    """An instance of the settings class `cls`, or of the kind of it that the value names."""
+    """Build an instance of the settings class `cls`, or of the subclass that "kind" names."""
     value = _object(value, path)
     if cls in KINDS:
         cls = find_kind(cls, value.pop("kind", None), path)
-    types = typing.get_type_hints(cls)
-    paths = {name: f"{path}.{name}".strip(".") for name in value}
-    unknown = sorted(set(value) - {field.name for field in dataclasses.fields(cls)})
+    fields = dataclasses.fields(cls)
+    unknown = sorted(set(value) - {field.name for field in fields})
     if unknown:
-        raise ValueError(f"unknown settings: {', '.join(paths[name] for name in unknown)}")
-    needed = {
-        field.name for field in dataclasses.fields(cls) if field.default is field.default_factory
-    }
-    missing = sorted(needed - set(value))
+        names = ", ".join(_dotted(path, name) for name in unknown)
+        raise ValueError(f"unknown settings: {names}")
+    # Without a default, both `default` and `default_factory` are MISSING.
+    required = {field.name for field in fields if field.default is field.default_factory}
+    missing = sorted(required - set(value))
     if missing:
-        raise ValueError(
-            f"settings are missing: {', '.join(f'{path}.{name}'.strip('.') for name in missing)}"
-        )
-    values = {name: _value(types[name], item, paths[name]) for name, item in value.items()}
+        names = ", ".join(_dotted(path, name) for name in missing)
+        raise ValueError(f"settings are missing: {names}")
+    types = typing.get_type_hints(cls)
+    values = {name: _value(types[name], item, _dotted(path, name)) for name, item in value.items()}
     try:
         return cls(**values)
-    except TypeError as error:  # a value of another type
+    except TypeError as error:
+        # A check in __post_init__ met a value of another type.
         raise ValueError(f"settings of {path or 'the config'} do not fit ({error})") from error
 
 
@@ -281,37 +287,38 @@ def _object(value: Any, path: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}".strip(".")
+
+
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """The settings, as dotted names, in which two configs differ."""
+    """The settings in which two configs differ, as dotted names."""
     return _differences(to_json(ours), to_json(theirs), "")
 
 
 def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return [] if ours == theirs else [path]
-    names = sorted(set(ours) | set(theirs))
-    paths = {name: f"{path}.{name}".strip(".") for name in names}
-    return [
-        found
-        for name in names
-        for found in _differences(ours.get(name), theirs.get(name), paths[name])
-    ]
+    different: list[str] = []
+    for name in sorted(set(ours) | set(theirs)):
+        different += _differences(ours.get(name), theirs.get(name), _dotted(path, name))
+    return different
 
 
 def settings_classes(package: ModuleType) -> dict[str, type]:
-    """The settings class of each module of a package that has one, by the module's name."""
-    found = {}
+    """The settings classes in a package by module name; modules without one are left out."""
+    classes = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for cls in vars(module).values():
-            settings = isinstance(cls, type) and issubclass(cls, tuple(KINDS))
-            if settings and cls.__module__ == module.__name__:
-                found[info.name] = cls
-    return found
+            is_settings = isinstance(cls, type) and issubclass(cls, tuple(KINDS))
+            if is_settings and cls.__module__ == module.__name__:
+                classes[info.name] = cls
+    return classes
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """Such as "there are: cifar10, digits", the valid names, those nearest to `name` first."""
+    """The valid names as "there are: cifar10, digits", those most like `name` first."""
     close = difflib.get_close_matches(name, valid, n=3)
     others = [other for other in valid if other not in close]
     return f"there are: {', '.join([*close, *others])}"

@@ -1,7 +1,7 @@
-"""A user's mistake: one line that names the cause and the remedy."""
+"""Errors that a user can correct: one line with cause and remedy."""
 
 
 def check(condition: bool, message: str) -> None:
-    """Raises ValueError(message) unless the condition holds."""
+    """Raise ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)

@@ -1,8 +1,9 @@
-"""How well a run's network explains its data: checkpoint -> variational bound -> bits per dimension.
+"""Measure the variational bound of a run's network on its data, in bits per dimension.
 
     python -m ddpm_jax.evaluate --ckpt runs/digits --num 256
 
-Leaves bits_per_dim.json, and bits_per_dim.png with the bound's term at each timestep, in the run's directory.
+Writes bits_per_dim.json to the run's directory, and bits_per_dim.png with the bound's term at each
+timestep.
 """
 
 import dataclasses
@@ -30,93 +31,94 @@ NAME = "bits_per_dim"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(BatchedRunOptions):
-    """What to measure; `--ckpt DIR` names the run."""
+    """Measure bits per dimension; `--ckpt DIR` names the run."""
 
     num: int = 256
-    """How many images of the recipe's data."""
+    """Number of images, drawn from the recipe's data."""
     split: str | None = None
-    """Another part of the data than the recipe's, such as test, where they have parts."""
+    """Use another split of the data than the recipe, such as test. Not all data has splits."""
     variance: Variance | None = None
-    """That of the reverse step; None for the objective's."""
+    """Variance of the reverse step; None for the objective's."""
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.num >= 2, f"--num must be at least 2, for a standard error, not {self.num}")
+        check(self.num >= 2, f"--num must be at least 2, for a standard error, not {self.num}.")
 
 
 def main(args: list[str]) -> None:
-    """Measures what the command line says."""
-    wanted, run = run_options.parse(EvaluateOptions, args, "python -m ddpm_jax.evaluate")
+    """Run the command with these arguments."""
+    options, run = run_options.parse(EvaluateOptions, args, "python -m ddpm_jax.evaluate")
     objective = run.config.objective
-    wanted.set_up_jax(wanted.num)
-    config = with_split(run.config, wanted.split)
-    batch, params, variance = (
-        draw_images(config, wanted),
-        run.params(wanted.weights),
-        wanted.variance,
-    )
-    parts = -(-wanted.num // wanted.batch_size) * chunk_count(objective.timesteps, PROGRESS_PARTS)
-    bar = tqdm(
-        total=parts, unit="part", desc=f"{wanted.num} images, {objective.timesteps} timesteps"
-    )
-    with wanted.explain_oom(config.model), bar:
+    options.set_up_jax(options.num)
+    config = with_split(run.config, options.split)
+    batch = draw_images(config, options)
+    params = run.params(options.weights)
+    variance = options.variance
+    num_batches = -(-options.num // options.batch_size)
+    num_parts = num_batches * chunk_count(objective.timesteps, PROGRESS_PARTS)
+    label = f"{options.num} images, {objective.timesteps} timesteps"
+    bar = tqdm(total=num_parts, unit="part", desc=label)
+    with options.explain_oom(config.model), bar:
         bound = evaluate(
-            config, params, batch, wanted.batch_size, wanted.seed, variance, bar.update
+            config, params, batch, options.batch_size, options.seed, variance, bar.update
         )
-    about = {
+    result = {
         "step": run.step,
         "data": config.data.describe(),
         "variance": variance or objective.variance,
+        "weights": options.weights,
+        "num": options.num,
+        "seed": options.seed,
+        **summary(bound),
     }
-    found = (
-        about | {"weights": wanted.weights, "num": wanted.num, "seed": wanted.seed} | summary(bound)
-    )
-    print(describe(found))
-    for path in save(found, run.folder):
+    print(describe(result))
+    for path in save(result, run.folder):
         print(path)
 
 
 def with_split(config: Config, split: str | None) -> Config:
-    """The config with another part of its data; raises ValueError where they have none."""
+    """The config with another split of its data. Raise ValueError if the data has no splits."""
     if split is None:
         return config
-    check("split" in vars(config.data), f"{config.data.describe()} has no parts: leave --split out")
-    part: dict[str, Any] = {"split": split}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **part))
+    data = config.data
+    check("split" in vars(data), f"The data has no splits ({data.describe()}): leave out --split.")
+    change: dict[str, Any] = {"split": split}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **change))
 
 
-def draw_images(config: Config, wanted: EvaluateOptions) -> Batch:
-    """`num` images of the recipe's data, and their labels, no image twice; the seed says which."""
+def draw_images(config: Config, options: EvaluateOptions) -> Batch:
+    """Draw `options.num` images of the config's data, with their labels.
+
+    No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
+    too few images.
+    """
     images = config.data.load(config.model.image_size, config.model.channels)
     check(
-        wanted.num <= len(images),
-        f"--num {wanted.num} is more than the {len(images):,} images there are",
+        options.num <= len(images),
+        f"--num {options.num} is more than the {len(images):,} images of the data: lower it.",
     )
-    return batch_at(images, wanted.seed, 0, wanted.num)
+    return batch_at(images, options.seed, 0, options.num)
 
 
-def describe(found: dict) -> str:
-    """The figures for a reader."""
-    rows = [("L_T", "prior"), ("L_1 .. L_T-1", "steps"), ("L_0", "decoder")]
-    parts = [f"  {name:<14}{found[key]:8.4f}  {key}" for name, key in rows]
-    whole = f"{found['bits_per_dim']:.4f} +- {found['standard_error']:.4f}"
-    return "\n".join(
-        [
-            f"bits per dimension at most {whole} ({found['num']} images, step {found['step']})",
-            *parts,
-        ]
-    )
+def describe(result: dict) -> str:
+    """The bound and its parts as lines of text."""
+    total = f"{result['bits_per_dim']:.4f} +- {result['standard_error']:.4f}"
+    origin = f"{result['num']} images, step {result['step']}"
+    lines = [f"Bits per dimension: at most {total} ({origin})"]
+    for symbol, key in (("L_T", "prior"), ("L_1 .. L_T-1", "steps"), ("L_0", "decoder")):
+        lines.append(f"  {symbol:<14}{result[key]:8.4f}  {key}")
+    return "\n".join(lines)
 
 
-def save(found: dict, folder: Path) -> list[Path]:
-    """Leaves the figures and their picture in a folder."""
-    numbers, picture = folder / f"{NAME}.json", folder / f"{NAME}.png"
+def save(result: dict, folder: Path) -> list[Path]:
+    """Write the numbers as JSON and their plot as PNG to a folder. Return both paths."""
+    numbers = folder / f"{NAME}.json"
+    plot = folder / f"{NAME}.png"
     with atomic_file(numbers) as file:
-        file.write((json.dumps(found, indent=2) + "\n").encode())
-    plots.bound_curve(
-        found["per_timestep"], picture, f"{folder}: {found['bits_per_dim']:.3f} bits per dimension"
-    )
-    return [numbers, picture]
+        file.write((json.dumps(result, indent=2) + "\n").encode())
+    title = f"{folder}: {result['bits_per_dim']:.3f} bits per dimension"
+    plots.bound_curve(result["per_timestep"], plot, title)
+    return [numbers, plot]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A run as a model in the layout of diffusers, for its pipelines and for the hub.
+"""Export a run to the diffusers layout, as a folder or to the hub.
 
     python -m ddpm_jax.export --ckpt runs/digits --out my_pipeline
     python -m ddpm_jax.export --ckpt runs/digits --push owner/name --private
 
-`diffusers.DDPMPipeline.from_pretrained("my_pipeline")` opens it, and `sample.py --ckpt my_pipeline`.
+Both `diffusers.DDPMPipeline.from_pretrained("my_pipeline")` and `sample.py --ckpt my_pipeline`
+open the result.
 """
 
 import dataclasses
@@ -19,48 +20,50 @@ from ddpm_jax.runs.export import check_free, export_to_temp, swap_folder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(RunOptions):
-    """What to write and where; `--ckpt DIR` names the run."""
+    """Options of the export. `--ckpt DIR` names the run."""
 
     out: Path | None = None
     """The folder to write."""
     overwrite: bool = False
-    """Write over an earlier export."""
+    """Replace an earlier export in the folder."""
     push: str | None = None
-    """A repository of the hub to upload to, owner/name; made if it is not there."""
+    """A hub repository owner/name to upload to. It is created if it does not exist."""
     private: bool = False
-    """Make that one private."""
+    """Create the repository as a private one; refuse to upload to a public one."""
 
     def __post_init__(self):
         check(
             self.out is not None or self.push is not None,
-            "say where to: --out DIR, or --push owner/name",
+            "No destination is given: add --out DIR or --push owner/name.",
         )
-        check(self.push is not None or not self.private, "--private is for --push")
+        check(
+            self.push is not None or not self.private,
+            "--private is for --push: add --push owner/name, or leave --private out.",
+        )
         if self.out is not None:
             check_free(self.out, self.overwrite)
 
 
 def main(args: list[str]) -> None:
-    """Writes, and uploads, what the command line says."""
-    wanted, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
-    pipeline_folder.check_possible(run.recipe)
-    if wanted.push is not None:
-        hub.prepare(wanted.push, wanted.private)
-    if wanted.out is not None:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = None if wanted.out is None else wanted.out.parent
-    with export_to_temp(
-        run, run.params(wanted.weights), wanted.weights, wanted.push or str(wanted.out), beside
-    ) as folder:
-        if wanted.push is not None:
-            print(
-                hub.upload(
-                    folder, wanted.push, private=wanted.private, message=f"Step {run.step} of a run"
-                )
-            )
-        if wanted.out is not None:
-            swap_folder(wanted.out, folder)
-            print(wanted.out)
+    """Run the command: write the export, and upload it if asked."""
+    options, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
+    pipeline_folder.check_exportable(run.recipe)
+    if options.push is not None:
+        hub.prepare(options.push, options.private)
+    beside = None
+    if options.out is not None:
+        beside = options.out.parent
+        beside.mkdir(parents=True, exist_ok=True)
+    params = run.params(options.weights)
+    name = options.push or str(options.out)
+    with export_to_temp(run, params, options.weights, name, beside) as folder:
+        if options.push is not None:
+            message = f"Step {run.step} of a run"
+            address = hub.upload(folder, options.push, private=options.private, message=message)
+            print(address)
+        if options.out is not None:
+            swap_folder(options.out, folder)
+            print(options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders so that a crash leaves what was there before, or all that is new."""
+"""Files that survive a crash: a write leaves the old content or all of the new one."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears at path when the block ends well, and leaves what was there when it does not."""
+    """Open a binary file that replaces `path` when the block ends without an exception.
+
+    An exception leaves `path` as it was. Missing folders are made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -22,7 +25,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on disk."""
+    """Block until a file, or the names in a folder, are on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,7 +34,7 @@ def sync(path: Path) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """The first of path's name with -1, -2, ... before the suffix that is not taken."""
+    """The first unused path among `path` with -1, -2, ... before its suffix."""
     number = 1
     while (name := path.with_stem(f"{path.stem}-{number}")).exists():
         number += 1

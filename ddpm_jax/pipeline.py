@@ -1,4 +1,4 @@
-"""Pictures in one call, from a model in the diffusers layout or from any recipe with its parameters."""
+"""Images in one call, from a model in the diffusers layout or from a recipe and its parameters."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ MAX_BATCH_SIZE = 64
 
 
 class PipelineOutput(NamedTuple):
-    """What a call returns."""
+    """The result of a call of `Pipeline`."""
 
     images: list[Image.Image]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A recipe and its parameters, to be called for pictures: a shell around `generate_shown`."""
+    """A recipe and its parameters. Calling it draws images with `generate_shown`."""
 
     recipe: Recipe
     params: Params
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **options) -> Pipeline:
-        """That of a folder or a repository of the hub; options and errors as of `load_pretrained`."""
-        found = load_pretrained(path_or_repo, **options)
-        return cls(found.recipe, found.params)
+        """Load a pipeline from a folder or a hub repository.
+
+        Options and errors are those of `load_pretrained`.
+        """
+        pretrained = load_pretrained(path_or_repo, **options)
+        return cls(pretrained.recipe, pretrained.params)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the folder that `from_pretrained` reads, as `pipeline_folder.save_pretrained` does."""
+        """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does."""
         save_pretrained(self.recipe, self.params, folder)
 
     def __call__(
@@ -50,21 +53,22 @@ class Pipeline:
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
-        """`batch_size` pictures; picture i depends on (seed, i) alone.
+        """Draw `batch_size` images, at most 64 at once. Image i depends on (seed, i) alone.
 
-        `sampling` are settings of `Sampling` in place of the recipe's, such as sampler="unipc", steps=20; another
-        sampler has its own options by default. Raises ValueError as `generate` and `Sampling` do.
+        `sampling` replaces settings of the recipe's `Sampling`, such as sampler="unipc", steps=20.
+        Another sampler starts from its own default options. Raise ValueError as `generate` and
+        `Sampling` do.
         """
         recipe = dataclasses.replace(
             self.recipe, sampling=self.recipe.sampling.override(**sampling)
         )
-        drawn = generate_shown(
+        states = generate_shown(
             recipe,
             self.params,
-            num=batch_size,
+            num_images=batch_size,
             batch_size=min(batch_size, MAX_BATCH_SIZE),
             seed=seed,
             labels=labels,
             progress=progress,
         )
-        return PipelineOutput([to_image(picture) for picture in drawn[0]])
+        return PipelineOutput([to_image(image) for image in states[0]])

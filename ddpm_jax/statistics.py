@@ -1,7 +1,8 @@
-"""Estimate the statistics of DPM-Solver-v3 from a run: checkpoint -> l, s and b at every noise level -> a file.
+"""Estimate the statistics of DPM-Solver-v3 for a run's network, and write them to a file.
 
-python -m ddpm_jax.statistics --ckpt runs/mnist --images 256
-python sample.py --ckpt runs/mnist --sampler dpm_solver_v3 --sampler.statistics runs/mnist/statistics.npz --steps 10
+    python -m ddpm_jax.statistics --ckpt runs/mnist --images 256
+    python sample.py --ckpt runs/mnist --sampler dpm_solver_v3 --steps 10 \\
+        --sampler.statistics runs/mnist/statistics.npz
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ddpm_jax.cli import arguments, run_options
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.errors import check
-from ddpm_jax.evaluation.solver_statistics import draw_statistics, estimate, levels
+from ddpm_jax.evaluation.solver_statistics import draw_batches, estimate, levels
 from ddpm_jax.files import atomic_file
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
@@ -23,39 +24,38 @@ NAME = "statistics.npz"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatisticsOptions(BatchedRunOptions):
-    """What to estimate from; `--ckpt DIR` names the run."""
+    """Estimate statistics for DPM-Solver-v3; `--ckpt DIR` names the run."""
 
     images: int = 256
-    """How many images of the recipe's data, rounded up to full batches."""
+    """Number of images, drawn from the recipe's data and rounded up to full batches."""
     levels: int = 128
-    """At how many noise levels."""
+    """Number of noise levels."""
     out: Path | None = None
-    """The file; None for statistics.npz in the run's directory."""
+    """File to write; None for statistics.npz in the run's directory."""
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.images >= 2, f"--images must be at least 2, not {self.images}")
-        check(self.levels >= 3, f"--levels must be at least 3, not {self.levels}")
+        check(self.images >= 2, f"--images must be at least 2, not {self.images}.")
+        check(self.levels >= 3, f"--levels must be at least 3, not {self.levels}.")
 
 
 def main(args: list[str]) -> None:
-    """Estimates what the command line says."""
-    wanted, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
+    """Run the command with these arguments."""
+    options, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
     objective = run.config.objective
-    wanted.set_up_jax(wanted.images)
+    options.set_up_jax(options.images)
     schedule = objective.noise_schedule
-    params = run.params(wanted.weights)
-    parts = draw_statistics(run.config, params, wanted.images, wanted.batch_size, wanted.seed)
-    bar = tqdm(
-        total=len(levels(schedule, wanted.levels)), unit="level", desc=f"{wanted.images} images"
-    )
-    with wanted.explain_oom(run.config.model), bar:
-        found = estimate(schedule, parts, wanted.levels, bar.update)
-    print(save(found, wanted.out or run.folder / NAME))
+    params = run.params(options.weights)
+    batches = draw_batches(run.config, params, options.images, options.batch_size, options.seed)
+    num_levels = len(levels(schedule, options.levels))
+    bar = tqdm(total=num_levels, unit="level", desc=f"{options.images} images")
+    with options.explain_oom(run.config.model), bar:
+        statistics = estimate(schedule, batches, options.levels, bar.update)
+    print(save(statistics, options.out or run.folder / NAME))
 
 
 def save(statistics: Statistics, path: Path) -> Path:
-    """Leaves the statistics as a file, for `--sampler.statistics`."""
+    """Write statistics to a file for `--sampler.statistics`. Return its path."""
     with atomic_file(path) as file:
         np.savez(file, **statistics._asdict())
     return path

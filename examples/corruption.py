@@ -2,7 +2,7 @@
 
     python examples/corruption.py    # MNIST by TFDS; --data digits needs no download
 
-An amount of noise in [0, 1] stands in for the noise schedule, and the network is not told it.
+An amount of noise in [0, 1] replaces the noise schedule. It is no input of the network.
 Pixels are in [0, 1] because BasicUNet ends in a SiLU.
 """
 
@@ -25,7 +25,7 @@ from ddpm_jax.training.step import example_keys, init_state, make_train_step
 MODEL = BasicUNet(image_size=28, channels=1)  # 309,057 parameters; ignores the timestep
 LEARNING_RATE = 1e-3
 SAMPLING_STEPS = 5
-SHOWN = 8  # images of each kind in a row of the figures
+SHOWN = 8  # images in a row of the figures
 Images = Float[Array, "b h w c"]
 predict_x0 = jax.jit(lambda params, x: MODEL.apply(params, x, jnp.zeros(len(x), jnp.int32)))
 
@@ -36,7 +36,7 @@ def corrupt(x0: Images, amount: Float[Array, "b 1 1 1"], noise: Images) -> Image
 
 
 def loss(params: dict, keys: Key[Array, " b"], batch: dict[str, Array]) -> Float[Array, " b"]:
-    """The mean squared error of each predicted clean image, at an amount uniform on [0, 1)."""
+    """Mean squared error of each predicted clean image, at an amount uniform on [0, 1)."""
     x0 = (batch["image"] + 1) / 2  # [-1, 1] -> [0, 1]
     amount_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # (b,) -> (2, b)
     amount = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 1)))(amount_keys)
@@ -62,7 +62,7 @@ def row(label: str, *images: Images) -> tuple[str, np.ndarray]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train the network, then draw what it predicts and how it samples."""
+    """Train the network; plot its predictions, its samples and how they come about."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
     parser.add_argument("--data-dir", help="TFDS folder that holds mnist (default: TFDS's own)")

@@ -1,4 +1,4 @@
-"""Settings of every test: shapes checked, no implicit promotion, 8 virtual CPU devices."""
+"""Settings of every test: shapes are checked, JAX promotes nothing, 8 virtual CPU devices."""
 
 import gc
 import os
@@ -8,14 +8,14 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
-MOST_MAPS = 30_000
-"""Memory maps of a process from which on its compiled programs are freed; Linux allows 65,530."""
+MAX_MEMORY_MAPS = 30_000
+"""Memory maps above which a process frees its compiled programs; Linux allows 65,530."""
 
-# By the environment, so that processes that a test starts have the same settings.
+# Set in the environment, so that processes started by a test have the same settings.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.pop("XLA_FLAGS", None)
-# One directory of compiled programs for all workers, kept between runs. Only with a size limit
-# does JAX lock it, and no worker reads half of an entry.
+# One directory of compiled programs for all workers, kept between runs. JAX locks it only if its
+# size has a limit; without the lock a worker could read half of an entry.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -34,10 +34,11 @@ pytest.register_assert_rewrite(*(f"helpers.{name}" for name in HELPERS_WITH_ASSE
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_disable_most_optimizations", True)  # halves the suite; see `optimized`
+# Halves the time of the suite; the fixture `optimized` reverts it.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONGEST = (
+LONGEST_FILES = (
     "test_hosts.py",
     "test_faults.py",
     "test_readme.py",
@@ -47,13 +48,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Run the longest files first, so that no worker begins one when the others are done."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Run the longest files first, so that no worker starts one when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
 
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Compile as users do, for what is promised of real runs."""
+    """Compile with all optimizations, as in the runs of users."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -61,9 +62,9 @@ def optimized():
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Free compiled programs where their memory maps near the limit of a process."""
+    """Free the compiled programs before their memory maps reach the limit of a process."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAX_MEMORY_MAPS:
         jax.clear_caches()
         gc.collect()

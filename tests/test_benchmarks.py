@@ -1,4 +1,4 @@
-"""What the benchmarks' own code says and calls; no test here measures a time."""
+"""The benchmarks' own code. No test here measures a time."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ TINY = Config(
 
 
 @pytest.fixture(autouse=True)
-def find_benchmarks(monkeypatch):
+def add_benchmarks_to_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
@@ -30,15 +30,15 @@ def module(name):
     return importlib.import_module(name)
 
 
-def test_every_benchmark_imports_what_is_there():
+def test_every_benchmark_can_be_imported():
     for name in NAMES:
         if name not in NEEDS_TORCH:
             assert module(name).__doc__, name
 
 
-def test_our_side_trains_passes_and_draws(monkeypatch):
-    """Seconds are not looked at: the calls of the library are those that it has."""
-    jax_side, gpu_side = module("jax_side"), module("gpu_side")
+def test_our_side_trains_and_samples(monkeypatch):
+    jax_side = module("jax_side")
+    gpu_side = module("gpu_side")
     monkeypatch.setattr(jax_side, "load_recipe", lambda name, folder: TINY)
     jax_side.load("tiny", 8)
     times = jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)
@@ -46,8 +46,8 @@ def test_our_side_trains_passes_and_draws(monkeypatch):
     assert gpu_side.flops() > 0
 
 
-class HereSide:
-    """A side of this process, which knows its device alone."""
+class LocalSide:
+    """A side that runs in this process."""
 
     def __init__(self, *process):
         pass
@@ -62,16 +62,16 @@ class HereSide:
         return getattr(module("gpu_side" if function == "device" else "jax_side"), function)()
 
 
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+def test_the_gpu_benchmark_without_a_gpu_prints_one_line(monkeypatch, capsys):
     gpu = module("gpu")
-    monkeypatch.setattr(gpu, "Side", HereSide)
+    monkeypatch.setattr(gpu, "Side", LocalSide)
     gpu.main(argparse.Namespace(platform="gpu"))
     printed = capsys.readouterr().out
-    assert printed.startswith("no gpu is here: JAX runs on cpu")
+    assert printed.startswith("No gpu found, nothing measured: JAX runs on cpu")
     assert printed.count("\n") == 1
 
 
-def test_the_peak_is_known_by_the_device_or_given():
+def test_the_peak_follows_from_the_device_or_is_given():
     peak_of = module("gpu").peak_of
     assert peak_of("NVIDIA H100 80GB HBM3", None) == peak_of("NVIDIA H200", None) == 989
     assert peak_of("NVIDIA A100-SXM4-40GB", None) == 312
@@ -82,45 +82,56 @@ def test_the_peak_is_known_by_the_device_or_given():
 
 
 def test_a_ratio_is_the_median_of_pairs_that_take_turns():
-    asked, times = [], {"a": iter([9.0, 2.0, 6.0, 4.0]), "b": iter([9.0, 1.0, 2.0, 2.0])}
+    calls = []
+    times = {"a": iter([9.0, 2.0, 6.0, 4.0]), "b": iter([9.0, 1.0, 2.0, 2.0])}
 
     def work(name):
-        asked.append(name)
+        calls.append(name)
         return next(times[name])
 
-    found = module("sides").ratio(lambda: work("a"), lambda: work("b"), 3)
-    assert found == (2.0, 2.0, 3.0, (4.0, 2.0))
-    assert "".join(asked) == "ab" + "ab" + "ba" + "ab"
-    assert str(found) == "2.000 (2.000 to 3.000)"
+    result = module("sides").ratio(lambda: work("a"), lambda: work("b"), 3)
+    assert result == (2.0, 2.0, 3.0, (4.0, 2.0))
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert str(result) == "2.000 (2.000 to 3.000)"
 
 
-def test_a_side_does_what_it_is_asked_and_says_when_it_is_gone(tmp_path):
+SIDE_SCRIPT = """
+import os
+from sides import serve
+
+def add(a, b=1):
+    print("aside")
+    return a + b
+
+serve({"add": add, "leave": lambda: os._exit(1)})
+"""
+
+
+def test_a_side_answers_and_its_end_is_an_error(tmp_path):
     script = tmp_path / "side.py"
-    words = "import os\nfrom sides import serve\ndef add(a, b=1):\n    print('aside')\n    return a + b\n"
-    script.write_text(words + "serve({'add': add, 'leave': lambda: os._exit(1)})\n")
+    script.write_text(SIDE_SCRIPT)
     with module("sides").Side(sys.executable, str(script), {"PYTHONPATH": str(FOLDER)}) as side:
         assert side.ask("add", 2) == 3
         assert side.ask("add", 2, b=2) == 4
-        with pytest.raises(RuntimeError, match="while it did leave"):
+        with pytest.raises(RuntimeError, match="ended during leave"):
             side.ask("leave")
 
 
 @pytest.mark.parametrize(
-    ("sign", "reached"), [(">=", ["no", "yes", "yes"]), ("<=", ["yes", "yes", "no"])]
+    ("sign", "expected"), [(">=", ["no", "yes", "yes"]), ("<=", ["yes", "yes", "no"])]
 )
-def test_a_row_says_whether_its_goal_was_reached(sign, reached):
+def test_a_row_states_whether_its_goal_is_met(sign, expected):
     rows = module("rows")
     lines = [
-        str(rows.Row("what", "net", value, rows.Goal(sign, 2), "how", " s"))
+        str(rows.Row("speed", "net", value, rows.Goal(sign, 2), "details", " s"))
         for value in (1.0, 2.0, 3.0)
     ]
     assert lines == [
-        f"| what | net | {value} s | {sign} 2 s | {answer} | how |"
-        for value, answer in zip("123", reached, strict=True)
+        f"| speed | net | {value} s | {sign} 2 s | {met} | details |"
+        for value, met in zip("123", expected, strict=True)
     ]
 
 
 def test_the_nets_of_the_table_are_recipes():
-    assert all(
-        (FOLDER.parent / "configs" / f"{net.recipe}.py").exists() for net in module("rows").NETS
-    )
+    configs = FOLDER.parent / "configs"
+    assert all((configs / f"{net.recipe}.py").exists() for net in module("rows").NETS)

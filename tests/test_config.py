@@ -1,4 +1,4 @@
-"""Configs: round trip through JSON text, differences, lengths in steps, and what is refused."""
+"""Configs: round trip through JSON text, differences, lengths in steps, and refused settings."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.config import (
     FORMAT,
     KINDS,
-    PARAMETERS_A_PIXEL,
+    PARAMETERS_PER_PIXEL,
     VERSION,
     Checkpoint,
     Config,
@@ -41,7 +41,7 @@ BASE = Config(
 
 
 def with_(**changes) -> Config:
-    """BASE with some of its parts changed."""
+    """BASE with some parts replaced."""
     return dataclasses.replace(BASE, **changes)
 
 
@@ -49,7 +49,7 @@ CONFIGS = [
     BASE,
     with_(
         model=ConvUNet(image_size=32, channels=3, attention_sizes=(8, 16)),
-        data=Folder(path="pictures", max_corrupt_fraction=0.1),
+        data=Folder(path="images", max_corrupt_fraction=0.1),
     ),
     with_(
         model=dataclasses.replace(BASE.model, num_classes=10, label_dropout=0.1),
@@ -84,50 +84,56 @@ CONFIGS = [
 ]
 
 
-def json_of(config: Config) -> dict:
-    """What is read back from a config's JSON text."""
+def json_round_trip(config: Config) -> dict:
+    """A config as JSON, written to text and read back."""
     return json.loads(json.dumps(config_to_json(config)))
 
 
-def test_every_kind_of_config_comes_back_from_json_text():
+def test_every_kind_of_config_survives_json_text():
     for config in CONFIGS:
-        back = config_from_json(json_of(config))
-        assert back == config, config
+        restored = config_from_json(json_round_trip(config))
+        assert restored == config, config
         for field in dataclasses.fields(config):
-            ours, theirs = getattr(back, field.name), getattr(config, field.name)
+            ours = getattr(restored, field.name)
+            theirs = getattr(config, field.name)
             assert type(ours) is type(theirs), (field.name, config)
-        assert differences(back, config) == [], config
+        assert differences(restored, config) == [], config
 
 
-def test_the_round_trip_is_tried_on_every_kind_of_model_and_data():
+def test_the_configs_above_have_every_kind_of_model_and_data():
     for field, package in zip(("model", "data"), KINDS.values(), strict=True):
-        tried = {json_of(config)[field]["kind"] for config in CONFIGS}
+        tried = {json_round_trip(config)[field]["kind"] for config in CONFIGS}
         assert tried == set(settings_classes(package)), field
 
 
-def test_json_names_kinds_as_the_command_line_does_and_the_format():
-    value = json_of(with_(data=Tfds(name="mnist")))
+def test_json_holds_the_format_and_kinds_by_their_command_line_names():
+    value = json_round_trip(with_(data=Tfds(name="mnist")))
     assert value["format"] == FORMAT == 3
     assert value["ddpm_jax"] == VERSION
     assert (value["model"]["kind"], value["data"]["kind"]) == ("unet", "tfds")
     assert value["model"]["widths"] == [32]
 
 
-def test_only_kinds_of_the_package_have_a_name_in_json():
+def test_only_settings_in_the_package_have_a_name_in_json():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Mine(Digits):
         pass
 
-    with pytest.raises(
-        ValueError, match=r"Mine is not in ddpm_jax\.data: only what is there has a name"
-    ):
+    message = r"^Mine is not in ddpm_jax\.data, so JSON has no name for it: define it in"
+    with pytest.raises(ValueError, match=message):
         config_to_json(with_(data=Mine()))
+
+
+OF_VERSION_0_1 = {
+    "type": "config.Config",
+    "model": {"type": "models.unet.UNet", "image_size": 8},
+}
 
 
 @pytest.mark.parametrize(
     ("value", "version", "written"),
     [
-        ({"type": "config.Config", "model": {"type": "models.unet.UNet", "image_size": 8}}, "0.1", "1"),
+        (OF_VERSION_0_1, "0.1", "1"),
         (config_to_json(BASE) | {"format": 4, "ddpm_jax": "0.9.1"}, "0.9.1", "4"),
         (config_to_json(BASE) | {"format": 2, "ddpm_jax": "0.2.0"}, "0.2.0", "2"),
         (
@@ -147,12 +153,12 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(value, version
 
 
 def changed(**changes) -> dict:
-    """The JSON of BASE with some of its values changed."""
+    """The JSON of BASE with some values replaced."""
     return config_to_json(BASE) | changes
 
 
 def without(name: str) -> dict:
-    """The JSON of BASE without a setting."""
+    """The JSON of BASE without one setting."""
     return {key: value for key, value in config_to_json(BASE).items() if key != name}
 
 
@@ -163,14 +169,14 @@ DIGITS = config_to_json(BASE)["data"]
     ("value", "message"),
     [
         ([1], "it does not hold a JSON object"),
-        ({}, "it does not say its format"),
+        ({}, "it does not state its format"),
         (changed(sampling={"options": None}), "sampling.options must be an object, not None"),
-        (changed(model={"kind": "unett"}), "unknown model 'unett'; there are: unet, basic_unet"),
-        (changed(model={"image_size": 8}), "unknown model None; there are: basic_unet, conv_unet"),
-        (changed(model={"kind": ["unet"]}), r"unknown model \['unet'\]; there are: "),
-        (changed(data=DIGITS | {"kind": "os.system"}), "unknown data 'os.system'; there are: "),
-        (changed(data=DIGITS | {"kind": "ddpm_jax.data.digits"}), "unknown data .*; there are: "),
-        (changed(data=DIGITS | {"kind": "_tfds_without_tf"}), "unknown data .*; there are: "),
+        (changed(model={"kind": "unett"}), "Unknown model 'unett'; there are: unet, basic_unet"),
+        (changed(model={"image_size": 8}), "Unknown model None; there are: basic_unet, conv_unet"),
+        (changed(model={"kind": ["unet"]}), r"Unknown model \['unet'\]; there are: "),
+        (changed(data=DIGITS | {"kind": "os.system"}), "Unknown data 'os.system'; there are: "),
+        (changed(data=DIGITS | {"kind": "ddpm_jax.data.digits"}), "Unknown data .*; there are: "),
+        (changed(data=DIGITS | {"kind": "_tfds_without_tf"}), "Unknown data .*; there are: "),
         (changed(data="digits"), "data must be an object, not digits"),
         (changed(ema={"size": 1, "colour": "red"}), r"unknown settings: ema\.colour, ema\.size$"),
         (changed(ema={"kind": "ema"}), r"unknown settings: ema\.kind$"),
@@ -183,19 +189,19 @@ DIGITS = config_to_json(BASE)["data"]
         (changed(ema={"decay": 2.0}), r"ema\.decay must be in \[0, 1\), not 2"),
     ],
 )
-def test_json_that_is_no_config_is_refused_and_the_setting_named(value, message):
+def test_invalid_json_is_refused_by_the_name_of_the_setting(value, message):
     with pytest.raises(ValueError, match=message) as error:
         config_from_json(value)
     assert "\n" not in str(error.value)
 
 
-def test_averages_have_names():
+def test_averages_are_named_by_their_decay_or_length():
     ema = Ema(decay=0.99, extra_decays=(0.999,), power=(0.05, 0.10))
     assert ema.decays == {"ema": 0.99, "ema_0.999": 0.999}
     assert ema.power_averages == {"power_0.05": 0.05, "power_0.1": 0.1}
 
 
-def test_a_setting_that_is_missing_from_json_has_its_default():
+def test_a_setting_missing_from_json_has_its_default():
     assert config_from_json(changed(ema={"decay": 0.9})).ema == Ema(decay=0.9)
     assert config_from_json(without("log")) == BASE
 
@@ -206,11 +212,11 @@ def test_differences_are_dotted_names():
         data=Tfds(name="mnist"),
         sampling=Sampling(options={"clip_sample": 1.0}),
     )
-    found = differences(BASE, other)
-    wanted = {"optimizer.learning_rate", "data.name", "data.kind", "sampling.options.clip_sample"}
-    assert wanted <= set(found)
-    assert all(name.startswith("data.") for name in set(found) - wanted)
-    assert differences(other, BASE) == found
+    names = differences(BASE, other)
+    expected = {"optimizer.learning_rate", "data.name", "data.kind", "sampling.options.clip_sample"}
+    assert expected <= set(names)
+    assert all(name.startswith("data.") for name in set(names) - expected)
+    assert differences(other, BASE) == names
     assert differences(BASE, BASE) == []
     wider = with_(model=dataclasses.replace(BASE.model, widths=(64,)))
     assert differences(BASE, wider) == ["model.widths"]
@@ -221,7 +227,7 @@ def test_differences_are_dotted_names():
     [
         (lambda: Training(steps=1, batch_size=0), "training.batch_size must be at least 1, not 0"),
         (lambda: Training(steps=0), "training.steps must be at least 1, not 0"),
-        (lambda: Training(), "give training.steps or training.epochs"),
+        (lambda: Training(), r"is missing: give training.steps or training.epochs\.$"),
         (
             lambda: Training(steps=1, batch_size=10, accumulation=4),
             "batch of 10 does not divide into 4 micro-batches",
@@ -234,8 +240,8 @@ def test_differences_are_dotted_names():
             "optimizer.learning_rate must be positive, not -0.001",
         ),
         (lambda: Optimizer(floor=1.0), "optimizer.floor must be in"),
-        (lambda: Optimizer(warmup_steps=-1), "optimizer.warmup_steps must not be negative"),
-        (lambda: Optimizer(weight_decay=-1.0), "optimizer.weight_decay must not be negative"),
+        (lambda: Optimizer(warmup_steps=-1), "optimizer.warmup_steps must be at least 0"),
+        (lambda: Optimizer(weight_decay=-1.0), "optimizer.weight_decay must be at least 0"),
         (lambda: Optimizer(clip_norm=0.0), "optimizer.clip_norm must be positive"),
         (lambda: Ema(decay=1.0), "ema.decay must be in"),
         (lambda: Ema(extra_decays=(0.5, 1.0)), "ema.extra_decays must be in"),
@@ -245,7 +251,7 @@ def test_differences_are_dotted_names():
         (lambda: Checkpoint(every=0), "checkpoint.every must be at least 1"),
         (lambda: Checkpoint(keep_last=0), "checkpoint.keep_last must be at least 1"),
         (lambda: Log(every=0), "log.every must be at least 1"),
-        (lambda: Log(samples=-1), "log.samples must not be negative"),
+        (lambda: Log(samples=-1), "log.samples must be at least 0"),
         (lambda: Log(samples_every_epochs=0), "log.samples_every_epochs must be at least 1"),
         (lambda: Objective(timesteps=0), "timesteps must be at least 1"),
         (lambda: Objective(beta_start=0.03), "betas must satisfy"),
@@ -254,7 +260,7 @@ def test_differences_are_dotted_names():
             lambda: Objective(zero_terminal_snr=True, target="v", timesteps=1),
             "needs timesteps of at least 2",
         ),
-        (lambda: Objective(gamma=5.0), "gamma is for weighting min_snr"),
+        (lambda: Objective(gamma=5.0), "set weighting to min_snr"),
         (lambda: Objective(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
         (
@@ -264,26 +270,25 @@ def test_differences_are_dotted_names():
             "T = 10, not 11",
         ),
         (lambda: with_(sampling=Sampling(steps=0)), "steps must be .* not 0"),
-        (lambda: Sampling(sampler="nope"), r"unknown sampler 'nope'; there are: .*ddpm"),
+        (lambda: Sampling(sampler="nope"), r"Unknown sampler 'nope'; there are: .*ddpm"),
         (
             lambda: Sampling(options={"speed": 9.0}),
-            r"sampler ddpm has no option 'speed'; it has: variance, clip_sample",
+            r"Sampler ddpm has no option 'speed'; it has: variance, clip_sample",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_name(make, message):
+def test_invalid_settings_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
 
 
 def test_lengths_are_in_steps():
+    """Steps override epochs, and the steps of an epoch are rounded up."""
     steps = with_(training=Training(steps=10, epochs=3, batch_size=8))
     epochs = with_(training=Training(epochs=3, batch_size=8))
-    assert (steps.steps_per_epoch(17), steps.total_steps(17)) == (
-        3,
-        10,
-    )  # steps win; an epoch is rounded up
+    assert steps.steps_per_epoch(17) == 3
+    assert steps.total_steps(17) == 10
     assert epochs.total_steps(17) == 9
     assert epochs.total_steps(16) == 6
     assert Training(steps=1, batch_size=12, accumulation=3).micro_batch_size == 4
@@ -302,8 +307,8 @@ def test_a_config_cannot_be_changed():
 
 
 @pytest.mark.parametrize("learned_variance", [False, True])
-def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
-    kind = UNet(
+def test_network_and_objective_must_agree_on_a_learned_variance(learned_variance):
+    model = UNet(
         image_size=8,
         channels=1,
         widths=(8,),
@@ -311,28 +316,28 @@ def test_net_and_objective_agree_on_a_learned_variance(learned_variance):
         groups=4,
         learned_variance=learned_variance,
     )
-    learned, fixed = Objective(variance="learned_range", loss_kind="hybrid"), Objective()
+    learned = Objective(variance="learned_range", loss_kind="hybrid")
+    fixed = Objective()
     right, wrong = (learned, fixed) if learned_variance else (fixed, learned)
-    Config(model=kind, data=Digits(), training=Training(steps=1), objective=right)
-    with pytest.raises(
-        ValueError, match=r"model.learned_variance and objective.variance .* go together"
-    ):
-        Config(model=kind, data=Digits(), training=Training(steps=1), objective=wrong)
+    Config(model=model, data=Digits(), training=Training(steps=1), objective=right)
+    message = r"model.learned_variance and objective.variance .* go together"
+    with pytest.raises(ValueError, match=message):
+        Config(model=model, data=Digits(), training=Training(steps=1), objective=wrong)
 
 
-def test_a_config_keeps_its_sampling_as_given_beside_a_learned_variance():
+def test_a_learned_variance_leaves_the_sampling_of_the_config_as_given():
     model = dataclasses.replace(BASE.model, learned_variance=True)
     learned = with_(model=model, objective=Objective(variance="learned_range", loss_kind="hybrid"))
     assert learned.sampling == BASE.sampling
-    with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
+    with pytest.raises(ValueError, match="was not trained for variance learned_range"):
         with_(sampling=Sampling(options={"variance": "learned_range"}))
 
 
-def test_a_device_has_two_cores_where_parameters_weigh_more_than_pictures():
-    most = BASE.model.parameter_count() // (PARAMETERS_A_PIXEL * BASE.model.image_size**2)
-    assert with_(training=Training(steps=1, batch_size=most)).cores_per_device() == 2
-    assert with_(training=Training(steps=1, batch_size=most + 1)).cores_per_device() == 1
-    assert (
-        with_(training=Training(steps=1, batch_size=2 * most, accumulation=2)).cores_per_device()
-        == 2
-    )
+def test_a_device_has_two_cores_above_the_limit_of_parameters_per_pixel():
+    def cores(**training):
+        return with_(training=Training(steps=1, **training)).cores_per_device()
+
+    maximum = BASE.model.parameter_count() // (PARAMETERS_PER_PIXEL * BASE.model.image_size**2)
+    assert cores(batch_size=maximum) == 2
+    assert cores(batch_size=maximum + 1) == 1
+    assert cores(batch_size=2 * maximum, accumulation=2) == 2

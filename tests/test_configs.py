@@ -1,4 +1,4 @@
-"""Every recipe loads, says how to run it, and trains a step when shrunk."""
+"""Every recipe loads, documents how to run it, and trains a step when shrunk."""
 
 import ast
 import dataclasses
@@ -43,34 +43,36 @@ BATCH = 4
 
 
 def shrunk(model: Model) -> Model:
-    """The same architecture with one level of few channels."""
-    small = {"image_size": 8}
+    """The same architecture with one level of 8 channels."""
+    settings = {"image_size": 8}
     if hasattr(model, "widths"):
-        small |= {"widths": (8,), "groups": 4}
+        settings |= {"widths": (8,), "groups": 4}
     if hasattr(model, "attention"):
-        small |= {"attention": (False,), "head_dim": None, "layers_per_level": 1}
-    return dataclasses.replace(model, **small)
+        settings |= {"attention": (False,), "head_dim": None, "layers_per_level": 1}
+    return dataclasses.replace(model, **settings)
 
 
 def shrunk_recipe(name: str) -> Config:
-    """A recipe with the shrunk network and a small batch."""
+    """A recipe with its network shrunk and a small batch."""
     config = CONFIGS[name]
     training = dataclasses.replace(config.training, batch_size=BATCH)
     return dataclasses.replace(config, model=shrunk(config.model), training=training)
 
 
 def batch_for(model: Model) -> dict:
-    """A batch with labels: data with labels train networks without classes too."""
-    image = np.random.default_rng(0).uniform(-1, 1, (BATCH, *model.image_shape)).astype(np.float32)
+    """A batch with labels, which a network without classes ignores."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (BATCH, *model.image_shape)).astype(np.float32)
     keys = jax.random.split(jax.random.key(2), BATCH)
     return {"image": image, "label": np.arange(BATCH, dtype=np.int32), "key": keys}
 
 
-def test_docstrings_give_command_hardware_data_and_expectation():
+def test_docstrings_give_command_hardware_time_data_and_expectation():
     for name in CONFIGS:
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+        assert len(text.splitlines()[0]) <= 72, name
         assert f"python train.py --config {name}\n" in f"{text}\n", name
-        for word in ("Hardware", "Data", "xpected"):
+        for word in ("Hardware", "ime: ", "Data: ", "Expected: "):
             assert word in text, (name, word)
 
 
@@ -80,7 +82,7 @@ def test_every_recipe_survives_json():
 
 
 def words(value) -> set[str]:
-    """The names and the strings in a JSON value."""
+    """The names and strings in a JSON value."""
     if isinstance(value, dict):
         return set(value) | set().union(*map(words, value.values()))
     if isinstance(value, list):
@@ -92,44 +94,46 @@ def test_the_json_of_a_recipe_holds_no_python_path():
     kinds = {}
     for package in KINDS.values():
         kinds |= settings_classes(package)
-    classes = {cls.__name__ for cls in kinds.values()}
+    class_names = {cls.__name__ for cls in kinds.values()}
     for name, config in CONFIGS.items():
         value = config_to_json(config)
         assert {value["model"]["kind"], value["data"]["kind"]} <= set(kinds), name
         assert value.pop("ddpm_jax").replace(".", "").isdigit(), name
-        found = words(value)
-        assert not found & classes, name
-        assert not [word for word in found if "ddpm_jax" in word or "." in word], name
+        strings = words(value)
+        assert not strings & class_names, name
+        assert not [string for string in strings if "ddpm_jax" in string or "." in string], name
 
 
-def test_parameter_counts_are_those_of_the_systems_they_reproduce():
+def test_parameter_counts_match_the_published_networks():
     # Several recipes share a network.
-    count = functools.cache(lambda model: model.parameter_count())
-    assert {name: count(CONFIGS[name].model) for name in PARAMETERS} == PARAMETERS
+    parameter_count = functools.cache(lambda model: model.parameter_count())
+    assert {name: parameter_count(CONFIGS[name].model) for name in PARAMETERS} == PARAMETERS
 
 
 @pytest.mark.parametrize("name", ["mnist_classes", "convunet_mnist"])
 def test_a_step_of_the_shrunk_recipe_learns(name):
-    """One recipe of each architecture takes two real steps: a warm-up begins at a rate of 0."""
+    """Two steps for one recipe of each architecture, because a warm-up starts at a rate of 0."""
     config = shrunk_recipe(name)
-    model, tx = config.model, config.make_optimizer(images=100)
+    model = config.model
+    tx = config.make_optimizer(num_images=100)
     batch = batch_for(model)
     state = init_state(model.init(jax.random.key(0)), tx, config.ema)
     step = jax.jit(make_train_step(model_loss(model, config.objective), tx, config.ema))
     first, metrics = step(state, batch)
-    after, _ = step(first, batch)
-    leaves = zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
-    assert int(after.step) == 2
+    second, _ = step(first, batch)
+    assert int(second.step) == 2
     assert np.isfinite(float(metrics["loss"]))
-    assert max(np.abs(np.subtract(a, b)).max() for a, b in leaves) > 0
+    changes = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), second.params, state.params)
+    assert max(jax.tree.leaves(changes)) > 0
 
 
 def test_every_shrunk_recipe_has_a_state_and_a_loss():
-    """Traced, not run: network, labels, objective, dtype, optimizer and averages fit together."""
+    """Network, labels, objective, dtype, optimizer and averages fit together; traced, not run."""
     traced = {}
     for name in CONFIGS:
         config = shrunk_recipe(name)
-        model, tx = config.model, config.make_optimizer(images=100)
+        model = config.model
+        tx = config.make_optimizer(num_images=100)
         program = (model, config.objective, config.training.dtype)
         if program in traced:
             continue
@@ -141,13 +145,16 @@ def test_every_shrunk_recipe_has_a_state_and_a_loss():
         batch = batch_for(model)
         losses = jax.eval_shape(loss, params, batch["key"], batch)
         assert (losses.shape, losses.dtype) == ((BATCH,), np.float32), name
-    assert "flowers128" in traced.values()  # the one of float16
+    # It is the only recipe in float16.
+    assert "flowers128" in traced.values()
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("_classes")])
 def test_a_recipe_by_class_is_its_base_with_labels_and_guidance(name):
-    config, base = CONFIGS[name], CONFIGS[name.removesuffix("_classes")]
-    assert (config.model.num_classes, config.model.label_dropout) == (10, 0.1)
+    config = CONFIGS[name]
+    base = CONFIGS[name.removesuffix("_classes")]
+    assert config.model.num_classes == 10
+    assert config.model.label_dropout == 0.1
     assert config.sampling.guided
     assert differences(config, base) == [
         "model.label_dropout",
@@ -156,18 +163,16 @@ def test_a_recipe_by_class_is_its_base_with_labels_and_guidance(name):
     ]
 
 
-def test_published_settings():
-    cifar10, s1, flowers = CONFIGS["cifar10"], CONFIGS["convunet_mnist"], CONFIGS["flowers128"]
-    assert (
-        cifar10.training.steps,
-        cifar10.training.batch_size,
-        cifar10.optimizer.learning_rate,
-    ) == (
-        800_000,
-        128,
-        2e-4,
-    )
-    assert (s1.training.epochs, s1.training.batch_size, s1.optimizer.floor) == (1000, 64, 1e-6)
+def test_recipes_have_the_published_settings():
+    cifar10 = CONFIGS["cifar10"]
+    assert cifar10.training.steps == 800_000
+    assert cifar10.training.batch_size == 128
+    assert cifar10.optimizer.learning_rate == 2e-4
+    convunet = CONFIGS["convunet_mnist"]
+    assert convunet.training.epochs == 1000
+    assert convunet.training.batch_size == 64
+    assert convunet.optimizer.floor == 1e-6
+    flowers = CONFIGS["flowers128"]
     assert flowers.total_steps(8189) == 5120
     assert CONFIGS["butterflies"].steps_per_epoch(1000) == 16
     assert CONFIGS["butterflies_long"].steps_per_epoch(1000) == 2

@@ -1,11 +1,11 @@
-"""Files appear whole or not at all, and names do not take another's place."""
+"""Files are complete or absent, and free names belong to no other file."""
 
 import pytest
 
 from ddpm_jax.files import atomic_file, free_name, sync
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_an_atomic_file_is_complete_or_absent(tmp_path):
     path = tmp_path / "deep" / "x"
     with atomic_file(path) as file:
         file.write(b"first")
@@ -17,11 +17,11 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_free_name_counts_on(tmp_path):
-    for wanted in ("a-1.txt", "a-2.txt"):
-        name = free_name(tmp_path / "a.txt")
-        assert name == tmp_path / wanted
-        name.touch()
+def test_free_names_are_numbered(tmp_path):
+    for expected in ("a-1.txt", "a-2.txt"):
+        path = free_name(tmp_path / "a.txt")
+        assert path == tmp_path / expected
+        path.touch()
 
 
 def test_files_and_folders_can_be_synced(tmp_path):

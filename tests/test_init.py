@@ -1,4 +1,4 @@
-"""The package's front: importing it is cheap, and its names exist."""
+"""The package ddpm_jax itself: importing it is cheap, and its names exist."""
 
 import importlib
 import subprocess
@@ -28,9 +28,9 @@ def loaded(*names):
 def levels():
     loggers = {{"": logging.root}} | logging.root.manager.loggerDict
     return {{
-        name: (logger.level, logger.disabled, logger.propagate, logger.filters[:], logger.handlers[:])
-        for name, logger in loggers.items()
-        if isinstance(logger, logging.Logger)
+        name: (log.level, log.disabled, log.propagate, log.filters[:], log.handlers[:])
+        for name, log in loggers.items()
+        if isinstance(log, logging.Logger)
     }}
 
 import ddpm_jax
@@ -59,7 +59,7 @@ assert not xla_bridge.backends_are_initialized(), "an import starts a JAX backen
 
 
 def test_importing_touches_no_device_no_logger_and_no_heavy_package(tmp_path):
-    """In a fresh Python: data are described without TFDS, plots are drawn without pyplot."""
+    """In a fresh Python. Data are described without TFDS, and plots are drawn without pyplot."""
     command = [sys.executable, "-W", "error", "-c", CODE, str(tmp_path / "loss.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -71,13 +71,12 @@ def test_every_public_name_exists():
     assert [name for name in ddpm_jax.__all__ if not hasattr(ddpm_jax, name)] == []
 
 
-def test_all_names_the_public_objects_and_nothing_more():
+def test_all_lists_exactly_the_public_objects():
     modules = {name: getattr(value, "__module__", "") for name, value in vars(ddpm_jax).items()}
-    assert {name for name, module in modules.items() if module.startswith("ddpm_jax")} == set(
-        ddpm_jax.__all__
-    )
+    public = {name for name, module in modules.items() if module.startswith("ddpm_jax")}
+    assert public == set(ddpm_jax.__all__)
 
 
-def test_a_samplers_module_is_not_hidden_by_its_function():
+def test_the_function_of_a_sampler_does_not_hide_its_module():
     assert callable(ddpm_jax.ddpm)
     assert importlib.import_module("ddpm_jax.samplers.ddpm").ddpm is ddpm_jax.ddpm

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source; what may appear where."""
+"""Which packages may import which, and which libraries may appear where, read from the source."""
 
 import ast
 import graphlib
@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ddpm_jax"
 
-# Packages and top-level modules from low to high; those of one floor do not import each other.
+# Packages and top-level modules, "rooms" below, from low to high. Rooms on one floor do not import
+# each other.
 FLOORS = [
     ("errors", "files", "version"),
     ("diffusion", "models", "data", "devices"),
@@ -29,25 +30,25 @@ LIBRARIES = {
     "diffusion": {"jax", "numpy", "jaxtyping"},
     "models": {"jax", "flax", "numpy", "jaxtyping"},
 }
-"""All that these packages may import beside this one and the standard library."""
+"""The only libraries that these packages may import, beside ddpm_jax and the standard library."""
 ONLY_IN = {
     "flax": ("models",),
     "tyro": ("cli", "config"),
     "huggingface_hub": ("pretrained", "data"),
 }
-"""Packages that appear in these rooms alone."""
+"""Libraries that may appear only in these rooms."""
 NEVER = {"torch", "tensorflow", "diffusers", "transformers"}
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def room(path: Path) -> str:
-    """The package or top-level module that a file is in; "" for ddpm_jax/__init__.py."""
+    """The package or top-level module of a file; "" for ddpm_jax/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return "" if parts == ("__init__",) else parts[0]
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Dotted names that a tree imports; what follows `from x import` counts as a module too."""
+    """The dotted names that a tree imports; a name after `from x import` counts as a module too."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -58,13 +59,13 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def rooms_of(tree: ast.AST) -> set[str]:
-    """The rooms of this package that a tree imports."""
+def imported_rooms(tree: ast.AST) -> set[str]:
+    """The rooms of ddpm_jax that a tree imports."""
     parts = [name.split(".") for name in imported(tree) if name.startswith("ddpm_jax.")]
     return {part[1] for part in parts if part[1] in HEIGHT}
 
 
-def roots(tree: ast.AST) -> set[str]:
+def imported_libraries(tree: ast.AST) -> set[str]:
     return {name.partition(".")[0] for name in imported(tree)}
 
 
@@ -77,66 +78,58 @@ def test_rooms_import_only_from_lower_floors():
     wrong = {
         f"{path.relative_to(ROOT)} imports {other}"
         for path, tree in SOURCES.items()
-        for other in rooms_of(tree) - {room(path)}
+        for other in imported_rooms(tree) - {room(path)}
         if room(path) and HEIGHT[other] >= HEIGHT[room(path)]
     }
     assert wrong == set()
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    names = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in SOURCES
-    }
+    trees = {}
+    for path, tree in SOURCES.items():
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        trees[dotted.removesuffix(".__init__")] = tree
     graph = {}
-    for name, path in names.items():
-        direct = imported(SOURCES[path]) | {
-            target.rpartition(".")[0] for target in imported(SOURCES[path])
-        }
-        graph[name] = (direct & set(names)) - {name}
-    # A package's __init__ may import its own modules, and they its definitions.
+    for name, tree in trees.items():
+        targets = imported(tree)
+        targets |= {target.rpartition(".")[0] for target in targets}
+        graph[name] = (targets & set(trees)) - {name}
+    # A package's __init__ may import its own modules, and they may import its definitions.
     for name in graph:
         graph[name] -= {other for other in graph[name] if name.startswith(f"{other}.")}
     graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_a_user_of_the_training_step_loads_no_config_no_sampler_and_no_command_line():
-    below = rooms_of(
-        ast.Module(
-            [
-                node
-                for path, tree in SOURCES.items()
-                if room(path) == "training"
-                for node in tree.body
-            ],
-            [],
-        )
-    )
-    assert below <= {"errors", "diffusion", "models", "training"}
+    rooms = set()
+    for path, tree in SOURCES.items():
+        if room(path) == "training":
+            rooms |= imported_rooms(tree)
+    assert rooms <= {"errors", "diffusion", "models", "training"}
 
 
 def test_the_loop_does_not_know_the_hub():
     tree = SOURCES[PACKAGE / "runs" / "loop.py"]
-    assert rooms_of(tree).isdisjoint({"pretrained", "cli"})
+    assert imported_rooms(tree).isdisjoint({"pretrained", "cli"})
     assert not any(name.startswith("ddpm_jax.runs.export") for name in imported(tree))
 
 
 @pytest.mark.parametrize("package", LIBRARIES)
-def test_a_package_needs_only_its_libraries(package):
+def test_a_package_imports_only_its_libraries(package):
     for path, tree in SOURCES.items():
         if room(path) == package:
-            assert roots(tree) - LIBRARIES[package] - {"ddpm_jax"} <= sys.stdlib_module_names, path
+            others = imported_libraries(tree) - LIBRARIES[package] - {"ddpm_jax"}
+            assert others <= sys.stdlib_module_names, path
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_appears_in_its_rooms_alone(library):
-    assert {room(path) for path, tree in SOURCES.items() if library in roots(tree)} <= set(
-        ONLY_IN[library]
-    )
+def test_a_library_appears_only_in_its_rooms(library):
+    rooms = {room(path) for path, tree in SOURCES.items() if library in imported_libraries(tree)}
+    assert rooms <= set(ONLY_IN[library])
 
 
 def test_no_other_framework_is_imported():
-    assert [path for path, tree in SOURCES.items() if NEVER & roots(tree)] == []
+    assert [path for path, tree in SOURCES.items() if NEVER & imported_libraries(tree)] == []
 
 
 def test_pmap_appears_only_in_parallel():
@@ -148,6 +141,7 @@ def test_pmap_appears_only_in_parallel():
 
 
 def test_packages_say_what_belongs_in_them():
+    """In three to twelve lines; one line is enough for ddpm_jax itself."""
     for path, tree in SOURCES.items():
         if path.name == "__init__.py":
             text = ast.get_docstring(tree) or ""

@@ -1,4 +1,4 @@
-"""The pipeline: pictures as PIL images, the same as the functions below it give."""
+"""The pipeline returns as PIL images what the functions below it draw."""
 
 import jax
 import numpy as np
@@ -20,9 +20,9 @@ RECIPE = Recipe(
     sampling=Sampling(spacing="leading"),
 )
 
-
-NUM, STEPS = 3, 5
-"""Of every call, so that each sampler is compiled once."""
+# The same in every call, so that each sampler is compiled once.
+NUM_IMAGES = 3
+STEPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -31,37 +31,38 @@ def pipeline():
 
 
 def draw(pipeline, **settings) -> np.ndarray:
-    """The pixels of a call with one seed."""
-    images = pipeline(batch_size=NUM, seed=4, progress=False, **settings).images
-    assert [(image.mode, image.size) for image in images] == [("L", (8, 8))] * NUM
+    """The pixels of the images of a call with seed 4."""
+    images = pipeline(batch_size=NUM_IMAGES, seed=4, progress=False, **settings).images
+    assert [(image.mode, image.size) for image in images] == [("L", (8, 8))] * NUM_IMAGES
     return np.stack([np.asarray(image) for image in images])
 
 
 @pytest.fixture(scope="module")
 def drawn(pipeline):
-    """What the recipe's own sampler draws."""
+    """The images of the recipe's own sampler."""
     return draw(pipeline, steps=STEPS)
 
 
-def test_it_draws_what_generate_draws(pipeline, drawn):
+def test_a_pipeline_draws_what_generate_draws(pipeline, drawn):
     sampling = RECIPE.sampling.override(steps=STEPS)
-    settings = {"num": NUM, "batch_size": NUM, "seed": 4, "sampling": sampling}
-    wanted = generate(RECIPE, pipeline.params, **settings)
-    np.testing.assert_array_equal(drawn, wanted[0, ..., 0])
+    settings = {"num_images": NUM_IMAGES, "batch_size": NUM_IMAGES, "seed": 4}
+    expected = generate(RECIPE, pipeline.params, sampling=sampling, **settings)
+    np.testing.assert_array_equal(drawn, expected[0, ..., 0])
 
 
-def test_settings_of_the_sampling_take_the_place_of_the_recipes(pipeline, drawn):
+def test_a_call_overrides_the_sampling_of_the_recipe(pipeline, drawn):
     assert np.any(drawn != draw(pipeline, steps=STEPS, sampler="ddim"))
-    timesteps = (16.0, 12.0, 8.0, 4.0, 0.0)  # those of the recipe's spacing
+    # The timesteps of the recipe's spacing.
+    timesteps = (16.0, 12.0, 8.0, 4.0, 0.0)
     np.testing.assert_array_equal(drawn, draw(pipeline, timesteps=timesteps))
 
 
 def test_an_unknown_sampler_is_refused(pipeline):
-    with pytest.raises(ValueError, match="unknown sampler 'nonsense'"):
+    with pytest.raises(ValueError, match="Unknown sampler 'nonsense'"):
         pipeline(sampler="nonsense")
 
 
-def test_it_survives_the_layout_of_diffusers(pipeline, drawn, tmp_path):
+def test_a_saved_pipeline_draws_the_same_images(pipeline, drawn, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
-    again = Pipeline.from_pretrained(tmp_path / "saved")
-    np.testing.assert_array_equal(drawn, draw(again, steps=STEPS))
+    loaded = Pipeline.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(drawn, draw(loaded, steps=STEPS))

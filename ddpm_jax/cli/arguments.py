@@ -20,56 +20,63 @@ T = TypeVar("T")
 
 
 def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE`, and the other arguments; ValueError if the value is missing."""
-    rest, value = list(args), None
+    """The value of `name VALUE` or `name=VALUE` in `args`, or None, and the other arguments.
+
+    Raise ValueError if the value is missing.
+    """
+    rest = list(args)
     for i, arg in enumerate(rest):
         if arg == name:
             if i + 1 == len(rest) or rest[i + 1].startswith("-"):
-                raise ValueError(f"{name} needs a value")
-            value, rest[i : i + 2] = rest[i + 1], []
-            break
+                raise ValueError(f"{name} needs a value: give {name} VALUE.")
+            return rest[i + 1], rest[:i] + rest[i + 2 :]
         if arg.startswith(f"{name}="):
-            value, rest[i : i + 1] = arg.partition("=")[2], []
-            break
-    return value, rest
+            return arg.partition("=")[2], rest[:i] + rest[i + 1 :]
+    return None, rest
 
 
 def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
-    """The numbers of such as "3,5,7", or 3 5 7; raises ValueError for words that are none."""
+    """The numbers of arguments such as `3,5,7` or `3 5 7`. Raise ValueError for other words."""
     try:
         return [int(word) for word in ",".join(words).split(",")] if words else []
     except ValueError:
         raise ValueError(
-            f"{flag} takes whole numbers, such as {flag} 3,5,7, not {' '.join(words)}"
+            f"{flag} takes whole numbers, not {' '.join(words)}: write them as in {flag} 3,5,7."
         ) from None
 
 
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
-    """`kind` from arguments such as `--optimizer.learning-rate 1e-4`; a mistake exits with status 2."""
-    settings = (tyro.conf.AvoidSubcommands,)
+    """Parse arguments such as `--optimizer.learning-rate 1e-4` into the settings class `kind`.
+
+    A mistake exits with status 2.
+    """
+    config = (tyro.conf.AvoidSubcommands,)
     if default is None:
-        return tyro.cli(kind, args=list(args), config=settings, prog=prog)
-    return tyro.cli(kind, args=list(args), config=settings, prog=prog, default=default)
+        return tyro.cli(kind, args=list(args), config=config, prog=prog)
+    return tyro.cli(kind, args=list(args), config=config, prog=prog, default=default)
 
 
-def options_class(function: Callable, known: Mapping[str, Any]) -> type:
-    """A dataclass of the keyword options of `function`, with its defaults, or those in `known`."""
+def options_class(function: Callable, overrides: Mapping[str, Any]) -> type:
+    """A dataclass of the parameters of `function`. `overrides` replaces some of their defaults."""
     hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
-    fields = [
-        (p.name, hints[p.name], dataclasses.field(default=known.get(p.name, p.default)))
-        for p in parameters
-    ]
+    fields: list[tuple[str, Any, Any]] = []
+    for parameter in inspect.signature(function).parameters.values():
+        name = parameter.name
+        default = overrides.get(name, parameter.default)
+        fields.append((name, hints[name], dataclasses.field(default=default)))
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
 
 
 @contextlib.contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """A user's mistake ends in one line and exit status 2; `debug` shows where it was raised."""
+    """Print a user's mistake in the block as one line and exit with status 2.
+
+    `debug` prints the traceback too. Ctrl-C exits with status 130.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
         if debug:
@@ -87,20 +94,23 @@ def set_up_jax(
     cores_per_device: int = 1,
     deterministic: bool = False,
 ) -> int | None:
-    """The number of virtual CPU devices, after JAX's settings are made; to be called before its first use."""
+    """Make JAX's settings, and return the number of virtual CPU devices.
+
+    Call this before the first use of a device. The number is None if the user has set it already.
+    """
     if cache:
         use_compilation_cache()
     if deterministic:
         platforms.set_deterministic()
-    count = platforms.use_cpu_cores(batch_size, cpu_devices, cores_per_device)
+    num_devices = platforms.use_cpu_cores(batch_size, cpu_devices, cores_per_device)
     if platform is not None:
         platforms.require_platform(platform)
-    return count
+    return num_devices
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says."""
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(user_cache / "ddpm_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,4 +1,4 @@
-"""What sample.py can be told to do with pictures, and the pictures it is told to do it with."""
+"""Options that make sample.py start from images, and the edit they describe."""
 
 import dataclasses
 from pathlib import Path
@@ -14,111 +14,123 @@ from ddpm_jax.errors import check
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.recipe import Recipe
 
-HALF = 128
+WHITE_FROM = 128
+DEFAULT_STRENGTH = 0.5
+DEFAULT_JUMP_LENGTH = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditOptions:
-    """Where samples start, if not from noise; sample i is of picture and mask i, in turn."""
+    """Options to start from images instead of noise. Sample i uses image i and mask i, in turn."""
 
     image: tuple[Path, ...] = ()
-    """Pictures to start from, resized as the run's data were."""
+    """Images to start from. They are resized like the data of the run."""
     strength: float | None = None
-    """Share of the walk a picture goes through, in (0, 1]; None for 0.5, and for 1 with --mask or --invert."""
+    """Fraction of the walk to redo, in (0, 1]. None takes 0.5, or 1 with --mask or --invert."""
     mask: tuple[Path, ...] = ()
-    """White where a picture is made anew, black where it stays; of the size of the picture."""
+    """Masks, each of its image's size. White is redrawn, black is kept."""
     resample: int = 1
-    """With --mask: how often each stretch of the walk is walked, so that new fits old (RePaint; 10 in its paper)."""
+    """Number of passes over each stretch of the walk, with --mask (RePaint; 10 in its paper)."""
     jump_length: int | None = None
-    """Steps of such a stretch; None for 10."""
+    """Steps in a stretch of --resample. None takes 10."""
     interpolate: bool = False
-    """Go from the first picture to the second, or without pictures from one noise to another."""
+    """Go from the first image to the second, or without images from one noise to another."""
     invert: bool = False
-    """Find what leads to a picture by walking up, in place of adding noise; for samplers that draw none, as ddim."""
+    """Walk from the image up to noise instead of adding noise. Needs a sampler such as ddim."""
 
     def default_num(self) -> int | None:
-        """How many samples there are to draw where that is not a matter of choice."""
+        """The number of samples that are not identical, if the other options determine it."""
         return len(self.image) if self.invert and not self.interpolate else None
 
-    def edit(self, recipe: Recipe, num: int) -> Edit | None:
-        """The edit that is asked for, if any; raises ValueError or FileNotFoundError where it cannot be made."""
-        self._check_together(num)
+    def edit(self, recipe: Recipe, num_images: int) -> Edit | None:
+        """The edit for `num_images` samples; None if the options ask for none.
+
+        Raise ValueError or FileNotFoundError for options and files that do not fit.
+        """
+        self._check_together(num_images)
         if not self.image and not self.interpolate:
             return None
         images = [to_floats(read(path, "--image", recipe)) for path in self.image]
-        masks = [read(path, "--mask", recipe).mean(-1, keepdims=True) >= HALF for path in self.mask]
+        masks = [self._read_mask(path, recipe) for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
         first, last = (images[:1], images[1:]) if self.interpolate else (images, [])
+        redo_part = bool(images) and not masks and not self.invert
+        default_strength = DEFAULT_STRENGTH if redo_part else 1.0
         return Edit(
             images=_stack(first),
             end_images=_stack(last),
             masks=_stack(masks),
-            fractions=jnp.linspace(0, 1, num) if self.interpolate else None,
-            strength=self.strength or (0.5 if images and not masks and not self.invert else 1.0),
+            fractions=jnp.linspace(0, 1, num_images) if self.interpolate else None,
+            strength=self.strength or default_strength,
             repeats=self.resample,
-            jump_length=10 if self.jump_length is None else self.jump_length,
+            jump_length=DEFAULT_JUMP_LENGTH if self.jump_length is None else self.jump_length,
             invert=self.invert,
         )
 
-    def _check_together(self, num: int) -> None:
-        strength, pictures, masks = self.strength, len(self.image), len(self.mask)
+    def _read_mask(self, path: Path, recipe: Recipe) -> np.ndarray:
+        """The mask as bool (h, w, 1), True where the image is redrawn."""
+        pixels = read(path, "--mask", recipe)  # (h, w, c)
+        return pixels.mean(-1, keepdims=True) >= WHITE_FROM
+
+    def _check_together(self, num_images: int) -> None:
+        strength = self.strength
+        images = len(self.image)
+        masks = len(self.mask)
         check(
             strength is None or 0 < strength <= 1,
-            f"--strength must be above 0 and at most 1, not {strength}",
+            f"--strength must be above 0 and at most 1, not {strength}.",
         )
-        check(self.resample >= 1, f"--resample must be at least 1, not {self.resample}")
-        for name, given in (
-            ("strength", strength is not None),
-            ("mask", masks),
-            ("invert", self.invert),
-        ):
-            check(pictures > 0 or not given, f"--{name} is for a picture: give --image PATH too")
+        check(self.resample >= 1, f"--resample must be at least 1, not {self.resample}.")
+        needs_image = {"strength": strength is not None, "mask": masks > 0, "invert": self.invert}
+        for name, given in needs_image.items():
+            check(images > 0 or not given, f"--{name} is for an image: give --image PATH too.")
         check(
-            masks in (0, 1, pictures),
-            f"there are {masks} masks for {pictures} pictures: give one, or one for each",
+            masks in (0, 1, images),
+            f"--mask has {masks} files and --image {images}: give one mask, or one for each image.",
         )
-        check(masks > 0 or self.resample == 1, "--resample is for a mask: give --mask PATH too")
+        check(masks > 0 or self.resample == 1, "--resample is for a mask: give --mask PATH too.")
         check(
             self.resample > 1 or self.jump_length is None,
-            "--jump-length is for --resample: give how often too",
+            "--jump-length is for --resample: give --resample NUMBER too.",
         )
         check(
-            pictures <= num or self.interpolate,
-            f"there are {pictures} pictures for --num {num}: draw one of each",
+            images <= num_images or self.interpolate,
+            f"--image has {images} files, but --num is {num_images}: draw at least one of each.",
         )
         check(
             not masks or not (self.interpolate or self.invert),
-            "--mask goes with neither --interpolate nor --invert",
+            "--mask goes with neither --interpolate nor --invert: leave one out.",
         )
         if self.interpolate:
             check(
-                pictures in (0, 2),
-                f"--interpolate is between two pictures, or two noises, not {pictures} pictures",
+                images in (0, 2),
+                f"--interpolate goes between two images or two noises, not {images} images: "
+                "give two images or none.",
             )
-            check(num >= 2, f"--interpolate makes at least 2 pictures, not --num {num}")
+            check(num_images >= 2, f"--interpolate needs a --num of at least 2, not {num_images}.")
 
 
 def read(path: Path, flag: str, recipe: Recipe) -> np.ndarray:
-    """The picture at `path` as uint8 (h, w, c) for the net, fitted as its data were."""
+    """Read an image as uint8 (h, w, c) for the network, resized like the data of the recipe."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no picture {path}: check {flag}")
-    return decode_image(
-        path, str(path), recipe.model.image_size, recipe.model.channels, recipe.resize
-    )
+        raise FileNotFoundError(f"There is no image {path}: check {flag}.")
+    model = recipe.model
+    return decode_image(path, str(path), model.image_size, model.channels, recipe.resize)
 
 
 def _stack(arrays: list[np.ndarray]) -> Array | None:
     return jnp.asarray(np.stack(arrays)) if arrays else None
 
 
-def _check_same_size(mask: Path, pictures: tuple[Path, ...]) -> None:
+def _check_same_size(mask: Path, images: tuple[Path, ...]) -> None:
     width, height = _size(mask)
-    for picture in pictures:
+    for image in images:
+        image_width, image_height = _size(image)
         check(
-            _size(picture) == (width, height),
-            f"the mask {mask} is {width}x{height} and the picture {picture} {'x'.join(map(str, _size(picture)))}: "
-            "a mask must have the size of its picture",
+            (image_width, image_height) == (width, height),
+            f"The mask {mask} is {width}x{height} and the image {image} "
+            f"{image_width}x{image_height}: give a mask of the image's size.",
         )
 
 

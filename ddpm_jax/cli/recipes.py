@@ -1,4 +1,4 @@
-"""The recipes of a folder by name, and another source or network in place of a recipe's."""
+"""Find the recipes of a folder, and replace the data source or the network of one."""
 
 import ast
 import dataclasses
@@ -15,28 +15,28 @@ from ddpm_jax.models import Model
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
-    """The recipes of a folder by name: its Python files."""
-    return {
-        path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")
-    }
+    """The Python files of a folder, by the name of their recipe."""
+    paths = sorted(folder.glob("*.py"))
+    return {path.stem: path for path in paths if not path.stem.startswith("_")}
 
 
 def summary(path: Path) -> str:
-    """The first line of a recipe's docstring; the recipe is not run."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    """The first line of a recipe's docstring. The recipe is not executed."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return docstring.split("\n")[0]
 
 
 def list_recipes(folder: Path) -> str:
-    """One line a recipe: its name and what it trains."""
+    """One line per recipe: its name and its summary."""
     return "\n".join(f"  {name:<18}{summary(path)}" for name, path in recipe_files(folder).items())
 
 
 def load_recipe(name: str, folder: Path) -> Config:
-    """The `config` of a recipe; raises ValueError, nearest names first, for one that is not there."""
-    found = recipe_files(folder)
-    if name not in found:
-        raise ValueError(f"unknown recipe {name!r}; {nearest(name, list(found))}")
-    spec = importlib.util.spec_from_file_location(f"configs.{name}", found[name])
+    """The `config` of a recipe. Raise ValueError with the nearest names if it does not exist."""
+    files = recipe_files(folder)
+    if name not in files:
+        raise ValueError(f"Unknown recipe {name!r}; {nearest(name, list(files))}.")
+    spec = importlib.util.spec_from_file_location(f"configs.{name}", files[name])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -46,28 +46,31 @@ def load_recipe(name: str, folder: Path) -> Config:
 
 
 def explain_recipes(script: str, folder: Path, asked: bool) -> int:
-    """The exit status after listing the recipes: 0 where help was asked for, 2 where --config was missing."""
+    """Print the usage of `script` and all recipes; return the exit status.
+
+    The status is 0 if help was asked for, and 2 if `--config` is missing; then it prints to stderr.
+    """
     out = sys.stdout if asked else sys.stderr
-    print(
-        f"usage: python {script} --config NAME [settings]\n\nrecipes:\n{list_recipes(folder)}\n",
-        file=out,
-    )
+    print(f"usage: python {script} --config NAME [settings]\n", file=out)
+    print(f"recipes:\n{list_recipes(folder)}\n", file=out)
     print("`--config NAME --help` lists every setting.", file=out)
     return 0 if asked else 2
 
 
 def replace_part(config: Config, field: str, name: str) -> Config:
-    """The config with its `data` or `model` of another kind, the module of that name, and its own defaults.
+    """The config with another data source (`field` "data") or another network (`field` "model").
 
-    Picture size and channels are kept; what has no default is left for the command line to give. Raises ValueError
-    listing the names.
+    `name` is the module of the new part, which gets its own default settings. A new network keeps
+    image_size and channels of the old one. Any other setting without a default becomes
+    tyro.MISSING, so that the command line must give it. Raise ValueError with the valid names if
+    there is no such module.
     """
-    kind = find_kind({"data": DataSource, "model": Model}[field], name, field)
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory]
-    kept = (
-        {"image_size": config.model.image_size, "channels": config.model.channels}
-        if field == "model"
-        else {}
-    )
-    values = {key: kept.get(key, tyro.MISSING) for key in needed}
+    base = {"data": DataSource, "model": Model}[field]
+    kind = find_kind(base, name, field)
+    # Both are dataclasses.MISSING for a field without a default.
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory]
+    kept: dict[str, int] = {}
+    if field == "model":
+        kept = {"image_size": config.model.image_size, "channels": config.model.channels}
+    values = {key: kept.get(key, tyro.MISSING) for key in required}
     return dataclasses.replace(config, **{field: kind(**values)})

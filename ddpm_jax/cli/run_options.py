@@ -1,4 +1,4 @@
-"""Options of the commands that take a trained network with `--ckpt`, and how they open it."""
+"""Shared options of the commands that read a trained network, and how `--ckpt` is resolved."""
 
 import dataclasses
 from contextlib import AbstractContextManager
@@ -14,49 +14,55 @@ from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Settings of every command that works on a run."""
+    """Options of every command that reads a run."""
 
     weights: str = DEFAULT_WEIGHTS
-    """An average of the parameters by name, the parameters themselves as `raw`, or the length of one to rebuild."""
+    """Average of the parameters by name, `raw` for no average, or the length of one to rebuild."""
     checkpoint: int | None = None
-    """Which saved step; None for the newest."""
+    """Step of the checkpoint. None takes the newest."""
     debug: bool = False
-    """Show where an error was raised."""
+    """Show the traceback of an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchedRunOptions(RunOptions):
-    """Options of commands that compute images in batches."""
+    """Options of every command that computes images in batches."""
 
     batch_size: int = 64
-    """Images computed at a time; changes no result."""
+    """Images per batch. Does not change the result."""
     seed: int = 0
+    """Seed of all random numbers, in [0, 2**32)."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Insist on a kind of device."""
+    """Require this kind of device."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
 
     def __post_init__(self):
-        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}")
-        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}")
+        check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}.")
+        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}.")
 
-    def set_up_jax(self, num: int) -> None:
-        """JAX's settings for work on `num` images; to be called before its first use."""
-        arguments.set_up_jax(min(self.batch_size, num), self.platform, self.compilation_cache)
+    def set_up_jax(self, num_images: int) -> None:
+        """Make JAX's settings for `num_images` images, before the first use of a device."""
+        batch_size = min(self.batch_size, num_images)
+        arguments.set_up_jax(batch_size, self.platform, self.compilation_cache)
 
     def explain_oom(self, model: Model) -> AbstractContextManager[None]:
-        """Memory that runs out in the block is a ValueError that names the batch and the setting to change."""
+        """Turn an out-of-memory error in the block into a ValueError that suggests --batch-size."""
         height, width, channels = model.image_shape
-        what = f"batches of {self.batch_size} pictures of {height}x{width}x{channels} in float32"
-        return memory.explain_oom(what, "lower --batch-size")
+        workload = f"batches of {self.batch_size} images of {height}x{width}x{channels} in float32"
+        return memory.explain_oom(workload, "lower --batch-size")
 
 
-Settings = TypeVar("Settings", bound=RunOptions)
+Options = TypeVar("Options", bound=RunOptions)
 
 
-def parse(kind: type[Settings], args: list[str], command: str) -> tuple[Settings, RunSource]:
-    """The settings of a command, and the run that it is about; raises ValueError where there is none."""
+def parse(kind: type[Options], args: list[str], command: str) -> tuple[Options, RunSource]:
+    """Parse the options of a command and open the run of its `--ckpt`.
+
+    Raise ValueError if `--ckpt` is missing, and FileNotFoundError or ValueError if there is no such
+    run.
+    """
     ckpt, args = arguments.take_option(args, "--ckpt")
-    settings = arguments.parse(kind, args, None, f"{command} --ckpt DIR")
+    options = arguments.parse(kind, args, None, f"{command} --ckpt DIR")
     check(ckpt is not None, MISSING)
-    return settings, open_run(str(ckpt), settings.checkpoint)
+    return options, open_run(str(ckpt), options.checkpoint)

@@ -1,7 +1,6 @@
-"""The command that draws samples from a trained net: checkpoint -> sampler -> pictures."""
+"""The main of sample.py: draw samples from a trained network and write them as pictures."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,90 +18,107 @@ from ddpm_jax.generation.generate import choose_labels, generate_shown
 from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
-from ddpm_jax.runs.sources import MISSING, DiffusersSource, RunSource, open_any
+from ddpm_jax.runs.sources import MISSING, Source, open_checkpoint
 
-DEFAULT_NUM, PROGRESS_PARTS, GIF_FRAMES = 64, 20, 50
+DEFAULT_NUM = 64
+PROGRESS_CHUNKS = 20
+GIF_FRAMES = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOptions(EditOptions, BatchedRunOptions):
-    """Draw images from a trained run, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
+    """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
 
     num: int | None = None
-    """How many pictures; None for 64, or with --invert one of each."""
+    """Number of images. None draws 64, or with --invert one per image."""
     label: tuple[str, ...] = ()
-    """Classes, such as 3,5,7: picture i is of the i-th of them, in turn; by default of all."""
+    """Classes, such as 3,5,7. Image i has the i-th of them, in turn. The default is all classes."""
     out: tuple[Path, ...] = ()
-    """Files: X.png a grid, X.npz uint8 NHWC under `images`, X.gif the denoising path, a folder one PNG each."""
+    """Files or folders: X.png is a grid, X.npz holds uint8 NHWC under `images`, X.gif shows the
+    denoising path, and a folder gets one PNG per image."""
     trajectory: bool = False
-    """Also write the denoising path of ten samples as X_chain.png."""
+    """Also write the denoising path of ten samples to X_chain.png."""
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.num is None or self.num >= 1, f"--num must be at least 1, not {self.num}")
+        check(self.num is None or self.num >= 1, f"--num must be at least 1, not {self.num}.")
         for path in self.out:
             image_grids.check_output(path, self.num, gif=True)
 
 
 def main(args: list[str]) -> None:
-    """Draw what the command line says."""
+    """Run the command with these arguments."""
     ckpt, args = arguments.take_option(args, "--ckpt")
     if ckpt is None:
         if {"-h", "--help"} & set(args):
             arguments.parse(SampleOptions, args, None, "sample.py --ckpt DIR")
         raise ValueError(MISSING)
-    source = open_any(ckpt)
-    name, args = arguments.take_option(args, "--sampler")
-    draw, sampling = parse(args, ckpt, source, name)
-    source = source if draw.checkpoint is None else open_any(ckpt, draw.checkpoint)
+    source = open_checkpoint(ckpt)
+    sampler, args = arguments.take_option(args, "--sampler")
+    options, sampling = parse(args, ckpt, source, sampler)
+    if options.checkpoint is not None:
+        source = open_checkpoint(ckpt, options.checkpoint)
     recipe = dataclasses.replace(source.recipe, sampling=sampling)
-    num = draw.num or draw.default_num() or DEFAULT_NUM
-    draw.set_up_jax(num)
-    edit = draw.edit(recipe, num)
-    with draw.explain_oom(recipe.model):
-        states = draw_states(recipe, source.params(draw.weights), draw, num, edit)
-    for path in image_grids.save_states(states, draw.out, draw.trajectory):
+    num_images = options.num or options.default_num() or DEFAULT_NUM
+    options.set_up_jax(num_images)
+    edit = options.edit(recipe, num_images)
+    with options.explain_oom(recipe.model):
+        params = source.params(options.weights)
+        states = draw_states(recipe, params, options, num_images, edit)
+    for path in image_grids.save_states(states, options.out, options.trajectory):
         print(path)
 
 
 def parse(
-    args: list[str], ckpt: str, source: RunSource | DiffusersSource, name: str | None
+    args: list[str], ckpt: str, source: Source, sampler: str | None
 ) -> tuple[SampleOptions, Sampling]:
-    """Read what to draw, and how, from the command line.
+    """Parse the options of the command and the settings of sampling.
 
-    `name` is the sampler, or None for that of the recipe; its options are `--sampler.OPTION`. Defaults come from the
-    recipe of `source`.
+    Their defaults come from the recipe of `source`. `sampler` names a sampler, or None for the
+    recipe's; `--sampler.OPTION` sets its options.
     """
-    default = source.recipe.sampling.override(**({} if name is None else {"sampler": name}))
+    overrides = {} if sampler is None else {"sampler": sampler}
+    default = source.recipe.sampling.override(**overrides)
     default = with_learned_variance(source.recipe.objective, default)
-    options = arguments.options_class(samplers.factory(default.sampler), default.options)
-    own = [("sampler", options, options()), ("options", tyro.conf.Suppress[Any], None)]
-    settings = dataclasses.make_dataclass(
-        "Arguments", own, bases=(SampleOptions, Sampling), frozen=True, kw_only=True
-    )
-    shared = [
-        field.name
-        for field in dataclasses.fields(Sampling)
-        if field.name not in ("sampler", "options")
+    sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
+    # `--sampler.OPTION` replaces the fields `sampler` and `options` of Sampling.
+    replaced = [
+        ("sampler", sampler_options, sampler_options()),
+        ("options", tyro.conf.Suppress[Any], None),
     ]
-    given = {name: getattr(default, name) for name in shared}
-    defaults = settings(out=(source.pictures / "samples.png",), **given)
-    draw = arguments.parse(settings, args, defaults, f"sample.py --ckpt {ckpt}")
-    chosen = {name: getattr(draw, name) for name in shared}
-    return draw, Sampling(
-        sampler=default.sampler, options=dataclasses.asdict(draw.sampler), **chosen
+    all_options = dataclasses.make_dataclass(
+        "Arguments", replaced, bases=(SampleOptions, Sampling), frozen=True, kw_only=True
     )
+    fields = [field.name for field in dataclasses.fields(Sampling)]
+    shared = [name for name in fields if name not in ("sampler", "options")]
+    sampling_defaults = {name: getattr(default, name) for name in shared}
+    out = (source.output_folder / "samples.png",)
+    defaults = all_options(out=out, **sampling_defaults)
+    options = arguments.parse(all_options, args, defaults, f"sample.py --ckpt {ckpt}")
+    settings = {name: getattr(options, name) for name in shared}
+    sampling = Sampling(
+        sampler=default.sampler, options=dataclasses.asdict(options.sampler), **settings
+    )
+    return options, sampling
 
 
 def draw_states(
-    recipe: Recipe, params: Params, draw: SampleOptions, num: int, edit: Edit | None
+    recipe: Recipe, params: Params, options: SampleOptions, num_images: int, edit: Edit | None
 ) -> np.ndarray:
-    """uint8 states (k, num, h, w, c): the last holds the samples, the others, if asked for, the path to them."""
-    path = draw.trajectory or any(out.suffix == ".gif" for out in draw.out)
-    labels = choose_labels(recipe.model, arguments.whole_numbers("--label", draw.label), edit)
-    draw_all = partial(
-        generate_shown, recipe, params, num=num, batch_size=draw.batch_size, seed=draw.seed
-    )
-    return draw_all(
-        labels=labels, edit=edit, stages=GIF_FRAMES if path else PROGRESS_PARTS, path=path
+    """Draw the samples as uint8 states (k, n, h, w, c), of which the last holds the samples.
+
+    The others are the denoising path, if any output shows it.
+    """
+    trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
+    given_labels = arguments.whole_numbers("--label", options.label)
+    return generate_shown(
+        recipe,
+        params,
+        num_images=num_images,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        labels=choose_labels(recipe.model, given_labels, edit),
+        edit=edit,
+        min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
+        trajectory=trajectory,
     )

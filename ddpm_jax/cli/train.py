@@ -1,4 +1,4 @@
-"""The command that trains a recipe: config -> data -> state -> loop."""
+"""The main of train.py: train a recipe, or resume it."""
 
 import dataclasses
 from functools import partial
@@ -13,117 +13,141 @@ from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
 from ddpm_jax.runs import directory, export, loop
-from ddpm_jax.runs.initial_weights import with_net_of
+from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.progress import banner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """A run of one recipe; `--data NAME` and `--model NAME` choose another source or network before all else.
+    """Train a recipe, or resume it.
 
-    `--init-from` DIR, or a repository of the hub, takes a trained network, its weights and what it was trained for.
+    `--data NAME` and `--model NAME` select another data source or network, to which all other
+    settings then refer. `--init-from` takes a run, or a folder or hub repository in the diffusers
+    layout, and starts from its network, weights, noise schedule and target.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: Path
-    """Where checkpoints, samples and logs go."""
+    """Directory of checkpoints, samples and logs."""
     overwrite: bool = False
-    """Throw away the run that is in the workdir and start afresh."""
+    """Delete the run in the workdir and start a new one."""
     dry_run: bool = False
-    """Print the resolved recipe, its data, devices and parameter count, and stop; needs no data on disk."""
+    """Print the resolved recipe, data, devices and parameter count, and stop. Needs no data."""
     preview: bool = False
-    """Also leave pictures of the data and of the noising process."""
+    """Also write pictures of the data and of the noising process."""
     push: str | None = None
-    """A repository of the hub, owner/name, to which each save is uploaded in the layout of diffusers."""
+    """Hub repository owner/name to upload each checkpoint to, in the diffusers layout."""
     private: bool = False
-    """Make that one private."""
+    """Create that repository as a private one; refuse to upload to a public one."""
     coordinator: str | None = None
-    """On several hosts: HOST:PORT of the first, or `auto` under Slurm, Kubernetes or on a TPU pod."""
+    """On several hosts: HOST:PORT of the first, or auto under Slurm, Kubernetes or on a TPU pod."""
     hosts: int | None = None
-    """How many hosts there are; not with `auto`."""
+    """Number of hosts; not with auto."""
     host: int | None = None
-    """Which of them this is, from 0; not with `auto`."""
+    """Index of this host, from 0; not with auto."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Insist on a kind of device."""
+    """Require this kind of device."""
     deterministic: bool = False
-    """On a GPU, the same bits each time, at some cost; a CPU gives them anyway."""
+    """Make a GPU give the same bits in every run, at some cost in speed. A CPU always does."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
     debug: bool = False
-    """Show where an error was raised."""
+    """Show the traceback of an error."""
 
     def __post_init__(self):
-        check(self.push is not None or not self.private, "--private is for --push")
+        check(
+            self.push is not None or not self.private,
+            "--private is for --push: add --push owner/name, or leave --private out.",
+        )
 
 
 def main(args: list[str], recipes: Path) -> None:
-    """Train what the command line says, a recipe of the folder `recipes`."""
+    """Run the command with these arguments; `recipes` is the folder of the recipes."""
     name, args = arguments.take_option(args, "--config")
     if name is None:
-        raise SystemExit(
-            explain_recipes("train.py", recipes, asked=bool({"-h", "--help"} & set(args)))
-        )
-    run = parse(name, args, recipes)
-    several = hosts.distributed(run.coordinator, run.hosts, run.host)
-    with several, arguments.one_line_errors(run.debug), hosts.explain_lost_host():
-        config = use_devices(run)
+        asked = bool({"-h", "--help"} & set(args))
+        raise SystemExit(explain_recipes("train.py", recipes, asked))
+    options = parse(name, args, recipes)
+    distributed = hosts.distributed(options.coordinator, options.hosts, options.host)
+    with distributed, arguments.one_line_errors(options.debug), hosts.explain_lost_host():
+        config = use_devices(options)
         with hosts.silence_non_primary():
-            status = dry_run(config, run) if run.dry_run else train(config, run)
+            status = dry_run(config, options) if options.dry_run else train(config, options)
     if status:
         raise SystemExit(status)
 
 
 def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
-    """The run that the command line asks for, of a recipe."""
+    """Parse the options of the command, with the recipe `name` as the default of its settings."""
     recipe = load_recipe(name, recipes)
-    for field in ("data", "model"):
-        chosen, args = arguments.take_option(args, f"--{field}")
-        recipe = recipe if chosen is None else replace_part(recipe, field, chosen)
-    init, args = arguments.take_option(args, "--init-from")
-    check(init is None or not chosen, "--init-from says which network it is: leave --model out")
-    recipe = recipe if init is None else with_net_of(recipe, init)
-    return arguments.parse(
-        TrainOptions,
-        args,
-        TrainOptions(config=recipe, workdir=Path("runs") / name),
-        f"train.py --config {name}",
+    data, args = arguments.take_option(args, "--data")
+    if data is not None:
+        recipe = replace_part(recipe, "data", data)
+    model, args = arguments.take_option(args, "--model")
+    if model is not None:
+        recipe = replace_part(recipe, "model", model)
+    init_from, args = arguments.take_option(args, "--init-from")
+    check(
+        init_from is None or not model,
+        "--init-from determines which network it is: leave --model out.",
     )
+    if init_from is not None:
+        recipe = with_pretrained_network(recipe, init_from)
+    default = TrainOptions(config=recipe, workdir=Path("runs") / name)
+    return arguments.parse(TrainOptions, args, default, f"train.py --config {name}")
 
 
-def use_devices(run: TrainOptions) -> Config:
-    """Set up the devices; return the config with their number.
+def use_devices(options: TrainOptions) -> Config:
+    """Set up the devices; return the config with the number of CPU devices in use.
 
-    A run that resumes takes as many CPU devices as before, unless the command line gives a number.
+    A resumed run uses as many CPU devices as before, unless the command line sets their number.
     """
-    settings, size, alone = (
-        run.config.parallel,
-        run.config.training.micro_batch_size,
-        run.coordinator is None,
+    config = options.config
+    settings = config.parallel
+    batch_size = config.training.micro_batch_size
+    single_host = options.coordinator is None
+    previous = None
+    if single_host and not options.overwrite:
+        previous = directory.cpu_devices(options.workdir)
+    num_devices = arguments.set_up_jax(
+        batch_size,
+        options.platform,
+        options.compilation_cache,
+        cpu_devices=settings.cpu_devices or (previous if single_host else 1),
+        cores_per_device=config.cores_per_device(),
+        deterministic=options.deterministic,
     )
-    before = directory.cpu_devices(run.workdir) if alone and not run.overwrite else None
-    wanted = settings.cpu_devices or (before if alone else 1)
-    cores, same = run.config.cores_per_device(), run.deterministic
-    count = arguments.set_up_jax(size, run.platform, run.compilation_cache, wanted, cores, same)
-    parallel.check_divides(size, settings.fsdp)
-    kept = dataclasses.replace(settings, cpu_devices=count if alone else settings.cpu_devices)
-    return dataclasses.replace(run.config, parallel=kept)
+    parallel.check_divides(batch_size, settings.fsdp)
+    if single_host:
+        settings = dataclasses.replace(settings, cpu_devices=num_devices)
+    return dataclasses.replace(config, parallel=settings)
 
 
-def dry_run(config: Config, run: TrainOptions) -> int:
-    """Print what would be trained, after the checks of a run."""
-    if not run.overwrite:
-        directory.resume(config, run.workdir)
-    print(banner(config, run.workdir))
+def dry_run(config: Config, options: TrainOptions) -> int:
+    """Print the resolved recipe after the checks of a real run; return exit status 0."""
+    if not options.overwrite:
+        directory.resume(config, options.workdir)
+    print(banner(config, options.workdir))
     return 0
 
 
-def train(config: Config, run: TrainOptions) -> int:
-    """Train; returns the exit status."""
-    with directory.lock(run.workdir):
-        start = 0 if run.overwrite else hosts.broadcast(directory.resume(config, run.workdir))
-        print(banner(config, run.workdir))
-        options: dict[str, Any] = {"overwrite": run.overwrite, "previewed": run.preview}
-        if run.push is not None:
-            options["on_start"] = partial(export.prepare_upload, run.push, run.private, config)
-            options["on_save"] = export.make_uploader(run.push, run.private, config, run.workdir)
-        return loop.train(config, run.workdir, start, **options)
+def train(config: Config, options: TrainOptions) -> int:
+    """Train or resume the run in the workdir; return the exit status."""
+    workdir = options.workdir
+    with directory.lock(workdir):
+        start = 0 if options.overwrite else hosts.broadcast(directory.resume(config, workdir))
+        print(banner(config, workdir))
+        callbacks: dict[str, Any] = {}
+        if options.push is not None:
+            repo = options.push
+            private = options.private
+            callbacks["on_start"] = partial(export.prepare_upload, repo, private, config)
+            callbacks["on_save"] = export.make_uploader(repo, private, config, workdir)
+        return loop.train(
+            config,
+            workdir,
+            start,
+            overwrite=options.overwrite,
+            with_preview=options.preview,
+            **callbacks,
+        )

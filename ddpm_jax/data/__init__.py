@@ -1,8 +1,9 @@
-"""Images to train on: one source a file, one deterministic stream of batches for all.
+"""Images to train on: one source a file, and one deterministic stream of batches for all of them.
 
-A source is a frozen dataclass with `describe()` (one line, needs no data on disk) and
-`load(image_size, channels)`, which returns images that are already uint8 and of one size: `InMemory`
-or, above `IN_MEMORY_BYTES`, `OnDisk`. `batch_at` makes every global batch a pure function of (seed, step).
+A source is a frozen dataclass, a `DataSource`. The name of its module is its name on the command
+line. `load(image_size, channels)` returns uint8 images of one size as an `ImageSet`: `InMemory`, or
+`OnDisk` above `IN_MEMORY_BYTES`. `batches` makes each global batch a pure function of (seed, step).
+Imports only `errors`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ Batch = dict[str, np.ndarray]
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """A finite set of uint8 images of one size; `read` gives `image` (n, h, w, c) and, if any, `label` (n,)."""
+    """A finite set of uint8 images of one size.
+
+    `read` returns `image` (n, h, w, c) and, for a set with labels, `label` (n,).
+    """
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -38,32 +42,35 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """What every source of images can be asked."""
+    """Base class of all sources of images, with their common settings."""
 
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     resize: Literal["crop", "squash"] = "crop"
-    """How an image of another shape is fitted: cut the middle square out, or change the aspect ratio."""
+    """Make an image square by cutting out its centre, or by changing its aspect ratio."""
     max_corrupt_fraction: float = 0.0
-    """Share of images that may be damaged, in [0, 1): named and left out; with more of them nothing starts."""
+    """Fraction of images, in [0, 1), that may be corrupt and are skipped. More are an error."""
 
     def __post_init__(self):
         check(
             0 <= self.max_corrupt_fraction < 1,
-            f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}",
+            f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",
         )
 
     def describe(self) -> str:
-        """One line that says where the images come from."""
+        """One line that names the source. It needs no data on disk."""
         raise NotImplementedError
 
     def load(self, image_size: int, channels: int) -> ImageSet:
-        """The images as (size, size, channels) uint8; raises FileNotFoundError or ValueError with the remedy."""
+        """Load the images as (image_size, image_size, channels) uint8.
+
+        Raise FileNotFoundError or ValueError if that is impossible; the message names the remedy.
+        """
         raise NotImplementedError
 
 
 class InMemory(NamedTuple):
-    """Images decoded once and held as one uint8 array (n, h, w, c), with int32 labels (n,) or None."""
+    """Images held as one uint8 array (n, h, w, c), with int32 labels (n,) or None."""
 
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -78,14 +85,14 @@ class InMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OnDisk:
-    """Images decoded when they are read: `decode(i)` gives one uint8 (h, w, c) image."""
+    """Images decoded on each read; `decode(i)` returns image i as uint8 (h, w, c)."""
 
-    count: int
+    num_images: int
     decode: Callable[[int], np.ndarray]
     labels: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_images
 
     def read(self, indices: np.ndarray) -> Batch:
         batch = {"image": np.stack([self.decode(int(i)) for i in indices])}
@@ -93,39 +100,46 @@ class OnDisk:
 
 
 def check_labels(images: ImageSet, num_classes: int | None) -> None:
-    """Raises ValueError unless every image has a label in 0..num_classes-1, for a net that takes any."""
+    """Raise ValueError unless every image has a label in 0..num_classes-1.
+
+    A network without classes (`num_classes` None) takes any labels, or none.
+    """
     if num_classes is None:
         return
     if images.labels is None:
         raise ValueError(
-            f"the net is for {num_classes} classes, but this data has no labels: leave num_classes out"
+            f"The network is for {num_classes} classes, but this data has no labels: "
+            "leave num_classes out."
         )
-    lowest, highest = images.labels.min(), images.labels.max()
+    lowest = images.labels.min()
+    highest = images.labels.max()
     if lowest < 0 or highest >= num_classes:
         raise ValueError(
-            f"labels of this data go from {lowest} to {highest}, outside the net's classes 0..{num_classes - 1}: "
-            f"set num_classes to {highest + 1}"
+            f"The labels of this data go from {lowest} to {highest}, outside the network's "
+            f"classes 0..{num_classes - 1}: set num_classes to {highest + 1}."
         )
 
 
 def load_or_stream(
-    count: int,
+    num_images: int,
     decode: Callable[[int], np.ndarray],
     labels: np.ndarray | None,
     image_bytes: int,
     name: str,
     max_corrupt_fraction: float = 0.0,
 ) -> ImageSet:
-    """All images in memory if they take at most `IN_MEMORY_BYTES`, else left on disk and decoded when read.
+    """Load all images into memory if they fit into `IN_MEMORY_BYTES`, else leave them on disk.
 
-    Images for which `decode` raises ValueError are named on stderr and left out; raises ValueError where they are more
-    than the share `max_corrupt_fraction`. On disk with a `max_corrupt_fraction` of 0, the first such image ends the run when it is read.
+    An image is corrupt if `decode` raises ValueError for it. Print the error of each corrupt image
+    to stderr and skip the image. Raise ValueError if the fraction of corrupt images is above
+    `max_corrupt_fraction`. Images on disk are not checked here if that fraction is 0: then `read`
+    raises at the first corrupt image.
     """
-    on_disk = count * image_bytes > IN_MEMORY_BYTES
+    on_disk = num_images * image_bytes > IN_MEMORY_BYTES
     if on_disk and not max_corrupt_fraction:
-        return OnDisk(count, decode, labels)
+        return OnDisk(num_images, decode, labels)
 
-    def attempt(i: int) -> np.ndarray | ValueError | None:
+    def try_decode(i: int) -> np.ndarray | ValueError | None:
         try:
             image = decode(i)
         except ValueError as error:
@@ -133,32 +147,32 @@ def load_or_stream(
         return None if on_disk else image
 
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
-        decoded = list(
-            tqdm(
-                threads.map(attempt, range(count)),
-                f"decoding {name}",
-                count,
-                unit="image",
-                leave=False,
-            )
-        )
-    sound = _sound(decoded, max_corrupt_fraction)
-    labels = None if labels is None else labels[sound]
+        results = threads.map(try_decode, range(num_images))
+        bar = tqdm(results, f"Decoding {name}", num_images, unit="image", leave=False)
+        decoded = list(bar)
+    intact = _skip_corrupt(decoded, max_corrupt_fraction)
+    labels = None if labels is None else labels[intact]
     if on_disk:
-        return OnDisk(len(sound), lambda i: decode(sound[i]), labels)
-    return InMemory(np.stack([decoded[i] for i in sound]), labels)
+        return OnDisk(len(intact), lambda i: decode(intact[i]), labels)
+    return InMemory(np.stack([decoded[i] for i in intact]), labels)
 
 
-def _sound(decoded: list, max_corrupt_fraction: float) -> list[int]:
-    """Where there is no error; names the errors, and raises ValueError where they are too many."""
-    bad = {i: error for i, error in enumerate(decoded) if isinstance(error, ValueError)}
-    for error in bad.values():
+def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:
+    """The indices of the entries that are not errors.
+
+    Print the errors. Raise ValueError if their fraction is above `max_corrupt_fraction`, or if all
+    entries are errors.
+    """
+    errors = {i: result for i, result in enumerate(decoded) if isinstance(result, ValueError)}
+    for error in errors.values():
         print(error, file=sys.stderr)
-    share = f"{len(bad):,} of {len(decoded):,} images cannot be used"
-    if len(bad) > max_corrupt_fraction * len(decoded) or len(bad) == len(decoded):
+    summary = f"{len(errors):,} of {len(decoded):,} images cannot be decoded"
+    if len(errors) > max_corrupt_fraction * len(decoded) or len(errors) == len(decoded):
+        first = next(iter(errors.values()))
         raise ValueError(
-            f"{share}: {next(iter(bad.values()))}, or let more of them be left out by --data.max-corrupt-fraction"
+            f"{summary}: replace or remove them, or raise --data.max-corrupt-fraction. "
+            f"The first error: {first}"
         )
-    if bad:
-        print(f"{share} and are left out", file=sys.stderr)
-    return [i for i in range(len(decoded)) if i not in bad]
+    if errors:
+        print(f"{summary} and are skipped.", file=sys.stderr)
+    return [i for i in range(len(decoded)) if i not in errors]

@@ -10,22 +10,24 @@ from ddpm_jax.data import DECODING_THREADS, Batch, ImageSet
 from ddpm_jax.data.pixels import to_floats
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """ceil(count / batch_size): batches are full, the stream runs on into the next permutation."""
-    return -(-count // batch_size)
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """ceil(num_images / batch_size): the last batch of an epoch is filled from the next epoch."""
+    return -(-num_images // batch_size)
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which images (batch_size,) make up the global batch of `step`: one permutation of `count` after another.
+def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
+    """The indices (batch_size,) of the images in the global batch of `step`.
 
-    NumPy promises that a RandomState seed gives the same stream in every version, which Generator does not.
+    Each epoch is a new permutation of 0..num_images-1, drawn from (seed, epoch).
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = positions // count, positions % count
+    epochs = positions // num_images
+    offsets = positions % num_images
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.RandomState([seed, epoch]).permutation(count)
-        indices[epochs == epoch] = order[places[epochs == epoch]]
+        # NumPy keeps the stream of a RandomState seed in every version; a Generator's may change.
+        order = np.random.RandomState([seed, epoch]).permutation(num_images)
+        indices[epochs == epoch] = order[offsets[epochs == epoch]]
     return indices
 
 
@@ -38,9 +40,10 @@ def batch_at(
     rows: np.ndarray | slice = slice(None),
     flip: bool = False,
 ) -> Batch:
-    """The global batch of (seed, step), or these rows of it: `image` (b, h, w, c) float32 in [-1, 1], `label` (b,).
+    """The global batch of (seed, step): `image` (b, h, w, c) float32 in [-1, 1] and `label` (b,).
 
-    Labels are there where the images have any; only the images of the rows are read.
+    `rows` selects a part of the batch; only the images of these rows are read. There is no `label`
+    if the images have none. `flip` mirrors each image with probability 1/2.
     """
     batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
     pixels = batch["image"]
@@ -51,7 +54,10 @@ def batch_at(
 
 
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """`make_batch(step)` for start <= step < stop, made ahead of their use by worker threads, in order."""
+    """Yield `make_batch(step)` for start <= step < stop, in order.
+
+    Worker threads make the batches ahead of their use.
+    """
     import grain
 
     options = grain.ReadOptions(num_threads=DECODING_THREADS, prefetch_buffer_size=DECODING_THREADS)

@@ -1,4 +1,4 @@
-"""Decoding of image files into uint8 arrays of one size."""
+"""Decode image files into uint8 arrays of one size."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def resize_image(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """`image` as uint8 (image_size, image_size, channels): grey for 1 channel, RGB for 3, bilinear with antialiasing.
+    """Convert `image` to uint8 (image_size, image_size, channels): greyscale (1) or RGB (3).
 
-    It is turned upright (EXIF), 16-bit pixels become 8-bit ones by v * 255 / 65535, and transparent pixels show white.
-    ValueError if its pixels have another range, such as floats.
+    Apply the EXIF rotation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
+    pixels as white. Cut out the middle square (`resize` "crop") or change the aspect ratio
+    ("squash"); interpolate bilinearly with antialiasing. Raise ValueError for pixels of another
+    range, such as floats.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(
-        ("I", "F")
-    ):  # 16-bit pixels, which PIL's own conversion would clip at 255
+    if image.mode.startswith(("I", "F")):
+        # PIL's own conversion would clip 16-bit pixels at 255.
         pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        lowest = pixels.min()
+        highest = pixels.max()
+        if image.mode == "F" or lowest < 0 or highest > 65535:
             raise ValueError(
-                f"pixels of mode {image.mode} from {pixels.min()} to {pixels.max()}, not of 8 or 16 bits"
+                f"pixels of mode {image.mode} from {lowest} to {highest}, not of 8 or 16 bits"
             )
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -31,7 +34,8 @@ def resize_image(image: Image.Image, image_size: int, channels: int, resize: str
     image = image.convert({1: "L", 3: "RGB"}[channels])
     if resize == "crop":
         side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        left = (image.width - side) // 2
+        top = (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
@@ -41,19 +45,21 @@ def resize_image(image: Image.Image, image_size: int, channels: int, resize: str
 def decode_image(
     file: Path | io.BytesIO | str, name: str, image_size: int, channels: int, resize: str
 ) -> np.ndarray:
-    """The image in `file`, fitted to uint8 (image_size, image_size, channels); a ValueError calls it `name`."""
+    """Decode `file` and convert it as `resize_image` does.
+
+    Raise ValueError if that is impossible; the message calls the image `name`.
+    """
     try:
         with Image.open(file) as image:
-            limit = Image.MAX_IMAGE_PIXELS  # PIL only warns up to twice this
+            # PIL itself only warns up to twice this limit.
+            limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
-                raise Image.DecompressionBombError(
-                    f"{image.width}x{image.height} is above {limit} pixels"
-                )
+                size = f"{image.width}x{image.height}"
+                raise Image.DecompressionBombError(f"{size} is above {limit} pixels")
             return resize_image(image, image_size, channels, resize)
-    except Exception as error:  # PIL raises many kinds: OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        cause = (
-            "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        )
-        raise ValueError(
-            f"cannot read the image {name} ({cause}): replace it by a sound one or remove it"
-        ) from error
+    # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError and more.
+    except Exception as error:
+        unknown_format = isinstance(error, UnidentifiedImageError)
+        cause = "not in a format that Pillow knows" if unknown_format else error
+        message = f"Cannot read the image {name} ({cause}): replace or remove it."
+        raise ValueError(message) from error

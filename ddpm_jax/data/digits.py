@@ -1,4 +1,4 @@
-"""The 1,797 real handwritten digits that scikit-learn carries, 8x8 grey: no download, the embedded default."""
+"""The 1,797 handwritten digits that scikit-learn contains: 8x8, greyscale, no download."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from ddpm_jax.data.decode import resize_image
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digits(DataSource):
-    """The 1,797 real handwritten 8x8 digits that come with scikit-learn."""
+    """The 1,797 handwritten 8x8 digits that come with scikit-learn."""
 
     def describe(self) -> str:
         return "digits: 1,797 handwritten 8x8 digits that come with scikit-learn (no download)"
@@ -20,7 +20,8 @@ class Digits(DataSource):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        # scikit-learn's levels are 0..16.
+        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (n, 8, 8)
         images = [
             resize_image(Image.fromarray(image), image_size, channels, self.resize)
             for image in pixels

@@ -17,14 +17,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder(DataSource):
-    """The image files of a folder and the folders in it.
+    """The image files of a folder and its subfolders.
 
-    Files with another suffix and names that start with a dot are left out; of an animation the first frame is taken.
-    Where every image lies in a direct sub-folder, the sub-folders, sorted by name, are the classes.
+    Files with other suffixes and hidden files are skipped. The first frame of an animation is used.
+    If every image is in a direct subfolder, the subfolders, sorted by name, are the classes.
     """
 
     path: str
-    """The folder."""
+    """Folder of the images."""
 
     def describe(self) -> str:
         return f"folder: {self.path}"
@@ -37,23 +37,26 @@ class Folder(DataSource):
             file = root / names[i]
             return decode_image(file, str(file), image_size, channels, self.resize)
 
-        size = image_size**2 * channels
         return load_or_stream(
             len(names),
             decode,
             folder_labels(names),
-            size,
+            image_size**2 * channels,
             self.describe(),
             self.max_corrupt_fraction,
         )
 
 
 def image_names(root: Path) -> list[str]:
-    """Paths of all image files under `root`, relative to it, with '/' and sorted, so equal on every file system."""
-    if not os.path.exists(root):  # where a folder above is locked, Path.exists raises
-        raise FileNotFoundError(f"the folder {root} does not exist or is locked: check the path")
+    """The sorted paths of all image files under `root`, relative to it and with '/'.
+
+    They are the same on every file system.
+    """
+    # Path.exists would raise if a parent folder is locked.
+    if not os.path.exists(root):
+        raise FileNotFoundError(f"The folder {root} does not exist or is locked: check the path.")
     if not root.is_dir():
-        raise ValueError(f"{root} is a file: give the folder that holds the images")
+        raise ValueError(f"{root} is a file: give the folder that holds the images.")
     names = [
         (folder / name).relative_to(root).as_posix()
         for folder, files in list_files(root)
@@ -62,33 +65,47 @@ def image_names(root: Path) -> list[str]:
     ]
     if not names:
         raise FileNotFoundError(
-            f"no images under {root}: their names have to end in {', '.join(SUFFIXES)}"
+            f"No images under {root}: file names must end in {', '.join(SUFFIXES)}."
         )
     return sorted(names)
 
 
 def list_files(root: Path) -> list[tuple[Path, list[str]]]:
-    """(folder, names of its files) for `root` and all folders in it but hidden ones; links are followed."""
-    found, seen = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above it would repeat the images dozens of times
-            raise ValueError(f"{folder} leads to {real}, which is listed already: remove the link")
-        seen.add(real)
+    """Pairs (folder, file names) of `root` and all its subfolders.
+
+    Links are followed and hidden subfolders skipped. Raise ValueError for a folder that cannot be
+    listed, and for a link to a folder that is listed already.
+    """
+    listing = []
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+        target = os.path.realpath(folder)
+        # A link to a folder above itself would repeat the images dozens of times.
+        if target in seen:
+            raise ValueError(
+                f"{folder} leads to {target}, which is listed already: remove the link."
+            )
+        seen.add(target)
+        # os.walk visits the subfolders that are left in this list.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found.append((Path(folder), files))
-    return found
+        listing.append((Path(folder), files))
+    return listing
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise ValueError(
-        f"cannot list the folder {error.filename} ({error.strerror}): make it readable"
+        f"Cannot list the folder {error.filename} ({error.strerror}): make it readable."
     ) from error
 
 
 def folder_labels(names: list[str]) -> np.ndarray | None:
-    """int32 (n,): the place of each image's folder among the sorted ones; None unless all lie one level down."""
+    """int32 (n,): the index of each image's folder in the sorted folders.
+
+    None unless every image is in a direct subfolder.
+    """
     parts = [name.split("/") for name in names]
     if any(len(part) != 2 for part in parts):
         return None
-    return np.unique([folder for folder, _ in parts], return_inverse=True)[1].astype(np.int32)
+    folders = [folder for folder, _ in parts]
+    _, labels = np.unique(folders, return_inverse=True)
+    return labels.astype(np.int32)

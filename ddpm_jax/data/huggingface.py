@@ -1,23 +1,22 @@
 """Images from parquet files or from the Hugging Face hub.
 
-Both arrive as one Arrow table, whose image column holds encoded images: binary, or struct {bytes, path}.
-The encoded bytes of parquet files are read into memory; those from the hub stay memory-mapped in its cache.
+Both arrive as one Arrow table, whose image column is binary or a struct {bytes, path}. The encoded
+images of parquet files are read into memory; images from the hub stay memory-mapped in its cache.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
 import re
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddpm_jax.data import DataSource, ImageSet, load_or_stream
+from ddpm_jax.data._network import is_reachable
 from ddpm_jax.data.decode import decode_image
 
 if TYPE_CHECKING:
@@ -25,22 +24,22 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(?<!\.parquet)")
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
-SECONDS_TO_ANSWER = 6
+PROBE_SECONDS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace(DataSource):
-    """The images of a parquet file, of a folder of parquet files, or of a data set on the Hugging Face hub.
+    """Images of a parquet file, a folder of parquet files, or a data set on the Hugging Face hub.
 
-    Integers in a column `label` or `labels` become the labels.
+    A column `label` or `labels` of integers holds the labels.
     """
 
     path: str
-    """A parquet file, a folder of parquet files, or a hub id such as owner/name; what exists on disk comes first."""
+    """A parquet file, a folder of parquet files, or else a hub id owner/name."""
     split: str = "train"
-    """Which part of the data set; a single parquet file is taken whole."""
+    """Split of the data set. A single parquet file is read whole."""
     image_column: str | None = None
-    """The column that holds the images; None where there is only one."""
+    """Column of the images. None takes the only one."""
 
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
@@ -48,43 +47,46 @@ class HuggingFace(DataSource):
     def load(self, image_size: int, channels: int) -> ImageSet:
         table = self.table()
         if not len(table):
-            raise ValueError(f"{self.path} has no rows: give a data set with images")
+            raise ValueError(f"{self.path} has no rows: give a data set with images.")
 
         def decode(i: int) -> np.ndarray:
-            file, name = image_source(table[0][i].as_py()), f"in row {i} (from 0) of {self.path}"
+            file = image_source(table[0][i].as_py())
+            name = f"in row {i} (from 0) of {self.path}"
             return decode_image(file, name, image_size, channels, self.resize)
 
-        size = image_size**2 * channels
         return load_or_stream(
             len(table),
             decode,
-            labels(table, self.path),
-            size,
+            read_labels(table, self.path),
+            image_size**2 * channels,
             self.describe(),
             self.max_corrupt_fraction,
         )
 
     def table(self) -> pa.Table:
-        """Column 0 holds the encoded images; column 1, if any, integer labels."""
+        """The data: column 0 holds encoded images, column 1, if there is one, integer labels."""
         local = Path(self.path).expanduser()
-        exists = os.path.exists(local)  # where a folder above is locked, Path.exists raises
-        if exists:
+        # Path.exists would raise if a parent folder is locked.
+        is_local = os.path.exists(local)
+        if is_local:
             table = parquet_table(parquet_files(local, self.split), self.image_column)
         elif HUB_ID.fullmatch(self.path):
             table = hub_table(self.path, self.split)
             table = table.select(choose_columns(table.schema, self.image_column, self.path))
         else:
             raise FileNotFoundError(
-                f"{self.path} does not exist or is locked, and is no hub id such as owner/name: check the path"
+                f"{self.path} does not exist or is locked, and is not a hub id owner/name: "
+                "check the path."
             )
-        refuse_missing(table[0], self.path, embedded=exists)
+        check_images_present(table[0], self.path, embedded=is_local)
         return table
 
 
 def parquet_files(path: Path, split: str) -> list[Path]:
-    """`path`, if it is a file; else the parquet files under it, sorted, whose path under it has the word `split`.
+    """`path` itself if it is a file, else the parquet files of a split under it, sorted.
 
-    Where no path has the word of any split, all files are the split `train`.
+    A file belongs to `split` if its path under `path` contains that word. If no path contains the
+    name of any split, all files belong to `train`. Raise FileNotFoundError if there is no file.
     """
     if path.is_file():
         return [path]
@@ -94,20 +96,20 @@ def parquet_files(path: Path, split: str) -> list[Path]:
     if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
         chosen = sorted(files)
     if not chosen:
-        cause = f"there are {', '.join(sorted(files)[:5])}" if files else "there are none at all"
-        remedy = (
-            "give another split or one of the files"
-            if files
-            else "for image files use the folder source"
-        )
+        if files:
+            cause = f"there are {', '.join(sorted(files)[:5])}"
+            remedy = "give another split or one of the files"
+        else:
+            cause = "there are none at all"
+            remedy = "for image files use the folder source"
         raise FileNotFoundError(
-            f"no parquet files of split {split!r} under {path} ({cause}): {remedy}"
+            f"No parquet files of split {split!r} under {path} ({cause}): {remedy}."
         )
     return [files[name] for name in chosen]
 
 
 def parquet_table(files: list[Path], image_column: str | None) -> pa.Table:
-    """The image column, and the labels if any, of all `files` in order."""
+    """Read the image column, and the labels if there are any, of all `files` in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -115,46 +117,52 @@ def parquet_table(files: list[Path], image_column: str | None) -> pa.Table:
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
-                parts.append(
-                    parquet.read(choose_columns(parquet.schema_arrow, image_column, str(file)))
-                )
+                columns = choose_columns(parquet.schema_arrow, image_column, str(file))
+                parts.append(parquet.read(columns))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"cannot read {file} as parquet ({one_line(error)}): replace it by a sound file"
+                f"Cannot read {file} as parquet ({one_line(error)}): replace the file."
             ) from error
         if parts[-1].schema != parts[0].schema:
             raise ValueError(
-                f"{file} and {files[0]} have other columns or types: give one of them as the path"
+                f"{file} and {files[0]} have different columns or types: "
+                "give one of them as the path."
             )
     return pa.concat_tables(parts)
 
 
 def choose_columns(schema: pa.Schema, image_column: str | None, name: str) -> list[str]:
-    """Names of the image column and, if there are any, of the integer labels."""
+    """The names of the image column and of the integer labels, if there are any.
+
+    Raise ValueError unless `image_column`, or exactly one column if it is None, can hold images.
+    """
     import pyarrow as pa
 
     images = [field.name for field in schema if holds_images(field.type)]
     if image_column is not None and image_column not in images:
         raise ValueError(
-            f"{name} has no image column {image_column!r}: its image columns are {images or 'none'}"
+            f"{name} has no image column {image_column!r}: "
+            f"its image columns are {images or 'none'}."
         )
     if image_column is None and len(images) != 1:
-        remedy = (
-            "name one by image_column"
-            if images
-            else f"its columns {schema.names} hold no encoded images"
-        )
-        raise ValueError(f"{name} has {len(images)} image columns {images}: {remedy}")
-    numbers = [
+        if images:
+            remedy = "choose one with --data.image-column"
+        else:
+            remedy = f"its columns {schema.names} hold no encoded images"
+        raise ValueError(f"{name} has {len(images)} image columns {images}: {remedy}.")
+    labels = [
         key
         for key in ("label", "labels")
         if key in schema.names and pa.types.is_integer(schema.field(key).type)
     ]
-    return [image_column or images[0], *numbers[:1]]
+    return [image_column or images[0], *labels[:1]]
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold encoded images: binary, or a struct with binary `bytes`."""
+    """Whether a column of this type can hold encoded images.
+
+    It can if it is binary, or a struct with a binary field `bytes`.
+    """
     import pyarrow as pa
 
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -162,8 +170,11 @@ def holds_images(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def refuse_missing(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
-    """ValueError that names the first row without an image; a path in place of the bytes will do if not `embedded`."""
+def check_images_present(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
+    """Raise ValueError for the first row without an image.
+
+    A row may hold the path of a file in place of the bytes, unless `embedded` forbids it.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -177,77 +188,71 @@ def refuse_missing(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
         return
     if "path" in fields and paths[row].is_valid:
         raise ValueError(
-            f"row {row} (from 0) of {name} holds only the path {paths[row].as_py()!r}, the pixels were not embedded: "
-            "write the parquet file with its images embedded, or use the folder source on the image files"
+            f"Row {row} (from 0) of {name} holds only the path {paths[row].as_py()!r}, no pixels: "
+            "write the parquet file with its images embedded, "
+            "or use the folder source on the image files."
         )
-    raise ValueError(f"row {row} (from 0) of {name} has no image: remove such rows")
+    raise ValueError(f"Row {row} (from 0) of {name} has no image: remove such rows.")
 
 
 def image_source(record: bytes | dict) -> io.BytesIO | str:
-    """The file of one image: its bytes, or the path of a file in the hub's cache."""
-    if isinstance(record, dict):
-        return record["path"] if record["bytes"] is None else io.BytesIO(record["bytes"])
-    return io.BytesIO(record)
+    """The encoded image of a record: its bytes, or the path of a file in the hub's cache."""
+    if not isinstance(record, dict):
+        return io.BytesIO(record)
+    if record["bytes"] is None:
+        return record["path"]
+    return io.BytesIO(record["bytes"])
 
 
-def labels(table: pa.Table, name: str) -> np.ndarray | None:
-    """int32 (n,) of column 1, or None if there is none."""
+def read_labels(table: pa.Table, name: str) -> np.ndarray | None:
+    """The labels in column 1 as int32 (n,); None without that column."""
     if table.num_columns == 1:
         return None
     if table[1].null_count:
         raise ValueError(
-            f"{table[1].null_count} rows of {name} have no {table.column_names[1]}: fill or remove them"
+            f"{table[1].null_count} rows of {name} have no {table.column_names[1]}: "
+            "add the labels or remove the rows."
         )
     return table[1].to_numpy().astype(np.int32)
 
 
 def hub_table(path: str, split: str) -> pa.Table:
-    """A split of a data set on the hub, downloaded into the cache of the package `datasets`."""
+    """Download a split of a data set from the hub into the cache of the package `datasets`."""
     try:
         from datasets import config, load_dataset
     except ImportError as error:
         raise ValueError(
-            f"{path} is no file or folder here, and the Hugging Face hub needs the package datasets ({error}): "
-            "pip install 'ddpm_jax[huggingface]', or give a local parquet file, or use the folder source"
+            f"{path} is not a local file or folder, and the Hugging Face hub needs the package "
+            f"datasets ({error}): pip install 'ddpm_jax[huggingface]', give a local parquet file, "
+            "or use the folder source."
         ) from error
-    if not config.HF_HUB_OFFLINE and not answers(config.HF_ENDPOINT):
+    if not config.HF_HUB_OFFLINE and not server_answers(config.HF_ENDPOINT):
         raise ValueError(
-            f"{path} is no file or folder here, and {config.HF_ENDPOINT} does not answer: check the network, set "
-            "HF_HUB_OFFLINE=1 to use what was downloaded before, or give a local parquet file"
+            f"{path} is not a local file or folder, and {config.HF_ENDPOINT} does not answer: "
+            "check the network, set HF_HUB_OFFLINE=1 to use an earlier download, "
+            "or give a local parquet file."
         )
     try:
         return load_dataset(path, split=split).with_format("arrow")[:]
-    except (
-        Exception
-    ) as error:  # not found, no such split, gated, several configurations, connection lost, ...
+    # Not found, no such split, gated, several configurations, connection lost and more.
+    except Exception as error:
         raise ValueError(
-            f"cannot load {path}, split {split}, from the Hugging Face hub ({one_line(error)}): "
-            "check the name and the split, or give a local parquet file"
+            f"Cannot load {path}, split {split}, from the Hugging Face hub ({one_line(error)}): "
+            "check the name and the split, or give a local parquet file."
         ) from error
 
 
-def answers(url: str) -> bool:
-    """Whether a server answers at `url` within SECONDS_TO_ANSWER; `datasets` itself would retry for half a minute.
+def server_answers(url: str) -> bool:
+    """Whether a server answers at `url` within `PROBE_SECONDS`.
 
-    Asked as the download will ask (same proxy and certificates), and in a thread, because the timeout of a
-    connection does not bound the look-up of a name.
+    `datasets` itself would retry for half a minute. The request uses the session of the download,
+    and so its proxy and its certificates.
     """
     from huggingface_hub.utils import get_session
 
-    heard = []
-
-    def ask() -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # the HTTP library, and so its error, depends on huggingface_hub's version
-            heard.append(get_session().head(url, timeout=SECONDS_TO_ANSWER))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(SECONDS_TO_ANSWER)
-    return bool(heard)
+    return is_reachable(lambda: get_session().head(url, timeout=PROBE_SECONDS), PROBE_SECONDS)
 
 
 def one_line(error: Exception) -> str:
-    """The message of `error` without line breaks, without a full stop."""
+    """The message of `error` on one line, without a full stop."""
     return " ".join(str(error).split()).rstrip(".")

@@ -14,28 +14,27 @@ def to_floats(images: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(images: ArrayLike) -> np.ndarray:
-    """Pixels as uint8 of the same shape, from floats in [-1, 1]: clipped, then rounded (not truncated).
+    """Convert floats in [-1, 1] to uint8 of the same shape: clip, scale, round.
 
-    Halves go to the even neighbour, so 0.0 (127.5) is 128. Raises ValueError for pixels that are not floats or not
-    finite.
+    Halves are rounded to even, so 0.0 (127.5) becomes 128. Raise ValueError for pixels that are not
+    floats or not finite.
     """
     pixels = np.asarray(images)
     if np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool:
         raise ValueError(
-            f"Pixels of type {pixels.dtype} are not floats in [-1, 1]; pass them on as they are."
+            f"Pixels of type {pixels.dtype} are not floats in [-1, 1]: use them without conversion."
         )
-    pixels = pixels.astype(
-        np.promote_types(pixels.dtype, np.float32)
-    )  # bfloat16 and float16 cannot hold 255 levels
-    broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
-    if broken:
+    # bfloat16 and float16 cannot represent 256 levels.
+    pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32))
+    num_broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
+    if num_broken:
         raise ValueError(
-            f"{broken} of {pixels.size} pixels are not finite, so there is no picture to draw; "
+            f"{num_broken} of {pixels.size} pixels are not finite: "
             "look for the NaN in the sampler or in the parameters."
         )
     return np.rint((np.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """A picture of uint8 pixels, "h w c": grey for one channel, RGB for three."""
+    """The PIL image of uint8 pixels (h, w, c): greyscale for one channel, RGB for three."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

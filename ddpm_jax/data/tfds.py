@@ -1,4 +1,4 @@
-"""Any image data set of the TensorFlow Datasets catalogue, read from ArrayRecord files without TensorFlow."""
+"""Images of the TensorFlow Datasets catalogue, read from ArrayRecord files without TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from ddpm_jax.data.decode import decode_image
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, DatasetInfo
 
+CATALOG = "https://www.tensorflow.org/datasets/catalog"
 RECORDS_PER_READ = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tfds(DataSource):
-    """Images of a TensorFlow Datasets set, kept as ArrayRecord; a set that is missing is downloaded and prepared."""
+    """An image data set of TensorFlow Datasets. A missing one is downloaded and prepared."""
 
     name: str
-    """Name in the TFDS catalogue, with its config if it has some: cifar10, celeb_a_hq/256."""
+    """Name in the TFDS catalogue, with its config if it has any: cifar10, celeb_a_hq/256."""
     split: str = "train"
-    """Which part: train, test, train+validation+test, train[:1000], train[:10%]."""
+    """Split in TFDS's notation: train, train+validation+test, train[:1000], train[:10%]."""
     data_dir: str | None = None
-    """Folder that holds NAME/VERSION; by default TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    """Folder that holds NAME/VERSION. None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     image_feature: str | None = None
-    """Which feature is the image; by default `image`, or the first that is one."""
+    """Feature to train on. None takes `image`, or else the first image feature."""
 
     def describe(self) -> str:
         return f"tfds: {self.name}, split {self.split}, in {self.data_dir or 'the TFDS folder'}"
@@ -45,15 +46,14 @@ class Tfds(DataSource):
         records = open_records(builder, self.split)
 
         def decode(index: int) -> np.ndarray:
-            (encoded,) = value(records[index], key).bytes_list.value
+            (encoded,) = read_feature(records[index], key).bytes_list.value
             name = f"in record {index} of {self.name}"
             return decode_image(io.BytesIO(encoded), name, image_size, channels, self.resize)
 
-        labels = read_labels(records, builder.info.features)
         return load_or_stream(
             len(records),
             decode,
-            labels,
+            read_labels(records, builder.info.features),
             image_size**2 * channels,
             self.name,
             self.max_corrupt_fraction,
@@ -61,145 +61,151 @@ class Tfds(DataSource):
 
 
 def find_builder(name: str, data_dir: str | None) -> DatasetBuilder:
-    """TFDS's builder of `name`; raises ValueError with the nearest names when there is none."""
+    """TFDS's builder of `name`. Raise ValueError with the nearest names if there is none."""
     import tensorflow_datasets
 
+    folder = data_dir and os.path.expanduser(data_dir)
     try:
-        return tensorflow_datasets.builder(name, data_dir=data_dir and os.path.expanduser(data_dir))
-    except (
-        ValueError,
-        AssertionError,
-        ImportError,
-    ) as error:  # unknown name or config; version; Hugging Face's names
-        raise ValueError(f"TFDS has no data set {name!r}: {nearest(name)}") from error
+        return tensorflow_datasets.builder(name, data_dir=folder)
+    # TFDS raises ValueError for an unknown name or config, AssertionError for a version, and
+    # ImportError for a name of Hugging Face.
+    except (ValueError, AssertionError, ImportError) as error:
+        raise ValueError(f"TFDS has no data set {name!r}: {suggest(name)}") from error
 
 
-def nearest(name: str) -> str:
-    """What to write instead of `name`: similar data sets, or similar configs of the data set it names."""
+def suggest(name: str) -> str:
+    """A hint with the data sets, or the configs of the data set, whose names are near `name`."""
     import tensorflow_datasets
 
-    names = tensorflow_datasets.list_builders(
-        with_community_datasets=False
-    )  # the community's list needs TensorFlow
-    known = name.partition(":")[0].partition("/")[0]
-    if known in names:
-        names = [
-            f"{known}/{config}" for config in tensorflow_datasets.builder_cls(known).builder_configs
-        ] or [known]
+    # The list of community data sets needs TensorFlow.
+    names = tensorflow_datasets.list_builders(with_community_datasets=False)
+    data_set = name.partition(":")[0].partition("/")[0]
+    if data_set in names:
+        configs = tensorflow_datasets.builder_cls(data_set).builder_configs
+        names = [f"{data_set}/{config}" for config in configs] or [data_set]
     close = difflib.get_close_matches(name, sorted(set(names)), n=5)
-    return (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else "see https://www.tensorflow.org/datasets/catalog"
-    )
+    return f"did you mean {' or '.join(close)}?" if close else f"see {CATALOG}."
 
 
-def keys_of(features: Any, kind: type, first: str) -> list[str]:
-    """The keys of the features of one kind, `first` in front if it is among them."""
-    return sorted(
-        (key for key, feature in features.items() if isinstance(feature, kind)),
-        key=lambda key: key != first,
-    )
+def feature_keys(features: Any, kind: type, first: str) -> list[str]:
+    """The keys of all features of type `kind`, with `first` in front if it is one of them."""
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    return sorted(keys, key=lambda key: key != first)
 
 
-def image_key(info: DatasetInfo, wanted: str | None) -> str:
-    """The key of the 8-bit image feature to train on; raises ValueError that names the features when there is none."""
+def image_key(info: DatasetInfo, requested: str | None) -> str:
+    """The key of the 8-bit image feature to train on: `requested`, or the default if it is None.
+
+    Raise ValueError with the names of all features if there is none.
+    """
     from tensorflow_datasets.core.features import Image as ImageFeature
 
     images = [
         key
-        for key in keys_of(info.features, ImageFeature, "image")
+        for key in feature_keys(info.features, ImageFeature, "image")
         if info.features[key].np_dtype == np.uint8
     ]
-    key = wanted or next(iter(images), None)
+    key = requested or next(iter(images), None)
     if key in images:
         return key
     kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in info.features.items())
-    missing = f"8-bit image feature {wanted!r}" if wanted else "8-bit image feature"
+    missing = f"8-bit image feature {requested!r}" if requested else "8-bit image feature"
     raise ValueError(
-        f"{info.name} has no {missing}: choose --data.image-feature among its features, {kinds}"
+        f"{info.name} has no {missing}: choose --data.image-feature among its features, {kinds}."
     )
 
 
 def open_records(builder: DatasetBuilder, split: str) -> Sequence[bytes]:
-    """The serialized examples of `split`; raises ValueError for an unknown split, another format or lost records."""
+    """The serialized examples of `split`, in memory if they fit into `IN_MEMORY_BYTES`.
+
+    Raise ValueError for an unknown split, another format than ArrayRecord, and missing records.
+    """
     from tensorflow_datasets.core.decode import DeserializeMethod
 
     formats = {str(file_format.value) for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise ValueError(
             f"{builder.data_dir} holds {builder.name} as {', '.join(formats)}, not as ArrayRecord: "
-            "give another --data.data-dir, or delete that folder and the set is prepared anew"
+            "give another --data.data-dir, or delete that folder, and the set is prepared again."
         )
-    shards = shards_of(builder, split)
-    check_count(builder, shards)
-    # Raw bytes, because TFDS would decode the image whenever it is asked for the label.
+    shards = find_shards(builder, split)
+    check_num_records(builder, shards)
+    # With any other method TFDS would decode the image whenever the label is read.
     raw = DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
     size = sum(
         os.path.getsize(shard.filename) * shard.take / shard.examples_in_shard for shard in shards
     )
-    return list(in_order(records)) if size <= IN_MEMORY_BYTES else records
+    return list(read_all(records)) if size <= IN_MEMORY_BYTES else records
 
 
-def in_order(records: Any) -> Iterator[bytes]:
-    """Every record, read a thousand at a time: ten times faster than one by one."""
+def read_all(records: Any) -> Iterator[bytes]:
+    """Yield every record in order.
+
+    They are read a thousand at a time, which is ten times faster than one by one.
+    """
     for start in range(0, len(records), RECORDS_PER_READ):
-        yield from records.__getitems__(range(start, min(start + RECORDS_PER_READ, len(records))))
+        stop = min(start + RECORDS_PER_READ, len(records))
+        yield from records.__getitems__(range(start, stop))
 
 
-def shards_of(builder: DatasetBuilder, split: str) -> Sequence[Any]:
-    """TFDS's file instructions for `split`; raises ValueError that names the splits when it is unknown or empty."""
+def find_shards(builder: DatasetBuilder, split: str) -> Sequence[Any]:
+    """TFDS's file instructions for `split`.
+
+    Raise ValueError with the names of the splits if it is unknown or empty.
+    """
     try:
-        if shards := builder.info.splits[split].file_instructions:
-            return shards
+        shards = builder.info.splits[split].file_instructions
     except (ValueError, KeyError):
-        pass
+        shards = []
+    if shards:
+        return shards
     splits = ", ".join(
         f"{name} ({info.num_examples:,} images)" for name, info in builder.info.splits.items()
     )
     raise ValueError(
-        f"{builder.name} has no images in a split {split!r}: "
-        f"its splits are {splits}, and parts and sums of them as in train[:100] or train+test"
+        f"{builder.name} has no images in a split {split!r}: its splits are {splits}; "
+        "train[:100] is a part of one, and train+test the sum of two."
     )
 
 
-def check_count(builder: DatasetBuilder, shards: Sequence[Any]) -> None:
-    """Raises ValueError unless the files hold as many records as the data set's own description says.
-
-    `len` of TFDS's data source repeats the description, so the files themselves have to be asked.
-    """
+def check_num_records(builder: DatasetBuilder, shards: Sequence[Any]) -> None:
+    """Raise ValueError unless the files hold as many records as the set's description says."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     expected = sum(shard.examples_in_shard for shard in shards)
+    # `len` of TFDS's data source repeats the description, so open the files themselves.
     try:
-        found = len(ArrayRecordDataSource([shard.filename for shard in shards]))
-    except RuntimeError as error:  # a file that is missing or cut short
+        num_records = len(ArrayRecordDataSource([shard.filename for shard in shards]))
+    # A file is missing or truncated.
+    except RuntimeError as error:
         raise ValueError(
-            f"{builder.data_dir} is damaged ({error}): delete it and it is prepared anew"
+            f"{builder.data_dir} is corrupt ({error}): delete it, and it is prepared again."
         ) from error
-    if found != expected:
+    if num_records != expected:
         raise ValueError(
-            f"{builder.data_dir} holds {found:,} records where its description says {expected:,}: "
-            "delete it and it is prepared anew"
+            f"{builder.data_dir} holds {num_records:,} records, but its description says "
+            f"{expected:,}: delete it, and it is prepared again."
         )
 
 
-def value(record: bytes, key: str) -> Any:
-    """The `tf.train.Feature` under `key` in one serialized example, read without TensorFlow."""
+def read_feature(record: bytes, key: str) -> Any:
+    """The `tf.train.Feature` under `key` of a serialized example, read without TensorFlow."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature[key]
 
 
 def read_labels(records: Sequence[bytes], features: Any) -> np.ndarray | None:
-    """The int32 class labels (n,) under `label` or the first ClassLabel feature, without decoding an image; or None."""
+    """The class labels as int32 (n,), read without decoding images; None if there are none.
+
+    They are the ClassLabel feature `label`, or else the first ClassLabel feature.
+    """
     from tensorflow_datasets.core.features import ClassLabel
 
-    keys = keys_of(features, ClassLabel, "label")
+    keys = feature_keys(features, ClassLabel, "label")
     if not keys:
         return None
-    ordered = records if isinstance(records, list) else in_order(records)
-    return np.fromiter(
-        (value(record, keys[0]).int64_list.value[0] for record in ordered), np.int32, len(records)
-    )
+    ordered = records if isinstance(records, list) else read_all(records)
+    labels = (read_feature(record, keys[0]).int64_list.value[0] for record in ordered)
+    return np.fromiter(labels, np.int32, len(records))

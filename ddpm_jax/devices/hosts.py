@@ -1,7 +1,7 @@
-"""Several hosts: how they find each other, what only the first does, on what they agree, how they end together.
+"""Several hosts: how they connect, what only the primary host does, and how they end together.
 
-Every host runs the same program. The first writes what people read; a host that fails ends at once, without the
-farewell for which the others would have to stand ready, and the others end when they miss it.
+Every host runs the same program. The primary host, process 0, writes what people read. A failing
+host skips the shutdown barrier; the others stop when its heartbeat times out.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ddpm_jax.devices import parallel
 from ddpm_jax.errors import check
 
-MISSED_AFTER = 30
-"""Seconds without a sign of life after which a host counts as gone."""
+HEARTBEAT_TIMEOUT = 30
+"""Seconds without a heartbeat after which a host counts as lost."""
 AUTO = "auto"
-STATUSES = (
+LOST_HOST_STATUSES = (
     "UNKNOWN",
     "UNAVAILABLE",
     "INTERNAL",
@@ -34,26 +34,30 @@ STATUSES = (
     "DEADLINE_EXCEEDED",
     "FAILED_PRECONDITION",
 )
+"""Status codes with which XLA's errors begin when a collective fails on another host."""
 
 
 @contextlib.contextmanager
 def distributed(
-    coordinator: str | None, count: int | None = None, index: int | None = None
+    coordinator: str | None, num_hosts: int | None = None, host_index: int | None = None
 ) -> Iterator[None]:
-    """This process as one of several hosts while the block runs; alone where there is no `coordinator`.
+    """Connect this process to the other hosts of a run for the duration of the block.
 
-    `coordinator` is HOST:PORT of the first, with the `count` of hosts and the `index` of this one, or "auto" where the
-    surroundings tell (Slurm, Kubernetes, TPU pods; `jax.distributed.initialize`). To be entered before the first use of
-    a device. Raises ValueError where the hosts do not find each other. A block that fails ends the process.
+    `coordinator` is HOST:PORT of the first host, and comes with `num_hosts` and with the
+    `host_index` of this one, from 0. "auto" reads all three from the environment (Slurm,
+    Kubernetes, TPU pods; see `jax.distributed.initialize`). None runs on this host alone.
+
+    Enter it before the first use of a device. Raises ValueError if the hosts cannot connect. If the
+    block raises, the process exits at once.
     """
     check(
-        coordinator is not None or (count, index) == (None, None),
-        "--hosts and --host need --coordinator HOST:PORT",
+        coordinator is not None or (num_hosts, host_index) == (None, None),
+        "--hosts and --host describe a run on several hosts: give --coordinator HOST:PORT too.",
     )
     if coordinator is None:
         yield
         return
-    _connect(coordinator, count, index)
+    _connect(coordinator, num_hosts, host_index)
     try:
         yield
     except SystemExit as end:
@@ -61,44 +65,53 @@ def distributed(
     except BaseException:
         traceback.print_exc()
         _exit_without_barrier(1)
-    with contextlib.suppress(
-        jax.errors.JaxRuntimeError
-    ):  # another host that ended badly after its last step
+    # The shutdown barrier fails if another host crashed after its last step. This one is done.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
 def explain_lost_host() -> Iterator[None]:
-    """What XLA says when it loses another host is a ConnectionError that says what to do."""
+    """Turn XLA's error about a lost host into a ConnectionError that names the remedy."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if count() == 1 or not str(error).startswith(STATUSES):
+        if count() == 1 or not str(error).startswith(LOST_HOST_STATUSES):
             raise
-        said = " ".join(str(error).split())[:300]
-        again = (
-            "start the same command on all hosts again, and it goes on from the newest checkpoint"
-        )
+        reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
-            f"another host is gone, or does something else ({said}): {again}"
+            f"Another host failed or runs another program ({reason}): "
+            "start the same command on all hosts again to resume from the newest checkpoint."
         ) from error
 
 
-def _connect(coordinator: str, count: int | None, index: int | None) -> None:
+def _connect(coordinator: str, num_hosts: int | None, host_index: int | None) -> None:
     auto = coordinator == AUTO
-    check(
-        auto
-        or (":" in coordinator and count is not None and index is not None and 0 <= index < count),
-        "give --coordinator HOST:PORT of the first host, --hosts COUNT and --host INDEX from 0, or --coordinator auto "
-        "under Slurm, Kubernetes or on a TPU pod",
+    by_address = (
+        ":" in coordinator
+        and num_hosts is not None
+        and host_index is not None
+        and 0 <= host_index < num_hosts
     )
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours
+    check(
+        auto or by_address,
+        "The description of the hosts is incomplete or wrong: give --coordinator HOST:PORT of the "
+        "first host, --hosts COUNT and --host INDEX from 0, or --coordinator auto under Slurm, "
+        "Kubernetes or on a TPU pod.",
+    )
+    # JAX's preemption service would take SIGTERM, which `StopSignal` handles.
+    jax.config.update("jax_enable_preemption_service", False)
     address = None if auto else coordinator
     try:
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=MISSED_AFTER)
+        jax.distributed.initialize(
+            address, num_hosts, host_index, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
     except (ValueError, RuntimeError) as error:
-        where = "in the surroundings" if auto else f"at {coordinator}"
-        raise ValueError(f"the hosts did not find each other {where}: {error}") from error
+        where = "as the environment describes them" if auto else f"at {coordinator}"
+        raise ValueError(
+            f"The hosts could not connect {where} ({error}): start the same command on every host, "
+            "and check --coordinator, --hosts and --host."
+        ) from error
 
 
 def _exit_without_barrier(status: int) -> None:
@@ -108,60 +121,65 @@ def _exit_without_barrier(status: int) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this host is the one that writes logs, pictures and manifests."""
+    """Whether this is the host that writes logs, images and manifests."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def silence_non_primary() -> Iterator[None]:
-    """Hosts but the first print nothing while the block runs; what goes wrong is still told on stderr."""
+    """Discard stdout on every host but the primary one; stderr still shows errors and warnings."""
     with contextlib.ExitStack() as stack:
         if not is_primary():
-            stack.enter_context(
-                contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w")))
-            )
+            discard = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(discard))
         yield
 
 
 def count() -> int:
-    """How many hosts there are."""
+    """The number of hosts."""
     return jax.process_count()
 
 
-def barrier(what: str) -> None:
-    """Returns when every host has come to `what`."""
+def barrier(name: str) -> None:
+    """Block until every host has reached the barrier of this name."""
     if count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 def broadcast(number: int) -> int:
-    """The number that the first host gives."""
-    return number if count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    """The number that the primary host passes, on every host."""
+    if count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def assert_identical(what: Any) -> None:
-    """Raises ValueError where another host gives another JSON value than the first does."""
-    mine = zlib.crc32(json.dumps(what).encode()) & 0x7FFFFFFF
-    other = "this host has another recipe, other data or another run than the first: give all hosts the same"
-    check(broadcast(mine) == mine, other)
+def assert_identical(value: Any) -> None:
+    """Raise ValueError if this JSON value differs from the one that the primary host passes."""
+    checksum = zlib.crc32(json.dumps(value).encode()) & 0x7FFFFFFF
+    check(
+        broadcast(checksum) == checksum,
+        "This host has another recipe, other data or another run than the first host: "
+        "give all hosts the same command, data and directory.",
+    )
 
 
 class DelayedMax:
-    """The largest of the numbers that the hosts gave at the call before, at this one where there is one host.
+    """Maximum over the hosts, returned one call late so that no host blocks on the step in flight.
 
-    One call late, so that no host waits for the step that it has just begun.
+    The first call returns 0. On a single host every call returns its own number.
     """
 
     def __init__(self) -> None:
-        self._asked: jax.Array | int = 0
         mesh = parallel.training_mesh()
-        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._pending: jax.Array | int = 0
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> int:
         if count() == 1:
             return number
-        before = self._asked
-        mine = np.full(jax.local_device_count(), number, np.int32)
-        self._asked = self._largest(jax.make_array_from_process_local_data(self._split, mine))
-        return int(before)
+        previous = self._pending
+        # One number for each local device, so that the array is sharded over all devices.
+        local = np.full(jax.local_device_count(), number, np.int32)
+        self._pending = self._max(jax.make_array_from_process_local_data(self._sharding, local))
+        return int(previous)

@@ -1,4 +1,4 @@
-"""Memory that does not suffice: said in one line, with what to change, and where it can be before the first step."""
+"""Errors about too little memory: one line with the remedy, before the first step if possible."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,34 +8,40 @@ import jax
 
 
 @contextlib.contextmanager
-def explain_oom(what: str, remedy: str) -> Iterator[None]:
-    """Memory that runs out in the block, the devices' or the host's, is a ValueError that says what for and the remedy.
+def explain_oom(workload: str, remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error of a device or the host into a ValueError that names the remedy.
 
-    The kernel's own end of a process that took too much cannot be caught.
+    `workload` names what needs the memory. A process that the kernel kills (the OOM killer) cannot
+    be caught.
     """
     try:
         yield
     except MemoryError as error:
         raise ValueError(
-            f"out of memory on the host ({error or 'no more to be had'}): {what}: {remedy}"
+            f"Out of memory on the host ({error or 'no more available'}) for {workload}: {remedy}."
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"out of memory on the device ({said}): {what}: {remedy}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"Out of memory on the device ({reason}) for {workload}: {remedy}."
+        ) from error
 
 
 def check_fits(needed: int) -> None:
-    """Raises MemoryError where so many bytes are not to be had on this host."""
+    """Raise MemoryError if the host is known to have less than `needed` bytes available."""
     free = available()
     if free is not None and needed > free:
         raise MemoryError(f"{needed / 1e9:.1f} GB needed for a step, {free / 1e9:.1f} GB available")
 
 
-def available(system: Path = Path("/")) -> int | None:
-    """Bytes that this host can give: free memory and swap, within the limits of its control groups; None if unknown."""
-    meminfo = system / "proc/meminfo"
+def available(root: Path = Path("/")) -> int | None:
+    """The bytes that this process can still allocate on the host; None if unknown.
+
+    Counts free memory and swap, within the limits of the control groups of this process.
+    """
+    meminfo = root / "proc/meminfo"
     if not meminfo.is_file():
         return None
     rows = (line.split() for line in meminfo.read_text().splitlines())
@@ -43,21 +49,26 @@ def available(system: Path = Path("/")) -> int | None:
     if "MemAvailable" not in kilobytes:
         return None
     free = 1024 * (kilobytes["MemAvailable"] + kilobytes.get("SwapFree", 0))
-    return min([free, *_left_in_groups(system)])
+    return min([free, *_available_in_groups(root)])
 
 
-def _left_in_groups(system: Path) -> Iterator[int]:
-    """What the control groups of this process (version 2) leave, each that has a limit."""
-    groups = system / "sys/fs/cgroup"
-    names = system / "proc/self/cgroup"
-    own = (
-        [line[4:] for line in names.read_text().splitlines() if line.startswith("0::/")]
-        if names.is_file()
-        else []
-    )
-    for folder in {above for name in own for above in (groups / name, *(groups / name).parents)}:
-        limit = folder / "memory.max"
-        if limit.is_file() and (most := limit.read_text().strip()) != "max":
-            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            given_back = int(parts.get("active_file", 0)) + int(parts.get("inactive_file", 0))
-            yield int(most) - int((folder / "memory.current").read_text()) + given_back
+def _available_in_groups(root: Path) -> Iterator[int]:
+    """The bytes left in each control group (version 2) of this process that has a limit."""
+    groups = root / "sys/fs/cgroup"
+    membership = root / "proc/self/cgroup"
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    # A limit of a parent group holds for its children too.
+    folders = {folder for name in names for folder in (groups / name, *(groups / name).parents)}
+    for folder in folders:
+        limit_file = folder / "memory.max"
+        if not limit_file.is_file():
+            continue
+        limit = limit_file.read_text().strip()
+        if limit == "max":
+            continue
+        used = int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # The kernel counts the page cache as used, but frees it on demand.
+        page_cache = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+        yield int(limit) - used + page_cache

@@ -1,9 +1,9 @@
 """Devices: the only file that knows how many there are.
 
-A training step is written once, for one device or for one share of the batch (`axis_name`). Here it is spread over
-the devices by `jax.pmap`, or by `jax.jit` with a sharded batch; both leave the state unstacked, so that a
-checkpoint does not depend on the route or on the number of devices. Training uses the devices of all hosts, sampling
-those of one.
+A training step is written once, for one device or for one shard of the batch (`axis_name`). Here it
+is mapped over the devices by `jax.pmap`, or by `jax.jit` with a sharded batch. Both routes leave
+the state unstacked, so a checkpoint depends neither on the route nor on the number of devices.
+Training uses the devices of all hosts, sampling the devices of one.
 """
 
 import dataclasses
@@ -18,31 +18,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import check
 
-AXIS, FSDP = "data", "fsdp"
+AXIS = "data"
+FSDP = "fsdp"
 MIN_SHARDED_SIZE = 1024
-"""Elements below which an array of the state is not worth splitting."""
+"""Arrays of the state with fewer elements than this are replicated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """How the step is spread over devices and hosts; every way gives the same numbers to rounding."""
+    """How a training step uses devices and hosts. No choice changes results beyond rounding."""
 
     route: Literal["pmap", "jit"] = "pmap"
-    """Each device works on its share of the batch, or XLA is told how the arrays are split."""
+    """pmap runs the step on a shard of the batch per device; jit lets XLA partition the step."""
     fsdp: int = 1
-    """Devices over which parameters, averages and optimizer state are split; above 1 by the jit route."""
+    """Devices to split parameters, averages and optimizer state over. Above 1 the route is jit."""
     cpu_devices: int | None = None
-    """Virtual CPU devices of a host; None for the largest number that divides the batch, as many as its cores."""
+    """Virtual CPU devices per host; None for the largest divisor of the batch up to the cores."""
 
     @property
     def description(self) -> str:
-        """Such as "pmap", or "jit, state over 4 devices"."""
+        """A description such as "pmap" or "jit, state over 4 devices"."""
         return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
 
     def __post_init__(self):
         for name in ("fsdp", "cpu_devices"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}")
+            check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}.")
 
 
 def data_mesh() -> Mesh:
@@ -51,42 +52,45 @@ def data_mesh() -> Mesh:
 
 
 def training_mesh(fsdp: int = 1) -> Mesh:
-    """The devices of all hosts, those of each host side by side, as (data,) or (data, fsdp): batches split over both.
+    """The devices of all hosts as a mesh with axes (data,) or (data, fsdp).
 
-    Raises ValueError unless fsdp divides the number of devices.
+    The devices of a host are adjacent. A batch is split over all axes. Raises ValueError unless
+    fsdp divides the number of devices.
     """
-    devices = np.asarray(
-        sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    )
+    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(ordered)
     if len(devices) % fsdp:
         raise ValueError(
-            f"{len(devices)} devices do not divide into groups of {fsdp}: change --parallel.fsdp"
+            f"{len(devices)} devices do not divide into groups of {fsdp}: change --parallel.fsdp."
         )
-    return Mesh(devices, (AXIS,)) if fsdp == 1 else Mesh(devices.reshape(-1, fsdp), (AXIS, FSDP))
+    if fsdp == 1:
+        return Mesh(devices, (AXIS,))
+    return Mesh(devices.reshape(-1, fsdp), (AXIS, FSDP))
 
 
 def state_shardings(tree: Any, fsdp: int = 1) -> Any:
-    """How each array of a state lies on the training mesh: split over `fsdp` devices along its longest axis that
-    they divide, or whole on each.
+    """The sharding of each array of a state on the training mesh.
+
+    An array is split over `fsdp` devices along its longest axis that fsdp divides. Arrays without
+    such an axis, or smaller than MIN_SHARDED_SIZE, are replicated.
     """
     mesh = training_mesh(fsdp)
 
-    def share(x: Any) -> NamedSharding:
+    def sharding_for(x: Any) -> NamedSharding:
         axes = [axis for axis, length in enumerate(x.shape) if length % fsdp == 0]
         if fsdp == 1 or math.prod(x.shape) < MIN_SHARDED_SIZE or not axes:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: x.shape[axis])
-        return NamedSharding(
-            mesh, PartitionSpec(*(FSDP if axis == longest else None for axis in range(x.ndim)))
-        )
+        spec = [FSDP if axis == longest else None for axis in range(x.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(share, tree)
+    return jax.tree.map(sharding_for, tree)
 
 
 def put_state(tree: Any, fsdp: int = 1) -> Any:
-    """A state on the training mesh as `shares` says, ready to be donated; arrays that lie so already are not copied.
+    """Put a state on the training mesh as `state_shardings` says, ready to be donated.
 
-    On several hosts each gives the same values.
+    Arrays that already have their sharding are not copied. Every host must pass the same values.
     """
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -99,86 +103,116 @@ def put_state(tree: Any, fsdp: int = 1) -> Any:
 
 
 def state_template(shapes: Any, fsdp: int = 1) -> Any:
-    """The shapes of a state's arrays, to be restored as `shares` says."""
-    split = state_shardings(shapes, fsdp)
-    return jax.tree.map(
-        lambda x, share: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=share), shapes, split
-    )
+    """The shapes, dtypes and shardings with which to restore a state for training."""
+
+    def template(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(template, shapes, state_shardings(shapes, fsdp))
 
 
 def gather_to_host(tree: Any) -> Any:
-    """A part of the state whole on this host, to sample from; where it is split, all hosts must ask for it together."""
-    if any(not x.is_fully_replicated for x in jax.tree.leaves(tree)):
-        tree = _gather(NamedSharding(jax.tree.leaves(tree)[0].sharding.mesh, PartitionSpec()))(tree)
-    return tree if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_data(0), tree)
+    """Gather part of a state on this host, to sample from.
+
+    If the state is sharded, all hosts must call this together.
+    """
+    leaves = jax.tree.leaves(tree)
+    if any(not x.is_fully_replicated for x in leaves):
+        replicated = NamedSharding(leaves[0].sharding.mesh, PartitionSpec())
+        tree = _reshard_to(replicated)(tree)
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 @functools.cache
-def _gather(whole: NamedSharding) -> Callable:
-    return jax.jit(lambda tree: tree, out_shardings=whole)
+def _reshard_to(sharding: NamedSharding) -> Callable:
+    """A compiled identity whose outputs have this sharding."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 def replicate(tree: Any) -> Any:
-    """`tree` whole on every local device, ready to be donated; arrays that are there already are not copied."""
+    """Put a copy of `tree` on every local device, ready to be donated.
+
+    Arrays that are replicated already are not copied.
+    """
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
 
 
 def replicated_template(shapes: Any) -> Any:
-    """The shapes of arrays, to be restored whole on every local device."""
-    whole = NamedSharding(data_mesh(), PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    """The shapes, dtypes and shardings with which to restore arrays on every local device."""
+    replicated = NamedSharding(data_mesh(), PartitionSpec())
+
+    def template(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+
+    return jax.tree.map(template, shapes)
 
 
 def shard(tree: Any) -> Any:
-    """`tree` with the first axis of every array split over the local devices."""
+    """Split the first axis of every array of `tree` over the local devices."""
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))
 
 
 @functools.cache
 def per_shard(function: Callable) -> Callable:
-    """`function(tree, *arrays)` of arrays split over the local devices, each at work on its share alone.
+    """Make `function(tree, *arrays)` run on each local device with its shard of the arrays.
 
-    For a function that treats each example by itself, so that the compiler need not find out how to split it. The
-    same function gives the same object, as `jit` needs it.
+    `tree` is replicated. `function` must treat each example by itself; then the compiler need not
+    find out how to partition it. Repeated calls return the same object, so that `jit` does not
+    compile again.
     """
 
-    def of_share(tree, arrays):
+    def on_shard(tree, arrays):
         return function(tree, *arrays)
 
-    def split(tree, *arrays):
-        whole, share = PartitionSpec(), PartitionSpec(AXIS)
-        specs = {"in_specs": (whole, share), "out_specs": share}
-        return jax.shard_map(of_share, mesh=data_mesh(), check_vma=False, **specs)(tree, arrays)
+    def on_all_shards(tree, *arrays):
+        batch = PartitionSpec(AXIS)
+        mapped = jax.shard_map(
+            on_shard,
+            mesh=data_mesh(),
+            in_specs=(PartitionSpec(), batch),
+            out_specs=batch,
+            check_vma=False,
+        )
+        return mapped(tree, arrays)
 
-    return split
+    return on_all_shards
 
 
-def padded_batch_size(batch_size: int, num: int) -> int:
-    """The size of the batches in which to work on `num` examples: at most num, then up to what the devices divide."""
-    count = jax.local_device_count()
-    return -(-min(batch_size, num) // count) * count
+def padded_batch_size(batch_size: int, num_images: int) -> int:
+    """The smaller of `batch_size` and `num_images`, rounded up to a multiple of local devices."""
+    num_devices = jax.local_device_count()
+    return -(-min(batch_size, num_images) // num_devices) * num_devices
 
 
 def check_divides(batch_size: int, fsdp: int = 1) -> None:
-    """Raises ValueError unless the devices of all hosts divide the batch of a training step, and fsdp divides them."""
-    count = training_mesh(fsdp).size
-    if batch_size % count:
-        nearest = max(batch_size // count, 1) * count
+    """Raise ValueError unless the batch of a training step divides over the devices of all hosts.
+
+    Also raises it unless fsdp divides the number of devices.
+    """
+    num_devices = training_mesh(fsdp).size
+    if batch_size % num_devices:
+        lower = max(batch_size // num_devices, 1) * num_devices
         raise ValueError(
-            f"a batch of {batch_size} does not divide over {count} devices: "
-            f"use a multiple of {count}, such as {nearest} or {nearest + count}"
+            f"A batch of {batch_size} does not divide over {num_devices} devices: "
+            f"use a multiple of {num_devices}, such as {lower} or {lower + num_devices}."
         )
 
 
 def rows_of_host(batch_size: int, accumulation: int = 1) -> np.ndarray:
-    """The rows of a global batch that this host reads: its share of each micro-batch, one after the other."""
+    """The rows of a global batch that this host reads: its shard of each micro-batch, in order."""
+    # (accumulation, hosts, rows)
     rows = np.arange(batch_size).reshape(accumulation, jax.process_count(), -1)
     return rows[:, jax.process_index()].ravel()
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelStep:
-    """A training step over the devices, `mapped(state, shard_batch(batch))`, of this host's rows; the state is donated."""
+    """A training step on all devices, `mapped(state, shard_batch(batch))`.
+
+    The batch holds the rows of this host. The state is donated.
+    """
 
     mapped: Any
     shard_batch: Callable
@@ -187,69 +221,74 @@ class ParallelStep:
         return self.mapped(state, self.shard_batch(batch))
 
     def host_memory(self, state: Any, batch: Any) -> int:
-        """Bytes of the host's memory that a step takes beside state and batch: 0 but on CPU devices.
+        """The bytes of host memory that a step takes beside state and batch; 0 off the CPU.
 
-        What is compiled for this is there for the calls to come.
+        Compiles the step. Later calls reuse the compiled program.
         """
         if jax.default_backend() != "cpu":
             return 0
         needed = self.mapped.lower(state, self.shard_batch(batch)).compile().memory_analysis()
-        each = needed.temp_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
-        return each * jax.local_device_count()
+        outputs = needed.output_size_in_bytes - needed.alias_size_in_bytes
+        per_device = needed.temp_size_in_bytes + outputs
+        return per_device * jax.local_device_count()
 
 
 def pmap_step(step: Callable) -> ParallelStep:
-    """`step(state, batch)` on every device, a share of the batch each.
+    """Run `step(state, batch)` on every device, each with a shard of the batch.
 
-    `jax.pmap` has been `jit` of `shard_map` since JAX 0.8; with `None` axes the state stays unstacked. On several
-    hosts it would take the arrays apart and put them together at every step, and its two parts are used by themselves.
+    `jax.pmap` has been `jit` of `shard_map` since JAX 0.8; with `None` axes the state stays
+    unstacked. On several hosts `jax.pmap` would split and reassemble the arrays at every step, so
+    `jit` and `shard_map` are called here directly.
     """
     if jax.process_count() > 1:
-        mesh, whole, share = training_mesh(), PartitionSpec(), PartitionSpec(AXIS)
+        mesh = training_mesh()
+        replicated = PartitionSpec()
+        split = PartitionSpec(AXIS)
         mapped = jax.shard_map(
-            step, mesh=mesh, in_specs=(whole, share), out_specs=whole, check_vma=False
+            step, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
         )
-        shard_batch = functools.partial(_of_all_hosts, NamedSharding(mesh, share))
+        shard_batch = functools.partial(_global_batch, NamedSharding(mesh, split))
         return ParallelStep(jax.jit(mapped, donate_argnums=0), shard_batch)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-    return ParallelStep(mapped, functools.partial(_by_device, jax.local_device_count()))
+    return ParallelStep(mapped, functools.partial(_stack_shards, jax.local_device_count()))
 
 
 def jit_step(step: Callable, fsdp: int = 1) -> ParallelStep:
-    """`step(state, batch)` on global arrays, the batch sharded: XLA inserts the collectives.
+    """Run `step(state, batch)` on global arrays with a sharded batch: XLA inserts the collectives.
 
-    With fsdp above 1 a step begins by gathering the parameters, and each device keeps and updates its share alone.
+    With fsdp above 1 a step first gathers the parameters; each device keeps and updates only its
+    shard of the state.
     """
     mesh = training_mesh(fsdp)
-    whole, split = (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
-    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def of_shares(state, batch):
-        state = state._replace(params=jax.lax.with_sharding_constraint(state.params, whole))
-        state, metrics = step(state, batch)
+    def fsdp_step(state, batch):
+        params = jax.lax.with_sharding_constraint(state.params, replicated)
+        state, metrics = step(state._replace(params=params), batch)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, fsdp)), metrics
 
-    of_all, lie = (step, whole) if fsdp == 1 else (of_shares, None)
-    mapped = jax.jit(of_all, out_shardings=lie, donate_argnums=0)
-    return ParallelStep(mapped, functools.partial(_of_all_hosts, split))
+    if fsdp == 1:
+        mapped = jax.jit(step, out_shardings=replicated, donate_argnums=0)
+    else:
+        mapped = jax.jit(fsdp_step, out_shardings=None, donate_argnums=0)
+    return ParallelStep(mapped, functools.partial(_global_batch, split))
 
 
-def _by_device(count: int, batch: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+def _stack_shards(num_devices: int, batch: Any) -> Any:
+    # (b, ...) -> (devices, b / devices, ...)
+    return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-def _of_all_hosts(sharding: NamedSharding, batch: Any) -> Any:
-    """The global arrays of which each host has its rows."""
+def _global_batch(sharding: NamedSharding, batch: Any) -> Any:
+    """Assemble the global arrays of a batch; each host passes its own rows."""
 
     def put(x: Any) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
+            key_data = put(jax.random.key_data(x))
+            return jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(x))
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return jax.tree.map(put, batch)
@@ -258,18 +297,19 @@ def _of_all_hosts(sharding: NamedSharding, batch: Any) -> Any:
 def parallelize(
     make_step: Callable[[str | None], Callable], route: str, fsdp: int = 1
 ) -> ParallelStep:
-    """The training step of `make_step(axis_name)` over all devices, by the route "pmap" or "jit"; split state by jit.
+    """Run the training step `make_step(axis_name)` on all devices by the route "pmap" or "jit".
 
-    It takes the state as `place` leaves it, and the rows of this host.
+    With fsdp above 1 the route is always jit. The step takes a state from `put_state` and this
+    host's rows of the batch.
     """
-    return (
-        pmap_step(make_step(AXIS))
-        if route == "pmap" and fsdp == 1
-        else jit_step(make_step(None), fsdp)
-    )
+    if route == "pmap" and fsdp == 1:
+        return pmap_step(make_step(AXIS))
+    return jit_step(make_step(None), fsdp)
 
 
 def describe_devices() -> str:
-    """Such as "2 x cpu", or on several hosts "4 hosts with 8 x TPU v5 lite"."""
-    devices, hosts = jax.local_devices(), jax.process_count()
-    return f"{f'{hosts} hosts with ' if hosts > 1 else ''}{len(devices)} x {devices[0].device_kind}"
+    """A description such as "2 x cpu", or on several hosts "4 hosts with 8 x TPU v5 lite"."""
+    devices = jax.local_devices()
+    num_hosts = jax.process_count()
+    prefix = f"{num_hosts} hosts with " if num_hosts > 1 else ""
+    return f"{prefix}{len(devices)} x {devices[0].device_kind}"

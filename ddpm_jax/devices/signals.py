@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to stop at its next step, a second one ends it at once."""
+"""SIGTERM and SIGINT: the first asks a run to stop at its next step, a second one exits at once."""
 
 from __future__ import annotations
 
@@ -12,32 +12,39 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """While it is entered, `signal` is the first of the signals that came, 0 before.
+    """A context whose `signal` is the first of SIGNALS that arrived in it; 0 before.
 
-    They are read from a socket by a thread, since Python's own handlers wait for the main thread, which may be in one
-    call of XLA for a minute. Elsewhere than in the main thread, where Python takes no handlers, nothing is caught.
+    A thread reads the signals from a socket, because Python's own handlers wait for the main
+    thread, which one call of XLA may block for a minute. Outside the main thread, where Python
+    accepts no handlers, nothing is caught.
     """
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> StopSignal:
-        self._caught = threading.current_thread() is threading.main_thread()
-        if self._caught:
+        self._active = threading.current_thread() is threading.main_thread()
+        if self._active:
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
-            self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            self._old_wakeup = signal.set_wakeup_fd(
+                self._writer.fileno(), warn_on_full_buffer=False
+            )
+            # Python writes a signal to the socket only if the signal has a handler.
+            self._old_handlers = {
+                number: signal.signal(number, lambda *_: None) for number in SIGNALS
+            }
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._caught:
-            for number, handler in self._before.items():
+        if self._active:
+            for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
-            signal.set_wakeup_fd(self._wakeup)
-            self._writer.close()  # which ends the thread
+            signal.set_wakeup_fd(self._old_wakeup)
+            # Closing the writer ends the thread.
+            self._writer.close()
             self._thread.join()
             self._reader.close()
 
@@ -50,7 +57,8 @@ class StopSignal:
             self.signal = number[0]
             name = signal.Signals(self.signal).name
             print(
-                f"\n{name}: stops after this step and saves; once more ends at once",
+                f"\n{name}: stopping after this step, which is saved; "
+                "a second signal exits at once.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,6 +1,7 @@
-"""Networks known in closed form: E[x0 | xt] for data of one Gaussian, of a mixture, or of finitely many pictures.
+"""Optimal denoisers in closed form: E[x0 | xt] of a Gaussian, a mixture or a finite set of images.
 
-With `make_denoiser(schedule, network, "x0", None)` they are what training strives for, so a sampler's error is its own.
+Each is a network (xt, t) -> x0. A sampler that gets one through
+`make_denoiser(schedule, network, "x0", None)` has no error but its own.
 """
 
 import jax
@@ -14,20 +15,23 @@ from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
 def gaussian_x0(
     schedule: NoiseSchedule, mean: Float[Array, "h w c"], covariance: Float[Array, "n n"]
 ) -> Partial:
-    """The network (xt, t) -> E[x0 | xt] of N(mean, covariance) over the n = h w c numbers of a picture.
+    """The network (xt, t) -> E[x0 | xt] for images x0 ~ N(mean, C) of n = h w c dimensions.
 
-    E[x0 | xt] = mean + sqrt(alpha_bar) C (alpha_bar C + (1 - alpha_bar) I)^-1 (xt - sqrt(alpha_bar) mean).
+    E[x0 | xt] = mean + sqrt(alpha_bar) C S^-1 (xt - sqrt(alpha_bar) mean),
+    S = alpha_bar C + (1 - alpha_bar) I, the covariance of xt.
     """
     variances, axes = jnp.linalg.eigh(covariance)
     return Partial(_gaussian_x0, schedule, mean, variances, axes)
 
 
 def _gaussian_x0(schedule, mean, variances, axes, xt, t):
-    signal, noise = per_example(schedule.signal_and_noise(t), xt)
-    along = (xt - signal * mean[None]).reshape(len(xt), -1) @ axes
-    signal, noise = signal.reshape(-1, 1), noise.reshape(-1, 1)
+    signal, noise = per_example(schedule.signal_and_noise(t), xt)  # (b, 1, 1, 1)
+    # In the eigenvectors' coordinates C and S are diagonal.
+    coordinates = (xt - signal * mean[None]).reshape(len(xt), -1) @ axes  # (b, n)
+    signal = signal.reshape(-1, 1)  # (b, 1)
+    noise = noise.reshape(-1, 1)
     gain = signal * variances[None] / (signal**2 * variances[None] + noise**2)
-    return mean[None] + ((gain * along) @ axes.T).reshape(xt.shape)
+    return mean[None] + ((gain * coordinates) @ axes.T).reshape(xt.shape)
 
 
 def mixture_x0(
@@ -36,20 +40,25 @@ def mixture_x0(
     std: Float[Array, ""] | float = 0.0,
     weights: Float[Array, " k"] | None = None,
 ) -> Partial:
-    """The network (xt, t) -> E[x0 | xt] of a mixture of N(means_k, std^2 I); std 0 is a finite set of pictures.
+    """The network (xt, t) -> E[x0 | xt] for images from a mixture of Gaussians N(means_k, std^2 I).
 
-    The Gaussians' own E[x0 | xt], weighted by how likely xt comes from each.
+    It averages the components' own E[x0 | xt], each weighted by its probability given xt.
+    With std 0 the images are a finite set, `means`. `weights` are uniform by default.
     """
-    weights = jnp.full(len(means), 1 / len(means), means.dtype) if weights is None else weights
+    if weights is None:
+        weights = jnp.full(len(means), 1 / len(means), means.dtype)
     return Partial(_mixture_x0, schedule, means, jnp.asarray(std, means.dtype), jnp.log(weights))
 
 
 def _mixture_x0(
     schedule, means, std, log_weights, xt: Float[Array, "b h w c"], t: Num[Array, " b"]
 ):
-    signal, noise = (level[:, None] for level in per_example(schedule.signal_and_noise(t), xt))
+    signal, noise = per_example(schedule.signal_and_noise(t), xt)  # (b, 1, 1, 1)
+    signal = signal[:, None]  # (b, 1, 1, 1, 1)
+    noise = noise[:, None]
     variance = signal**2 * std**2 + noise**2
-    off = xt[:, None] - signal * means[None]
-    log_likelihood = -jnp.sum(off**2 / variance, (2, 3, 4)) / 2
-    share = jax.nn.softmax(log_weights[None] + log_likelihood, 1)[:, :, None, None, None]
-    return jnp.sum(share * (means[None] + std**2 * signal / variance * off), 1)
+    deviation = xt[:, None] - signal * means[None]  # (b, k, h, w, c)
+    log_likelihood = -jnp.sum(deviation**2 / variance, (2, 3, 4)) / 2  # (b, k)
+    probability = jax.nn.softmax(log_weights[None] + log_likelihood, 1)
+    probability = probability[:, :, None, None, None]  # (b, k, 1, 1, 1)
+    return jnp.sum(probability * (means[None] + std**2 * signal / variance * deviation), 1)

@@ -1,7 +1,7 @@
-"""The grid of timesteps that a sampler walks: one row a step, with the tables of both its ends.
+"""Grids of timesteps for samplers: one row per step, with the tables of both its ends.
 
-Rows are built on the host in float64 from log(alpha_bar), so any stride is right by construction: its beta is
-1 - alpha_bar / alpha_bar_next, and no difference of float32 tables is taken.
+Rows are built on the host in float64 from log(alpha_bar). A row's beta covers its whole stride,
+1 - alpha_bar / alpha_bar_next, so any stride is exact. Float32 tables are never subtracted.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,26 @@ from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
+
 RHO = 7.0
+"""rho of the spacing karras (Eq. 5, Karras et al. 2022)."""
 
 CLEAN_DATA = -1
-"""The timestep of clean data, alpha_bar = 1, as the end of a row."""
+"""The timestep of clean data, alpha_bar = 1. A row may end there."""
 
 
 class GridRow(NamedTuple):
-    """One step of a walk: the tables at `t` and at the next timestep, which is nearer the data unless a walk turns.
+    """One step of a sampler: the tables at `t` and at the next timestep.
 
-    A grid is a Row of arrays (steps,). The next of its last row is clean data, `sqrt_alpha_bar_next = 1`, so no
-    sampler needs a branch for the last step. `beta = 1 - alpha_bar / alpha_bar_next` is that of the whole stride.
-    `h = (log_snr_next - log_snr) / 2` is the step in the variable of exponential integrators, infinite at clean data
-    and at pure noise. `steps` is the number of rows of the whole grid. `schedule`, the same for all rows, is where a
-    method asks for levels within a step.
+    A grid is a GridRow of arrays (steps,). The next timestep is nearer to the data, except in rows
+    that add noise or invert a walk. Unless the grid has another end, its last row leads to clean
+    data, `sqrt_alpha_bar_next = 1`. No sampler needs a branch for its last step.
+
+    `i` is the index of the row and `steps` the number of rows in the whole grid.
+    `beta` is 1 - alpha_bar / alpha_bar_next, for the whole stride.
+    `h` is (log_snr_next - log_snr) / 2, the step of exponential integrators. It is infinite if one
+    end of the row is clean data or pure noise.
+    `schedule`, the same for all rows, serves samplers that evaluate at levels within a step.
     """
 
     i: Int[Array, "*steps"]
@@ -51,7 +57,7 @@ class GridRow(NamedTuple):
 
     @property
     def sigma_next(self) -> Float[Array, "*steps"]:
-        """The same at the next timestep, 0 for clean data."""
+        """sigma at the next timestep; 0 for clean data."""
         return self.sqrt_one_minus_alpha_bar_next / self.sqrt_alpha_bar_next
 
     @property
@@ -61,105 +67,117 @@ class GridRow(NamedTuple):
 
     @property
     def t_next_clamped(self) -> Num[Array, "*steps"]:
-        """t_next where a network can be asked: 0 for clean data, for evaluations that get no weight there."""
+        """max(t_next, 0): a timestep for evaluations that have no weight at clean data."""
         return jnp.maximum(self.t_next, 0)
 
     def from_level(self, log_snr: Float[Array, ""]) -> "GridRow":
-        """The row that leads from another level, within the schedule, to this row's end."""
+        """This row with another start, at a log SNR within the schedule, and the same end."""
         assert self.schedule is not None
         t = self.schedule.timestep_at(log_snr)
-        a, b = self.schedule.signal_and_noise(t)
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.schedule.signal_and_noise(t)
         log_snr_next = self.log_snr + 2 * self.h
-        beta = 1 - (a / self.sqrt_alpha_bar_next) ** 2
         return self._replace(
             t=t,
-            sqrt_alpha_bar=a,
-            sqrt_one_minus_alpha_bar=b,
-            beta=beta,
-            h=log_snr_next / 2 + jnp.log(b / a),
+            sqrt_alpha_bar=sqrt_alpha_bar,
+            sqrt_one_minus_alpha_bar=sqrt_one_minus_alpha_bar,
+            beta=1 - (sqrt_alpha_bar / self.sqrt_alpha_bar_next) ** 2,
+            h=log_snr_next / 2 + jnp.log(sqrt_one_minus_alpha_bar / sqrt_alpha_bar),
         )
 
     def split(self, parts: int) -> "list[GridRow]":
-        """A grid in equal parts."""
+        """The grid in `parts` grids of equal length."""
         tables = [np.split(np.asarray(table), parts) for table in self[:-1]]
-        return [
-            GridRow(*part)._replace(schedule=self.schedule) for part in zip(*tables, strict=True)
-        ]
+        grids = [GridRow(*part) for part in zip(*tables, strict=True)]
+        return [grid._replace(schedule=self.schedule) for grid in grids]
 
     def row(self, i: int) -> "GridRow":
-        """The i-th row of a grid."""
-        return jax.tree.map(lambda table: table[i], self._replace(schedule=None))._replace(
-            schedule=self.schedule
-        )
+        """The i-th row of the grid."""
+        row = jax.tree.map(lambda table: table[i], self._replace(schedule=None))
+        return row._replace(schedule=self.schedule)
 
 
 def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
-    """The rows that lead from each t to t - 1, and from 0 to clean data."""
-    one, zero = jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32)
+    """The rows from each t to t - 1, and from t = 0 to clean data."""
+    one = jnp.ones(1, jnp.float32)
+    zero = jnp.zeros(1, jnp.float32)
+    sqrt_alpha_bar, sqrt_one_minus_alpha_bar = schedule.signal_and_noise(t)
+    # With clean data in front of a table, index t holds the value at t - 1.
     sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
     sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
-    h = jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2
-    levels = *schedule.signal_and_noise(t), sqrt_alpha_bar_next, sqrt_one_minus_alpha_bar_next
-    return GridRow(t, jnp.full_like(t, schedule.timesteps), t, t - 1, *levels, schedule.beta[t], h)
+    return GridRow(
+        i=t,
+        steps=jnp.full_like(t, schedule.timesteps),
+        t=t,
+        t_next=t - 1,
+        sqrt_alpha_bar=sqrt_alpha_bar,
+        sqrt_one_minus_alpha_bar=sqrt_one_minus_alpha_bar,
+        sqrt_alpha_bar_next=sqrt_alpha_bar_next,
+        sqrt_one_minus_alpha_bar_next=sqrt_one_minus_alpha_bar_next,
+        beta=schedule.beta[t],
+        h=jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2,
+    )
 
 
 def is_noise_spacing(spacing: str) -> bool:
-    """Whether a spacing places timesteps by noise level; raises ValueError, with the names, for one there is not."""
-    check(
-        spacing in get_args(Spacing),
-        f"unknown spacing {spacing!r}; there are: {', '.join(get_args(Spacing))}",
-    )
+    """Whether a spacing places timesteps by noise level. Raise ValueError for an unknown one."""
+    valid = get_args(Spacing)
+    check(spacing in valid, f"Unknown spacing {spacing!r}; there are: {', '.join(valid)}.")
     return spacing in ("karras", "log_snr")
 
 
 def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndarray:
     """`steps` distinct timesteps of 0..timesteps-1, from noise to data (Table 2, Lin et al. 2024).
 
-    trailing: starts at T-1. leading: ends at 0; for few steps it starts below T-1. linspace: both ends.
-    Raises ValueError unless 1 <= steps <= timesteps, and for another spacing.
+    trailing: starts at T-1. leading: ends at 0, and starts below T-1 unless steps = T.
+    linspace: starts at T-1 and ends at 0.
+    Raise ValueError unless 1 <= steps <= timesteps, and for any other spacing.
     """
     check(
         not is_noise_spacing(spacing),
-        f"{spacing} is by noise level: its timesteps are those of times_of",
+        f"Spacing {spacing} is by noise level: use spaced_by_noise or timesteps_for.",
     )
     check(
         1 <= steps <= timesteps,
-        f"steps must be between 1 and the schedule's T = {timesteps}, not {steps}",
+        f"The number of steps must be between 1 and the schedule's T = {timesteps}, not {steps}.",
     )
     if spacing == "trailing":
-        return np.round(np.arange(timesteps, 0, -timesteps / steps)[:steps]).astype(int) - 1
+        t = np.arange(timesteps, 0, -timesteps / steps)[:steps]
+        return np.round(t).astype(int) - 1
     if spacing == "linspace":
-        return np.round(np.linspace(0, timesteps - 1, max(steps, 2))[::-1][:steps]).astype(int)
+        # A linspace of one point is its lower end, so a single step takes the first of two points.
+        t = np.linspace(0, timesteps - 1, max(steps, 2))[::-1][:steps]
+        return np.round(t).astype(int)
     return np.arange(steps)[::-1] * (timesteps // steps)
 
 
 def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
-    """`steps` float timesteps in [0, T-1] from the noisiest level with any signal to the least noisy one.
+    """`steps` float timesteps in [0, T-1], from the noisiest level with any signal to t = 0.
 
-    log_snr: at equal steps of log SNR (Lu et al. 2022). karras: at equal steps of sigma^(1/rho), rho = 7 (Eq. 5,
-    Karras et al. 2022). Raises ValueError unless steps is at least 1, and for another spacing.
+    log_snr: equal steps of log SNR (Lu et al. 2022).
+    karras: equal steps of sigma^(1/rho), rho = 7 (Eq. 5, Karras et al. 2022).
+    Raise ValueError unless steps is at least 1, and for any other spacing.
     """
     check(
         is_noise_spacing(spacing),
-        f"{spacing} is not by noise level: its timesteps are those of spaced",
+        f"Spacing {spacing} is not by noise level: use spaced or timesteps_for.",
     )
-    check(steps >= 1, f"steps must be at least 1, not {steps}")
+    check(steps >= 1, f"The number of steps must be at least 1, not {steps}.")
     log_snr = _log_snr(_log_alpha_bar(schedule))
     with_signal = log_snr[np.isfinite(log_snr)]
-    highest, lowest = with_signal[0], with_signal[-1]
+    highest = with_signal[0]
+    lowest = with_signal[-1]
     if spacing == "log_snr":
-        wanted = np.linspace(lowest, highest, steps)
+        levels = np.linspace(lowest, highest, steps)
     else:
-        wanted = (
-            -2
-            * RHO
-            * np.log(np.linspace(np.exp(-lowest / 2 / RHO), np.exp(-highest / 2 / RHO), steps))
-        )
-    return np.interp(-wanted, -log_snr, np.arange(schedule.timesteps))
+        # sigma = exp(-log_snr / 2)
+        first = np.exp(-lowest / 2 / RHO)
+        last = np.exp(-highest / 2 / RHO)
+        levels = -2 * RHO * np.log(np.linspace(first, last, steps))
+    return np.interp(-levels, -log_snr, np.arange(schedule.timesteps))
 
 
 def timesteps_for(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
-    """The timesteps of `steps` steps in any spacing; raises ValueError for steps out of range."""
+    """`steps` timesteps in any spacing. Raise ValueError for a number of steps out of range."""
     if is_noise_spacing(spacing):
         return spaced_by_noise(schedule, steps, spacing)
     return spaced(schedule.timesteps, steps, spacing)
@@ -168,45 +186,52 @@ def timesteps_for(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.n
 def make_grid(
     schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int = CLEAN_DATA
 ) -> GridRow:
-    """The grid that walks the timesteps `t` (steps,), strictly falling within [0, T-1], and ends in clean data.
+    """The grid of the timesteps `t` (steps,), whose last row leads to `end`.
 
-    `end`, a timestep, has it end there instead. Float timesteps are placed by interpolation in log SNR. The grid is
-    built outside jit and passed in as an argument. Raises ValueError for timesteps that do not fall or lie outside.
+    `t` decreases strictly within [0, T-1]; float timesteps are interpolated in log SNR. `end` is
+    clean data or a timestep. Build the grid outside jit and pass it in as an argument.
+    Raise ValueError for timesteps that do not decrease or are out of range.
     """
     t = check_decreasing(schedule.timesteps, t)
     return grid_from_pairs(schedule, t, np.append(t[1:], end))
 
 
 def check_decreasing(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndarray:
-    """`t` as an array; raises ValueError unless it falls strictly within [0, timesteps - 1]."""
+    """`t` as an array. Raise ValueError unless it decreases strictly within [0, timesteps - 1]."""
     t = np.asarray(t)
-    if not (
-        t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0
-    ):  # refuses NaN
-        raise ValueError(
-            f"timesteps must fall strictly within 0..{timesteps - 1}, not {str(t.tolist())[:200]}"
-        )
+    # Every comparison with NaN is false, so NaN is refused too.
+    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0):
+        given = str(t.tolist())[:200]
+        last = timesteps - 1
+        raise ValueError(f"The timesteps must decrease strictly within 0..{last}, not {given}.")
     return t
 
 
 def grid_from_pairs(
     schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, t_next: Sequence[float] | np.ndarray
 ) -> GridRow:
-    """A grid of any steps: from each `t` in [0, T-1] to its `t_next`, which may be CLEAN, or noisier than t."""
-    t, t_next = np.asarray(t), np.asarray(t_next)
-    here, after = _log_alpha_bar_at(schedule, t), _log_alpha_bar_at(schedule, t_next)
-    kind = jnp.int32 if np.issubdtype(t.dtype, np.integer) else schedule.beta.dtype
+    """The grid of rows from each `t` in [0, T-1] to its `t_next`.
+
+    `t_next` may be CLEAN_DATA, or noisier than `t`.
+    """
+    t = np.asarray(t)
+    t_next = np.asarray(t_next)
+    log_alpha_bar = _log_alpha_bar_at(schedule, t)
+    log_alpha_bar_next = _log_alpha_bar_at(schedule, t_next)
+    h = (_log_snr(log_alpha_bar_next) - _log_snr(log_alpha_bar)) / 2
+    dtype = schedule.beta.dtype
+    t_dtype = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
     return GridRow(
         i=jnp.arange(t.size, dtype=jnp.int32),
         steps=jnp.full(t.size, t.size, jnp.int32),
-        t=jnp.asarray(t, kind),
-        t_next=jnp.asarray(t_next, kind),
-        sqrt_alpha_bar=jnp.asarray(np.exp(0.5 * here), schedule.beta.dtype),
-        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(-np.expm1(here)), schedule.beta.dtype),
-        sqrt_alpha_bar_next=jnp.asarray(np.exp(0.5 * after), schedule.beta.dtype),
-        sqrt_one_minus_alpha_bar_next=jnp.asarray(np.sqrt(-np.expm1(after)), schedule.beta.dtype),
-        beta=jnp.asarray(-np.expm1(here - after), schedule.beta.dtype),
-        h=jnp.asarray((_log_snr(after) - _log_snr(here)) / 2, schedule.beta.dtype),
+        t=jnp.asarray(t, t_dtype),
+        t_next=jnp.asarray(t_next, t_dtype),
+        sqrt_alpha_bar=jnp.asarray(np.exp(0.5 * log_alpha_bar), dtype),
+        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(-np.expm1(log_alpha_bar)), dtype),
+        sqrt_alpha_bar_next=jnp.asarray(np.exp(0.5 * log_alpha_bar_next), dtype),
+        sqrt_one_minus_alpha_bar_next=jnp.asarray(np.sqrt(-np.expm1(log_alpha_bar_next)), dtype),
+        beta=jnp.asarray(-np.expm1(log_alpha_bar - log_alpha_bar_next), dtype),
+        h=jnp.asarray(h, dtype),
         schedule=schedule,
     )
 
@@ -223,8 +248,8 @@ def _log_snr(log_alpha_bar: np.ndarray) -> np.ndarray:
 def _log_alpha_bar_at(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
     table = _log_alpha_bar(schedule)
     if np.issubdtype(t.dtype, np.integer):
-        found = table[t]
+        log_alpha_bar = table[t]
     else:
         log_snr = np.interp(t, np.arange(schedule.timesteps), _log_snr(table))
-        found = -np.logaddexp(0.0, -log_snr)
-    return np.where(t == CLEAN_DATA, 0.0, found)
+        log_alpha_bar = -np.logaddexp(0.0, -log_snr)
+    return np.where(t == CLEAN_DATA, 0.0, log_alpha_bar)

@@ -21,11 +21,12 @@ Condition = Any
 
 
 def bind(network: Callable, condition: Condition) -> Network:
-    """The network (xt, t) -> output of `network` (xt, t, condition) -> output, a pytree."""
-    return Partial(_bound, network if isinstance(network, Partial) else Partial(network), condition)
+    """The network (xt, t) -> output of `network` (xt, t, condition) -> output, as a pytree."""
+    network = network if isinstance(network, Partial) else Partial(network)
+    return Partial(_call_with_condition, network, condition)
 
 
-def _bound(network, condition, xt, t):
+def _call_with_condition(network, condition, xt, t):
     return network(xt, t, condition)
 
 
@@ -42,30 +43,30 @@ def guide(
 
     `unconditional` has the structure and shapes of `condition`; the network must have been trained
     with it too (`Model.unconditional`). `interval` limits guidance to timesteps lo <= t <= hi
-    (Kynkäänniemi et al. 2024). `rescale` in [0, 1] is the fraction by which the output's standard
-    deviation in each image is brought back to that of the conditional output (Eq. 15-16, Lin et al.
-    2024). The log variance is the conditional one. The result is a pytree: scale, interval, rescale
-    and conditions change without recompilation.
+    (Kynkäänniemi et al. 2024). `rescale` in [0, 1] moves each image's standard deviation from the
+    guided (0) to the conditional output's (1) (Eq. 15-16, Lin et al. 2024). The log variance is
+    the conditional one. The result is a pytree: scale, interval, rescale and conditions change
+    without recompilation.
     """
     network = network if isinstance(network, Partial) else Partial(network)
-    return Partial(
-        _guided, network, condition, unconditional, jnp.float32(scale), interval, rescale
-    )
+    scale = jnp.float32(scale)
+    return Partial(_guided, network, condition, unconditional, scale, interval, rescale)
 
 
 def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
-    # Conditional and unconditional rows side by side, so that a shard of the batch holds both.
+    # Conditional and unconditional rows alternate, so that a shard of the batch holds both.
     both = jax.tree.map(_interleave, condition, unconditional)
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # (2b, h, w, out)
     cond, log_var = split_output(output[::2], xt)
     uncond, _ = split_output(output[1::2], xt)
     if interval is not None:
-        place = t.astype(scale.dtype)
-        inside = (interval[0] <= place) & (place <= interval[1])
+        float_t = t.astype(scale.dtype)
+        inside = (interval[0] <= float_t) & (float_t <= interval[1])
         scale = per_example(jnp.where(inside, scale, 1.0), xt)  # (b, 1, 1, 1)
     guided = uncond + scale * (cond - uncond)
     if rescale is not None:
-        ratio = jnp.std(cond, (1, 2, 3), keepdims=True) / jnp.std(guided, (1, 2, 3), keepdims=True)
+        cond_std = jnp.std(cond, (1, 2, 3), keepdims=True)  # (b, 1, 1, 1)
+        ratio = cond_std / jnp.std(guided, (1, 2, 3), keepdims=True)
         guided = guided * (rescale * ratio + 1 - rescale)
     return guided if log_var is None else jnp.concatenate([guided, log_var], -1)
 

@@ -1,9 +1,9 @@
-"""The variational bound on the likelihood, in bits a dimension.
+"""The variational bound on the negative log likelihood, in bits per dimension.
 
--log p(x_0) <= L_T + sum_{t=1}^{T-1} KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)
-                                                                               Eq. 5, Ho et al. 2020
+-log p(x_0) <= L_T + sum_{t=1}^{T-1} KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+               - log p(x_0 | x_1)                                        Eq. 5, Ho et al. 2020
 
-Timesteps here are 0..T-1, so the paper's x_1 is the state at t = 0, and clean data lie before it.
+Timesteps in the code are 0..T-1: the paper's x_1 is the state at t = 0, one step from clean data.
 """
 
 from typing import NamedTuple
@@ -26,14 +26,15 @@ from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
 
 HALF_BIN = 1 / 255
-"""Half the distance of two levels of a uint8 image in [-1, 1]."""
+"""Half the distance between two levels of a uint8 image in [-1, 1]."""
 
 
 class VariationalBound(NamedTuple):
-    """The bound of each example in bits a dimension, taken apart.
+    """The bound of each example and its terms, in bits per dimension.
 
-    `terms` are the divergences of the reverse steps at each t, and at t = 0 the decoder's -log p(x_0 | x_1); `prior`
-    is L_T, the divergence of q(x_T | x_0) from the noise that samples start with.
+    `terms` holds the divergence of the reverse step at each t, and at t = 0 the decoder's
+    -log p(x_0 | x_1). `prior` is L_T, the divergence of q(x_T | x_0) from the noise that sampling
+    starts with.
     """
 
     terms: Float[Array, "b T"]
@@ -46,7 +47,7 @@ class VariationalBound(NamedTuple):
 
     @property
     def total(self) -> Float[Array, " b"]:
-        """The bound itself."""
+        """The bound: the prior plus all terms."""
         return self.prior + jnp.sum(self.terms, 1)
 
 
@@ -57,10 +58,10 @@ def bits_per_dim(
     x0: Float[Array, "b h w c"],
     variance: Variance = "fixed_small",
 ) -> VariationalBound:
-    """The bound of 8-bit images in [-1, 1], with one draw of noise at each of the T timesteps.
+    """The bound of 8-bit images in [-1, 1], with one noise sample at each of the T timesteps.
 
-    `keys` holds one key an example. `variance` is that of the reverse step, as the ddpm sampler names it; a learned
-    one needs a network that says it.
+    `keys` holds one key per example. `variance` is the reverse step's, named as in the ddpm
+    sampler. Raise ValueError for a learned variance if the network predicts none.
     """
     terms = bound_terms(keys, schedule, denoise, x0, jnp.arange(schedule.timesteps), variance)
     return VariationalBound(terms, prior_term(schedule, x0))
@@ -74,21 +75,22 @@ def bound_terms(
     t: Int[Array, " n"],
     variance: Variance = "fixed_small",
 ) -> Float[Array, "b n"]:
-    """The bound's terms at some timesteps, so that a progress bar can ask for a part at a time."""
+    """The bound's terms at the timesteps `t`. A progress bar computes a few at a time."""
     denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
     return _bound_terms(keys, schedule, denoise, x0, t, variance)
 
 
-def _scan_terms(keys, schedule, denoise, x0, t, variance):
-    def at(t):
-        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:]))(
-            keys
-        )
-        times = jnp.full(len(x0), t)
-        xt = q_sample(schedule, x0, times, eps)
-        return bound_term(schedule, denoise(xt, t), x0, xt, times, variance)
+def _scan_terms(keys, schedule, denoise, x0, timesteps, variance):
+    def term_at(t):
+        def noise(key):
+            return jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:])
 
-    return jax.lax.map(at, t).T
+        eps = jax.vmap(noise)(keys)
+        t_per_example = jnp.full(len(x0), t)
+        xt = q_sample(schedule, x0, t_per_example, eps)
+        return bound_term(schedule, denoise(xt, t), x0, xt, t_per_example, variance)
+
+    return jax.lax.map(term_at, timesteps).T
 
 
 _bound_terms = jax.jit(_scan_terms, static_argnames="variance")
@@ -102,13 +104,15 @@ def bound_term(
     t: Int[Array, " b"],
     variance: Variance,
 ) -> Float[Array, " b"]:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1): the mean a dimension, in bits."""
+    """The bound's term at each example's t, averaged over dimensions, in bits.
+
+    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or -log p(x_0 | x_1) at t = 0.
+    """
     row = GridRow(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
-    log_var, log_var_q = (
-        _log_variance(variance, row, prediction),
-        jnp.log(clipped_posterior_variance(row)),
-    )
-    # Both means are linear in x0: their difference is taken before it is scaled down.
+    log_var = _log_variance(variance, row, prediction)
+    log_var_q = jnp.log(clipped_posterior_variance(row))
+    # Both means are linear in x0. Subtracting the x0 before they are scaled down keeps the digits
+    # that a difference of the means would lose.
     difference, _ = posterior(row, x0 - prediction.x0, jnp.zeros_like(xt))
     kl = 0.5 * (
         log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var)
@@ -119,20 +123,18 @@ def bound_term(
 
 def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> Array:
     if variance.startswith("learned"):
-        return learned_log_variance(variance, row, _said(prediction))
-    small = clipped_posterior_variance(row)
-    large = jnp.where(
-        row.sqrt_one_minus_alpha_bar_next > 0, row.beta, small
-    )  # so too in the code of Ho et al.
-    return jnp.broadcast_to(
-        jnp.log(large if variance == "fixed_large" else small), prediction.x0.shape
-    )
+        return learned_log_variance(variance, row, _variance_output(prediction))
+    fixed = clipped_posterior_variance(row)
+    if variance == "fixed_large":
+        # Before clean data the variance is the clipped one, as in the code of Ho et al.
+        fixed = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, row.beta, fixed)
+    return jnp.broadcast_to(jnp.log(fixed), prediction.x0.shape)
 
 
-def _said(prediction: Prediction) -> Array:
+def _variance_output(prediction: Prediction) -> Array:
     if prediction.log_var is None:
         raise ValueError(
-            "this network says nothing of the variance: use variance fixed_small or fixed_large"
+            "The network does not predict the variance: use variance fixed_small or fixed_large."
         )
     return prediction.log_var
 
@@ -140,27 +142,25 @@ def _said(prediction: Prediction) -> Array:
 def decoder_nll(
     x0: Float[Array, "b h w c"], mean: Float[Array, "b h w c"], log_var: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """-log of the mass that N(mean, exp(log_var)) has in the bin of each 8-bit pixel: Eq. 13, Ho et al. 2020.
+    """-log of the mass of N(mean, exp(log_var)) in each 8-bit pixel's bin (Eq. 13, Ho et al. 2020).
 
-    In nats. The lowest bin reaches to -infinity, the highest to infinity.
+    In nats. The lowest bin extends to -infinity, the highest to infinity.
     """
     scale = jnp.exp(-0.5 * log_var)
-    above, below = (x0 - mean + HALF_BIN) * scale, (x0 - mean - HALF_BIN) * scale
-    # Mirrored into the left tail, where the two logarithms keep their digits.
+    above = (x0 - mean + HALF_BIN) * scale
+    below = (x0 - mean - HALF_BIN) * scale
+    # A bin right of the mean is mirrored into the left tail, where log_ndtr keeps its digits.
     right = above + below > 0
-    upper, lower = (
-        log_ndtr(jnp.where(right, -below, above)),
-        log_ndtr(jnp.where(right, -above, below)),
-    )
+    upper = log_ndtr(jnp.where(right, -below, above))
+    lower = log_ndtr(jnp.where(right, -above, below))
     within = upper + jnp.log(-jnp.expm1(jnp.minimum(lower - upper, -1e-6)))
-    log_mass = jnp.where(
-        x0 < HALF_BIN - 1, log_ndtr(above), jnp.where(x0 > 1 - HALF_BIN, log_ndtr(-below), within)
-    )
+    log_mass = jnp.where(x0 > 1 - HALF_BIN, log_ndtr(-below), within)
+    log_mass = jnp.where(x0 < HALF_BIN - 1, log_ndtr(above), log_mass)
     return -log_mass
 
 
 def prior_term(schedule: NoiseSchedule, x0: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-    """L_T = KL(q(x_T | x_0) || N(0, I)), the mean a dimension, in bits."""
+    """L_T = KL(q(x_T | x_0) || N(0, I)), averaged over dimensions, in bits."""
     alpha_bar = schedule.alpha_bar[-1]
     kl = 0.5 * (alpha_bar * x0**2 - alpha_bar - jnp.log1p(-alpha_bar))
     return jnp.mean(kl, (1, 2, 3)) / np.log(2)

@@ -1,11 +1,12 @@
-"""Training losses, one number an example.
+"""Training losses, one number per example.
 
-L_simple = E_{t, x0, eps} || eps - eps_theta(sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t) ||^2
-                                                                               Eq. 14, Ho et al. 2020
-L_vlb = L_0 + L_1 + ... + L_{T-1}, the variational bound less its constant     Eq. 4, Nichol & Dhariwal 2021
-L_hybrid = L_simple + 0.001 L_vlb                                              Eq. 16, Nichol & Dhariwal 2021
+L_simple = E_{t, x0, eps} || eps - eps_theta(xt, t) ||^2,
+xt = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps                      Eq. 14, Ho et al. 2020
+L_vlb = L_0 + L_1 + ... + L_{T-1}, the variational bound without the constant L_T
+                                                                 Eq. 4, Nichol & Dhariwal 2021
+L_hybrid = L_simple + 0.001 L_vlb                                Eq. 16, Nichol & Dhariwal 2021
 
-Where `t` is not given, each example has its own, uniform.
+Without `t`, each example draws its own timestep uniformly.
 """
 
 from collections.abc import Callable
@@ -39,10 +40,10 @@ def simple_loss(
     t: Num[Array, " b"] | None = None,
     weight: Float[Array, " b"] | None = None,
 ) -> Float[Array, " b"]:
-    """Mean squared error of each example, times its weight: Eq. 14, Ho et al. 2020, or its form for another target.
+    """L_simple (Eq. 14, Ho et al. 2020): the mean squared error of each example, times its weight.
 
-    `keys` holds one key an example, so t and eps do not depend on how the batch is split over devices. What the
-    network says of the variance is left out.
+    `target` is what the network predicts. `keys` holds one key per example, so t and eps do not
+    depend on how the batch is split over devices. The network's output for the variance is ignored.
     """
     t = uniform_timesteps(keys, schedule) if t is None else t
     xt, eps = draw_xt(keys, schedule, x0, t)
@@ -61,12 +62,15 @@ def hybrid_loss(
     t: Int[Array, " b"] | None = None,
     weight: Float[Array, " b"] | None = None,
 ) -> Float[Array, " b"]:
-    """L_simple + 0.001 L_vlb: L_simple teaches the mean, L_vlb the variance alone (Eq. 16, Nichol & Dhariwal 2021)."""
+    """L_hybrid = L_simple + 0.001 L_vlb (Eq. 16, Nichol & Dhariwal 2021).
+
+    L_simple trains the mean and L_vlb the variance: no gradient of L_vlb passes through the mean.
+    """
     t = uniform_timesteps(keys, schedule) if t is None else t
     xt, eps = draw_xt(keys, schedule, x0, t)
-    output, said = split_output(network(xt, t), xt)
+    output, log_var = split_output(network(xt, t), xt)
     simple = _squared_error(output, schedule, x0, eps, t, target, weight)
-    vlb = _vlb(jax.lax.stop_gradient(output), said, schedule, x0, xt, t, target, variance)
+    vlb = _vlb(jax.lax.stop_gradient(output), log_var, schedule, x0, xt, t, target, variance)
     return simple + HYBRID_WEIGHT * vlb
 
 
@@ -80,38 +84,45 @@ def vlb_loss(
     *,
     t: Int[Array, " b"] | None = None,
 ) -> Float[Array, " b"]:
-    """T times the term of the variational bound at each example's t: on average L_vlb, in bits a dimension."""
+    """T times the variational bound's term at each example's t, in bits per dimension.
+
+    Its mean over uniform t is L_vlb.
+    """
     t = uniform_timesteps(keys, schedule) if t is None else t
     xt, _ = draw_xt(keys, schedule, x0, t)
-    return _vlb(*split_output(network(xt, t), xt), schedule, x0, xt, t, target, variance)
+    output, log_var = split_output(network(xt, t), xt)
+    return _vlb(output, log_var, schedule, x0, xt, t, target, variance)
 
 
 def _squared_error(output, schedule, x0, eps, t, target, weight):
-    wanted = regression_target(target, x0, eps, *per_example(schedule.signal_and_noise(t), x0))
-    error = jnp.mean((output - wanted) ** 2, axis=(1, 2, 3))
+    coefficients = per_example(schedule.signal_and_noise(t), x0)
+    true_output = regression_target(target, x0, eps, *coefficients)
+    error = jnp.mean((output - true_output) ** 2, axis=(1, 2, 3))
     return error if weight is None else weight * error
 
 
-def _vlb(output, said, schedule, x0, xt, t, target, variance):
-    prediction = FROM_OUTPUT[target](
-        xt, output, *per_example(schedule.signal_and_noise(t), xt)
-    )._replace(log_var=said)
+def _vlb(output, log_var, schedule, x0, xt, t, target, variance):
+    coefficients = per_example(schedule.signal_and_noise(t), xt)
+    prediction = FROM_OUTPUT[target](xt, output, *coefficients)._replace(log_var=log_var)
     return schedule.timesteps * bound_term(schedule, prediction, x0, xt, t, variance)
 
 
 def uniform_timesteps(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Int[Array, " b"]:
-    """t uniform in 0..T-1, from each example's own key."""
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.timesteps))(_split(keys)[0])
+    """t uniform in 0..T-1, drawn from each example's own key."""
+    t_keys = _split(keys)[0]
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.timesteps))(t_keys)
 
 
 def lognormal_timesteps(
     keys: Key[Array, " b"], schedule: NoiseSchedule, mean: float = -1.2, std: float = 1.2
 ) -> Float[Array, " b"]:
-    """Float t, within [0, T-1], of ln(sigma) ~ N(mean, std^2) (Table 1, Karras et al. 2022).
+    """Float t in [0, T-1] such that ln(sigma) ~ N(mean, std^2) (Table 1, Karras et al. 2022).
 
-    On the schedule flow the share of noise s is logit-normal (section 3.1, Esser et al. 2024), as sigma = s / (1 - s).
+    On the schedule flow the noise fraction s is then logit-normal (section 3.1, Esser et al. 2024),
+    because sigma = s / (1 - s). Each example's t comes from its own key.
     """
-    log_sigma = mean + std * jax.vmap(jax.random.normal)(_split(keys)[0])
+    t_keys = _split(keys)[0]
+    log_sigma = mean + std * jax.vmap(jax.random.normal)(t_keys)
     return schedule.timestep_at(-2 * log_sigma)
 
 
@@ -121,26 +132,27 @@ def draw_xt(
     x0: Float[Array, "b h w c"],
     t: Num[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-    """xt ~ q(x_t | x_0), and the eps it was made with, of each example's own key."""
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(_split(keys)[1])
+    """xt ~ q(x_t | x_0) and its eps, drawn from each example's own key."""
+    eps_keys = _split(keys)[1]
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(eps_keys)
     return q_sample(schedule, x0, t, eps), eps
 
 
 def _split(keys):
-    """The keys for t and for eps."""
-    return jax.vmap(jax.random.split, out_axes=1)(keys)
+    """Each example's key for t and its key for eps."""
+    return jax.vmap(jax.random.split, out_axes=1)(keys)  # (2, b)
 
 
-# A weighting is what the error in x0 is multiplied by, a function of (SNR, gamma), beside its paper's gamma.
+# The weight of the squared error in x0 as a function of (SNR, gamma), and the paper's gamma.
 WEIGHTINGS: dict[str, tuple[Callable, float]] = {
-    "min_snr": (jnp.minimum, 5.0),  # Hang et al. 2023
-    "soft_min_snr": (
-        lambda snr, gamma: snr * gamma / (snr + gamma),
-        4.0,
-    ),  # Crowson et al. 2024, for sigma_data = 0.5
-    "p2": (lambda snr, gamma: snr / (1 + snr) ** gamma, 1.0),  # Choi et al. 2022, with k = 1
+    # Hang et al. 2023
+    "min_snr": (jnp.minimum, 5.0),
+    # Crowson et al. 2024, for sigma_data = 0.5
+    "soft_min_snr": (lambda snr, gamma: snr * gamma / (snr + gamma), 4.0),
+    # Choi et al. 2022, with k = 1
+    "p2": (lambda snr, gamma: snr / (1 + snr) ** gamma, 1.0),
 }
-# How many times the squared error in x0 the squared error in each target is.
+# The squared error in each target divided by the squared error in x0, as a function of SNR.
 ERROR_OVER_X0_ERROR: dict[str, Callable] = {
     "eps": lambda snr: snr,
     "x0": jnp.ones_like,
@@ -152,12 +164,16 @@ ERROR_OVER_X0_ERROR: dict[str, Callable] = {
 def loss_weight(
     weighting: Weighting, target: Target, snr: Float[Array, " b"], gamma: float | None = None
 ) -> Float[Array, " b"]:
-    """What the squared error in `target` is multiplied by: one weighting is the same loss whatever the target.
+    """The weight of the squared error in `target`.
 
-    simple: 1, the target's own error. Of the error in x0, min_snr: min(SNR, gamma). soft_min_snr: half their harmonic
-    mean. p2: SNR / (1 + SNR)^gamma. Where no signal is left all of these are 0. `gamma` None: as in the paper.
+    simple: 1 for every target. The others give the same loss for every target, with these weights
+    of the squared error in x0. min_snr: min(SNR, gamma). soft_min_snr: SNR gamma / (SNR + gamma).
+    p2: SNR / (1 + SNR)^gamma. At zero SNR they are 0, except for target eps, which gives NaN there.
+    `gamma` defaults to the paper's.
     """
     if weighting == "simple":
         return jnp.ones_like(snr)
-    of_x0, usual = WEIGHTINGS[weighting]
-    return of_x0(snr, usual if gamma is None else gamma) / ERROR_OVER_X0_ERROR[target](snr)
+    x0_weight, paper_gamma = WEIGHTINGS[weighting]
+    if gamma is None:
+        gamma = paper_gamma
+    return x0_weight(snr, gamma) / ERROR_OVER_X0_ERROR[target](snr)

@@ -1,4 +1,4 @@
-"""What is trained, as a recipe states it: a noise schedule, what the network predicts, at which t, by which loss."""
+"""The training objective: noise schedule, prediction target, distribution of timesteps, loss."""
 
 import dataclasses
 import functools
@@ -26,100 +26,116 @@ from ddpm_jax.errors import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Learn to undo Gaussian noise (Ho et al. 2020): schedule, target, timesteps, loss."""
+    """Learn to reverse Gaussian noising (Ho et al. 2020): schedule, target, timesteps, loss."""
 
     schedule: Literal["linear", "scaled_linear", "squaredcos", "sigmoid", "flow", "edm"] = "linear"
+    """Noise schedule."""
     timesteps: int = 1000
-    """T."""
+    """Number of timesteps T."""
     beta_start: float = 1e-4
-    """First beta, where the schedule is a ramp: squaredcos, flow and edm have no use for it."""
+    """First beta. The schedules squaredcos, flow and edm ignore it."""
     beta_end: float = 0.02
-    """Last beta, where the schedule is a ramp."""
+    """Last beta. The schedules squaredcos, flow and edm ignore it."""
     zero_terminal_snr: bool = False
-    """Rescale the betas so that x_T holds no signal at all; needs a target other than eps."""
+    """Rescale the betas so that x_T is pure noise; needs a target other than eps."""
     target: Literal["eps", "x0", "v", "flow", "edm"] = "eps"
-    """What the network predicts; edm: x0, by a network preconditioned as in Karras et al. 2022."""
+    """The output of the network; edm: x0, with the preconditioning of Karras et al. 2022."""
     sigma_data: float = 0.5
     """Standard deviation of the images in [-1, 1], for target edm."""
     timestep_sampling: Literal["uniform", "lognormal", "importance"] = "uniform"
-    """How t is drawn: lognormal by noise level, as EDM does; importance by the losses so far."""
+    """Distribution of t; lognormal: in sigma, as in EDM; importance: by the loss history."""
     log_sigma_mean: float = -1.2
-    """Mean of ln(sigma) where times are lognormal."""
+    """Mean of ln(sigma) for lognormal timesteps."""
     log_sigma_std: float = 1.2
-    """Standard deviation of ln(sigma) where times are lognormal."""
+    """Standard deviation of ln(sigma) for lognormal timesteps."""
     weighting: Weighting = "simple"
-    """How errors at different noise levels count; simple: all the same in what the network predicts."""
+    """Weight of the loss at each noise level; simple: 1 for the squared error in the target."""
     gamma: float | None = None
-    """The weighting's gamma; None for 5 (min_snr), 4 (soft_min_snr) or 1 (p2)."""
+    """The weighting's gamma; the default is 5 (min_snr), 4 (soft_min_snr) or 1 (p2)."""
     loss_kind: Literal["simple", "hybrid", "vlb"] = "simple"
-    """The loss: L_simple, that with a share of the variational bound, or the bound itself."""
+    """L_simple, L_hybrid = L_simple + 0.001 L_vlb, or the variational bound L_vlb."""
     variance: Variance = "fixed_small"
-    """That of the reverse step in the bound; learned and learned_range need model.learned_variance."""
+    """Reverse step's variance in the bound; a learned one needs model.learned_variance."""
 
     def __post_init__(self):
-        for name, kind in get_type_hints(Objective).items():
-            if get_origin(kind) is Literal:
-                value, valid = getattr(self, name), get_args(kind)
-                check(value in valid, f"unknown {name} {value!r}; there are: {', '.join(valid)}")
-        start, end = self.beta_start, self.beta_end
-        check(self.timesteps >= 1, f"timesteps must be at least 1, not {self.timesteps}")
-        check(
-            0 < start <= end < 1, f"betas must satisfy 0 < start <= end < 1, not {start} and {end}"
-        )
-        check(self.log_sigma_std > 0, f"log_sigma_std must be positive, not {self.log_sigma_std}")
-        check(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
-        gamma = self.gamma
-        check(gamma is None or gamma > 0, f"gamma must be positive, not {gamma}")
-        self._check_together()
+        for name, hint in get_type_hints(Objective).items():
+            if get_origin(hint) is Literal:
+                value = getattr(self, name)
+                valid = get_args(hint)
+                check(value in valid, f"Unknown {name} {value!r}; there are: {', '.join(valid)}.")
+        self._check_numbers()
+        self._check_combinations()
 
-    def _check_together(self) -> None:
+    def _check_numbers(self) -> None:
+        check(
+            self.timesteps >= 1,
+            f"The objective's timesteps must be at least 1, not {self.timesteps}.",
+        )
+        check(
+            0 < self.beta_start <= self.beta_end < 1,
+            "The objective's betas must satisfy 0 < beta_start <= beta_end < 1, "
+            f"not {self.beta_start} and {self.beta_end}.",
+        )
+        for name in ("log_sigma_std", "sigma_data"):
+            value = getattr(self, name)
+            check(value > 0, f"The objective's {name} must be positive, not {value}.")
+        gamma = self.gamma
+        check(gamma is None or gamma > 0, f"The objective's gamma must be positive, not {gamma}.")
+
+    def _check_combinations(self) -> None:
         check(
             self.timesteps >= 2 or not self.zero_terminal_snr,
-            "zero_terminal_snr needs timesteps of at least 2: the only one would be pure noise",
+            "The only timestep would be pure noise: "
+            "zero_terminal_snr needs timesteps of at least 2.",
         )
         check(
             self.gamma is None or self.weighting != "simple",
-            "gamma is for weighting min_snr, soft_min_snr or p2",
+            "The weighting simple has no gamma: set weighting to min_snr, soft_min_snr or p2.",
         )
         check(
             self.target != "eps" or not (self.zero_terminal_snr or self.schedule == "flow"),
-            "with zero terminal SNR, as on the schedule flow, x_T says nothing of x0 through eps: use target x0 or v",
+            "With zero terminal SNR, as on the schedule flow, x0 does not follow from eps at T-1: "
+            "use target x0 or v.",
         )
         check(
             not self.learns_variance or self.loss_kind != "simple",
-            f"L_simple does not train the variance: with variance {self.variance} set bound hybrid or vlb",
+            "L_simple does not train the variance: "
+            f"with variance {self.variance} set loss_kind to hybrid or vlb.",
         )
         check(
             self.learns_variance or self.loss_kind != "hybrid",
-            "the bound's share of L_hybrid trains a learned variance alone: set variance learned_range or learned",
+            "L_hybrid trains as L_simple does unless the variance is learned: "
+            "set variance to learned_range or learned.",
         )
         check(
             self.loss_kind == "simple" or self.timestep_sampling != "lognormal",
-            f"the bound is a sum over whole timesteps: with bound {self.loss_kind} set times uniform or importance",
+            "The variational bound needs whole timesteps: "
+            f"with loss_kind {self.loss_kind} set timestep_sampling to uniform or importance.",
         )
         check(
             self.loss_kind != "vlb" or self.weighting == "simple",
-            "the bound has its own weights: with bound vlb leave weighting at simple",
+            "The variational bound has its own weights: "
+            "with loss_kind vlb leave weighting at simple.",
         )
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network has to say the variance of the reverse step."""
+        """Whether the network predicts the variance of the reverse step."""
         return self.variance.startswith("learned")
 
     def betas(self) -> np.ndarray:
         """The schedule's betas (T,), float64."""
-        ramp = self.schedule in ("linear", "scaled_linear", "sigmoid")
-        options = {"beta_start": self.beta_start, "beta_end": self.beta_end} if ramp else {}
+        options: dict[str, float] = {}
+        if self.schedule in ("linear", "scaled_linear", "sigmoid"):
+            options = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         betas = BETAS[self.schedule](self.timesteps, **options)
         return zero_terminal_snr(betas) if self.zero_terminal_snr else betas
 
     @functools.cached_property
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule's tables, computed once."""
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # arrays also where it is first asked for within a trace
+        # If the first access is within a trace, the cached tables must still be concrete arrays.
+        with jax.ensure_compile_time_eval():
             return from_betas(self.betas())
 
     def loss(
@@ -129,23 +145,27 @@ class Objective:
         images: Float[Array, "b h w c"],
         t: Int[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
-        """The loss of each example, images in [-1, 1]; at timesteps drawn for it, unless they are given."""
+        """The loss of each example, for images in [-1, 1].
+
+        Without `t`, timesteps are drawn from `keys`: lognormal if so set, otherwise uniform.
+        For importance sampling the training step draws `t`.
+        """
         schedule = self.noise_schedule
         network, target = self.network_and_target(network)
         if t is None and self.timestep_sampling == "lognormal":
             t = lognormal_timesteps(keys, schedule, self.log_sigma_mean, self.log_sigma_std)
         elif t is None:
             t = uniform_timesteps(keys, schedule)
-        parts = keys, schedule, network, images, target
+        arguments = (keys, schedule, network, images, target)
         if self.loss_kind == "vlb":
-            return vlb_loss(*parts, self.variance, t=t)
+            return vlb_loss(*arguments, self.variance, t=t)
         weight = self._weight(schedule.snr(t), target)
         if self.loss_kind == "hybrid":
-            return hybrid_loss(*parts, self.variance, t=t, weight=weight)
-        return simple_loss(*parts, t=t, weight=weight)
+            return hybrid_loss(*arguments, self.variance, t=t, weight=weight)
+        return simple_loss(*arguments, t=t, weight=weight)
 
     def network_and_target(self, network: Network) -> tuple[Network, Target]:
-        """The network with EDM's preconditioning, if it has it, and what that predicts."""
+        """The network and its target; for target edm, the preconditioned network and x0."""
         if self.target == "edm":
             return preconditioning.precondition(self.noise_schedule, network, self.sigma_data), "x0"
         return network, self.target

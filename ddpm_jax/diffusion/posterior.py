@@ -12,9 +12,10 @@ Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 
 
 def posterior(row: GridRow, x0: Array, xt: Array) -> tuple[Array, Array]:
-    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row`: Eq. 6-7, Ho et al. 2020.
+    """Mean and variance of q(x_next | x_t, x_0) for the stride of `row` (Eq. 6-7, Ho et al. 2020).
 
-    x0 and xt are (b, h, w, c); the fields of `row` are scalars, or (b, 1, 1, 1), and so is the variance.
+    x0 and xt are (b, h, w, c). The fields of `row` are scalars or (b, 1, 1, 1), and so is the
+    variance.
     """
     one_minus_alpha_bar = row.sqrt_one_minus_alpha_bar**2
     one_minus_alpha_bar_next = row.sqrt_one_minus_alpha_bar_next**2
@@ -30,30 +31,34 @@ def q_posterior(
     xt: Float[Array, "b h w c"],
     t: Int[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
-    """Mean and variance of q(x_{t-1} | x_t, x_0): Eq. 7, Ho et al. 2020; x_{-1} is clean data."""
+    """Mean and variance of q(x_{t-1} | x_t, x_0) (Eq. 7, Ho et al. 2020). x_{-1} is clean data."""
     return posterior(GridRow(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
 
 
-def learned_log_variance(variance: str, row: GridRow, said: Array) -> Array:
-    """Log variance (b, h, w, c) of p(x_next | x_t), from what a network says of it: Eq. 15, Nichol & Dhariwal 2021.
+def learned_log_variance(variance: str, row: GridRow, network_output: Array) -> Array:
+    """Log variance (b, h, w, c) of p(x_next | x_t) from a network's output for it.
 
-    learned: it says the log variance itself. learned_range: -1 stands for that of fixed_small, 1 for fixed_large.
-    The fields of `row` are scalars, or (b, 1, 1, 1), and its schedule is there.
+    learned: the output is the log variance. learned_range: the output interpolates between the log
+    variances of fixed_small (-1) and fixed_large (1) (Eq. 15, Nichol & Dhariwal 2021).
+    The fields of `row` are scalars or (b, 1, 1, 1), and it has a schedule.
     """
     if variance == "learned":
-        return said
-    share = (said + 1) / 2
-    return share * jnp.log(row.beta) + (1 - share) * jnp.log(clipped_posterior_variance(row))
+        return network_output
+    fraction = (network_output + 1) / 2
+    log_small = jnp.log(clipped_posterior_variance(row))
+    return fraction * jnp.log(row.beta) + (1 - fraction) * log_small
 
 
 def clipped_posterior_variance(row: GridRow) -> Array:
-    """Variance of q(x_next | x_t, x_0), and where next is clean data that of t = 1, so that it has a logarithm.
+    """Variance of q(x_next | x_t, x_0), replaced in the step to clean data by its value at t = 1.
 
-    Ho et al. 2020 and Nichol & Dhariwal 2021 do so in their code. A sampler adds no noise there in any case.
+    It is 0 there and would have no logarithm. Ho et al. 2020 and Nichol & Dhariwal 2021 do the same
+    in their code. No sampler adds noise in that step.
     """
     assert row.schedule is not None
-    noise, beta = row.schedule.sqrt_one_minus_alpha_bar[:2] ** 2, row.schedule.beta[:2]
+    # A schedule with T = 1 has no t = 1: index -1 is then t = 0.
+    one_minus_alpha_bar = row.schedule.sqrt_one_minus_alpha_bar[:2] ** 2
+    beta = row.schedule.beta[:2]
+    at_1 = one_minus_alpha_bar[0] / one_minus_alpha_bar[-1] * beta[-1]
     variance = (row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar) ** 2 * row.beta
-    return jnp.where(
-        row.sqrt_one_minus_alpha_bar_next > 0, variance, noise[0] / noise[-1] * beta[-1]
-    )
+    return jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, at_1)

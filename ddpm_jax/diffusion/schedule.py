@@ -1,10 +1,10 @@
 """The forward (noising) process.
 
-    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                    Eq. 4, Ho et al. 2020
-    alpha_t = 1 - beta_t,  alpha_bar_t = alpha_0 ... alpha_t,  t = 0..T-1
+q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)             Eq. 4, Ho et al. 2020
+alpha_t = 1 - beta_t,  alpha_bar_t = alpha_0 ... alpha_t,  t = 0..T-1
 
-Tables are built in float64 with NumPy and stored in float32, sqrt(1 - alpha_bar) included: recomputing
-1 - alpha_bar in float32 would lose up to 1e-4 of it at t = 0.
+Tables are built in float64 with NumPy and stored in float32. sqrt(1 - alpha_bar) is one of them:
+recomputing 1 - alpha_bar in float32 would have a relative error of up to 1e-4 at t = 0.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Num
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """The tables of a diffusion of T steps, each (T,) float32; a pytree, so it passes through jit.
+    """The tables of a diffusion of T steps, each (T,) float32. A pytree, so it passes through jit.
 
-    `log_alpha` is log(1 - beta): step grids are rebuilt from it in float64, where beta would have lost alpha near 0.
+    `log_alpha` is log(1 - beta). Grids are built from it in float64, because a float32 beta near 1
+    has lost the digits of alpha.
     """
 
     beta: Float[Array, " T"]
@@ -34,65 +35,73 @@ class NoiseSchedule:
 
     @property
     def timesteps(self) -> int:
-        """T."""
+        """The number of timesteps, T."""
         return self.beta.shape[-1]
 
     def signal_and_noise(
         self, t: Num[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t in [0, T-1]; a float t interpolates linearly in log SNR."""
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t in [0, T-1].
+
+        A float t interpolates linearly in log SNR.
+        """
         if jnp.issubdtype(t.dtype, jnp.integer):
             return self.sqrt_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t]
         log_snr = jnp.interp(t, jnp.arange(self.timesteps, dtype=t.dtype), self.log_snr)
-        # Where the end has no signal, jnp.interp gives NaN at T-2: 0 parts of -inf.
+        # With zero terminal SNR jnp.interp gives NaN at T-2, as 0 * -inf. Whole t are looked up.
         log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     def timestep_at(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The float t of a log SNR, the inverse of `signal_and_noise`, within [0, T-1]."""
+        """The float t in [0, T-1] of a log SNR: the inverse of `signal_and_noise`."""
         return jnp.interp(-log_snr, -self.log_snr, jnp.arange(self.timesteps, dtype=log_snr.dtype))
 
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
-        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
+        """The signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
         sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.signal_and_noise(t)
         return (sqrt_alpha_bar / sqrt_one_minus_alpha_bar) ** 2
 
 
 def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
-    """The schedule of any betas (T,) in (0, 1]; a warning names one whose end is far from pure noise.
+    """The schedule of any betas (T,) in (0, 1].
 
-    Raises ValueError for betas outside (0, 1] or a beta of 1 anywhere but at the end.
+    Warn if alpha_bar ends above 0.01, far from pure noise. Raise ValueError for betas outside
+    (0, 1], or a beta of 1 before the end.
     """
     beta = np.asarray(betas, np.float64)
-    if (
-        beta.ndim != 1
-        or not beta.size
-        or not np.all((beta > 0) & (beta <= 1))
-        or np.any(beta[:-1] == 1)
-    ):
+    in_range = np.all((beta > 0) & (beta <= 1))
+    if beta.ndim != 1 or not beta.size or not in_range or np.any(beta[:-1] == 1):
         raise ValueError(
-            "betas must be one row of numbers in (0, 1], with 1 only at the end (zero terminal SNR)"
+            "The betas must be a sequence of numbers in (0, 1], with 1 only at the end "
+            "(zero terminal SNR)."
         )
     if np.prod(1 - beta) > 0.01:
         warnings.warn(
-            f"the schedule never reaches noise: alpha_bar ends at {np.prod(1 - beta):.4f}, "
-            "so samples would start from a state that training never showed; raise the betas or T",
+            f"The schedule never reaches noise: alpha_bar ends at {np.prod(1 - beta):.4f}, "
+            "so samples would start from noise that training never showed. Raise the betas or T.",
             stacklevel=2,
         )
     with np.errstate(divide="ignore"):
         log_alpha = np.log1p(-beta)
     log_alpha_bar = np.cumsum(log_alpha)
-    alpha_bar, one_minus = np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
+    alpha_bar = np.exp(log_alpha_bar)
+    one_minus_alpha_bar = -np.expm1(log_alpha_bar)
     with np.errstate(divide="ignore"):
-        log_snr = log_alpha_bar - np.log(one_minus)
-    tables = beta, log_alpha, alpha_bar, np.sqrt(alpha_bar), np.sqrt(one_minus), log_snr
-    return NoiseSchedule(*(jnp.asarray(table, jnp.float32) for table in tables))
+        log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)
+    return NoiseSchedule(
+        beta=jnp.asarray(beta, jnp.float32),
+        log_alpha=jnp.asarray(log_alpha, jnp.float32),
+        alpha_bar=jnp.asarray(alpha_bar, jnp.float32),
+        sqrt_alpha_bar=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
+        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(one_minus_alpha_bar), jnp.float32),
+        log_snr=jnp.asarray(log_snr, jnp.float32),
+    )
 
 
 def linear_betas(
     timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """betas rising linearly (Ho et al. 2020, section 4)."""
+    """betas that rise linearly (section 4, Ho et al. 2020)."""
     return np.linspace(beta_start, beta_end, timesteps)
 
 
@@ -104,7 +113,10 @@ def scaled_linear_betas(
 
 
 def squaredcos_betas(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
-    """betas of alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008), at most max_beta (Eq. 17, Nichol & Dhariwal 2021)."""
+    """betas of the squared cosine schedule, at most max_beta (Eq. 17, Nichol & Dhariwal 2021).
+
+    alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008)
+    """
     u = np.arange(timesteps + 1) / timesteps
     alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
@@ -120,7 +132,8 @@ def sigmoid_betas(
 def flow_betas(timesteps: int = 1000) -> np.ndarray:
     """betas of rectified flow at s = 1/T, 2/T .. 1, sigma = s / (1 - s) (Liu et al. 2023).
 
-    Its straight path (1 - s) x0 + s eps, divided by sqrt((1 - s)^2 + s^2), is xt. It ends in pure noise.
+    xt is its straight path (1 - s) x0 + s eps, divided by sqrt((1 - s)^2 + s^2).
+    The schedule ends in pure noise.
     """
     s = np.arange(1, timesteps + 1) / timesteps
     return betas_from_alpha_bar((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
@@ -129,21 +142,25 @@ def flow_betas(timesteps: int = 1000) -> np.ndarray:
 def edm_betas(
     timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> np.ndarray:
-    """betas whose log sigma rises linearly from t = 0 to T-1, so that a float t is any sigma between, exactly.
+    """betas whose log sigma rises linearly in t, from sigma_min at t = 0 to sigma_max at T-1.
 
-    The ends are those of Table 1, Karras et al. 2022, whose x = x0 + sigma eps is sqrt(1 + sigma^2) xt.
+    A float t is therefore exactly any sigma in between. The default ends are from Table 1,
+    Karras et al. 2022. Their x = x0 + sigma eps is sqrt(1 + sigma^2) xt.
     """
     sigma = np.geomspace(sigma_min, sigma_max, timesteps)
     return betas_from_alpha_bar(1 / (1 + sigma**2))
 
 
 def betas_from_alpha_bar(alpha_bar: np.ndarray) -> np.ndarray:
-    """betas (T,) with these products alpha_bar."""
+    """The betas (T,) whose cumulative products of 1 - beta are `alpha_bar`."""
     return 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024); needs x0 or v prediction."""
+    """betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024).
+
+    The network cannot predict eps on such a schedule.
+    """
     root = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return betas_from_alpha_bar(root**2)
@@ -165,13 +182,18 @@ def q_sample(
     t: Num[Array, " b"],
     eps: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """xt ~ q(x_t | x_0) for eps ~ N(0, I): Eq. 4, Ho et al. 2020. t in [0, T-1], integer or float."""
+    """xt ~ q(x_t | x_0) for eps ~ N(0, I) (Eq. 4, Ho et al. 2020).
+
+    t in [0, T-1] is integer or float.
+    """
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.signal_and_noise(t), x0)
     return sqrt_alpha_bar * x0 + sqrt_one_minus_alpha_bar * eps
 
 
 def per_example(values, images: Float[Array, "b h w c"]):
-    """`values` (b,), or a tuple of such, shaped (b, 1, 1, 1) to multiply `images`."""
-    return jax.tree.map(
-        lambda value: value.reshape(value.shape + (1,) * (images.ndim - value.ndim)), values
-    )
+    """`values` (b,), or a tuple of them, reshaped to (b, 1, 1, 1) to multiply `images`."""
+
+    def expand(value):
+        return value.reshape(value.shape + (1,) * (images.ndim - value.ndim))
+
+    return jax.tree.map(expand, values)

@@ -1,4 +1,6 @@
-"""How good a network is: measurements of trained networks, without commands or pictures.
+"""Measurements of trained networks: bits per dimension, and statistics for DPM-Solver-v3.
 
-Imports `config` and what lies below it.
+Functions here return numbers. Commands and figures are elsewhere: `ddpm_jax.evaluate`,
+`ddpm_jax.statistics` and `figures`.
+Imports `config` and the packages below it.
 """

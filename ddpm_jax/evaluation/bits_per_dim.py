@@ -19,6 +19,7 @@ from ddpm_jax.models import Params
 from ddpm_jax.samplers import sample_keys
 
 PROGRESS_PARTS = 20
+"""The timesteps are split into at least this many equal parts, for the progress bar."""
 
 
 def evaluate(
@@ -30,41 +31,46 @@ def evaluate(
     variance: Variance | None = None,
     on_part: Callable[[], object] = lambda: None,
 ) -> VariationalBound:
-    """The bound of each image, x0 clipped: image i's noise depends on (seed, i) alone, whatever the batch size."""
-    objective, num = config.objective, len(batch["image"])
+    """The variational bound of each image of `batch`, with x0 clipped.
+
+    The noise of image i depends on (seed, i) alone, whatever the batch size. `variance` is the
+    variance of the reverse step, by default the objective's. `on_part()` is called after each part
+    of the timesteps of each batch.
+    """
+    objective = config.objective
+    num_images = len(batch["image"])
     schedule = objective.noise_schedule
-    parts = jnp.split(
-        jnp.arange(schedule.timesteps), chunk_count(schedule.timesteps, PROGRESS_PARTS)
-    )
-    labels = batch.get("label", np.zeros(num, np.int32))
-    batch_size = parallel.padded_batch_size(batch_size, num)
+    num_parts = chunk_count(schedule.timesteps, PROGRESS_PARTS)
+    parts = jnp.split(jnp.arange(schedule.timesteps), num_parts)
+    variance = variance or objective.variance
+    labels = batch.get("label", np.zeros(num_images, np.int32))
+    batch_size = parallel.padded_batch_size(batch_size, num_images)
     bounds = []
-    for start in range(0, num, batch_size):
+    for start in range(0, num_images, batch_size):
         rows = np.arange(start, start + batch_size)
-        keys, images = sample_keys(seed, jnp.asarray(rows)), batch["image"][rows % num]
-        keys, x0, label = parallel.shard((keys, images, labels[rows % num]))
-        denoise = sampling_denoiser(
-            objective, guided_network(config.model, params, label), Sampling()
-        )
+        keys = sample_keys(seed, jnp.asarray(rows))
+        # The last batch is padded with the first images; their bounds are dropped at the end.
+        images = batch["image"][rows % num_images]  # (b, h, w, c)
+        keys, x0, label = parallel.shard((keys, images, labels[rows % num_images]))
+        network = guided_network(config.model, params, label)
+        denoise = sampling_denoiser(objective, network, Sampling())
         terms = []
         for t in parts:
-            terms.append(
-                bound_terms(keys, schedule, denoise, x0, t, variance or objective.variance)
-            )
-            jax.block_until_ready(
-                terms
-            )  # so that a progress bar shows what is done, not what is asked for
+            terms.append(bound_terms(keys, schedule, denoise, x0, t, variance))  # (b, n)
+            # JAX returns before it has computed: a progress bar must count what is done.
+            jax.block_until_ready(terms)
             on_part()
         bounds.append(VariationalBound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))
-    return jax.tree.map(
-        lambda *figures: jnp.concatenate(figures)[:num], *bounds
-    )  # the last batch is filled up
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[:num_images], *bounds)
 
 
 def summary(bound: VariationalBound) -> dict:
-    """The figures of a bound over many images, as plain numbers; raises ValueError where one is not finite."""
+    """Averages of a bound over its images as plain numbers, in bits per dimension.
+
+    Raise ValueError if the bound of an image is not finite.
+    """
     total = np.asarray(bound.total)
-    check(bool(np.isfinite(total).all()), "the bound is not finite: look for NaN in the weights")
+    check(bool(np.isfinite(total).all()), "The bound is not finite: look for NaN in the weights.")
     return {
         "bits_per_dim": float(total.mean()),
         "standard_error": float(total.std(ddof=1) / np.sqrt(len(total))),

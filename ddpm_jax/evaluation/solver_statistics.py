@@ -1,12 +1,13 @@
 """Estimate the statistics of DPM-Solver-v3 from a network.
 
-With y = xt / sqrt(alpha_bar), f = (1 - l) y - x0 and ' for the derivative by lambda = log SNR / 2 along the ODE,
+With y = xt / sqrt(alpha_bar), f = (1 - l) y - x0 and ' for the derivative by lambda = log SNR / 2
+along the ODE,
 
-    l = E[the diagonal of d sqrt(1 - alpha_bar) eps / dxt]                     Eq. 5 and 58, Zheng et al. 2023
-    s, b = argmin E|f' - s f - b|^2                                           Eq. 11 and 60-61
+    l = E[the diagonal of d sqrt(1 - alpha_bar) eps / dxt]           Eq. 5 and 58, Zheng et al. 2023
+    s, b = argmin E|f' - s f - b|^2                                  Eq. 11 and 60-61
 
-for each number of an image by itself, xt being data with noise. All levels see the same images, noise and signs, so
-that the tables are as smooth as the network: l' is a difference of them.
+for each number of an image by itself, where xt is an image with noise. All levels use the same
+images, noise and signs. The tables are then as smooth as the network, and l' can be a difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +30,11 @@ from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
 ROUNDING = 1e-10
+"""Below this fraction of the variance of y, the variance of f is taken for rounding errors."""
 
 
 class StatisticsBatch(NamedTuple):
-    """A batch of images, their noise and random signs, and the denoiser of this batch (its labels are in it)."""
+    """A batch of images, their noise and random signs, and a denoiser that holds their labels."""
 
     denoise: Denoiser
     images: Float[Array, "b h w c"]
@@ -43,69 +45,82 @@ class StatisticsBatch(NamedTuple):
 def statistics_batch(
     keys: Key[Array, " b"], denoise: Denoiser, images: Float[Array, "b h w c"]
 ) -> StatisticsBatch:
-    """Images with the noise and the signs of their keys."""
-    draw = jax.vmap(
-        lambda key: jax.random.rademacher(
-            jax.random.fold_in(key, 1), images.shape[1:], images.dtype
-        )
-    )
-    return StatisticsBatch(denoise, images, initial_noise(keys, images.shape[1:]), draw(keys))
+    """Draw the noise and the signs of each image with its own key."""
+    shape = images.shape[1:]  # (h, w, c)
+    noise = initial_noise(keys, shape)
+
+    def draw_signs(key):
+        return jax.random.rademacher(jax.random.fold_in(key, 1), shape, images.dtype)
+
+    return StatisticsBatch(denoise, images, noise, jax.vmap(draw_signs)(keys))
 
 
-def draw_statistics(
+def draw_batches(
     config: Config, params: Params, num_images: int, batch_size: int, seed: int
 ) -> list[StatisticsBatch]:
-    """At least `num_images` images of the config's data, in full batches, no image twice; the seed says which.
+    """Draw at least `num_images` images of the config's data, in full batches.
 
-    Raises ValueError where the data have fewer.
+    No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
+    too few images.
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
-    num = -(-num_images // batch_size) * batch_size
+    num_drawn = -(-num_images // batch_size) * batch_size
     images = config.data.load(config.model.image_size, config.model.channels)
     check(
-        num <= len(images),
-        f"--images {num_images} in batches of {batch_size} are more than there are: {len(images):,}",
+        num_drawn <= len(images),
+        f"--images {num_images} takes {num_drawn:,} images in batches of {batch_size}, but the "
+        f"data has {len(images):,}: lower --images or --batch-size.",
     )
-    batch = batch_at(images, seed, 0, num)
-    labels = batch.get("label", np.zeros(num, np.int32))
-    parts = []
-    for start in range(0, num, batch_size):
+    batch = batch_at(images, seed, 0, num_drawn)
+    labels = batch.get("label", np.zeros(num_drawn, np.int32))
+    schedule = config.objective.noise_schedule
+    batches = []
+    for start in range(0, num_drawn, batch_size):
         rows = np.arange(start, start + batch_size)
         keys = sample_keys(seed, jnp.asarray(rows))
         keys, x0, label = parallel.shard((keys, batch["image"][rows], labels[rows]))
-        network, target = config.objective.network_and_target(
-            guided_network(config.model, params, label)
-        )
-        denoise = make_denoiser(config.objective.noise_schedule, network, target, None)
-        parts.append(statistics_batch(keys, denoise, x0))
-    return parts
+        network = guided_network(config.model, params, label)
+        network, target = config.objective.network_and_target(network)
+        denoise = make_denoiser(schedule, network, target, None)
+        batches.append(statistics_batch(keys, denoise, x0))
+    return batches
 
 
-def levels(schedule: NoiseSchedule, count: int) -> np.ndarray:
-    """At most `count` timesteps t + 1/2, falling, at even steps of log SNR: between two t its slope is known."""
+def levels(schedule: NoiseSchedule, num_levels: int) -> np.ndarray:
+    """Timesteps t + 1/2 in decreasing order, at most `num_levels`, evenly spaced in log SNR.
+
+    Between two timesteps log SNR is linear in t, so its slope is known. Raise ValueError for a
+    schedule that is too short.
+    """
     log_snr = np.asarray(schedule.log_snr, np.float64)
     log_snr = log_snr[np.isfinite(log_snr)]
     check(
-        len(log_snr) > 3, "statistics need a schedule of more than three timesteps with any signal"
+        len(log_snr) > 3,
+        f"The statistics need more than three timesteps with signal, not {len(log_snr)}: use a "
+        "longer schedule.",
     )
-    t = np.interp(np.linspace(-log_snr[0], -log_snr[-1], count), -log_snr, np.arange(len(log_snr)))
+    evenly_spaced = np.linspace(-log_snr[0], -log_snr[-1], num_levels)
+    t = np.interp(evenly_spaced, -log_snr, np.arange(len(log_snr)))
     return np.unique(np.minimum(np.floor(t), len(log_snr) - 2))[::-1] + 0.5
 
 
 def estimate(
     schedule: NoiseSchedule,
-    parts: Sequence[StatisticsBatch],
-    count: int = 128,
+    batches: Sequence[StatisticsBatch],
+    num_levels: int = 128,
     on_level: Callable[[], object] = lambda: None,
 ) -> Statistics:
-    """The statistics at about `count` levels, from all parts together; `on_level()` is called after each."""
-    lambdas, moments = [], []
-    for t in levels(schedule, count):
+    """Estimate the statistics at about `num_levels` levels, from all batches together.
+
+    `on_level()` is called after each level.
+    """
+    lambdas = []
+    moments = []
+    for t in levels(schedule, num_levels):
         log_snr = np.interp(t, np.arange(schedule.timesteps), schedule.log_snr)
-        seen = [_seen(schedule, each, jnp.asarray(t, each.images.dtype)) for each in parts]
-        moments.append(
-            jax.device_get(_moments(schedule, seen, jnp.asarray(t, parts[0].images.dtype)))
-        )
+        samples = [_at_level(schedule, each, jnp.asarray(t, each.images.dtype)) for each in batches]
+        level = jnp.asarray(t, batches[0].images.dtype)
+        moments.append(jax.device_get(_moments(schedule, samples, level)))
         lambdas.append(log_snr / 2)
         on_level()
     stacked = (np.stack(tables).astype(np.float64) for tables in zip(*moments, strict=True))
@@ -113,67 +128,75 @@ def estimate(
 
 
 @jax.jit
-def _seen(schedule, part, t):
-    """Of each image: y, x0, x0' along the ODE, and the diagonal of d x0 / dxt times signs of mean zero."""
+def _at_level(schedule, batch, t):
+    """y, x0, x0' along the ODE and the diagonal of d x0 / d xt, for each image at level t.
+
+    The diagonal is estimated as signs * (d x0 / d xt) signs: the other entries of the Jacobian come
+    in with random signs, whose mean is zero.
+    """
     sqrt_alpha_bar, std = schedule.signal_and_noise(t)
     i = jnp.floor(t).astype(jnp.int32)
-    t_by_lambda = 2 / (schedule.log_snr[i + 1] - schedule.log_snr[i])
-    xt = sqrt_alpha_bar * part.images + std * part.noise
-    x0, push = jax.linearize(lambda xt, t: part.denoise(xt, t).x0, xt, t)
-    x_by_lambda = sqrt_alpha_bar * (x0 - sqrt_alpha_bar * xt)  # Eq. 2, as alpha_bar + std^2 = 1
-    return (
-        xt / sqrt_alpha_bar,
-        x0,
-        push(x_by_lambda, t_by_lambda),
-        part.signs * push(part.signs, jnp.zeros_like(t)),
-    )
+    dt_dlambda = 2 / (schedule.log_snr[i + 1] - schedule.log_snr[i])
+    xt = sqrt_alpha_bar * batch.images + std * batch.noise  # (b, h, w, c)
+    x0, push_forward = jax.linearize(lambda xt, t: batch.denoise(xt, t).x0, xt, t)
+    dx_dlambda = sqrt_alpha_bar * (x0 - sqrt_alpha_bar * xt)  # Eq. 2, as alpha_bar + std^2 = 1
+    x0_slope = push_forward(dx_dlambda, dt_dlambda)
+    diagonal = batch.signs * push_forward(batch.signs, jnp.zeros_like(t))
+    return xt / sqrt_alpha_bar, x0, x0_slope, diagonal
 
 
 @jax.jit
-def _moments(schedule, seen, t):
-    """l, and of f, y and the rest f' + l' y the means, var f, cov(f, y), cov(f, rest), var y."""
-    y, x0, x0_by_lambda, diagonal = (jnp.concatenate(each) for each in zip(*seen, strict=True))
-    l = 1 - schedule.signal_and_noise(t)[0] * jnp.mean(
-        diagonal, 0
-    )  # Eq. 58: std eps = xt - sqrt(alpha_bar) x0
+def _moments(schedule, samples, t):
+    """l, the means of f, y and rest, var f, cov(f, y), cov(f, rest) and var y, over all images.
+
+    rest = f' + l' y is the part of f' that can be computed at one level.
+    """
+    y, x0, x0_slope, diagonal = (jnp.concatenate(each) for each in zip(*samples, strict=True))
+    # Eq. 58, with sqrt(1 - alpha_bar) eps = xt - sqrt(alpha_bar) x0.
+    l = 1 - schedule.signal_and_noise(t)[0] * jnp.mean(diagonal, 0)  # (h, w, c)
     f = (1 - l)[None] * y - x0
-    rest = -(1 - l)[None] * (y - x0) - x0_by_lambda  # Eq. 62
-    means = [jnp.mean(each, 0) for each in (f, y, rest)]
-    df, dy, drest = (each - mean[None] for each, mean in zip((f, y, rest), means, strict=True))
-    return l, *means, *(jnp.mean(a * b, 0) for a, b in ((df, df), (df, dy), (df, drest), (dy, dy)))
+    rest = -(1 - l)[None] * (y - x0) - x0_slope  # Eq. 62
+    f_mean, y_mean, rest_mean = (jnp.mean(each, 0) for each in (f, y, rest))
+    df = f - f_mean[None]
+    dy = y - y_mean[None]
+    drest = rest - rest_mean[None]
+    pairs = (df, df), (df, dy), (df, drest), (dy, dy)
+    return l, f_mean, y_mean, rest_mean, *(jnp.mean(a * b, 0) for a, b in pairs)
 
 
 def fit(lambdas: np.ndarray, l, f, y, rest, var_f, cov_fy, cov_f_rest, var_y) -> Statistics:
-    """The statistics of these moments (n, h, w, c), in float64; s is 0 where f varies by no more than rounding."""
-    slope = np.gradient(l, lambdas, axis=0, edge_order=2)
+    """The statistics from the moments of `_moments` at all levels (n, h, w, c), in float64.
+
+    f, y and rest are means. s is 0 where f varies by no more than rounding errors.
+    """
+    l_slope = np.gradient(l, lambdas, axis=0, edge_order=2)
     varies = var_f > ROUNDING * var_y
-    s = np.where(varies, cov_f_rest - slope * cov_fy, 0) / np.where(varies, var_f, 1)
-    return integrated(lambdas, l, s, (rest - slope * y) - s * f, f[0])
+    cov_f_slope = cov_f_rest - l_slope * cov_fy  # cov(f, f')
+    s = np.where(varies, cov_f_slope, 0) / np.where(varies, var_f, 1)
+    b = (rest - l_slope * y) - s * f
+    return with_integrals(lambdas, l, s, b, f[0])
 
 
-def integrated(
-    lambdas: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray, p: np.ndarray
+def with_integrals(
+    lambdas: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray, p_start: np.ndarray
 ) -> Statistics:
-    """The statistics with L and S, and the path from `p` at the first level that follows p' = s p + b."""
-    L, S = (_solve(lambdas, rate, 0 * rate, 0 * rate, 0 * p) for rate in (l, s))
-    return Statistics(
-        *(
-            np.asarray(table, np.float32)
-            for table in (lambdas, l, s, b, L, S, _solve(lambdas, b, s, S, p))
-        )
-    )
+    """Complete l, s and b by L, S and the solution of p' = s p + b from p_start at lambdas[0]."""
+    L, S = (_solve(lambdas, rate, 0 * rate, 0 * rate, 0 * p_start) for rate in (l, s))
+    p = _solve(lambdas, b, s, S, p_start)
+    return Statistics(*(np.asarray(table, np.float32) for table in (lambdas, l, s, b, L, S, p)))
 
 
 def _solve(lambdas, rate, growth, S, start):
-    """F' = growth F + rate from F = start, S being the integral of growth: the trapezoid rule with end slopes."""
-    slope = (
-        np.gradient(rate, lambdas, axis=0, edge_order=2) - growth * rate
-    )  # of the integrand e^-S rate, times e^S
-    found = [start]
+    """Solve F' = growth F + rate from F = start, where S is the integral of growth.
+
+    This is the trapezoid rule with corrections by the slopes at both ends, of order 4.
+    """
+    # The slope of the integrand e^-S rate, times e^S.
+    slope = np.gradient(rate, lambdas, axis=0, edge_order=2) - growth * rate
+    values = [start]
     for i, width in enumerate(np.diff(lambdas)):
         grown = np.exp(S[i + 1] - S[i])
         trapezoid = width / 2 * (grown * rate[i] + rate[i + 1])
-        found.append(
-            grown * found[-1] + trapezoid + width**2 / 12 * (grown * slope[i] - slope[i + 1])
-        )
-    return np.stack(found)
+        correction = width**2 / 12 * (grown * slope[i] - slope[i + 1])
+        values.append(grown * values[-1] + trapezoid + correction)
+    return np.stack(values)

@@ -1,4 +1,4 @@
-"""Pictures of samples and of training: grids, strips and GIFs, from uint8 images."""
+"""Pictures of uint8 images: grids, strips and GIFs."""
 
 import math
 import os
@@ -12,19 +12,22 @@ from ddpm_jax.data.pixels import to_image
 from ddpm_jax.files import atomic_file
 from ddpm_jax.generation.generate import evenly_spaced
 
-CHAIN_STAGES, CHAIN_SAMPLES = 10, 10
-MIN_CELL = 48  # pixels: below this, an 8x8 digit is a smudge on a screen
+CHAIN_STAGES = 10
+CHAIN_SAMPLES = 10
+MIN_CELL = 48
+"""Pixels. In a smaller cell, an 8x8 digit is hard to recognize on a screen."""
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:
-    """One picture of all images (uint8, "n h w c", c = 1 or 3), row by row on white, pad white pixels around each.
+    """One picture of all images (uint8, "n h w c", c = 1 or 3), row by row.
 
-    columns=None makes it as near square as fits. Small images are enlarged by a whole factor, pixels kept sharp, until
-    a cell measures at least 48 pixels. Raises ValueError for images of another type or shape, and for columns < 1.
+    Each image has a white border of `pad` pixels. By default the grid is as near to a square as
+    possible. Small images are enlarged by a whole factor, without interpolation, until a cell has
+    at least 48 pixels. Raise ValueError for images of another type or shape, and for columns < 1.
     """
     check_images(images, "n h w c")
     if columns is not None and columns < 1:
-        raise ValueError(f"A grid cannot have columns={columns}; give 1 or more.")
+        raise ValueError(f"A grid cannot have columns={columns}: give 1 or more.")
     factor = math.ceil(MIN_CELL / min(images.shape[1:3]))
     cells = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, h, w, c = cells.shape
@@ -32,47 +35,54 @@ def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> 
     rows = math.ceil(n / columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
     for i, cell in enumerate(cells):
-        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        top = pad + i // columns * (h + pad)
+        left = pad + i % columns * (w + pad)
         canvas[top : top + h, left : left + w] = cell
     return to_image(canvas)
 
 
 def chain_strip(states: np.ndarray) -> Image.Image:
-    """One picture of the denoising path (uint8, "stages n h w c"): one row a sample, one column a stage."""
+    """One picture of the denoising path (uint8, "stages n h w c").
+
+    Each row shows a sample, each column a stage.
+    """
     check_images(states, "stages n h w c")
-    return image_grid(np.concatenate(states.swapaxes(0, 1)), columns=len(states))
+    by_sample = states.swapaxes(0, 1)  # (n, stages, h, w, c)
+    return image_grid(np.concatenate(by_sample), columns=len(states))
 
 
-def check_output(path: str | os.PathLike, count: int | None = None, gif: bool = False) -> None:
-    """Raises ValueError where `save_images`, or with `gif` also `save_gif`, could not write to path.
+def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bool = False) -> None:
+    """Raise ValueError if `save_images`, or with `gif` also `save_gif`, cannot write to `path`.
 
-    Call it before sampling, with the count of images if known: then a directory that holds numbered pictures
-    beyond that count is refused too, because old and new samples would lie mixed in it.
+    Call this before sampling. With `num_images`, a directory that holds pictures of higher numbers
+    is an error too, because old and new samples would be mixed there.
     """
     path = Path(path)
     if path.is_dir():
-        _check_not_mixed(path, count)
+        _check_not_mixed(path, num_images)
     elif path.suffix.lower() not in ("", ".png", ".npz", *[".gif"] * gif):
+        gif_form = ", .gif (the path)" if gif else ""
         raise ValueError(
-            f"Images cannot be written to '{path}'; end the name in .png (a grid){', .gif (the path)' * gif} "
-            "or .npz (an array), or give none of these (a directory of one PNG each)."
+            f"Images cannot be written to '{path}': end the name in .png (a grid){gif_form} "
+            "or .npz (an array), or in no suffix (a directory of one PNG per image)."
         )
     elif not path.suffix and path.exists():
         raise ValueError(
-            f"'{path}' is a file, not a directory; end the name in .png or .npz, or choose another."
+            f"'{path}' is a file, not a directory: end the name in .png or .npz, or choose another."
         )
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
         raise ValueError(
-            f"'{path}' cannot be made because '{blocked[0]}' is a file; choose another path."
+            f"'{path}' cannot be created because '{blocked[0]}' is a file: choose another path."
         )
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
-    """Leaves the images (uint8, "n h w c", c = 1 or 3) at path, whole or not at all.
+    """Write the images (uint8, "n h w c", c = 1 or 3) to `path`; each file atomically.
 
-    X.png gets one grid, X.npz the array under the key `images`; an existing directory or a name without suffix gets
-    00000.png, 00001.png, ... at native size. Parent folders are made. Raises ValueError as `check_output` does.
+    X.png gets a grid, X.npz the array under the key `images`. A directory that exists, or a name
+    without a suffix, gets 00000.png, 00001.png, ... at native size. Parent folders are created.
+    Raise ValueError as `check_output` does.
     """
     check_images(images, "n h w c")
     path = Path(path)
@@ -88,7 +98,10 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
-    """Leaves an endless GIF of states (uint8, "k n h w c"): each frame a grid, the last held 2 s."""
+    """Write an endless GIF of the states (uint8, "k n h w c").
+
+    Each frame is a grid and lasts `milliseconds`; the last one lasts 2 seconds.
+    """
     check_images(states, "k n h w c")
     first, *rest = [image_grid(state) for state in states]
     durations = [milliseconds] * len(rest) + [2000]
@@ -99,9 +112,10 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
 
 
 def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[Path]:
-    """The files left of a walk's states (uint8, "k n h w c", samples last): each of `paths` by its suffix.
+    """Write the states of a walk (uint8, "k n h w c", samples last) to each of `paths`.
 
-    X.gif shows the states, all others the samples; with `chain` X_chain.png shows ten stages of ten samples.
+    X.gif shows the states, any other file the samples. With `chain`, X_chain.png shows ten stages
+    of ten samples. Return the paths of all files.
     """
     for path in paths:
         if path.suffix.lower() == ".gif":
@@ -117,27 +131,28 @@ def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Leaves the picture as a PNG at path, whole or not at all."""
+    """Write the picture as a PNG to `path`, atomically."""
     with atomic_file(path) as file:
         picture.save(file, format="PNG")
 
 
 def check_images(images: np.ndarray, axes: str) -> None:
-    """Raises ValueError unless images is uint8 with these axes, none empty, and 1 or 3 channels."""
+    """Raise ValueError unless `images` is uint8, with these axes, none empty, 1 or 3 channels."""
     if images.dtype != np.uint8:
         raise ValueError(
-            f"Pictures are made of uint8, not {images.dtype}; call to_uint8 on the images first."
+            f"Pictures are made of uint8, not {images.dtype}: call to_uint8 on the images first."
         )
     if images.ndim != len(axes.split()) or 0 in images.shape or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f'Images of shape {images.shape} cannot be drawn; give "{axes}", none empty, c = 1 or 3.'
+            f"Images of shape {images.shape} cannot be drawn: "
+            f'give "{axes}", none empty, c = 1 or 3.'
         )
 
 
-def _check_not_mixed(folder: Path, count: int | None) -> None:
-    numbered = (int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal())
-    if count is not None and any(number >= count for number in numbered):
+def _check_not_mixed(folder: Path, num_images: int | None) -> None:
+    numbers = (int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal())
+    if num_images is not None and any(number >= num_images for number in numbers):
         raise ValueError(
-            f"'{folder}' holds more numbered pictures than the {count} to be written, and old and new would lie mixed; "
-            "empty it or choose another directory."
+            f"'{folder}' holds more numbered pictures than the {num_images} to be written, "
+            "and old and new ones would be mixed: empty it or choose another directory."
         )

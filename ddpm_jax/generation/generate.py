@@ -1,6 +1,7 @@
-"""From parameters to images: batches of samples, the same whatever the batch size or the devices."""
+"""Draw batches of samples. A sample depends on neither the batch size nor the devices."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,22 +26,25 @@ def generate(
     recipe: Recipe,
     params: Params,
     *,
-    num: int,
+    num_images: int,
     batch_size: int,
     seed: int,
     labels: Sequence[int] | None = None,
     sampling: Sampling | None = None,
     edit: Edit | None = None,
-    stages: int = 1,
-    path: bool = False,
-    on_stage: Callable[[int], None] = lambda images: None,
+    min_chunks: int = 1,
+    trajectory: bool = False,
+    on_steps: Callable[[int], None] = lambda steps: None,
 ) -> np.ndarray:
-    """uint8 samples (1, num, h, w, c), or with `path` the states (stages + 1, num, h, w, c) to them.
+    """Draw uint8 samples (1, n, h, w, c), or with `trajectory` states (min_chunks + 1, n, h, w, c).
 
-    Sample i depends on (seed, i) alone, and with an `edit` on row i of its arrays, in turn. Its
-    class is the i-th of `labels`, in turn, by default of all classes. The walk is split into at
-    least `stages` equal parts; `on_stage(images)` is called after each. Raises ValueError
-    as `choose_labels` does, and for guidance of a network that was not trained without labels.
+    Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of `edit`.
+    Labels and rows are repeated in turn. The default labels are all classes.
+    Each batch runs in at least `min_chunks` chunks of equal length, and `on_steps` is called with
+    the number of steps after each chunk. The states of a trajectory are spread evenly over the
+    walk, from the initial state to the sample.
+    Raise ValueError for invalid labels (`choose_labels`), for a sampling that does not fit the
+    objective, and for guidance of a network that was trained with labels alone.
     """
     sampling = sampling or recipe.sampling
     model = recipe.model
@@ -48,23 +52,25 @@ def generate(
     check_sampling(recipe.objective, sampling)
     check_guidance(sampling.guidance_scale, model.label_dropout)
     guidance = None if np.all(classes == NO_CLASS) else sampling
-    chunks = chunk_count(walk_length(recipe.objective, sampling, edit), stages)
-    kept = evenly_spaced(chunks, stages + 1) if path else [chunks]
-    batch_size = parallel.padded_batch_size(batch_size, num)
+    steps = walk_length(recipe.objective, sampling, edit)
+    chunks = chunk_count(steps, min_chunks)
+    saved = evenly_spaced(chunks, min_chunks + 1) if trajectory else [chunks]
+    on_chunk = partial(on_steps, steps // chunks)
+    batch_size = parallel.padded_batch_size(batch_size, num_images)
     params = parallel.replicate(params)
     same_noise = edit is not None and edit.fractions is not None
     batches = []
-    for start in range(0, num, batch_size):
-        wanted = min(batch_size, num - start)
+    for start in range(0, num_images, batch_size):
         indices = jnp.arange(start, start + batch_size)
-        keys = parallel.shard(sample_keys(seed, jnp.zeros_like(indices) if same_noise else indices))
+        key_indices = jnp.zeros_like(indices) if same_noise else indices
+        keys = parallel.shard(sample_keys(seed, key_indices))
         condition = parallel.shard(jnp.asarray(classes)[indices % len(classes)])
-        network = guided_network(
-            model, params, condition, guidance, parallel.per_shard(model.apply)
-        )
+        apply = parallel.per_shard(model.apply)
+        network = guided_network(model, params, condition, guidance, apply)
         rows = None if edit is None else parallel.shard(edit.take(indices))
         states = walk(keys, recipe.objective, network, model.image_shape, sampling, chunks, rows)
-        batches.append(_keep(states, kept, wanted, on_stage))
+        size = min(batch_size, num_images - start)
+        batches.append(_collect_images(states, saved, size, on_chunk))
     return np.concatenate(batches, axis=1)
 
 
@@ -72,22 +78,31 @@ def generate_shown(
     recipe: Recipe,
     params: Params,
     *,
-    num: int,
+    num_images: int,
+    batch_size: int,
     sampling: Sampling | None = None,
-    stages: int = 20,
     edit: Edit | None = None,
+    min_chunks: int = 20,
     progress: bool = True,
     **options: Any,
 ) -> np.ndarray:
-    """Call `generate` with a progress bar."""
+    """Call `generate` with a progress bar of the denoising steps of all batches."""
     sampling = sampling or recipe.sampling
     steps = walk_length(recipe.objective, sampling, edit)
-    total = num * chunk_count(steps, min(stages, steps))
-    with tqdm(
-        total=total, unit="part", desc=f"{num} pictures, {steps} steps", disable=not progress
-    ) as bar:
-        options |= {"sampling": sampling, "stages": stages, "edit": edit, "on_stage": bar.update}
-        return generate(recipe, params, num=num, **options)
+    num_batches = -(-num_images // parallel.padded_batch_size(batch_size, num_images))
+    title = f"{num_images} images, {steps} steps"
+    with tqdm(total=num_batches * steps, desc=title, disable=not progress) as bar:
+        return generate(
+            recipe,
+            params,
+            num_images=num_images,
+            batch_size=batch_size,
+            sampling=sampling,
+            edit=edit,
+            min_chunks=min_chunks,
+            on_steps=bar.update,
+            **options,
+        )
 
 
 def guided_network(
@@ -99,7 +114,8 @@ def guided_network(
 ) -> Network:
     """The network (xt, t) -> output with these labels (b,), guided if `sampling` says so.
 
-    `labels` are ignored by a network without classes. `apply` replaces the model's own.
+    A network without classes ignores `labels`. `apply` replaces the model's own. Raise ValueError
+    for guidance of a network that was trained with labels alone.
     """
     network = Partial(apply or model.apply, params)
     if model.num_classes is None:
@@ -120,43 +136,54 @@ def guided_network(
 def choose_labels(
     model: Model, labels: Sequence[int] | None, edit: Edit | None = None
 ) -> Sequence[int]:
-    """The given labels, by default all classes, or none for an edit; raises ValueError for invalid ones."""
+    """The given labels. By default all classes, or for an edit NO_CLASS if the network knows it.
+
+    Raise ValueError for labels that the network does not know, for an edit with a network that
+    needs a label, and for an interpolation with more than one label.
+    """
     classes = range(model.num_classes or 0)
-    none = [NO_CLASS] if model.label_dropout else []
+    no_class = [NO_CLASS] if model.label_dropout else []
     if not classes:
         if set(labels or ()) - {NO_CLASS}:
-            raise ValueError("this net was trained without classes: leave the labels out")
+            raise ValueError("This network was trained without classes: leave the labels out.")
         return [NO_CLASS]
-    labels = labels or (classes if edit is None else none)
-    if wrong := sorted(set(labels) - {*classes, *none}):
-        raise ValueError(f"label {wrong[0]} is outside the classes 0..{classes[-1]}")
+    default = classes if edit is None else no_class
+    labels = labels or default
+    unknown = sorted(set(labels) - {*classes, *no_class})
+    if unknown:
+        valid = f"0..{classes[-1]}"
+        raise ValueError(f"Label {unknown[0]} is outside the classes {valid}: choose one of them.")
     if not labels:
-        raise ValueError("this net needs to know the class of what it edits: give a label")
+        raise ValueError("This network needs the class of the images it edits: give a label.")
     if edit is not None and edit.fractions is not None and len(labels) > 1:
-        raise ValueError(f"between two ends there is one class: give one label, not {len(labels)}")
+        raise ValueError(f"An interpolation has one class: give one label, not {len(labels)}.")
     return labels
 
 
-def chunk_count(steps: int, at_least: int) -> int:
-    """The smallest divisor of `steps` that is no less than `at_least`, or `steps` itself."""
-    return next(count for count in range(min(at_least, steps), steps + 1) if steps % count == 0)
+def chunk_count(steps: int, minimum: int) -> int:
+    """The smallest divisor of `steps` that is at least `minimum`, or `steps` if there is none."""
+    candidates = range(min(minimum, steps), steps + 1)
+    return next(count for count in candidates if steps % count == 0)
 
 
-def evenly_spaced(last: int, count: int) -> list[int]:
-    """`count` whole numbers from 0 to `last`, evenly spread, both ends included."""
-    return np.round(np.linspace(0, last, count)).astype(int).tolist()
+def evenly_spaced(last: int, n: int) -> list[int]:
+    """`n` whole numbers spread evenly over 0..last, including both ends."""
+    return np.round(np.linspace(0, last, n)).astype(int).tolist()
 
 
-def _keep(
-    states: Iterator, kept: list[int], wanted: int, on_stage: Callable[[int], None]
+def _collect_images(
+    states: Iterable, saved: list[int], size: int, on_chunk: Callable[[], None]
 ) -> np.ndarray:
+    """The first `size` images of the states at the indices `saved`, as uint8 (k, size, h, w, c).
+
+    An index may occur more than once.
+    """
     images = []
     for i, state in enumerate(states):
-        if i in kept:
-            images += [to_uint8(np.asarray(state)[:wanted])] * kept.count(i)
-        if i:
-            jax.block_until_ready(
-                state
-            )  # a progress bar shows what is computed, not what is queued
-            on_stage(wanted)
+        if i in saved:
+            images += [to_uint8(np.asarray(state)[:size])] * saved.count(i)
+        if i > 0:
+            # Wait, so that a progress bar shows what is computed, not what is queued.
+            jax.block_until_ready(state)
+            on_chunk()
     return np.stack(images)

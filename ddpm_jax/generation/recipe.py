@@ -1,4 +1,4 @@
-"""What samples are drawn by: a network, what it was trained for, and how to draw."""
+"""The recipe of a sample: network, training objective and sampling settings."""
 
 import dataclasses
 from typing import Literal
@@ -11,7 +11,7 @@ from ddpm_jax.models import Model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A network and how it draws images, checked together."""
+    """A network, its training objective and its sampling settings, checked together."""
 
     model: Model
     objective: Objective = dataclasses.field(default_factory=Objective)
@@ -21,24 +21,25 @@ class Recipe:
         check_sampling(self.objective, self.sampling)
         check(
             self.model.channels in (1, 3),
-            f"channels must be 1 (grey) or 3 (RGB), not {self.model.channels}",
+            f"model.channels must be 1 (grey) or 3 (RGB), not {self.model.channels}.",
         )
         check(
             self.model.learned_variance == self.objective.learns_variance,
-            "model.learned_variance and objective.variance learned_range (or learned) go together: set both or neither",
+            "model.learned_variance and objective.variance learned_range (or learned) go together: "
+            "set both or neither.",
         )
         check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:
-        """How an image is brought to the network's size."""
+        """How images are resized to the network's size."""
         return "crop"
 
 
 def check_guidance(scale: float, label_dropout: float) -> None:
-    """Raise ValueError for guidance of a network that was not trained without labels too."""
+    """Raise ValueError for guidance of a network that was trained with labels alone."""
     check(
         scale == 1 or label_dropout > 0,
-        "guidance needs a net that was trained with and without labels: set model.num_classes and "
-        "model.label_dropout before training, or leave guidance_scale at 1",
+        "Guidance needs a network that was trained with and without labels: set model.num_classes "
+        "and model.label_dropout before training, or leave guidance_scale at 1.",
     )

@@ -1,4 +1,4 @@
-"""The ways through the timesteps of diffusers' schedulers, where they differ from the plain grid."""
+"""Grids of diffusers' schedulers that differ from the plain grid."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -24,7 +24,7 @@ from ddpm_jax.errors import check
 GridKind = Literal["plain", "strides", "strides_to_0", "inner", "inner_to_0", "float"]
 GRID_KINDS = get_args(GridKind)
 MIN_ALPHA_BAR = 2.0**-24
-"""alpha_bar of their last timestep where there is no signal left, which methods in log SNR cannot take."""
+"""alpha_bar that replaces pure noise, for the grids of methods in log SNR."""
 
 
 def scheduler_grid(
@@ -35,51 +35,54 @@ def scheduler_grid(
     offset: int = 0,
     end: int | None = None,
 ) -> GridRow:
-    """The grid of `steps` rows that a scheduler of diffusers walks, its timesteps raised by `offset`.
+    """The grid of a diffusers scheduler with `steps` rows and timesteps raised by `offset`.
 
-    strides       from each t to t - T // steps, whatever the spacing             DDIM
-    inner         linspace and leading are of steps + 1 timesteps, less the last  DPM-Solver++, UniPC
-    strides_to_0  as strides, and the last row leads to the level of t = 0        PNDM
-    inner_to_0    as inner, and the last row leads to the level of t = 0          DEIS
-    float         linspace is not rounded to whole timesteps                      Euler, Heun, LMS
+    strides       from each t to t - T // steps, with any spacing          DDIM
+    inner         linspace and leading have steps + 1 timesteps, and
+                  the last is dropped                                      DPM-Solver++, UniPC
+    strides_to_0  as strides, but the last row ends at the level of t = 0  PNDM
+    inner_to_0    as inner, but the last row ends at the level of t = 0    DEIS
+    float         linspace is not rounded to whole timesteps               Euler, Heun, LMS
 
-    `end`, a timestep, has the last row lead elsewhere. Raises ValueError for steps out of range, and for strides where
-    the spacing is by noise level.
+    `end`, a timestep, replaces the end of the last row. Raise ValueError for steps out of range,
+    and for strides with a spacing by noise level.
     """
     if end is None:
         end = 0 if kind.endswith("to_0") else CLEAN_DATA
     check_grid(kind, schedule.timesteps, steps, spacing, offset)
     if kind.startswith("strides"):
-        t = check_decreasing(
-            schedule.timesteps, spaced(schedule.timesteps, steps, spacing) + offset
-        )
+        t = spaced(schedule.timesteps, steps, spacing) + offset
+        t = check_decreasing(schedule.timesteps, t)
         return grid_from_pairs(schedule, t, np.maximum(t - schedule.timesteps // steps, end))
-    schedule = _with_signal(schedule)
-    t = check_decreasing(schedule.timesteps, _times(kind, schedule, steps, spacing) + offset)
+    schedule = _replace_pure_noise(schedule)
+    t = _timesteps(kind, schedule, steps, spacing) + offset
+    t = check_decreasing(schedule.timesteps, t)
     return grid_from_pairs(schedule, t, np.append(t[1:], end))
 
 
 def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, offset: int) -> None:
-    """Raise ValueError where a grid of this kind cannot have these steps of T = `timesteps`."""
+    """Raise ValueError unless a grid of this kind can have these steps of T = `timesteps`."""
     strides = kind.startswith("strides")
     check(
         not (strides and is_noise_spacing(spacing)),
-        f"grid {kind} walks equal strides of t, which spacing {spacing} has not: set grid plain",
+        f"Grid {kind} takes equal strides of t, and spacing {spacing} has none: set grid plain.",
     )
     inner = kind.startswith("inner") and spacing in ("linspace", "leading")
     check(
         not inner or steps < timesteps,
-        f"grid {kind} takes less than T = {timesteps} steps, not {steps}: set steps, or grid plain",
+        f"Grid {kind} takes fewer than T = {timesteps} steps, not {steps}: "
+        "set fewer steps, or grid plain.",
     )
     if offset:
-        first = float(spaced(timesteps, steps + inner, spacing)[0]) + offset
+        num_timesteps = steps + 1 if inner else steps
+        first = float(spaced(timesteps, num_timesteps, spacing)[0]) + offset
         check(
             first < timesteps,
-            f"offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it",
+            f"Offset {offset} leads beyond the last timestep, {timesteps - 1}: lower it.",
         )
 
 
-def _times(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
+def _timesteps(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
     if kind == "float" and spacing == "linspace":
         return np.linspace(0, schedule.timesteps - 1, max(steps, 2))[::-1][:steps]
     if kind.startswith("inner") and spacing in ("linspace", "leading"):
@@ -87,8 +90,8 @@ def _times(kind: GridKind, schedule: NoiseSchedule, steps: int, spacing: Spacing
     return timesteps_for(schedule, steps, spacing)
 
 
-def _with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
-    """The schedule with its last timestep, if that is pure noise, at LEAST_SIGNAL, for the grid's tables alone."""
+def _replace_pure_noise(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Give the last timestep alpha_bar = MIN_ALPHA_BAR if it is pure noise."""
     log_alpha = np.asarray(schedule.log_alpha, np.float64)
     if np.isfinite(log_alpha[-1]):
         return schedule
@@ -97,11 +100,14 @@ def _with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def noise_scale(kind: GridKind, spacing: Spacing, grid: GridRow):
-    """The factor on xT of unit variance: below 1 where diffusers starts from its noise part alone.
+    """The standard deviation of the initial noise.
 
-    Those are the grids float with any spacing but leading (Euler, Heun, LMS).
+    diffusers' Euler, Heun and LMS start from sqrt(1 - alpha_bar) eps instead of eps: grid float
+    with any spacing but leading.
     """
-    return grid.sqrt_one_minus_alpha_bar[0] if kind == "float" and spacing != "leading" else 1.0
+    if kind == "float" and spacing != "leading":
+        return grid.sqrt_one_minus_alpha_bar[0]
+    return 1.0
 
 
 def needs_whole_timesteps(kind: GridKind) -> bool:
@@ -110,7 +116,7 @@ def needs_whole_timesteps(kind: GridKind) -> bool:
 
 
 def at_whole_timesteps(network: Network) -> Network:
-    """The network called at the nearest whole timestep."""
+    """Make the network round its timesteps to whole ones."""
     return Partial(_at_whole, network if isinstance(network, Partial) else Partial(network))
 
 

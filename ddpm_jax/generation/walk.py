@@ -1,4 +1,4 @@
-"""Walks from noise to images, as functions of (objective, sampling)."""
+"""Walks from noise to images, as functions of an objective and a sampling."""
 
 from collections.abc import Iterator
 
@@ -23,42 +23,47 @@ from ddpm_jax.samplers import Sampler
 
 
 def sampling_grid(objective: Objective, sampling: Sampling) -> GridRow:
-    """The grid of a walk; raises ValueError for steps or timesteps out of range."""
+    """The grid of a walk. Raise ValueError for steps or timesteps out of range."""
     schedule = objective.noise_schedule
     end = 0 if sampling.end == "sigma_min" else CLEAN_DATA
     if sampling.timesteps is not None:
         t = np.asarray(sampling.timesteps)
-        whole = np.all(t == np.floor(t))
-        return make_grid(schedule, t.astype(int) if whole else t, end)
+        if np.all(t == np.floor(t)):
+            t = t.astype(int)
+        return make_grid(schedule, t, end)
     steps = objective.timesteps if sampling.steps is None else sampling.steps
     offset = sampling.leading_offset
     if sampling.grid != "plain":
         given_end = None if sampling.end is None else end
         return scheduler_grid(sampling.grid, schedule, steps, sampling.spacing, offset, given_end)
-    return make_grid(schedule, timesteps_for(schedule, steps, sampling.spacing) + offset, end)
+    t = timesteps_for(schedule, steps, sampling.spacing) + offset
+    return make_grid(schedule, t, end)
 
 
 def edited_grid(
     objective: Objective, sampling: Sampling, sampler: Sampler, edit: Edit | None
 ) -> GridRow:
-    """The grid that an edit walks with this sampler; that of the sampling itself where there is no edit."""
+    """The sampling's grid as an edit changes it for this sampler."""
     grid = sampling_grid(objective, sampling)
     return grid if edit is None else edit.grid(grid, sampler)
 
 
 def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = None) -> int:
-    """The number of steps of a walk, with its edit; raises ValueError for settings out of range."""
+    """The number of steps of a walk. Raise ValueError for settings out of range."""
     if edit is None:
         return step_count(objective, sampling)
-    return len(edited_grid(objective, sampling, build_sampler(objective, sampling), edit).i)
+    sampler = build_sampler(objective, sampling)
+    return len(edited_grid(objective, sampling, sampler, edit).i)
 
 
 def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
-    """The network's denoiser, with x0 limited as the sampling says."""
+    """The denoiser of a network, with the clipping of the sampling."""
     network, target = objective.network_and_target(network)
+    if needs_whole_timesteps(sampling.grid_kind):
+        network = at_whole_timesteps(network)
     return make_denoiser(
         objective.noise_schedule,
-        at_whole_timesteps(network) if needs_whole_timesteps(sampling.grid_kind) else network,
+        network,
         target,
         1.0 if sampling.clip_x0 else None,
         dynamic_threshold=sampling.dynamic_threshold,
@@ -76,9 +81,9 @@ def walk(
     chunks: int,
     edit: Edit | None = None,
 ) -> Iterator[Float[Array, "b h w c"]]:
-    """Yield xT, then xt after each of `chunks` equal parts of the walk; the last is x0 in [-1, 1].
+    """Yield xT, then xt after each of `chunks` equal parts of the walk. The last is x0 in [-1, 1].
 
-    `shape` is (h, w, c). `edit` has a row for each key.
+    `shape` is (h, w, c). The arrays of `edit` have a row per key.
     """
     sampler = build_sampler(objective, sampling)
     grid = edited_grid(objective, sampling, sampler, edit)
@@ -96,7 +101,10 @@ def walk(
 def noise_ladder(
     keys: Key[Array, " b"], objective: Objective, images: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
-    """Image i at the i-th of b timesteps spread evenly over 0..T-1, and those timesteps."""
+    """Add noise to image i at the i-th of b timesteps spread evenly over 0..T-1.
+
+    Return the noisy images and the timesteps.
+    """
     t = jnp.round(jnp.linspace(0, objective.timesteps - 1, len(images))).astype(jnp.int32)
     eps = samplers.initial_noise(keys, images.shape[1:])
     return q_sample(objective.noise_schedule, images, t, eps), t

@@ -1,6 +1,8 @@
-"""Networks: one architecture a file, each a frozen dataclass of its hyperparameters with `init` and `apply`.
+"""Networks: one architecture per file, a frozen dataclass of its settings with `init` and `apply`.
 
-Flax stays in this package: outside, parameters are a nested dict of float32 arrays and a model is two functions.
+The layers, attention, initialisers and CPU kernels that the architectures share are here too.
+Flax is used in this package only: outside, parameters are a nested dict of float32 arrays, and a
+model is two functions. Imports nothing else of ddpm_jax.
 """
 
 import dataclasses
@@ -17,27 +19,27 @@ from ddpm_jax.models.initializers import ParamSpec, draw_parameters
 Params = dict[str, Any]
 
 NO_CLASS = -1
-"""The label of no class."""
+"""The label that stands for no class."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """What every network has; a new one adds its hyperparameters and `module`."""
+    """Base class of the networks. A subclass adds its hyperparameters and `module`."""
 
     image_size: int
-    """Height and width of the pictures in pixels."""
+    """Height and width of the images in pixels."""
     channels: int
     """1 for grey, 3 for RGB."""
 
     num_classes: int | None = None
-    """How many class labels the net takes; None for none."""
+    """Number of class labels; None for a network without labels."""
     label_dropout: float = 0.0
-    """Share of labels hidden while training, in [0, 1); above 0 the net also works without labels, for guidance."""
+    """Fraction of labels hidden in training, in [0, 1). Guidance needs a value above 0."""
     learned_variance: bool = False
-    """Twice the output channels; the second half is about the log variance of the reverse step."""
+    """Double the output channels; the second half sets the log variance of the reverse step."""
 
     def __post_init__(self):
-        """Raises ValueError for settings out of range; `check` says more for each net."""
+        """Raise ValueError if a setting is out of range or `check` finds a conflict."""
         for name in (
             "image_size",
             "channels",
@@ -49,32 +51,36 @@ class Model:
         ):
             value = getattr(self, name, None)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ValueError(f"{name} must be at least 1, not {value}.")
         for name in ("dropout", "label_dropout"):
-            if not 0 <= getattr(self, name, 0.0) < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+            rate = getattr(self, name, 0.0)
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {rate}.")
         if self.label_dropout and self.num_classes is None:
             raise ValueError(
-                "label_dropout hides labels, which this net does not have: give num_classes too"
+                "label_dropout hides labels, but this network has none: set num_classes too."
             )
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError where the settings do not fit together."""
+        """Raise ValueError if the settings contradict each other. Subclasses override this."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
+        """The shape (h, w, c) of one image."""
         return self.image_size, self.image_size, self.channels
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """The number of output channels."""
         return self.channels * (1 + self.learned_variance)
 
     @property
     def label_count(self) -> int:
-        """Rows of the label embedding: the classes, and one for no label where the net knows that."""
+        """The number of rows of the label embedding: one per class, plus one for no class.
+
+        The last row exists only with label dropout.
+        """
         return (self.num_classes or 0) + (self.label_dropout > 0)
 
     def module(self) -> nn.Module:
@@ -82,26 +88,26 @@ class Model:
         raise NotImplementedError
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters, float32."""
+        """Draw fresh float32 parameters."""
         return draw_parameters(key, self._param_specs)
 
     def shapes(self) -> Params:
-        """The tree of parameters as shapes and dtypes; nothing is drawn."""
-        is_leaf = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
-        return jax.tree.map(lambda leaf: leaf.value, self._param_specs, is_leaf=is_leaf)
+        """The shapes and dtypes of the parameters, without drawing them."""
+        is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
+        return jax.tree.map(lambda spec: spec.value, self._param_specs, is_leaf=is_spec)
 
     def parameter_count(self) -> int:
-        """How many numbers the parameters hold; nothing is drawn."""
+        """The number of scalar parameters, without drawing them."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._param_specs))
 
     def summary(self) -> str:
-        """One line a part of the net with its parameter count, and their sum."""
-        parts = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(part))
-            for name, part in self._param_specs.items()
+        """A table of the parameter count of each top-level module, and their sum."""
+        sizes = {
+            name: sum(leaf.size for leaf in jax.tree.leaves(module))
+            for name, module in self._param_specs.items()
         }
-        rows = [*sorted(parts.items()), ("total", sum(parts.values()))]
-        return "\n".join(f"  {name:<20}{count:>15,}" for name, count in rows)
+        rows = [*sorted(sizes.items()), ("total", sum(sizes.values()))]
+        return "\n".join(f"  {name:<20}{size:>15,}" for name, size in rows)
 
     def apply(
         self,
@@ -113,28 +119,34 @@ class Model:
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w out"]:
-        """The network's output in float32, computed in `dtype`; dropout only where each example has a key.
+        """Compute the network's output in `dtype` and return it in float32.
 
-        The condition are labels (b,), or what else the network is made for. A network with label
-        dropout takes -1, or no condition at all, for no label.
+        The condition is an array of class labels (b,), or another array that the network was made
+        for. A network with label dropout accepts -1, or no condition at all, for no class.
+        Dropout is applied only if `dropout_keys` has a key for each example.
         """
         if self.label_dropout:
             labels = self.unconditional(len(xt)) if condition is None else condition
             assert labels is not None
-            condition = jnp.where(labels == NO_CLASS, self.label_count - 1, labels)
+            no_class_row = self.label_count - 1
+            condition = jnp.where(labels == NO_CLASS, no_class_row, labels)
         output: Any = self.module().apply(
             {"params": params}, xt.astype(dtype), t, condition, dropout_keys
         )
         return output.astype(jnp.float32)
 
     def unconditional(self, n: int) -> Int[Array, " n"] | None:
-        """The condition of n images that says nothing; None for a network that was not trained with it."""
+        """The labels of n unconditional images; None for a network without label dropout."""
         return jnp.full(n, NO_CLASS, jnp.int32) if self.label_dropout else None
 
     @functools.cached_property
     def _param_specs(self) -> Any:
+        """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
+
         def init():
-            xt, t = jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)
-            return self.module().init(jax.random.key(0), xt, t, t, None)["params"]
+            xt = jnp.zeros((1, *self.image_shape))
+            t = jnp.zeros(1, jnp.int32)
+            labels = jnp.zeros(1, jnp.int32)
+            return self.module().init(jax.random.key(0), xt, t, labels, None)["params"]
 
         return jax.eval_shape(init)

@@ -15,25 +15,32 @@ from ddpm_jax.models.layers import GroupNorm, dense
 def attend(
     q: Float[Array, "b heads n d"], k: Float[Array, "b heads n d"], v: Float[Array, "b heads n d"]
 ) -> Float[Array, "b heads n d"]:
-    """softmax(q k^T / sqrt(d)) v: Eq. 1, Vaswani et al. 2017; the softmax is float32.
+    """softmax(q k^T / sqrt(d)) v, Eq. 1, Vaswani et al. 2017. The softmax is float32.
 
-    Plain products with the heads in front, and the division last, where it is smallest: on a CPU this beats the
-    layout of `jax.nn.dot_product_attention` (benchmarks/layers.py).
+    On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
+    are plain matrix products with the heads in front, and the softmax divides last, when the array
+    is smallest.
     """
     if v.dtype == jnp.float32:
-        by_rows, product = matmul_by_rows, matmul
+        by_rows = matmul_by_rows
+        product = matmul
     else:
-        wide = partial(jnp.matmul, preferred_element_type=jnp.float32)  # float16 would overflow
-        by_rows, product = lambda a, b: wide(a, b.swapaxes(-1, -2)), wide
-    logits = by_rows(q * q.shape[-1] ** -0.5, k)
+        # The logits are summed in float32, because float16 would overflow.
+        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+        by_rows = lambda a, b: product(a, b.swapaxes(-1, -2))  # noqa: E731
+    logits = by_rows(q * q.shape[-1] ** -0.5, k)  # (b, heads, n, n)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    return (product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)).astype(
-        v.dtype
-    )
+    mixed = product(weights.astype(v.dtype), v)  # (b, heads, n, d)
+    total = jnp.sum(weights, -1, keepdims=True)  # (b, heads, n, 1)
+    return (mixed / total).astype(v.dtype)
 
 
 class SelfAttention(nn.Module):
-    """x plus self-attention over its pixels, after a group norm, over `scale`; heads of `head_dim` channels or one."""
+    """(x + attention(group_norm(x))) / scale, over the pixels of x, without positions.
+
+    Each head has `head_dim` channels; None is for a single head. 0 groups leave out the norm.
+    Raises ValueError if the heads do not divide the channels.
+    """
 
     head_dim: int | None
     groups: int = 32
@@ -47,17 +54,23 @@ class SelfAttention(nn.Module):
         head_dim = self.head_dim or c
         if c % head_dim:
             raise ValueError(
-                f"heads of {head_dim} channels do not divide {c} channels: change head_dim or the width"
+                f"Heads of {head_dim} channels do not divide {c} channels: "
+                "change head_dim or the width."
             )
-        pixels = GroupNorm(self.groups, self.eps, name="group_norm")(x) if self.groups else x
-        pixels = pixels.reshape(b, h * w, c)
-        q, k, v = (
-            dense(pixels, c, name, init=self.init_scheme)
-            .reshape(b, h * w, c // head_dim, head_dim)
-            .transpose(0, 2, 1, 3)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        mixed = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h * w, c)
-        return (
-            x + dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
-        ) / self.scale
+        normed = x
+        if self.groups:
+            normed = GroupNorm(self.groups, self.eps, name="group_norm")(x)
+        pixels = normed.reshape(b, h * w, c)
+
+        def project(name):
+            heads = dense(pixels, c, name, init=self.init_scheme)  # (b, h * w, c)
+            heads = heads.reshape(b, h * w, c // head_dim, head_dim)
+            return heads.transpose(0, 2, 1, 3)  # (b, heads, h * w, head_dim)
+
+        q = project("to_q")
+        k = project("to_k")
+        v = project("to_v")
+        mixed = attend(q, k, v)  # (b, heads, h * w, head_dim)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(b, h * w, c)
+        out = dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
+        return (x + out) / self.scale

@@ -1,4 +1,7 @@
-"""S4's BasicUNet: six 5x5 convolutions and additive skips, 309,057 parameters with 1 channel; it ignores t."""
+"""The corruption toy's BasicUNet: six 5x5 convolutions and additive skips. It ignores t.
+
+It has 309,057 parameters with 1 channel.
+"""
 
 import dataclasses
 
@@ -17,12 +20,15 @@ from ddpm_jax.models.layers import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BasicUNet(Model):
-    """The smallest U-Net that works; its last SiLU makes it fit images in [0, 1], not in [-1, 1]."""
+    """A minimal U-Net without time or labels.
+
+    It ends in a SiLU, which is never below -0.28, so its images must be in [0, 1], not in [-1, 1].
+    """
 
     def check(self) -> None:
         check_unconditional(self.num_classes, "BasicUNet")
         if self.learned_variance:
-            raise ValueError("BasicUNet has no output for a learned variance: use the UNet")
+            raise ValueError("BasicUNet has no output for a learned variance: use the UNet.")
         check_image_size(self.image_size, 2)
 
     def module(self) -> nn.Module:
@@ -30,7 +36,7 @@ class BasicUNet(Model):
 
 
 class BasicUNetModule(nn.Module):
-    """The whole net."""
+    """The Linen module of `BasicUNet`."""
 
     channels: int
 
@@ -38,12 +44,13 @@ class BasicUNetModule(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], t, labels, keys) -> Float[Array, "b h w c"]:
         skips = []
         for i, width in enumerate((32, 64, 64)):
+            # (b, h / 2**i, w / 2**i, width)
             x = nn.silu(conv(x, width, 5, f"down_{i}", init="torch"))
             if i < 2:
                 skips.append(x)
-                x = max_pool(x)
+                x = max_pool(x)  # (b, h / 2**(i + 1), w / 2**(i + 1), width)
         for i, width in enumerate((64, 32, self.channels)):
             if i:
-                x = upsample_nearest(x) + skips.pop()
+                x = upsample_nearest(x) + skips.pop()  # (b, h / 2**(2 - i), w / 2**(2 - i), ...)
             x = nn.silu(conv(x, width, 5, f"up_{i}", init="torch"))
         return x

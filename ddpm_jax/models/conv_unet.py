@@ -1,4 +1,7 @@
-"""S1's ConvBlock U-Net: 33,260,417 parameters with 1 channel and 33,261,827 with 3, attention off."""
+"""The ConvBlock U-Net: convolutions followed by their norm, max pooling, PyTorch's initialisation.
+
+It has 33,260,417 parameters with 1 channel and 33,261,827 with 3, without attention.
+"""
 
 import dataclasses
 
@@ -24,26 +27,29 @@ from ddpm_jax.models.layers import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvUNet(Model):
-    """Blocks of two convolutions with the norm after each, max pooling, transposed convolutions, PyTorch's init."""
+    """A U-Net of two-convolution blocks with max pooling and transposed convolutions."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels of each level, the finest first; each further level halves the picture."""
+    """Channels of each level, finest first. Each further level halves the image size."""
     time_embedding_dim: int = 256
+    """Width of the time embedding."""
     attention_sizes: tuple[int, ...] = ()
-    """Picture sizes, such as 8 16, whose blocks are followed by self-attention."""
+    """Image sizes, such as 8 16, of the levels whose blocks end in self-attention."""
     head_dim: int | None = 64
-    """Channels an attention head; None for a single head."""
+    """Channels per attention head; None for a single head."""
     groups: int = 32
+    """Groups of the group norms."""
     dropout: float = 0.0
-    """Share of activations dropped before the second convolution of each block while training, in [0, 1)."""
+    """Dropout rate before the second convolution of each block, in [0, 1)."""
 
     def check(self) -> None:
         check_unconditional(self.num_classes, "ConvUNet")
         check_image_size(self.image_size, len(self.widths) - 1)
         sizes = [self.image_size >> i for i in range(len(self.widths))]
-        if unknown := set(self.attention_sizes) - set(sizes):
+        unknown = set(self.attention_sizes) - set(sizes)
+        if unknown:
             raise ValueError(
-                f"no level has size {min(unknown)} for attention; the sizes are {sizes}"
+                f"No level has size {min(unknown)} for attention: the sizes are {sizes}."
             )
 
     def module(self) -> nn.Module:
@@ -51,7 +57,10 @@ class ConvUNet(Model):
 
 
 class ConvBlock(nn.Module):
-    """conv, norm, SiLU, plus the time embedding, conv, norm, SiLU, plus the input."""
+    """Residual block: conv, norm, SiLU, add the time embedding, conv, norm, SiLU, add the input.
+
+    Self-attention follows if the image size is one of `attention_sizes`.
+    """
 
     net: ConvUNet
     width: int
@@ -61,26 +70,23 @@ class ConvBlock(nn.Module):
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys
     ) -> Float[Array, "b h w c2"]:
         net = self.net
-        h = nn.silu(
-            GroupNorm(net.groups, name="norm1")(conv(x, self.width, 3, "conv1", init="torch"))
-        )
-        h = h + nn.silu(dense(emb, self.width, "time_emb_proj", init="torch"))[:, None, None]
+        h = conv(x, self.width, 3, "conv1", init="torch")  # (b, h, w, c) -> (b, h, w, c2)
+        h = nn.silu(GroupNorm(net.groups, name="norm1")(h))
+        time_shift = nn.silu(dense(emb, self.width, "time_emb_proj", init="torch"))  # (b, c2)
+        h = h + time_shift[:, None, None]
         h = dropout(h, net.dropout, module_keys(self, keys))
-        h = nn.silu(
-            GroupNorm(net.groups, name="norm2")(conv(h, self.width, 3, "conv2", init="torch"))
-        )
-        h = h + (
-            x
-            if x.shape[-1] == self.width
-            else conv(x, self.width, 1, "conv_shortcut", init="torch")
-        )
+        h = conv(h, self.width, 3, "conv2", init="torch")
+        h = nn.silu(GroupNorm(net.groups, name="norm2")(h))
+        if x.shape[-1] != self.width:
+            x = conv(x, self.width, 1, "conv_shortcut", init="torch")  # (b, h, w, c2)
+        h = h + x
         if h.shape[1] in net.attention_sizes:
             h = SelfAttention(net.head_dim, net.groups, init_scheme="torch", name="attention")(h)
         return h
 
 
 class ConvUNetModule(nn.Module):
-    """The whole net; see `ConvUNet` for the hyperparameters."""
+    """The Linen module of `ConvUNet`."""
 
     net: ConvUNet
 
@@ -92,39 +98,43 @@ class ConvUNetModule(nn.Module):
         labels,
         keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w out"]:
-        net, last = self.net, len(self.net.widths) - 1
+        net = self.net
+        last = len(net.widths) - 1
         waves = sinusoidal_embedding(
             t, net.time_embedding_dim, layout="interleaved", freq_shift=0.0
         ).astype(xt.dtype)
-        emb = nn.relu(dense(waves, net.time_embedding_dim, "time_linear", init="torch"))
-        h, skips = xt, []
+        emb = nn.relu(dense(waves, net.time_embedding_dim, "time_linear", init="torch"))  # (b, d)
+        h = xt
+        skips = []
         for i, width in enumerate(net.widths):
+            # (b, h / 2**i, w / 2**i, width)
             h = ConvBlock(net, width, name=f"down_{i}")(h, emb, keys)
             if i < last:
                 skips.append(h)
-                h = max_pool(h)
+                h = max_pool(h)  # (b, h / 2**(i + 1), w / 2**(i + 1), width)
         for i in reversed(range(last)):
-            h = TransposedConv(net.widths[i], name=f"upsample_{i}")(h)
-            h = ConvBlock(net, net.widths[i], name=f"up_{i}")(
-                jnp.concatenate([skips[i], h], -1), emb, keys
-            )
+            width = net.widths[i]
+            h = TransposedConv(width, name=f"upsample_{i}")(h)  # (b, h / 2**i, w / 2**i, width)
+            h = jnp.concatenate([skips[i], h], -1)  # (b, h / 2**i, w / 2**i, 2 * width)
+            h = ConvBlock(net, width, name=f"up_{i}")(h, emb, keys)
         return conv(h, net.out_channels, 1, "conv_out", init="torch")
 
 
 class TransposedConv(nn.Module):
-    """A transposed 2x2 convolution of stride 2: its windows do not overlap, so it is one product a pixel."""
+    """Transposed 2x2 convolution of stride 2.
+
+    Its windows do not overlap, so it is one matrix product per pixel.
+    """
 
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c2"]:
         b, h, w, c = x.shape
-        init = param_spec(
-            torch_uniform(4 * self.features)
-        )  # PyTorch counts the output channels here
+        # PyTorch takes the fan-in of a transposed convolution from its output channels.
+        init = param_spec(torch_uniform(4 * self.features))
         kernel = self.param("kernel", init, (c, 2, 2, self.features), jnp.float32)
         bias = self.param("bias", init, (self.features,), jnp.float32)
-        blocks = jnp.einsum("bhwc,cijf->bhiwjf", x, kernel.astype(x.dtype))
-        return (
-            blocks.reshape(b, 2 * h, 2 * w, self.features) + bias.astype(x.dtype)[None, None, None]
-        )
+        blocks = jnp.einsum("bhwc,cijf->bhiwjf", x, kernel.astype(x.dtype))  # (b, h, 2, w, 2, f)
+        pixels = blocks.reshape(b, 2 * h, 2 * w, self.features)
+        return pixels + bias.astype(x.dtype)[None, None, None]

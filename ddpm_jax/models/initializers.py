@@ -1,4 +1,4 @@
-"""Fresh parameters: described by shape and distribution, then drawn, each from a key of its own."""
+"""Fresh parameters: described by shape and distribution, then each drawn from a key of its own."""
 
 import math
 import zlib
@@ -13,41 +13,52 @@ from flax import struct
 from jaxtyping import Array, Key
 
 Init = Literal["ddpm", "torch"]
-"""ddpm: fan_avg uniform, zero bias, zero last layer of each residual branch. torch: PyTorch's defaults."""
+"""The initialisation scheme of a network.
+
+ddpm: Glorot-uniform kernels and zero biases; the last layer of each residual branch starts at zero.
+torch: PyTorch's defaults.
+"""
 
 
 class InitDistribution(NamedTuple):
-    """The distribution of a fresh parameter: U(-scale, scale), N(0, scale^2), or the number `scale` itself."""
+    """The distribution of a fresh parameter.
+
+    uniform: U(-scale, scale). normal: N(0, scale^2). constant: `scale` itself.
+    """
 
     kind: Literal["uniform", "normal", "constant"]
     scale: float
 
 
-ZEROS, ONES = InitDistribution("constant", 0.0), InitDistribution("constant", 1.0)
+ZEROS = InitDistribution("constant", 0.0)
+ONES = InitDistribution("constant", 1.0)
 
 
 def torch_uniform(fan_in: int) -> InitDistribution:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for the kernel and the bias of Linear and Conv2d."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for Linear and Conv2d.
+
+    PyTorch uses it for the kernel and the bias.
+    """
     return InitDistribution("uniform", fan_in**-0.5)
 
 
 def fan_avg_uniform(fan_in: int, fan_out: int) -> InitDistribution:
-    """Glorot's uniform distribution, of variance 2 / (fan_in + fan_out), as the DDPM code has it."""
+    """Glorot's uniform distribution, of variance 2 / (fan_in + fan_out), as in the DDPM code."""
     return InitDistribution("uniform", (6 / (fan_in + fan_out)) ** 0.5)
 
 
 @struct.dataclass
 class ParamSpec(nn.meta.AxisMetadata):
-    """A parameter before it is drawn: its shape, and the distribution to draw it from."""
+    """A parameter that is not drawn yet: its shape and dtype in `value`, and its distribution."""
 
     value: Any
-    initial: InitDistribution = struct.field(pytree_node=False)
+    distribution: InitDistribution = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
         return self.value
 
     def replace_boxed(self, value: Any) -> "ParamSpec":
-        return ParamSpec(value, self.initial)
+        return ParamSpec(value, self.distribution)
 
     def add_axis(self, index: int, params: dict) -> "ParamSpec":
         return self
@@ -56,56 +67,62 @@ class ParamSpec(nn.meta.AxisMetadata):
         return self
 
 
-def param_spec(initial: InitDistribution) -> Callable:
-    """The Linen initializer that only takes note of `initial`."""
-    return lambda key, shape, dtype=jnp.float32: ParamSpec(jnp.zeros(shape, dtype), initial)
+def param_spec(distribution: InitDistribution) -> Callable:
+    """A Linen initializer that draws nothing and only records the distribution."""
+    return lambda key, shape, dtype=jnp.float32: ParamSpec(jnp.zeros(shape, dtype), distribution)
 
 
-def draw_parameters(key: Key[Array, ""], undrawn_parameters: Any) -> Any:
-    """Draws each leaf from a key of its own, folded from its path.
+def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
+    """Draw each parameter of a tree of `ParamSpec`s, with a key folded from its path.
 
-    Initialising a net under one jit compiles for many seconds, a program a shape is not much better: numbers are
-    drawn in blocks of a few sizes, which compile once each, and one small program cuts them to shape.
+    Drawing a whole network under one jit compiles for many seconds, and one program per shape is
+    hardly better. So random numbers are drawn in blocks of a few sizes (powers of 2), which compile
+    once per size, and one small program cuts the blocks to shape.
     """
 
-    def numbers(path, leaf):
-        if leaf.initial.kind == "constant":
+    def random_block(path, spec):
+        if spec.distribution.kind == "constant":
             return None
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return _block(leaf_key, leaf.initial.kind, 1 << max(12, (leaf.value.size - 1).bit_length()))
+        block_size = 1 << max(12, (spec.value.size - 1).bit_length())
+        return _draw_block(leaf_key, spec.distribution.kind, block_size)
 
-    is_leaf = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
-    leaves, structure = jax.tree.flatten(undrawn_parameters, is_leaf=is_leaf)
-    blocks = jax.tree.leaves(
-        jax.tree.map_with_path(numbers, undrawn_parameters, is_leaf=is_leaf), lambda x: x is None
-    )
-    specs = tuple((leaf.value.shape, leaf.initial) for leaf in leaves)
-    return jax.tree.unflatten(structure, _cut(blocks, specs))
+    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
+    leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
+    block_tree = jax.tree.map_with_path(random_block, specs, is_leaf=is_spec)
+    blocks = jax.tree.leaves(block_tree, is_leaf=lambda leaf: leaf is None)
+    targets = tuple((spec.value.shape, spec.distribution) for spec in leaves)
+    return jax.tree.unflatten(structure, _cut_blocks(blocks, targets))
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _block(key, kind: str, size: int):
-    return (
-        jax.random.normal(key, (size,))
-        if kind == "normal"
-        else jax.random.uniform(key, (size,), minval=-1.0)
-    )
+def _draw_block(key, kind: str, size: int):
+    if kind == "normal":
+        return jax.random.normal(key, (size,))
+    return jax.random.uniform(key, (size,), minval=-1.0)
 
 
 @partial(jax.jit, static_argnums=1)
-def _cut(blocks, specs):
-    return [
-        jnp.full(shape, initial.scale, jnp.float32)
-        if block is None
-        else block[: math.prod(shape)].reshape(shape) * initial.scale
-        for block, (shape, initial) in zip(blocks, specs, strict=True)
-    ]
+def _cut_blocks(blocks, targets):
+    """Cut and scale each block to its (shape, distribution); a constant has None for its block."""
+    parameters = []
+    for block, (shape, distribution) in zip(blocks, targets, strict=True):
+        if block is None:
+            parameters.append(jnp.full(shape, distribution.scale, jnp.float32))
+        else:
+            parameters.append(block[: math.prod(shape)].reshape(shape) * distribution.scale)
+    return parameters
 
 
 def init_distributions(
     init: Init, fan_in: int, fan_out: int, zero: bool
 ) -> tuple[InitDistribution, InitDistribution]:
+    """The distributions of the kernel and the bias of a layer.
+
+    `zero` makes the kernel start at 0 under the ddpm scheme; the torch scheme ignores it.
+    """
     if init == "torch":
         return torch_uniform(fan_in), torch_uniform(fan_in)
-    return ZEROS if zero else fan_avg_uniform(fan_in, fan_out), ZEROS
+    kernel = ZEROS if zero else fan_avg_uniform(fan_in, fan_out)
+    return kernel, ZEROS

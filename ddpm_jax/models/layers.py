@@ -1,4 +1,7 @@
-"""Layers that the networks share. Images are NHWC; `dtype` is what a layer computes in, parameters are float32."""
+"""Layers that the networks share.
+
+Images are NHWC. A layer computes in the dtype of its input; parameters are float32.
+"""
 
 import zlib
 from collections.abc import Callable
@@ -31,45 +34,56 @@ def conv(
     *,
     init: Init,
     zero: bool = False,
-    halve: int | None = None,
+    stride_offset: int | None = None,
 ) -> Array:
-    """A size x size convolution of x (b, h, w, c) that keeps its size, or with `halve` every other pixel from there on.
+    """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
 
-    `zero`: its kernel starts at 0 under the ddpm init.
+    `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 makes the stride
+    2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
     """
-    kernel, bias = init_distributions(init, size * size * x.shape[-1], size * size * features, zero)
+    fan_in = size * size * x.shape[-1]
+    fan_out = size * size * features
+    kernel, bias = init_distributions(init, fan_in, fan_out, zero)
     options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     if size in CONVOLUTIONS:
         options["conv_general_dilated"] = lambda x, kernel, *_, **__: CONVOLUTIONS[size](
-            x, kernel, halve
+            x, kernel, stride_offset
         )
     return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
 
 
 def conv1x1(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], halve: None = None
+    x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], stride_offset: None = None
 ) -> Float[Array, "b h w o"]:
-    """The product of each pixel with the kernel: on a CPU, the gradient of XLA's own is several times slower."""
-    return matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    """Multiply each pixel with the kernel.
+
+    On a CPU the gradient of XLA's own 1x1 convolution is several times slower.
+    """
+    pixels = x.reshape(-1, x.shape[-1])  # (b * h * w, i)
+    return matmul(pixels, kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
 CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
+"""Replacements for XLA's convolution, by kernel size."""
 
 
 def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
-    """A linear map of the last axis of x."""
+    """Apply a linear layer to the last axis of x.
+
+    `zero` makes the kernel start at 0 under the ddpm init.
+    """
     kernel, bias = init_distributions(init, x.shape[-1], features, zero)
     options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     options["dot_general"] = lambda x, kernel, *_, **__: matmul(x, kernel)
     layer = nn.Dense(features, dtype=x.dtype, name=name, **options)
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+    rows = x.reshape(-1, x.shape[-1])  # (n, c)
+    return layer(rows).reshape(*x.shape[:-1], features)
 
 
-def embedding(labels: Array, count: int, features: int, name: str) -> Array:
-    """One learned vector (features,) for each of `count` classes, N(0, 1) at first."""
-    return nn.Embed(
-        count, features, embedding_init=param_spec(InitDistribution("normal", 1.0)), name=name
-    )(labels)
+def embedding(labels: Array, num_embeddings: int, features: int, name: str) -> Array:
+    """Look up a learned vector (features,) per label, initialised from N(0, 1)."""
+    init = param_spec(InitDistribution("normal", 1.0))
+    return nn.Embed(num_embeddings, features, embedding_init=init, name=name)(labels)
 
 
 def sinusoidal_embedding(
@@ -81,27 +95,24 @@ def sinusoidal_embedding(
     freq_shift: float = 1.0,
     max_period: float = 10_000.0,
 ) -> Float[Array, "b dim"]:
-    """Sines and cosines of t at dim/2 frequencies max_period^(-i / (dim/2 - freq_shift)); t may be float.
+    """Sines and cosines of t at dim/2 frequencies max_period^(-i / (dim/2 - freq_shift)).
 
-    concatenated: [sin..., cos...] as in the DDPM code, or [cos..., sin...] with `flip_sin_to_cos`.
-    interleaved: [sin0, cos0, sin1, cos1, ...] (Vaswani et al. 2017, section 3.5, with freq_shift 0).
-    Raises ValueError for an odd dim.
+    t may be float. Layout concatenated is [sin..., cos...] as in the DDPM code, or [cos..., sin...]
+    with `flip_sin_to_cos`. Layout interleaved is [sin0, cos0, sin1, cos1, ...] (Vaswani et al.
+    2017, section 3.5, with freq_shift 0). Raises ValueError if dim is odd.
     """
     if dim % 2:
-        raise ValueError(f"an embedding of sines and cosines needs an even dim, not {dim}")
+        raise ValueError(f"A sinusoidal embedding needs an even dim, not {dim}.")
     half = dim // 2
-    frequencies = np.exp(-np.log(max_period) * np.arange(half) / (half - freq_shift)).astype(
-        np.float32
-    )
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    exponents = -np.log(max_period) * np.arange(half) / (half - freq_shift)
+    frequencies = np.exp(exponents).astype(np.float32)  # (dim / 2,)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]  # (b, dim / 2)
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if flip_sin_to_cos:
         waves = waves[::-1]
-    return (
-        jnp.concatenate(waves, -1)
-        if layout == "concatenated"
-        else jnp.stack(waves, -1).reshape(-1, dim)
-    )
+    if layout == "concatenated":
+        return jnp.concatenate(waves, -1)
+    return jnp.stack(waves, -1).reshape(-1, dim)  # (b, dim / 2, 2) -> (b, dim)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -112,36 +123,38 @@ def group_norm(
     groups: int,
     eps: float,
 ) -> Float[Array, "b h w c"]:
-    """x normalised over (h, w) and the channels of each group (Wu & He 2018), then scaled and shifted a channel.
+    """Normalise x over (h, w) and the channels of each group, then scale and shift each channel.
 
-    Statistics are float32 sums a channel over (h, w), joined a group afterwards: on a CPU faster than a reduction
-    over (h, w, channels of the group) (benchmarks/layers.py). They are taken about a pilot pixel, because plain sums of
-    squares lose 1e-3 where |mean| = 30 std; the result does not depend on the pilot, so no gradient flows to it.
-    The barriers keep XLA from doing the arithmetic of a channel anew for each pixel.
+    Group normalisation, Wu & He 2018. Statistics are float32 sums per channel over (h, w), combined
+    per group afterwards: on a CPU this is faster than a reduction over (h, w, channels of the
+    group) (benchmarks/layers.py).
     """
-    b, c = x.shape[0], x.shape[-1]
+    b = x.shape[0]
+    c = x.shape[-1]
     wide = x.astype(jnp.float32)
-    pilot = jax.lax.stop_gradient(wide[:, :1, :1])
-    about_pilot = wide - pilot
-    mean = jnp.mean(about_pilot, (1, 2))
-    variance = jnp.mean(about_pilot**2, (1, 2)) - mean**2
+    # Plain sums of squares lose 1e-3 of the result if |mean| = 30 std, so a pilot pixel is
+    # subtracted first. The result does not depend on the pilot, so it needs no gradient.
+    pilot = jax.lax.stop_gradient(wide[:, :1, :1])  # (b, 1, 1, c)
+    about_pilot = wide - pilot  # (b, h, w, c)
+    mean = jnp.mean(about_pilot, (1, 2))  # (b, c)
+    variance = jnp.mean(about_pilot**2, (1, 2)) - mean**2  # (b, c)
+    # The two barriers keep XLA from repeating the arithmetic per channel for every pixel.
     mean, variance = jax.lax.optimization_barrier((mean, variance))
-    mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)
-    group_mean = jnp.mean(mean, -1, keepdims=True)
-    # Law of total variance: within the channels, plus between them.
-    group_variance = jnp.mean(
-        variance.reshape(mean.shape) + (mean - group_mean) ** 2, -1, keepdims=True
-    )
+    mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)  # (b, groups, c / groups)
+    group_mean = jnp.mean(mean, -1, keepdims=True)  # (b, groups, 1)
+    # Law of total variance: the mean variance within the channels, plus the variance between them.
+    channel_terms = variance.reshape(mean.shape) + (mean - group_mean) ** 2
+    group_variance = jnp.mean(channel_terms, -1, keepdims=True)  # (b, groups, 1)
     gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
-    shift = bias.reshape(1, groups, -1) - group_mean * gain
-    gain, shift = jax.lax.optimization_barrier(
-        (gain.reshape(b, 1, 1, c), shift.reshape(b, 1, 1, c))
-    )
+    shift = bias.reshape(1, groups, -1) - group_mean * gain  # (b, groups, c / groups)
+    gain = gain.reshape(b, 1, 1, c)
+    shift = shift.reshape(b, 1, 1, c)
+    gain, shift = jax.lax.optimization_barrier((gain, shift))
     return (wide * gain + shift).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation; raises ValueError if the groups do not divide the channels."""
+    """Group normalisation. Raises ValueError if the groups do not divide the channels."""
 
     groups: int = 32
     eps: float = 1e-5
@@ -151,7 +164,8 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         if channels % self.groups:
             raise ValueError(
-                f"{self.groups} groups do not divide {channels} channels: change the groups or the width"
+                f"{self.groups} groups do not divide {channels} channels: "
+                "change the groups or the width."
             )
         scale = self.param("scale", param_spec(ONES), (channels,), jnp.float32)
         bias = self.param("bias", param_spec(ZEROS), (channels,), jnp.float32)
@@ -161,76 +175,79 @@ class GroupNorm(nn.Module):
 def dropout(
     x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None
 ) -> Float[Array, "b ..."]:
-    """x with a share `rate` of its entries 0 and the others scaled up; each example's mask comes from its own key.
+    """Set a fraction `rate` of the entries of x to 0 and scale the others by 1 / (1 - rate).
 
-    None for `keys` (or rate 0) leaves x alone. The rate is rounded to a multiple of 2^-16, as the random bits have it.
+    Each example's mask is drawn from its own key. Without keys, or with rate 0, x is unchanged.
+    The rate is rounded to a multiple of 2^-16, because a mask uses 16 random bits per entry.
     """
     if keys is None or rate == 0.0:
         return x
     dropped = min(round(rate * 2**16), 2**16 - 1)
-    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)  # (b, ...)
     gain = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
     return jnp.where(bits >= dropped, x * gain, jnp.zeros_like(x))
 
 
 def module_keys(module: nn.Module, keys: Key[Array, " b"] | None) -> Key[Array, " b"] | None:
-    """The keys of one place in the net: those of the examples, folded with the module's path."""
+    """The keys of one module: the key of each example, folded with the module's path."""
     if keys is None:
         return None
     return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32("/".join(module.path).encode()))
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """x with every pixel doubled in both directions."""
+    """Repeat every pixel of x twice in both directions."""
     b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return doubled.reshape(b, 2 * h, 2 * w, c)
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """The mean of each 2x2 block."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return blocks.mean((2, 4))
 
 
 def fir_downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """Every other pixel of x, smoothed by the filter (1, 3, 3, 1) / 8 in both directions (Zhang 2019)."""
+    """Every other pixel of x, smoothed by (1, 3, 3, 1) / 8 in both directions (Zhang 2019)."""
     return _fir(x, 1.0, window_strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def fir_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """x with zeros between its pixels, smoothed by four times the same filter."""
+    """x with zeros between its pixels, smoothed by 4 times the filter of `fir_downsample`."""
     return _fir(x, 4.0, window_strides=(1, 1), padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
 
 
 def _fir(x: Array, gain: float, **options: Any) -> Array:
-    line = np.array([1, 3, 3, 1]) / 8
-    kernel = jnp.asarray(
-        np.tile((gain * np.outer(line, line))[:, :, None, None], x.shape[-1]), x.dtype
-    )
-    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+    channels = x.shape[-1]
+    taps = np.array([1, 3, 3, 1]) / 8
+    window = (gain * np.outer(taps, taps))[:, :, None, None]  # (4, 4, 1, 1)
+    kernel = jnp.asarray(np.tile(window, channels), x.dtype)  # (4, 4, 1, c)
+    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
     return jax.lax.conv_general_dilated(x, kernel, **options)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The largest of each 2x2 block."""
+    """The maximum of each 2x2 block."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return blocks.max((2, 4))
 
 
 def check_image_size(image_size: int, halvings: int) -> None:
-    """Raises ValueError, naming the sizes that fit, unless image_size can be halved `halvings` times."""
+    """Raise ValueError, with sizes that fit, unless image_size can be halved `halvings` times."""
     unit = 2**halvings
     if image_size < unit or image_size % unit:
-        fitting = [
-            size for size in (image_size // unit * unit, (image_size // unit + 1) * unit) if size
-        ]
+        below = image_size // unit * unit
+        fitting = [str(size) for size in (below, below + unit) if size]
         raise ValueError(
-            f"image size {image_size} does not fit a net that halves it {halvings} times: "
-            f"use a multiple of {unit}, such as {' or '.join(map(str, fitting))}"
+            f"Image size {image_size} does not fit a network that halves it {halvings} times: "
+            f"use a multiple of {unit}, such as {' or '.join(fitting)}."
         )
 
 
 def check_unconditional(num_classes: int | None, name: str) -> None:
-    """Raises ValueError if a net that takes no labels was given classes."""
+    """Raise ValueError if num_classes is set, for a network that takes no labels."""
     if num_classes is not None:
-        raise ValueError(f"{name} takes no class labels: leave num_classes out, or use the UNet")
+        raise ValueError(f"{name} takes no class labels: leave num_classes out, or use the UNet.")

@@ -1,6 +1,7 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B) in the topology of diffusers' UNet2DModel, leaf for leaf.
+"""The DDPM U-Net (Ho et al. 2020, appendix B), parameter for parameter diffusers' UNet2DModel.
 
-With other settings it is also the U-Net of Dhariwal & Nichol 2021 (scale_shift, resnet) and NCSN++ (skip, fourier).
+With other settings it is also the U-Net of Dhariwal & Nichol 2021 (resnet, scale_shift) or NCSN++
+(skip, fourier).
 """
 
 import dataclasses
@@ -42,61 +43,79 @@ class UNet(BlockSettings, Model):
     """Residual blocks with group norm, attention at chosen levels, learned down- and upsampling."""
 
     widths: tuple[int, ...] = (128, 256, 256, 256)
-    """Channels of each level, the finest first; each further level halves the picture."""
+    """Channels of each level, finest first. Each further level halves the image size."""
     attention: tuple[bool, ...] = (False, True, False, False)
-    """Which levels have self-attention; see also up_attention and middle."""
+    """Which levels have self-attention, finest first. See also up_attention and middle."""
     layers_per_level: int = 2
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down. The way up has one more per level."""
     flip_sin_to_cos: bool = False
+    """Put the cosines of the sinusoidal time embedding before the sines."""
     freq_shift: float = 1.0
+    """The frequencies of the time embedding are 10000^(-i / (widths[0]/2 - freq_shift))."""
     symmetric_padding: bool = False
-    """Pad the strided convolutions by 1 on all sides, instead of at the right and the bottom as DDPM does."""
+    """Pad strided convolutions by 1 on all sides, not only right and bottom as DDPM does."""
     up_attention: tuple[bool, ...] = ()
-    """Which levels have attention on the way up, the finest first; empty for those of the way down."""
+    """Which levels have self-attention on the way up, finest first; empty for `attention`."""
     down_kinds: tuple[ResampleKind, ...] = ()
-    """How each level goes down: strided convolution, residual block (resnet) or, as all finer ones, NCSN++ (skip)."""
+    """How each level is downsampled, finest first; empty for conv everywhere.
+
+    conv: strided convolution. resnet: residual block. skip: NCSN++'s residual block and image
+    pyramid; all levels finer than a skip level must be skip too.
+    """
     up_kinds: tuple[ResampleKind, ...] = ()
-    """How each level is gone up to from, the finest first; empty for convolutions, as down_kinds."""
+    """How each level is upsampled to the next finer one, as in down_kinds, finest first."""
     time_embedding: Literal["sinusoidal", "fourier", "learned"] = "sinusoidal"
-    """fourier: of log t at random frequencies, and the output is divided by t (Song et al. 2021)."""
+    """fourier: log t at random frequencies, and the output is divided by t (Song et al. 2021).
+
+    learned: a table of `timesteps` rows.
+    """
     time_embedding_dim: int | None = None
-    """Numbers of the time embedding; None for 4 times the first width."""
+    """Width of the time embedding; None for 4 times the first width."""
     timesteps: int | None = None
-    """How many timesteps a learned time embedding has."""
+    """Number of timesteps of a learned time embedding; None for the other kinds."""
     labels_are: Literal["classes", "numbers", "vectors"] = "classes"
-    """numbers are embedded as t is, vectors are added to the time embedding; neither counts in num_classes."""
+    """classes: embedded by a table. numbers: embedded like t. vectors: added to the time embedding.
+
+    num_classes is for classes only.
+    """
     center_input: bool = False
-    """Take pictures in [0, 1] and bring them to [-1, 1] first."""
+    """Take images in [0, 1] and map them to [-1, 1] first."""
 
     def check(self) -> None:
         if min(self.widths, default=0) < 1:
             raise ValueError(
-                f"widths must name at least one level, of at least 1 channel, not {self.widths}"
+                f"widths must name at least one level, of at least 1 channel, not {self.widths}."
             )
         check_image_size(self.image_size, len(self.widths) - 1)
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
-            count = len(getattr(self, name))
-            if count != len(self.widths) and (count or name == "attention"):
-                raise ValueError(f"{name} names {count} levels, but widths has {len(self.widths)}")
+            num_levels = len(getattr(self, name))
+            may_be_empty = name != "attention"
+            if num_levels != len(self.widths) and (num_levels or not may_be_empty):
+                raise ValueError(
+                    f"{name} names {num_levels} levels, but widths has {len(self.widths)}: "
+                    "give one value per level."
+                )
         if (self.time_embedding == "learned") != (self.timesteps is not None):
-            raise ValueError("timesteps is for a learned time embedding: give both or neither")
+            raise ValueError("timesteps is for a learned time embedding: set both or neither.")
         if self.labels_are != "classes" and self.num_classes is not None:
             raise ValueError(
-                f"num_classes is for labels that are classes, not {self.labels_are}: leave it out"
+                f"num_classes is for labels that are classes, not {self.labels_are}: leave it out."
             )
         self._check_skip()
 
     def _check_skip(self) -> None:
-        # The coarsest level goes down to none, so its kind says only how its blocks are normed.
+        # The coarsest level is not downsampled: its kind only decides how its blocks are normed.
         for name, kinds in (("down_kinds", self.down_kinds[:-1]), ("up_kinds", self.up_kinds)):
-            if any(finer != "skip" == coarser for finer, coarser in itertools.pairwise(kinds)):
-                raise ValueError(
-                    f"{name}: all levels finer than a skip level must be skip too, not {kinds}"
-                )
-        quarters = self.groups is None or "skip" in self.down_kinds + self.up_kinds
-        if quarters and min(self.widths) < 4:
+            for finer, coarser in itertools.pairwise(kinds):
+                if coarser == "skip" and finer != "skip":
+                    raise ValueError(
+                        f"{name}: all levels finer than a skip level must be skip too, not {kinds}."
+                    )
+        uses_quarters = self.groups is None or "skip" in self.down_kinds + self.up_kinds
+        if uses_quarters and min(self.widths) < 4:
             raise ValueError(
-                f"norms of a quarter of the channels need widths of at least 4, not {self.widths}"
+                "Norms with a quarter of the channels as groups need widths of at least 4, "
+                f"not {self.widths}."
             )
 
     def module(self) -> nn.Module:
@@ -104,25 +123,25 @@ class UNet(BlockSettings, Model):
 
     @property
     def down_levels(self) -> list[tuple[int, bool, ResampleKind]]:
-        """Width, attention and kind of each level on the way down, the finest first."""
-        return list(
-            zip(self.widths, self.attention, self.down_kinds or self._convolutions, strict=True)
-        )
+        """The width, attention and kind of each level on the way down, finest first."""
+        kinds = self.down_kinds or self._all_conv
+        return list(zip(self.widths, self.attention, kinds, strict=True))
 
     @property
     def up_levels(self) -> list[tuple[int, bool, ResampleKind]]:
-        """The same on the way up."""
-        attention, kinds = self.up_attention or self.attention, self.up_kinds or self._convolutions
+        """The width, attention and kind of each level on the way up, finest first."""
+        attention = self.up_attention or self.attention
+        kinds = self.up_kinds or self._all_conv
         return list(zip(self.widths, attention, kinds, strict=True))
 
     @property
-    def _convolutions(self) -> tuple[ResampleKind, ...]:
+    def _all_conv(self) -> tuple[ResampleKind, ...]:
         kind: ResampleKind = "conv"
         return (kind,) * len(self.widths)
 
 
 class UNetModule(nn.Module):
-    """The whole net; see `UNet` for the hyperparameters."""
+    """The Linen module of `UNet`."""
 
     net: UNet
 
@@ -135,121 +154,120 @@ class UNetModule(nn.Module):
         keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w out"]:
         net = self.net
-        emb = self._embed(t, labels).astype(xt.dtype)
-        xt = 2 * xt - 1 if net.center_input else xt
-        h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)
-        h, skips = self._down(h, xt, emb, keys)
-        h = h if net.middle == "none" else MidBlock(net, name="middle")(h, emb, keys)
-        h, picture = self._up(h, skips, emb, keys)
-        h = nn.silu(GroupNorm(net.groups_of(h.shape[-1]), net.norm_eps, name="norm_out")(h))
+        emb = self._embed(t, labels).astype(xt.dtype)  # (b, d)
+        if net.center_input:
+            xt = 2 * xt - 1
+        h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)  # (b, h, w, widths[0])
+        h, skips = self._down(h, xt, emb, keys)  # h: (b, h / 2**last, w / 2**last, widths[last])
+        if net.middle != "none":
+            h = MidBlock(net, name="middle")(h, emb, keys)
+        h, image = self._up(h, skips, emb, keys)  # h: (b, h, w, widths[0])
+        norm_out = GroupNorm(net.groups_of(h.shape[-1]), net.norm_eps, name="norm_out")
+        h = nn.silu(norm_out(h))
         h = conv(h, net.out_channels, 3, "conv_out", init=net.init_scheme, zero=True)
-        h = h if picture is None else h + picture
+        if image is not None:
+            h = h + image
         if net.time_embedding == "fourier":
             h = h.astype(jnp.float32) / t.astype(jnp.float32)[:, None, None, None]
-        return h
+        return h  # (b, h, w, out)
 
     def _embed(self, t, labels):
+        """The embedding (b, d) of t, plus that of the labels if the network takes any."""
         net = self.net
         width = net.time_embedding_dim or 4 * net.widths[0]
         if net.labels_are == "classes" and net.num_classes is None:
             return self._project(self._waves(t), width, "time_linear")
         if labels is None:
-            kind = (
-                f"{net.num_classes} classes"
-                if net.labels_are == "classes"
-                else f"{net.labels_are} as labels"
-            )
-            raise ValueError(f"this net was made for {kind}: give it labels")
+            kind = f"{net.labels_are} as labels"
+            if net.labels_are == "classes":
+                kind = f"{net.num_classes} classes"
+            raise ValueError(f"This network was made for {kind}: give it labels.")
         if net.labels_are == "numbers":
-            # Fractions as float32, in which the waves are drawn; a learned embedding takes whole numbers alone.
-            whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (t, labels))
-            both = jnp.concatenate([t, labels], dtype=jnp.int32 if whole else jnp.float32)
-            waves, of_labels = jnp.split(self._waves(both), 2)
-            return self._project(waves, width, "time_linear") + self._project(
-                of_labels, width, "class_linear"
-            )
+            # A learned embedding takes integers only. Anything else is float32, like the waves.
+            is_whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (t, labels))
+            numbers = jnp.concatenate([t, labels], dtype=jnp.int32 if is_whole else jnp.float32)
+            # One call for both, because `_waves` may create its parameters only once.
+            t_waves, label_waves = jnp.split(self._waves(numbers), 2)  # (2 * b, d) -> each (b, d)
+            t_emb = self._project(t_waves, width, "time_linear")
+            return t_emb + self._project(label_waves, width, "class_linear")
         emb = self._project(self._waves(t), width, "time_linear")
-        vectors = net.labels_are == "vectors"
-        return emb + (labels.reshape(len(labels), -1) if vectors else self._classes(labels, width))
-
-    def _classes(self, labels, width):
-        return embedding(labels, self.net.label_count, width, "class_embedding")
+        if net.labels_are == "vectors":
+            return emb + labels.reshape(len(labels), -1)
+        return emb + embedding(labels, net.label_count, width, "class_embedding")
 
     def _waves(self, t):
-        net, width = self.net, self.net.widths[0]
+        """The first layer of the time embedding: (b, widths[0]), or twice as wide for fourier."""
+        net = self.net
+        width = net.widths[0]
         if net.time_embedding == "sinusoidal":
             return sinusoidal_embedding(
                 t, width, flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift
             )
         if net.time_embedding == "learned":
             return embedding(t, net.timesteps, width, "time_table")
-        frequencies = self.param(
-            "time_frequencies", param_spec(InitDistribution("normal", 16.0)), (width,), jnp.float32
-        )
-        angles = (
-            jnp.log(t.astype(jnp.float32))[:, None]
-            * jax.lax.stop_gradient(frequencies)[None]
-            * 2
-            * jnp.pi
-        )
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+        init = param_spec(InitDistribution("normal", 16.0))
+        frequencies = self.param("time_frequencies", init, (width,), jnp.float32)
+        log_t = jnp.log(t.astype(jnp.float32))[:, None]  # (b, 1)
+        angles = log_t * jax.lax.stop_gradient(frequencies)[None] * 2 * jnp.pi  # (b, width)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)  # (b, 2 * width)
 
     def _project(self, waves, width, name):
         hidden = nn.silu(dense(waves, width, f"{name}_1", init=self.net.init_scheme))
         return dense(hidden, width, f"{name}_2", init=self.net.init_scheme)
 
-    def _down(self, h, picture, emb, keys):
-        net, skips = self.net, [h]
+    def _down(self, h, image, emb, keys):
+        """The last state, and the list of all states, which are the skips of the way up.
+
+        `image` is the network's input, which skip levels downsample and add.
+        """
+        net = self.net
+        skips = [h]
         for i, (width, attention, kind) in enumerate(net.down_levels):
             level = UNetLevel(net, width, attention, kind == "skip", name=f"down_{i}")
             skips += level(skips[-1], emb, keys, (None,) * net.layers_per_level)
-            name = f"downsample_{i}"
             if i + 1 == len(net.widths):
-                continue
+                break
+            # (b, h, w, width) -> (b, h / 2, w / 2, width)
+            h = skips[-1]
+            name = f"downsample_{i}"
             if kind == "conv":
-                h = conv(
-                    skips[-1],
-                    width,
-                    3,
-                    name,
-                    init=net.init_scheme,
-                    halve=0 if net.symmetric_padding else 1,
-                )
+                stride_offset = 0 if net.symmetric_padding else 1
+                h = conv(h, width, 3, name, init=net.init_scheme, stride_offset=stride_offset)
             elif kind == "resnet":
-                h = ResidualBlock(net, width, resample=average_pool, name=name)(
-                    skips[-1], emb, keys
-                )
+                h = ResidualBlock(net, width, resample=average_pool, name=name)(h, emb, keys)
             else:
-                picture = fir_downsample(picture)
-                h = ncsnpp_resampler(net, width, fir_downsample, name)(skips[-1], emb, keys)
-                h = h + conv(picture, width, 1, f"down_picture_{i}", init=net.init_scheme)
+                image = fir_downsample(image)
+                h = ncsnpp_resampler(net, width, fir_downsample, name)(h, emb, keys)
+                h = h + conv(image, width, 1, f"down_picture_{i}", init=net.init_scheme)
             skips.append(h)
         return skips[-1], skips
 
     def _up(self, h, skips, emb, keys):
-        net, count, picture = self.net, self.net.layers_per_level + 1, None
+        """The last state, and the sum of the images that skip levels output, or None."""
+        net = self.net
+        blocks_per_level = net.layers_per_level + 1
+        image = None
         for i, (width, attention, kind) in reversed(list(enumerate(net.up_levels))):
-            here = tuple(reversed(skips[-count:]))
-            skips = skips[:-count]
-            h = UNetLevel(net, width, attention, kind == "skip", name=f"up_{i}")(
-                h, emb, keys, here
-            )[-1]
-            if kind == "skip" and picture is not None:
-                picture = fir_upsample(picture)
-            name = f"upsample_{i}"
+            level_skips = tuple(reversed(skips[-blocks_per_level:]))
+            skips = skips[:-blocks_per_level]
+            level = UNetLevel(net, width, attention, kind == "skip", name=f"up_{i}")
+            h = level(h, emb, keys, level_skips)[-1]
+            if kind == "skip" and image is not None:
+                image = fir_upsample(image)
             if i == 0:
-                continue
+                break
+            # (b, h, w, width) -> (b, 2 * h, 2 * w, width)
+            name = f"upsample_{i}"
             if kind == "conv":
                 h = conv(upsample_nearest(h), width, 3, name, init=net.init_scheme)
             elif kind == "resnet":
                 h = ResidualBlock(net, width, resample=upsample_nearest, name=name)(h, emb, keys)
             else:
-                part = nn.silu(
-                    GroupNorm(quarter(width), net.norm_eps, name=f"up_picture_norm_{i}")(h)
-                )
-                part = conv(
-                    part, net.out_channels, 3, f"up_picture_{i}", init=net.init_scheme, zero=True
-                )
-                picture = part if picture is None else picture + part
+                norm = GroupNorm(quarter(width), net.norm_eps, name=f"up_picture_norm_{i}")
+                part_name = f"up_picture_{i}"
+                part = nn.silu(norm(h))
+                # (b, h, w, width) -> (b, h, w, out)
+                part = conv(part, net.out_channels, 3, part_name, init=net.init_scheme, zero=True)
+                image = part if image is None else image + part
                 h = ncsnpp_resampler(net, width, fir_upsample, name)(h, emb, keys)
-        return h, picture
+        return h, image

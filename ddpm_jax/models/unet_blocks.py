@@ -1,4 +1,4 @@
-"""The parts of the U-Net: residual blocks, levels, the middle, and the ways from one level to the next."""
+"""Parts of the U-Net: residual blocks, levels, the middle, and NCSN++'s resampling blocks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "mish": jax.nn.mish,
 }
 SKIP_SCALE = 2**0.5
-"""What NCSN++ divides the sum of two branches by, so that its variance stays (Song et al. 2021, appendix H.1)."""
+"""NCSN++ divides the sum of two branches by this, to keep the variance (Song et al. 2021, H.1)."""
 
 
 def quarter(channels: int) -> int:
-    """NCSN++'s groups: a quarter of the channels, at most 32."""
+    """The number of norm groups in NCSN++: a quarter of the channels, at most 32."""
     return min(channels // 4, 32)
 
 
@@ -36,33 +36,37 @@ class BlockSettings:
     """The hyperparameters that the parts of the U-Net read."""
 
     head_dim: int | None = None
-    """Channels an attention head; None for a single head."""
+    """Channels per attention head; None for a single head."""
     dropout: float = 0.0
-    """Share of activations dropped in each residual block while training, in [0, 1)."""
+    """Dropout rate of each residual block, in [0, 1)."""
     groups: int | None = 32
-    """Groups of the norms; None for a quarter of the channels, at most 32."""
+    """Groups of the group norms; None for a quarter of the channels, at most 32."""
     norm_eps: float = 1e-6
+    """Added to the variance in the group norms."""
     init_scheme: Init = "ddpm"
+    """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
     middle: Literal["attention", "plain", "none"] = "attention"
-    """At the coarsest level: two residual blocks with attention between, or without it (plain), or nothing."""
+    """Coarsest level: two residual blocks with attention between, two without (plain), or none."""
     middle_scale: float = 1.0
-    """What the sums of the middle are divided by."""
+    """Divisor of the residual sums in the middle."""
     middle_groups: int | None = None
-    """Groups of the middle attention's norm; None for those of the net, 0 for no norm."""
+    """Groups of the norm in the middle attention; None for `groups`, 0 for no norm."""
     activation: Activation = "silu"
+    """Activation function of the residual blocks."""
     modulation: Literal["shift", "scale_shift"] = "shift"
-    """How the time embedding comes in: added before the second norm, or as a scale and a shift after it."""
+    """Time embedding: added before the second norm (shift), or a scale and a shift after it."""
 
     def groups_of(self, channels: int) -> int:
-        """Groups of the norm of so many channels."""
+        """The number of groups of a norm over this many channels."""
         return self.groups or quarter(channels)
 
 
 class ResidualBlock(nn.Module):
-    """norm, activation, conv, the time embedding, norm, activation, dropout, conv, plus the input.
+    """norm, activation, conv, time embedding, norm, activation, dropout, conv; plus the input.
 
-    `resample` brings the input and the first activation to another size; `shortcut` has the input pass a convolution
-    in any case. None for the groups leaves them to the net.
+    `resample` changes the size of the input and of the first activation. `shortcut` puts a 1x1
+    convolution on the input even if the channels stay the same. The groups of the two norms are
+    the network's own if `groups_in` or `groups_out` is None. The sum is divided by `scale`.
     """
 
     net: BlockSettings
@@ -77,32 +81,42 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys
     ) -> Float[Array, "b h2 w2 c2"]:
-        net, init, activate = self.net, self.net.init_scheme, ACTIVATIONS[self.net.activation]
-        h = GroupNorm(self.groups_in or net.groups_of(x.shape[-1]), net.norm_eps, name="norm1")(x)
-        x, h = self.resample(x), self.resample(activate(h))
-        h = conv(h, self.width, 3, "conv1", init=init)
-        norm2 = GroupNorm(self.groups_out or net.groups_of(self.width), net.norm_eps, name="norm2")
-        scaled = net.modulation == "scale_shift"
-        emb = dense(activate(emb), self.width * (1 + scaled), "time_emb_proj", init=init)[
-            :, None, None
-        ]
-        if scaled:
-            gain, shift = jnp.split(emb, 2, -1)
+        net = self.net
+        init = net.init_scheme
+        activate = ACTIVATIONS[net.activation]
+
+        groups_in = self.groups_in or net.groups_of(x.shape[-1])
+        h = GroupNorm(groups_in, net.norm_eps, name="norm1")(x)  # (b, h, w, c)
+        x = self.resample(x)  # (b, h2, w2, c)
+        h = self.resample(activate(h))
+        h = conv(h, self.width, 3, "conv1", init=init)  # (b, h2, w2, c2)
+
+        groups_out = self.groups_out or net.groups_of(self.width)
+        norm2 = GroupNorm(groups_out, net.norm_eps, name="norm2")
+        scale_and_shift = net.modulation == "scale_shift"
+        emb_width = self.width * (1 + scale_and_shift)
+        emb = dense(activate(emb), emb_width, "time_emb_proj", init=init)  # (b, c2) or (b, 2 * c2)
+        emb = emb[:, None, None]
+        if scale_and_shift:
+            gain, shift = jnp.split(emb, 2, -1)  # each (b, 1, 1, c2)
             h = norm2(h) * (1 + gain) + shift
         else:
             h = norm2(h + emb)
         h = dropout(activate(h), net.dropout, module_keys(self, keys))
         h = conv(h, self.width, 3, "conv2", init=init, zero=True)
+
         if self.shortcut or x.shape[-1] != self.width:
-            x = conv(x, self.width, 1, "conv_shortcut", init=init)
+            x = conv(x, self.width, 1, "conv_shortcut", init=init)  # (b, h2, w2, c2)
         return (x + h) / self.scale
 
 
 class UNetLevel(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if the level has it; returns every state.
+    """Residual blocks at one resolution, each followed by attention if the level has it.
 
-    On the way up each takes in one of the `skips` of the way down. A level of NCSN++ has its groups and scale, and on
-    the way up one attention, at the end.
+    There is one block per entry of `skips`: None on the way down, and on the way up the state to
+    concatenate to the block's input. Returns the state after each block.
+    With `ncsnpp`, the level has NCSN++'s groups and scale, and on the way up only the last block
+    is followed by attention.
     """
 
     net: BlockSettings
@@ -112,50 +126,58 @@ class UNetLevel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, keys, skips: tuple[Array | None, ...]) -> list[Array]:
-        states, last = [], len(skips) - 1
+        states = []
+        last = len(skips) - 1
         for j, skip in enumerate(skips):
-            options = self._of_ncsnpp(x, skip) if self.ncsnpp else {}
-            x = x if skip is None else jnp.concatenate([x, skip], -1)
+            options = self._ncsnpp_options(x, skip) if self.ncsnpp else {}
+            if skip is not None:
+                x = jnp.concatenate([x, skip], -1)  # (b, h, w, c) -> (b, h, w, c + skip's channels)
+            # (b, h, w, width)
             x = ResidualBlock(self.net, self.width, **options, name=f"resnet_{j}")(x, emb, keys)
-            once = self.ncsnpp and skip is not None
-            if self.attention and (j == last or not once):
-                groups, scale = (32, SKIP_SCALE) if self.ncsnpp else (None, 1.0)
-                x = attention(
-                    self.net, f"attention_{0 if once else j}", groups=groups, scale=scale
-                )(x)
+            single_attention = self.ncsnpp and skip is not None
+            if self.attention and (j == last or not single_attention):
+                name = "attention_0" if single_attention else f"attention_{j}"
+                groups = 32 if self.ncsnpp else None
+                scale = SKIP_SCALE if self.ncsnpp else 1.0
+                x = attention(self.net, name, groups=groups, scale=scale)(x)
             states.append(x)
         return states
 
-    def _of_ncsnpp(self, x: Array, skip: Array | None) -> dict:
-        channels, more = x.shape[-1], 0 if skip is None else skip.shape[-1]
-        groups = quarter(channels + more)
+    def _ncsnpp_options(self, x: Array, skip: Array | None) -> dict:
+        channels = x.shape[-1]
+        skip_channels = 0 if skip is None else skip.shape[-1]
+        groups_in = quarter(channels + skip_channels)
         if self.attention and skip is not None:
-            groups = min(
-                channels + more // 4, 32
-            )  # as diffusers has it, by the precedence of its operators
-        return {"groups_in": groups, "groups_out": quarter(self.width), "scale": SKIP_SCALE}
+            # This is diffusers' number, a slip of operator precedence that its weights rely on.
+            groups_in = min(channels + skip_channels // 4, 32)
+        return {"groups_in": groups_in, "groups_out": quarter(self.width), "scale": SKIP_SCALE}
 
 
 def attention(net: BlockSettings, name: str, *, groups: int | None = None, scale: float = 1.0):
-    """A self-attention layer of the net; None for the groups leaves them to the net, 0 is for no norm."""
+    """A self-attention layer with the network's settings.
+
+    `groups` None is for the network's own number of groups, 0 for no norm.
+    """
 
     def apply(x: Array) -> Array:
-        count = net.groups_of(x.shape[-1]) if groups is None else groups
-        return SelfAttention(net.head_dim, count, net.norm_eps, net.init_scheme, scale, name=name)(
-            x
+        num_groups = net.groups_of(x.shape[-1]) if groups is None else groups
+        layer = SelfAttention(
+            net.head_dim, num_groups, net.norm_eps, net.init_scheme, scale, name=name
         )
+        return layer(x)
 
     return apply
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention if the middle has it, residual block at the coarsest level."""
+    """The middle of the U-Net: residual block, attention if it is set, residual block."""
 
     net: BlockSettings
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], emb: Array, keys) -> Float[Array, "b h w c"]:
-        net, scale = self.net, self.net.middle_scale
+        net = self.net
+        scale = net.middle_scale
         x = ResidualBlock(net, x.shape[-1], scale=scale, name="resnet_0")(x, emb, keys)
         if net.middle == "attention":
             x = attention(net, "attention_0", groups=net.middle_groups, scale=scale)(x)
@@ -165,6 +187,6 @@ class MidBlock(nn.Module):
 def ncsnpp_resampler(
     net: BlockSettings, width: int, resample: Callable[[Array], Array], name: str
 ) -> ResidualBlock:
-    """The residual block by which a level of NCSN++ goes over to the next."""
+    """The residual block of NCSN++ that resamples from one level to the next."""
     groups = quarter(width)
     return ResidualBlock(net, width, groups, groups, SKIP_SCALE, resample, shortcut=True, name=name)

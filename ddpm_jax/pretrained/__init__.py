@@ -1,6 +1,6 @@
-"""Models in the layout of diffusers, read from folders and the hub, and written.
+"""Models in the diffusers layout: read from folders and from the hub, and written.
 
-The names of diffusers' settings appear here alone. Files may come from anyone: each is read within
-limits, and nothing in it is executed.
-Imports `generation` and what lies below it.
+The names of diffusers settings appear only in this package. Files may come from anyone: they are
+read within size limits, and nothing in them is executed.
+Imports `generation` and the packages below it.
 """

@@ -1,6 +1,7 @@
-"""Nets of the Hugging Face hub: folders in the diffusers layout, downloaded and uploaded by its own client.
+"""Download models from the Hugging Face hub and upload them, with the hub's own client.
 
-The client reads HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and the rest from the environment.
+Models are folders in the diffusers layout. The client reads HF_TOKEN, HF_HOME, HF_HUB_CACHE,
+HF_HUB_OFFLINE, HF_ENDPOINT and its other variables from the environment.
 """
 
 import re
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from ddpm_jax.errors import check
 from ddpm_jax.pretrained.unet_config import CLASS
 from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import read_json
@@ -20,46 +20,60 @@ REPOSITORY = re.compile(
 )
 INDEX = "model_index.json"
 UNET = "unet/"
-JSONS = [INDEX, CONFIG, UNET + CONFIG, "scheduler_config.json", "scheduler/scheduler_config.json"]
+JSON_FILES = [
+    INDEX,
+    CONFIG,
+    UNET + CONFIG,
+    "scheduler_config.json",
+    "scheduler/scheduler_config.json",
+]
 
-NO_ACCESS = "check the name and, if it is private, set HF_TOKEN to a token that may see it"
-REMEDIES = {401: NO_ACCESS, 403: "set HF_TOKEN to a token that may do this", 404: NO_ACCESS}
+NO_ACCESS = "check the name and, for a private repository, set HF_TOKEN to a token that can read it"
+REMEDIES = {
+    401: NO_ACCESS,
+    403: "set HF_TOKEN to a token that has this permission",
+    404: NO_ACCESS,
+}
+"""The remedy for an HTTP status, as the end of a message."""
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name can be that of a repository, as google/ddpm-cifar10-32 is; so can a path such as runs/a."""
+    """Whether a name has the form of a repository, as google/ddpm-cifar10-32.
+
+    A path such as runs/a has this form too.
+    """
     return REPOSITORY.fullmatch(name) is not None
 
 
 def download(
     repo: str, *, variant: str | None = None, revision: str | None = None, weights: bool = True
 ) -> Path:
-    """The folder in the hub's cache with the JSON files of a repository and, if asked for, the weights of its net.
+    """Download the JSON files of a repository, and the weights of its network if asked for.
 
-    The weights are the files that `read_tensors` reads, of a variant such as fp16; none where the net, in unet/ or at
-    the root, is no UNet2DModel. `revision` is a branch, tag or commit. Raises ValueError, ImportError or OSError.
+    Return their folder in the hub's cache. `weights` fetches only the files that `read_tensors`
+    reads, of a `variant` such as "fp16", and none if the network, in unet/ or at the root, is not
+    a UNet2DModel. `revision` is a branch, tag or commit. Raise ValueError, ImportError or OSError.
     """
     client = _client(repo)
     with _one_line_errors(repo, revision):
-        folder = Path(client.snapshot_download(repo, revision=revision, allow_patterns=JSONS))
-    names = _names(repo, folder)
+        folder = Path(client.snapshot_download(repo, revision=revision, allow_patterns=JSON_FILES))
+    names = _list_files(repo, folder)
     if names.isdisjoint({INDEX, CONFIG, UNET + CONFIG}):
         raise FileNotFoundError(
-            f"{repo} holds no {INDEX} and no {CONFIG}: it is not in the layout of diffusers"
+            f"{repo} has neither {INDEX} nor {CONFIG}: name a repository in the diffusers layout."
         )
-    place = UNET if UNET + CONFIG in names else ""
-    if (
-        weights
-        and place + CONFIG in names
-        and read_json(folder / place / CONFIG).get("_class_name", CLASS) == CLASS
-    ):
-        there = {name.removeprefix(place) for name in names if name.startswith(place)}
-        _download_weights(repo, folder, place, {name for name in there if "/" not in name}, variant)
+    subfolder = UNET if UNET + CONFIG in names else ""
+    if not weights or subfolder + CONFIG not in names:
+        return folder
+    if read_json(folder / subfolder / CONFIG).get("_class_name", CLASS) == CLASS:
+        beside = {name.removeprefix(subfolder) for name in names if name.startswith(subfolder)}
+        beside = {name for name in beside if "/" not in name}
+        _download_weights(repo, folder, subfolder, beside, variant)
     return folder
 
 
-def _names(repo: str, folder: Path) -> set[str]:
-    """The files of a commit as the client noted them; where it did not, those that are in the cache."""
+def _list_files(repo: str, folder: Path) -> set[str]:
+    """The files of a commit, or those in the cache if the client did not keep a list."""
     client = _client(repo)
     try:
         return {file.path for file in client.get_cached_repo_tree(repo, revision=folder.name)}
@@ -68,137 +82,138 @@ def _names(repo: str, folder: Path) -> set[str]:
 
 
 def _download_weights(
-    repo: str, folder: Path, place: str, names: set[str], variant: str | None
+    repo: str, folder: Path, subfolder: str, names: set[str], variant: str | None
 ) -> None:
-    """Downloads those of the files of a net, `names`, that hold its weights."""
+    """Download the weights among the files `names` of a network's folder."""
 
     def fetch(name: str) -> Path:
         with _one_line_errors(repo):
-            return Path(_client(repo).hf_hub_download(repo, place + name, revision=folder.name))
+            path = subfolder + name
+            return Path(_client(repo).hf_hub_download(repo, path, revision=folder.name))
 
-    file = fetch(weights_file(names, variant, f"{repo}/{place}".rstrip("/")))
-    places = read_json(file).get("weight_map") if file.suffix == ".json" else None
-    shards = set(map(str, places.values())) if isinstance(places, dict) else set()
-    lost = sorted(shards - names)
-    check(
-        not lost,
-        f"{repo} has no {', '.join(lost[:4])[:200]} beside {file.name}, which places tensors there",
-    )
+    file = fetch(weights_file(names, variant, f"{repo}/{subfolder}".rstrip("/")))
+    weight_map = read_json(file).get("weight_map") if file.suffix == ".json" else None
+    shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    missing = sorted(shards - names)
+    if missing:
+        listed = ", ".join(missing[:4])[:200]
+        raise ValueError(f"{file.name} of {repo} lists shards that do not exist: {listed}.")
     for shard in sorted(shards):
         fetch(shard)
 
 
 def prepare(repo: str, private: bool = False) -> None:
-    """Creates a repository unless it is there; raises ValueError or OSError where an upload to it would be refused."""
+    """Create a repository if it does not exist.
+
+    Raise ValueError, ImportError or OSError if an upload to it would be refused.
+    """
     client = _client(repo)
     hub = client.constants.ENDPOINT
-    check(
-        not client.constants.HF_HUB_OFFLINE,
-        "HF_HUB_OFFLINE is set: nothing can be uploaded until it is unset",
-    )
-    token = client.get_token()
-    check(
-        bool(token),
-        f"an upload needs a token that may write: set HF_TOKEN to one of {hub}/settings/tokens",
-    )
+    if client.constants.HF_HUB_OFFLINE:
+        raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it.")
+    if not client.get_token():
+        raise ValueError(
+            "An upload needs a token that can write: "
+            f"set HF_TOKEN to one from {hub}/settings/tokens."
+        )
     api = client.HfApi()
     with _one_line_errors(repo):
-        api.create_repo(
-            repo, private=private or None, exist_ok=True
-        )  # None leaves it to the owner's settings
+        # None leaves the choice to the settings of the owner.
+        api.create_repo(repo, private=private or None, exist_ok=True)
         api.auth_check(repo, write=True)
         exposed = private and not api.model_info(repo).private
-    check(
-        not exposed,
-        f"{repo} is public: make it private at {hub}/{repo}/settings, or name another repository",
-    )
+    if exposed:
+        raise ValueError(
+            f"{repo} is public: make it private at {hub}/{repo}/settings, "
+            "or name another repository."
+        )
 
 
 def upload(
     folder: Path, repo: str, *, private: bool = False, message: str = "Upload by ddpm_jax"
 ) -> str:
-    """The address of the repository after a commit of all files of a folder but hidden ones; creates it if needed.
+    """Upload the files of a folder, except hidden ones, in one commit. Return the address.
 
-    Raises ValueError, ImportError or OSError.
+    The repository is created if needed. Raise ValueError, ImportError or OSError.
     """
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    check(bool(shown), f"{folder} holds no files to upload")
+    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if not visible:
+        raise ValueError(f"{folder} has no files to upload: hidden files are left out.")
     prepare(repo, private)
     client = _client(repo)
-    added = [client.CommitOperationAdd(name.as_posix(), str(folder / name)) for name in shown]
+    additions = [client.CommitOperationAdd(name.as_posix(), str(folder / name)) for name in visible]
     with _one_line_errors(repo):
-        client.create_commit(repo, added, commit_message=message)
+        client.create_commit(repo, additions, commit_message=message)
     return f"{client.constants.ENDPOINT}/{repo}"
 
 
 def _client(repo: str) -> ModuleType:
-    """The package huggingface_hub, for a repository of a valid name."""
-    check(
-        is_repository(repo), f"{repo!r} cannot be a repository of the hub: name one as owner/name"
-    )
+    """Import huggingface_hub. Raise ValueError if `repo` is not a valid name."""
+    if not is_repository(repo):
+        raise ValueError(f"{repo!r} is not the name of a hub repository: write it as owner/name.")
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors, get_cached_repo_tree  # noqa: F401
     except ImportError as error:
-        message = f'downloads and uploads need a recent huggingface_hub ({error}): pip install "ddpm_jax[hub]"'
+        message = (
+            f"Downloads and uploads need a recent huggingface_hub ({error}): "
+            'run pip install "ddpm_jax[hub]".'
+        )
         raise ImportError(message) from error
     return huggingface_hub
 
 
 @contextmanager
 def _one_line_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """The client's errors, of many lines each, become an OSError of one line with cause and remedy."""
+    """Turn the client's errors, of many lines each, into an OSError of one line."""
     from huggingface_hub import errors
 
     try:
         yield
-    except RuntimeError as error:  # how an upload of weights fails
+    except RuntimeError as error:
+        # A failed upload of weights raises a RuntimeError from the HTTP error.
         if not isinstance(error.__cause__, errors.HTTPError):
             raise
-        raise _explained(error.__cause__, repo, revision) from error
+        raise _as_os_error(error.__cause__, repo, revision) from error
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise _explained(error, repo, revision) from error
+        raise _as_os_error(error, repo, revision) from error
 
 
-def _explained(error: BaseException, repo: str, revision: str | None) -> OSError:
+def _as_os_error(error: BaseException, repo: str, revision: str | None) -> OSError:
+    """An error of the client as one line with cause and remedy."""
     from huggingface_hub import constants, errors
 
-    hub, missing = constants.ENDPOINT, ""
+    hub = constants.ENDPOINT
+    incomplete = ""
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error, missing = (
-            error.__cause__,
-            f", and {repo} is not whole in the cache {constants.HF_HUB_CACHE}",
-        )
+        error = error.__cause__
+        incomplete = f", and {repo} is not complete in the cache {constants.HF_HUB_CACHE}"
     match error:
         case errors.RevisionNotFoundError():
-            there = ", ".join(_revisions(repo))
-            return FileNotFoundError(
-                f"{repo} has no revision {revision or 'main'}: name a commit or one of {there}"
-            )
+            missing = f"{repo} has no revision {revision or 'main'}"
+            existing = ", ".join(_revisions(repo))
+            return FileNotFoundError(f"{missing}: name a commit or one of {existing}.")
         case errors.GatedRepoError():
             return PermissionError(
-                f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN to your token"
+                f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN to your token."
             )
         case errors.HfHubHTTPError():
-            status, said = (
-                error.response.status_code,
-                " ".join((error.server_message or "no reason given").split()),
-            )
-            return OSError(
-                f"{hub} answers {status} for {repo} ({said}): {REMEDIES.get(status, 'try again later')}"
-            )
+            status = error.response.status_code
+            reason = " ".join((error.server_message or "no reason given").split())
+            remedy = REMEDIES.get(status, "try again later")
+            return OSError(f"{hub} answers {status} for {repo} ({reason}): {remedy}.")
         case errors.HTTPError():
             return ConnectionError(
-                f"no answer from {hub} ({error}){missing}: check the network and HF_ENDPOINT"
+                f"No answer from {hub} ({error}){incomplete}: check the network and HF_ENDPOINT."
             )
         case errors.OfflineModeIsEnabled():
-            return FileNotFoundError(f"HF_HUB_OFFLINE is set{missing}: unset it")
+            return FileNotFoundError(f"HF_HUB_OFFLINE is set{incomplete}: unset it.")
     return OSError(" ".join(str(error).split()))
 
 
 def _revisions(repo: str) -> list[str]:
-    """The branches and tags."""
+    """The branches and tags of a repository."""
     with _one_line_errors(repo):
         refs = _client(repo).HfApi().list_repo_refs(repo)
     return [ref.name for ref in (*refs.branches, *refs.tags)]

@@ -1,72 +1,89 @@
-"""The settings in a JSON file of diffusers: every key known, every value of its kind, the missing at their defaults."""
+"""Validate the settings in a diffusers JSON file, and fill in the defaults of missing keys."""
 
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
-from ddpm_jax.errors import check
-
-LARGEST_FLOAT, LARGEST_INT, LONGEST_WORD = 1e300, 2**63, 80
+MAX_FLOAT = 1e300
+MAX_INT = 2**63
+MAX_STRING_LENGTH = 80  # characters
 VERSION = "0.35.0"
-"""The version of diffusers that what is written is said to be of."""
+"""The version of diffusers that written files name."""
 
 
 def validate(
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],
     ignored: Collection[str],
-    what: str,
+    filename: str,
     nullable: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The settings of a config of diffusers, those missing at their defaults; raises ValueError for an unknown key.
+    """Check the settings of a diffusers config, and fill in the defaults of missing keys.
 
-    `ignored` are keys that may be there too; `nullable` may be null, as may those whose default is null.
+    A value must have the type of its default. Keys in `ignored` are allowed but dropped. Keys in
+    `nullable`, and keys whose default is null, may be null. Raise ValueError for an unknown key
+    or an invalid value; the messages name `filename`.
     """
-    left_at_default = config.get("_use_default_values") or []
-    check(
-        isinstance(left_at_default, list),
-        f"{what}: _use_default_values must be a list, not {repr(left_at_default)[:80]}",
-    )
-    unsaid = {key for key in left_at_default if isinstance(key, str)}
-    said = {key: value for key, value in config.items() if key[:1] != "_" and key not in unsaid}
-    unknown = sorted(set(said) - set(defaults) - set(ignored))
-    check(not unknown, f"{what} says {repr(unknown)[:200]}, which is not understood")
-    for key, value in said.items():
+    default_keys = config.get("_use_default_values") or []
+    if not isinstance(default_keys, list):
+        text = repr(default_keys)[:80]
+        raise ValueError(f"{filename}: _use_default_values must be a list, not {text}.")
+    left_out = {key for key in default_keys if isinstance(key, str)}
+    given = {key: value for key, value in config.items() if key[:1] != "_" and key not in left_out}
+    unknown = sorted(set(given) - set(defaults) - set(ignored))
+    if unknown:
+        raise ValueError(f"{filename} has unsupported keys: {repr(unknown)[:200]}.")
+    for key, value in given.items():
         default = defaults.get(key)
-        fits = key in nullable if value is None and default is not None else _like(value, default)
-        check(fits, f"{what}: {key} must be {_kind(default)}, not {repr(value)[:80]}")
-        short = not isinstance(value, str) or (len(value) <= LONGEST_WORD and value.isprintable())
-        check(short, f"{what}: {key} {repr(value)[:80]} is not a word that any model has")
-    return {**defaults, **{key: value for key, value in said.items() if key in defaults}}
+        if value is None and default is not None:
+            valid = key in nullable
+        else:
+            valid = _has_type_of(value, default)
+        text = repr(value)[:80]
+        if not valid:
+            raise ValueError(f"{filename}: {key} must be {_type_name(default)}, not {text}.")
+        if isinstance(value, str) and not _is_short_and_printable(value):
+            limit = f"a printable string of at most {MAX_STRING_LENGTH} characters"
+            raise ValueError(f"{filename}: {key} must be {limit}, not {text}.")
+    return {**defaults, **{key: value for key, value in given.items() if key in defaults}}
 
 
-def _like(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default, or the default says nothing of its kind, or null is a value."""
+def _is_short_and_printable(text: str) -> bool:
+    return len(text) <= MAX_STRING_LENGTH and text.isprintable()
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default. None, on either side, matches any type."""
     if value is None or default is None:
         return True
     if isinstance(default, list):
-        return isinstance(value, list) and (
-            not default or (bool(value) and all(_like(x, default[0]) for x in value))
-        )
+        if not isinstance(value, list):
+            return False
+        # An empty default does not tell the type of the items.
+        if not default:
+            return True
+        return bool(value) and all(_has_type_of(item, default[0]) for item in value)
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, int):
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_INT
-    finite = isinstance(value, (int, float)) and abs(value) <= LARGEST_FLOAT
-    return value == default or (finite and not isinstance(value, bool))
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INT
+    # The default may be infinite; other values may not.
+    if value == default:
+        return True
+    finite = isinstance(value, (int, float)) and abs(value) <= MAX_FLOAT
+    return finite and not isinstance(value, bool)
 
 
-def _kind(default: Any) -> str:
+def _type_name(default: Any) -> str:
     if isinstance(default, list):
         return f"a list, such as {default}"
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(
-        type(default), "a string"
-    )
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(type(default), "a string")
 
 
 def lookup(names: Mapping, value: Any, key: str) -> Any:
-    """What of ours stands for a value of theirs; raises ValueError, with those there are, for another."""
-    check(
-        isinstance(value, Hashable) and value in names,
-        f"{key} {repr(value)[:80]} is not understood; known are {', '.join(map(repr, names))}",
-    )
+    """Our name for the value of a diffusers key. Raise ValueError if there is none."""
+    if not isinstance(value, Hashable) or value not in names:
+        text = repr(value)[:80]
+        supported = ", ".join(map(repr, names))
+        raise ValueError(f"{key} {text} is not supported: it must be one of {supported}.")
     return names[value]

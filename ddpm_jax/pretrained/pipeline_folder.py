@@ -1,11 +1,10 @@
-"""Whole models in the diffusers layout: a net, its scheduler, and model_index.json, which says so."""
+"""Whole models in the diffusers layout: a network, its scheduler, and the model_index.json."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
-from ddpm_jax.errors import check
 from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.models import Params
@@ -23,9 +22,10 @@ PARTS = {"unet", "scheduler"}
 
 
 class Pretrained(NamedTuple):
-    """A network with its parameters, the noise it was trained for, and the sampler it draws with.
+    """A network with its parameters, its training noise schedule, and its sampler.
 
-    `model.apply(params, xt, t)` is the network's output, NHWC. `recipe` says all of it but the parameters.
+    `model.apply(params, xt, t)` is the network's output, NHWC. `recipe` describes everything but
+    the parameters.
     """
 
     model: UNet
@@ -43,11 +43,13 @@ def load_pretrained(
     revision: str | None = None,
     image_size: int | None = None,
 ) -> Pretrained:
-    """The model in a folder, or else in a repository owner/name of the hub, in the layout of diffusers.
+    """Load a model in the diffusers layout from a folder, or from a hub repository owner/name.
 
-    `scheduler`, such as UniPCMultistepScheduler, reads the scheduler's JSON as that of another; `variant` is such as
-    fp16, `revision` a branch, tag or commit of the repository; `image_size` is for nets whose config names none.
-    Raises FileNotFoundError, ValueError, ImportError or OSError.
+    A folder takes precedence over a repository of the same name. `scheduler`, such as
+    UniPCMultistepScheduler, reads the scheduler's JSON as another scheduler would. `variant` is
+    such as "fp16"; `revision` is a branch, tag or commit of the repository; `image_size` is used
+    if the network's config has none.
+    Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
     recipe = read_recipe(locate_folder(path_or_repo, revision), scheduler, image_size)
     params = read_params(path_or_repo, recipe, variant, revision)
@@ -59,30 +61,31 @@ def load_pretrained(
 def save_pretrained(
     recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False
 ) -> str:
-    """Writes the folder that `load_pretrained` reads, and `DDPMPipeline.from_pretrained` of diffusers.
+    """Write a folder for `load_pretrained`, and for `DDPMPipeline.from_pretrained` of diffusers.
 
-    Returns the name of its scheduler, which walks as the recipe's sampler, or is DDPMScheduler where none does;
-    `for_pipeline` takes only those that the pipeline can call. Raises ValueError for what diffusers cannot hold.
+    Return the name of its scheduler: the one that steps as the recipe's sampler does, or else
+    DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. Raise
+    ValueError if diffusers cannot represent the recipe.
     """
-    folder, (model, objective) = Path(folder), check_possible(recipe)
+    folder = Path(folder)
+    model, objective = check_exportable(recipe)
     scheduler = scheduler_config.scheduler_config(objective, recipe.sampling, for_pipeline)
     unet_folder.save_net(model, params, folder / "unet")
     (folder / "scheduler").mkdir(exist_ok=True)
-    write_json(
-        folder / "scheduler" / scheduler_config.NAME, scheduler | {"_diffusers_version": VERSION}
-    )
+    scheduler_path = folder / "scheduler" / scheduler_config.NAME
+    write_json(scheduler_path, scheduler | {"_diffusers_version": VERSION})
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
     return scheduler["_class_name"]
 
 
-def check_possible(recipe: Recipe) -> tuple[UNet, Objective]:
-    """The net and the objective of a recipe; raises ValueError where diffusers cannot hold them."""
-    model, objective = recipe.model, recipe.objective
+def check_exportable(recipe: Recipe) -> tuple[UNet, Objective]:
+    """The model and objective of a recipe. Raise ValueError if diffusers has none like them."""
+    model = recipe.model
+    objective = recipe.objective
     if not isinstance(model, UNet):
-        raise ValueError(
-            f"diffusers has no net such as {type(model).__name__}: only a UNet can be written"
-        )
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be written in the diffusers layout: only UNet can.")
     unet_to_config(model)
     scheduler_config.scheduler_config(objective, recipe.sampling)
     return model, objective
@@ -94,42 +97,44 @@ def locate_folder(
     variant: str | None = None,
     weights: bool = False,
 ) -> Path:
-    """The folder at a path, or of a repository in the hub's cache after the download of its JSON files.
+    """The folder at a path, or the folder of a repository in the hub's cache.
 
-    With `weights` these too, of a variant. Raises FileNotFoundError, ValueError, ImportError or OSError.
+    The JSON files of a repository are downloaded and, with `weights`, its weights of the variant.
+    Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
     path = Path(path_or_repo)
     if path.exists():
-        check(path.is_dir(), f"{path} is a file: give the folder it is in")
+        if not path.is_dir():
+            raise ValueError(f"{path} is a file: give the folder it is in.")
         return path
     if not hub.is_repository(str(path_or_repo)):
         raise FileNotFoundError(
-            f"{path_or_repo} is neither a folder here nor owner/name, a repository of the hub"
+            f"{path_or_repo} is neither a folder nor the name of a hub repository: "
+            "give a folder that exists, or owner/name."
         )
     try:
         return hub.download(str(path_or_repo), variant=variant, revision=revision, weights=weights)
     except (OSError, ImportError) as error:
-        raise type(error)(
-            f"there is no folder {path_or_repo} here, and as a repository of the hub: {error}"
-        ) from error
+        message = f"There is no folder {path_or_repo}, so it was looked up on the hub. {error}"
+        raise type(error)(message) from error
 
 
 def looks_like_diffusers(folder: Path) -> bool:
-    """Whether a folder looks like one in the layout of diffusers."""
-    return any(
-        (folder / name).exists() for name in (INDEX, "unet", "scheduler", scheduler_config.NAME)
-    )
+    """Whether a folder has a file or folder of the diffusers layout."""
+    names = (INDEX, "unet", "scheduler", scheduler_config.NAME)
+    return any((folder / name).exists() for name in names)
 
 
 def read_recipe(
     folder: Path, scheduler: str | None = None, image_size: int | None = None
 ) -> Recipe:
-    """What the JSON files of a folder say; no device is touched."""
-    index = _index(folder)
-    model = unet_folder.read_net(_part(folder, "unet"), image_size)
-    config = read_json(inside(folder, _part(folder, "scheduler") / scheduler_config.NAME))
-    said = parse_scheduler({"_class_name": index["scheduler"][1]} | config, scheduler)
-    return Recipe(model=model, objective=said.objective, sampling=said.sampling)
+    """Read the recipe from the JSON files of a folder. No device is touched."""
+    index = _read_index(folder)
+    model = unet_folder.read_net(_part_folder(folder, "unet"), image_size)
+    path = _part_folder(folder, "scheduler") / scheduler_config.NAME
+    config = {"_class_name": index["scheduler"][1]} | read_json(inside(folder, path))
+    parsed = parse_scheduler(config, scheduler)
+    return Recipe(model=model, objective=parsed.objective, sampling=parsed.sampling)
 
 
 def read_params(
@@ -138,35 +143,38 @@ def read_params(
     variant: str | None = None,
     revision: str | None = None,
 ) -> Params:
-    """The parameters of a model whose recipe has been read, downloaded first where it is a repository."""
+    """Read the parameters of a model with this recipe, downloading them if needed."""
     assert isinstance(recipe.model, UNet)
     folder = locate_folder(path_or_repo, revision, variant, weights=True)
-    return unet_folder.read_params(_part(folder, "unet"), recipe.model, variant)
+    return unet_folder.read_params(_part_folder(folder, "unet"), recipe.model, variant)
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    """What model_index.json says of the parts, as it would where there is none."""
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Read model_index.json, or return its defaults if there is none."""
     index = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", "DDPMScheduler"]}
     if (folder / INDEX).exists():
         index |= read_json(inside(folder, folder / INDEX))
-    named = {
+    parts = {
         name: part
         for name, part in index.items()
         if isinstance(part, list) and part != [None, None]
     }
-    others = sorted(set(named) - PARTS)
-    kind = index.get("_class_name", PIPELINE)
-    check(
-        not others,
-        f"{folder} is a {str(kind)[:80]} with {', '.join(others)[:200]}: only nets of pixels are supported",
+    unsupported = sorted(set(parts) - PARTS)
+    if unsupported:
+        pipeline = str(index.get("_class_name", PIPELINE))[:80]
+        listed = ", ".join(unsupported)[:200]
+        raise ValueError(
+            f"{folder} is a {pipeline} with the parts {listed}: "
+            "only a unet and a scheduler are supported."
+        )
+    valid = all(
+        len(part) == 2 and all(isinstance(word, str) for word in part) for part in parts.values()
     )
-    whole = all(
-        len(part) == 2 and all(isinstance(word, str) for word in part) for part in named.values()
-    )
-    check(whole and set(named) == PARTS, f"{folder / INDEX} does not name a unet and a scheduler")
+    if not valid or set(parts) != PARTS:
+        raise ValueError(f"{folder / INDEX} does not name a unet and a scheduler.")
     return index
 
 
-def _part(folder: Path, name: str) -> Path:
-    """The folder of a part; diffusers looks in the whole's own where it has none."""
+def _part_folder(folder: Path, name: str) -> Path:
+    """The folder of a part. As in diffusers, it is the model's own if the part has none."""
     return inside(folder, folder / name) if (folder / name).is_dir() else folder

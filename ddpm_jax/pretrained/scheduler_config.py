@@ -1,4 +1,4 @@
-"""The scheduler_config.json of diffusers: what a net was trained for, and the sampler that walks as its scheduler."""
+"""Read a scheduler_config.json of diffusers as an objective and a sampling, and write one."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,19 +6,18 @@ from typing import Any, NamedTuple
 
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.pretrained.json_settings import lookup, validate
 from ddpm_jax.pretrained.schedulers import (
-    CLIPPED,
+    CLIPPING,
     LEADING,
-    LEGACY,
-    OWN_VALUES,
-    RESCALED,
+    LEGACY_KEYS,
     SCHEDULERS,
-    THRESHOLDED,
-    TRAINED,
+    THRESHOLDING,
+    TRAINING,
+    VALUES_BY_SCHEDULER,
     VARIANCES,
+    ZERO_SNR,
     SchedulerSpec,
 )
 
@@ -36,17 +35,17 @@ MAX_TIMESTEPS = 2**20
 UNLIMITED = 1e6
 """A threshold that no pixel reaches."""
 DEFAULT_STEPS = 50
-"""Steps where the sampler is not ancestral sampling, which takes all; that of diffusers' pipelines."""
+"""Steps of all samplers but `ddpm`, as in diffusers' pipelines; `ddpm` takes all T."""
 
-SUPPORTED = {*TRAINED, *CLIPPED, *THRESHOLDED, *RESCALED, *LEADING} - {"trained_betas"}
+SUPPORTED = {*TRAINING, *CLIPPING, *THRESHOLDING, *ZERO_SNR, *LEADING} - {"trained_betas"}
 SUPPORTED |= {"use_karras_sigmas", "variance_type", "set_alpha_to_one", "final_sigmas_type"}
-"""Keys that are heeded whoever has them."""
-IGNORED = LEGACY.union(*(kind.defaults for kind in SCHEDULERS.values()))
-"""Keys that a JSON may hold whosever it is."""
+"""Keys honoured for every scheduler."""
+IGNORED = LEGACY_KEYS.union(*(spec.defaults for spec in SCHEDULERS.values()))
+"""Keys allowed in the JSON of every scheduler. Those a scheduler does not know are ignored."""
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler_config.json says."""
+    """A scheduler_config.json in our terms."""
 
     name: str
     objective: Objective
@@ -54,163 +53,179 @@ class Scheduler(NamedTuple):
 
 
 def parse_scheduler(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
-    """The objective and the sampling of a scheduler_config.json; raises ValueError for what is not understood.
+    """Read the objective and the sampling of a scheduler_config.json.
 
-    `name` has it read as that of another scheduler: what the net was trained for is as its own class says, how to walk
-    as the other does with the keys that both have.
+    `name` reads it as that scheduler would: the objective stays that of the config's own class,
+    and the sampling is the other's, with the keys that both have.
+    Raise ValueError for an unknown scheduler, and for unsupported keys or values.
     """
-    own = str(config.get("_class_name", name))
-    name = name or own
-    check(
-        config.get("predict_epsilon") in (None, True),
-        f"{NAME}: predict_epsilon false is not supported",
-    )
-    walked = _settings(config, own, name)
-    for key, value in walked.items():
-        kind = SCHEDULERS[name]
-        neutral = key in SUPPORTED or key in kind.supported or value == kind.defaults[key]
-        check(neutral, f"{NAME}: {key} {repr(value)[:80]} is not supported for {name}")
-    return Scheduler(
-        name, _objective(_settings(config, own, own)), _sampling(walked, SCHEDULERS[name])
-    )
+    own_name = str(config.get("_class_name", name))
+    name = name or own_name
+    if config.get("predict_epsilon") not in (None, True):
+        raise ValueError(
+            f"{NAME}: predict_epsilon false is not supported: write prediction_type sample instead."
+        )
+    settings = _settings(config, own_name, name)
+    spec = SCHEDULERS[name]
+    for key, value in settings.items():
+        default = spec.defaults[key]
+        if key in SUPPORTED or key in spec.supported or value == default:
+            continue
+        text = repr(value)[:80]
+        raise ValueError(
+            f"{NAME}: {key} {text} is not supported for {name}: it must be {default!r}."
+        )
+    objective = _objective(_settings(config, own_name, own_name))
+    return Scheduler(name, objective, _sampling(settings, spec))
 
 
-def _settings(config: Mapping[str, Any], own: str, name: str) -> dict[str, Any]:
-    """The settings of a scheduler's JSON as another reads them; it may hold keys of any, which diffusers passes on."""
-    lookup(SCHEDULERS, own, f"{NAME}: _class_name")
-    reader = lookup(SCHEDULERS, name, "scheduler")
-    foreign = {
+def _settings(config: Mapping[str, Any], own_name: str, name: str) -> dict[str, Any]:
+    """The settings of the scheduler `own_name` as the scheduler `name` reads them.
+
+    The JSON may hold keys of any scheduler, because diffusers passes them on.
+    """
+    lookup(SCHEDULERS, own_name, f"{NAME}: _class_name")
+    spec = lookup(SCHEDULERS, name, "scheduler")
+    unknown_here = {
         key
         for key, value in config.items()
-        if own != name and key in OWN_VALUES and value not in OWN_VALUES[key].get(name, ())
+        if own_name != name
+        and key in VALUES_BY_SCHEDULER
+        and value not in VALUES_BY_SCHEDULER[key].get(name, ())
     }
-    read = {key: value for key, value in config.items() if key not in foreign}
-    return validate(read, reader.defaults, IGNORED, NAME)
+    known = {key: value for key, value in config.items() if key not in unknown_here}
+    return validate(known, spec.defaults, IGNORED, NAME)
 
 
-def _objective(said: Mapping[str, Any]) -> Objective:
-    timesteps = said["num_train_timesteps"]
-    check(
-        said["trained_betas"] is None,
-        f"{NAME}: trained_betas are not supported, only named schedules",
-    )
-    check(
-        1 <= timesteps <= MAX_TIMESTEPS,
-        f"{NAME}: num_train_timesteps {timesteps} is not within 1 to {MAX_TIMESTEPS}",
-    )
-    learned: dict[str, Any] = {"variance": "learned_range", "loss_kind": "hybrid"}
-    variance = said.get("variance_type") or "fixed_small"
-    check(
-        variance != "learned",
-        f"{NAME}: variance_type learned is not supported, whose nets say the variance itself",
-    )
+def _objective(settings: Mapping[str, Any]) -> Objective:
+    timesteps = settings["num_train_timesteps"]
+    if settings["trained_betas"] is not None:
+        raise ValueError(f"{NAME}: trained_betas is not supported: only named schedules are.")
+    if not 1 <= timesteps <= MAX_TIMESTEPS:
+        limits = f"from 1 to {MAX_TIMESTEPS}"
+        raise ValueError(f"{NAME}: num_train_timesteps {timesteps} is not {limits}.")
+    variance_type = settings.get("variance_type") or "fixed_small"
+    if variance_type == "learned":
+        raise ValueError(
+            f"{NAME}: variance_type learned is not supported: only learned_range can be learned."
+        )
+    schedule = lookup(SCHEDULES, settings["beta_schedule"], "beta_schedule")
+    target = lookup(TARGETS, settings["prediction_type"], "prediction_type")
+    learned: dict[str, Any] = {}
+    if lookup(VARIANCES, variance_type, "variance_type") == "learned_range":
+        learned = {"variance": "learned_range", "loss_kind": "hybrid"}
     return Objective(
-        schedule=lookup(SCHEDULES, said["beta_schedule"], "beta_schedule"),
+        schedule=schedule,
         timesteps=timesteps,
-        beta_start=float(said["beta_start"]),
-        beta_end=float(said["beta_end"]),
-        zero_terminal_snr=said.get("rescale_betas_zero_snr", False),
-        target=lookup(TARGETS, said["prediction_type"], "prediction_type"),
-        **(learned if lookup(VARIANCES, variance, "variance_type") == "learned_range" else {}),
+        beta_start=float(settings["beta_start"]),
+        beta_end=float(settings["beta_end"]),
+        zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
+        target=target,
+        **learned,
     )
 
 
-def _sampling(said: Mapping[str, Any], kind: SchedulerSpec) -> Sampling:
-    sampler, options = kind.sampler(said)
-    spacing = lookup(SPACINGS, said.get("timestep_spacing", "linspace"), "timestep_spacing")
-    karras = said.get("use_karras_sigmas", False)
-    check(
-        not karras or kind.whole_karras or spacing == "linspace",
-        f"{NAME}: use_karras_sigmas with timestep_spacing {spacing} is not supported for this scheduler",
-    )
-    few = None if sampler == "ddpm" else min(DEFAULT_STEPS, max(1, said["num_train_timesteps"] - 1))
+def _sampling(settings: Mapping[str, Any], spec: SchedulerSpec) -> Sampling:
+    sampler, options = spec.sampler(settings)
+    spacing = lookup(SPACINGS, settings.get("timestep_spacing", "linspace"), "timestep_spacing")
+    karras = settings.get("use_karras_sigmas", False)
+    if karras and not spec.full_karras_range and spacing != "linspace":
+        raise ValueError(
+            f"{NAME}: use_karras_sigmas with timestep_spacing {spacing} is not supported "
+            "for this scheduler: only linspace is."
+        )
+    steps = None
+    if sampler != "ddpm":
+        steps = min(DEFAULT_STEPS, max(1, settings["num_train_timesteps"] - 1))
     return Sampling(
         sampler=sampler,
         options=options,
-        steps=few,
+        steps=steps,
         spacing="karras" if karras else spacing,
-        offset=said.get("steps_offset", 0) if spacing == "leading" and not karras else 0,
-        end=_end(said),
-        grid=kind.grid,
-        keep_eps=kind.keep_eps,
-        **_limits(said),
+        offset=settings.get("steps_offset", 0) if spacing == "leading" and not karras else 0,
+        end=_end(settings),
+        grid=spec.grid,
+        keep_eps=spec.keep_eps,
+        **_x0_limits(settings),
     )
 
 
-def _end(said: Mapping[str, Any]) -> Any:
-    if "set_alpha_to_one" in said:
-        return "clean" if said["set_alpha_to_one"] else "sigma_min"
-    return (
-        lookup(ENDS, said["final_sigmas_type"], "final_sigmas_type")
-        if "final_sigmas_type" in said
-        else None
-    )
+def _end(settings: Mapping[str, Any]) -> Any:
+    if "set_alpha_to_one" in settings:
+        return "clean" if settings["set_alpha_to_one"] else "sigma_min"
+    if "final_sigmas_type" in settings:
+        return lookup(ENDS, settings["final_sigmas_type"], "final_sigmas_type")
+    return None
 
 
-def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
-    """How x0 is limited: thresholds that may not exceed 1 are a clip to [-1, 1]."""
-    if said.get("thresholding"):
-        most = float(said["sample_max_value"])
-        check(most >= 1, f"{NAME}: sample_max_value {most} is not supported: it must be at least 1")
-        ratio = float(said["dynamic_thresholding_ratio"])
-        limit = None if most >= UNLIMITED else most
-        return (
-            {"dynamic_threshold": ratio, "threshold_limit": limit}
-            if most > 1
-            else {"clip_x0": True}
+def _x0_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `Sampling` that clip x0."""
+    if settings.get("thresholding"):
+        maximum = float(settings["sample_max_value"])
+        if not maximum >= 1:
+            raise ValueError(
+                f"{NAME}: sample_max_value {maximum} is not supported: it must be at least 1."
+            )
+        quantile = float(settings["dynamic_thresholding_ratio"])
+        # A threshold that may not exceed 1 is a clip to [-1, 1].
+        if not maximum > 1:
+            return {"clip_x0": True}
+        limit = None if maximum >= UNLIMITED else maximum
+        return {"dynamic_threshold": quantile, "threshold_limit": limit}
+    clip = settings.get("clip_sample", False)
+    clip_range = settings.get("clip_sample_range", 1.0)
+    if clip and clip_range != 1:
+        raise ValueError(
+            f"{NAME}: clip_sample_range {clip_range} is not supported: images are in [-1, 1]."
         )
-    clipped, limit = said.get("clip_sample", False), said.get("clip_sample_range", 1.0)
-    check(
-        not clipped or limit == 1,
-        f"{NAME}: clip_sample_range {limit} is not supported: pictures are in [-1, 1]",
-    )
-    return {"clip_x0": clipped}
+    return {"clip_x0": clip}
 
 
 def scheduler_config(
     objective: Objective, sampling: Sampling, for_pipeline: bool = False
 ) -> dict[str, Any]:
-    """The scheduler_config.json that has diffusers walk as the sampling does, number of steps and guidance apart.
+    """The scheduler_config.json of the diffusers scheduler that steps as the sampling does.
 
-    Where no scheduler does, it is that of DDPMScheduler; with `for_pipeline` also where DDPMPipeline could not call it.
-    Raises ValueError for what no net of diffusers is trained for.
+    The number of steps and guidance are not part of it. If there is no such scheduler, or with
+    `for_pipeline` none that DDPMPipeline can call, it is the DDPMScheduler nearest to the sampling.
+    Raise ValueError if diffusers has no such objective.
     """
-    trained = _trained(objective)
+    training = _training_keys(objective)
     sampling = with_learned_variance(objective, sampling)
-    for wanted in (sampling, ancestral(objective, sampling)):
-        for name, kind in SCHEDULERS.items():
-            fits = (kind.in_pipeline or not for_pipeline) and (
-                kind.steps_x0 or objective.target != "x0"
-            )
-            for choice in kind.choices if fits else ():
-                config = {
-                    "_class_name": name,
-                    **kind.defaults,
-                    **_said(trained, wanted, kind),
-                    **choice,
-                }
-                if _says(config, objective, wanted):
+    for candidate in (sampling, ancestral_sampling(objective, sampling)):
+        for name, spec in SCHEDULERS.items():
+            if for_pipeline and not spec.in_pipeline:
+                continue
+            if objective.target == "x0" and not spec.supports_x0:
+                continue
+            common = _common_keys(training, candidate, spec)
+            for choice in spec.choices:
+                config = {"_class_name": name, **spec.defaults, **common, **choice}
+                if _describes(config, objective, candidate):
                     return config
-    raise ValueError(f"no scheduler of diffusers can be written for {objective} and {sampling}")
+    raise ValueError(f"No scheduler of diffusers fits {objective} and {sampling}.")
 
 
-def _says(config: Mapping[str, Any], objective: Objective, sampling: Sampling) -> bool:
-    """Whether a JSON, read again, is of this objective and of this walk."""
+def _describes(config: Mapping[str, Any], objective: Objective, sampling: Sampling) -> bool:
+    """Whether a JSON, read again, gives this objective and an equal sampling."""
     try:
-        found = parse_scheduler(config)
+        parsed = parse_scheduler(config)
     except ValueError:
         return False
-    same = found.objective.learns_variance == objective.learns_variance and _trained(
-        found.objective
-    ) == _trained(objective)
-    return same and _grid_kind(found.sampling) == _grid_kind(sampling)
+    if parsed.objective.learns_variance != objective.learns_variance:
+        return False
+    if _training_keys(parsed.objective) != _training_keys(objective):
+        return False
+    return _exported_settings(parsed.sampling) == _exported_settings(sampling)
 
 
-def ancestral(objective: Objective, sampling: Sampling) -> Sampling:
-    """Ancestral sampling, as near to the sampling as a DDPMScheduler can be."""
-    said = {"variance": objective.variance} if objective.learns_variance else sampling.options
+def ancestral_sampling(objective: Objective, sampling: Sampling) -> Sampling:
+    """The ancestral sampling that a DDPMScheduler can hold and that is nearest to the sampling."""
+    options: Mapping[str, Any] = sampling.options
+    if objective.learns_variance:
+        options = {"variance": objective.variance}
     return Sampling(
-        options={key: value for key, value in said.items() if key == "variance"},
+        options={key: value for key, value in options.items() if key == "variance"},
         spacing=sampling.spacing if sampling.spacing in SPACINGS else "trailing",
         clip_x0=sampling.clip_x0,
         dynamic_threshold=sampling.dynamic_threshold,
@@ -218,15 +233,21 @@ def ancestral(objective: Objective, sampling: Sampling) -> Sampling:
     )
 
 
-def _trained(objective: Objective) -> dict[str, Any]:
-    """The keys that say what a net was trained for."""
-    schedules, targets = _inverse(SCHEDULES), _inverse(TARGETS)
-    for what, names in ((objective.schedule, schedules), (objective.target, targets)):
-        check(what in names, f"diffusers has no {what}: only {', '.join(names)} can be written")
-    check(
-        objective.variance != "learned",
-        "diffusers has no log variance that is learned: only learned_range",
-    )
+def _training_keys(objective: Objective) -> dict[str, Any]:
+    """The keys that describe an objective. Raise ValueError if diffusers has none like it."""
+    schedules = _inverse(SCHEDULES)
+    targets = _inverse(TARGETS)
+    for kind, value, names in (
+        ("schedule", objective.schedule, schedules),
+        ("target", objective.target, targets),
+    ):
+        if value not in names:
+            listed = ", ".join(names)
+            raise ValueError(f"The {kind} {value} does not exist in diffusers: only {listed} do.")
+    if objective.variance == "learned":
+        raise ValueError(
+            "The variance learned does not exist in diffusers: train with learned_range."
+        )
     return {
         "beta_schedule": schedules[objective.schedule],
         "beta_start": objective.beta_start,
@@ -237,31 +258,36 @@ def _trained(objective: Objective) -> dict[str, Any]:
     }
 
 
-def _said(trained: Mapping[str, Any], sampling: Sampling, kind: SchedulerSpec) -> dict[str, Any]:
-    """Those of the keys of a scheduler that all schedulers mean alike."""
-    karras, thresholded = sampling.spacing == "karras", sampling.dynamic_threshold is not None
-    said = {
-        **trained,
+def _common_keys(
+    training: Mapping[str, Any], sampling: Sampling, spec: SchedulerSpec
+) -> dict[str, Any]:
+    """The keys of a scheduler that mean the same in all schedulers."""
+    karras = sampling.spacing == "karras"
+    thresholding = sampling.dynamic_threshold is not None
+    # Schedulers without clip_sample can clip only by thresholding.
+    clip_by_threshold = sampling.clip_x0 and "clip_sample" not in spec.defaults
+    config = {
+        **training,
         "timestep_spacing": "linspace" if karras else sampling.spacing,
         "use_karras_sigmas": karras,
         "steps_offset": sampling.leading_offset,
-        "clip_sample": sampling.clip_x0 and not thresholded,
-        "thresholding": thresholded or (sampling.clip_x0 and "clip_sample" not in kind.defaults),
+        "clip_sample": sampling.clip_x0 and not thresholding,
+        "thresholding": thresholding or clip_by_threshold,
         "dynamic_thresholding_ratio": sampling.dynamic_threshold or 0.995,
-        "sample_max_value": sampling.threshold_limit or (UNLIMITED if thresholded else 1.0),
+        "sample_max_value": sampling.threshold_limit or (UNLIMITED if thresholding else 1.0),
     }
-    return {key: value for key, value in said.items() if key in kind.defaults}
+    return {key: value for key, value in config.items() if key in spec.defaults}
 
 
-def _grid_kind(sampling: Sampling) -> tuple:
-    """What of a sampling a scheduler says: all but the number of steps, guidance, the grid and `compat`."""
-    own_end = "sigma_min" if sampling.grid.endswith("to_0") else "clean"
-    threshold = (sampling.dynamic_threshold, sampling.threshold_limit)
+def _exported_settings(sampling: Sampling) -> tuple:
+    """The settings of a sampling that a scheduler's JSON holds, with defaults filled in.
+
+    It does not hold the number of steps, guidance, the grid and the option `compat`.
+    """
+    default_end = "sigma_min" if sampling.grid.endswith("to_0") else "clean"
     clipped = sampling.clip_x0 and sampling.dynamic_threshold is None
-    defaults = {
-        p.name: p.default
-        for p in inspect.signature(samplers.factory(sampling.sampler)).parameters.values()
-    }
+    parameters = inspect.signature(samplers.factory(sampling.sampler)).parameters
+    defaults = {parameter.name: parameter.default for parameter in parameters.values()}
     options = defaults | dict(sampling.options)
     options.pop("compat", None)
     return (
@@ -269,9 +295,10 @@ def _grid_kind(sampling: Sampling) -> tuple:
         options,
         sampling.spacing,
         sampling.leading_offset,
-        sampling.end or own_end,
+        sampling.end or default_end,
         clipped,
-        threshold,
+        sampling.dynamic_threshold,
+        sampling.threshold_limit,
     )
 
 

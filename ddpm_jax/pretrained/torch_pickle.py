@@ -1,10 +1,10 @@
-"""Read state dicts from PyTorch's .bin files without PyTorch, and without running what they name.
+"""Read state dicts from PyTorch's .bin files, without PyTorch and without running their code.
 
 torch.save (since PyTorch 1.6) writes a zip archive: one pickle, NAME/data.pkl, and one file per
 storage, NAME/data/KEY. A pickle is a program that may call any function. Three rules confine it:
 
 1. `_confined` accepts only the instructions that torch.save writes for a state dict.
-2. `STAND_INS` has the only names that it may refer to. Each stands for code in this file.
+2. `STAND_INS` holds the only names a pickle may refer to. Each stands for code in this file.
 3. That code checks its arguments and changes nothing but the result.
 """
 
@@ -45,11 +45,11 @@ class LazyTensor(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
-    """Reads it as float32. Raises ValueError if the file is damaged."""
+    """Read it as float32. Raises ValueError if the file is corrupt."""
 
 
 def read_bin(path: Path) -> dict[str, LazyTensor]:
-    """Find the tensors of a state dict by name. Raise ValueError for a file of anything else."""
+    """Find the tensors of a state dict by name. Raise ValueError for any other file."""
     if not path.is_file():
         raise ValueError(f"{path} is missing, or not a file.")
     try:
@@ -58,21 +58,21 @@ def read_bin(path: Path) -> dict[str, LazyTensor]:
             data = archive.read(f"{folder}/data.pkl")
     except DAMAGED as error:
         raise ValueError(
-            f"{path} is not a whole zip archive, which torch.save writes since PyTorch 1.6: "
+            f"{path} is not a complete zip archive, the format of torch.save since PyTorch 1.6: "
             "save it again, or as safetensors."
         ) from error
     try:
         unpickler = _Unpickler(_confined(data), path, folder, sizes)
-        found = unpickler.load()
-        named = isinstance(found, _Items)
-        if not named or not all(isinstance(tensor, LazyTensor) for tensor in found.values()):
-            raise ValueError("it does not hold tensors by name alone")
+        tensors = unpickler.load()
+        named = isinstance(tensors, _Items)
+        if not named or not all(isinstance(tensor, LazyTensor) for tensor in tensors.values()):
+            raise ValueError("it does not hold only named tensors")
     except MALFORMED as error:
         raise ValueError(f"{path} is not a state dict of floats: {brief(error)}.") from error
-    size = sum(math.prod(tensor.shape) for tensor in found.values())
+    size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if size > sum(storage.size for storage in unpickler.storages):
-        raise ValueError(f"{path} has more numbers in its tensors than it holds.")
-    return dict(found)
+        raise ValueError(f"{path} has more numbers in its tensors than in its storages.")
+    return dict(tensors)
 
 
 class _SmallReads(io.FileIO):
@@ -82,23 +82,25 @@ class _SmallReads(io.FileIO):
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
         if size > MAX_PART_BYTES:
-            raise ValueError(f"{self.name} has a directory of {size:,} bytes, which is too much.")
+            limit = f"the limit is {MAX_PART_BYTES:,} bytes"
+            raise ValueError(f"{self.name} has a directory of {size:,} bytes: {limit}.")
         return super().read(size)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]:
-    """The top folder of the archive, and {file: bytes}."""
+    """The top folder of the archive, and {file: size in bytes}."""
     infos = archive.infolist()
     if any(i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size for i in infos):
         raise ValueError(f"{path} is compressed, which torch.save never does: it is not read.")
     sizes = {info.filename: info.file_size for info in infos}
     if len(sizes) < len(infos):
-        raise ValueError(f"{path} holds two files of one name.")
+        raise ValueError(f"{path} holds two files with the same name.")
     pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError(f"{path} holds {len(pickles)} pickles (NAME/data.pkl), not one.")
     if sizes[pickles[0]] > MAX_PART_BYTES:
-        raise ValueError(f"{path} has a pickle of {sizes[pickles[0]]:,} bytes, which is too much.")
+        limit = f"the limit is {MAX_PART_BYTES:,} bytes"
+        raise ValueError(f"{path} has a pickle of {sizes[pickles[0]]:,} bytes: {limit}.")
     order = pickles[0].replace("data.pkl", "byteorder")
     if order in sizes and (sizes[order] > 16 or archive.read(order) != b"little"):
         raise ValueError(f"{path} was not written in little-endian byte order.")
@@ -106,9 +108,9 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]
 
 
 def _confined(data: bytes) -> bytes:
-    """The pickle, with known instructions and names alone. Raises ValueError for others.
+    """The pickle, made safe to run. Raise ValueError for an unknown instruction or name.
 
-    Two instructions would act without our code, so they are replaced:
+    Two instructions would act without code of this file, so they are replaced:
     - EMPTY_DICT makes a dict, which hashes its keys. Nested tuples can take exponential time, or
       exhaust the stack. It becomes OrderedDict(), whose stand-in hashes only strings.
     - BUILD sets attributes of any object. In a state dict they are metadata: it becomes POP.
@@ -130,7 +132,7 @@ def _confined(data: bytes) -> bytes:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickle what `_confined` returns. Keep the storages it refers to."""
+    """Unpickle the result of `_confined`, and keep the storages it refers to."""
 
     def __init__(self, data: bytes, path: Path, folder: str, sizes: dict[str, int]) -> None:
         super().__init__(io.BytesIO(data))
@@ -146,7 +148,7 @@ class _Unpickler(pickle.Unpickler):
         """Return a storage. Raise ValueError unless the archive holds one of this key and size."""
         kind, dtype, key, _, size = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
-            raise ValueError("it refers to what is not a storage of floats")
+            raise ValueError("it has a reference that is not a storage of floats")
         member = f"{self.folder}/data/{key}"
         if not isinstance(size, int) or self.sizes.get(member) != size * dtype.itemsize:
             raise ValueError("it has a storage that is not in the archive, or of another size")
@@ -178,27 +180,27 @@ class _Storage(NamedTuple):
 
 
 class _Items(dict):
-    """Stand-in for OrderedDict. Takes no arguments, and only short strings as keys."""
+    """Stand-in for OrderedDict. It takes no arguments, and only short strings as keys."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str) or len(key) > MAX_NAME_LENGTH:
-            raise ValueError("it does not hold tensors by name alone")
+            raise ValueError("it has a key that is not a short string")
         super().__setitem__(key, value)
 
 
 def _tensor(*arguments: Any) -> LazyTensor:
-    """Stand-in for _rebuild_tensor_v2. Raises ValueError if it reaches beyond its storage."""
+    """Stand-in for _rebuild_tensor_v2. Raise ValueError for a tensor beyond its storage."""
     storage, offset, shape, strides = arguments[:4]
     if not isinstance(storage, _Storage) or len(arguments) > MAX_ARGUMENTS:
-        raise ValueError("it has a tensor without storage, or of other arguments")
+        raise ValueError("it has a tensor without a storage, or with too many arguments")
     axes = isinstance(shape, tuple) and isinstance(strides, tuple)
     if not axes or not len(shape) == len(strides) <= MAX_AXES:
-        raise ValueError(f"it has a tensor without shape or strides, or of over {MAX_AXES} axes")
+        raise ValueError(f"it has a tensor without shape or strides, or with over {MAX_AXES} axes")
     if not all(isinstance(n, int) and 0 <= n < 2**40 for n in (offset, *shape, *strides)):
-        raise ValueError("it has a tensor of impossible sizes")
+        raise ValueError("it has a tensor with impossible sizes")
     end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and max(end, math.prod(shape)) > storage.size:
         raise ValueError("it has a tensor that reaches beyond its storage")

@@ -1,13 +1,13 @@
-"""The config.json of diffusers' UNet2DModel and our `UNet`, each from the other."""
+"""Convert the config.json of diffusers' UNet2DModel to our `UNet`, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddpm_jax.errors import check
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.json_settings import VERSION, lookup, validate
 
 CLASS = "UNet2DModel"
+MID_BLOCK = "UNetMidBlock2D"
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-"""What a key that is missing stands for, in diffusers; null is another thing."""
+"""The defaults of missing keys in diffusers. A key that is null is not missing."""
 
 NULLABLE = {
     "mid_block_type",
@@ -47,7 +47,7 @@ NULLABLE = {
     "attention_head_dim",
     "norm_num_groups",
 }
-"""Keys that may be null beside those whose default is null."""
+"""Keys that may be null although their default is not."""
 
 LARGEST = {
     "layers_per_block": 64,
@@ -59,8 +59,12 @@ LARGEST = {
     "num_class_embeds": 2**20,
     "num_train_timesteps": 2**20,
 }
-"""What no net reaches; beyond it drawing up the net alone would take memory or time without end."""
-MAX_NUMBER, MAX_LEVELS = 10**6, 16
+"""Limits that no real network reaches.
+
+Without them a hostile config could take unlimited memory or time before any weight is read.
+"""
+MAX_NUMBER = 10**6
+MAX_LEVELS = 16
 
 EMA_KEYS = {
     "decay",
@@ -71,10 +75,10 @@ EMA_KEYS = {
     "update_after_step",
     "use_ema_warmup",
 }
-"""Keys that diffusers' moving averages leave in the config of the net they average."""
+"""Keys that diffusers' EMAModel adds to the config of the network it averages."""
 
-# What a type of block says of its level: whether it has attention, and how it goes over to the next, None for
-# as downsample_type or upsample_type says.
+# Block types: whether the level has attention, and how it resamples to the next level. None leaves
+# the resampling to downsample_type or upsample_type.
 BLOCKS = {
     "{}Block2D": (False, "conv"),
     "Attn{}Block2D": (True, None),
@@ -85,9 +89,10 @@ BLOCKS = {
 MIDDLES = {
     (None, True): "none",
     (None, False): "none",
-    (CLASS_OF_MIDDLE := "UNetMidBlock2D", True): "attention",
+    (MID_BLOCK, True): "attention",
+    (MID_BLOCK, False): "plain",
 }
-MIDDLES[CLASS_OF_MIDDLE, False] = "plain"
+"""The setting `middle` for (mid_block_type, add_attention)."""
 
 RENAMED = {
     "in_channels": "channels",
@@ -102,7 +107,7 @@ RENAMED = {
     "norm_num_groups": "groups",
     "norm_eps": "norm_eps",
 }
-"""Keys whose value is that of a setting of ours."""
+"""Keys whose value is also the value of one of our settings."""
 
 MAPPED: dict[str, tuple[str, dict]] = {
     "time_embedding_type": (
@@ -120,103 +125,113 @@ MAPPED: dict[str, tuple[str, dict]] = {
         {None: "classes", "timestep": "numbers", "identity": "vectors"},
     ),
 }
-"""Keys with a setting of ours, and what of it stands for their values."""
+"""Keys whose values have other names here: our setting, and our value for each of theirs."""
 
 
 def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
-    """The net that a config.json describes; raises ValueError for what is not understood.
+    """The network that a config.json describes. Raise ValueError for an unsupported config.
 
-    `image_size` is for configs that name none; the parameters do not depend on it.
+    `image_size` is used if the config has none. The parameters do not depend on it.
     """
-    check(
-        config.get("_class_name", CLASS) == CLASS,
-        f"this is a {config.get('_class_name')}, not a {CLASS}",
-    )
-    said = validate(config, DEFAULTS, EMA_KEYS, "config.json", NULLABLE)
-    _check_sizes(said)
-    said["act_fn"] = said["act_fn"].lower()
-    channels, out = said["in_channels"], said["out_channels"]
-    check(
-        out in (channels, 2 * channels),
-        f"out_channels {out} is neither in_channels {channels} nor twice that",
-    )
-    down = [_block(name, "Down", said["downsample_type"]) for name in said["down_block_types"]]
-    up = [_block(name, "Up", said["upsample_type"]) for name in reversed(said["up_block_types"])]
-    said |= {
-        key: float(said[key]) for key, default in DEFAULTS.items() if isinstance(default, float)
-    }
-    same = {ours: said[key] for key, ours in RENAMED.items()}
-    named = {ours: lookup(names, said[key], key) for key, (ours, names) in MAPPED.items()}
-    unnormed = said["attn_norm_num_groups"] is None and named["modulation"] != "shift"
+    class_name = config.get("_class_name", CLASS)
+    if class_name != CLASS:
+        raise ValueError(f"config.json describes a {class_name}, not a {CLASS}: it is not read.")
+    settings = validate(config, DEFAULTS, EMA_KEYS, "config.json", NULLABLE)
+    _check_sizes(settings)
+    settings["act_fn"] = settings["act_fn"].lower()
+    channels = settings["in_channels"]
+    out_channels = settings["out_channels"]
+    if out_channels not in (channels, 2 * channels):
+        raise ValueError(
+            f"out_channels {out_channels} is not supported: "
+            f"it must be in_channels, {channels}, or twice that."
+        )
+    down_names = settings["down_block_types"]
+    up_names = reversed(settings["up_block_types"])
+    down = [_level(name, "Down", settings["downsample_type"]) for name in down_names]
+    up = [_level(name, "Up", settings["upsample_type"]) for name in up_names]
+    settings |= {key: float(settings[key]) for key in _float_keys()}
+    renamed = {ours: settings[key] for key, ours in RENAMED.items()}
+    mapped = {ours: lookup(names, settings[key], key) for key, (ours, names) in MAPPED.items()}
+    # With scale_shift modulation, null means that the middle attention has no norm.
+    middle_groups = settings["attn_norm_num_groups"]
+    if middle_groups is None and mapped["modulation"] != "shift":
+        middle_groups = 0
+    sample_size = settings["sample_size"]
+    middle = (settings["mid_block_type"], settings["add_attention"])
+    learned_times = mapped["time_embedding"] == "learned"
     net = UNet(
-        image_size=_size(image_size if said["sample_size"] is None else said["sample_size"]),
-        learned_variance=out == 2 * channels,
-        num_classes=said["num_class_embeds"] if named["labels_are"] == "classes" else None,
-        widths=tuple(said["block_out_channels"]),
+        image_size=_square_size(image_size if sample_size is None else sample_size),
+        learned_variance=out_channels == 2 * channels,
+        num_classes=settings["num_class_embeds"] if mapped["labels_are"] == "classes" else None,
+        widths=tuple(settings["block_out_channels"]),
         attention=tuple(attention for attention, _ in down),
         up_attention=tuple(attention for attention, _ in up),
         down_kinds=tuple(kind for _, kind in down),
         up_kinds=tuple(kind for _, kind in up),
         init_scheme="torch",
-        middle=lookup(
-            MIDDLES,
-            (said["mid_block_type"], said["add_attention"]),
-            "mid_block_type and add_attention",
-        ),
-        middle_groups=0 if unnormed else said["attn_norm_num_groups"],
-        timesteps=said["num_train_timesteps"] if named["time_embedding"] == "learned" else None,
-        **same,
-        **named,
+        middle=lookup(MIDDLES, middle, "mid_block_type and add_attention"),
+        middle_groups=middle_groups,
+        timesteps=settings["num_train_timesteps"] if learned_times else None,
+        **renamed,
+        **mapped,
     )
-    _check_possible(net)
+    _check_exportable(net)
     return net
 
 
-def _check_sizes(said: Mapping[str, Any]) -> None:
-    for key, most in LARGEST.items():
-        values = said[key] if isinstance(said[key], list) else [said[key]]
-        fit = all(
-            value is None or (isinstance(value, int) and 1 <= value <= most) for value in values
-        )
-        check(fit, f"config.json: {key} {str(said[key])[:80]} is not within 1 to {most}")
-    for key in (key for key, default in DEFAULTS.items() if isinstance(default, float)):
-        check(
-            abs(said[key]) <= MAX_NUMBER,
-            f"config.json: {key} {str(said[key])[:80]} is not within -{MAX_NUMBER} to {MAX_NUMBER}",
-        )
-    levels = len(said["block_out_channels"])
-    check(
-        levels <= MAX_LEVELS,
-        f"config.json: a net of {levels} levels is not within 1 to {MAX_LEVELS}",
-    )
+def _check_sizes(settings: Mapping[str, Any]) -> None:
+    for key, maximum in LARGEST.items():
+        setting = settings[key]
+        for value in setting if isinstance(setting, list) else [setting]:
+            if value is None or (isinstance(value, int) and 1 <= value <= maximum):
+                continue
+            limits = f"a whole number from 1 to {maximum}"
+            raise ValueError(f"config.json: {key} {str(setting)[:80]} is not {limits}.")
+    for key in _float_keys():
+        if not abs(settings[key]) <= MAX_NUMBER:
+            limits = f"between -{MAX_NUMBER} and {MAX_NUMBER}"
+            raise ValueError(f"config.json: {key} {str(settings[key])[:80]} is not {limits}.")
+    levels = len(settings["block_out_channels"])
+    if levels > MAX_LEVELS:
+        limit = f"at most {MAX_LEVELS} are supported"
+        raise ValueError(f"config.json: block_out_channels has {levels} levels: {limit}.")
 
 
-def _block(name: str, way: str, resample_type: str | None) -> tuple[bool, Any]:
-    levels = {pattern.format(way): level for pattern, level in BLOCKS.items()}
-    attention, kind = lookup(
-        levels, str(name).removeprefix("UNetRes"), f"{way.lower()}_block_types"
-    )
-    sampler = f"{way.lower()}sample_type"
-    return attention, kind or lookup(
-        {None: "conv", "conv": "conv", "resnet": "resnet"}, resample_type, sampler
-    )
+def _float_keys() -> list[str]:
+    return [key for key, default in DEFAULTS.items() if isinstance(default, float)]
 
 
-def _size(size: Any) -> int:
-    check(size is not None, "config.json names no sample_size: say which image_size to use")
+def _level(name: str, direction: str, resample_type: str | None) -> tuple[bool, Any]:
+    """Whether a block type, such as AttnDownBlock2D, has attention, and how it resamples."""
+    levels = {pattern.format(direction): level for pattern, level in BLOCKS.items()}
+    prefix = direction.lower()
+    attention, kind = lookup(levels, str(name).removeprefix("UNetRes"), f"{prefix}_block_types")
+    if kind is None:
+        kinds = {None: "conv", "conv": "conv", "resnet": "resnet"}
+        kind = lookup(kinds, resample_type, f"{prefix}sample_type")
+    return attention, kind
+
+
+def _square_size(size: Any) -> int:
+    if size is None:
+        raise ValueError("config.json has no sample_size: pass image_size to load_pretrained.")
     sizes = set(size) if isinstance(size, (list, tuple)) else {size}
-    check(
-        len(sizes) == 1,
-        f"sample_size {str(size)[:80]} is not square: only square pictures are supported",
-    )
+    if len(sizes) != 1:
+        text = str(size)[:80]
+        raise ValueError(f"sample_size {text} is not square: only square images are supported.")
     return sizes.pop()
 
 
 def unet_to_config(net: UNet) -> dict[str, Any]:
-    """The config.json of a net; raises ValueError for one that UNet2DModel cannot be."""
-    _check_possible(net)
-    unsaid = net.modulation == "scale_shift" and net.middle_groups is None
-    labelled = net.labels_are == "classes" and net.num_classes is not None
+    """The config.json of a network. Raise ValueError if no UNet2DModel is like it."""
+    _check_exportable(net)
+    # The default of diffusers has no norm with scale_shift, so the groups must be written.
+    if net.modulation == "scale_shift" and net.middle_groups is None:
+        middle_groups = net.groups_of(net.widths[-1])
+    else:
+        middle_groups = net.middle_groups or None
+    has_classes = net.labels_are == "classes" and net.num_classes is not None
     return {
         "_class_name": CLASS,
         "_diffusers_version": VERSION,
@@ -225,57 +240,55 @@ def unet_to_config(net: UNet) -> dict[str, Any]:
         "down_block_types": [
             _block_name(attention, kind, "Down") for _, attention, kind in net.down_levels
         ],
-        "mid_block_type": None if net.middle == "none" else CLASS_OF_MIDDLE,
+        "mid_block_type": None if net.middle == "none" else MID_BLOCK,
         "up_block_types": [
             _block_name(attention, kind, "Up") for _, attention, kind in reversed(net.up_levels)
         ],
         "block_out_channels": list(net.widths),
-        "downsample_type": next(iter(_kinds(net.down_levels[:-1])), "conv"),
-        "upsample_type": next(iter(_kinds(net.up_levels[1:])), "conv"),
-        "attn_norm_num_groups": net.groups_of(net.widths[-1])
-        if unsaid
-        else net.middle_groups or None,
+        "downsample_type": next(iter(_attention_kinds(net.down_levels[:-1])), "conv"),
+        "upsample_type": next(iter(_attention_kinds(net.up_levels[1:])), "conv"),
+        "attn_norm_num_groups": middle_groups,
         "add_attention": net.middle == "attention",
-        "num_class_embeds": net.label_count if labelled else None,
+        "num_class_embeds": net.label_count if has_classes else None,
         "num_train_timesteps": net.timesteps,
         **{key: getattr(net, ours) for key, ours in RENAMED.items()},
         **{key: _inverse(names, getattr(net, ours)) for key, (ours, names) in MAPPED.items()},
     }
 
 
-def _check_possible(net: UNet) -> None:
-    """Raises ValueError for a net that UNet2DModel cannot be."""
-    ways = {
+def _check_exportable(net: UNet) -> None:
+    """Raise ValueError for a network that UNet2DModel cannot represent."""
+    paths = {
         "down": (net.down_levels[:-1], net.channels),
         "up": (net.up_levels[1:], net.out_channels),
     }
-    for way, (levels, channels) in ways.items():
-        found = sorted(_kinds(levels))
-        check(
-            len(found) < 2,
-            f"a {CLASS} has one way to go {way} from levels with attention, not {found}",
+    for direction, (levels, channels) in paths.items():
+        kinds = sorted(_attention_kinds(levels))
+        if len(kinds) > 1:
+            raise ValueError(
+                f"The {direction} levels with attention resample by {' and '.join(kinds)}: "
+                f"{CLASS} allows only one kind."
+            )
+        if channels != 3 and any(kind == "skip" for _, _, kind in levels):
+            raise ValueError(
+                f"Skip levels on the {direction} path need 3 channels in {CLASS}: "
+                f"this network has {channels}."
+            )
+    all_kinds = [kind for _, _, kind in net.down_levels + net.up_levels]
+    if net.groups is None and any(kind != "skip" for kind in all_kinds):
+        raise ValueError(
+            f"The network has no norm groups: {CLASS} needs norm_num_groups "
+            "unless all its levels are skip levels."
         )
-        fits = channels == 3 or all(kind != "skip" for _, _, kind in levels)
-        check(
-            fits,
-            f"the skip levels of a {CLASS} have pictures of 3 channels on the way {way}, not {channels}",
+    if net.middle_groups == 0 and net.modulation != "scale_shift":
+        raise ValueError(
+            f"The middle attention has no norm: {CLASS} allows that "
+            "only with scale_shift modulation."
         )
-    grouped = net.groups is not None or all(
-        kind == "skip" for _, _, kind in net.down_levels + net.up_levels
-    )
-    check(
-        grouped,
-        f"a {CLASS} needs groups for its norms (norm_num_groups) unless all its levels are skip",
-    )
-    scaled = net.modulation == "scale_shift"
-    check(
-        net.middle_groups != 0 or scaled,
-        f"the middle attention of a {CLASS} has no norm with scale_shift alone",
-    )
 
 
-def _kinds(levels: list) -> set[str]:
-    """The ways to go over to the next level that a type of block leaves open."""
+def _attention_kinds(levels: Iterable[tuple[int, bool, Any]]) -> set[str]:
+    """The resampling of levels with attention, which downsample_type or upsample_type sets."""
     return {kind for _, attention, kind in levels if attention and kind != "skip"}
 
 
@@ -283,10 +296,9 @@ def _inverse(names: Mapping, value: Any) -> Any:
     return next(key for key, ours in names.items() if ours == value)
 
 
-def _block_name(attention: bool, kind: str, way: str) -> str:
-    for pattern, (has_attention, its_kind) in BLOCKS.items():
-        if has_attention == attention and (
-            its_kind == kind or (its_kind is None and kind != "skip")
-        ):
-            return pattern.format(way)
-    raise AssertionError(f"no block for {kind}")
+def _block_name(attention: bool, kind: str, direction: str) -> str:
+    for pattern, (has_attention, block_kind) in BLOCKS.items():
+        same_kind = kind == block_kind or (block_kind is None and kind != "skip")
+        if has_attention == attention and same_kind:
+            return pattern.format(direction)
+    raise AssertionError(f"no block type for {kind}")

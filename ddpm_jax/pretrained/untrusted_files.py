@@ -1,61 +1,64 @@
-"""Files of a folder that may come from anywhere: JSON within limits, and no way out of the folder."""
+"""Read the files of a folder that may come from anyone: JSON within limits, no path out of it."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.errors import check
-
 MAX_JSON_BYTES = 2 * 2**20
-MAX_NAME_LENGTH = 80
+MAX_NAME_LENGTH = 80  # characters
 
 
 def brief(text: object) -> str:
-    """What a file says, as one line of an error can show it."""
+    """The first 200 characters of a text, with "?" for unprintable ones, to show in an error."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:200])
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """The path, which must lie in the folder or, for one in the cache of the hub, in its repository's; else ValueError.
+    """Return the path. Raise ValueError if it leads out of the folder.
 
-    Links are followed: the cache keeps files as links into the `blobs` of the repository, and those as links into the
-    `blobs` of the whole cache.
+    Links are followed. The hub's cache keeps files as links into `blobs` of the repository, which
+    may again be links into `blobs` of the whole cache; both of these are allowed.
     """
-    check(path.exists() or not path.is_symlink(), f"{path} is a link that leads nowhere")
-    root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    repositories = [parent for parent in root.parents if parent.name.startswith("models--")][:1]
-    blobs = [
-        place / "blobs" for repository in repositories for place in (repository, repository.parent)
-    ]
-    allowed = any(real.is_relative_to(place) for place in (root, *blobs))
-    check(allowed, f"{path} lies outside {folder}: it is not read")
+    if not path.exists() and path.is_symlink():
+        raise ValueError(f"{path} is a broken link: it is not read.")
+    root = Path(os.path.realpath(folder))
+    target = Path(os.path.realpath(path))
+    repositories = [parent for parent in root.parents if parent.name.startswith("models--")]
+    roots = [root]
+    if repositories:
+        roots += [repositories[0] / "blobs", repositories[0].parent / "blobs"]
+    allowed = any(target.is_relative_to(parent) for parent in roots)
+    if not allowed:
+        raise ValueError(f"{path} lies outside {folder}: it is not read.")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError for anything else, or more than 2 MiB."""
+    """Read the object in a JSON file of at most 2 MiB. Raise ValueError for anything else."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, or no file")
+        raise FileNotFoundError(f"{path} is missing or is not a file.")
     size = path.stat().st_size
-    check(
-        size <= MAX_JSON_BYTES,
-        f"{path} is {size:,} bytes: no JSON of a model is over {MAX_JSON_BYTES:,}",
-    )
+    if size > MAX_JSON_BYTES:
+        limit = f"the limit of a JSON file is {MAX_JSON_BYTES:,} bytes"
+        raise ValueError(f"{path} has {size:,} bytes: {limit}.")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    check(isinstance(value, dict), f"{path} does not hold a JSON object")
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object.")
     names = [*value, value.get("_class_name", "")]
-    known = all(
-        isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and name.isprintable()
-        for name in names
-    )
-    check(known, f"{path} has a key or a _class_name that no model has")
+    if not all(_is_name(name) for name in names):
+        limit = f"a printable string of at most {MAX_NAME_LENGTH} characters"
+        raise ValueError(f"{path} has a key or _class_name that is not {limit}.")
     return value
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and value.isprintable()
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes as diffusers does: sorted, indented by 2, with a last newline."""
+    """Write JSON as diffusers does: sorted keys, indented by 2, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

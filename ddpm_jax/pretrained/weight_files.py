@@ -1,6 +1,7 @@
-"""Tensors of a folder in the diffusers layout: safetensors, whole or in shards, or PyTorch's .bin, without PyTorch.
+"""Read and write the tensors of a network: safetensors, whole or sharded, or PyTorch's .bin.
 
-Nothing of a file is executed, nothing outside the folder is read, and a tensor is read when it is asked for.
+PyTorch is not needed. Nothing in a file is executed, nothing outside the folder is read, and a
+tensor is read only when it is asked for.
 """
 
 import re
@@ -13,7 +14,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ddpm_jax.errors import check
 from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json
 
@@ -23,68 +23,78 @@ WEIGHTS = re.compile(
 )
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
 MAX_HEADER_BYTES = 4 * 2**20
-MAX_PATH_LENGTH = 255
+MAX_PATH_LENGTH = 255  # characters
 
 
 def read_tensors(folder: Path, variant: str | None = None) -> dict[str, LazyTensor]:
-    """The tensors of a net by name, of a variant such as fp16; raises FileNotFoundError or ValueError.
+    """Find the tensors of a network by name. Raise FileNotFoundError or ValueError.
 
-    Without one the plain files are taken, or those of the only variant there is.
+    `variant` is such as "fp16". Without it, the files without a variant are taken, or those of
+    the only variant in the folder.
     """
     path = folder / weights_file({file.name for file in folder.iterdir()}, variant, str(folder))
     read = _read_safetensors if ".safetensors" in path.name else read_bin
-    found = (
-        _read_shards(folder, path, read) if path.suffix == ".json" else read(inside(folder, path))
-    )
-    strange = [name for name in found if not name.isprintable()]
-    check(not strange, f"{path} has a tensor by the name of {brief(strange[:1])}")
-    return found
+    if path.suffix == ".json":
+        tensors = _read_shards(folder, path, read)
+    else:
+        tensors = read(inside(folder, path))
+    unprintable = [name for name in tensors if not name.isprintable()]
+    if unprintable:
+        raise ValueError(f"{path} has a tensor with an unprintable name: {brief(unprintable[:1])}.")
+    return tensors
 
 
-def weights_file(names: Collection[str], variant: str | None, what: str) -> str:
-    """Of the files of a net, the one that `read_tensors` takes: its weights, or the index of their shards.
+def weights_file(names: Collection[str], variant: str | None, source: str) -> str:
+    """Choose the weights, or the index of their shards, among the file names of a network.
 
-    Raises FileNotFoundError that says which weights `what`, such as owner/name, holds.
+    Raise FileNotFoundError if there are none; the message names `source`, such as owner/name, and
+    the variants that exist.
     """
-    there = sorted({match[1] or match[2] or "" for match in map(WEIGHTS.fullmatch, names) if match})
-    only = [name for name in there if name]
-    for name in [variant] if variant else ["", *(only if len(only) == 1 else [])]:
+    matches = [match for match in map(WEIGHTS.fullmatch, names) if match]
+    available = sorted({match[1] or match[2] or "" for match in matches})
+    variants = [name for name in available if name]
+    if variant:
+        candidates = [variant]
+    elif len(variants) == 1:
+        candidates = ["", *variants]
+    else:
+        candidates = [""]
+    for name in candidates:
         dot = f".{name}" if name else ""
-        for end in ("safetensors", "bin"):
-            for file in (f"{NAME}{dot}.{end}", f"{NAME}.{end}.index{dot}.json"):
+        for suffix in ("safetensors", "bin"):
+            for file in (f"{NAME}{dot}.{suffix}", f"{NAME}.{suffix}.index{dot}.json"):
                 if file in names:
                     return file
-    wanted = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
-    others = (
-        f"; there are {', '.join(name or 'those of no variant' for name in there)}" if there else ""
-    )
-    raise FileNotFoundError(f"{what} holds no weights ({wanted}){others}")
+    expected = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
+    message = f"{source} holds no weights ({expected})"
+    if available:
+        message += f": the variants there are {', '.join(name or 'None' for name in available)}"
+    raise FileNotFoundError(f"{message}.")
 
 
 def _read_shards(
     folder: Path, index: Path, read: Callable[[Path], dict[str, LazyTensor]]
 ) -> dict[str, LazyTensor]:
-    places = read_json(inside(folder, index)).get("weight_map")
-    if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
-        raise ValueError(f"{index} has no weight_map of tensor names to file names")
-    placed = defaultdict(set)
-    for name, shard in places.items():
-        placed[shard].add(name)
-    found: dict[str, LazyTensor] = {}
-    for shard, names in sorted(
-        placed.items()
-    ):  # each checked before the next is read: `found` stays within the index
+    weight_map = read_json(inside(folder, index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+        raise ValueError(f"{index} has no weight_map of tensor names to file names.")
+    names_by_shard = defaultdict(set)
+    for name, shard in weight_map.items():
+        names_by_shard[shard].add(name)
+    result: dict[str, LazyTensor] = {}
+    # Check each shard before the next one is read, so that `result` never outgrows the index.
+    for shard, names in sorted(names_by_shard.items()):
         tensors = read(inside(folder, folder / shard))
-        lost, others = sorted(names - set(tensors)), sorted(set(tensors) - names)
-        check(
-            not lost, f"{index} places {brief(', '.join(lost[:4]))} in files that do not hold them"
-        )
-        check(
-            not others,
-            f"{index} does not place {brief(', '.join(others[:4]))} where they are found",
-        )
-        found |= tensors
-    return found
+        missing = sorted(names - set(tensors))
+        if missing:
+            listed = brief(", ".join(missing[:4]))
+            raise ValueError(f"{index} lists {listed} in files that do not hold them.")
+        unlisted = sorted(set(tensors) - names)
+        if unlisted:
+            found = brief(", ".join(unlisted[:4]))
+            raise ValueError(f"{index} does not list {found} in the files that hold them.")
+        result |= tensors
+    return result
 
 
 def _is_file_name(value: object) -> bool:
@@ -93,24 +103,29 @@ def _is_file_name(value: object) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+        raise FileNotFoundError(f"{path} is missing.")
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
-    check(size <= MAX_HEADER_BYTES, f"{path} has a header of {size:,} bytes, which is too much")
+    if size > MAX_HEADER_BYTES:
+        limit = f"the limit is {MAX_HEADER_BYTES:,} bytes"
+        raise ValueError(f"{path} has a header of {size:,} bytes: {limit}.")
+    dtypes: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            said = {
-                name: (part.get_dtype(), tuple(part.get_shape())) for name, part in found.items()
-            }
+            for name in file.keys():  # noqa: SIM118
+                view = file.get_slice(name)
+                dtypes[name] = view.get_dtype()
+                shapes[name] = tuple(view.get_shape())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {brief(error)}") from error
-    strange = sorted({dtype for dtype, _ in said.values()} - set(DTYPES))
-    check(
-        not strange,
-        f"{path} holds tensors of type {', '.join(strange)}; weights are {', '.join(DTYPES)}",
-    )
-    return {name: LazyTensor(shape, _reader(path, name)) for name, (_, shape) in said.items()}
+        message = f"{path} is not a complete safetensors file: {brief(error)}."
+        raise ValueError(message) from error
+    unsupported = sorted(set(dtypes.values()) - set(DTYPES))
+    if unsupported:
+        types = ", ".join(unsupported)
+        supported = ", ".join(DTYPES)
+        raise ValueError(f"{path} holds tensors of type {types}: only {supported} are supported.")
+    return {name: LazyTensor(shape, _reader(path, name)) for name, shape in shapes.items()}
 
 
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
@@ -122,7 +137,7 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """Writes one safetensors file, as diffusers does."""
+    """Write one safetensors file as diffusers does. Return its path."""
     path = folder / f"{NAME}.safetensors"
     save_file(dict(tensors), path, metadata={"format": "pt"})
     return path

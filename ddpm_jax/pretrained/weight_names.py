@@ -1,4 +1,4 @@
-"""The names and layouts of a UNet2DModel's tensors, and our parameters, each from the other."""
+"""Convert our parameters to and from the tensor names and layouts of diffusers' UNet2DModel."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.torch_pickle import LazyTensor
@@ -21,9 +20,10 @@ LEAVES = {
     "bias": "bias",
 }
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the parts of attention before diffusers 0.15."""
+"""Names of the attention layers before diffusers 0.15, and today's names."""
 
-# Our module, as a pattern, and theirs; {i} is the number of a level among its kind in diffusers.
+# A pattern of our module paths, and the module in diffusers. Diffusers numbers the down blocks and
+# the up blocks in the order in which they run; {i} is that number.
 MODULES = {
     r"conv_(in|out)": r"conv_\1",
     r"norm_out": "conv_norm_out",
@@ -37,34 +37,38 @@ MODULES = {
     r"up_picture_norm_\d+": "up_blocks.{i}.skip_norm",
 }
 RESAMPLERS = {
-    "conv": "{way}_blocks.{i}.{way}samplers.0.conv",
-    "resnet": "{way}_blocks.{i}.{way}samplers.0",
-    "skip": "{way}_blocks.{i}.resnet_{way}",
+    "conv": "{direction}_blocks.{i}.{direction}samplers.0.conv",
+    "resnet": "{direction}_blocks.{i}.{direction}samplers.0",
+    "skip": "{direction}_blocks.{i}.resnet_{direction}",
 }
 
 
 def state_dict_name(net: UNet, path: str) -> str:
-    """The name in diffusers of our parameter, such as down_blocks.0.resnets.1.conv1.weight."""
+    """The diffusers name of our parameter, such as down_blocks.0.resnets.1.conv1.weight."""
     *modules, leaf = path.split("/")
     level = re.search(r"\d+", modules[0]) if modules else None
     i = int(level[0]) if level else 0
-    i = len(net.widths) - 1 - i if path.startswith("up") else i
-    start, rest = _module(net, "/".join(modules) or leaf)
-    inner = "".join(
-        f".{'to_out.0' if part == 'to_out' else part}" for part in rest.split("/") if part
-    )
-    return f"{start.format(i=i)}{inner}.{LEAVES[leaf]}"
+    # We number the up levels from the finest, diffusers from the coarsest.
+    if path.startswith("up"):
+        i = len(net.widths) - 1 - i
+    module, rest = _module(net, "/".join(modules) or leaf)
+    name = module.format(i=i)
+    for part in rest.split("/"):
+        if part:
+            name += ".to_out.0" if part == "to_out" else f".{part}"
+    return f"{name}.{LEAVES[leaf]}"
 
 
 def _module(net: UNet, path: str) -> tuple[str, str]:
-    """Where the module begins in diffusers, with {i} for its level, and what of its path remains."""
-    if found := re.match(r"(down|up)sample_(\d+)/?", path):
-        way, level = found[1], int(found[2])
-        kind = (net.down_levels if way == "down" else net.up_levels)[level][2]
-        return RESAMPLERS[kind].replace("{way}", way), path[found.end() :]
-    for pattern, theirs in MODULES.items():
-        if found := re.match(f"(?:{pattern})(?:/|$)", path):
-            return re.sub(pattern, theirs, found[0].rstrip("/")), path[found.end() :]
+    """The module in diffusers, with {i} for its level, and the rest of our path."""
+    if match := re.match(r"(down|up)sample_(\d+)/?", path):
+        direction = match[1]
+        levels = net.down_levels if direction == "down" else net.up_levels
+        _, _, kind = levels[int(match[2])]
+        return RESAMPLERS[kind].replace("{direction}", direction), path[match.end() :]
+    for pattern, module in MODULES.items():
+        if match := re.match(f"(?:{pattern})(?:/|$)", path):
+            return re.sub(pattern, module, match[0].rstrip("/")), path[match.end() :]
     raise AssertionError(f"no name in diffusers for {path}")
 
 
@@ -74,11 +78,13 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
-    """{name in diffusers: float32 array in PyTorch's layout}; raises ValueError for the parameters of another net."""
-    wanted, given = (
-        {path: leaf.shape for path, leaf in _paths(tree)} for tree in (net.shapes(), params)
-    )
-    _check_same(wanted, given, "the parameters are not those of the net")
+    """Convert parameters to {diffusers name: float32 array in PyTorch's layout}.
+
+    Raise ValueError for the parameters of another network.
+    """
+    expected = {path: leaf.shape for path, leaf in _paths(net.shapes())}
+    given = {path: leaf.shape for path, leaf in _paths(params)}
+    _check_shapes(expected, given, "The parameters do not match the network")
     tensors = {
         state_dict_name(net, path): _to_torch(path, np.asarray(leaf))
         for path, leaf in _paths(params)
@@ -87,53 +93,58 @@ def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
 
 
 def from_state_dict(net: UNet, tensors: Mapping[str, LazyTensor]) -> Params:
-    """Our parameters, float32, from those of diffusers; raises ValueError unless each is there once, in its shape.
+    """Convert the tensors of a diffusers state dict to our float32 parameters.
 
-    No tensor is read before all names and shapes are found to be right.
+    Raise ValueError unless the tensors are exactly those of the network, in its shapes. No tensor
+    is read before all names and shapes are checked.
     """
-    given, tensors = tensors, {_renamed(name): tensor for name, tensor in tensors.items()}
-    check(
-        len(given) == len(tensors),
-        "the weights have a part of attention under its old name and its new one",
-    )
+    renamed = {_current_name(name): tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise ValueError("The weights hold an attention layer under both its old and its new name.")
     shapes = net.shapes()
-    wanted = {
+    expected = {
         state_dict_name(net, path): _shape_in_torch(path, leaf.shape)
         for path, leaf in _paths(shapes)
     }
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    _check_same(wanted, found, "the weights are not those of the net that config.json describes")
+    given = {name: tensor.shape for name, tensor in renamed.items()}
+    _check_shapes(
+        expected, given, "The weights do not match the network that config.json describes"
+    )
 
-    def leaf_of(path, leaf):
+    def read_leaf(path, leaf):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(_from_torch(path, tensors[state_dict_name(net, path)].read()))
+        return jnp.asarray(_from_torch(path, renamed[state_dict_name(net, path)].read()))
 
-    return jax.tree_util.tree_map_with_path(leaf_of, shapes)
+    return jax.tree_util.tree_map_with_path(read_leaf, shapes)
 
 
-def _check_same(wanted: Mapping[str, tuple], given: Mapping[str, tuple], otherwise: str) -> None:
-    """Raises ValueError, which begins with `otherwise`, unless both have the same shapes by the same names."""
-    faults = {
-        "missing": sorted(set(wanted) - set(given)),
-        "left over": sorted(set(given) - set(wanted)),
+def _check_shapes(expected: Mapping[str, tuple], given: Mapping[str, tuple], problem: str) -> None:
+    """Raise ValueError, which begins with `problem`, unless names and shapes are the same."""
+    differences = {
+        "missing": sorted(set(expected) - set(given)),
+        "unexpected": sorted(set(given) - set(expected)),
         "of another shape": [
-            f"{name} is {given[name]} and in the net {shape}"
-            for name, shape in wanted.items()
+            f"{name} is {given[name]}, not {shape}"
+            for name, shape in expected.items()
             if given.get(name, shape) != shape
         ],
     }
-    said = [f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names]
-    check(not said, f"{otherwise}: {'; '.join(said)}")
+    listed = [
+        f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names
+    ]
+    if listed:
+        raise ValueError(f"{problem}: {', '.join(listed)}.")
 
 
-def _some(names: list[str], most: int = 2) -> str:
-    return ", ".join(name[:120] for name in names[:most]) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+def _first(names: list[str], maximum: int = 2) -> str:
+    text = ", ".join(name[:120] for name in names[:maximum])
+    if len(names) > maximum:
+        text += f" and {len(names) - maximum} more"
+    return text
 
 
-def _renamed(name: str) -> str:
-    """The name of today for one of a legacy part of attention."""
+def _current_name(name: str) -> str:
+    """Replace a legacy name of an attention layer."""
     parts = name.split(".")
     if len(parts) > 2 and "attentions" in parts and parts[-2] in LEGACY:
         parts[-2] = LEGACY[parts[-2]]
@@ -143,12 +154,14 @@ def _renamed(name: str) -> str:
 def _to_torch(path: str, array: np.ndarray) -> np.ndarray:
     if not path.endswith("kernel"):
         return array
+    # Convolutions: (h, w, in, out) -> (out, in, h, w). Dense layers: (in, out) -> (out, in).
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def _from_torch(path: str, array: np.ndarray) -> np.ndarray:
     if not path.endswith("kernel"):
         return array
+    # Convolutions: (out, in, h, w) -> (h, w, in, out). Dense layers: (out, in) -> (in, out).
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 

@@ -1,10 +1,11 @@
-"""What a training run does, and what it leaves on disk.
+"""Run training, and read and write the files of a run.
 
-- `loop` runs the steps and saves them; what a kill loses is decided there.
-- `directory` decides whether a recipe may resume in a directory, and rolls back.
-- `checkpoints` writes and reads states, `steps` lists those saved, `manifest` hashes their files,
-  `weights` reads one average, `initial_weights` starts from another network.
-- `progress` reports on training, `metrics` writes metrics.jsonl and TensorBoard.
-- `sources` opens what `--ckpt` names, `export` and `model_card` write a run for diffusers.
+- `loop` runs and saves the training steps, and decides how much a kill can lose.
+- `directory` checks whether a recipe may resume in a directory, and rolls a run back.
+- `checkpoints` writes and reads states, `steps` lists the saved steps, `manifest` hashes files.
+- `weights` reads or rebuilds averaged parameters, `initial_weights` starts from another network.
+- `progress` reports on training, `metrics` writes metrics.jsonl and TensorBoard files.
+- `sources` opens the run or model named by `--ckpt`.
+- `export` and `model_card` write a run in the diffusers layout.
 Imports everything below the command line. `loop` does not import `pretrained` or `export`.
 """

@@ -1,9 +1,10 @@
-"""Checkpoints by Orbax: the parts of the state as separate items, and the resolved config beside them.
+"""Checkpoints with Orbax: each part of the state is an item of its own, and the config is JSON.
 
-A run's directory holds `checkpoints/STEP/` and `config.json`, and `snapshots/STEP/` with the power-function averages
-of a run that tracks them. Orbax writes a step aside and renames it; then a manifest with a hash of each file is put
-into it, when all of them are on disk (`manifest.py`). A step that is not as its manifest says does not count.
-What a kill may lose is `config.Checkpoint.every`, and `.wait`, which `loop` follows.
+A run's directory holds `config.json` and one folder `checkpoints/STEP/` per saved step. A run that
+tracks power-function averages also saves them to `snapshots/STEP/`. Orbax writes a step under a
+temporary name and renames it. Once all its files are on disk, a manifest with a hash of each file
+is added (`manifest.py`). A step that does not match its manifest is never used.
+`loop` saves as often as `config.Checkpoint` says, which bounds the steps that a kill can lose.
 """
 
 from __future__ import annotations
@@ -28,139 +29,165 @@ from ddpm_jax.runs import manifest
 from ddpm_jax.runs.log_levels import log_level
 from ddpm_jax.runs.steps import FOLDER, SNAPSHOTS, steps
 
-UNFINISHED, DROPPED = ".orbax-checkpoint-tmp", ".dropped"
-NOISY = ("absl", "asyncio")
-"""Loggers by which Orbax reports each save in many lines, and each failure, which it raises too, with tracebacks."""
+UNFINISHED_MARK = ".orbax-checkpoint-tmp"
+DROPPED_MARK = ".dropped"
+NOISY_LOGGERS = ("absl", "asyncio")
+"""Loggers through which Orbax reports every save, and logs tracebacks of errors it also raises."""
 
 
 class CheckpointWriter:
-    """Saves {item: pytree of arrays} by step; a context manager that waits for saves under way.
+    """Save {item: pytree of arrays} by step. Leaving the context waits for the save in progress.
 
-    A step is given up only after the manifest of a newer one stands. A save that fails is named where it is waited for,
-    at the next one at the latest: by OSError, or, if the settings say to go on, on stderr; at the end by OSError in any
-    case. On several hosts all save together, and none can go on without the others.
+    An old step is deleted only after a newer one has its manifest. A failed save is reported when
+    it is waited for, at the latest by the next save: as OSError, or on stderr if the setting
+    `on_failure` is "continue". A failure of the last save always raises OSError. On several hosts
+    all save together, and none can continue without the others.
     """
 
     def __init__(self, workdir: str | Path, settings: Checkpoint | None = None):
-        self._workdir, self._settings = Path(workdir), settings or Checkpoint()
+        self._workdir = Path(workdir)
+        self._settings = settings or Checkpoint()
         self._folder = (self._workdir / FOLDER).resolve()
-        self._go_on = self._settings.on_failure == "continue"
-        self._under_way, self._sealing = 0, _done()
+        self._continue_on_failure = self._settings.on_failure == "continue"
+        self._step_in_progress = 0
+        self._pending_save = _completed_future()
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> CheckpointWriter:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(log_level(logging.CRITICAL, *NOISY))
+            stack.enter_context(log_level(logging.CRITICAL, *NOISY_LOGGERS))
             self._hook = sys.unraisablehook
             stack.callback(setattr, sys, "unraisablehook", self._hook)
-            sys.unraisablehook = self._without_event_loops
+            sys.unraisablehook = self._ignore_closed_event_loops
             self._clear_unfinished(self._folder)
             self._undo = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        # A failed save must not hide the error that ended the block.
+        has_error = kind is not None
         try:
-            with self._failures_named(go_on=kind is not None):
-                self._sealing.result()
+            with self._report_failure(continue_on_failure=has_error):
+                self._pending_save.result()
         finally:
             self._thread.shutdown()
             self._undo.close()
 
-    def _without_event_loops(self, ignored: Any) -> None:
-        """TensorStore's threads have a traceback printed each where the loop they report to ended by a failure."""
-        if str(ignored.exc_value) != "Event loop is closed":
-            self._hook(ignored)
+    def _ignore_closed_event_loops(self, unraisable: Any) -> None:
+        """Hide TensorStore's tracebacks about an event loop that a failed save has closed."""
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
 
     def save(
         self,
         step: int,
         items: Mapping[str, Any],
         config: Any,
-        images: int | None = None,
-        good: int = 0,
+        num_images: int | None = None,
+        last_finite_step: int = 0,
     ) -> None:
-        """Starts to save, with the config as JSON; arrays are copied first, so the caller may go on and donate them.
+        """Start to save a step, with `config` as JSON, and return once the arrays are copied.
 
-        `images` is how many the run is trained on, on which its batches depend. The newest step below `good` is kept
-        too: one to go back to, where the weights of those from there on may be lost.
+        The caller may then donate the arrays. `num_images` is the size of the data set, on which
+        the batches depend. The newest step below `last_finite_step` is kept too, to roll back to:
+        the weights of later steps may be non-finite.
         """
         self.wait()
-        with self._failures_named(self._go_on):
-            self._under_way = step
+        with self._report_failure(self._continue_on_failure):
+            self._step_in_progress = step
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
             facts = {
                 "config": ocp.args.JsonSave(config),
-                "data": ocp.args.JsonSave({"images": images}),
+                "data": ocp.args.JsonSave({"images": num_images}),
             }
-            writer = _writer()
+            folder = self._folder / str(step)
+            writer = _make_writer()
             try:
-                writer.save(self._folder / str(step), args=ocp.args.Composite(**saved, **facts))
+                writer.save(folder, args=ocp.args.Composite(**saved, **facts))
             except Exception:
                 writer.close()
                 raise
-            self._sealing = self._thread.submit(self._seal, writer, self._folder / str(step), good)
+            self._pending_save = self._thread.submit(self._finish, writer, folder, last_finite_step)
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, has its manifest, on the first host, or has failed."""
-        with self._failures_named(self._go_on):
-            sealing, self._sealing = self._sealing, _done()
-            sealing.result()
+        """Wait until the save in progress has its manifest, or has failed.
 
-    def _seal(self, writer: ocp.AsyncCheckpointer, folder: Path, good: int) -> None:
-        """Waits until a step is written, has it on disk with its manifest, and drops those that are not to be kept."""
+        The primary host alone writes the manifest, so only there a return means that it is written.
+        """
+        with self._report_failure(self._continue_on_failure):
+            # Reset before waiting, so that a failure is reported once.
+            pending_save = self._pending_save
+            self._pending_save = _completed_future()
+            pending_save.result()
+
+    def _finish(self, writer: ocp.AsyncCheckpointer, folder: Path, last_finite_step: int) -> None:
+        """Wait until a step is written, add its manifest, and delete the steps not to keep."""
         with _manifest_after(folder), contextlib.closing(writer):
             writer.wait_until_finished()
         if hosts.is_primary():
             sync(self._folder)
-            self._drop_old(good)
+            self._drop_old(last_finite_step)
 
     @contextlib.contextmanager
-    def _failures_named(
-        self, go_on: bool, what: str | None = None, folder: Path | None = None
+    def _report_failure(
+        self,
+        continue_on_failure: bool,
+        description: str | None = None,
+        folder: Path | None = None,
     ) -> Iterator[None]:
+        """Turn any error of a save in the block into an OSError, or print it and continue.
+
+        `description` and `folder` default to the step in progress and the folder of checkpoints.
+        """
         try:
             yield
-        except (
-            jax.errors.JaxRuntimeError,
-            TimeoutError,
-        ):  # a step or another host that failed, not the disk
+        except (jax.errors.JaxRuntimeError, TimeoutError):
+            # A training step or another host failed, not the disk.
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds
+        except Exception as error:
+            # Orbax and TensorStore raise errors of many types.
             self._clear_unfinished(folder or self._folder)
-            left = ", ".join(map(str, steps(self._workdir))) or "none"
-            what = what or f"step {self._under_way}"
-            message = f"{what} was not saved ({_in_short(error)}); checkpoints there are: {left}"
-            if not go_on:
-                raise OSError(
-                    f"{message}: make room, or allow writing to {self._folder}, and start again"
-                ) from error
-            print(message, file=sys.stderr)
+            saved = ", ".join(map(str, steps(self._workdir))) or "none"
+            description = description or f"Step {self._step_in_progress}"
+            message = f"{description} was not saved ({_shorten(error)})"
+            if not continue_on_failure:
+                remedy = f"make room or allow writing to {self._folder}, and start again"
+                raise OSError(f"{message}: {remedy}. Saved checkpoints: {saved}.") from error
+            print(f"{message}. Saved checkpoints: {saved}.", file=sys.stderr)
 
-    def _drop_old(self, good: int) -> None:
-        found = steps(self._workdir)
-        spared = max((step for step in found if step < good), default=0)
-        for step in found[: -self._settings.keep_last]:
-            if step != spared and (
-                self._settings.keep_every is None or step % self._settings.keep_every
-            ):
-                shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{DROPPED}"))
+    def _drop_old(self, last_finite_step: int) -> None:
+        saved = steps(self._workdir)
+        rollback_step = max((step for step in saved if step < last_finite_step), default=0)
+        every = self._settings.keep_every
+        for step in saved[: -self._settings.keep_last]:
+            keep_for_good = every is not None and step % every == 0
+            if step != rollback_step and not keep_for_good:
+                # Rename first: a deletion that is interrupted must not leave half a step.
+                dropped = self._folder / f"{step}{DROPPED_MARK}"
+                shutil.rmtree((self._folder / str(step)).rename(dropped))
 
     def _clear_unfinished(self, folder: Path) -> None:
-        for mark in (UNFINISHED, DROPPED) if hosts.is_primary() else ():
+        if not hosts.is_primary():
+            return
+        for mark in (UNFINISHED_MARK, DROPPED_MARK):
             for path in folder.glob(f"*{mark}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_snapshot(self, step: int, trees: Mapping[str, Any]) -> None:
-        """Saves {name: pytree of arrays} of a step for good; all of it is on disk when this returns."""
+        """Save {name: pytree of arrays} of a step for good. Returns when all of it is on disk."""
         folder = (self._workdir / SNAPSHOTS / str(step)).resolve()
-        named = self._failures_named(self._go_on, f"the snapshot of step {step}", folder.parent)
-        with named, _manifest_after(folder), ocp.StandardCheckpointer() as writer:
+        description = f"The snapshot of step {step}"
+        reported = self._report_failure(self._continue_on_failure, description, folder.parent)
+        with reported, _manifest_after(folder), ocp.StandardCheckpointer() as writer:
             writer.save(folder, _one_copy(dict(trees)), force=True)
 
 
 @contextlib.contextmanager
 def _manifest_after(folder: Path) -> Iterator[None]:
-    """The first host writes the folder's manifest after the block, or removes the folder where either fails."""
+    """Write the folder's manifest after the block, or remove the folder if either fails.
+
+    Only the primary host does so.
+    """
     try:
         yield
         if hosts.is_primary():
@@ -171,77 +198,93 @@ def _manifest_after(folder: Path) -> Iterator[None]:
         raise
 
 
-def _writer() -> ocp.AsyncCheckpointer:
-    """For one save: it keeps some of what failed to raise it later, where it would be taken for another's failure."""
-    at_once = ocp.AsyncOptions(
-        create_directories_asynchronously=False
-    )  # else a failure leaves threads that wait
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=at_once)
+def _make_writer() -> ocp.AsyncCheckpointer:
+    """A writer for one save.
+
+    On reuse Orbax raises the error of an earlier save, which would blame the wrong step.
+    """
+    # If directories are created in the background, a failure leaves threads that wait forever.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
-def _done() -> Future:
-    """What has nothing to wait for."""
+def _completed_future() -> Future:
+    """A future with nothing to wait for."""
     future: Future = Future()
     future.set_result(None)
     return future
 
 
-@log_level(logging.CRITICAL, *NOISY)
-def restore(workdir: str | Path, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The items named in `like`, placed as its arrays; raises ValueError if their shapes differ."""
+@log_level(logging.CRITICAL, *NOISY_LOGGERS)
+def restore(workdir: str | Path, step: int, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Restore the items named in `template`, with the sharding of its arrays.
+
+    Raises ValueError if shapes differ from the template's.
+    """
     folder = (Path(workdir) / FOLDER / str(step)).resolve()
-    for name, tree in like.items():
-        _check_shapes(folder / name, f"checkpoint {step}", name, tree)
-    wanted = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
+    for name, tree in template.items():
+        _check_shapes(folder / name, f"Checkpoint {step}", name, tree)
+    args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in template.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        found = reader.restore(folder, args=ocp.args.Composite(**wanted))
-    return {name: found[name] for name in like}
+        restored = reader.restore(folder, args=ocp.args.Composite(**args))
+    return {name: restored[name] for name in template}
 
 
 def _one_copy(tree: Any) -> Any:
-    """The arrays of this host's first device, where each device holds them whole; on several hosts for NumPy.
+    """Replicated arrays as single arrays on this host's first device, or NumPy's on several hosts.
 
-    Orbax would have every device write a share of each array, for which it compiles a slice per shape and device. What
-    is NumPy's it has the first host write alone.
+    Given a replicated array, Orbax has each device write a part of it, and compiles a slice per
+    shape and device. A NumPy array is written by the primary host alone.
     """
 
-    def first(x: Any) -> Any:
+    def first_copy(x: Any) -> Any:
         if not (isinstance(x, jax.Array) and x.is_fully_replicated):
             return x
         copy = x.addressable_data(0)
         return copy if hosts.count() == 1 else np.asarray(copy)
 
-    return jax.tree.map(first, tree)
+    return jax.tree.map(first_copy, tree)
 
 
-@log_level(logging.CRITICAL, *NOISY)
-def read_trees(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The trees named in `like` of all that lie in a snapshot or in an item of a checkpoint, as its kind of arrays.
+@log_level(logging.CRITICAL, *NOISY_LOGGERS)
+def read_trees(folder: Path, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the trees named in `template` from a snapshot or one item of a checkpoint.
 
-    Raises ValueError if their shapes differ.
+    Other trees there are not read. Arrays come back as the template's kind: NumPy or sharded.
+    Raises ValueError if shapes differ from the template's.
     """
-    _check_shapes(folder, str(folder), "averages", like, set(like))
-    args = ocp.checkpoint_utils.construct_restore_args(dict(like))
-    wanted = ocp.args.PyTreeRestore(dict(like), restore_args=args, partial_restore=True)
+    _check_shapes(folder, f"Folder {folder}", "averages", template, set(template))
+    restore_args = ocp.checkpoint_utils.construct_restore_args(dict(template))
+    args = ocp.args.PyTreeRestore(dict(template), restore_args=restore_args, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(folder.resolve(), args=wanted)
+        return reader.restore(folder.resolve(), args=args)
 
 
 def _check_shapes(
-    folder: Path, holder: str, name: str, like: Any, trees: set[str] | None = None
+    folder: Path, holder: str, item: str, template: Any, trees: set[str] | None = None
 ) -> None:
+    """Raise ValueError if the shapes saved in a folder differ from a template's.
+
+    `trees` limits the check to these top-level names. `holder` and `item` name the folder and its
+    content in the message.
+    """
     if not folder.exists():
         raise ValueError(
-            f"{holder} holds no {name}: it was not saved by this program, or is damaged"
+            f"{holder} has no {item}, so it is corrupt or ddpm_jax did not write it: "
+            "use another checkpoint."
         )
     with ocp.StandardCheckpointer() as reader:
-        saved, wanted = _shapes(reader.metadata(folder.resolve()).item_metadata.tree), _shapes(like)
-    for path in sorted(saved | wanted):
-        asked = trees is None or path.partition("/")[0] in trees
-        if asked and saved.get(path) != wanted.get(path):
+        saved = _shapes(reader.metadata(folder.resolve()).item_metadata.tree)
+    expected = _shapes(template)
+    for path in sorted(saved | expected):
+        is_checked = trees is None or path.partition("/")[0] in trees
+        if is_checked and saved.get(path) != expected.get(path):
+            there = saved.get(path, "missing")
+            here = expected.get(path, "missing")
             raise ValueError(
-                f"{holder} holds another model's {name} than its recipe's: {path} is "
-                f"{saved.get(path, 'missing')} there and {wanted.get(path, 'missing')} in the recipe"
+                f"{holder} holds the {item} of another model "
+                f"({path} is {there} there and {here} in the recipe): "
+                "use the recipe that it was saved with."
             )
 
 
@@ -253,13 +296,13 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _in_short(error: BaseException) -> str:
-    """What an error says, on one line that is not too long."""
+def _shorten(error: BaseException) -> str:
+    """An error's message on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
-        tree,
-    )
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+    return jax.tree.map(abstract, tree)

@@ -1,4 +1,4 @@
-"""A run's directory: may this recipe go on in it, and what is in it to throw away."""
+"""Check whether a recipe may resume in a run's directory, lock it, clear it, and roll it back."""
 
 import contextlib
 import json
@@ -18,8 +18,9 @@ from ddpm_jax.runs import checkpoints
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
-CONFIG, LOCK = "config.json", ".lock"
-LEFT_BY_A_RUN = (
+CONFIG = "config.json"
+LOCK = ".lock"
+RUN_FILES = (
     "checkpoints",
     "snapshots",
     "samples",
@@ -31,7 +32,8 @@ LEFT_BY_A_RUN = (
     "statistics.npz",
     CONFIG,
 )
-FREE_TO_CHANGE = (
+"""Patterns of everything that a run and its evaluation write to the directory."""
+CHANGEABLE_SETTINGS = (
     "training.steps",
     "training.epochs",
     "training.skip_patience",
@@ -44,23 +46,27 @@ FREE_TO_CHANGE = (
     "data.data_dir",
     "data.path",
 )
+"""Prefixes of the settings that may differ when a run resumes."""
 
 
 def load_config(workdir: Path, step: int | None) -> Config:
-    """The resolved config saved with a checkpoint, or that of a run without one yet; needs no device.
+    """The resolved config saved with a checkpoint, or with the run if `step` is None.
 
-    Raises ValueError where it cannot be read.
+    Needs no device. Raises ValueError if the config cannot be read.
     """
     path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
         return config_from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        remedy = "use another run or checkpoint, or the version of ddpm_jax that wrote it; --overwrite trains afresh"
-        raise ValueError(f"{path} cannot be read ({error}): {remedy}") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"Cannot read {path} ({reason}): use another run or checkpoint, or the version of "
+            "ddpm_jax that wrote it, or start the run afresh with --overwrite."
+        ) from error
 
 
 def cpu_devices(workdir: Path) -> int | None:
-    """The virtual CPU devices of the run that is in a directory, as its newest config that can be read says, if any."""
+    """The number of virtual CPU devices in the newest readable config of a run, or None."""
     for step in [*reversed(saved_steps.steps(workdir)), None]:
         with contextlib.suppress(ValueError):
             return load_config(workdir, step).parallel.cpu_devices
@@ -68,36 +74,39 @@ def cpu_devices(workdir: Path) -> int | None:
 
 
 def resume(config: Config, workdir: Path) -> int:
-    """The step from which the config goes on, 0 where no run is in the directory.
+    """The step from which the config resumes, or 0 if the directory holds no run.
 
-    Raises ValueError, naming what differs, if another recipe's run is there, and where all checkpoints are damaged.
+    Raises ValueError if the run there has another recipe, naming the differences, or if all its
+    checkpoints are corrupt.
     """
     _check_is_no_file(workdir)
     start = saved_steps.newest(workdir)
     if not start and not (workdir / CONFIG).exists():
         return 0
     saved = load_config(workdir, start or None)
-    changed = [name for name in differences(config, saved) if not name.startswith(FREE_TO_CHANGE)]
+    names = differences(config, saved)
+    changed = [name for name in names if not name.startswith(CHANGEABLE_SETTINGS)]
     check(
         not changed,
-        f"{workdir} holds a run with other settings ({', '.join(changed[:5])}): choose another --workdir, "
-        "give the settings of that run, or --overwrite it",
+        f"The run in {workdir} has other settings ({', '.join(changed[:5])}): use the settings of "
+        "that run, choose another --workdir, or start afresh with --overwrite.",
     )
     return start
 
 
 def _check_is_no_file(workdir: Path) -> None:
     check(
-        not workdir.exists() or workdir.is_dir(), f"{workdir} is a file: choose another --workdir"
+        not workdir.exists() or workdir.is_dir(),
+        f"The run directory {workdir} is a file: choose another --workdir.",
     )
 
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a directory; raises ValueError where one is at work. A crash leaves no lock behind.
+    """Lock the directory against other runs. Raise ValueError if one is using it.
 
-    Of several hosts the first does it for all.
-    A directory in which nothing was left is gone afterwards.
+    The operating system releases the lock after a crash. On several hosts the primary host takes it
+    for all. If the block leaves no other file in the directory, the directory is removed.
     """
     if not hosts.is_primary():
         yield
@@ -113,49 +122,59 @@ def lock(workdir: Path) -> Iterator[None]:
                     shutil.rmtree(workdir)
     except filelock.Timeout:
         raise ValueError(
-            f"another run is at work in {workdir}: wait for its end or choose another --workdir"
+            f"Another run is using {workdir}: wait for it to end, or choose another --workdir."
         ) from None
 
 
 def clear(workdir: Path) -> None:
-    """Removes what a run leaves in its directory, by name; other files stay."""
-    for path in [path for pattern in LEFT_BY_A_RUN for path in workdir.glob(pattern)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the files of a run from its directory. Other files stay."""
+    paths = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def rollback(
-    config: Config, workdir: Path, done: int, like: dict[str, Any], monitor: UpdateMonitor
+    config: Config, workdir: Path, done: int, template: dict[str, Any], monitor: UpdateMonitor
 ) -> dict[str, Any]:
-    """The parts of the state from the newest checkpoint before the updates that were skipped up to step `done`.
+    """Restore the newest checkpoint before the updates that were skipped up to step `done`.
 
-    Those after it are set aside. Where not one step with its weights is finite, the next time is one further back.
-    Raises ValueError where the recipe says to stop and where there is none.
+    Returns the items of the state named in `template`. Later checkpoints are renamed. If no step
+    after the rollback is finite, the next rollback goes back one checkpoint further. Raises
+    ValueError if the recipe says to stop, or if there is no earlier checkpoint.
     """
-    settings = config.training
-    message = (
-        f"loss or gradient was not finite in {monitor.in_a_row} steps in a row, up to step {done}"
+    cause = (
+        f"Loss or gradient was non-finite in {monitor.in_a_row} steps in a row, up to step {done}"
     )
-    remedy = "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or look for odd values in the data"
+    remedy = (
+        "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, "
+        "or look for outliers in the data"
+    )
     check(
-        settings.on_patience == "rollback",
-        f"{message}: {remedy}, or --training.on-patience rollback",
+        config.training.on_patience == "rollback",
+        f"{cause}: {remedy}, or set --training.on-patience rollback.",
     )
-    found = (step for step in saved_steps.valid_steps(workdir) if step < monitor.last_finite_step)
-    before = hosts.broadcast(next(found, 0) if hosts.is_primary() else 0)
-    check(
-        before > 0, f"{message}, and there is no checkpoint to go back to that could help: {remedy}"
-    )
-    print(f"{message}: goes on with the weights of step {before}", file=sys.stderr)
+    valid = saved_steps.valid_steps(workdir)
+    earlier = (step for step in valid if step < monitor.last_finite_step)
+    target = hosts.broadcast(next(earlier, 0) if hosts.is_primary() else 0)
+    check(target > 0, f"{cause}, and no earlier checkpoint is left to roll back to: {remedy}.")
+    print(f"{cause}: rolling back to the weights of step {target}.", file=sys.stderr)
     if hosts.is_primary():
-        saved_steps.quarantine(workdir, before, saved_steps.ABANDONED)
+        saved_steps.quarantine(workdir, target, saved_steps.ABANDONED_SUFFIX)
     for line in monitor.report_until(done):
         print(line, file=sys.stderr)
-    monitor.reset(before)
-    return checkpoints.restore(workdir, before, like)
+    monitor.reset(target)
+    return checkpoints.restore(workdir, target, template)
 
 
 def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
-    """Makes the directory ready for the steps after `start`: what a run made that went further is out of the way."""
+    """Prepare the directory for the steps after `start`, and write the config.
+
+    Checkpoints later than `start` are renamed. With `overwrite` the files of a run that is there
+    are removed.
+    """
     if overwrite:
         clear(workdir)
     saved_steps.quarantine(workdir, after=start)
@@ -163,7 +182,7 @@ def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
 
 
 def write_config(workdir: Path, config: Config) -> None:
-    """Leaves the resolved config as `config.json`, for people."""
+    """Write the resolved config to `config.json`."""
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_file(workdir / CONFIG) as file:
         file.write((json.dumps(config_to_json(config), indent=2) + "\n").encode())

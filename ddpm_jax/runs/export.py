@@ -1,4 +1,4 @@
-"""The export of a run in the layout of diffusers, for its pipelines and for the hub."""
+"""Export a run in the diffusers layout, to a folder or to the hub."""
 
 import sys
 import tempfile
@@ -17,23 +17,26 @@ from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.training.step import TrainState
 
 FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, "unet", "scheduler"}
+"""Names at the top of an export. A folder with any other name in it is never overwritten."""
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raises ValueError where a folder cannot be written without loss of anything but an export to be replaced."""
+    """Raise ValueError if writing to `out` would destroy anything but an export to overwrite."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        exported = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
-        check(
-            exported and overwrite,
-            f"{out} is there already: name another --out" + ", or add --overwrite" * exported,
-        )
+        is_export = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
+        remedy = "choose another --out" + (", or add --overwrite" if is_export else "")
+        check(is_export and overwrite, f"The output {out} exists already: {remedy}.")
 
 
 @contextmanager
 def export_to_temp(
     run: RunSource, params: Params, weights: str, name: str, beside: Path | None = None
 ) -> Iterator[Path]:
-    """A folder with the export of a run, in a temporary one, which may be beside where it is to go."""
+    """Export a run to a temporary folder, and remove it after the block.
+
+    The temporary folder is created in `beside` if given, so that the export can be moved from
+    there to another place on the same disk. `weights` and `name` are for the model card.
+    """
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
         scheduler = pipeline_folder.save_pretrained(run.recipe, params, folder, for_pipeline=True)
@@ -42,7 +45,7 @@ def export_to_temp(
 
 
 def swap_folder(out: Path, folder: Path) -> None:
-    """Puts a folder, on the same disk, in the place of `out`: that is what it was, or what it is to be."""
+    """Replace `out` by a folder on the same disk. If that fails, `out` is what it was before."""
     old = folder.with_name("old")
     if out.exists():
         out.rename(old)
@@ -55,12 +58,12 @@ def swap_folder(out: Path, folder: Path) -> None:
 
 
 def prepare_upload(repo: str, private: bool, config: Config) -> None:
-    """Make the repository unless it is there.
+    """Create the repository unless it exists.
 
-    Raises ValueError, ImportError or OSError if diffusers cannot hold the network or the repository cannot be written
-    to.
+    Raises ValueError if diffusers cannot hold the network, and ValueError, ImportError or OSError
+    if the repository cannot be written to.
     """
-    pipeline_folder.check_possible(config)
+    pipeline_folder.check_exportable(config)
     if hosts.is_primary():
         hub.prepare(repo, private)
 
@@ -68,23 +71,25 @@ def prepare_upload(repo: str, private: bool, config: Config) -> None:
 def make_uploader(
     repo: str, private: bool, config: Config, folder: Path
 ) -> Callable[[int, TrainState], None]:
-    """The function (step, state) that uploads a run's averaged parameters while it trains.
+    """The function (step, state) that uploads a run's averaged parameters during training.
 
-    An upload that fails is reported on stderr, and training goes on.
+    A failed upload is reported on stderr, and training continues.
     """
 
-    def upload(step: int, state: TrainState) -> None:
+    def upload_ema(step: int, state: TrainState) -> None:
+        # Gathering needs every host, uploading only the first.
         params = parallel.gather_to_host(state.ema_params[DEFAULT_WEIGHTS])
         if hosts.is_primary():
             _upload(repo, private, RunSource(folder, step, config), params)
 
-    return upload
+    return upload_ema
 
 
 def _upload(repo: str, private: bool, run: RunSource, params: Params) -> None:
     try:
         with export_to_temp(run, params, DEFAULT_WEIGHTS, repo) as folder:
             hub.upload(folder, repo, private=private, message=f"Step {run.step}")
-    except Exception as error:  # whatever it is, the training is worth more
-        message = " ".join(str(error).split())
-        print(f"step {run.step} was not uploaded, and training goes on: {message}", file=sys.stderr)
+    except Exception as error:
+        # No failure of an upload, of whatever kind, is worth losing the training run.
+        reason = " ".join(str(error).split()).rstrip(".")
+        print(f"Step {run.step} was not uploaded, training continues: {reason}.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Training that starts from weights that are there: those of a run, or of a net in the layout of diffusers."""
+"""Initialise training from a run or a model in the diffusers layout."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from ddpm_jax.config import Config, to_json
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
-from ddpm_jax.runs.sources import open_any
+from ddpm_jax.runs.sources import open_checkpoint
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
-FREE = {"image_size", "dropout", "init_scheme"}
-"""Settings of a net that leave what its weights compute as it is."""
-TRAINED_FOR = (
+IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme"}
+"""Fields of a network that may differ: they do not change what its weights compute."""
+OUTPUT_FIELDS = (
     "schedule",
     "timesteps",
     "beta_start",
@@ -23,16 +23,18 @@ TRAINED_FOR = (
     "sigma_data",
     "variance",
 )
-"""Settings of an objective that say what the output of a net means."""
+"""Fields of an objective that define what the network's output means."""
 
 
-def with_net_of(config: Config, ckpt: str) -> Config:
-    """The config with the network of a trained net, what that was trained for, and where its weights are.
+def with_pretrained_network(config: Config, ckpt: str) -> Config:
+    """The config with the network of a trained model, its noise schedule and its target.
 
-    Raises as `sources.open_any` does, and ValueError where the rest of the config does not fit.
+    `training.init_from` names the model. Raises as `sources.open_checkpoint` does, and ValueError
+    if the rest of the config does not fit.
     """
-    source = open_any(ckpt).recipe
-    objective, sampling = _objective(config.objective, source.objective), config.sampling
+    source = open_checkpoint(ckpt).recipe
+    objective = _merge_objectives(config.objective, source.objective)
+    sampling = config.sampling
     if (sampling.steps or 0) > objective.timesteps:
         sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
@@ -41,23 +43,32 @@ def with_net_of(config: Config, ckpt: str) -> Config:
     )
 
 
-def _objective(ours: Objective, theirs: Objective) -> Objective:
-    """What a net was trained to predict, of which noise, by our losses."""
-    kept = {name: getattr(theirs, name) for name in TRAINED_FOR}
-    bound = ours.loss_kind if ours.learns_variance == theirs.learns_variance else theirs.loss_kind
-    return dataclasses.replace(ours, bound=bound, **kept)
+def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:
+    """Our losses for the output of their network."""
+    inherited = {name: getattr(theirs, name) for name in OUTPUT_FIELDS}
+    # A learned variance needs a loss that trains it, and a fixed variance needs none.
+    has_same_kind = ours.learns_variance == theirs.learns_variance
+    loss_kind = ours.loss_kind if has_same_kind else theirs.loss_kind
+    return dataclasses.replace(ours, loss_kind=loss_kind, **inherited)
 
 
 def first_params(config: Config, key: Key[Array, ""]) -> Params:
-    """The parameters that training starts from; raises ValueError if they are another network's."""
+    """The parameters that training starts from.
+
+    They are drawn from `key`, or read from `training.init_from` if set. Raises ValueError if that
+    model has another network than the config.
+    """
     ckpt = config.training.init_from
     if ckpt is None:
         return config.model.init(key)
-    source = open_any(ckpt)
-    ours, theirs = to_json(config.model), to_json(source.recipe.model)
-    differ = sorted(name for name in {*ours, *theirs} - FREE if ours.get(name) != theirs.get(name))
+    source = open_checkpoint(ckpt)
+    ours = to_json(config.model)
+    theirs = to_json(source.recipe.model)
+    names = {*ours, *theirs} - IGNORED_MODEL_FIELDS
+    different = sorted(name for name in names if ours.get(name) != theirs.get(name))
     check(
-        not differ,
-        f"the net of {ckpt} is another one than this recipe's: model.{', model.'.join(differ)} differ",
+        not different,
+        f"The network of {ckpt} differs from the recipe's in model.{', model.'.join(different)}: "
+        "leave these settings out.",
     )
     return source.params(DEFAULT_WEIGHTS)

@@ -1,4 +1,4 @@
-"""Levels of other packages' loggers, changed for the length of a block alone."""
+"""Change the levels of other packages' loggers for the length of a block."""
 
 import contextlib
 import logging
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def log_level(level: int, *names: str) -> Iterator[None]:
-    """Give these loggers a level while the block runs, and their own levels back afterwards."""
-    before = {name: logging.getLogger(name).level for name in names}
+    """Set the level of these loggers while the block runs, and restore their levels afterwards."""
+    previous_levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        for name, own in before.items():
-            logging.getLogger(name).setLevel(own)
+        for name, previous_level in previous_levels.items():
+            logging.getLogger(name).setLevel(previous_level)

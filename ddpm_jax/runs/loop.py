@@ -1,4 +1,4 @@
-"""Training: data -> state -> steps, with saves and reports, to the end or to a request to stop."""
+"""Run training: load data and state, then step, save and report until the end or a stop signal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +39,8 @@ def ignore_save(step: int, state: TrainState) -> None:
     """Do nothing at a save."""
 
 
-PLACES = ("path", "data_dir")
+DATA_LOCATION_FIELDS = ("path", "data_dir")
+"""Settings of a data source that say where its files are, which may differ between hosts."""
 
 
 def train(
@@ -48,66 +49,69 @@ def train(
     start: int,
     *,
     overwrite: bool = False,
-    previewed: bool = False,
+    with_preview: bool = False,
     on_start: Callable[[], None] = lambda: None,
     on_save: OnSave = ignore_save,
 ) -> int:
-    """Train from step `start` to the end; returns 0, or the exit status of the signal that stopped it.
+    """Train from step `start` to the end. Returns 0, or the exit status of the stop signal.
 
-    `on_start()` is called once data and steps are found to be there, before anything is written. `on_save(step, state)`
-    is called on every host after each save has begun. Raises ValueError or OSError for what the user can mend; what was
-    in the folder is still there then.
+    `on_start()` is called once the data are loaded and steps are left to do, before anything is
+    written. `on_save(step, state)` is called on every host after each save has started. Raises
+    ValueError or OSError for mistakes of the user. A mistake found before training starts leaves
+    the folder as it was.
     """
     check(
         hosts.count() == 1 or config.checkpoint.on_failure == "stop",
-        "on several hosts --checkpoint.on-failure stop",
+        "Several hosts cannot continue after a failed save: set --checkpoint.on-failure stop.",
     )
     images = load(config)
-    total, per_epoch = config.total_steps(len(images)), config.steps_per_epoch(len(images))
+    total = config.total_steps(len(images))
+    per_epoch = config.steps_per_epoch(len(images))
     hosts.assert_identical([comparable_config(config), len(images), start])
     if start >= total:
-        print(f"{folder} is at step {start} of {total} already: raise --training.steps to go on")
+        print(f"{folder} is at step {start} of {total} already: raise --training.steps to continue")
         return 0
-    build_sampler(
-        config.objective, config.sampling
-    )  # a file that it names is opened before, not after hours
+    # A file that the sampler reads may be missing: raise now, not at the first sample grid.
+    build_sampler(config.objective, config.sampling)
     on_start()
-    print(
-        f"images    {len(images):,}, {per_epoch} steps an epoch, {total - start} steps from {start} to {total}"
-    )
+    length = f"{per_epoch} steps an epoch, {total - start} steps from {start} to {total}"
+    print(f"images    {len(images):,}, {length}")
     with memory.explain_oom(*memory_advice(config)):
         tx = config.make_optimizer(len(images))
-        state = (
-            resumed_state(config, tx, folder, start, len(images))
-            if start
-            else first_state(config, tx)
-        )
-        train_step = step_over_devices(config, tx)
+        if start:
+            state = resumed_state(config, tx, folder, start, len(images))
+        else:
+            state = first_state(config, tx)
+        train_step = parallel_train_step(config, tx)
         check_memory(config, images, train_step, state)
         if hosts.is_primary():
             directory.prepare(folder, config, start, overwrite)
-            if previewed:
+            if with_preview:
                 preview(config, images, folder)
         hosts.barrier("directory")
         done, signal = run_steps(config, folder, images, train_step, state, on_save)
     if done < total:
-        print(f"stopped: step {done} of {total} is saved in {folder}; the same command goes on")
+        print(f"stopped: step {done} of {total} is saved in {folder}; the same command resumes it")
         return 128 + signal
     print(f"done: step {total}, in {folder}; draw samples with: python sample.py --ckpt {folder}")
     return 0
 
 
 def comparable_config(config: Config) -> dict:
-    """The recipe but for where its data lie."""
-    recipe = to_json(config)
-    return recipe | {
-        "data": {name: recipe["data"][name] for name in recipe["data"] if name not in PLACES}
+    """The config without the location of its data, as JSON, to compare between hosts."""
+    settings = to_json(config)
+    data = {
+        name: value for name, value in settings["data"].items() if name not in DATA_LOCATION_FIELDS
     }
+    return settings | {"data": data}
 
 
 def load(config: Config) -> ImageSet:
-    """The images of a recipe; where they have to be prepared first, one host does it for those that share its disk."""
-    with memory.explain_oom("the images of the data set", "take smaller or fewer ones"):
+    """Load the images of a recipe.
+
+    The primary host loads before the others, so that it alone prepares a data set on a shared disk.
+    """
+    with memory.explain_oom("the images of the data set", "use smaller or fewer images"):
         if not hosts.is_primary():
             hosts.barrier("data")
         images = config.data.load(config.model.image_size, config.model.channels)
@@ -120,23 +124,27 @@ def load(config: Config) -> ImageSet:
 def check_memory(
     config: Config, images: ImageSet, train_step: parallel.ParallelStep, state: TrainState
 ) -> None:
-    """Compiles the step; raises MemoryError where the host has less left than it needs."""
+    """Compile the step. Raise MemoryError if it needs more memory than the host has left."""
     start = int(state.step)
     batch = next(batches(config, images, start, start + 1))
-    memory.check_fits(
-        train_step.host_memory(state, next(micro_batches(batch, config.training.accumulation)))
-    )
+    micro_batch = next(micro_batches(batch, config.training.accumulation))
+    memory.check_fits(train_step.host_memory(state, micro_batch))
 
 
 def memory_advice(config: Config) -> tuple[str, str]:
-    """What a step's memory is for, and how to need less."""
-    settings, model = config.training, config.model
-    height, width, channels = model.image_shape
-    return (
-        f"micro-batches of {settings.micro_batch_size} pictures of {height}x{width}x{channels} in {settings.dtype}",
-        f"raise --training.accumulation (now {settings.accumulation}), lower --training.batch-size (now "
-        f"{settings.batch_size}), try --training.dtype bfloat16, or split the state by --parallel.fsdp",
+    """Describe the load of a training step, and how to reduce the memory it needs."""
+    settings = config.training
+    height, width, channels = config.model.image_shape
+    description = (
+        f"micro-batches of {settings.micro_batch_size} images of {height}x{width}x{channels} "
+        f"in {settings.dtype}"
     )
+    remedy = (
+        f"raise --training.accumulation (now {settings.accumulation}), lower "
+        f"--training.batch-size (now {settings.batch_size}), try --training.dtype bfloat16, "
+        "or split the state by --parallel.fsdp"
+    )
+    return description, remedy
 
 
 def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
@@ -144,28 +152,37 @@ def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
     key, _ = training_keys(config.training.seed)
     params = parallel.put_state(first_params(config, key), config.parallel.fsdp)
     init = partial(init_state, tx=tx, ema=config.ema)
-    lie = parallel.state_shardings(jax.eval_shape(init, params), config.parallel.fsdp)
-    return jax.jit(init, out_shardings=lie)(params)
+    shardings = parallel.state_shardings(jax.eval_shape(init, params), config.parallel.fsdp)
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 def resumed_state(
-    config: Config, tx: optax.GradientTransformation, folder: Path, step: int, images: int
+    config: Config, tx: optax.GradientTransformation, folder: Path, step: int, num_images: int
 ) -> TrainState:
-    """The state that was saved at a step, on the devices; a change of the number of images is told."""
-    before = saved_steps.num_images_at(folder, step)
-    if before not in (None, images):
+    """Restore the state of a saved step to the devices.
+
+    A data set whose number of images has changed is reported on stderr.
+    """
+    num_images_before = saved_steps.num_images_at(folder, step)
+    if num_images_before not in (None, num_images):
         print(
-            f"trained on {before:,} images so far, and on {images:,} from here: batches differ",
+            f"The data set had {num_images_before:,} images so far and has {num_images:,} now: "
+            "the batches change.",
             file=sys.stderr,
         )
-    init = lambda key: init_state(config.model.init(key), tx, config.ema)  # noqa: E731
-    like = parallel.state_template(jax.eval_shape(init, jax.random.key(0)), config.parallel.fsdp)
-    at = parallel.put_state(jnp.asarray(step, jnp.int32), config.parallel.fsdp)
-    return like._replace(step=at, **checkpoints.restore(folder, step, parts_of(like)))
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(config.model.init(key), tx, config.ema)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    template = parallel.state_template(shapes, config.parallel.fsdp)
+    step_array = parallel.put_state(jnp.asarray(step, jnp.int32), config.parallel.fsdp)
+    items = checkpoints.restore(folder, step, checkpoint_items(template))
+    return template._replace(step=step_array, **items)
 
 
-def parts_of(state: TrainState) -> dict:
-    """What a checkpoint holds; the step is its name."""
+def checkpoint_items(state: TrainState) -> dict:
+    """The parts of a state that a checkpoint holds. The step is the checkpoint's name."""
     return {"params": state.params, "ema_params": state.ema_params, "opt_state": state.opt_state}
 
 
@@ -177,35 +194,46 @@ def run_steps(
     state: TrainState,
     on_save: OnSave = ignore_save,
 ) -> tuple[int, int]:
-    """The last step done, which is saved, and the signal that stopped it, 0 at the end."""
-    start, total = int(state.step), config.total_steps(len(images))
-    settings, keep = config.training, config.checkpoint
+    """Run the training steps after the state's, and save, report and roll back as configured.
+
+    Returns the last step done, which is saved, and the signal that stopped the run, 0 if none did.
+    """
+    start = int(state.step)
+    total = config.total_steps(len(images))
+    settings = config.training
+    cadence = config.checkpoint
     save_every = cadence_in_steps(
-        keep.every, keep.every_epochs, config.steps_per_epoch(len(images))
+        cadence.every, cadence.every_epochs, config.steps_per_epoch(len(images))
     )
-    agreed, done, signal = hosts.DelayedMax(), start, 0
-    writer, reporter = CheckpointWriter(folder, keep), Reporter(config, images, folder, start)
+    agreed_signal = hosts.DelayedMax()
+    done = start
+    signal = 0
+    writer = CheckpointWriter(folder, config.checkpoint)
+    reporter = Reporter(config, images, folder, start)
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
             state, metrics = step_by_micro_batches(train_step, state, batch, settings.accumulation)
-            if keep.wait:
+            if config.checkpoint.wait:
                 writer.wait()
-            signal = agreed(stop.signal)
+            signal = agreed_signal(stop.signal)
             reporter.after_step(done, metrics)
             due = signal or done == total or (save_every and done % save_every == 0)
             if due:
-                reporter.report_until(done)  # to save waits for the step in any case
-            troubled, lost = monitor.in_a_row > 0, monitor.in_a_row >= settings.skip_patience
-            if lost:
+                # Saving blocks on this step anyway, so read its metrics now.
+                reporter.report_until(done)
+            is_skipping = monitor.in_a_row > 0
+            out_of_patience = monitor.in_a_row >= settings.skip_patience
+            if out_of_patience:
                 writer.wait()
-                state = state._replace(
-                    **directory.rollback(config, folder, done, parts_of(state), monitor)
-                )
-            weights.snapshot(config.ema, writer, done, total, state.ema_params)
-            if due or lost:
-                good = monitor.last_finite_step if troubled else 0
-                writer.save(done, parts_of(state), config_to_json(config), len(images), good)
+                items = directory.rollback(config, folder, done, checkpoint_items(state), monitor)
+                state = state._replace(**items)
+            weights.save_snapshot_if_due(config.ema, writer, done, total, state.ema_params)
+            if due or out_of_patience:
+                items = checkpoint_items(state)
+                # Keep a checkpoint to roll back to while updates are skipped.
+                last_finite_step = monitor.last_finite_step if is_skipping else 0
+                writer.save(done, items, config_to_json(config), len(images), last_finite_step)
                 on_save(done, state)
             reporter.draw(done, state)
             if signal:
@@ -214,7 +242,7 @@ def run_steps(
     return done, signal
 
 
-def step_over_devices(config: Config, tx: optax.GradientTransformation) -> parallel.ParallelStep:
+def parallel_train_step(config: Config, tx: optax.GradientTransformation) -> parallel.ParallelStep:
     """The training step of a recipe on all devices."""
     loss = model_loss(config.model, config.objective, config.training.dtype)
     make_step = partial(make_train_step, loss, tx, config.ema)
@@ -222,14 +250,19 @@ def step_over_devices(config: Config, tx: optax.GradientTransformation) -> paral
 
 
 def batches(config: Config, images: ImageSet, start: int, stop: int) -> Iterator[dict]:
-    """This host's rows of the global batches of steps start..stop-1, made ahead by worker threads, and their keys."""
-    settings, size = config.training, config.training.batch_size
+    """Yield this host's rows of the global batches of steps start..stop-1, with their keys.
+
+    Worker threads prepare batches ahead.
+    """
+    settings = config.training
     _, key = training_keys(settings.seed)
-    rows = parallel.rows_of_host(size, settings.accumulation)
-    on_device = jnp.asarray(rows)
+    rows = parallel.rows_of_host(settings.batch_size, settings.accumulation)
+    rows_on_device = jnp.asarray(rows)
 
     def batch(step: int) -> Batch:
-        return batch_at(images, settings.seed, step, size, rows=rows, flip=config.data.flip)
+        return batch_at(
+            images, settings.seed, step, settings.batch_size, rows=rows, flip=config.data.flip
+        )
 
-    for step, images_of_step in enumerate(stream(batch, start, stop), start):
-        yield images_of_step | {"key": example_keys(key, step, on_device)}
+    for step, step_batch in enumerate(stream(batch, start, stop), start):
+        yield step_batch | {"key": example_keys(key, step, rows_on_device)}

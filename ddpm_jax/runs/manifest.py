@@ -1,4 +1,4 @@
-"""A list of a folder's files with a hash for each, written last: a folder is whole where its manifest stands."""
+"""Hash the files of a folder in a manifest. It is written last, so it shows a complete save."""
 
 import hashlib
 import json
@@ -10,45 +10,49 @@ NAME = "manifest.json"
 
 
 def write(folder: Path) -> None:
-    """Has every file of the folder on disk, then the manifest; a crash at any moment leaves all of it or none."""
+    """Fsync every file of the folder, then write the manifest atomically.
+
+    After a crash the manifest is either complete, and so is the folder, or absent.
+    """
     hashes = {name: _hash(path) for name, path in _files(folder).items()}
-    for path in [*_files(folder).values(), *(path for path in folder.rglob("*") if path.is_dir())]:
+    subfolders = [path for path in folder.rglob("*") if path.is_dir()]
+    for path in [*_files(folder).values(), *subfolders]:
         sync(path)
     unfinished = folder / f".{NAME}"
-    unfinished.write_text(_text(hashes))
+    unfinished.write_text(_to_text(hashes))
     sync(unfinished)
     unfinished.rename(folder / NAME)
     sync(folder)
 
 
 def find_corruption(folder: Path) -> str | None:
-    """What is wrong with the folder in some words, None if every file is as the manifest says."""
+    """The first difference between the folder and its manifest, in words; None if there is none."""
     if not (folder / NAME).is_file():
-        return f"it has no {NAME}: its save was cut off, or the file was removed"
+        return f"{NAME} is missing, so the save was cut off or the file was deleted"
     try:
         text = (folder / NAME).read_text()
         hashes = json.loads(text)
-        if not isinstance(hashes, dict) or text != _text(hashes):
-            return f"{NAME} is not as it was saved"
-        found = _files(folder)
-        for name in sorted({*hashes, *found}):
-            if name not in found:
+        if not isinstance(hashes, dict) or text != _to_text(hashes):
+            return f"{NAME} has changed since the save"
+        files = _files(folder)
+        for name in sorted({*hashes, *files}):
+            if name not in files:
                 return f"{name} is missing"
             if name not in hashes:
                 return f"{name} is not in {NAME}"
-            if _hash(found[name]) != hashes[name]:
-                return f"{name} is not as it was saved"
+            if _hash(files[name]) != hashes[name]:
+                return f"{name} has changed since the save"
     except (OSError, ValueError) as error:
-        return f"it cannot be read ({error})"
+        return f"a file cannot be read ({error})"
     return None
 
 
-def _text(hashes: dict) -> str:
+def _to_text(hashes: dict) -> str:
     return json.dumps(hashes, indent=1, sort_keys=True) + "\n"
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All files but the manifest, by their names from the folder on."""
+    """All files but the manifest, by their path relative to the folder."""
     files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
     return {path.relative_to(folder).as_posix(): path for path in files if path != folder / NAME}
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics.jsonl, TensorBoard curves and pictures, loss.png."""
+"""Log a run for people: metrics.jsonl, TensorBoard curves and images, and the plot loss.png."""
 
 import json
 import logging
@@ -23,72 +23,77 @@ if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
 
 FLUSH_SECONDS = 30
+"""Seconds between flushes of TensorBoard's file. A full disk loses the points since the last."""
 
 
 class RunLog(AbstractContextManager["RunLog"]):
-    """The log of one run under workdir; a context manager, so that TensorBoard's last points are on disk when it ends.
+    """The log of one run in `workdir`. Leaving the context flushes TensorBoard's last points.
 
-    `metrics.jsonl` holds one object a line, {"step": 10, "loss": 0.03, ...}, written as soon as it is logged. A number
-    that is not finite is null there, because JSON has no NaN; TensorBoard gets the NaN itself, and `loss.png` a gap.
-    What cannot be written is told on stderr and ends nothing: lines wait for the next one, the rest is left out.
+    `metrics.jsonl` has one object per line, {"step": 10, "loss": 0.03, ...}, written at once. A
+    non-finite number is null there, because JSON has no NaN; TensorBoard gets the NaN itself, and
+    `loss.png` shows a gap. A failed write is reported on stderr and ends nothing: lines of
+    metrics.jsonl are retried with the next line, everything else is left out.
 
-    With start_step > 0 the run resumes from that step's checkpoint: later lines, which it is about to write again, and
-    a last line cut by a crash are removed, TensorBoard hides its later points, all else stays byte for byte. With
-    start_step = 0 metrics of an earlier run are set aside as metrics-1.jsonl, metrics-2.jsonl, ...: nothing is lost.
-    On several hosts only the first may open one. Raises ValueError when metrics.jsonl is broken before its last line.
+    With start_step > 0 the run resumes from that step's checkpoint. Later lines, which the run is
+    about to write again, and a last line cut off by a crash are removed; the other lines stay byte
+    for byte. TensorBoard hides its later points. With start_step = 0 the metrics of an earlier run
+    are renamed to metrics-1.jsonl, metrics-2.jsonl, ...
+
+    On several hosts only the primary host may open a log. Raises ValueError if metrics.jsonl has a
+    broken line before its last.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._metrics = path = self.workdir / "metrics.jsonl"
+        path = self.workdir / "metrics.jsonl"
+        self._metrics = path
         if path.exists() and start_step > 0:
             _remove_after(path, start_step)
         elif path.exists():
             path.rename(free_name(path))
         self._losses: list[tuple[int, float]] = []
         self._unwritten: list[bytes] = []
-        for record in read_metrics(path) if path.exists() else []:
-            self._remember_loss(record)
+        if path.exists():
+            for record in read_metrics(path):
+                self._remember_loss(record)
         self._board = TensorBoardWriter(self.workdir / "tensorboard", start_step)
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Appends a line to metrics.jsonl and a point to each TensorBoard curve.
+        """Append a line to metrics.jsonl and a point to each TensorBoard curve.
 
-        Raises ValueError for a value called "step".
+        Raises ValueError if a value is called "step".
         """
         if "step" in values:
             raise ValueError(
-                'A value cannot be called "step", the name of the line\'s own step; rename it.'
+                'A value cannot be called "step", the name of the line\'s own step: rename it.'
             )
         numbers = {name: float(value) for name, value in values.items()}
-        record = {"step": int(step)} | {
-            name: x if math.isfinite(x) else None for name, x in numbers.items()
-        }
+        record: dict = {"step": int(step)}
+        record |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._write_lines()
         self._remember_loss(record)
-        with warn_on_write_error("TensorBoard's points"):
+        with warn_on_write_error("TensorBoard points"):
             self._board.scalars(int(step), numbers)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
-        """Shows the picture in TensorBoard under this name and step."""
-        with warn_on_write_error("TensorBoard's picture"):
+        """Show a picture in TensorBoard under this name and step."""
+        with warn_on_write_error("a TensorBoard image"):
             self._board.image(int(step), name, picture)
 
     def curve(self) -> None:
-        """Draws loss.png anew from all losses so far, those before a resume too, if there are any."""
+        """Draw loss.png from all losses so far, including those before a resume."""
         if self._losses:
             steps, losses = zip(*self._losses, strict=True)
+            title = self.workdir.resolve().name
             with warn_on_write_error("loss.png"):
-                loss_curve(
-                    steps, losses, self.workdir / "loss.png", title=self.workdir.resolve().name
-                )
+                loss_curve(steps, losses, self.workdir / "loss.png", title=title)
 
     def close(self) -> None:
-        """Every TensorBoard point and picture is on disk afterwards, and lines that waited."""
+        """Write the lines that are left, and flush TensorBoard's file."""
         self._write_lines()
-        with warn_on_write_error("TensorBoard's points"):
+        with warn_on_write_error("TensorBoard points"):
             self._board.close()
 
     def __exit__(
@@ -102,52 +107,51 @@ class RunLog(AbstractContextManager["RunLog"]):
     def _write_lines(self) -> None:
         if self._unwritten:
             with warn_on_write_error(str(self._metrics)):
-                append(
-                    self._metrics, b"".join(self._unwritten)
-                )  # closed each time: a killed run loses no line
+                # The file is closed after each write, so that a killed run loses no line.
+                append(self._metrics, b"".join(self._unwritten))
                 self._unwritten = []
 
     def _remember_loss(self, record: dict) -> None:
         if "loss" in record:
-            self._losses.append(
-                (record["step"], math.nan if record["loss"] is None else record["loss"])
-            )
+            loss = math.nan if record["loss"] is None else record["loss"]
+            self._losses.append((record["step"], loss))
 
 
 class TensorBoardWriter:
-    """TensorBoard's events, as records of tensorboardX, whose own writer of events has a thread.
+    """Write TensorBoard events with tensorboardX's records; its own event writer starts a thread.
 
-    After a failed write the file is cut to what was flushed, and the next write opens a new file.
+    After a failed write the file is truncated to its last flush, and the next write opens a new
+    file.
     """
 
     def __init__(self, folder: Path, start_step: int):
-        self._folder, self._flushed, self._size = folder, 0.0, 0
+        self._folder = folder
+        self._last_flush = 0.0
+        self._flushed_size = 0
         self._writer: RecordWriter | None = None
         self._purge_step: int | None = start_step + 1 if start_step > 0 else 0
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add a point to each curve; an OSError loses those since the last flush too."""
-        from tensorboardX.summary import (
-            scalar,
-        )  # imported late: reading metrics needs no TensorBoard
+        """Add a point to each curve. An OSError also loses the points since the last flush."""
+        # Imported late: reading metrics needs no TensorBoard.
+        from tensorboardX.summary import scalar
 
-        with log_level(
-            logging.ERROR, "tensorboardX.x2num"
-        ):  # it warns of NaN, which the reporter names already
+        # tensorboardX warns of NaN, which the reporter has already named.
+        with log_level(logging.ERROR, "tensorboardX.x2num"):
             summaries = [scalar(name, number) for name, number in numbers.items()]
         self._write(*({"step": step, "summary": summary} for summary in summaries))
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
-        """Add a picture under this name."""
+        """Add a picture under this name. An OSError also loses the points since the last flush."""
         from tensorboardX.summary import image
 
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(picture.convert("RGB"))  # (h, w, 3)
         self._write({"step": step, "summary": image(name, pixels, dataformats="HWC")})
 
     def close(self) -> None:
-        """End the file, if there is one; an OSError loses what was added since the last flush."""
+        """Flush and close the file, if one is open. An OSError loses the points not flushed."""
         if self._writer is not None:
-            with self._cut_on_failure():
+            with self._truncate_on_failure():
                 self._writer.flush()
                 self._writer.close()
             self._writer = None
@@ -156,26 +160,27 @@ class TensorBoardWriter:
         from tensorboardX.proto.event_pb2 import Event
 
         writer = self._writer or self._open()
-        with self._cut_on_failure():
+        with self._truncate_on_failure():
             for event in events:
                 writer.write(Event(wall_time=time.time(), **event).SerializeToString())
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            if time.monotonic() - self._last_flush > FLUSH_SECONDS:
                 writer.flush()
-                self._size, self._flushed = self._path.stat().st_size, time.monotonic()
+                self._flushed_size = self._path.stat().st_size
+                self._last_flush = time.monotonic()
 
     @contextmanager
-    def _cut_on_failure(self) -> Iterator[None]:
+    def _truncate_on_failure(self) -> Iterator[None]:
         try:
             yield
         except OSError:
-            # Closing ends the file even where it cannot write what it still holds, which would
-            # otherwise follow later, behind the cut.
+            # Close the file even if its buffer cannot be written: the buffer would otherwise
+            # follow later, behind the truncated end.
             if self._writer is not None:
                 with suppress(OSError):
                     self._writer.close()
             self._writer = None
-            os.truncate(self._path, self._size)
-            if not self._size:
+            os.truncate(self._path, self._flushed_size)
+            if not self._flushed_size:
                 self._path.unlink()
             raise
 
@@ -186,21 +191,22 @@ class TensorBoardWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files in the order of their names.
         self._path = self._folder / f"events.out.tfevents.{time.time_ns()}"
-        self._size, self._flushed = 0, 0.0
+        self._flushed_size = 0
+        self._last_flush = 0.0
         self._writer = RecordWriter(str(self._path))
         first = Event(wall_time=time.time(), file_version="brain.Event:2")
-        with self._cut_on_failure():
+        with self._truncate_on_failure():
             self._writer.write(first.SerializeToString())
-        if self._purge_step is not None:  # TensorBoard drops what is at this step or later
-            self._write(
-                {"step": self._purge_step, "session_log": SessionLog(status=SessionLog.START)}
-            )
+        if self._purge_step is not None:
+            # At a session start TensorBoard drops the points of this step and later.
+            start = SessionLog(status=SessionLog.START)
+            self._write({"step": self._purge_step, "session_log": start})
             self._purge_step = None
         return self._writer
 
 
 class NullLog:
-    """The log of a host that is not the first: nothing is left behind."""
+    """The log of every host but the primary one: it writes nothing."""
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
 
@@ -212,16 +218,16 @@ class NullLog:
 
 
 @contextmanager
-def warn_on_write_error(what: str) -> Iterator[None]:
-    """Where the block cannot write, that is told in a line on stderr, and what comes after it goes on."""
+def warn_on_write_error(description: str) -> Iterator[None]:
+    """Report an OSError of the block in one line on stderr, and continue after the block."""
     try:
         yield
     except OSError as error:
-        print(f"{what} was not written, and training goes on: {error}", file=sys.stderr)
+        print(f"Could not write {description}, training continues: {error}.", file=sys.stderr)
 
 
 def append(path: Path, lines: bytes) -> None:
-    """Adds all of the lines to a file, or by OSError none of them."""
+    """Append lines to a file. On an OSError the file stays as it was."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
@@ -233,35 +239,38 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The objects of a metrics.jsonl in the order of its lines; None stands for a number that was not finite.
+    """The objects of a metrics.jsonl in the order of its lines.
 
-    A cut last line is left out: the run may be writing it just now. Raises FileNotFoundError when there is no file,
-    and ValueError, with the line's number, when another line is no object with a step.
+    Non-finite numbers are None. An incomplete last line is left out: the run may be writing it just
+    now. Raises FileNotFoundError if there is no file, and ValueError with the line's number if
+    another line is not an object with a step.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no metrics file at '{path}'; give the metrics.jsonl of a run's directory."
+            f"There is no metrics file at '{path}': give the metrics.jsonl of a run's directory."
         )
-    return [record for _, record in _lines(path)]
+    return [record for _, record in _read_lines(path)]
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, dict]]:
-    """Each line's bytes, its newline included, and the object in it; a cut last line is left out."""
+def _read_lines(path: Path) -> Iterator[tuple[bytes, dict]]:
+    """Yield each line with its newline, and its object. An incomplete last line is left out."""
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
             record = json.loads(line)
             _ = record["step"] + 0
         except (ValueError, TypeError, KeyError):
-            if not line.endswith(b"\n"):  # only the last line can lack its newline
+            # Only the last line can lack its newline.
+            if not line.endswith(b"\n"):
                 return
             raise ValueError(
-                f"Line {number} of '{path}' is not an object with a step; mend or remove that line."
+                f"Line {number} of '{path}' is not an object with a step: repair or remove it."
             ) from None
         yield line if line.endswith(b"\n") else line + b"\n", record
 
 
 def _remove_after(path: Path, step: int) -> None:
-    kept = [line for line, record in _lines(path) if record["step"] <= step]
+    """Remove the lines of later steps from a metrics.jsonl."""
+    lines = [line for line, record in _read_lines(path) if record["step"] <= step]
     with atomic_file(path) as file:
-        file.writelines(kept)
+        file.writelines(lines)

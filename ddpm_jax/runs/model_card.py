@@ -1,4 +1,4 @@
-"""The README.md of an exported run: what was trained, on what, how long, and how well."""
+"""Write the README.md of an exported run: the network, its data, training, figures and recipe."""
 
 import json
 import shutil
@@ -10,12 +10,13 @@ import numpy as np
 from ddpm_jax.config import Config, to_json
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.runs.metrics import read_metrics
-from ddpm_jax.runs.progress import settings
+from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
 
-LAST = 20
+LOSS_LINES = 20
+"""Lines of metrics.jsonl whose mean is the training loss in the card."""
 PICTURES = {"samples.png": "samples/*.png", "loss.png": "loss.png"}
-"""Pictures of an export, and those of a run that they are the newest of."""
+"""Pictures of an export by name, and the pattern of the run's files whose newest is copied."""
 
 CARD = """---
 library_name: diffusers
@@ -23,8 +24,8 @@ pipeline_tag: unconditional-image-generation
 tags: [diffusers, ddpm, unconditional-image-generation, jax, ddpm_jax]
 {base}---
 # {title}
-A U-Net of {parameters:,} parameters that draws {kind} pictures of {size} x {size} pixels, trained for {steps:,} steps
-on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
+A U-Net of {parameters:,} parameters that draws {kind} images of {size} x {size} pixels,
+trained for {steps:,} steps on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
 
 {pictures}
 
@@ -39,14 +40,14 @@ on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
 {recipe}
 ```
 """
-WITH_DIFFUSERS = """```python
+USE_DIFFUSERS = """```python
 import diffusers
 
 diffusers.DDPMPipeline.from_pretrained("{name}")(batch_size=4, num_inference_steps={steps}).images
 ```
 
 """
-WITH_DDPM_JAX = """```python
+USE_DDPM_JAX = """```python
 import ddpm_jax
 
 ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0, steps={steps}).images
@@ -54,78 +55,98 @@ ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0, steps={steps})
 
 
 def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler: str) -> None:
-    """Writes README.md into the folder of an export, and copies the run's newest samples and its loss beside it."""
-    config, model = run.config, run.config.model
-    base, pictures = config.training.init_from, _copy_pictures(run.folder, folder)
+    """Write README.md to the folder of an export, and copy the run's newest samples and loss plot.
+
+    `name` is the folder or repository from which the export will be loaded.
+    """
+    config = run.config
+    pictures = _copy_pictures(run.folder, folder)
+    figures = _figures(run, weights, scheduler)
+    flags = settings_as_flags(to_json(config))
     text = CARD.format(
-        base=""
-        if base is None or _is_here(base) or Path(base).exists()
-        else f"base_model: {base}\n",
+        base=_base_model(config),
         title=Path(name).name,
-        parameters=model.parameter_count(),
-        kind="grey" if model.channels == 1 else "colour",
-        size=model.image_size,
+        parameters=config.model.parameter_count(),
+        kind="grey" if config.model.channels == 1 else "colour",
+        size=config.model.image_size,
         steps=run.step,
-        data=_data(config),
+        data=_describe_data(config),
         pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
         use=_use(config, name),
-        figures="\n".join(
-            f"- {what}: {value}" for what, value in _figures(run, weights, scheduler).items()
-        ),
-        recipe="\n".join(
-            f"{name} {value}" for name, value in settings(to_json(config)) if not _is_here(value)
-        ),
+        figures="\n".join(f"- {title}: {value}" for title, value in figures.items()),
+        recipe="\n".join(f"{flag} {value}" for flag, value in flags if not _is_local(value)),
     )
     (folder / "README.md").write_text(text)
 
 
+def _base_model(config: Config) -> str:
+    """The card's line with the hub repository that training started from, if there is one."""
+    base = config.training.init_from
+    if base is None or _is_local(base) or Path(base).exists():
+        return ""
+    return f"base_model: {base}\n"
+
+
 def _use(config: Config, name: str) -> str:
-    """How to draw with it; DDPMPipeline of diffusers gives no classes to a network."""
+    """Code that draws images. DDPMPipeline of diffusers cannot pass classes to a network."""
     steps = step_count(config.objective, config.sampling)
-    ways = (WITH_DDPM_JAX,) if config.model.num_classes else (WITH_DIFFUSERS, WITH_DDPM_JAX)
-    return "".join(way.format(name=name, steps=steps) for way in ways)
+    templates = [USE_DIFFUSERS, USE_DDPM_JAX]
+    if config.model.num_classes:
+        templates = [USE_DDPM_JAX]
+    return "".join(template.format(name=name, steps=steps) for template in templates)
 
 
 def _copy_pictures(run: Path, folder: Path) -> list[Path]:
-    """The newest samples and the loss curve, as they are called in the export; those that there are."""
-    found = {name: sorted(run.glob(pattern))[-1:] for name, pattern in PICTURES.items()}
-    return [Path(shutil.copy(paths[0], folder / name)) for name, paths in found.items() if paths]
+    """Copy the newest samples and the loss plot, if they exist. Returns the copies."""
+    copies = []
+    for name, pattern in PICTURES.items():
+        paths = sorted(run.glob(pattern))
+        if paths:
+            copies.append(Path(shutil.copy(paths[-1], folder / name)))
+    return copies
 
 
 def _figures(run: RunSource, weights: str, scheduler: str) -> dict[str, Any]:
-    losses = [row["loss"] for row in _metrics(run) if row.get("loss") is not None][-LAST:]
+    losses = [row["loss"] for row in _metrics(run) if row.get("loss") is not None][-LOSS_LINES:]
+    loss = "not logged"
+    if losses:
+        loss = f"{np.mean(losses):.4f}, the mean of the last {len(losses)} logged losses"
     sampling = run.config.sampling
+    samples = (
+        f"the run's samples are drawn by {sampling.sampler} in {sampling.steps or 'all'} steps"
+    )
     figures = {
         "weights": f"{weights}, of step {run.step:,}",
-        "training loss": f"{np.mean(losses):.4f}, the mean of its last {len(losses)} lines"
-        if losses
-        else "not kept",
-        "scheduler": f"{scheduler}; the run's own samples are by {sampling.sampler} in {sampling.steps or 'all'} steps",
+        "training loss": loss,
+        "scheduler": f"{scheduler}; {samples}",
     }
-    bound = run.folder / "bits_per_dim.json"
-    if bound.exists():
-        said = json.loads(bound.read_text())
+    path = run.folder / "bits_per_dim.json"
+    if path.exists():
+        result = json.loads(path.read_text())
         figures["bits per dimension"] = (
-            f"at most {said['bits_per_dim']:.3f} ({said['num']} images, step {said['step']})"
+            f"at most {result['bits_per_dim']:.3f} ({result['num']} images, step {result['step']})"
         )
     return figures
 
 
 def _metrics(run: RunSource) -> list[dict]:
+    """The lines of metrics.jsonl up to the run's step."""
     path = run.folder / "metrics.jsonl"
-    return [row for row in read_metrics(path) if row["step"] <= run.step] if path.exists() else []
+    if not path.exists():
+        return []
+    return [row for row in read_metrics(path) if row["step"] <= run.step]
 
 
-def _data(config: Config) -> str:
-    """The data in words, without the folders of this machine."""
-    said = config.data.describe()
-    for place in filter(
-        _is_here, (str(getattr(config.data, name, "")) for name in ("path", "data_dir"))
-    ):
-        said = said.replace(place, Path(place).name)
-    return said
+def _describe_data(config: Config) -> str:
+    """The data source in words. Folders on this machine are reduced to their names."""
+    description = config.data.describe()
+    for field in ("path", "data_dir"):
+        place = str(getattr(config.data, field, ""))
+        if _is_local(place):
+            description = description.replace(place, Path(place).name)
+    return description
 
 
-def _is_here(value: str) -> bool:
-    """Whether a setting is a path on this machine, of which others need not know."""
+def _is_local(value: str) -> bool:
+    """Whether a setting is a path on this machine, which does not belong in a published card."""
     return value.startswith(("/", "~")) or ("/" in value and Path(value).exists())

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: banner, progress bar, metrics, a line an epoch, sample grids, previews."""
+"""Report on training: banner, progress bar, metrics, epoch lines, sample grids, previews."""
 
 from __future__ import annotations
 
@@ -29,54 +29,65 @@ from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
-LEVELS = 8
+NUM_LEVELS = 8
+"""Noise levels, and images, in a preview and in the rows of predictions."""
+PREVIEW_IMAGES = 100
 CURVE_SECONDS = 30
+"""Seconds between updates of loss.png."""
 
 
 def banner(config: Config, workdir: Path) -> str:
-    """The resolved recipe, its data, the net by parts with the parameter count, the devices; loads no data."""
+    """The resolved recipe, the network's parts with their parameter counts, and the devices.
+
+    Loads no data.
+    """
     training = config.training
-    length = (
-        f"{training.steps} steps" if training.steps is not None else f"{training.epochs} epochs"
-    )
-    lines = [f"  {name} {value}" for name, value in settings(to_json(config))]
+    if training.steps is not None:
+        length = f"{training.steps} steps"
+    else:
+        length = f"{training.epochs} epochs"
+    batch = f"batches of {training.batch_size} in {training.accumulation} micro-batches"
+    model = f"{type(config.model).__name__}, {config.model.parameter_count()} parameters"
+    flags = [f"  {flag} {value}" for flag, value in settings_as_flags(to_json(config))]
     rows = {
         "data": config.data.describe(),
-        "model": f"{type(config.model).__name__}, {config.model.parameter_count()} parameters",
+        "model": model,
         "devices": f"{parallel.describe_devices()}, by {config.parallel.description}",
-        "length": f"{length}, batches of {training.batch_size} in {training.accumulation} micro-batches",
+        "length": f"{length}, {batch}",
         "workdir": str(workdir),
     }
     facts = [f"{name:<10}{value}" for name, value in rows.items()]
-    return "\n".join(["settings", *lines, "", "parameters", config.model.summary(), "", *facts])
+    return "\n".join(["settings", *flags, "", "parameters", config.model.summary(), "", *facts])
 
 
-def settings(values: Any, path: str = "-") -> list[tuple[str, str]]:
-    """Each setting by its name on the command line, such as ("--training.batch-size", "128")."""
+def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
+    """Settings as command-line flags and values, such as ("--training.batch-size", "128")."""
+    if isinstance(values, list):
+        return [(path, " ".join(map(str, values)))]
     if not isinstance(values, dict):
-        return [(path, " ".join(map(str, values)) if isinstance(values, list) else str(values))]
+        return [(path, str(values))]
     joint = "." if path != "-" else "-"
-    named = {name: value for name, value in values.items() if name != "kind"}
-    return [
-        row
-        for name, value in named.items()
-        for row in settings(value, f"{path}{joint}{name.replace('_', '-')}")
-    ]
+    flags: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if name != "kind":
+            flags += settings_as_flags(value, f"{path}{joint}{name.replace('_', '-')}")
+    return flags
 
 
 class Reporter:
-    """Called at every step; device values are read one interval late, so that no step waits for the host.
+    """Report on every training step. The loop calls `after_step` and `draw` once per step.
 
-    `watch` knows what the steps looked at so far had to skip; one that is `skip_final_plot` leaves at its end what the run
-    draws anew when it goes on.
+    Values on the devices are read one log interval late, so that no step waits for the host.
+    `monitor` counts the skipped updates among the steps read so far. `skip_final_plot` leaves out
+    the last loss plot, because the resumed run draws it again.
     """
 
     def __init__(self, config: Config, images: ImageSet, workdir: Path, start: int):
-        self._config, self._images, self._workdir = config, images, workdir
-        self._total, self._steps_per_epoch = (
-            config.total_steps(len(images)),
-            config.steps_per_epoch(len(images)),
-        )
+        self._config = config
+        self._images = images
+        self._workdir = workdir
+        self._total = config.total_steps(len(images))
+        self._steps_per_epoch = config.steps_per_epoch(len(images))
         self._rate = learning_rate(config.optimizer, self._total, self._steps_per_epoch)
         self._sample_every = cadence_in_steps(
             config.log.samples_every, config.log.samples_every_epochs, self._steps_per_epoch
@@ -85,9 +96,12 @@ class Reporter:
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_primary()}
         self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict]] = []
-        self.monitor, self.skip_final_plot = UpdateMonitor(start), False
+        self.monitor = UpdateMonitor(start)
+        self.skip_final_plot = False
         self._epoch_losses: list[jax.Array] = []
-        self._epoch_began = self._drawn = time.perf_counter()
+        now = time.perf_counter()
+        self._epoch_began = now
+        self._curve_drawn = now
 
     def __enter__(self) -> Reporter:
         return self
@@ -102,7 +116,7 @@ class Reporter:
             self._bar.close()
 
     def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Logs, at the recipe's cadences, what a step gave."""
+        """Record a step's metrics, and write log and epoch lines when they are due."""
         self._bar.update()
         self.monitor.add(step, metrics["loss"], metrics["grad_norm"])
         self._epoch_losses.append(metrics["loss"])
@@ -114,83 +128,105 @@ class Reporter:
             self._end_epoch(step)
 
     def draw(self, step: int, state: TrainState) -> None:
-        """Leaves a grid of samples, at the recipe's cadence, by the state of a step."""
+        """Save a grid of samples if one is due, with the averaged parameters of a step's state."""
         due = step == self._total or (self._sample_every and step % self._sample_every == 0)
         if self._config.log.samples and due:
+            # Gathering needs every host, drawing only the primary one.
             params = parallel.gather_to_host(state.ema_params["ema"])
             if hosts.is_primary():
                 with warn_on_write_error("a grid of samples"):
                     self._draw_grid(step, params)
 
     def report_until(self, step: int) -> None:
-        """Waits for the steps up to that one, and tells what stands out in them."""
+        """Wait for the steps up to this one. Print their skipped updates and gradient spikes."""
         for line in self.monitor.report_until(step):
             self._bar.write(line)
 
-    def _write_waiting(self, more: dict[str, float] | None = None) -> None:
+    def _write_waiting(self, extra: dict[str, float] | None = None) -> None:
+        """Write the metrics of the steps that are due, and redraw the loss curve from time to time.
+
+        `extra` holds further values for the line.
+        """
         for step, metrics in self._waiting:
             self.report_until(step)
             facts = {"learning_rate": self._rate(step - 1), "skipped": self.monitor.skipped}
-            values = {"loss": metrics["loss"]} | metrics | facts | (more or {})
+            values = {"loss": metrics["loss"]} | metrics | facts | (extra or {})
             self._log.scalars(step, {name: float(value) for name, value in values.items()})
             self._bar.set_postfix(loss=f"{float(values['loss']):.4f}")
         self._waiting = []
-        if time.perf_counter() - self._drawn > CURVE_SECONDS:
+        if time.perf_counter() - self._curve_drawn > CURVE_SECONDS:
             self._log.curve()
-            self._drawn = time.perf_counter()
+            self._curve_drawn = time.perf_counter()
 
     def _end_epoch(self, step: int) -> None:
-        epoch, epochs = -(-step // self._steps_per_epoch), -(-self._total // self._steps_per_epoch)
-        losses, count = np.asarray(jax.device_get(self._epoch_losses)), len(self._epoch_losses)
-        mean = (
-            float(np.mean(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else math.nan
-        )
-        rate = count * self._config.training.batch_size / (time.perf_counter() - self._epoch_began)
-        whole = (
-            count == self._steps_per_epoch
-        )  # not after a resume within it, nor where the run ends within it
-        part = "" if whole else f" of its last {count} steps"
-        learning_rate = float(self._rate(step - 1))
+        """Print the line of an epoch, and write its mean loss if all its steps were run here."""
+        epoch = -(-step // self._steps_per_epoch)
+        epochs = -(-self._total // self._steps_per_epoch)
+        num_steps = len(self._epoch_losses)
+        losses = np.asarray(jax.device_get(self._epoch_losses))
+        finite_losses = losses[np.isfinite(losses)]
+        mean = float(np.mean(finite_losses)) if len(finite_losses) else math.nan
+        seconds = time.perf_counter() - self._epoch_began
+        images_per_second = num_steps * self._config.training.batch_size / seconds
+        # An epoch is incomplete if the run resumed or ends within it.
+        is_complete = num_steps == self._steps_per_epoch
+        part = "" if is_complete else f" of its last {num_steps} steps"
+        rate = float(self._rate(step - 1))
         self._bar.write(
-            f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, {rate:.0f} images/s, lr {learning_rate:.6f}"
+            f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, "
+            f"{images_per_second:.0f} images/s, lr {rate:.6f}"
         )
-        self._write_waiting({"epoch": float(epoch), "epoch_loss": mean} if whole else None)
-        self._epoch_losses, self._epoch_began = [], time.perf_counter()
+        extra = {"epoch": float(epoch), "epoch_loss": mean} if is_complete else None
+        self._write_waiting(extra)
+        self._epoch_losses = []
+        self._epoch_began = time.perf_counter()
 
     def _draw_grid(self, step: int, params: Params) -> None:
-        config, began = self._config, time.perf_counter()
+        began = time.perf_counter()
         folder = self._workdir / "samples"
-        grid = sample_grid(config, params)
+        grid = sample_grid(self._config, params)
         image_grids.save_images(grid, folder / f"{step:08d}.png")
-        plots.labelled_rows(
-            prediction_rows(config, params, self._images), folder / f"{step:08d}_predictions.png"
-        )
+        rows = prediction_rows(self._config, params, self._images)
+        plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", image_grids.image_grid(grid))
-        self._epoch_began += (
-            time.perf_counter() - began
-        )  # the rate an epoch line gives is that of training
+        # The images per second of an epoch line do not count the time spent on sample grids.
+        self._epoch_began += time.perf_counter() - began
 
 
 def sample_grid(config: Config, params: Params) -> np.ndarray:
-    """uint8 samples of the run's own seed, for a grid while training."""
-    count, steps = config.log.samples, step_count(config.objective, config.sampling)
+    """Draw the uint8 samples (n, h, w, c) of a grid during training, with the run's seed.
+
+    `log.sample_steps` limits the sampling steps, except with variance `learned`, which needs all.
+    """
+    num_images = config.log.samples
+    steps = step_count(config.objective, config.sampling)
+    maximum = config.log.sample_steps
     sampling = config.sampling
-    learned = with_learned_variance(config.objective, sampling).options.get("variance") == "learned"
-    if config.log.sample_steps is not None and config.log.sample_steps < steps and not learned:
-        sampling = dataclasses.replace(sampling, steps=config.log.sample_steps, timesteps=None)
-    return generate(
-        config, params, num=count, batch_size=count, seed=config.training.seed, sampling=sampling
-    )[-1]
+    options = with_learned_variance(config.objective, sampling).options
+    needs_all_steps = options.get("variance") == "learned"
+    if maximum is not None and maximum < steps and not needs_all_steps:
+        sampling = dataclasses.replace(sampling, steps=maximum, timesteps=None)
+    states = generate(
+        config,
+        params,
+        num_images=num_images,
+        batch_size=num_images,
+        seed=config.training.seed,
+        sampling=sampling,
+    )
+    return states[-1]
 
 
 def prediction_rows(
     config: Config, params: Params, images: ImageSet
 ) -> list[tuple[str, np.ndarray]]:
-    """S4's three rows at eight noise levels: input, noisy, the network's estimate of clean data."""
+    """Input, noisy, prediction, as in the corruption tutorial: rows of uint8 images with names.
+
+    Each row has eight images at eight noise levels. The prediction is the estimate of x0.
+    """
     x0, xt, t = _noise_levels(config, images)
-    network = guided_network(
-        config.model, params, jnp.arange(LEVELS) % (config.model.num_classes or 1)
-    )
+    labels = jnp.arange(NUM_LEVELS) % (config.model.num_classes or 1)
+    network = guided_network(config.model, params, labels)
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
     return [(name, pixels.to_uint8(np.asarray(row))) for name, row in rows.items()]
@@ -200,18 +236,26 @@ _predict = jax.jit(predict_x0, static_argnums=0)
 
 
 def _noise_levels(config: Config, images: ImageSet):
-    x0 = jnp.asarray(to_floats(images.read(np.arange(LEVELS) % len(images))["image"]))
-    keys = sample_keys(config.training.seed, jnp.arange(LEVELS))
-    return x0, *noise_ladder(keys, config.objective, x0)
+    """The first images x0, noised to xt at timesteps t that are spread evenly over the schedule."""
+    indices = np.arange(NUM_LEVELS) % len(images)
+    x0 = jnp.asarray(to_floats(images.read(indices)["image"]))  # (8, h, w, c)
+    keys = sample_keys(config.training.seed, jnp.arange(NUM_LEVELS))
+    xt, t = noise_ladder(keys, config.objective, x0)
+    return x0, xt, t
 
 
 def preview(config: Config, images: ImageSet, workdir: Path) -> None:
-    """Leaves preview/data.png, 100 images of the first batches, and preview/noise.png, eight noise levels."""
-    batch = batch_at(images, config.training.seed, 0, 100, flip=config.data.flip)["image"]
-    image_grids.save_images(pixels.to_uint8(batch), workdir / "preview" / "data.png")
+    """Save pictures of the data and of the noising process to the folder `preview`.
+
+    data.png shows the first 100 images of the run, noise.png eight images at eight noise levels.
+    """
+    batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
+    folder = workdir / "preview"
+    image_grids.save_images(pixels.to_uint8(batch["image"]), folder / "data.png")
     x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
-    span = np.abs(xt).max((1, 2, 3), keepdims=True)
+    # Divide each image by its largest value if that exceeds 1: the whole range becomes visible.
+    span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
     unclipped = xt / np.maximum(span, 1)
     rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
     uint8 = [(name, pixels.to_uint8(row)) for name, row in rows.items()]
-    plots.labelled_rows(uint8, workdir / "preview" / "noise.png")
+    plots.labelled_rows(uint8, folder / "noise.png")

@@ -1,4 +1,4 @@
-"""What `--ckpt` names: a run, or a network in the diffusers layout."""
+"""Open what `--ckpt` names: a run, a model in the diffusers layout, or a file of PyTorch."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,71 +7,98 @@ from ddpm_jax.config import Config
 from ddpm_jax.errors import check
 from ddpm_jax.generation.recipe import Recipe
 from ddpm_jax.models import Params
-from ddpm_jax.pretrained import pipeline_folder
+from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
 from ddpm_jax.runs import directory
 from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 
-ANY = (
-    "a run such as runs/digits, or a folder or hub repository owner/name in the layout of diffusers"
+ACCEPTED = (
+    "a run such as runs/digits, a folder or hub repository owner/name in the diffusers layout, "
+    "or a state dict of the ConvBlock U-Net such as CIFAR_model.pt"
 )
-MISSING = "--ckpt is missing: give the directory of a run, such as --ckpt runs/digits"
+MISSING = "The option --ckpt is missing: give the directory of a run, such as --ckpt runs/digits."
 
 
 class RunSource(NamedTuple):
-    """A run's directory, one of its checkpoints, and its recipe."""
+    """A checkpoint of a run, with the run's config."""
 
     folder: Path
     step: int
     config: Config
 
     def params(self, weights: str) -> Params:
-        """The parameters, as `weights.load_params` does."""
+        """Load the parameters as `weights.load_params` does."""
         return load_params(self.config, self.folder, self.step, weights)
 
     @property
     def recipe(self) -> Recipe:
-        """The config, of which the recipe is a part."""
+        """The run's config, which is a recipe."""
         return self.config
 
     @property
-    def pictures(self) -> Path:
-        """Where pictures go unless told otherwise."""
+    def output_folder(self) -> Path:
+        """The default folder for samples: the run's directory."""
         return self.folder
 
 
 class DiffusersSource(NamedTuple):
-    """A folder or repository in the layout of diffusers and its recipe."""
+    """A model in the diffusers layout, in a folder or hub repository, with its recipe."""
 
     ckpt: str
     recipe: Recipe
-    pictures: Path = Path()
+    output_folder: Path = Path()
 
     def params(self, weights: str) -> Params:
-        """The parameters; raises ValueError for another name of weights than the default."""
+        """Load the parameters. Raises ValueError unless `weights` is the default."""
         check(
             weights == DEFAULT_WEIGHTS,
-            "a net in the layout of diffusers has one set of weights: leave --weights out",
+            "A model in the diffusers layout has one set of weights: leave out --weights.",
         )
         return pipeline_folder.read_params(self.ckpt, self.recipe)
 
 
-def open_any(ckpt: str, step: int | None = None) -> RunSource | DiffusersSource:
-    """The run at `ckpt`, as `open_run`, or else the net in the layout of diffusers, there or on the hub.
+class ConvUNetSource(NamedTuple):
+    """A ConvBlock U-Net in a .pt or .pth file of PyTorch, with its project's recipe."""
+
+    recipe: Recipe
+    weights: Params
+    output_folder: Path = Path()
+
+    def params(self, weights: str) -> Params:
+        """Return the parameters. Raises ValueError unless `weights` is the default."""
+        check(
+            weights == DEFAULT_WEIGHTS,
+            "A file of PyTorch has one set of weights: leave out --weights.",
+        )
+        return self.weights
+
+
+Source = RunSource | DiffusersSource | ConvUNetSource
+
+
+def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
+    """Open a run as `open_run` does, a file of PyTorch, or a diffusers model on disk or the hub.
 
     Raises FileNotFoundError, ValueError or OSError.
     """
     path = Path(ckpt)
     if (path / saved_steps.FOLDER).is_dir():
         return open_run(ckpt, step)
-    check(step is None, f"--checkpoint names a step of a run, which {ckpt} is not: leave it out")
+    check(
+        step is None,
+        f"The option --checkpoint needs a run, and {ckpt} is not one: leave out --checkpoint.",
+    )
+    if conv_unet_weights.is_torch_file(ckpt):
+        return ConvUNetSource(*conv_unet_weights.load_conv_unet(path))
     if path.is_dir() and not pipeline_folder.looks_like_diffusers(path):
-        missing = f"neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}"
-        raise FileNotFoundError(f"{ckpt} holds {missing}: give {ANY}")
+        raise FileNotFoundError(
+            f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}: "
+            f"give {ACCEPTED}."
+        )
     return DiffusersSource(ckpt, pipeline_folder.read_recipe(pipeline_folder.locate_folder(ckpt)))
 
 
 def open_run(ckpt: str, step: int | None = None) -> RunSource:
-    """The run at `ckpt`, at its newest checkpoint if no step is named."""
+    """Open a checkpoint of the run at `ckpt`, by default the newest."""
     folder, step = saved_steps.resolve_checkpoint(ckpt, step)
     return RunSource(folder, step, directory.load_config(folder, step))

@@ -1,4 +1,4 @@
-"""Which steps lie in a run's directory and which of them are whole; needs neither Orbax nor a device."""
+"""List the saved steps of a run and find the corrupt ones. Needs neither Orbax nor a device."""
 
 import json
 import shutil
@@ -11,92 +11,100 @@ from ddpm_jax.runs import manifest
 
 FOLDER = "checkpoints"
 SNAPSHOTS = "snapshots"
-DAMAGED, ABANDONED = ".damaged", ".abandoned"
+CORRUPT_SUFFIX = ".corrupt"
+ABANDONED_SUFFIX = ".abandoned"
 
 
 def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
-    """The run's directory and the step to use, by default the newest that is whole.
+    """The run's directory and the step to use, by default the newest that is not corrupt.
 
-    A damaged one that is passed over is named on stderr. Raises FileNotFoundError or ValueError.
+    Corrupt steps that are skipped are named on stderr. Raises FileNotFoundError if there is no
+    checkpoint, and ValueError if the named step is missing or no usable one is left.
     """
     workdir = Path(ckpt)
     if not workdir.exists():
         raise FileNotFoundError(
-            f"{workdir} does not exist: give the directory of a run, such as runs/digits"
+            f"Directory {workdir} does not exist: give the directory of a run, such as runs/digits."
         )
-    found = steps(workdir)
-    if not found:
+    saved = steps(workdir)
+    if not saved:
         raise FileNotFoundError(
-            f"{workdir} holds no checkpoint ({FOLDER}/STEP): give the directory of a run"
+            f"Directory {workdir} holds no checkpoint ({FOLDER}/STEP): give the directory of a run."
         )
     if step is None:
         return workdir, newest(workdir)
-    if step not in found:
+    choices = ", ".join(map(str, saved))
+    if step not in saved:
         raise ValueError(
-            f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
+            f"Run {workdir} has no checkpoint of step {step}: choose one of {choices}."
         )
-    if what := find_corruption(workdir, step):
+    if corruption := find_corruption(workdir, step):
         raise ValueError(
-            f"checkpoint {step} of {workdir} is damaged ({what}): use another of {found}"
+            f"Checkpoint {step} of {workdir} is corrupt ({corruption}): "
+            f"choose another one of {choices}."
         )
     return workdir, step
 
 
 def newest(workdir: str | Path) -> int:
-    """The newest step that is whole, 0 where none was saved; each damaged one above it is named on stderr.
+    """The newest step that is not corrupt, or 0 if none was saved.
 
-    Raises ValueError where all are damaged.
+    Corrupt steps that are skipped are named on stderr. Raises ValueError if all are corrupt.
     """
     if not steps(workdir):
         return 0
     for step in valid_steps(workdir):
         return step
     raise ValueError(
-        f"{workdir} holds no whole checkpoint: put a copy of one back, or --overwrite the run"
+        f"All checkpoints in {workdir} are corrupt: "
+        "restore a backup of one, or start the run afresh with --overwrite."
     )
 
 
 def valid_steps(workdir: str | Path, folder: str = FOLDER) -> Iterator[int]:
-    """The steps without damage, the newest first; each damaged one is named on stderr when it is come to."""
+    """Yield the steps that are not corrupt, newest first, and name each corrupt one on stderr.
+
+    A step is checked only when the iteration reaches it.
+    """
     for step in reversed(steps(workdir, folder)):
-        if what := find_corruption(workdir, step, folder):
-            print(
-                f"{Path(workdir, folder, str(step))} is damaged and left out: {what}",
-                file=sys.stderr,
-            )
+        if corruption := find_corruption(workdir, step, folder):
+            path = Path(workdir, folder, str(step))
+            print(f"Skipping {path}, which is corrupt: {corruption}.", file=sys.stderr)
         else:
             yield step
 
 
 def find_corruption(workdir: str | Path, step: int, folder: str = FOLDER) -> str | None:
-    """What is wrong with a step, None if every file of it is as it was saved."""
+    """The first fault in the files of a step, in words; None if they are as they were saved."""
     return manifest.find_corruption(Path(workdir, folder, str(step)))
 
 
-def quarantine(workdir: str | Path, after: int, mark: str = DAMAGED) -> None:
-    """Gives the steps above one another name, so that they can be saved again; their snapshots go."""
+def quarantine(workdir: str | Path, after: int, suffix: str = CORRUPT_SUFFIX) -> None:
+    """Rename the checkpoints later than a step, so that they can be saved again.
+
+    Snapshots later than the step are deleted.
+    """
     for step in reversed(steps(workdir)):
         if step > after:
             path = Path(workdir, FOLDER, str(step))
-            path.rename(free_name(path.with_suffix(mark)))
+            path.rename(free_name(path.with_suffix(suffix)))
     for step in steps(workdir, SNAPSHOTS):
         if step > after:
             shutil.rmtree(Path(workdir, SNAPSHOTS, str(step)))
 
 
 def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
-    """The steps saved in a run's directory, rising; those of its snapshots with `folder=SNAPSHOTS`."""
-    return sorted(
-        int(path.name) for path in (Path(workdir) / folder).glob("*") if path.name.isdigit()
-    )
+    """The saved steps of a run in ascending order; `folder=SNAPSHOTS` lists its snapshots."""
+    paths = (Path(workdir) / folder).glob("*")
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
 def num_images_at(workdir: str | Path, step: int) -> int | None:
-    """How many images a run was trained on up to a step, None where that was not noted."""
+    """The size of the data set at a saved step, or None if it was not recorded."""
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
     return json.loads(path.read_text())["images"] if path.exists() else None
 
 
 def config_file(workdir: str | Path, step: int) -> Path:
-    """Where the config saved with a step lies: plain JSON, readable without a device."""
+    """The file with the config saved at a step: plain JSON, readable without a device."""
     return Path(workdir, FOLDER, str(step), "config", "metadata")

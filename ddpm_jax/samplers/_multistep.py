@@ -1,7 +1,8 @@
-"""What methods that remember earlier steps share: their history, and integrals of polynomials through it.
+"""Shared by multistep methods: a history of values, and integrals of polynomials through it.
 
-Each of them moves x by an integral over the step whose integrand, x0 or eps, is known at this and at earlier levels,
-and differs in the variable in which a polynomial goes through these, and in the weight under the integral.
+Each method moves x by an integral over the step. The integrand, x0 or eps, is known at this level
+and at earlier ones. Methods differ in the variable of the polynomial through these values, and in
+the weight under the integral.
 """
 
 import functools
@@ -10,17 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-NODES, WEIGHTS = (array / 2 for array in np.polynomial.legendre.leggauss(16))
-NODES = NODES + 0.5
+# Gauss-Legendre quadrature with 16 nodes, on [0, 1] in place of [-1, 1].
+_nodes, _weights = np.polynomial.legendre.leggauss(16)
+NODES = _nodes / 2 + 0.5
+WEIGHTS = _weights / 2
 
 
 def history(length: int) -> Partial:
-    """The `init` of a method that remembers the `length` newest (values, positions); one at inf is none."""
-    return Partial(_history_of(length))
+    """The `init` of a method that remembers its `length` newest values and their positions.
+
+    The state is values (length, b, h, w, c) and positions (length,), the newest first. An entry at
+    position inf is empty.
+    """
+    return Partial(_history_init(length))
 
 
-@functools.cache  # one object a length, so that jit does not take an equal sampler for another program
-def _history_of(length):
+# jit compares functions by identity: one object per length lets equal samplers share a program.
+@functools.cache
+def _history_init(length):
     def init(xT):
         return jnp.stack([xT] * length), jnp.full(length, jnp.inf, xT.dtype)
 
@@ -28,66 +36,74 @@ def _history_of(length):
 
 
 def remember(state, value, position):
-    """The history with `value` at `position` in front, and the oldest gone."""
+    """Put `value` at `position` in front of the history, and drop the oldest entry."""
     values, positions = state
     position = jnp.asarray(position, positions.dtype)
-    return jnp.concatenate([value[None], values[:-1]]), jnp.concatenate(
-        [position[None], positions[:-1]]
-    )
+    values = jnp.concatenate([value[None], values[:-1]])  # (length, b, h, w, c)
+    positions = jnp.concatenate([position[None], positions[:-1]])  # (length,)
+    return values, positions
 
 
 def count_known(positions):
-    """How many entries, from the newest on, are at a finite position."""
-    return jnp.sum(
-        jnp.cumprod(jnp.isfinite(positions).astype(jnp.int32), dtype=jnp.int32), dtype=jnp.int32
-    )
+    """The number of entries, from the newest on, before the first empty one."""
+    known = jnp.isfinite(positions).astype(jnp.int32)
+    return jnp.sum(jnp.cumprod(known, dtype=jnp.int32), dtype=jnp.int32)
 
 
 def full_order(row, order):
-    """The order, whatever the row."""
+    """An order rule: the order itself on every row."""
     return order
 
 
 def reduced_final_order(row, order):
-    """The order, and in walks of fewer than 15 steps at most as many as there are steps left, as in diffusers."""
+    """An order rule of diffusers: at most the steps left, in walks of fewer than 15 steps."""
     return jnp.where(row.steps < 15, jnp.minimum(order, row.steps - row.i), order)
 
 
-def integral_weights(nodes, moments, count):
-    """The weight of each node in the integral of the polynomial through the first `count` of them; 0 for the others.
+def integral_weights(nodes, moments, num_nodes):
+    """The weights of values at the nodes in the integral of the polynomial through them.
 
-    nodes (k,) are measured so that the step goes from 0 to 1, moments (k,) are the integrals of 1, s, ..., s^(k-1):
-    sum_k weight_k node_k^j = moment_j for j < count.
+    The polynomial goes through the first `num_nodes` nodes; the other weights are 0. nodes (k,) are
+    in units of the step, which goes from 0 to 1. moments (k,) are the integrals of
+    1, s, ..., s^(k-1). The weights solve sum_k weight_k node_k^j = moment_j for j < num_nodes.
     """
     j = jnp.arange(nodes.size, dtype=jnp.int32)
-    used = j < count
-    powers = jnp.where(used, nodes, 0)[None, :] ** j[:, None].astype(nodes.dtype)
-    unused = jnp.eye(nodes.size, dtype=nodes.dtype)
-    matrix = jnp.where(used[:, None] & used[None, :], powers, unused)
+    used = j < num_nodes
+    powers = jnp.where(used, nodes, 0)[None, :] ** j[:, None].astype(nodes.dtype)  # (k, k)
+    # Rows and columns of unused nodes are those of the identity, so that the matrix has an inverse.
+    identity = jnp.eye(nodes.size, dtype=nodes.dtype)
+    matrix = jnp.where(used[:, None] & used[None, :], powers, identity)
     return jnp.linalg.solve(matrix, jnp.where(used, moments, 0))
 
 
 def uniform_moments(length: int, dtype):
-    """Integrals of 1, s, s^2, ... over [0, 1]."""
+    """The integrals of 1, s, s^2, ... over [0, 1]."""
     return jnp.asarray(1 / (1 + np.arange(length)), dtype)
 
 
 def exponential_moments(length: int, h, *, growing: bool):
-    """Means over s in [0, 1] of 1, s, s^2, ... under the weight exp(-h s), or exp(-h (1 - s)) if `growing`.
+    """Means over s in [0, 1] of 1, s, s^2, ... under a weight.
 
-    By quadrature with 16 nodes: the closed forms divide small differences by powers of h.
+    The weight is exp(-h s), or exp(-h (1 - s)) if `growing`. The means are computed by quadrature
+    with 16 nodes, because the closed forms divide small differences by powers of h.
     """
     s = jnp.asarray(NODES, h.dtype)
-    weight = jnp.asarray(WEIGHTS, h.dtype) * jnp.exp(-h * ((1 - s) if growing else s))
+    exponent = 1 - s if growing else s
+    weight = jnp.asarray(WEIGHTS, h.dtype) * jnp.exp(-h * exponent)
     return jnp.stack([jnp.sum(weight * s**j) for j in range(length)]) / jnp.sum(weight)
 
 
-def exponential_mean(h, nodes, values, count):
-    """The mean over the step of the polynomial through the first `count` values, under the weight exp(-h (1 - s))."""
+def exponential_mean(h, nodes, values, num_nodes):
+    """The mean over the step of the polynomial through the first values.
+
+    The mean is under the weight exp(-h (1 - s)), s from 0 to 1 over the step; the polynomial goes
+    through the first `num_nodes` of the values (k, b, h, w, c) at the nodes (k,).
+    """
     moments = exponential_moments(len(nodes), h, growing=True)
-    return values[0] + change_from_newest(integral_weights(nodes, moments, count), values)
+    weights = integral_weights(nodes, moments, num_nodes)
+    return values[0] + change_from_newest(weights, values)
 
 
 def change_from_newest(weights, values):
-    """sum_k weights_k (values_k - values_0): what earlier values add to the newest in a mean."""
+    """sum_k weights_k (values_k - values_0): the weighted mean of all values minus the newest."""
     return jnp.tensordot(weights, values - values[:1], 1)

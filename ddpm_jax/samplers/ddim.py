@@ -9,31 +9,35 @@ from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def ddim(*, eta: float = 0.0) -> Sampler:
-    """x_next = sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next - std^2) eps + std z, std = eta std_posterior.
+    """x_next = sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next - std^2) eps + std z.
 
-    Eq. 12 and 16, Song et al. 2021, std at most sqrt(1 - alpha_bar_next). eta = 0 is deterministic, eta = 1 is
-    ancestral sampling with fixed_small.
+    Eq. 12, Song et al. 2021. std = eta std_posterior (Eq. 16), at most sqrt(1 - alpha_bar_next).
+    eta = 0 is deterministic, eta = 1 is ancestral sampling with variance fixed_small.
     """
-    check(eta >= 0, f"eta must not be negative, not {eta}")
+    check(eta >= 0, f"Sampler option eta must be at least 0, not {eta}.")
     return Sampler(Partial(stateless_init), Partial(_step, eta), order=1)
 
 
 def _step(eta, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
-    variance = eta**2 * posterior(row, x0, xt)[1]
-    # A walk may go up, where the posterior has no meaning, as in the inversion with eta = 0.
+    _, posterior_variance = posterior(row, x0, xt)
+    variance = eta**2 * posterior_variance  # Eq. 16
+    # On a row that leads to a noisier level, as in inversion, beta and this variance are negative.
     variance = jnp.clip(variance, 0, row.sqrt_one_minus_alpha_bar_next**2)
-    to_eps = jnp.sqrt(row.sqrt_one_minus_alpha_bar_next**2 - variance)
-    x_next = row.sqrt_alpha_bar_next * x0 + to_eps * eps
-    return x_next + jnp.sqrt(variance) * step_noise(keys, row, xt), state
+    eps_scale = jnp.sqrt(row.sqrt_one_minus_alpha_bar_next**2 - variance)
+    x_next = row.sqrt_alpha_bar_next * x0 + eps_scale * eps
+    return x_next + jnp.sqrt(variance) * step_noise(keys, row, xt), state  # Eq. 12
 
 
 def ddim_step(row, xt, x0):
-    """DDIM's deterministic step from xt with any x0: (std_next / std) xt + sqrt(alpha_bar_next) (1 - e^-h) x0."""
+    """The deterministic DDIM step from xt with a given x0.
+
+    x_next = (std_next / std) xt + sqrt(alpha_bar_next) (1 - e^-h) x0, std = sqrt(1 - alpha_bar).
+    """
     std_ratio = row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar
     return ddim_step_by(std_ratio, row.sqrt_alpha_bar_next, row.h, xt, x0)
 
 
 def ddim_step_by(std_ratio, sqrt_alpha_bar_next, h, xt, x0):
-    """The same of a step given by std_next / std, sqrt(alpha_bar_next) and h."""
+    """The step of `ddim_step` between levels given by std_next / std, sqrt(alpha_bar_next), h."""
     return std_ratio * xt - sqrt_alpha_bar_next * jnp.expm1(-h) * x0

@@ -9,52 +9,53 @@ from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None) -> Sampler:
-    """Draws x_next from N(posterior mean of x0_hat, variance).
+    """Draw x_next from N(posterior mean of the estimated x0, variance).
 
-    variance: fixed_small is that of q(x_next | x_t, x_0), fixed_large is beta (section 3.2, Ho et al. 2020); learned
-    and learned_range are what the network says (Eq. 15, Nichol & Dhariwal 2021), learned for one timestep a step only.
-    clip_sample: clamps x_next itself to [-clip_sample, clip_sample] after each step, as S1's project does.
+    variance: fixed_small is the variance of q(x_next | x_t, x_0), fixed_large is beta (section 3.2,
+    Ho et al. 2020). learned and learned_range read the network's output (Eq. 15, Nichol & Dhariwal
+    2021); learned holds for steps of one timestep only.
+    clip_sample: clamp x_next itself to [-clip_sample, clip_sample] after each step, as the recipes
+    of the ConvBlock U-Net do.
     """
-    check(
-        variance in VARIANCES, f"unknown variance {variance!r}; there are: {', '.join(VARIANCES)}"
-    )
-    return Sampler(
-        Partial(stateless_init), Partial(_step, Partial(VARIANCES[variance]), clip_sample)
-    )
+    known = ", ".join(VARIANCES)
+    check(variance in VARIANCES, f"Unknown variance {variance!r}; there are: {known}.")
+    step = Partial(_step, Partial(VARIANCES[variance]), clip_sample)
+    return Sampler(Partial(stateless_init), step)
 
 
-def _step(variance_of, clip_sample, keys, denoise, xt, row, state):
-    prediction = denoise(xt, row.t)
-    mean, small = posterior(row, prediction.x0, xt)
-    variance = jnp.where(
-        row.sqrt_one_minus_alpha_bar_next > 0, variance_of(row, small, prediction.log_var), 0
-    )
-    x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)  # no noise on clean data
+def _step(variance_for, clip_sample, keys, denoise, xt, row, state):
+    x0, _, log_var = denoise(xt, row.t)
+    mean, posterior_variance = posterior(row, x0, xt)  # Eq. 7
+    variance = variance_for(row, posterior_variance, log_var)
+    # The step to clean data adds no noise, whatever the variance is there.
+    variance = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, 0)
+    x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)
     return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), state
 
 
-def _fixed_small(row, small, said):
-    return small
+def _fixed_small(row, posterior_variance, log_var):
+    return posterior_variance
 
 
-def _fixed_large(row, small, said):
+def _fixed_large(row, posterior_variance, log_var):
     return row.beta
 
 
-def _learned(row, small, said):
-    return jnp.exp(learned_log_variance("learned", row, _given(said)))
+def _learned(row, posterior_variance, log_var):
+    return jnp.exp(learned_log_variance("learned", row, _check_learned(log_var)))
 
 
-def _learned_range(row, small, said):
-    return jnp.exp(learned_log_variance("learned_range", row, _given(said)))
+def _learned_range(row, posterior_variance, log_var):
+    return jnp.exp(learned_log_variance("learned_range", row, _check_learned(log_var)))
 
 
-def _given(said):
+def _check_learned(log_var):
+    """Return the network's output for the log variance. Raise ValueError if there is none."""
     check(
-        said is not None,
-        "this network says nothing of the variance: use variance fixed_small or fixed_large",
+        log_var is not None,
+        "The network does not predict the variance: use variance fixed_small or fixed_large.",
     )
-    return said
+    return log_var
 
 
 VARIANCES = {

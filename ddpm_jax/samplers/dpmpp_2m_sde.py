@@ -4,25 +4,26 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler, step_noise
-from ddpm_jax.samplers.dpmpp_2m import extrapolated, order_rule_for, start
+from ddpm_jax.samplers.dpmpp_2m import extrapolated, init_previous, order_rule_for
 
 
 def dpmpp_2m_sde(*, compat: bool = False) -> Sampler:
-    """As `dpmpp_2m`, on the reverse SDE: each step forgets half its noise and draws it anew.
+    """Solve the reverse SDE with the extrapolated x0 of `dpmpp_2m`, called D.
 
-    x_next = (std_next / std) e^-h x + sqrt(alpha_bar_next) (1 - e^-2h) D + std_next sqrt(1 - e^-2h) z.
-    compat: as that of `dpmpp_2m`.
+    x_next = (std_next / std) e^-h x + sqrt(alpha_bar_next) (1 - e^-2h) D
+             + std_next sqrt(1 - e^-2h) z,   std = sqrt(1 - alpha_bar)
+    compat: as for `dpmpp_2m`.
     """
     step = Partial(_step, Partial(order_rule_for(compat)))
-    return Sampler(Partial(start), step)
+    return Sampler(Partial(init_previous), step)
 
 
-def _step(highest, keys, denoise, xt, row, state):
+def _step(order_rule, keys, denoise, xt, row, state):
     x0 = denoise(xt, row.t).x0
-    new = -jnp.expm1(-2 * row.h)
+    D = extrapolated(x0, row.h, state, order_rule(row, 2))
     std_next = row.sqrt_one_minus_alpha_bar_next
+    new_variance = -jnp.expm1(-2 * row.h)  # 1 - e^-2h, the renewed fraction of the noise variance
     x_next = std_next / row.sqrt_one_minus_alpha_bar * jnp.exp(-row.h) * xt
-    x_next = x_next + row.sqrt_alpha_bar_next * new * extrapolated(
-        x0, row.h, state, highest(row, 2)
-    )
-    return x_next + std_next * jnp.sqrt(new) * step_noise(keys, row, xt), (x0, row.h)
+    x_next = x_next + row.sqrt_alpha_bar_next * new_variance * D
+    x_next = x_next + std_next * jnp.sqrt(new_variance) * step_noise(keys, row, xt)
+    return x_next, (x0, row.h)

@@ -8,13 +8,14 @@ from ddpm_jax.samplers.ddim import ddim_step, ddim_step_by
 
 
 def dpmpp_2s(*, compat: bool = False) -> Sampler:
-    """DDIM to the middle of the step in log SNR (r = 1/2), then over the whole step with the x0 found there.
+    """Take a DDIM step to the middle in log SNR (r = 1/2), then the whole step with that x0.
 
-    The step to clean data stays DDIM's. compat: as diffusers, which makes one step of two rows of the grid, the first
-    of them to its middle, wherever that lies.
+    The step to clean data is the DDIM step.
+    compat: as in diffusers, two rows of the grid make one step, and the first row's end is its
+    middle.
     """
     if compat:
-        return Sampler(Partial(_nowhere), Partial(_half_step), order=2)
+        return Sampler(Partial(_init_begin), Partial(_half_step), order=2)
     return Sampler(Partial(stateless_init), Partial(_step), order=2, evaluations=2)
 
 
@@ -27,20 +28,21 @@ def _step(keys, denoise, xt, row, state):
     return ddim_step(row, xt, x0), state
 
 
-def _nowhere(xT):
-    """Where a step began: x, its x0, its log SNR / 2 and its deviation of noise."""
+def _init_begin(xT):
+    """The state: x, x0, log SNR / 2 and sqrt(1 - alpha_bar) where the step began. -inf is empty."""
     return xT, xT, jnp.full((), -jnp.inf, xT.dtype), jnp.ones((), xT.dtype)
 
 
 def _half_step(keys, denoise, xt, row, state):
-    x0, (x_begin, x0_begin, begin, std) = denoise(xt, row.t).x0, state
-    here = row.log_snr / 2
-    second = (row.i % 2 == 1) & jnp.isfinite(begin) & jnp.isfinite(row.h)
-    h = jnp.where(second, here + row.h - begin, 1)
-    r = jnp.where(second, (here - begin) / h, 1)
-    mean = x0_begin + (x0 - x0_begin) / (2 * r)
-    x_whole = ddim_step_by(
-        row.sqrt_one_minus_alpha_bar_next / std, row.sqrt_alpha_bar_next, h, x_begin, mean
-    )
-    x_next = jnp.where(second, x_whole, ddim_step(row, xt, x0))
-    return x_next, (xt, x0, here, row.sqrt_one_minus_alpha_bar)
+    """Take a DDIM step to the middle on even rows, and the whole step on odd rows."""
+    x0 = denoise(xt, row.t).x0
+    x_begin, x0_begin, lambda_begin, std_begin = state
+    lambda_t = row.log_snr / 2
+    completes = (row.i % 2 == 1) & jnp.isfinite(lambda_begin) & jnp.isfinite(row.h)
+    h = jnp.where(completes, lambda_t + row.h - lambda_begin, 1)
+    r = jnp.where(completes, (lambda_t - lambda_begin) / h, 1)
+    D = x0_begin + (x0 - x0_begin) / (2 * r)  # D of Algorithm 1
+    std_ratio = row.sqrt_one_minus_alpha_bar_next / std_begin
+    x_whole = ddim_step_by(std_ratio, row.sqrt_alpha_bar_next, h, x_begin, D)
+    x_next = jnp.where(completes, x_whole, ddim_step(row, xt, x0))
+    return x_next, (xt, x0, lambda_t, row.sqrt_one_minus_alpha_bar)

@@ -15,32 +15,39 @@ from ddpm_jax.samplers.ddim import ddim_step
 
 
 def dpmpp_3m(*, compat: bool = False) -> Sampler:
-    """x_next = (std_next / std) x + sqrt(alpha_bar_next) times the integral of e^(s - h) x0(s) over s in [0, h].
+    """Integrate the parabola through the three newest x0.
 
-    x0(s) is the parabola in s = lambda - lambda_t through this x0 and the two before. compat: as the paper prints it
-    and diffusers has it, with half the parabola's bend, which converges with order 2 only; the order falls to 1 at the
-    end of short walks.
+    x_next = (std_next / std) x + sqrt(alpha_bar_next) times the integral of e^(s - h) x0(s) over s
+    in [0, h], where x0(s) is the parabola in s = lambda - lambda_t, lambda = log SNR / 2.
+    compat: the update as printed in the paper and used in diffusers. It takes half the second
+    derivative of the parabola, which is of order 2. The order falls to 1 at the end of short walks.
     """
     if compat:
-        return Sampler(history(3), Partial(_published), order=2)
+        return Sampler(history(3), Partial(_published_step), order=2)
     return Sampler(history(3), Partial(_step), order=3)
 
 
 def _step(keys, denoise, xt, row, state):
-    values, positions = state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
+    state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
+    values, positions = state
     finite = jnp.isfinite(row.h)
-    h, count = jnp.where(finite, row.h, 1), jnp.where(finite, count_known(positions), 1)
-    return ddim_step(
-        row, xt, exponential_mean(h, (positions - positions[0]) / h, values, count)
-    ), state
+    h = jnp.where(finite, row.h, 1)
+    num_nodes = jnp.where(finite, count_known(positions), 1)
+    nodes = (positions - positions[0]) / h
+    x0_mean = exponential_mean(h, nodes, values, num_nodes)
+    return ddim_step(row, xt, x0_mean), state
 
 
-def _published(keys, denoise, xt, row, state):
-    values, positions = state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
-    order = jnp.where(jnp.isfinite(row.h), reduced_final_order(row, count_known(positions)), 1)
-    h = jnp.where(jnp.isfinite(row.h), row.h, 1)
-    r0, r1 = (positions[0] - positions[1]) / h, (positions[1] - positions[2]) / h
-    slope, slope_before = (values[0] - values[1]) / r0, (values[1] - values[2]) / r1
+def _published_step(keys, denoise, xt, row, state):
+    state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
+    values, positions = state
+    finite = jnp.isfinite(row.h)
+    order = jnp.where(finite, reduced_final_order(row, count_known(positions)), 1)
+    h = jnp.where(finite, row.h, 1)
+    r0 = (positions[0] - positions[1]) / h
+    r1 = (positions[1] - positions[2]) / h
+    slope = (values[0] - values[1]) / r0
+    slope_before = (values[1] - values[2]) / r1
     bend = (slope - slope_before) / (r0 + r1)
     e = jnp.expm1(-h)
     second = -e / 2 * slope

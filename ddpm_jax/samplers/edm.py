@@ -12,35 +12,36 @@ from ddpm_jax.samplers.heun import heun_step
 def edm(
     *, S_churn: float = 0.0, S_min: float = 0.0, S_max: float = float("inf"), S_noise: float = 1.0
 ) -> Sampler:
-    """Adds noise up to sigma_hat = (1 + gamma) sigma, then takes Heun's step from there.
+    """Add noise up to sigma_hat = (1 + gamma) sigma, then take Heun's step from there.
 
-    gamma = min(S_churn / steps, sqrt(2) - 1) where S_min <= sigma <= S_max, else 0; the noise has deviation S_noise.
-    Made for the grid `--spacing karras`. The schedule ends at t = T-1, and so does sigma_hat.
+    gamma = min(S_churn / steps, sqrt(2) - 1) where S_min <= sigma <= S_max, else 0. The added noise
+    has standard deviation S_noise. Algorithm 2 uses the grid of `--spacing karras`. sigma_hat never
+    exceeds the sigma of t = T-1, where the schedule ends.
     """
-    for name, value in (
-        ("S_churn", S_churn),
-        ("S_min", S_min),
-        ("S_max", S_max),
-        ("S_noise", S_noise),
-    ):
-        check(value >= 0, f"{name} must not be negative, not {value}")
-    return Sampler(
-        Partial(stateless_init),
-        Partial(_step, S_churn, S_min, S_max, S_noise),
-        order=2,
-        evaluations=2,
-    )
+    options = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
+    for name, value in options.items():
+        check(value >= 0, f"Sampler option {name} must be at least 0, not {value}.")
+    step = Partial(_step, S_churn, S_min, S_max, S_noise)
+    return Sampler(Partial(stateless_init), step, order=2, evaluations=2)
 
 
 def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, state):
     sigma = row.sigma
-    highest = jnp.minimum(S_churn / row.steps.astype(sigma.dtype), 2**0.5 - 1)
-    gamma = jnp.where((sigma >= S_min) & (sigma <= S_max), highest, 0)
+    max_gamma = jnp.minimum(S_churn / row.steps.astype(sigma.dtype), 2**0.5 - 1)
+    gamma = jnp.where((sigma >= S_min) & (sigma <= S_max), max_gamma, 0)
+
+    # sigma_hat = (1 + gamma) sigma, but within the schedule, and with y = x / sqrt(alpha_bar)
+    # y_hat = y + sqrt(sigma_hat^2 - sigma^2) S_noise z.
     hat = row.from_level(row.log_snr - 2 * jnp.log1p(gamma))
-    added = jnp.sqrt(jnp.maximum(hat.sigma**2 - sigma**2, 0)) * S_noise
-    x_hat = hat.sqrt_alpha_bar * (xt / row.sqrt_alpha_bar + added * step_noise(keys, row, xt))
+    noise_std = jnp.sqrt(jnp.maximum(hat.sigma**2 - sigma**2, 0)) * S_noise
+    x_hat = hat.sqrt_alpha_bar * (xt / row.sqrt_alpha_bar + noise_std * step_noise(keys, row, xt))
+
+    # Without churn xt and its row stay unchanged. At pure noise the formulas above are infinite.
     churned = (gamma > 0) & (hat.sigma > sigma)
     x_hat = jnp.where(churned, x_hat, xt)
-    ends = hat._replace(schedule=None), row._replace(schedule=None)
-    row = jax.tree.map(lambda a, b: jnp.where(churned, a, b.astype(a.dtype)), *ends)
-    return heun_step(denoise, row, *denoise(x_hat, row.t)[:2]), state
+    hat = hat._replace(schedule=None)
+    row = row._replace(schedule=None)
+    row = jax.tree.map(lambda a, b: jnp.where(churned, a, b.astype(a.dtype)), hat, row)
+
+    x0, eps, _ = denoise(x_hat, row.t)
+    return heun_step(denoise, row, x0, eps), state

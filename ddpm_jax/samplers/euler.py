@@ -5,9 +5,15 @@ from jax.tree_util import Partial
 
 from ddpm_jax.samplers import Sampler, stateless_init
 
+MIN_SIGNAL = 1e-3
+"""The sqrt(alpha_bar) up to which `euler_step` ignores a slope correction: sigma is 1000 there."""
+
 
 def euler() -> Sampler:
-    """x / sqrt(alpha_bar) moves by (sigma_next - sigma) eps: d(x / sqrt(alpha_bar)) / d sigma = eps."""
+    """Move x / sqrt(alpha_bar) by (sigma_next - sigma) eps.
+
+    The ODE is d(x / sqrt(alpha_bar)) / d sigma = eps.
+    """
     return Sampler(Partial(stateless_init), Partial(_step), order=1)
 
 
@@ -16,24 +22,25 @@ def _step(keys, denoise, xt, row, state):
     return euler_step(row, x0, eps), state
 
 
-MIN_SIGNAL = 1e-3  # sqrt(alpha_bar) below which xt tells nothing of the data
-
-
 def min_signal_for(compat):
-    """sqrt(alpha_bar) up to which `euler_step` leaves a change out; diffusers, in no case."""
+    """The `min_signal` of `euler_step`; 0 with `compat`, because diffusers always corrects."""
     return 0.0 if compat else MIN_SIGNAL
 
 
-def euler_step(row, x0, eps, change=0.0, noise=MIN_SIGNAL):
-    """x_next where x / sqrt(alpha_bar) = x0 + sigma eps moves by (sigma_next - sigma) (eps + change).
+def euler_step(row, x0, eps, slope_correction=0.0, min_signal=MIN_SIGNAL):
+    """Take Euler's step for x / sqrt(alpha_bar) = x0 + sigma eps, of slope eps + slope_correction.
 
-    Written from x0, so that it holds at pure noise too, where sigma is infinite. There and at levels next to it (sigma
-    above 1000, as at T-1 of the squared cosine) `change` has no say: an error of the network in it, times sigma, would
-    drown the picture. `noise` is the sqrt(alpha_bar) where that begins.
+    x_next / sqrt(alpha_bar_next) = x0 + sigma_next eps + (sigma_next - sigma) slope_correction
+
+    This form also holds at pure noise, where sigma is infinite. The correction is left out where
+    sqrt(alpha_bar) <= min_signal, as at T-1 of the squared cosine: the network's error in it, times
+    sigma, would drown the image.
     """
-    return row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + sigma_step(row, noise) * change)
+    return row.sqrt_alpha_bar_next * (
+        x0 + row.sigma_next * eps + sigma_step(row, min_signal) * slope_correction
+    )
 
 
-def sigma_step(row, noise=MIN_SIGNAL):
-    """sigma_next - sigma, or 0 where what is there is all but noise."""
-    return jnp.where(row.sqrt_alpha_bar > noise, row.sigma_next - row.sigma, 0)
+def sigma_step(row, min_signal=MIN_SIGNAL):
+    """sigma_next - sigma, or 0 where sqrt(alpha_bar) <= min_signal."""
+    return jnp.where(row.sqrt_alpha_bar > min_signal, row.sigma_next - row.sigma, 0)

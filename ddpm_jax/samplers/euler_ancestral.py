@@ -8,21 +8,21 @@ from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def euler_ancestral(*, eta: float = 1.0) -> Sampler:
-    """Goes down to sigma_down by Euler's method, then up to sigma_next by noise of deviation sigma_up.
+    """Take Euler's step down to sigma_down, then add noise of deviation sigma_up, up to sigma_next.
 
-    sigma_up = eta sigma_next sqrt(1 - sigma_next^2 / sigma^2), at most sigma_next; sigma_down^2 = sigma_next^2 -
-    sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is `euler`.
+    sigma_up = eta sigma_next sqrt(1 - sigma_next^2 / sigma^2), at most sigma_next, and
+    sigma_down^2 = sigma_next^2 - sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is
+    `euler`.
     """
-    check(eta >= 0, f"eta must not be negative, not {eta}")
+    check(eta >= 0, f"Sampler option eta must be at least 0, not {eta}.")
     return Sampler(Partial(stateless_init), Partial(_step, eta))
 
 
 def _step(eta, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
-    sigma_up = jnp.minimum(
-        row.sigma_next, eta * row.sigma_next * jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * row.h), 0))
-    )
+    # sigma_next^2 / sigma^2 = e^-2h. The maximum is for rows that lead to a noisier level.
+    renewed = jnp.sqrt(jnp.maximum(-jnp.expm1(-2 * row.h), 0))
+    sigma_up = jnp.minimum(row.sigma_next, eta * row.sigma_next * renewed)
     sigma_down = jnp.sqrt(jnp.maximum(row.sigma_next**2 - sigma_up**2, 0))
-    return row.sqrt_alpha_bar_next * (
-        x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)
-    ), state
+    y_next = x0 + sigma_down * eps + sigma_up * step_noise(keys, row, xt)
+    return row.sqrt_alpha_bar_next * y_next, state

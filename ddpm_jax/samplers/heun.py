@@ -8,23 +8,26 @@ from ddpm_jax.samplers.euler import MIN_SIGNAL, euler_step, min_signal_for
 
 
 def heun(*, compat: bool = False) -> Sampler:
-    """Euler's step, then again with the mean of eps at both ends; the step to clean data stays Euler's.
+    """Take Euler's step, then take it again with the mean of eps at both ends.
 
-    compat: as diffusers, which takes the slope also where almost no signal is left.
+    The step to clean data is Euler's.
+    compat: as in diffusers, correct the slope also where almost no signal is left.
     """
-    return Sampler(
-        Partial(stateless_init), Partial(_step, min_signal_for(compat)), order=2, evaluations=2
-    )
+    step = Partial(_step, min_signal_for(compat))
+    return Sampler(Partial(stateless_init), step, order=2, evaluations=2)
 
 
-def _step(noise, keys, denoise, xt, row, state):
-    return heun_step(denoise, row, *denoise(xt, row.t)[:2], noise), state
+def _step(min_signal, keys, denoise, xt, row, state):
+    x0, eps, _ = denoise(xt, row.t)
+    return heun_step(denoise, row, x0, eps, min_signal), state
 
 
-def heun_step(denoise, row, x0, eps, noise=MIN_SIGNAL):
-    """x_next from x0 and eps at the row's level; on the last row the second evaluation has no weight."""
+def heun_step(denoise, row, x0, eps, min_signal=MIN_SIGNAL):
+    """x_next from x0 and eps at the row's level.
+
+    The second evaluation has no weight in a step to clean data or from pure noise.
+    """
     x_euler = euler_step(row, x0, eps)
     eps_next = denoise(x_euler, row.t_next_clamped).eps
-    return euler_step(
-        row, x0, eps, jnp.where(jnp.isfinite(row.h), 0.5, 0) * (eps_next - eps), noise
-    )
+    weight = jnp.where(jnp.isfinite(row.h), 0.5, 0)
+    return euler_step(row, x0, eps, weight * (eps_next - eps), min_signal)

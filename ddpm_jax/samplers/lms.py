@@ -1,4 +1,4 @@
-"""Linear multistep: Adams and Bashforth's method in sigma, k-diffusion's LMS."""
+"""Linear multistep: the Adams-Bashforth method in sigma, k-diffusion's LMS."""
 
 from typing import Literal
 
@@ -19,20 +19,21 @@ from ddpm_jax.samplers.euler import euler_step, min_signal_for, sigma_step
 
 
 def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
-    """Integrates the polynomial in sigma through this eps and the `order` - 1 before it.
+    """Integrate the polynomial in sigma through the `order` newest eps.
 
-    compat: as diffusers, which takes the slope also where almost no signal is left.
+    compat: as in diffusers, correct the slope also where almost no signal is left.
     """
-    check(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, not {order}")
+    check(order in (1, 2, 3, 4), f"Sampler option order must be 1, 2, 3 or 4, not {order}.")
     return Sampler(history(order), Partial(_step, min_signal_for(compat)), order=order)
 
 
-def _step(noise, keys, denoise, xt, row, state):
+def _step(min_signal, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
-    values, positions = state = remember(state, eps, row.sigma)
-    step = sigma_step(row, noise)
+    state = remember(state, eps, row.sigma)
+    values, positions = state
+    step = sigma_step(row, min_signal)
     nodes = (positions - positions[0]) / jnp.where(step == 0, 1, step)
-    weights = integral_weights(
-        nodes, uniform_moments(len(nodes), nodes.dtype), count_known(positions)
-    )
-    return euler_step(row, x0, eps, change_from_newest(weights, values), noise), state
+    moments = uniform_moments(len(nodes), nodes.dtype)
+    weights = integral_weights(nodes, moments, count_known(positions))
+    slope_correction = change_from_newest(weights, values)
+    return euler_step(row, x0, eps, slope_correction, min_signal), state

@@ -18,80 +18,87 @@ def unipc(
     corrector: bool = True,
     compat: bool = False,
 ) -> Sampler:
-    """Corrects the step that led here with the x0 found here, then goes on from there (Algorithm 1, Zhao et al. 2023).
+    """Correct the previous step with the x0 at its end, then predict the next (Algorithm 1).
 
-    Both integrate e^(s - h) times the polynomial through the x0 known: the predictor, of `order`, through this and
-    the earlier ones, the corrector of the step before through the new one as well, which raises the order by one.
-    Where a single slope is known the paper takes half of it times B(h), which is h (bh1) or 1 - e^-h (bh2).
-    compat: the order falls to 1 over the last steps, as in diffusers, which leaves order 2 for the whole.
+    Both integrate e^(s - h) times a polynomial through known x0. The predictor's polynomial goes
+    through the `order` newest x0. The corrector's also goes through the x0 at the end of its step,
+    which raises the order by one. When only one slope is known, the paper takes half of it times
+    B(h), which is h (bh1) or 1 - e^-h (bh2).
+    compat: as in diffusers, the order falls to 1 over the last steps, so that the whole walk has
+    order 2.
     """
-    check(order in (1, 2, 3), f"order must be 1, 2 or 3, not {order}")
-    check(B in ("bh1", "bh2"), f"B must be bh1 or bh2, not {B}")
-    b_of_h = Partial({"bh1": _h, "bh2": _one_minus_exp}[B])
+    check(order in (1, 2, 3), f"Sampler option order must be 1, 2 or 3, not {order}.")
+    check(B in B_FUNCTIONS, f"Sampler option B must be bh1 or bh2, not {B}.")
     step = Partial(
         _step,
-        b_of_h,
+        Partial(B_FUNCTIONS[B]),
         Partial(_correct if corrector else _skip_correction),
-        Partial(_falling if compat else _full),
+        Partial(_reduced_final_order if compat else _full_order),
     )
-    reached = min(order + corrector, 2) if compat else order + corrector
-    return Sampler(Partial(_init, history(order + 1)), step, order=reached)
+    reached_order = order + corrector
+    if compat:
+        reached_order = min(reached_order, 2)
+    return Sampler(Partial(_init, history(order + 1)), step, order=reached_order)
 
 
 def _init(history_init, xT):
-    """The history, xT, and a step before it of which nothing is known."""
-    return (
-        history_init(xT),
-        xT,
-        (jnp.ones((), xT.dtype), jnp.ones((), xT.dtype), jnp.full((), jnp.inf, xT.dtype)),
-    )
+    """An empty history, xT, and an empty step before it: its h is infinite."""
+    one = jnp.ones((), xT.dtype)
+    step_before = one, one, jnp.full((), jnp.inf, xT.dtype)
+    return history_init(xT), xT, step_before
 
 
-def _step(b_of_h, correct, highest, keys, denoise, xt, row, state):
+def _step(B, correct, order_rule, keys, denoise, xt, row, state):
     past, x_before, step_before = state
-    order_before = highest(row.i - 1, row, past)
+    order_before = order_rule(row.i - 1, row, past)
     past = remember(past, denoise(xt, row.t).x0, row.log_snr / 2)
-    xt = correct(b_of_h, xt, x_before, step_before, past, order_before)
-    step = (
-        row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar,
-        row.sqrt_alpha_bar_next,
-        row.h,
-    )
-    order = jnp.where(jnp.isfinite(row.h), highest(row.i, row, past), 1)
-    return _predict(b_of_h, xt, step, past, order), (past, xt, step)
+    xt = correct(B, xt, x_before, step_before, past, order_before)
+    std_ratio = row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar
+    step = std_ratio, row.sqrt_alpha_bar_next, row.h
+    order = jnp.where(jnp.isfinite(row.h), order_rule(row.i, row, past), 1)
+    return _predict(B, xt, step, past, order), (past, xt, step)
 
 
-def _predict(b_of_h, xt, step, past, order):
+def _predict(B, xt, step, past, order):
+    """Take a step with the mean of x0 over it, from the `order` newest x0."""
     values, positions = past
-    h = jnp.where(jnp.isfinite(step[2]), step[2], 1)
+    *_, h = step
+    h = jnp.where(jnp.isfinite(h), h, 1)
     nodes = (positions - positions[0]) / h
-    half = values[0] + b_of_h(h) / _one_minus_exp(h) / 2 * (values[1] - values[0]) / nodes[1]
+    half_weight = B(h) / _one_minus_exp(h) / 2
+    one_slope = values[0] + half_weight * (values[1] - values[0]) / nodes[1]
     mean = exponential_mean(h, nodes, values, order)
-    return ddim_step_by(
-        *step, xt, jnp.where(order == 1, values[0], jnp.where(order == 2, half, mean))
-    )
+    x0 = jnp.where(order == 1, values[0], jnp.where(order == 2, one_slope, mean))
+    return ddim_step_by(*step, xt, x0)
 
 
-def _correct(b_of_h, xt, x_before, step_before, past, order):
+def _correct(B, xt, x_before, step_before, past, order):
+    """Take the previous step again, with the x0 at its end in the mean too."""
     values, positions = past
-    h = jnp.where(jnp.isfinite(step_before[2]), step_before[2], 1)
-    half = values[1] + b_of_h(h) / _one_minus_exp(h) / 2 * (values[0] - values[1])
+    *_, h = step_before
+    finite = jnp.isfinite(h)
+    h = jnp.where(finite, h, 1)
+    half_weight = B(h) / _one_minus_exp(h) / 2
+    one_slope = values[1] + half_weight * (values[0] - values[1])
     mean = exponential_mean(h, (positions - positions[1]) / h, values, order + 1)
-    corrected = ddim_step_by(*step_before, x_before, jnp.where(order == 1, half, mean))
-    return jnp.where((order > 0) & jnp.isfinite(step_before[2]), corrected, xt)
+    x0 = jnp.where(order == 1, one_slope, mean)
+    corrected = ddim_step_by(*step_before, x_before, x0)
+    return jnp.where((order > 0) & finite, corrected, xt)
 
 
-def _skip_correction(b_of_h, xt, *_):
+def _skip_correction(B, xt, *_):
     return xt
 
 
-def _full(i, row, past):
-    """The order at row i: that of the method, or as many x0 as are known."""
-    return jnp.minimum(count_known(past[1]), len(past[1]) - 1)
+def _full_order(i, row, past):
+    """The order of the step at row i: the option `order`, or the number of known x0 if smaller."""
+    _, positions = past
+    return jnp.minimum(count_known(positions), len(positions) - 1)
 
 
-def _falling(i, row, past):
-    return jnp.minimum(_full(i, row, past), row.steps - i)
+def _reduced_final_order(i, row, past):
+    """The same, at most the number of steps left."""
+    return jnp.minimum(_full_order(i, row, past), row.steps - i)
 
 
 def _h(h):
@@ -100,3 +107,6 @@ def _h(h):
 
 def _one_minus_exp(h):
     return -jnp.expm1(-h)
+
+
+B_FUNCTIONS = {"bh1": _h, "bh2": _one_minus_exp}

@@ -1,9 +1,9 @@
-"""Timesteps drawn as often as their loss asks for (section 3.3, Nichol & Dhariwal 2021).
+"""Timesteps sampled in proportion to their losses (section 3.3, Nichol & Dhariwal 2021).
 
-L = E_{t ~ p_t} [L_t / (T p_t)],  p_t ~ sqrt(E[L_t^2])                                               Eq. 18
+L = E_{t ~ p_t} [L_t / (T p_t)],  p_t ~ sqrt(E[L_t^2])                                       Eq. 18
 
-E[L_t^2] is an exponential average, in place of the last ten values. It is part of the optimizer's state, so that it
-is saved, restored and the same on every device.
+E[L_t^2] is an exponential average, where the paper averages the last ten values. It is part of the
+optimizer's state, so that it is saved, restored and the same on every device.
 """
 
 import zlib
@@ -21,14 +21,14 @@ UNIFORM_FRACTION = 0.001
 
 
 class LossHistory(NamedTuple):
-    """For each t: the average of L_t^2, and in how many steps it was drawn."""
+    """For each t, the average of L_t^2 and the number of steps in which t was drawn."""
 
     mean_square: Float[Array, " T"]
     seen: Int[Array, " T"]
 
 
 class HistoryState(NamedTuple):
-    """The losses so far, and the state of the optimizer that has nothing to do with them."""
+    """The loss history, and the state of the optimizer that it is kept beside."""
 
     loss_history: LossHistory
     inner: Any
@@ -37,12 +37,14 @@ class HistoryState(NamedTuple):
 def keep_losses(
     inner: optax.GradientTransformation, timesteps: int
 ) -> optax.GradientTransformation:
-    """`inner` with an empty history of T timesteps beside its state; the training step fills it."""
+    """Keep a loss history of T timesteps beside the state of `inner`.
+
+    The history starts empty. The training step fills it.
+    """
 
     def init(params):
-        return HistoryState(
-            LossHistory(jnp.zeros(timesteps), jnp.zeros(timesteps, jnp.int32)), inner.init(params)
-        )
+        history = LossHistory(jnp.zeros(timesteps), jnp.zeros(timesteps, jnp.int32))
+        return HistoryState(history, inner.init(params))
 
     def update(grads, state, params=None):
         updates, inner_state = inner.update(grads, state.inner, params)
@@ -52,9 +54,11 @@ def keep_losses(
 
 
 def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-    """The batch with a `t` of each example's `key`, and the weights of its losses; as it was, and 1, without a history.
+    """Sample a `t` for each `key` of the batch. Return the new batch and the weights of its losses.
 
-    Where a draw lies within rounding of the edge of two timesteps, another number of devices may give the other one.
+    Without a loss history the batch stays the same and the weight is 1. The cumulative sum of p_t
+    is rounded differently on other numbers of devices, so a draw next to the boundary of two
+    timesteps may fall on the other one.
     """
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
@@ -66,7 +70,10 @@ def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str,
 def update_history(
     opt_state: Any, batch: dict[str, Array], losses: Float[Array, " b"], mean: Callable[[Any], Any]
 ) -> Any:
-    """The optimizer's state after the unweighted losses of a batch from `draw`; `mean` is over the devices."""
+    """Record the unweighted losses of a batch from `sample_timesteps` in the optimizer's state.
+
+    `mean` averages over the devices.
+    """
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
         return opt_state
@@ -74,15 +81,15 @@ def update_history(
 
 
 def probabilities(history: LossHistory) -> Float[Array, " T"]:
-    """p_t: uniform until every t has been drawn in ten steps, then Eq. 18 with a share of 0.001 spread evenly.
+    """p_t: uniform until every t was drawn in ten steps, then Eq. 18 mixed with 0.001 uniform.
 
-    That share, of Nichol & Dhariwal's code, leaves no t without a chance, so that the estimate stays unbiased.
+    The uniform fraction is from Nichol & Dhariwal's code. It gives every t a chance, so that the
+    estimate stays unbiased.
     """
     uniform = jnp.full_like(history.mean_square, 1 / len(history.seen))
     root = jnp.sqrt(history.mean_square)
-    p = (1 - UNIFORM_FRACTION) * root / jnp.maximum(
-        jnp.sum(root), 1e-30
-    ) + UNIFORM_FRACTION * uniform
+    total = jnp.maximum(jnp.sum(root), 1e-30)
+    p = (1 - UNIFORM_FRACTION) * root / total + UNIFORM_FRACTION * uniform
     ready = jnp.all(history.seen >= MIN_DRAWS) & (jnp.sum(root) > 0)
     return jnp.where(ready, p, uniform)
 
@@ -90,12 +97,14 @@ def probabilities(history: LossHistory) -> Float[Array, " T"]:
 def draw_timesteps(
     keys: Key[Array, " b"], history: LossHistory
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-    """t ~ p_t of each example's own key, and its weight 1 / (T p_t)."""
+    """Draw t ~ p_t with each example's own key. Return t and its weight 1 / (T p_t)."""
     p = probabilities(history)
-    below = jnp.cumsum(p)
+    cumulative = jnp.cumsum(p)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(b"timestep"))
-    u = jax.vmap(jax.random.uniform)(keys) * below[-1]
-    t = jnp.minimum(jnp.searchsorted(below, u, side="right"), len(p) - 1).astype(jnp.int32)
+    # The last sum may differ from 1 by rounding.
+    u = jax.vmap(jax.random.uniform)(keys) * cumulative[-1]  # (b,)
+    t = jnp.searchsorted(cumulative, u, side="right")
+    t = jnp.minimum(t, len(p) - 1).astype(jnp.int32)
     return t, 1 / (len(p) * p[t])
 
 
@@ -105,18 +114,16 @@ def record(
     losses: Float[Array, " b"],
     mean: Callable[[Any], Any],
 ) -> LossHistory:
-    """The history after a batch. Losses that are not finite are left out.
+    """Add the losses of a batch to the history. Non-finite losses are left out.
 
-    The first mean of L_t^2 counts whole, later ones by 1 - 0.9.
+    The first mean of L_t^2 is taken as it is, later ones enter with the weight 1 - DECAY.
     """
-    drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & jnp.isfinite(losses**2)[
-        None, :
-    ]
-    squares = mean(jnp.sum(jnp.where(drawn, losses[None, :] ** 2, 0.0), 1))
-    count = mean(jnp.sum(drawn.astype(jnp.float32), 1))
-    new = squares / jnp.maximum(count, 1e-30)
+    finite = jnp.isfinite(losses**2)
+    drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & finite[None, :]  # (T, b)
+    squares = mean(jnp.sum(jnp.where(drawn, losses[None, :] ** 2, 0.0), 1))  # (T,)
+    counts = mean(jnp.sum(drawn.astype(jnp.float32), 1))  # (T,)
+    new = squares / jnp.maximum(counts, 1e-30)
     rate = jnp.where(history.seen == 0, 1.0, 1 - DECAY)
-    mean_square = jnp.where(
-        count > 0, history.mean_square + rate * (new - history.mean_square), history.mean_square
-    )
-    return LossHistory(mean_square, history.seen + (count > 0).astype(jnp.int32))
+    moved = history.mean_square + rate * (new - history.mean_square)
+    mean_square = jnp.where(counts > 0, moved, history.mean_square)
+    return LossHistory(mean_square, history.seen + (counts > 0).astype(jnp.int32))

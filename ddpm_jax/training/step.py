@@ -1,4 +1,7 @@
-"""The training step: a pure function (state, batch) -> (state, metrics), for any loss, optimizer and device count."""
+"""The training step: a pure function (state, batch) -> (state, metrics).
+
+It works with any loss, any optimizer and any number of devices.
+"""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,10 +23,10 @@ Loss = Callable[[Params, Key[Array, " b"], dict[str, Array]], Float[Array, " b"]
 
 
 class TrainState(NamedTuple):
-    """All that changes while training, arrays only.
+    """Everything that changes in training, as arrays only.
 
     `step` counts optimizer steps, skipped updates included, because the batch depends on it.
-    `ema_params` holds {name: params}. Accumulators, counters and the loss scale live in `opt_state`.
+    `ema_params` is {name: params}. Accumulators, counters and the loss scale are in `opt_state`.
     """
 
     step: Int[Array, ""]
@@ -35,16 +38,19 @@ class TrainState(NamedTuple):
 def init_state(
     params: Params, tx: optax.GradientTransformation, ema: Ema | None = None
 ) -> TrainState:
-    """The state before the first step; the averages start as copies of the parameters, because steps donate both."""
+    """The state before the first step, with averages equal to the parameters."""
     ema = ema or Ema()
-    averages = {name: jax.tree.map(jnp.copy, params) for name in (*ema.decays, *ema.power_averages)}
+    names = (*ema.decays, *ema.power_averages)
+    # Copies, because a training step donates both.
+    averages = {name: jax.tree.map(jnp.copy, params) for name in names}
     return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 
 
 def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Loss:
-    """The loss of each example of a batch (`image`, `label` and `t` if any), from a key each for noise and dropout.
+    """Make the loss (params, keys, batch) -> losses (b,) of a model and an objective.
 
-    Conditions are hidden here, with probability `model.label_dropout`.
+    A batch holds `image` and optionally `label` and `t`. Each key is split into one for noise and
+    one for dropout. Labels are hidden with probability `model.label_dropout`.
     """
 
     def loss(params, keys, batch):
@@ -63,23 +69,25 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
 
 
 def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any:
-    """Replace the condition of each example by the unconditional one with probability `label_dropout`."""
+    """Make each example's condition the unconditional one with probability `label_dropout`."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(b"labels"))
     hidden = jax.vmap(jax.random.uniform)(keys) < model.label_dropout  # (b,)
 
-    def hide(given, unconditional):
-        return jnp.where(hidden.reshape(-1, *[1] * (given.ndim - 1)), unconditional, given)
+    def hide(conditional, unconditional):
+        is_hidden = hidden.reshape(-1, *[1] * (conditional.ndim - 1))  # (b, 1, ...)
+        return jnp.where(is_hidden, unconditional, conditional)
 
     return jax.tree.map(hide, condition, model.unconditional(len(keys)))
 
 
 def training_keys(seed: int) -> Key[Array, " 2"]:
-    """The keys of the parameters and of the steps; folded by a name, so that they are not those of samples."""
+    """The key of the parameters and the key of the steps."""
+    # The name keeps them apart from the keys of samples with the same seed.
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
 
 
 def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One key an example: of the optimizer step and of its row in that step's global batch, and of nothing else."""
+    """One key per example, from the optimizer step and the example's row in the global batch."""
     return _example_keys(key, jnp.asarray(step, jnp.uint32), rows)
 
 
@@ -94,13 +102,14 @@ def make_train_step(
     ema: Ema | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """The step (state, batch) -> (state, {"loss", "grad_norm"}); batch holds `image`, `label` if any, and `key`.
+    """Make the step (state, batch) -> (state, {"loss", "grad_norm"}).
 
-    With `axis_name` it runs on one share of the batch under `pmap` or `shard_map`: the gradient is
-    pmean(grad(pmean(loss))), which is right under both, where either alone is wrong under one of them.
+    A batch holds `image`, `key` and optionally `label`. With `axis_name`, the step runs on one
+    shard of the batch under `pmap` or `shard_map`. The gradient is pmean(grad(pmean(loss))), which
+    is right under both; with only one of the two means it would be wrong under one of them.
 
-    Where `tx` keeps losses, each example's t is drawn by them here. Where it skips updates that are not finite, a loss
-    that is not finite makes the gradient so, and averages stay as they are.
+    With a loss history in `tx`, timesteps are importance-sampled. With `skip_nonfinite` in `tx`, a
+    non-finite loss makes the gradient NaN, and a skipped update leaves the averages as they are.
     """
     ema = ema or Ema()
     mean = partial(_mean, axis_name)
@@ -123,57 +132,61 @@ def make_train_step(
             grad_norm = optax.tree.norm(grads) / scale
         opt_state = importance.update_history(opt_state, batch, losses, mean)
         finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
-        good = optax.tree.get(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0
-        ema_params = _averages(state.ema_params, params, ema, state.step, finished & good)
-        new_state = TrainState(
-            state.step + finished.astype(jnp.int32), params, ema_params, opt_state
-        )
+        finite = optax.tree.get(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0
+        ema_params = _averages(state.ema_params, params, ema, state.step, finished & finite)
+        next_step = state.step + finished.astype(jnp.int32)
+        new_state = TrainState(next_step, params, ema_params, opt_state)
         return new_state, {"loss": value, "grad_norm": grad_norm}
 
     return step
 
 
 def _mean(axis_name: str | None, tree: Any) -> Any:
-    """Over the devices of an axis; the tree itself where there is no other."""
-    alone = axis_name is None or jax.lax.axis_size(axis_name) == 1
-    return tree if alone else jax.lax.pmean(tree, axis_name)
+    """Average over the devices of an axis. Without an axis, or with one device, change nothing."""
+    if axis_name is None or jax.lax.axis_size(axis_name) == 1:
+        return tree
+    return jax.lax.pmean(tree, axis_name)
 
 
 def _averages(
-    averages: dict[str, Params], params: Params, ema: Ema, step: Array, moved: Array
+    averages: dict[str, Params], params: Params, ema: Ema, step: Array, updated: Array
 ) -> dict[str, Params]:
+    """Move the averages towards `params` if the parameters were updated."""
     t = step.astype(jnp.float32) + 1
     rates = {name: decay_rate(decay, ema.warmup, t) for name, decay in ema.decays.items()}
-    rates |= {
-        name: power_rate(power_gamma(length), t) for name, length in ema.power_averages.items()
-    }
+    for name, length in ema.power_averages.items():
+        rates[name] = power_rate(power_gamma(length), t)
     check(
         set(rates) == set(averages),
-        f"the state holds the averages {', '.join(averages)} and the step makes {', '.join(rates)}: "
-        "give init_state and make_train_step the same ema",
+        f"The state holds the averages {', '.join(averages)} and the step makes "
+        f"{', '.join(rates)}: give init_state and make_train_step the same ema.",
     )
 
     def average(old, rate):
-        rate = rate * moved.astype(jnp.float32)
+        rate = rate * updated.astype(jnp.float32)
         return jax.tree.map(lambda a, p: a + rate * (p - a), old, params)
 
     return {name: average(old, rates[name]) for name, old in averages.items()}
 
 
-def micro_batches(batch: dict, count: int) -> Iterator[dict]:
-    """The batch in `count` equal parts, in order."""
-    size = len(batch["image"]) // count
-    return ({name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count))
+def micro_batches(batch: dict, n: int) -> Iterator[dict]:
+    """Split a batch into `n` equal micro-batches, in order."""
+    size = len(batch["image"]) // n
+    for i in range(n):
+        yield {name: x[i * size : (i + 1) * size] for name, x in batch.items()}
 
 
 def step_by_micro_batches(
-    train_step: Callable, state: Any, batch: dict, count: int
+    train_step: Callable, state: Any, batch: dict, n: int
 ) -> tuple[Any, dict]:
-    """The state and the mean of the metrics, on the device, after a batch in `count` micro-batches, in order."""
+    """Run `train_step` on `n` micro-batches of a batch. Return the state and the mean metrics.
+
+    The metrics stay on the device.
+    """
     metrics = []
-    for part in micro_batches(batch, count):
-        state, values = train_step(state, part)
+    for micro_batch in micro_batches(batch, n):
+        state, values = train_step(state, micro_batch)
         metrics.append(values)
-    return state, values if count == 1 else jax.tree.map(
-        lambda *values: sum(values) / count, *metrics
-    )
+    if n == 1:
+        return state, values
+    return state, jax.tree.map(lambda *values: sum(values) / n, *metrics)

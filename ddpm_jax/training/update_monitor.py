@@ -1,4 +1,7 @@
-"""Every step's loss and gradient norm, read some steps late: which updates were skipped, which gradients stand out."""
+"""Watch the loss and gradient norm of every step for skipped updates and gradient spikes.
+
+The values are read a few steps late, so that reading does not block the step in flight.
+"""
 
 import math
 import statistics
@@ -6,61 +9,65 @@ from collections import deque
 
 import jax
 
-SPIKE = 10.0
-MEMORY, ENOUGH = 100, 20
+# A gradient norm above this many times the median of the last norms is a spike.
+SPIKE_FACTOR = 10.0
+WINDOW = 100
+MIN_NORMS = 20
 
 
 class UpdateMonitor:
-    """Of the steps that were looked at: `skipped` updates, how many `in_a_row` at the end, and the `last_finite_step` step.
+    """Counts skipped updates in the steps that were read.
 
-    Before there is a good one that is the step whose weights it began with.
+    `skipped` is the number of skipped updates, `in_a_row` how many of them end the steps read.
+    `last_finite_step` is the last step with a finite loss and gradient, at first the start step.
     """
 
     def __init__(self, start: int = 0):
         self.skipped = 0
-        self._norms: deque[float] = deque(maxlen=MEMORY)
+        self._norms: deque[float] = deque(maxlen=WINDOW)
         self.reset(start)
 
     def add(self, step: int, loss: jax.Array, grad_norm: jax.Array) -> None:
-        """Takes note of a step, whose numbers may be under way still."""
+        """Queue the values of a step without waiting for them."""
         self._unread.append((step, loss, grad_norm))
 
     def reset(self, start: int) -> None:
-        """With the weights of step `start`: nothing is known of them yet."""
-        self.in_a_row, self.last_finite_step = 0, start
+        """Restart from the weights of step `start`. The total of skipped updates stays."""
+        self.in_a_row = 0
+        self.last_finite_step = start
         self._unread: list[tuple[int, jax.Array, jax.Array]] = []
         self._norms.clear()
 
-    def report_until(self, upto: int) -> list[str]:
-        """What there is to say about the steps up to that one: a line for each spike and for each row of skips."""
-        steps = [entry for entry in self._unread if entry[0] <= upto]
+    def report_until(self, last_step: int) -> list[str]:
+        """Read the steps up to `last_step`. Return a line per spike and per series of skips."""
+        steps = [entry for entry in self._unread if entry[0] <= last_step]
         self._unread = self._unread[len(steps) :]
         lines: list[str] = []
         skips: list[int] = []
         for step, loss, norm in jax.device_get(steps):
             if math.isfinite(loss) and math.isfinite(norm):
-                lines += self._skips_told(skips)
-                lines += self._spike(step, float(norm))
-                skips, self.in_a_row, self.last_finite_step = [], 0, step
+                lines += self._describe_skips(skips)
+                lines += self._describe_spike(step, float(norm))
+                skips = []
+                self.in_a_row = 0
+                self.last_finite_step = step
             else:
                 skips.append(step)
                 self.skipped += 1
                 self.in_a_row += 1
-        return lines + self._skips_told(skips)
+        return lines + self._describe_skips(skips)
 
-    def _skips_told(self, skips: list[int]) -> list[str]:
+    def _describe_skips(self, skips: list[int]) -> list[str]:
         if not skips:
             return []
-        which = f"step {skips[0]}" if len(skips) == 1 else f"steps {skips[0]} to {skips[-1]}"
-        return [
-            f"{which}: loss or gradient not finite, nothing was changed; {self.skipped} skipped so far"
-        ]
+        steps = f"step {skips[0]}" if len(skips) == 1 else f"steps {skips[0]} to {skips[-1]}"
+        total = f"{self.skipped} skipped so far"
+        return [f"{steps}: non-finite loss or gradient, update skipped ({total})"]
 
-    def _spike(self, step: int, norm: float) -> list[str]:
-        usual = statistics.median(self._norms) if len(self._norms) >= ENOUGH else math.inf
+    def _describe_spike(self, step: int, norm: float) -> list[str]:
+        median = statistics.median(self._norms) if len(self._norms) >= MIN_NORMS else math.inf
         self._norms.append(norm)
-        if norm <= SPIKE * usual:
+        if norm <= SPIKE_FACTOR * median:
             return []
-        return [
-            f"step {step}: gradient norm {norm:.3g}, {norm / usual:.0f} times the median of the last {MEMORY}"
-        ]
+        ratio = f"{norm / median:.0f} times the median of the last {WINDOW}"
+        return [f"step {step}: gradient norm {norm:.3g}, {ratio}"]

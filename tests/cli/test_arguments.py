@@ -1,4 +1,4 @@
-"""Command lines: recipes by name, data and models by name, help, settings that will not do."""
+"""Command lines: recipes, data sources and networks by name, help, and invalid settings."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ddpm_jax.models.basic_unet import BasicUNet
 
 @pytest.fixture
 def unchecked():
-    """Check no types: tyro's mark of a missing setting is none of a setting's type."""
+    """Disable type checks, because tyro.MISSING is of no setting's type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -26,16 +26,16 @@ def test_data_and_model_are_chosen_by_name(capsys):
     config = train.parse("digits", chosen, CONFIGS).config
     assert config.model == BasicUNet(image_size=8, channels=1)
     assert config.data == Folder(path="pictures")
-    for field, name, words in (
-        ("data", "foldr", "unknown data 'foldr'; there are: folder"),
-        ("model", "convunet", "unknown model 'convunet'; there are: conv_unet"),
+    for field, name, message in (
+        ("data", "foldr", "Unknown data 'foldr'; there are: folder"),
+        ("model", "convunet", "Unknown model 'convunet'; there are: conv_unet"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             replace_part(config, field, name)
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
 
 
-def test_without_a_recipe_the_recipes_are_listed(capsys):
+def test_a_missing_recipe_lists_all_recipes(capsys):
     message = fails(capsys, train_main)
     for name in recipe_files(CONFIGS):
         assert name in message
@@ -49,22 +49,15 @@ def test_help_lists_every_setting(capsys):
         run(train_main, "--config", "cifar10", "--help")
     assert end.value.code == 0
     text = capsys.readouterr().out
-    named = ("--model.widths", "--training.batch-size", "--data.data-dir", "--checkpoint.every")
-    for name in (*named, "--ema.decay", "--push"):
+    settings = ("--model.widths", "--training.batch-size", "--data.data-dir", "--checkpoint.every")
+    for name in (*settings, "--ema.decay", "--push"):
         assert name in text
 
 
-def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
+def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, capsys):
     workdir = tmp_path / "run"
-    run(
-        train_main,
-        "--config",
-        "cifar10",
-        "--dry-run",
-        "--workdir",
-        workdir,
-        "--no-compilation-cache",
-    )
+    options = ["--dry-run", "--workdir", workdir, "--no-compilation-cache"]
+    run(train_main, "--config", "cifar10", *options)
     text = capsys.readouterr().out
     assert "35746307 parameters" in text
     assert "--training.steps 800000" in text
@@ -72,9 +65,9 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     assert not workdir.exists()
 
 
-def test_a_mistake_ends_in_one_line(capsys):
+def test_a_mistake_is_an_error_of_one_line(capsys):
     cases = [
-        ("--config cifar", ["unknown recipe 'cifar'", "there are: cifar10"]),
+        ("--config cifar", ["Unknown recipe 'cifar'", "there are: cifar10"]),
         ("--config", ["--config needs a value"]),
         ("--config digits --init-from x --model unet", ["which network it is: leave --model out"]),
     ]
@@ -83,8 +76,8 @@ def test_a_mistake_ends_in_one_line(capsys):
         assert all(word in message for word in words), (args, message)
 
 
-def test_a_setting_that_will_not_do_is_named(capsys):
-    """Those that tyro refuses, and one of each class that checks its own settings."""
+def test_an_invalid_setting_is_named(capsys):
+    """Settings that tyro rejects, and one of each class that checks its own settings."""
     cases = [
         ("--training.batchsize 3", ["training.batch-size"]),
         ("--training.batch-size many", ["--training.batch-size", "many"]),
@@ -92,7 +85,7 @@ def test_a_setting_that_will_not_do_is_named(capsys):
         ("--training.batch-size 0", ["training.batch_size must be at least 1"]),
         ("--model.channels 2", ["channels must be 1 (grey) or 3 (RGB), not 2"]),
         ("--model.groups 0", ["groups must be at least 1"]),
-        ("--model.image-size 9", ["image size 9", "8 or 10"]),
+        ("--model.image-size 9", ["Image size 9", "8 or 10"]),
         ("--private", ["--private is for --push"]),
     ]
     for args, words in cases:
@@ -100,13 +93,13 @@ def test_a_setting_that_will_not_do_is_named(capsys):
         assert all(word in message for word in words), (args, message)
 
 
-def test_a_private_run_without_a_repository_is_refused():
+def test_private_without_a_repository_is_an_error():
     config = load_recipe("digits", CONFIGS)
     with pytest.raises(ValueError, match="--private is for --push"):
         train.TrainOptions(config=config, workdir=Path("run"), private=True)
 
 
-def test_debug_shows_where_an_error_was_raised(capsys):
+def test_debug_shows_the_traceback(capsys):
     for debug in (False, True):
         with pytest.raises(SystemExit) as end, arguments.one_line_errors(debug):
             raise ValueError("two\nlines")
@@ -116,8 +109,8 @@ def test_debug_shows_where_an_error_was_raised(capsys):
         assert ("Traceback" in message) == debug
 
 
-def test_an_interrupted_command_ends_with_the_status_of_sigint(capsys):
+def test_an_interrupted_command_exits_with_the_status_of_sigint(capsys):
     with pytest.raises(SystemExit) as end, arguments.one_line_errors(False):
         raise KeyboardInterrupt
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "Interrupted.\n"

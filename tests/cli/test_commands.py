@@ -1,4 +1,4 @@
-"""train.py as a user meets it: what a run leaves, exact resume, what is never lost."""
+"""train.py as a user runs it: the files of a run, exact resume, and what it never deletes."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ from ddpm_jax.runs.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
-    """A run of 8 steps without a stop, with three more averages than one."""
+    """An uninterrupted run of 8 steps, with three averages besides the default one."""
     workdir = tmp_path_factory.mktemp("straight")
-    shown = ["--preview", "--log.samples-every", 4]
-    run(small_main, *SMALL, "--training.steps", 8, "--workdir", workdir, *shown)
+    options = ["--preview", "--log.samples-every", 4]
+    run(small_main, *SMALL, "--training.steps", 8, "--workdir", workdir, *options)
     return workdir
 
 
-def test_a_run_leaves_checkpoints_metrics_pictures_and_its_recipe(straight):
+def test_a_run_writes_checkpoints_metrics_pictures_and_its_recipe(straight):
     assert saved_steps.steps(straight) == [4, 8]
     metrics = read_metrics(straight / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 9))
@@ -41,13 +41,13 @@ def test_a_run_leaves_checkpoints_metrics_pictures_and_its_recipe(straight):
 
 
 def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
-    """In all arrays of the last checkpoint, all snapshots of averages, and all losses."""
+    """Compare all arrays of the last checkpoint, all snapshots of averages, and all losses."""
     command = [*SMALL, "--log.samples", 0, "--workdir", tmp_path]
     for steps in (5, 8):
         run(small_main, *command, "--training.steps", steps)
     assert saved_steps.steps(tmp_path) == [5, 8]
-    for whole, resumed in zip(arrays(straight, 8), arrays(tmp_path, 8), strict=True):
-        np.testing.assert_array_equal(whole, resumed)
+    for uninterrupted, resumed in zip(arrays(straight, 8), arrays(tmp_path, 8), strict=True):
+        np.testing.assert_array_equal(uninterrupted, resumed)
     assert losses(tmp_path) == losses(straight)
 
     snapshots = saved_steps.steps(straight, saved_steps.SNAPSHOTS)
@@ -56,16 +56,16 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
     for step in snapshots:
         folders = [workdir / saved_steps.SNAPSHOTS / str(step) for workdir in (tmp_path, straight)]
-        like = {"power_0.05": zeros, "power_0.1": zeros}
-        ours, theirs = (checkpoints.read_trees(folder, like) for folder in folders)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        template = {"power_0.05": zeros, "power_0.1": zeros}
+        resumed, uninterrupted = (checkpoints.read_trees(folder, template) for folder in folders)
+        jax.tree.map(np.testing.assert_array_equal, resumed, uninterrupted)
 
     capsys.readouterr()
     run(small_main, *command, "--training.steps", 8)
     assert "raise --training.steps" in capsys.readouterr().out
 
 
-def test_another_recipes_run_is_neither_resumed_nor_lost(straight, capsys):
+def test_a_run_of_another_recipe_is_neither_resumed_nor_changed(straight, capsys):
     before = {path: path.stat().st_mtime for path in straight.rglob("*")}
     other = [*SMALL, "--workdir", straight, "--optimizer.learning-rate", 1e-4]
     message = one_line(capsys, small_main, *other)
@@ -74,57 +74,57 @@ def test_another_recipes_run_is_neither_resumed_nor_lost(straight, capsys):
     assert {path: path.stat().st_mtime for path in straight.rglob("*")} == before
 
 
-def test_overwrite_loses_nothing_where_the_data_are_missing(straight, capsys):
-    bad = ["--config", "butterflies", "--data.path", "no/such/file", "--no-compilation-cache"]
-    message = one_line(capsys, train_main, *bad, "--workdir", straight, "--overwrite")
+def test_overwrite_deletes_nothing_if_the_data_are_missing(straight, capsys):
+    options = ["--config", "butterflies", "--data.path", "no/such/file", "--no-compilation-cache"]
+    message = one_line(capsys, train_main, *options, "--workdir", straight, "--overwrite")
     assert "no/such/file" in message
     assert saved_steps.steps(straight) == [4, 8]
 
 
 @pytest.fixture
 def trainings(monkeypatch) -> list[dict]:
-    """What each command asks of `loop.train`, which takes no step."""
-    asked: list[dict] = []
+    """The arguments of each call of `loop.train`, which is replaced by a function without steps."""
+    calls: list[dict] = []
 
     def record(config, folder, start, **options):
-        asked.append({"config": config, "folder": folder, "start": start, **options})
+        calls.append({"config": config, "folder": folder, "start": start, **options})
         return 0
 
     monkeypatch.setattr(loop, "train", record)
-    return asked
+    return calls
 
 
-def test_the_same_command_resumes_and_overwrite_starts_afresh(trainings, tmp_path):
+def test_the_same_command_resumes_and_overwrite_starts_anew(trainings, tmp_path):
     save_run(tmp_path, RECIPE)
     for more, start in (([], 8), (["--overwrite"], 0)):
         run(small_main, *SMALL, "--workdir", tmp_path, *more)
-        asked = trainings[-1]
-        assert (asked["folder"], asked["start"]) == (tmp_path, start)
-        assert asked["overwrite"] == bool(more)
-        assert "on_save" not in asked
+        call = trainings[-1]
+        assert (call["folder"], call["start"]) == (tmp_path, start)
+        assert call["overwrite"] == bool(more)
+        assert "on_save" not in call
 
 
-def test_push_uploads_at_each_save(trainings, tmp_path, monkeypatch):
-    made = []
+def test_push_uploads_each_checkpoint(trainings, tmp_path, monkeypatch):
+    calls = []
 
-    def uploader(*asked):
-        made.append(asked)
+    def make_uploader(*args):
+        calls.append(args)
         return print
 
-    monkeypatch.setattr(export, "make_uploader", uploader)
+    monkeypatch.setattr(export, "make_uploader", make_uploader)
     run(small_main, *SMALL, "--workdir", tmp_path, "--push", "us/net", "--private")
-    assert made == [("us/net", True, trainings[0]["config"], tmp_path)]
+    assert calls == [("us/net", True, trainings[0]["config"], tmp_path)]
     assert trainings[0]["on_save"] is print
 
 
-def test_a_training_that_could_never_be_uploaded_does_not_begin(tmp_path, capsys):
+def test_training_does_not_start_if_its_network_cannot_be_uploaded(tmp_path, capsys):
     settings = ["--push", "a/b", "--workdir", tmp_path / "run"]
     message = one_line(capsys, small_main, *SMALL, *settings)
-    assert "diffusers has no net such as ConvUNet" in message
+    assert "ConvUNet cannot be written in the diffusers layout" in message
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_run_that_a_signal_stopped_ends_with_its_status(tmp_path, monkeypatch):
+def test_a_run_stopped_by_a_signal_exits_with_its_status(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_, **__: 143)
     with pytest.raises(SystemExit) as end:
         run(small_main, *SMALL, "--workdir", tmp_path)

@@ -1,4 +1,4 @@
-"""sample.py as a user meets it: what it asks of `generate`, every form of output, mistakes."""
+"""sample.py as a user runs it: every form of output, its calls of `generate`, and mistakes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,20 +24,13 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def with_classes(tmp_path_factory) -> Path:
     """A run of a network with ten classes, guided by default."""
-    net = UNet(
-        image_size=8,
-        channels=1,
-        widths=(4,),
-        attention=(False,),
-        groups=2,
-        num_classes=10,
-        label_dropout=0.5,
-    )
-    config = small_recipe(model=net, sampling=Sampling(guidance_scale=3.0))
+    blocks = {"widths": (4,), "attention": (False,), "groups": 2}
+    model = UNet(image_size=8, channels=1, num_classes=10, label_dropout=0.5, **blocks)
+    config = small_recipe(model=model, sampling=Sampling(guidance_scale=3.0))
     return save_run(tmp_path_factory.mktemp("with_classes"), config, steps=(1,))
 
 
-def test_a_run_is_drawn_in_every_form(saved, tmp_path, capsys):
+def test_samples_are_written_in_every_form(saved, tmp_path, capsys):
     outs = [tmp_path / name for name in ("grid.png", "all.npz", "path.gif", "folder")]
     draw(saved, "--num", 5, "--batch-size", 2, "--out", *outs, "--trajectory")
     written = [*outs, tmp_path / "grid_chain.png"]
@@ -58,47 +51,48 @@ def test_a_run_is_drawn_in_every_form(saved, tmp_path, capsys):
 
 @pytest.fixture
 def ask(monkeypatch, tmp_path):
-    """Run sample.py and return what it asks of `generate_shown`, which draws nothing."""
-    asked = []
+    """Run sample.py and return its arguments of `generate_shown`, which is replaced."""
+    calls = []
 
     def record(recipe, params, **options):
-        asked.append(SimpleNamespace(recipe=recipe, params=params, **options))
-        return np.zeros((1, options["num"], 8, 8, 1), np.uint8)
+        calls.append(SimpleNamespace(recipe=recipe, params=params, **options))
+        return np.zeros((1, options["num_images"], 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(sample, "generate_shown", record)
 
     def ask(ckpt, *args):
-        where = [] if "--out" in args else ["--out", tmp_path / "x.npz"]
-        draw(ckpt, *args, *where)
-        return asked[-1]
+        out = [] if "--out" in args else ["--out", tmp_path / "x.npz"]
+        draw(ckpt, *args, *out)
+        return calls[-1]
 
     return ask
 
 
 def test_settings_reach_generate(saved, ask, tmp_path):
     default = ask(saved)
-    assert (default.num, default.batch_size, default.seed) == (64, 64, 0)
-    assert (default.stages, default.path, default.edit) == (20, False, None)
-    assert ask(saved, "--num", 3).num == 3
+    assert (default.num_images, default.batch_size, default.seed) == (64, 64, 0)
+    assert (default.min_chunks, default.trajectory, default.edit) == (20, False, None)
+    assert ask(saved, "--num", 3).num_images == 3
     assert ask(saved, "--seed", 1).seed == 1
     assert ask(saved, "--batch-size", 2).batch_size == 2
     for args in (["--trajectory"], ["--out", tmp_path / "path.gif"]):
-        asked = ask(saved, *args)
-        assert (asked.stages, asked.path) == (50, True), args
+        call = ask(saved, *args)
+        assert (call.min_chunks, call.trajectory) == (50, True), args
 
 
-def test_weights_and_checkpoint_are_those_asked_for(saved, ask):
+def test_weights_and_checkpoint_select_the_parameters(saved, ask):
     model = ask(saved).recipe.model
     for args, step, weights in (
         ([], 8, "ema"),
         (["--weights", "raw"], 8, "raw"),
         (["--checkpoint", 4], 4, "ema"),
     ):
-        found, wanted = ask(saved, *args).params, random_params(model, step, weights)
-        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        params = ask(saved, *args).params
+        expected = random_params(model, step, weights)
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_labels_are_those_given_or_all(with_classes, ask):
+def test_labels_are_the_given_ones_or_all(with_classes, ask):
     assert list(ask(with_classes).labels) == list(range(10))
     for given in (["3,5,7"], [3, 5, 7]):
         assert list(ask(with_classes, "--label", *given).labels) == [3, 5, 7]
@@ -106,7 +100,7 @@ def test_labels_are_those_given_or_all(with_classes, ask):
     assert ask(with_classes, "--guidance-scale", 1).recipe.sampling.guidance_scale == 1
 
 
-def test_sampling_settings_are_the_recipes_unless_given(saved, ask):
+def test_sampling_settings_default_to_the_recipe(saved, ask):
     def sampling(*args):
         return ask(saved, *args).recipe.sampling
 
@@ -116,14 +110,14 @@ def test_sampling_settings_are_the_recipes_unless_given(saved, ask):
     heun = sampling("--steps", 3, "--spacing", "karras", "--sampler", "heun")
     assert (heun.sampler, heun.steps, heun.spacing) == ("heun", 3, "karras")
     assert sampling("--timesteps", 999, 500, 100.5, 7).timesteps == (999.0, 500.0, 100.5, 7.0)
-    free = sampling("--steps", 5, "--no-clip-x0", "--dynamic-threshold", 0.9)
-    assert (free.steps, free.clip_x0, free.dynamic_threshold) == (5, False, 0.9)
+    unclipped = sampling("--steps", 5, "--no-clip-x0", "--dynamic-threshold", 0.9)
+    assert (unclipped.steps, unclipped.clip_x0, unclipped.dynamic_threshold) == (5, False, 0.9)
     assert sampling("--sampler.variance", "fixed_large").options["variance"] == "fixed_large"
 
 
 @pytest.fixture
-def pictures(tmp_path) -> dict[str, Path]:
-    """Two pictures of 16 px and a mask of their left half, by name."""
+def image_files(tmp_path) -> dict[str, Path]:
+    """Paths by name: two images of 16 px and a mask of their left half."""
     grey = np.add.outer(np.arange(16), np.arange(16)) * 8
     mask = np.where(np.arange(16) < 8, 255, 0)[None].repeat(16, 0)
     paths = {}
@@ -133,49 +127,50 @@ def pictures(tmp_path) -> dict[str, Path]:
     return paths
 
 
-def test_edits_are_what_the_flags_say(saved, ask, pictures):
-    def asked(*args):
-        return ask(saved, *(pictures.get(arg, arg) for arg in args))
+def test_edit_options_reach_generate(saved, ask, image_files):
+    def ask_edit(*args):
+        return ask(saved, *(image_files.get(arg, arg) for arg in args))
 
-    varied = asked("--image", "A", "--strength", 0.2, "--num", 3)
-    assert (varied.num, varied.edit.strength, varied.edit.images.shape) == (3, 0.2, (1, 8, 8, 1))
-    filled = asked("--image", "A", "--mask", "MASK", "--resample", 2, "--jump-length", 3).edit
+    varied = ask_edit("--image", "A", "--strength", 0.2, "--num", 3)
+    assert (varied.num_images, varied.edit.strength) == (3, 0.2)
+    assert varied.edit.images.shape == (1, 8, 8, 1)
+    filled = ask_edit("--image", "A", "--mask", "MASK", "--resample", 2, "--jump-length", 3).edit
     assert (filled.repeats, filled.jump_length, filled.masks.shape) == (2, 3, (1, 8, 8, 1))
-    between = asked("--image", "A", "B", "--interpolate", "--num", 4)
-    assert between.num == 4
+    between = ask_edit("--image", "A", "B", "--interpolate", "--num", 4)
+    assert between.num_images == 4
     np.testing.assert_allclose(between.edit.fractions, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
-    noises = asked("--interpolate", "--num", 4).edit
+    noises = ask_edit("--interpolate", "--num", 4).edit
     assert noises.images is None
     assert noises.fractions.shape == (4,)
-    inverted = asked("--image", "A", "B", "--invert", "--sampler", "ddim")
+    inverted = ask_edit("--image", "A", "B", "--invert", "--sampler", "ddim")
     assert inverted.edit.invert
-    assert inverted.num == 2
+    assert inverted.num_images == 2
 
 
-def test_a_mistake_ends_in_one_line(saved, tmp_path, capsys):
+def test_a_mistake_is_an_error_of_one_line(saved, tmp_path, capsys):
     cases = [
         (["--num", "3"], ["--ckpt is missing"]),
         (["--ckpt", tmp_path], ["holds neither checkpoints nor"]),
         (["--ckpt", saved, "--checkpoint", "5"], ["no checkpoint of step 5", "4, 8"]),
-        (["--ckpt", saved, "--weights", "emma"], ["unknown weights 'emma'"]),
-        (["--ckpt", saved, "--sampler", "dpm"], ["unknown sampler 'dpm'", "ddpm"]),
-        (["--ckpt", saved, "--sampler", "ddim", "--sampler.eta", "-1"], ["eta must not be"]),
+        (["--ckpt", saved, "--weights", "emma"], ["Unknown weights 'emma'"]),
+        (["--ckpt", saved, "--sampler", "dpm"], ["Unknown sampler 'dpm'", "ddpm"]),
+        (["--ckpt", saved, "--sampler", "ddim", "--sampler.eta", "-1"], ["eta must be at least 0"]),
         (["--ckpt", saved, "--label", "three"], ["--label takes whole numbers", "three"]),
-        (["--ckpt", saved, "--strength", "0.5"], ["--strength is for a picture"]),
-        (["--ckpt", saved, "--guidance-scale", "2"], ["guidance needs a net that was trained"]),
+        (["--ckpt", saved, "--strength", "0.5"], ["--strength is for an image"]),
+        (["--ckpt", saved, "--guidance-scale", "2"], ["Guidance needs a network that was trained"]),
     ]
     for args, words in cases:
         message = one_line(capsys, sample.main, *args)
         assert all(word in message for word in words), (args, message)
 
 
-def test_a_setting_that_will_not_do_is_named(saved, capsys):
+def test_an_invalid_setting_is_named(saved, capsys):
     for args, words in (("--num 0", "--num must be at least 1"), ("--out x.jpg", "x.jpg")):
         message = unboxed(fails(capsys, sample.main, "--ckpt", saved, *args.split()))
         assert words in message, args
 
 
-def test_help_needs_no_run(capsys):
+def test_help_does_not_need_a_run(capsys):
     with pytest.raises(SystemExit) as end:
         run(sample.main, "--help")
     assert end.value.code == 0

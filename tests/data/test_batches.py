@@ -1,4 +1,4 @@
-"""The batch stream is a pure function of (seed, step), whatever holds the images."""
+"""Batches are a pure function of (seed, step); images are resized without surprises."""
 
 import re
 
@@ -29,48 +29,51 @@ def test_batch_indices_depend_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 64])
 def test_every_epoch_is_a_new_permutation_and_batches_stay_full(batch_size):
-    count, epochs = 23, 4
-    batches = [
-        batch_indices(0, step, batch_size, count)
-        for step in range(-(-count * epochs // batch_size))
-    ]
+    num_images = 23
+    epochs = 4
+    steps = -(-num_images * epochs // batch_size)
+    batches = [batch_indices(0, step, batch_size, num_images) for step in range(steps)]
     assert all(batch.shape == (batch_size,) for batch in batches)
-    drawn = np.concatenate(batches)[: count * epochs].reshape(epochs, count)
-    np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(count), (epochs, 1)))
+    drawn = np.concatenate(batches)[: num_images * epochs].reshape(epochs, num_images)
+    every_image = np.tile(np.arange(num_images), (epochs, 1))
+    np.testing.assert_array_equal(np.sort(drawn, axis=1), every_image)
     assert len(np.unique(drawn, axis=0)) == epochs
 
 
 def test_the_order_does_not_depend_on_the_batch_size():
-    small = np.concatenate([batch_indices(7, step, 4, 23) for step in range(15)])
-    large = np.concatenate([batch_indices(7, step, 20, 23) for step in range(3)])
-    np.testing.assert_array_equal(small, large)
+    of_4 = np.concatenate([batch_indices(7, step, 4, 23) for step in range(15)])
+    of_20 = np.concatenate([batch_indices(7, step, 20, 23) for step in range(3)])
+    np.testing.assert_array_equal(of_4, of_20)
 
 
 def test_steps_per_epoch_rounds_up():
-    assert [steps_per_epoch(count, 8) for count in (1, 8, 9)] == [1, 1, 2]
+    assert [steps_per_epoch(n, 8) for n in (1, 8, 9)] == [1, 1, 2]
 
 
-def test_to_floats_has_exact_ends_and_comes_back_by_rounding():
+def test_to_floats_is_exact_at_both_ends_and_inverted_by_rounding():
     levels = np.arange(256, dtype=np.uint8)
     floats = to_floats(levels)
     assert floats.dtype == np.float32
-    assert floats[0] == -1.0 and floats[-1] == 1.0
+    assert floats[0] == -1.0
+    assert floats[-1] == 1.0
     np.testing.assert_array_equal(np.round((floats + 1) * 127.5), levels)
 
 
-def test_batch_at_gives_the_indexed_images_with_their_labels(images):
+def test_batch_at_returns_the_indexed_images_with_their_labels(images):
     batch = batch_at(images, seed=1, step=5, batch_size=8)
     indices = batch_indices(1, 5, 8, 23)
     np.testing.assert_array_equal(batch["label"], indices)
     np.testing.assert_array_equal(batch["image"], to_floats(images.images[indices]))
 
 
-def test_without_labels_a_batch_has_none(images):
-    assert set(batch_at(InMemory(images.images), seed=0, step=0, batch_size=4)) == {"image"}
+def test_a_batch_of_unlabelled_images_has_no_label(images):
+    batch = batch_at(InMemory(images.images), seed=0, step=0, batch_size=4)
+    assert set(batch) == {"image"}
 
 
 def test_half_of_the_images_are_flipped_and_the_same_ones_each_time(images):
-    steps, batch_size = 50, 40
+    steps = 50
+    batch_size = 40
     flipped = np.empty((steps, batch_size), bool)
     for step in range(steps):
         plain = batch_at(images, 2, step, batch_size)["image"]
@@ -78,9 +81,8 @@ def test_half_of_the_images_are_flipped_and_the_same_ones_each_time(images):
         flipped[step] = (batch == plain[:, :, ::-1]).all(axis=(1, 2, 3))
         kept = (batch == plain).all(axis=(1, 2, 3))
         assert (flipped[step] ^ kept).all()
-        np.testing.assert_array_equal(
-            batch, batch_at(images, 2, step, batch_size, flip=True)["image"]
-        )
+        again = batch_at(images, 2, step, batch_size, flip=True)["image"]
+        np.testing.assert_array_equal(batch, again)
     assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(flipped.size)
     assert len(np.unique(flipped, axis=0)) == steps
 
@@ -92,7 +94,7 @@ def assert_equal_batches(ours, theirs):
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_stream_gives_the_batches_of_direct_calls_in_order(images, start):
+def test_stream_yields_the_batches_of_direct_calls_in_order(images, start):
     def make_batch(step):
         return batch_at(images, 4, step, 8, flip=True) | {"step": np.int64(step)}
 
@@ -102,15 +104,16 @@ def test_stream_gives_the_batches_of_direct_calls_in_order(images, start):
         assert_equal_batches(batch, make_batch(step))
 
 
-def test_stream_hands_on_the_error_of_a_batch():
+def test_stream_raises_the_error_of_make_batch():
     def make_batch(step):
         if step == 2:
-            raise ValueError("the image cat.png is broken")
+            raise ValueError("The image cat.png is broken.")
         return {"image": np.zeros(1)}
 
     batches = stream(make_batch, 0, 4)
-    next(batches), next(batches)
-    with pytest.raises(ValueError, match=r"the image cat\.png is broken"):
+    next(batches)
+    next(batches)
+    with pytest.raises(ValueError, match=r"The image cat\.png is broken"):
         next(batches)
 
 
@@ -119,52 +122,49 @@ def test_images_on_disk_and_in_memory_give_the_same_batches(images, monkeypatch)
     in_memory = load_or_stream(*arguments)
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", images.images.nbytes - 1)
     on_disk = load_or_stream(*arguments)
-    assert isinstance(in_memory, InMemory) and isinstance(on_disk, OnDisk)
+    assert isinstance(in_memory, InMemory)
+    assert isinstance(on_disk, OnDisk)
     assert len(in_memory) == len(on_disk) == 23
     for step in range(4):
         assert_equal_batches(batch_at(in_memory, 0, step, 8), batch_at(on_disk, 0, step, 8))
 
 
-def test_fit_crops_the_middle_square_or_squashes_the_whole():
+def test_resize_image_crops_the_middle_square_or_squashes():
     stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
     wide = Image.fromarray(np.tile(stripes, (16, 1)))  # 32 wide, 16 high: four stripes of 8
-    np.testing.assert_array_equal(
-        resize_image(wide, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1))
-    )
+    middle = np.tile(stripes[8:24], (16, 1))
+    np.testing.assert_array_equal(resize_image(wide, 16, 1, "crop")[:, :, 0], middle)
     squashed = resize_image(wide, 16, 1, "squash")[8, :, 0]
     np.testing.assert_array_equal(squashed[[0, 5, 10, 15]], [10, 90, 170, 250])
     tall = wide.transpose(Image.Transpose.ROTATE_270)
-    np.testing.assert_array_equal(
-        resize_image(tall, 16, 1, "crop")[:, :, 0], np.tile(stripes[8:24], (16, 1)).T
-    )
+    np.testing.assert_array_equal(resize_image(tall, 16, 1, "crop")[:, :, 0], middle.T)
 
 
-def test_fit_averages_when_it_shrinks():
+def test_resize_image_averages_when_it_shrinks():
     checkers = np.indices((64, 64)).sum(0) % 2 * np.uint8(200)
-    np.testing.assert_allclose(
-        resize_image(Image.fromarray(checkers.astype(np.uint8)), 8, 1, "crop"), 100, atol=2
-    )
+    image = Image.fromarray(checkers.astype(np.uint8))
+    np.testing.assert_allclose(resize_image(image, 8, 1, "crop"), 100, atol=2)
 
 
-@pytest.mark.parametrize(("channels", "want"), [(1, [[76]]), (3, [[255, 0, 0]])])
-def test_fit_gives_grey_or_rgb(channels, want):
-    fitted = resize_image(Image.new("RGB", (9, 5), "red"), 4, channels, "crop")
-    assert fitted.shape == (4, 4, channels) and fitted.dtype == np.uint8
-    np.testing.assert_array_equal(np.unique(fitted.reshape(16, channels), axis=0), want)
+@pytest.mark.parametrize(("channels", "expected"), [(1, [[76]]), (3, [[255, 0, 0]])])
+def test_resize_image_returns_grey_or_rgb(channels, expected):
+    resized = resize_image(Image.new("RGB", (9, 5), "red"), 4, channels, "crop")
+    assert resized.shape == (4, 4, channels)
+    assert resized.dtype == np.uint8
+    np.testing.assert_array_equal(np.unique(resized.reshape(16, channels), axis=0), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_fit_scales_16_bit_grey_and_does_not_clip_it(dtype):
+def test_resize_image_scales_16_bit_grey_without_clipping(dtype):
     deep = np.linspace(0, 65535, 256).astype(dtype).reshape(16, 16)
-    np.testing.assert_array_equal(
-        resize_image(Image.fromarray(deep), 16, 1, "crop").ravel(), np.arange(256)
-    )
+    resized = resize_image(Image.fromarray(deep), 16, 1, "crop")
+    np.testing.assert_array_equal(resized.ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize(
     "pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1, np.int32)]
 )
-def test_fit_refuses_pixels_of_unknown_range(pixels):
+def test_resize_image_rejects_pixels_of_unknown_range(pixels):
     with pytest.raises(ValueError, match="not of 8 or 16 bits"):
         resize_image(Image.fromarray(pixels), 4, 1, "crop")
 
@@ -172,13 +172,14 @@ def test_fit_refuses_pixels_of_unknown_range(pixels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "for 3 classes, but this data has no labels: leave num_classes out"),
-        ([0, 1, 3], "go from 0 to 3, outside the net's classes 0..2: set num_classes to 4"),
-        ([-1, 0, 1], "go from -1 to 1, outside the net's classes 0..2"),
+        (None, "for 3 classes, but this data has no labels: leave num_classes out."),
+        ([0, 1, 3], "go from 0 to 3, outside the network's classes 0..2: set num_classes to 4."),
+        ([-1, 0, 1], "go from -1 to 1, outside the network's classes 0..2"),
     ],
 )
-def test_labels_that_are_no_classes_of_the_net_are_refused(labels, message):
+def test_check_labels_rejects_missing_labels_and_unknown_classes(labels, message):
     images = np.zeros((3, 2, 2, 1), np.uint8)
     check_labels(InMemory(images, np.array([0, 1, 2])), 3)
+    wrong = InMemory(images, None if labels is None else np.array(labels))
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_labels(InMemory(images, None if labels is None else np.array(labels)), 3)
+        check_labels(wrong, 3)

@@ -1,4 +1,4 @@
-"""A folder of image files of every kind becomes uint8 images, or one sentence that says why not."""
+"""A folder of image files of any kind becomes uint8 images, or an error of one line."""
 
 import os
 
@@ -22,7 +22,7 @@ def save(path, image, **options):
     image.save(path, **options)
 
 
-def solid(path, level, mode="L", size=(8, 8), **options):
+def save_solid(path, level, mode="L", size=(8, 8), **options):
     save(path, Image.new(mode, size, level), **options)
 
 
@@ -35,11 +35,11 @@ def assert_close(image, colour, atol=3):
     np.testing.assert_allclose(image, np.broadcast_to(colour, image.shape), atol=atol)
 
 
-def test_describe_needs_no_folder():
+def test_describe_does_not_need_the_folder():
     assert Folder(path="no/where").describe() == "folder: no/where"
 
 
-def test_nested_files_come_sorted_whatever_the_suffix_and_its_case(tmp_path):
+def test_nested_files_of_all_suffixes_are_read_in_sorted_order(tmp_path):
     names = [
         "b/2.PNG",
         "a/deep/er/1.jpg",
@@ -51,23 +51,24 @@ def test_nested_files_come_sorted_whatever_the_suffix_and_its_case(tmp_path):
         "g.TIFF",
     ]
     for name in reversed(names):
-        solid(tmp_path / name, 10 + 20 * sorted(names).index(name))
+        save_solid(tmp_path / name, 10 + 20 * sorted(names).index(name))
     (tmp_path / "readme.txt").write_text("not an image")
     images = load(tmp_path, channels=1)
-    assert isinstance(images, InMemory) and images.labels is None
+    assert isinstance(images, InMemory)
+    assert images.labels is None
     np.testing.assert_allclose(images.images[:, 4, 4, 0], 10 + 20 * np.arange(8), atol=2)
 
 
-def test_hidden_files_and_folders_are_left_out(tmp_path):
-    solid(tmp_path / "a.png", 50)
+def test_hidden_files_and_folders_are_skipped(tmp_path):
+    save_solid(tmp_path / "a.png", 50)
     (tmp_path / "._a.png").write_bytes(b"resource fork")
-    solid(tmp_path / ".thumbnails" / "b.png", 90)
+    save_solid(tmp_path / ".thumbnails" / "b.png", 90)
     assert_close(only(load(tmp_path)), 50)
 
 
-def test_sub_folders_are_classes(tmp_path):
+def test_subfolders_are_classes(tmp_path):
     for name in ("dog/1.png", "cat/1.png", "dog/0.png", "eel/0.png"):
-        solid(tmp_path / name, 0)
+        save_solid(tmp_path / name, 0)
     (tmp_path / "bat").mkdir()
     labels = load(tmp_path).labels
     assert labels.dtype == np.int32
@@ -75,14 +76,14 @@ def test_sub_folders_are_classes(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["top.png", "cat/deep/2.png"])
-def test_an_image_that_is_in_no_direct_sub_folder_means_no_labels(tmp_path, other):
+def test_an_image_outside_the_direct_subfolders_means_no_labels(tmp_path, other):
     for name in ("cat/1.png", "dog/1.png", other):
-        solid(tmp_path / name, 0)
+        save_solid(tmp_path / name, 0)
     assert load(tmp_path).labels is None
 
 
-def test_a_linked_folder_is_read_and_a_circle_refused(tmp_path):
-    solid(tmp_path / "elsewhere" / "1.png", 70)
+def test_a_linked_folder_is_read_and_a_circle_of_links_rejected(tmp_path):
+    save_solid(tmp_path / "elsewhere" / "1.png", 70)
     (tmp_path / "set").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "class")
     assert_close(only(load(tmp_path / "set")), 70)
@@ -92,7 +93,7 @@ def test_a_linked_folder_is_read_and_a_circle_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "want"),
+    ("mode", "colour", "suffix", "expected"),
     [
         ("RGB", RED, "jpg", RED),
         ("L", 100, "jpg", (100, 100, 100)),
@@ -107,13 +108,14 @@ def test_a_linked_folder_is_read_and_a_circle_refused(tmp_path):
         ("I;16", 257 * 200, "tif", (200, 200, 200)),
     ],
 )
-def test_modes(tmp_path, mode, colour, suffix, want):
-    solid(tmp_path / f"image.{suffix}", colour, mode)
-    assert_close(only(load(tmp_path)), want)
-    assert_close(only(load(tmp_path, channels=1)), round(np.dot(want, [0.299, 0.587, 0.114])))
+def test_every_mode_is_converted_to_rgb_and_to_grey(tmp_path, mode, colour, suffix, expected):
+    save_solid(tmp_path / f"image.{suffix}", colour, mode)
+    assert_close(only(load(tmp_path)), expected)
+    luma = round(np.dot(expected, [0.299, 0.587, 0.114]))
+    assert_close(only(load(tmp_path, channels=1)), luma)
 
 
-def test_a_palette_with_a_transparent_entry_shows_white(tmp_path):
+def test_a_transparent_palette_entry_shows_white(tmp_path):
     image = Image.new("P", (8, 8), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(1, (0, 0, 8, 4))
@@ -124,14 +126,9 @@ def test_a_palette_with_a_transparent_entry_shows_white(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
-    later = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "green")]
-    save(
-        tmp_path / f"image.{suffix}",
-        Image.new("RGB", (8, 8), RED),
-        save_all=True,
-        append_images=later,
-    )
+def test_the_first_frame_of_an_animation_is_used(tmp_path, suffix):
+    first, *rest = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    save(tmp_path / f"image.{suffix}", first, save_all=True, append_images=rest)
     assert_close(only(load(tmp_path)), RED)
 
 
@@ -139,7 +136,7 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path):
     image = Image.new("RGB", (8, 16), "blue")
     image.paste("red", (0, 0, 8, 6))  # the top; the middle square keeps 2 rows of it
     exif = Image.Exif()
-    exif[0x0112] = 6  # held turned left: show it turned right by 90 degrees, 16 wide
+    exif[0x0112] = 6  # the camera was turned left: turn right by 90 degrees, to 16 wide
     save(tmp_path / "image.png", image, exif=exif)
     pixels = only(load(tmp_path))
     assert_close(pixels[:, -2:], RED)
@@ -148,15 +145,15 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path):
 
 @pytest.mark.parametrize("size", [(8, 8), (50, 20), (3, 200), (1, 1)])
 @pytest.mark.parametrize("resize", ["crop", "squash"])
-def test_mixed_sizes_become_one(tmp_path, size, resize):
-    solid(tmp_path / "a.png", RED, "RGB", size)
-    solid(tmp_path / "b.png", RED, "RGB", (16, 16))
+def test_images_of_mixed_sizes_become_one_size(tmp_path, size, resize):
+    save_solid(tmp_path / "a.png", RED, "RGB", size)
+    save_solid(tmp_path / "b.png", RED, "RGB", (16, 16))
     images = load(tmp_path, resize=resize)
     assert images.images.shape == (2, 8, 8, 3)
     assert_close(images.images, RED)
 
 
-def test_on_disk_gives_what_in_memory_gives(tmp_path, monkeypatch):
+def test_images_on_disk_equal_images_in_memory(tmp_path, monkeypatch):
     for i in range(5):
         noise = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
         save(tmp_path / f"class{i % 2}" / f"{i}.png", Image.fromarray(noise))
@@ -169,27 +166,32 @@ def test_on_disk_gives_what_in_memory_gives(tmp_path, monkeypatch):
         np.testing.assert_array_equal(on_disk.read(indices)[name], values)
 
 
-def test_a_missing_folder_a_file_and_a_folder_without_images_are_refused(tmp_path):
+def test_a_missing_folder_a_file_and_a_folder_without_images_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone does not exist or is locked: check the path"):
         load(tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"no images under .*\.jpg, \.jpeg, \.png.*\.tiff"):
+    with pytest.raises(FileNotFoundError, match=r"No images under .*\.jpg, \.jpeg, \.png.*\.tiff"):
         load(tmp_path)
     with pytest.raises(ValueError, match=r"notes\.txt is a file: give the folder"):
         load(tmp_path / "notes.txt")
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder"
-)
-def test_a_locked_folder_is_refused(tmp_path):
-    solid(tmp_path / "a.png", 0)
+as_root = not hasattr(os, "geteuid") or os.geteuid() == 0
+
+
+@pytest.mark.skipif(as_root, reason="root reads every folder")
+def test_a_locked_folder_is_an_error(tmp_path):
+    save_solid(tmp_path / "a.png", 0)
     (tmp_path / "locked").mkdir(mode=0)
-    with pytest.raises(ValueError, match=r"cannot list the folder .*locked.*make it readable"):
+    with pytest.raises(ValueError, match=r"Cannot list the folder .*locked.*make it readable"):
         load(tmp_path)
 
 
-def truncated(path):
+def write_text(path):
+    path.write_text("<html>404</html>")
+
+
+def write_truncated(path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:3000])
@@ -198,39 +200,29 @@ def truncated(path):
 @pytest.mark.parametrize(
     ("name", "write", "cause"),
     [
-        ("empty.png", lambda path: path.write_bytes(b""), "no format that Pillow knows"),
-        (
-            "text.jpg",
-            lambda path: path.write_text("<html>404</html>"),
-            "no format that Pillow knows",
-        ),
-        ("cut.jpg", truncated, "truncated"),
-        ("cut.png", truncated, "truncated"),
-        ("cut.webp", truncated, ""),
-        (
-            "float.tif",
-            lambda path: Image.new("F", (8, 8), 0.5).save(path),
-            "mode F from 0.5 to 0.5",
-        ),
+        ("empty.png", lambda path: path.write_bytes(b""), "not in a format that Pillow knows"),
+        ("text.jpg", write_text, "not in a format that Pillow knows"),
+        ("cut.jpg", write_truncated, "truncated"),
+        ("cut.png", write_truncated, "truncated"),
+        ("cut.webp", write_truncated, ""),
+        ("float.tif", lambda path: Image.new("F", (8, 8), 0.5).save(path), "mode F from 0.5 to"),
         ("dangling.png", lambda path: path.symlink_to("nowhere.png"), "No such file"),
     ],
 )
-def test_an_unreadable_image_is_named_with_the_cause_and_the_remedy(tmp_path, name, write, cause):
-    solid(tmp_path / "fine.png", 0)
+def test_an_unreadable_image_is_named_with_cause_and_remedy(tmp_path, name, write, cause):
+    save_solid(tmp_path / "fine.png", 0)
     write(tmp_path / name)
-    with pytest.raises(
-        ValueError, match=rf"cannot read the image .*{name} \(.*{cause}.*\): .* remove it"
-    ) as caught:
+    message = rf"Cannot read the image .*{name} \(.*{cause}.*\): replace or remove it\.$"
+    with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "times", [1.5, 3]
-)  # PIL warns above once, and raises above twice its limit
+# PIL warns above its limit, and raises above twice its limit.
+@pytest.mark.parametrize("times", [1.5, 3])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, times):
-    solid(tmp_path / "bomb.png", 0, size=(30, 20))
+    save_solid(tmp_path / "bomb.png", 0, size=(30, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 / times))
-    with pytest.raises(ValueError, match=r"cannot read the image .*bomb\.png \(.*pixels"):
+    with pytest.raises(ValueError, match=r"Cannot read the image .*bomb\.png \(.*pixels"):
         load(tmp_path)

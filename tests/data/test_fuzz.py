@@ -1,4 +1,4 @@
-"""Two hundred files as the world has them: each is an image or is named, and none stands in for another."""
+"""A folder of 200 files, many of them corrupt: each is loaded as an image or named in an error."""
 
 import contextlib
 import io
@@ -20,43 +20,42 @@ MODES = {
 }
 
 
-def sound(moment, kind, mode):
-    """A small random image of a format and mode, as bytes: animated where the format knows that, turned by EXIF."""
-    size = moment.randrange(1, 40), moment.randrange(1, 40)
-    pixels = np.random.default_rng(moment.randrange(2**32)).integers(
-        0, 256, (*size[::-1], 3), np.uint8
-    )
-    image = Image.fromarray(pixels)
-    image = (
-        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
-        if mode == "I;16"
-        else image.convert(mode)
-    )
-    options = {"save_all": True, "append_images": [image, image]} if kind in ("GIF", "WEBP") else {}
-    if kind == "JPEG":
+def random_file(rng, image_format, mode):
+    """The bytes of a small random image: animated (GIF, WEBP), rotated by EXIF (JPEG)."""
+    width = rng.randrange(1, 40)
+    height = rng.randrange(1, 40)
+    seed = rng.randrange(2**32)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    options = {}
+    if image_format in ("GIF", "WEBP"):
+        options = {"save_all": True, "append_images": [image, image]}
+    if image_format == "JPEG":
         exif = Image.Exif()
-        exif[0x0112] = moment.randrange(1, 9)
+        exif[0x0112] = rng.randrange(1, 9)
         options["exif"] = exif
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    image.save(file, image_format, **options)
     return file.getvalue()
 
 
-def spoil(moment, content):
-    """The same with some harm, which may leave it readable."""
+def damage(rng, content):
+    """Change the bytes of a file in a random way. The file may stay readable."""
     changed = bytearray(content)
-    kind = moment.choice(["cut", "emptied", "bits", "zeros", "text", "doubled"])
-    if kind == "cut":
-        return bytes(changed[: moment.randrange(len(changed))])
+    kind = rng.choice(["truncate", "empty", "bits", "zeros", "text", "double"])
+    if kind == "truncate":
+        return bytes(changed[: rng.randrange(len(changed))])
     if kind == "bits":
-        for _ in range(moment.randrange(1, 20)):
-            changed[moment.randrange(len(changed))] ^= 1 << moment.randrange(8)
+        for _ in range(rng.randrange(1, 20)):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     if kind == "zeros":
-        start = moment.randrange(len(changed))
+        start = rng.randrange(len(changed))
         changed[start : start + 50] = bytes(len(changed[start : start + 50]))
-    return {"emptied": b"", "text": b"<html>404</html>", "doubled": bytes(2 * changed)}.get(
-        kind, bytes(changed)
-    )
+    replaced = {"empty": b"", "text": b"<html>404</html>", "double": bytes(2 * changed)}
+    return replaced.get(kind, bytes(changed))
 
 
 ODD_NAMES = (
@@ -73,25 +72,27 @@ ODD_NAMES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """100 sound files, 92 with some harm, and 8 with odd names."""
-    root, moment = tmp_path_factory.mktemp("fuzzed"), random.Random(0)
+    """100 intact files, 92 damaged ones, and 8 with odd names."""
+    root = tmp_path_factory.mktemp("fuzzed")
+    rng = random.Random(0)
     for i in range(192):
-        kind = FORMATS[i % len(FORMATS)]
-        content = sound(moment, kind, moment.choice(MODES.get(kind, ["L", "RGB"])))
-        suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
-        (root / f"{i:03d}.{suffix}").write_bytes(content if i < 100 else spoil(moment, content))
+        image_format = FORMATS[i % len(FORMATS)]
+        mode = rng.choice(MODES.get(image_format, ["L", "RGB"]))
+        content = random_file(rng, image_format, mode)
+        suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(image_format, image_format.lower())
+        (root / f"{i:03d}.{suffix}").write_bytes(content if i < 100 else damage(rng, content))
     for name in ODD_NAMES:
-        (root / name).write_bytes(sound(moment, "PNG", "RGB"))
+        (root / name).write_bytes(random_file(rng, "PNG", "RGB"))
     return root
 
 
 def load(folder, max_corrupt_fraction=0.9):
-    """The images of a folder, and what is said on stderr."""
-    words = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(words):
+    """The images of a folder, and the text printed to stderr."""
+    stderr = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(stderr):
         warnings.simplefilter("ignore")  # Pillow warns of some damaged files
         images = Folder(path=str(folder), max_corrupt_fraction=max_corrupt_fraction).load(16, 3)
-    return images, words.getvalue()
+    return images, stderr.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +100,25 @@ def loaded(folder):
     return load(folder)
 
 
-def test_each_file_is_an_image_or_is_named(folder, loaded):
-    images, words = loaded
-    named = [path.name for path in folder.iterdir() if f"cannot read the image {path} (" in words]
+def is_named(path, stderr):
+    return f"Cannot read the image {path} (" in stderr
+
+
+def test_each_file_is_loaded_or_named_in_an_error(folder, loaded):
+    images, stderr = loaded
+    named = [path.name for path in folder.iterdir() if is_named(path, stderr)]
     assert len(images) + len(named) == 200
     assert 20 < len(named) < 120
-    for name in named:  # a TIFF of floats is sound and has no range
+    for name in named:
         assert name[:3].isdigit(), name
+        # An intact TIFF of floats is an error too, because the range of its pixels is unknown.
         assert int(name[:3]) >= 100 or name.endswith("tif"), name
-    assert f"{len(named)} of 200 images cannot be used and are left out" in words
+    assert f"{len(named)} of 200 images cannot be decoded and are skipped." in stderr
 
 
-def test_every_image_is_that_of_its_own_file(folder, loaded, tmp_path):
-    """What is left out moves no other image to another place in the order of names."""
-    images, words = loaded
-    kept = sorted(
-        path.name for path in folder.iterdir() if f"cannot read the image {path} (" not in words
-    )
+def test_skipped_files_do_not_shift_the_other_images(folder, loaded, tmp_path):
+    images, stderr = loaded
+    kept = sorted(path.name for path in folder.iterdir() if not is_named(path, stderr))
     rows = np.array([0, 1, 50, len(kept) - 1])
     for row in rows:
         shutil.copy(folder / kept[row], tmp_path)
@@ -123,24 +126,25 @@ def test_every_image_is_that_of_its_own_file(folder, loaded, tmp_path):
     np.testing.assert_array_equal(images.read(rows)["image"], alone.images)
 
 
-def test_more_than_the_share_is_an_error_that_names_one_and_counts_all(folder):
+def test_too_many_corrupt_files_are_an_error_that_counts_them_and_names_the_first(folder):
     message = (
-        r"^\d+ of 200 images cannot be used: cannot read the image .*--data.max-corrupt-fraction$"
+        r"^\d+ of 200 images cannot be decoded: replace or remove them, "
+        r"or raise --data\.max-corrupt-fraction\. The first error: Cannot read the image .*\.$"
     )
     with pytest.raises(ValueError, match=message):
         load(folder, max_corrupt_fraction=0.01)
 
 
-def test_images_left_on_disk_are_looked_through_first(folder, loaded, monkeypatch):
+def test_images_on_disk_are_checked_too(folder, loaded, monkeypatch):
     in_memory, _ = loaded
     monkeypatch.setattr("ddpm_jax.data.IN_MEMORY_BYTES", 0)
-    on_disk, words = load(folder)
-    which = np.asarray([0, len(in_memory) - 1])
-    np.testing.assert_array_equal(on_disk.read(which)["image"], in_memory.read(which)["image"])
+    on_disk, stderr = load(folder)
+    rows = np.asarray([0, len(in_memory) - 1])
+    np.testing.assert_array_equal(on_disk.read(rows)["image"], in_memory.read(rows)["image"])
     assert len(on_disk) == len(in_memory)
-    assert "are left out" in words
+    assert "are skipped" in stderr
 
 
-def test_a_share_is_a_share():
+def test_max_corrupt_fraction_must_be_below_1():
     with pytest.raises(ValueError, match=r"data\.max_corrupt_fraction must be in \[0, 1\)"):
         Folder(path="x", max_corrupt_fraction=1.0)

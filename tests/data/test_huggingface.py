@@ -1,4 +1,4 @@
-"""Parquet files hold the images and labels that were written; every other file ends in one sentence."""
+"""Parquet files give the images and labels written to them; other files are errors of one line."""
 
 import importlib.util
 import io
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddpm_jax.data.huggingface import HuggingFace, image_source, refuse_missing
+from ddpm_jax.data.huggingface import HuggingFace, check_images_present, image_source
 
 LEVELS = np.array([10, 80, 150, 220, 30, 100], np.uint8)
 
@@ -38,18 +38,20 @@ def load(path, image_size=8, channels=1, **options):
 
 
 def levels(images) -> np.ndarray:
+    """The grey level of each image, all of which must be of one level."""
     pixels = images.read(np.arange(len(images)))["image"]
-    assert pixels.dtype == np.uint8 and pixels.shape[1:] == (8, 8, 1)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[1:] == (8, 8, 1)
     assert (pixels == pixels[:, :1, :1]).all()
     return pixels[:, 0, 0, 0]
 
 
-def test_describe_needs_no_data():
+def test_describe_does_not_need_the_data():
     assert HuggingFace(path="owner/name").describe() == "huggingface: owner/name, split train"
 
 
 @pytest.mark.parametrize("kind", ["struct", pa.binary(), pa.large_binary()])
-def test_a_parquet_file_gives_its_images_in_order(tmp_path, kind):
+def test_a_parquet_file_is_read_in_order(tmp_path, kind):
     column = structs() if kind == "struct" else pa.array([png(level) for level in LEVELS], kind)
     write(tmp_path / "any.parquet", text=["a"] * 6, picture=column)
     images = load(tmp_path / "any.parquet", split="test")
@@ -58,21 +60,20 @@ def test_a_parquet_file_gives_its_images_in_order(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["label", "labels"])
-def test_integers_become_labels(tmp_path, name):
-    write(
-        tmp_path / "a.parquet", image=structs(), **{name: pa.array([5, 4, 3, 2, 1, 0], pa.int64())}
-    )
+def test_a_column_of_integers_becomes_the_labels(tmp_path, name):
+    column = pa.array([5, 4, 3, 2, 1, 0], pa.int64())
+    write(tmp_path / "a.parquet", image=structs(), **{name: column})
     labels = load(tmp_path / "a.parquet").labels
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [5, 4, 3, 2, 1, 0])
 
 
-def test_texts_are_no_labels(tmp_path):
+def test_a_column_of_text_is_ignored(tmp_path):
     write(tmp_path / "a.parquet", image=structs(), label=list("abcdef"))
     assert load(tmp_path / "a.parquet").labels is None
 
 
-def test_the_images_are_fitted(tmp_path):
+def test_images_are_resized_and_transparent_pixels_white(tmp_path):
     wide = Image.new("RGBA", (20, 10), (0, 0, 0, 0))
     wide.paste((255, 0, 0, 255), (0, 0, 5, 10))
     file = io.BytesIO()
@@ -83,30 +84,21 @@ def test_the_images_are_fitted(tmp_path):
     np.testing.assert_array_equal(squashed[0, [0, -1]], [[255, 0, 0], [255, 255, 255]])
 
 
-def test_of_a_folder_the_files_of_the_split_are_read_sorted(tmp_path):
-    write(
-        tmp_path / "data" / "train-00001-of-00002.parquet",
-        image=structs(LEVELS[3:]),
-        label=[3, 4, 5],
-    )
-    write(
-        tmp_path / "data" / "train-00000-of-00002.parquet",
-        image=structs(LEVELS[:3]),
-        label=[0, 1, 2],
-    )
-    write(tmp_path / "data" / "test-00000-of-00001.parquet", image=structs([1]), label=[9])
+def test_the_files_of_a_split_are_read_in_sorted_order(tmp_path):
+    folder = tmp_path / "data"
+    write(folder / "train-00001-of-00002.parquet", image=structs(LEVELS[3:]), label=[3, 4, 5])
+    write(folder / "train-00000-of-00002.parquet", image=structs(LEVELS[:3]), label=[0, 1, 2])
+    write(folder / "test-00000-of-00001.parquet", image=structs([1]), label=[9])
     images = load(tmp_path)
     np.testing.assert_array_equal(levels(images), LEVELS)
     np.testing.assert_array_equal(images.labels, np.arange(6))
     np.testing.assert_array_equal(levels(load(tmp_path, split="test")), [1])
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"split 'validation' .*there are data/test-00000.*give another split",
-    ):
+    message = r"split 'validation' .*there are data/test-00000.*give another split"
+    with pytest.raises(FileNotFoundError, match=message):
         load(tmp_path, split="validation")
 
 
-def test_files_of_no_named_split_are_train(tmp_path):
+def test_files_named_after_no_split_are_train(tmp_path):
     write(tmp_path / "0001.parquet", image=structs(LEVELS[3:]))
     write(tmp_path / "0000.parquet", image=structs(LEVELS[:3]))
     np.testing.assert_array_equal(levels(load(tmp_path)), LEVELS)
@@ -117,98 +109,95 @@ def test_a_folder_without_parquet_files_points_to_the_folder_source(tmp_path):
         load(tmp_path)
 
 
-def test_one_of_several_image_columns_has_to_be_named(tmp_path):
+def test_one_of_several_image_columns_must_be_chosen(tmp_path):
     file = tmp_path / "a.parquet"
     write(file, mask=structs(LEVELS[::-1]), image=structs(), text=list("abcdef"))
     np.testing.assert_array_equal(levels(load(file, image_column="image")), LEVELS)
-    with pytest.raises(
-        ValueError, match=r"2 image columns \['mask', 'image'\]: name one by image_column"
-    ):
+    several = r"2 image columns \['mask', 'image'\]: choose one with --data\.image-column"
+    with pytest.raises(ValueError, match=several):
         load(file)
-    with pytest.raises(
-        ValueError, match=r"no image column 'text': its image columns are \['mask', 'image'\]"
-    ):
+    wrong = r"no image column 'text': its image columns are \['mask', 'image'\]"
+    with pytest.raises(ValueError, match=wrong):
         load(file, image_column="text")
 
 
-def path_only(path):
-    write(
-        path, image=[{"bytes": png(1), "path": "1.png"}, {"bytes": None, "path": "/photos/2.png"}]
-    )
+def write_path_only(path):
+    embedded = {"bytes": png(1), "path": "1.png"}
+    write(path, image=[embedded, {"bytes": None, "path": "/photos/2.png"}])
 
 
-def two_kinds(path):
+def write_missing_image(path):
+    write(path, image=[png(1), png(2), None])
+
+
+def write_html(path):
+    write(path, image=[png(1), b"<html>"])
+
+
+def write_missing_labels(path):
+    write(path, image=structs(), label=[0, 1, None, 3, None, 5])
+
+
+def write_no_images(path):
+    write(path, url=["http://a"])
+
+
+def write_no_rows(path):
+    write(path, image=pa.array([], pa.binary()))
+
+
+def write_two_schemas(path):
     write(path / "0.parquet", image=structs())
     write(path / "1.parquet", image=[png(1)])
 
 
 @pytest.mark.parametrize(
-    ("write_it", "sentence"),
+    ("write_file", "message"),
     [
-        (
-            path_only,
-            r"row 1 .*only the path '/photos/2\.png', the pixels were not embedded: write .* embedded",
-        ),
-        (lambda path: write(path, image=[png(1), png(2), None]), r"row 2 .* has no image: remove"),
-        (
-            lambda path: write(path, image=[png(1), b"<html>"]),
-            r"cannot read the image in row 1 .*no format.* remove it",
-        ),
-        (
-            lambda path: write(path, image=structs(), label=[0, 1, None, 3, None, 5]),
-            r"2 rows of .* have no label: fill",
-        ),
-        (
-            lambda path: write(path, url=["http://a"]),
-            r"0 image columns.*\['url'\] hold no encoded images",
-        ),
-        (lambda path: write(path, image=pa.array([], pa.binary())), "has no rows"),
-        (
-            lambda path: path.write_bytes(b"PAR1 but not really"),
-            r"cannot read .* as parquet \(.*sound file",
-        ),
-        (lambda path: path.write_bytes(b""), r"cannot read .* as parquet \(.*sound file"),
-        (two_kinds, r"1\.parquet and .*0\.parquet have other columns or types"),
+        (write_path_only, r"Row 1 .*only the path '/photos/2\.png', no pixels: write .* embedded"),
+        (write_missing_image, r"Row 2 .* has no image: remove"),
+        (write_html, r"Cannot read the image in row 1 .*not in a format.* remove it\."),
+        (write_missing_labels, r"2 rows of .* have no label: add"),
+        (write_no_images, r"0 image columns.*\['url'\] hold no encoded images"),
+        (write_no_rows, "has no rows"),
+        (lambda path: path.write_bytes(b"PAR1 but not really"), r"Cannot read .* as parquet \("),
+        (lambda path: path.write_bytes(b""), r"Cannot read .* as parquet \(.*replace the file"),
+        (write_two_schemas, r"1\.parquet and .*0\.parquet have different columns or types"),
     ],
 )
-def test_an_unusable_file_is_refused_in_one_sentence(tmp_path, write_it, sentence):
-    write_it(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=sentence) as caught:
+def test_an_unusable_file_is_an_error_of_one_line(tmp_path, write_file, message):
+    write_file(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path / "a.parquet")
-    assert "\n" not in str(caught.value) and "a.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "a.parquet" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "path", ["gone.parquet", "./gone", "/gone/data", "~/gone", "a/b/c", "owner/gone.parquet"]
 )
-def test_a_path_that_cannot_be_a_hub_id_is_looked_for_on_disk_alone(path):
-    with pytest.raises(
-        FileNotFoundError, match=r"(gone|a/b/c).* does not exist or is locked.*: check the path"
-    ):
+def test_a_path_that_cannot_be_a_hub_id_is_searched_on_disk_only(path):
+    message = r"(gone|a/b/c).* does not exist or is locked.*: check the path"
+    with pytest.raises(FileNotFoundError, match=message):
         load(path)
 
 
-def test_from_the_hub_the_path_of_a_cached_file_will_do():
+def test_a_record_of_the_hub_may_hold_the_path_of_a_cached_file():
     records = [{"bytes": None, "path": "/cache/1.png"}, {"bytes": png(7), "path": None}]
-    refuse_missing(pa.chunked_array([records]), "owner/name", embedded=False)
+    check_images_present(pa.chunked_array([records]), "owner/name", embedded=False)
     path, file = map(image_source, records)
     assert path == "/cache/1.png"
     assert file.read() == png(7)
-    with pytest.raises(ValueError, match=r"row 2 .* of owner/name has no image: remove"):
-        refuse_missing(
-            pa.chunked_array([[*records, {"bytes": None, "path": None}]]),
-            "owner/name",
-            embedded=False,
-        )
+    column = pa.chunked_array([[*records, {"bytes": None, "path": None}]])
+    with pytest.raises(ValueError, match=r"Row 2 .* of owner/name has no image: remove"):
+        check_images_present(column, "owner/name", embedded=False)
 
 
 def test_without_datasets_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "datasets", None
-    )  # what Python itself does for a module it cannot import
-    with pytest.raises(
-        ValueError, match=r"owner/name is no file .*pip install 'ddpm_jax\[huggingface\]', or"
-    ) as caught:
+    # Python marks a module that cannot be imported in this way.
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = r"owner/name is not a local file .*pip install 'ddpm_jax\[huggingface\]',"
+    with pytest.raises(ValueError, match=message) as caught:
         load("owner/name")
     assert "\n" not in str(caught.value)
 
@@ -219,7 +208,10 @@ needs_datasets = pytest.mark.skipif(
 
 
 def python(code, **environment) -> str:
-    """What `code` prints in an interpreter of its own, because `datasets` reads its environment when it is imported."""
+    """Run `code` in a new interpreter and return what it prints.
+
+    `datasets` reads the environment when it is imported.
+    """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, "-c", code]
     done = subprocess.run(
@@ -242,32 +234,36 @@ except ValueError as error:
 
 @needs_datasets
 @pytest.mark.parametrize(
-    ("environment", "sentence"),
+    ("environment", "message"),
     [
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer: check the network"),
-        ({"HF_HUB_OFFLINE": "1"}, "cannot load"),
+        ({"HF_HUB_OFFLINE": "1"}, "Cannot load"),
     ],
 )
-def test_without_a_network_the_hub_fails_soon_and_in_one_line(tmp_path, environment, sentence):
+def test_without_a_network_the_hub_is_an_error_of_one_line_within_seconds(
+    tmp_path, environment, message
+):
     environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "no_proxy": "*"} | environment
     seconds, _, error = python(LOAD_FROM_HUB, **environment).strip().partition(" ")
     assert float(seconds) < 10
-    assert sentence in error and "\n" not in error
+    assert message in error
+    assert "\n" not in error
 
 
 READ_BY_DATASETS = """
 from PIL import Image
-from ddpm_jax.data.huggingface import choose_columns, encoded, hub_table
+from ddpm_jax.data.huggingface import choose_columns, hub_table, image_source
 table = hub_table({path!r}, "train")
-columns = choose_columns(table.schema, None, "test")
-records = table[columns[0]].to_pylist()
-print([Image.open(encoded(record)).getpixel((0, 0)) for record in records], *table[columns[1]].to_pylist())
+images, labels = choose_columns(table.schema, None, "test")
+records = table[images].to_pylist()
+levels = [Image.open(image_source(record)).getpixel((0, 0)) for record in records]
+print(levels, *table[labels].to_pylist())
 """
 
 
 @needs_datasets
 @pytest.mark.parametrize("layout", ["parquet", "image files"])
-def test_what_datasets_loads_is_read_the_same_way(tmp_path, layout):
+def test_tables_loaded_by_datasets_are_read_too(tmp_path, layout):
     if layout == "parquet":
         write(tmp_path / "set" / "train.parquet", image=structs(LEVELS[:2]), label=[0, 1])
     else:
@@ -275,7 +271,5 @@ def test_what_datasets_loads_is_read_the_same_way(tmp_path, layout):
             (tmp_path / "set" / "train" / folder).mkdir(parents=True)
             (tmp_path / "set" / "train" / folder / "0.png").write_bytes(png(level))
     code = READ_BY_DATASETS.format(path=str(tmp_path / "set"))
-    assert (
-        python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")).split("\n")[-2]
-        == "[10, 80] 0 1"
-    )
+    printed = python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
+    assert printed.split("\n")[-2] == "[10, 80] 0 1"

@@ -1,4 +1,4 @@
-"""Reading TFDS sets: features, splits, labels and damage, on a tiny set of the test's own, without TensorFlow."""
+"""Reading a TFDS set without TensorFlow: features, splits, labels and corrupt files."""
 
 import functools
 import io
@@ -18,11 +18,12 @@ from ddpm_jax.data.decode import resize_image
 from ddpm_jax.data.tfds import Tfds
 
 
-def pngs(count, *mode):
-    """Pictures of noise, as PNG files: `mode` is (3,) for RGB, (4,) for RGBA, nothing for grey."""
-    files = [io.BytesIO() for _ in range(count)]
+def pngs(n, *channels):
+    """n images of noise as PNG files: `channels` is 3 for RGB, 4 for RGBA, nothing for grey."""
+    files = [io.BytesIO() for _ in range(n)]
     for seed, file in enumerate(files):
-        pixels = np.random.default_rng([seed, *mode]).integers(0, 256, (9, 9, *mode), np.uint8)
+        rng = np.random.default_rng([seed, *channels])
+        pixels = rng.integers(0, 256, (9, 9, *channels), np.uint8)
         Image.fromarray(pixels).save(file, "PNG")
     return [file.getvalue() for file in files]
 
@@ -35,7 +36,7 @@ PNGS = {"train": [*pngs(3, 3), *pngs(2, 4), *pngs(2)], "test": pngs(3)}
 
 
 class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
-    """Pictures of several modes under names of their own."""
+    """Images of several modes, with features called `picture` and `kind`."""
 
     VERSION = tensorflow_datasets.core.Version("1.0.0")
 
@@ -60,7 +61,7 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The folder of the tiny set; nobody has imported TensorFlow when the tests are over."""
+    """The folder of the tiny set. Check that no test has imported TensorFlow."""
     present = "tensorflow" in sys.modules
     folder = tmp_path_factory.mktemp("tfds")
     TinyPictures(data_dir=folder).download_and_prepare(file_format="array_record")
@@ -70,26 +71,27 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(prepared):
-    """The source of the tiny set; its settings are arguments."""
+    """The source of the tiny set, as a function of its other settings."""
     return functools.partial(Tfds, name="tiny_pictures", data_dir=str(prepared))
 
 
 @pytest.fixture
 def copied(prepared, tmp_path):
-    """A source of a copy of the tiny set, and the folder of that copy, to be damaged."""
+    """The source of a copy of the tiny set, and the folder of the copy, which may be damaged."""
     shutil.copytree(prepared / "tiny_pictures", tmp_path / "tiny_pictures")
     return Tfds(name="tiny_pictures", data_dir=str(tmp_path)), tmp_path / "tiny_pictures" / "1.0.0"
 
 
-def test_every_picture_with_its_label_whatever_its_mode(tiny):
+def test_images_of_every_mode_are_read_with_their_labels(tiny):
     images = tiny().load(9, 3)
-    assert isinstance(images, InMemory) and images.labels.dtype == np.int32
+    assert isinstance(images, InMemory)
+    assert images.labels.dtype == np.int32
     assert sorted(images.labels) == list(range(7))
     for image, label in zip(images.images, images.labels, strict=True):
         np.testing.assert_array_equal(image, decoded(PNGS["train"][label]))
 
 
-def test_the_image_feature_is_found_or_named(tiny):
+def test_the_image_feature_is_found_or_chosen(tiny):
     named = tiny(image_feature="picture").load(9, 3)
     np.testing.assert_array_equal(named.images, tiny().load(9, 3).images)
     for wrong in ("photo", "kind"):
@@ -97,8 +99,9 @@ def test_the_image_feature_is_found_or_named(tiny):
             tiny(image_feature=wrong).load(9, 3)
 
 
-def test_parts_and_sums_of_splits(tiny):
-    train, test = tiny().load(9, 3), tiny(split="test").load(9, 3)
+def test_parts_and_sums_of_splits_are_read(tiny):
+    train = tiny().load(9, 3)
+    test = tiny(split="test").load(9, 3)
     np.testing.assert_array_equal(tiny(split="train[:4]").load(9, 3).images, train.images[:4])
     np.testing.assert_array_equal(tiny(split="train[2:]").load(9, 3).labels, train.labels[2:])
     both = np.concatenate([train.images, test.images])
@@ -106,30 +109,30 @@ def test_parts_and_sums_of_splits(tiny):
 
 
 @pytest.mark.parametrize("split", ["trian", "train[:8]", "train[3:3]", "train[", "train+valid"])
-def test_an_unknown_split_names_the_splits(tiny, split):
+def test_the_error_for_an_unknown_split_names_the_splits(tiny, split):
     with pytest.raises(ValueError, match=r"its splits are .*train \(7 images\)") as error:
         tiny(split=split).load(9, 3)
     assert repr(split) in str(error.value)
 
 
-def test_what_does_not_fit_in_memory_stays_on_disk(tiny, monkeypatch):
-    held = tiny().load(9, 3)
+def test_a_set_too_large_for_memory_stays_on_disk(tiny, monkeypatch):
+    in_memory = tiny().load(9, 3)
     for module in (ddpm_jax.data, tfds_source):
         monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
-    left = tiny().load(9, 3)
-    assert isinstance(left, OnDisk)
-    np.testing.assert_array_equal(left.read(np.arange(7))["image"], held.images)
-    np.testing.assert_array_equal(left.labels, held.labels)
+    on_disk = tiny().load(9, 3)
+    assert isinstance(on_disk, OnDisk)
+    np.testing.assert_array_equal(on_disk.read(np.arange(7))["image"], in_memory.images)
+    np.testing.assert_array_equal(on_disk.labels, in_memory.labels)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('"7"', '"8"', "holds 7 records where its description says 8"),
+        ('"7"', '"8"', "holds 7 records, but its description says 8"),
         ('"array_record"', '"tfrecord"', "as tfrecord, not as ArrayRecord"),
     ],
 )
-def test_a_folder_that_is_not_what_it_says(copied, before, after, message):
+def test_a_set_that_does_not_match_its_description_is_an_error(copied, before, after, message):
     source, folder = copied
     info = folder / "dataset_info.json"
     assert before in info.read_text()
@@ -138,15 +141,15 @@ def test_a_folder_that_is_not_what_it_says(copied, before, after, message):
         source.load(9, 3)
 
 
-def test_a_lost_file_is_named(copied):
+def test_a_missing_file_is_an_error(copied):
     source, folder = copied
     next(folder.glob("*-train.array_record*")).unlink()
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is corrupt"):
         source.load(9, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "hint"),
     [
         ("cifar1", "cifar10"),
         ("celeb_a_hq/257", "celeb_a_hq/256"),
@@ -154,15 +157,15 @@ def test_a_lost_file_is_named(copied):
         ("xyzzy", "catalog"),
     ],
 )
-def test_unknown_names(tmp_path, name, near):
-    with pytest.raises(ValueError, match=f"TFDS has no data set '{name}': .*{near}"):
+def test_the_error_for_an_unknown_name_suggests_another(tmp_path, name, hint):
+    with pytest.raises(ValueError, match=f"TFDS has no data set '{name}': .*{hint}"):
         Tfds(name=name, data_dir=str(tmp_path)).load(8, 3)
 
 
 def use_proxy(monkeypatch, port):
-    """Lead every way out of this machine to one of its own ports.
+    """Send all requests to a local port, and fail if TFDS is asked to download.
 
-    TFDS itself, which would retry for minutes, may not be asked.
+    TFDS itself would retry for minutes.
     """
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
@@ -175,17 +178,15 @@ def use_proxy(monkeypatch, port):
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", download)
 
 
-def test_without_a_network_the_host_the_files_and_the_folder_are_named(tmp_path, monkeypatch):
+def test_the_error_without_a_network_names_host_files_and_folder(tmp_path, monkeypatch):
     use_proxy(monkeypatch, 9)
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"www.cs.toronto.edu does not answer.*cifar-10-binary.tar.gz.*3.0.2",
-    ):
+    message = r"www\.cs\.toronto\.edu does not answer.*cifar-10-binary\.tar\.gz.*3\.0\.2"
+    with pytest.raises(FileNotFoundError, match=message):
         Tfds(name="cifar10", data_dir=str(tmp_path)).load(32, 3)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_network_that_never_answers_is_given_up(tmp_path, monkeypatch):
+def test_a_network_that_never_answers_is_an_error_too(tmp_path, monkeypatch):
     monkeypatch.setattr(_tfds_without_tf, "PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         use_proxy(monkeypatch, silent.getsockname()[1])

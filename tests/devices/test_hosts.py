@@ -1,6 +1,6 @@
-"""Several hosts: two real ones train as one does; messages and the end of a host, in this process.
+"""Several hosts: two real ones train as one does; messages and exits are tried in this process.
 
-More hosts, and hosts that are killed or started by Slurm, are in test_hosts_faults.py.
+Runs on more hosts, killed hosts and Slurm are in test_hosts_faults.py.
 """
 
 import os
@@ -10,82 +10,94 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import one_line, train_main
-from helpers.hosts import DRAWN, SHORT, assert_close, both_ways_on_two_hosts, outcome, train
+from helpers.hosts import (
+    SAMPLED_PARAMS,
+    SHORT,
+    assert_close,
+    outcome,
+    train,
+    train_replicated_and_sharded,
+)
 
 from ddpm_jax.devices import hosts
 from ddpm_jax.runs import steps as saved_steps
 
 
-def test_two_hosts_train_as_one_and_one_host_resumes_what_they_saved(tmp_path):
-    """With the state whole on each device, up to a SIGTERM to the second host, and with it split.
+def test_two_hosts_train_as_one_and_one_host_resumes_their_checkpoints(tmp_path):
+    """Parameters, averages and losses agree to 1e-6.
 
-    Then one host resumes on other devices. Parameters, averages and losses agree to 1e-6. A state
-    that is split is saved by parts, has its snapshot, and is gathered for the grid of samples.
+    The state is replicated, up to a SIGTERM to the second host, or sharded. Then one host resumes
+    both runs on other devices. A sharded state is saved in parts, has its snapshot, and is gathered
+    for the sample grid.
     """
     assert train(SHORT, tmp_path / "one") == 0
     one = outcome(tmp_path / "one", 8)
-    both_ways_on_two_hosts(tmp_path)
-    stopped = saved_steps.newest(tmp_path / "whole")
+    train_replicated_and_sharded(tmp_path)
+    stopped = saved_steps.newest(tmp_path / "replicated")
     assert 2 < stopped < 8
-    assert len(outcome(tmp_path / "whole", stopped)[1]) == stopped
-    split = tmp_path / "split"
-    assert saved_steps.newest(split) == 4
-    parts = split.glob("checkpoints/4/params/ocdbt.process_*/manifest.ocdbt")
+    assert len(outcome(tmp_path / "replicated", stopped)[1]) == stopped
+    sharded = tmp_path / "sharded"
+    assert saved_steps.newest(sharded) == 4
+    parts = sharded.glob("checkpoints/4/params/ocdbt.process_*/manifest.ocdbt")
     assert {path.parent.name for path in parts} == {"ocdbt.process_0", "ocdbt.process_1"}
-    assert saved_steps.steps(split, saved_steps.SNAPSHOTS) == [4]
-    with np.load(tmp_path / DRAWN) as drawn:
-        saved = outcome(split, 4)[0]
-        for name, average in zip(drawn, saved[len(drawn) :], strict=False):
-            np.testing.assert_array_equal(drawn[name], average)
-    for name in ("whole", "split"):
+    assert saved_steps.steps(sharded, saved_steps.SNAPSHOTS) == [4]
+    with np.load(tmp_path / SAMPLED_PARAMS) as params:
+        saved = outcome(sharded, 4)[0]
+        # The checkpoint holds as many parameters before the averages.
+        averages = saved[len(params) :]
+        for name, average in zip(params, averages, strict=False):
+            np.testing.assert_array_equal(params[name], average)
+    for name in ("replicated", "sharded"):
         assert train(SHORT, tmp_path / name) == 0
         assert_close(outcome(tmp_path / name, 8), one)
 
 
-def test_hosts_that_are_not_described_are_refused(capsys, tmp_path):
+def test_an_incomplete_description_of_the_hosts_is_refused(capsys, tmp_path):
     message = one_line(capsys, train_main, "--config", "digits", "--workdir", tmp_path, "--host", 0)
-    assert "need --coordinator" in message
+    assert "give --coordinator HOST:PORT too." in message
     wrong = r"--coordinator HOST:PORT of the first host, --hosts COUNT"
     for described in [("here",), ("here:1",), ("here:1", 2), ("here:1", 2, 2), ("here:1", 2, -1)]:
         with pytest.raises(ValueError, match=wrong), hosts.distributed(*described):
-            pytest.fail(f"{described} was taken")
+            pytest.fail(f"{described} was accepted")
 
 
 @pytest.fixture
-def initialized(monkeypatch):
-    """What `jax.distributed` was called with."""
+def jax_calls(monkeypatch):
+    """The calls to `jax.distributed` and `jax.config.update`, which do nothing here."""
     calls = []
-    update = {"initialize": lambda *args, **options: calls.append((args, options))}
-    update["shutdown"] = lambda: calls.append("shutdown")
-    for name, function in update.items():
+    replacements = {
+        "initialize": lambda *args, **options: calls.append((args, options)),
+        "shutdown": lambda: calls.append("shutdown"),
+    }
+    for name, function in replacements.items():
         monkeypatch.setattr(jax.distributed, name, function)
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     return calls
 
 
 @pytest.mark.parametrize(
-    ("described", "given"),
+    ("described", "expected"),
     [(("here:1", 2, 1), ("here:1", 2, 1)), ((hosts.AUTO,), (None, None, None))],
     ids=["by address", "auto"],
 )
-def test_hosts_are_connected_before_the_block_and_left_after_it(initialized, described, given):
-    """SIGTERM is left to ddpm_jax: JAX's own service for it would end a run without a save."""
+def test_hosts_connect_before_the_block_and_shut_down_after_it(jax_calls, described, expected):
+    """JAX's own service for SIGTERM is disabled: it would end a run without a save."""
     with hosts.distributed(*described):
-        preemption, connection = initialized
+        preemption, connection = jax_calls
         assert preemption == ("jax_enable_preemption_service", False)
-        assert connection == (given, {"heartbeat_timeout_seconds": 30})
-    assert initialized[2:] == ["shutdown"]
+        assert connection == (expected, {"heartbeat_timeout_seconds": 30})
+    assert jax_calls[2:] == ["shutdown"]
 
 
 class Exited(Exception):
-    """In place of the end of this process."""
+    """Raised in place of ending this process."""
 
 
 FAILURES = [(SystemExit(2), 2), (SystemExit("no"), 1), (ZeroDivisionError(), 1)]
 
 
 @pytest.mark.parametrize(("error", "status"), FAILURES, ids=repr)
-def test_a_host_that_fails_ends_without_a_shutdown(initialized, monkeypatch, error, status):
+def test_a_failing_host_exits_without_a_shutdown(jax_calls, monkeypatch, error, status):
     """A shutdown waits for the other hosts, which wait for this one in the middle of a step."""
 
     def exit_(status):
@@ -95,28 +107,28 @@ def test_a_host_that_fails_ends_without_a_shutdown(initialized, monkeypatch, err
     with pytest.raises(Exited) as exited, hosts.distributed("here:1", 2, 0):
         raise error
     assert exited.value.args == (status,)
-    assert "shutdown" not in initialized
+    assert "shutdown" not in jax_calls
 
 
-def test_hosts_that_do_not_find_each_other_are_one_line(initialized, monkeypatch):
+def test_a_failed_connection_is_one_error_with_the_address(jax_calls, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("DEADLINE_EXCEEDED")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    cases = {("here:1", 2, 1): "at here:1", (hosts.AUTO,): "in the surroundings"}
+    cases = {("here:1", 2, 1): "at here:1", (hosts.AUTO,): "as the environment describes them"}
     for described, where in cases.items():
-        message = f"the hosts did not find each other {where}: DEADLINE_EXCEEDED"
+        message = rf"^The hosts could not connect {where} \(DEADLINE_EXCEEDED\): start the same"
         with pytest.raises(ValueError, match=message), hosts.distributed(*described):
             pytest.fail("connected")
 
 
-def test_the_loss_of_another_host_names_the_remedy(monkeypatch):
+def test_the_error_about_a_lost_host_names_the_remedy(monkeypatch):
     lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset\nby peer")
     with pytest.raises(jax.errors.JaxRuntimeError), hosts.explain_lost_host():
         raise lost
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    named = r"another host is gone, .* \(UNAVAILABLE: Connection reset by peer\): start the same"
-    with pytest.raises(ConnectionError, match=named), hosts.explain_lost_host():
+    message = r"^Another host failed .* \(UNAVAILABLE: Connection reset by peer\): start the same"
+    with pytest.raises(ConnectionError, match=message), hosts.explain_lost_host():
         raise lost
     with pytest.raises(ValueError, match=r"^a mistake$"), hosts.explain_lost_host():
         raise ValueError("a mistake")
@@ -125,15 +137,16 @@ def test_the_loss_of_another_host_names_the_remedy(monkeypatch):
 def test_hosts_with_another_recipe_are_refused(monkeypatch):
     hosts.assert_identical({"steps": 1})
     first = []
-    monkeypatch.setattr(hosts, "broadcast", lambda mine: first.append(mine) or first[0])
+    # The first call is that of the primary host.
+    monkeypatch.setattr(hosts, "broadcast", lambda number: first.append(number) or first[0])
     hosts.assert_identical({"steps": 1})
     hosts.assert_identical({"steps": 1})
-    with pytest.raises(ValueError, match="this host has another recipe, other data or another run"):
+    with pytest.raises(ValueError, match="This host has another recipe, other data or another run"):
         hosts.assert_identical({"steps": 2})
 
 
 @pytest.mark.parametrize("host", [0, 1])
-def test_only_the_first_host_prints(monkeypatch, capsys, host):
+def test_only_the_primary_host_prints_to_stdout(monkeypatch, capsys, host):
     monkeypatch.setattr(jax, "process_index", lambda: host)
     with hosts.silence_non_primary():
         print("done")
@@ -141,7 +154,7 @@ def test_only_the_first_host_prints(monkeypatch, capsys, host):
     assert capsys.readouterr() == ("" if host else "done\n", "problem\n")
 
 
-def test_one_host_agrees_with_itself_at_once():
+def test_a_single_host_agrees_with_itself_without_delay():
     assert [hosts.DelayedMax()(number) for number in (0, 15)] == [0, 15]
     assert hosts.is_primary()
     assert hosts.count() == jax.process_count() == 1

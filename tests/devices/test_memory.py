@@ -1,4 +1,4 @@
-"""Memory that does not suffice is said in one line with what to change; what this machine has left is known."""
+"""Out-of-memory errors are one line with the remedy; the host's available memory is known."""
 
 import dataclasses
 import re
@@ -18,71 +18,72 @@ from ddpm_jax.runs import loop
 from ddpm_jax.training.step import init_state, make_train_step
 
 
-def test_memory_that_runs_out_is_one_line_with_the_remedy():
+def test_an_out_of_memory_error_is_one_line_with_the_remedy():
     causes = {
         r"device \(RESOURCE_EXHAUSTED: .*\)": lambda: jnp.zeros((2**40, 2**10)).block_until_ready(),
         r"host \(Unable to allocate .*\)": lambda: np.ones((2**40, 2**10)),
     }
     for where, allocate in causes.items():
         with (
-            pytest.raises(ValueError, match=f"^out of memory on the {where}: 8 images: fewer$"),
-            memory.explain_oom("8 images", "fewer"),
+            pytest.raises(
+                ValueError, match=rf"^Out of memory on the {where} for 8 images: less\.$"
+            ),
+            memory.explain_oom("8 images", "less"),
         ):
             allocate()
 
 
-def test_errors_that_are_not_about_memory_are_left_alone():
+def test_other_errors_pass_unchanged():
     with pytest.raises(ZeroDivisionError), memory.explain_oom("", ""):
         print(1 / 0)
 
 
-def test_the_memory_of_a_step_is_at_least_that_of_its_output():
-    """It is read from the compiled step: here the batch's gradients, on each of the devices."""
+def test_the_memory_of_a_step_is_at_least_its_output():
+    """It is read from the compiled step. Here it is mostly the gradients, on each device."""
     step = parallel.jit_step(make_train_step(linear_loss, sgd(0.1)))
     state = parallel.put_state(init_state(linear_params(), sgd(0.1)))
     needed = step.host_memory(state, linear_batch())
-    assert 15 * 4 <= needed < 2**20  # the gradients of 15 parameters are 4 bytes each
+    # 15 parameters have gradients of 4 bytes each.
+    assert 15 * 4 <= needed < 2**20
 
 
-def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 10**9)
     monkeypatch.setattr(parallel.ParallelStep, "host_memory", lambda *_: 3 * 10**9)
-    monkeypatch.setattr(
-        parallel.ParallelStep, "__call__", lambda *_: pytest.fail("a step was taken")
-    )
-    message = r"host \(3\.0 GB needed for a step, 1\.0 GB available\): micro-batches of 8 "
+    monkeypatch.setattr(parallel.ParallelStep, "__call__", lambda *_: pytest.fail("a step ran"))
+    message = r"host \(3\.0 GB needed for a step, 1\.0 GB available\) for micro-batches of 8 "
     with pytest.raises(ValueError, match=message):
         loop.train(SHORT, tmp_path / "run", 0)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_fits_where_nothing_is_known_of_the_memory(monkeypatch):
+def test_every_step_fits_if_the_available_memory_is_unknown(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: None)
     memory.check_fits(2**60)
 
 
-def test_what_a_step_needs_names_settings_of_the_recipe():
-    what, remedy = loop.memory_advice(dataclasses.replace(digits, training=SHORT.training))
-    assert what == "micro-batches of 8 pictures of 8x8x1 in float32"
+def test_the_remedy_for_a_step_names_settings_of_the_recipe():
+    workload, remedy = loop.memory_advice(dataclasses.replace(digits, training=SHORT.training))
+    assert workload == "micro-batches of 8 images of 8x8x1 in float32"
     assert "--training.accumulation (now 2), lower --training.batch-size (now 16)" in remedy
-    named = re.findall(r"--(\w+)\.([\w-]+)", remedy)
-    assert len(named) == 4
-    for group, name in named:
+    settings = re.findall(r"--(\w+)\.([\w-]+)", remedy)
+    assert len(settings) == 4
+    for group, name in settings:
         assert name.replace("-", "_") in vars(getattr(digits, group))
 
 
-def test_sampling_names_its_batch():
+def test_the_error_of_sampling_names_its_batch():
     model = ConvUNet(image_size=8, channels=3, widths=(8,))
+    message = r"for batches of 9 images of 8x8x3 in float32: lower --batch-size\.$"
     with (
-        pytest.raises(
-            ValueError, match=r": batches of 9 pictures of 8x8x3 in float32: lower --batch-size$"
-        ),
+        pytest.raises(ValueError, match=message),
         BatchedRunOptions(batch_size=9).explain_oom(model),
     ):
         raise MemoryError
 
 
-def folder_of(tmp_path, **files):
+def write_files(tmp_path, **files):
+    """Write files of these names and texts, with "/" for "__", and return the folder."""
     for name, text in files.items():
         path = tmp_path / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,17 +92,19 @@ def folder_of(tmp_path, **files):
 
 
 MEMINFO = {
-    "proc__meminfo": "MemTotal: 900 kB\nMemAvailable:     700 kB\nSwapFree: 100 kB\nHugePages_Total: 0\n"
+    "proc__meminfo": (
+        "MemTotal: 900 kB\nMemAvailable:     700 kB\nSwapFree: 100 kB\nHugePages_Total: 0\n"
+    )
 }
 
 
-def test_what_is_free_is_memory_and_swap(tmp_path):
+def test_available_memory_includes_swap(tmp_path):
     assert memory.available(tmp_path) is None
-    assert memory.available(folder_of(tmp_path, proc__meminfo="MemTotal: 900 kB\n")) is None
-    assert memory.available(folder_of(tmp_path, **MEMINFO)) == 800 * 1024
+    assert memory.available(write_files(tmp_path, proc__meminfo="MemTotal: 900 kB\n")) is None
+    assert memory.available(write_files(tmp_path, **MEMINFO)) == 800 * 1024
 
 
-def test_the_narrowest_control_group_counts(tmp_path):
+def test_the_tightest_control_group_limits_the_available_memory(tmp_path):
     groups = {
         "proc__self__cgroup": "4:memory:/old\n0::/job/step\n",
         "sys__fs__cgroup__job__memory.max": "500000\n",
@@ -109,9 +112,9 @@ def test_the_narrowest_control_group_counts(tmp_path):
         "sys__fs__cgroup__job__memory.stat": "anon 1\ninactive_file 50000\nactive_file 7000\n",
         "sys__fs__cgroup__job__step__memory.max": "max\n",
     }
-    assert memory.available(folder_of(tmp_path, **MEMINFO, **groups)) == 257000
+    assert memory.available(write_files(tmp_path, **MEMINFO, **groups)) == 257000
 
 
-def test_this_machine_has_some_left():
+def test_this_machine_has_available_memory():
     free = memory.available()
     assert free is None or free > 2**20

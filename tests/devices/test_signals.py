@@ -1,4 +1,4 @@
-"""Signals to a process that works in Python, sleeps, or is stuck in one long call."""
+"""Signals to a process that runs Python code, or is stuck in one long call."""
 
 import os
 import signal
@@ -13,54 +13,54 @@ from ddpm_jax.devices.signals import SIGNALS, StopSignal
 
 STUCK = """
 import hashlib
-from ddpm_jax.devices.signals import Interruption
-with Interruption():
+from ddpm_jax.devices.signals import StopSignal
+with StopSignal():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
-"""One call in which Python runs no handler."""
+"""A program that is stuck in one call, during which Python runs no handler."""
 
 
 def wait_for(condition, seconds=20):
-    until = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds
     while not condition():
-        assert time.perf_counter() < until
+        assert time.perf_counter() < deadline
         time.sleep(0.001)
 
 
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("first", SIGNALS)
-def test_the_first_signal_is_told_and_the_second_exits(monkeypatch, capfd, first, second):
-    ends = []
-    monkeypatch.setattr(os, "_exit", ends.append)
+def test_the_first_signal_is_reported_and_the_second_exits(monkeypatch, capfd, first, second):
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
     with StopSignal() as stop:
         os.kill(os.getpid(), first)
         wait_for(lambda: stop.signal)
         assert stop.signal == first
-        assert not ends
+        assert not statuses
         os.kill(os.getpid(), second)
-        wait_for(lambda: ends)
-    assert ends == [128 + second]
-    assert f"{first.name}: stops after this step" in capfd.readouterr().err
+        wait_for(lambda: statuses)
+    assert statuses == [128 + second]
+    assert f"{first.name}: stopping after this step" in capfd.readouterr().err
 
 
 def test_a_second_signal_ends_a_process_that_is_stuck():
     command = [sys.executable, "-c", STUCK]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGTERM)
-            told = process.stderr.readline() + process.stderr.readline()
-            assert "SIGTERM: stops after this step" in told
+            # The message starts with an empty line.
+            message = process.stderr.readline() + process.stderr.readline()
+            assert "SIGTERM: stopping after this step" in message
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 128 + signal.SIGINT
         finally:
             process.kill()
 
 
-def test_handlers_are_as_before_afterwards():
+def test_the_old_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     for _ in range(2):
         with StopSignal() as stop:
@@ -70,14 +70,14 @@ def test_handlers_are_as_before_afterwards():
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_in_another_thread_nothing_is_caught():
-    caught = []
+def test_nothing_is_caught_in_another_thread():
+    signals = []
 
     def work():
         with StopSignal() as stop:
-            caught.append(stop.signal)
+            signals.append(stop.signal)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert caught == [0]
+    assert signals == [0]

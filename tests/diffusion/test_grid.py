@@ -1,4 +1,4 @@
-"""Grids against Bayes' rule, float64 and the numbers of the papers."""
+"""Grids match Bayes' rule, float64 tables and the papers' numbers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,24 +11,25 @@ from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_
 SMALL = np.linspace(0.05, 0.7, 12)
 
 
-def images(seed, count, *shape):
-    return (
-        np.random.default_rng(seed)
-        .standard_normal((count, *(shape or (2, 2, 1))))
-        .astype(np.float32)
-    )
+def images(seed, n):
+    return np.random.default_rng(seed).standard_normal((n, 2, 2, 1)).astype(np.float32)
 
 
 def transition(betas, t, t_next):
     """Factor and variance of q(x_t | x_next), one step at a time; t_next = -1 is clean data."""
-    factor, variance = 1.0, 0.0
+    factor = 1.0
+    variance = 0.0
     for beta in betas[t_next + 1 : t + 1]:
-        factor, variance = factor * np.sqrt(1 - beta), variance * (1 - beta) + beta
+        factor = factor * np.sqrt(1 - beta)
+        variance = variance * (1 - beta) + beta
     return factor, variance
 
 
-def bayes(betas, t, t_next, x0, xt):
-    """Mean and variance of q(x_next | x_t, x_0), the product of the Gaussians q(x_t | x_next) and q(x_next | x_0)."""
+def bayes_posterior(betas, t, t_next, x0, xt):
+    """Mean and variance of q(x_next | x_t, x_0).
+
+    It is proportional to the product of q(x_t | x_next) and q(x_next | x_0).
+    """
     if t_next == -1:
         return x0, 0.0
     factor, noise = transition(betas, t, t_next)
@@ -38,52 +39,49 @@ def bayes(betas, t, t_next, x0, xt):
 
 
 @pytest.mark.parametrize("betas", [SMALL, zero_terminal_snr(SMALL)], ids=["small", "zero_terminal"])
-def test_q_posterior_is_bayes_rule_at_every_t(betas):
-    x0, xt = images(0, 12), images(1, 12)
-    mean, variance = q_posterior(
-        from_betas(betas), jnp.asarray(x0), jnp.asarray(xt), jnp.arange(12)
-    )
-    for t in range(12):
-        wanted = bayes(betas, t, t - 1, x0[t], xt[t])
-        np.testing.assert_allclose(mean[t], wanted[0], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(variance[t], wanted[1], rtol=1e-5)
+def test_q_posterior_matches_bayes_rule_at_every_t(betas):
+    x0 = images(0, 12)
+    xt = images(1, 12)
+    t = jnp.arange(12)
+    mean, variance = q_posterior(from_betas(betas), jnp.asarray(x0), jnp.asarray(xt), t)
+    for i in range(12):
+        expected_mean, expected_variance = bayes_posterior(betas, i, i - 1, x0[i], xt[i])
+        np.testing.assert_allclose(mean[i], expected_mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(variance[i], expected_variance, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("t", "variance"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
-def test_q_posterior_variance_is_that_of_diffusers(t, variance):
+@pytest.mark.parametrize(("t", "expected"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
+def test_q_posterior_variance_matches_diffusers(t, expected):
     x = jnp.zeros((1, 1, 1, 1))
-    assert (
-        abs(
-            float(q_posterior(from_betas(linear_betas()), x, x, jnp.array([t]))[1][0, 0, 0, 0])
-            - variance
-        )
-        < 1e-5
-    )
+    _, variance = q_posterior(from_betas(linear_betas()), x, x, jnp.array([t]))
+    assert abs(float(variance[0, 0, 0, 0]) - expected) < 1e-5
 
 
 @pytest.mark.parametrize("betas", [SMALL, zero_terminal_snr(SMALL)], ids=["small", "zero_terminal"])
-@pytest.mark.parametrize("times", [[11, 7, 3, 2, 0], [10, 1], [4], list(range(12))[::-1]], ids=len)
-def test_every_row_of_a_grid_is_bayes_rule_for_its_stride(betas, times):
-    x0, xt = images(0, 1), images(1, 1)
-    grid = make_grid(from_betas(betas), np.array(times))
-    nexts = [*times[1:], -1]
-    assert grid.i.tolist() == list(range(len(times)))
-    assert (grid.t.tolist(), grid.t_next.tolist()) == (times, nexts)
-    for i, (t, t_next) in enumerate(zip(times, nexts, strict=True)):
-        row = grid.row(i)
-        mean, variance = posterior(row, jnp.asarray(x0), jnp.asarray(xt))
-        wanted = bayes(betas, t, t_next, x0, xt)
-        np.testing.assert_allclose(mean, wanted[0], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(variance, wanted[1], rtol=1e-5)
+@pytest.mark.parametrize(
+    "timesteps", [[11, 7, 3, 2, 0], [10, 1], [4], list(range(12))[::-1]], ids=len
+)
+def test_posterior_of_every_grid_row_matches_bayes_rule_for_its_stride(betas, timesteps):
+    x0 = images(0, 1)
+    xt = images(1, 1)
+    grid = make_grid(from_betas(betas), np.array(timesteps))
+    next_timesteps = [*timesteps[1:], -1]
+    assert grid.i.tolist() == list(range(len(timesteps)))
+    assert (grid.t.tolist(), grid.t_next.tolist()) == (timesteps, next_timesteps)
+    for i, (t, t_next) in enumerate(zip(timesteps, next_timesteps, strict=True)):
+        mean, variance = posterior(grid.row(i), jnp.asarray(x0), jnp.asarray(xt))
+        expected_mean, expected_variance = bayes_posterior(betas, t, t_next, x0, xt)
+        np.testing.assert_allclose(mean, expected_mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(variance, expected_variance, rtol=1e-5)
         np.testing.assert_allclose(grid.beta[i], transition(betas, t, t_next)[1], rtol=1e-6)
 
 
-def test_the_next_of_the_last_row_is_clean_data():
+def test_last_row_of_a_grid_ends_in_clean_data():
     grid = make_grid(from_betas(linear_betas()), np.array([999, 500, 3]))
     assert (grid.sqrt_alpha_bar_next[-1], grid.sqrt_one_minus_alpha_bar_next[-1]) == (1, 0)
 
 
-def test_a_full_grid_holds_the_tables_of_the_schedule():
+def test_grid_of_all_timesteps_matches_the_tables_of_the_schedule():
     schedule = from_betas(linear_betas())
     grid = make_grid(schedule, np.arange(1000)[::-1])
     for table in ("beta", "sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"):
@@ -95,45 +93,48 @@ def test_a_full_grid_holds_the_tables_of_the_schedule():
 @pytest.mark.parametrize(
     "betas", [linear_betas(), zero_terminal_snr(linear_betas())], ids=["linear", "zero_terminal"]
 )
-def test_whole_float_timesteps_agree_with_integers(betas):
-    schedule, t = from_betas(betas), np.arange(1000)
-    for whole, as_float in zip(
-        schedule.signal_and_noise(jnp.asarray(t)),
-        schedule.signal_and_noise(jnp.asarray(t, jnp.float32)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(as_float, whole, rtol=1e-5)
-    grid, float_grid = make_grid(schedule, t[::-1]), make_grid(schedule, t[::-1].astype(float))
+def test_whole_float_timesteps_match_integer_timesteps(betas):
+    schedule = from_betas(betas)
+    t = np.arange(1000)
+    by_integer = schedule.signal_and_noise(jnp.asarray(t))
+    by_float = schedule.signal_and_noise(jnp.asarray(t, jnp.float32))
+    for integer_level, float_level in zip(by_integer, by_float, strict=True):
+        np.testing.assert_allclose(float_level, integer_level, rtol=1e-5)
+    grid = make_grid(schedule, t[::-1])
+    float_grid = make_grid(schedule, t[::-1].astype(float))
     assert (grid.t.dtype, float_grid.t.dtype) == (jnp.int32, jnp.float32)
-    for whole, as_float in zip(grid[:-1], float_grid[:-1], strict=True):
-        np.testing.assert_allclose(as_float, whole, rtol=1e-6)
+    for integer_table, float_table in zip(grid[:-1], float_grid[:-1], strict=True):
+        np.testing.assert_allclose(float_table, integer_table, rtol=1e-6)
 
 
-def test_float_timesteps_between_two_interpolate_log_snr():
-    schedule, t = from_betas(linear_betas()), np.array([900.25, 500.5, 0.75])
-    log_snr = np.log(np.cumprod(1 - linear_betas()) / (1 - np.cumprod(1 - linear_betas())))
+def test_float_timesteps_interpolate_log_snr():
+    schedule = from_betas(linear_betas())
+    t = np.array([900.25, 500.5, 0.75])
+    alpha_bar = np.cumprod(1 - linear_betas())
+    log_snr = np.log(alpha_bar / (1 - alpha_bar))
     below = t.astype(int)
-    wanted = log_snr[below] + (t - below) * (log_snr[below + 1] - log_snr[below])
+    expected = log_snr[below] + (t - below) * (log_snr[below + 1] - log_snr[below])
     grid = make_grid(schedule, t)
-    found = np.log(
-        np.asarray(grid.sqrt_alpha_bar, float) ** 2
-        / np.asarray(grid.sqrt_one_minus_alpha_bar, float) ** 2
-    )
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    np.testing.assert_allclose(np.log(schedule.snr(jnp.asarray(t, jnp.float32))), wanted, atol=1e-5)
+    signal = np.asarray(grid.sqrt_alpha_bar, float)
+    noise = np.asarray(grid.sqrt_one_minus_alpha_bar, float)
+    np.testing.assert_allclose(np.log(signal**2 / noise**2), expected, atol=1e-6)
+    snr = schedule.snr(jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(np.log(snr), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "times", [[], [3, 3], [2, 3], [12], [11.5], [-1], [3, -0.5], [np.nan], [np.nan, 3.0]], ids=str
+    "timesteps",
+    [[], [3, 3], [2, 3], [12], [11.5], [-1], [3, -0.5], [np.nan], [np.nan, 3.0]],
+    ids=str,
 )
-def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(times):
-    with pytest.raises(ValueError, match=r"timesteps must fall strictly within 0\.\.11"):
-        make_grid(from_betas(SMALL), np.array(times))
+def test_timesteps_that_do_not_decrease_within_the_schedule_are_refused(timesteps):
+    with pytest.raises(ValueError, match=r"timesteps must decrease strictly within 0\.\.11"):
+        make_grid(from_betas(SMALL), np.array(timesteps))
 
 
 @pytest.mark.parametrize("T", [20, 1000])
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-def test_spaced_timesteps_fall_within_the_schedule_for_every_number_of_steps(T, spacing):
+def test_spaced_timesteps_decrease_evenly_for_every_number_of_steps(T, spacing):
     for steps in range(1, T + 1):
         t = spaced(T, steps, spacing)
         assert t.shape == (steps,)
@@ -142,45 +143,43 @@ def test_spaced_timesteps_fall_within_the_schedule_for_every_number_of_steps(T, 
         assert t[0] < T
         assert spacing == "leading" or t[0] == T - 1
         assert spacing == "trailing" or t[-1] == 0 or steps == 1
-        even = {
+        stride = {
             "trailing": T / steps,
             "linspace": (T - 1) / max(steps - 1, 1),
             "leading": T // steps,
         }[spacing]
-        np.testing.assert_allclose(t, t[0] - even * np.arange(steps), rtol=0, atol=0.5 + 1e-9)
+        np.testing.assert_allclose(t, t[0] - stride * np.arange(steps), rtol=0, atol=0.5 + 1e-9)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-def test_all_steps_are_all_timesteps(spacing):
+def test_spaced_with_as_many_steps_as_timesteps_is_every_timestep(spacing):
     assert spaced(20, 20, spacing).tolist() == list(range(20))[::-1]
 
 
 @pytest.mark.parametrize(
-    ("spacing", "times"),
+    ("spacing", "timesteps"),
     [
         ("leading", [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]),
         ("linspace", [1, 112, 223, 334, 445, 556, 667, 778, 889, 1000]),
         ("trailing", [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]),
     ],
 )
-def test_spacings_are_those_of_table_2_of_lin_et_al(spacing, times):
-    assert (spaced(1000, 10, spacing)[::-1] + 1).tolist() == times
+def test_spacings_match_table_2_of_lin_et_al(spacing, timesteps):
+    assert (spaced(1000, 10, spacing)[::-1] + 1).tolist() == timesteps
 
 
-def test_a_spacing_of_another_kind_is_refused():
-    with pytest.raises(
-        ValueError, match="karras is by noise level: its timesteps are those of times_of"
-    ):
+def test_a_spacing_of_the_wrong_kind_is_refused():
+    with pytest.raises(ValueError, match=r"karras is by noise level: use spaced_by_noise or"):
         spaced(1000, 10, "karras")
-    with pytest.raises(ValueError, match="leading is not by noise level"):
+    with pytest.raises(ValueError, match="leading is not by noise level: use spaced or"):
         spaced_by_noise(from_betas(linear_betas()), 10, "leading")
     with pytest.raises(
-        ValueError, match="unknown spacing 'equal'; there are: trailing, leading, linspace, karras"
+        ValueError, match="Unknown spacing 'equal'; there are: trailing, leading, linspace, karras"
     ):
         is_noise_spacing("equal")
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 21])
-def test_steps_outside_the_schedule_are_refused(steps):
+def test_a_number_of_steps_out_of_range_is_refused(steps):
     with pytest.raises(ValueError, match="between 1 and the schedule's T = 20"):
         spaced(20, steps)

@@ -1,4 +1,4 @@
-"""L_simple at its limits and by its formula; how t is drawn."""
+"""L_simple matches its formula and known limits; timesteps have their distributions."""
 
 from functools import partial
 
@@ -6,19 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.losses import SCHEDULE, TARGETS, keys, loss_of
+from helpers.losses import SCHEDULE, TARGETS, example_keys, jitted_simple_loss
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.losses import draw_xt, lognormal_timesteps, simple_loss, uniform_timesteps
 from ddpm_jax.diffusion.prediction import regression_target
-from ddpm_jax.diffusion.schedule import edm_betas as edm_betas
-from ddpm_jax.diffusion.schedule import from_betas, linear_betas, per_example, zero_terminal_snr
+from ddpm_jax.diffusion.schedule import (
+    edm_betas,
+    from_betas,
+    linear_betas,
+    per_example,
+    zero_terminal_snr,
+)
 
 X0 = 0.5
 
 
-def perfect(target, error, xt, t):
-    """The exact output for data that is X0 everywhere, and an error in each channel."""
+def exact_output(target, error, xt, t):
+    """The exact output for images that are X0 everywhere, plus an error per channel."""
     signal, noise = per_example(SCHEDULE.signal_and_noise(t), xt)
     eps = (xt - signal * X0) / noise
     v = signal * eps - noise * X0
@@ -26,45 +31,49 @@ def perfect(target, error, xt, t):
     return output + error
 
 
-def scaled(factor, xt, t):
+def scaled_input(factor, xt, t):
     return factor * xt
 
 
-def uniform(count):
-    return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (count, 4, 4, 1)), jnp.float32)
+def uniform_images(n):
+    return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (n, 4, 4, 1)), jnp.float32)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_perfect_network_has_no_loss(target):
-    network = Partial(partial(perfect, target, 0.0))
-    loss = loss_of(keys(64), SCHEDULE, network, np.full((64, 4, 4, 1), X0, np.float32), target)
+def test_an_exact_network_has_zero_loss(target):
+    network = Partial(partial(exact_output, target, 0.0))
+    x0 = np.full((64, 4, 4, 1), X0, np.float32)
+    loss = jitted_simple_loss(example_keys(64), SCHEDULE, network, x0, target)
     assert loss.shape == (64,)
     assert np.max(loss) < 1e-9
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_network_that_says_nothing_has_the_second_moment_of_the_target(target):
+def test_the_loss_of_zero_output_is_the_second_moment_of_the_target(target):
     alpha_bar = np.cumprod(1 - linear_betas())
     v = np.mean(alpha_bar + (1 - alpha_bar) * X0**2)
-    wanted = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
+    expected = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
+    network = Partial(scaled_input, 0.0)
     x0 = np.full((1024, 8, 8, 1), X0, np.float32)
-    loss = loss_of(keys(1024), SCHEDULE, Partial(scaled, 0.0), x0, target)
-    assert abs(np.mean(loss) - wanted) < 5 * np.std(loss) / np.sqrt(1024) + 1e-6
+    loss = jitted_simple_loss(example_keys(1024), SCHEDULE, network, x0, target)
+    assert abs(np.mean(loss) - expected) < 5 * np.std(loss) / np.sqrt(1024) + 1e-6
 
 
-def test_a_constant_error_is_squared_and_averaged_over_the_pixels():
-    network = Partial(partial(perfect, "eps"), jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3))
-    loss = loss_of(keys(8), SCHEDULE, network, np.full((8, 4, 4, 3), X0, np.float32), "eps")
+def test_the_error_is_squared_and_averaged_over_pixels_and_channels():
+    error = jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
+    network = Partial(partial(exact_output, "eps"), error)
+    x0 = np.full((8, 4, 4, 3), X0, np.float32)
+    loss = jitted_simple_loss(example_keys(8), SCHEDULE, network, x0, "eps")
     np.testing.assert_allclose(loss, (1 + 4 + 9) / 3, rtol=1e-4)
 
 
-def test_every_timestep_is_as_likely():
+def test_all_timesteps_are_equally_likely():
     def network(xt, t):
         return jnp.broadcast_to(per_example(t, xt).astype(jnp.float32), xt.shape)
 
     schedule = from_betas(np.full(5, 0.7))
     x0 = np.zeros((5000, 1, 1, 1), np.float32)
-    t_squared = loss_of(keys(5000), schedule, Partial(network), x0, "x0")
+    t_squared = jitted_simple_loss(example_keys(5000), schedule, Partial(network), x0, "x0")
     values, counts = np.unique(np.asarray(t_squared), return_counts=True)
     assert values.tolist() == [0, 1, 4, 9, 16]
     assert np.max(np.abs(counts - 1000)) < 5 * np.sqrt(5000 * 0.2 * 0.8)
@@ -72,10 +81,12 @@ def test_every_timestep_is_as_likely():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_loss_of_an_example_does_not_depend_on_how_the_batch_is_split(target):
-    x0 = uniform(8)
+    x0 = uniform_images(8)
+    keys = example_keys(8)
+    network = Partial(scaled_input, 0.1)
 
     def loss(part):
-        return np.asarray(loss_of(keys(8)[part], SCHEDULE, Partial(scaled, 0.1), x0[part], target))
+        return np.asarray(jitted_simple_loss(keys[part], SCHEDULE, network, x0[part], target))
 
     whole = loss(slice(None))
     assert len(set(whole.tolist())) == 8
@@ -84,57 +95,60 @@ def test_the_loss_of_an_example_does_not_depend_on_how_the_batch_is_split(target
 
 
 def test_the_loss_has_the_gradient_of_its_formula():
-    """d/dw of mean (w - x0)^2 = 2 (w - x0)."""
+    """d/dw of mean (w - x0)^2 is 2 (w - x0)."""
     x0 = jnp.full((4, 2, 2, 1), X0)
 
     def loss(w):
         network = lambda xt, t: jnp.full(xt.shape, w)  # noqa: E731
-        return jnp.mean(simple_loss(keys(4), SCHEDULE, network, x0, "x0"))
+        return jnp.mean(simple_loss(example_keys(4), SCHEDULE, network, x0, "x0"))
 
     grad = jax.jit(jax.grad(loss))
     np.testing.assert_allclose(grad(jnp.float32(0.8)), 2 * (0.8 - X0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_weight_multiplies_and_given_timesteps_are_used(target):
-    x0, t, weight = uniform(8), jnp.arange(8) * 140, np.arange(8, dtype=np.float32)
-    plain, found = (
-        np.asarray(loss_of(keys(8), SCHEDULE, Partial(scaled, 0.1), x0, target, t=t, weight=each))
+def test_given_weights_and_timesteps_are_used(target):
+    x0 = uniform_images(8)
+    t = jnp.arange(8) * 140
+    weight = np.arange(8, dtype=np.float32)
+    keys = example_keys(8)
+    network = Partial(scaled_input, 0.1)
+    plain, weighted = (
+        np.asarray(jitted_simple_loss(keys, SCHEDULE, network, x0, target, t=t, weight=each))
         for each in (None, weight)
     )
-    np.testing.assert_allclose(found, plain * weight, rtol=1e-6)
-    xt, eps = draw_xt(keys(8), SCHEDULE, x0, t)
-    wanted = regression_target(target, x0, eps, *per_example(SCHEDULE.signal_and_noise(t), x0))
-    error = 0.1 * np.asarray(xt) - wanted
+    np.testing.assert_allclose(weighted, plain * weight, rtol=1e-6)
+    xt, eps = draw_xt(keys, SCHEDULE, x0, t)
+    signal, noise = per_example(SCHEDULE.signal_and_noise(t), x0)
+    error = 0.1 * np.asarray(xt) - regression_target(target, x0, eps, signal, noise)
     np.testing.assert_allclose(plain, np.mean(error**2, (1, 2, 3)), rtol=1e-5)
 
 
-# How t is drawn
+# The distributions of timesteps
 
 
-def test_lognormal_times_are_normal_in_log_sigma():
+def test_lognormal_timesteps_are_normal_in_log_sigma():
     schedule = from_betas(edm_betas())
-    t = lognormal_timesteps(keys(4000), schedule)
+    t = lognormal_timesteps(example_keys(4000), schedule)
     log_sigma = -0.5 * np.log(np.asarray(schedule.snr(t), float))
     assert abs(np.mean(log_sigma) + 1.2) < 5 * 1.2 / np.sqrt(4000)
     assert abs(np.std(log_sigma) / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
     assert t.dtype == jnp.float32
 
 
-def test_lognormal_times_stay_within_the_schedule():
-    t = lognormal_timesteps(keys(500), SCHEDULE, 0.0, 50.0)
+def test_lognormal_timesteps_stay_within_the_schedule():
+    t = lognormal_timesteps(example_keys(500), SCHEDULE, 0.0, 50.0)
     assert (float(t.min()), float(t.max())) == (0, 999)
-    t = lognormal_timesteps(keys(500), from_betas(zero_terminal_snr(linear_betas())), 0.0, 50.0)
+    schedule = from_betas(zero_terminal_snr(linear_betas()))
+    t = lognormal_timesteps(example_keys(500), schedule, 0.0, 50.0)
     assert bool(jnp.all((t >= 0) & (t <= 999)))
 
 
 @pytest.mark.parametrize("draw", [uniform_timesteps, lognormal_timesteps])
-def test_t_and_noise_are_of_keys_of_their_own(draw):
-    t = draw(keys(2000), SCHEDULE).astype(jnp.float32)
-    eps = draw_xt(keys(2000), SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))[
-        1
-    ].ravel()
-    assert abs(np.corrcoef(t, eps)[0, 1]) < 5 / np.sqrt(2000)
-    np.testing.assert_array_equal(
-        draw(keys(2000)[5:9], SCHEDULE), t[5:9].astype(draw(keys(1), SCHEDULE).dtype)
-    )
+def test_timesteps_and_noise_are_independent_and_depend_on_the_examples_key_alone(draw):
+    keys = example_keys(2000)
+    t = draw(keys, SCHEDULE)
+    _, eps = draw_xt(keys, SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))
+    correlation = np.corrcoef(t.astype(jnp.float32), eps.ravel())[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(2000)
+    np.testing.assert_array_equal(draw(keys[5:9], SCHEDULE), t[5:9])

@@ -1,11 +1,13 @@
-"""L_vlb is the bound's terms, L_hybrid what it is made of, a learned variance that of the true reverse step."""
+"""L_vlb sums the bound's terms, L_hybrid adds it to L_simple, a learned variance becomes exact."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.losses import STD, gaussian, keys
+from helpers.losses import STD, example_keys, gaussian_images
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.likelihood import bound_terms
@@ -15,125 +17,134 @@ from ddpm_jax.diffusion.prediction import make_denoiser, split_output
 from ddpm_jax.diffusion.schedule import from_betas, per_example
 from ddpm_jax.samplers import sample_keys
 
-SMALL = from_betas(np.linspace(0.05, 0.8, 8))
+SMALL_BETAS = np.linspace(0.05, 0.8, 8)
+SMALL = from_betas(SMALL_BETAS)
 
 
 def two_outputs(params, xt, t):
-    return jnp.concatenate([params["mean"] * xt, params["said"] + 0.1 * jnp.tanh(xt)], -1)
+    """A network with an output for v and one for the log variance."""
+    return jnp.concatenate([params["mean"] * xt, params["log_var"] + 0.1 * jnp.tanh(xt)], -1)
 
 
-PARAMS = {"mean": jnp.float32(0.4), "said": jnp.float32(-0.3)}
+PARAMS = {"mean": jnp.float32(0.4), "log_var": jnp.float32(-0.3)}
 
 
-def value_and_grad(loss, *rest, **options):
-    """Of the mean over 16 images, by the parameters of `two_outputs`."""
-    x0 = gaussian(16)
+def value_and_grad(loss, *arguments, **options):
+    """A loss averaged over 16 images, and its gradient in the parameters of `two_outputs`."""
+    x0 = gaussian_images(16)
 
-    def mean(params):
+    def mean_loss(params):
         network = Partial(two_outputs, params)
-        return jnp.mean(loss(keys(16), SMALL, network, x0, "v", *rest, **options))
+        return jnp.mean(loss(example_keys(16), SMALL, network, x0, "v", *arguments, **options))
 
-    return jax.jit(jax.value_and_grad(mean))(PARAMS)
+    return jax.jit(jax.value_and_grad(mean_loss))(PARAMS)
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_l_hybrid_teaches_the_mean_by_l_simple_and_the_variance_by_a_thousandth_of_l_vlb(variance):
+def test_l_hybrid_trains_the_mean_by_l_simple_and_the_variance_by_l_vlb(variance):
     weight = jnp.linspace(0.5, 2.0, 16)
-    hybrid, by_hybrid = value_and_grad(hybrid_loss, variance, weight=weight)
-    simple, by_simple = value_and_grad(simple_loss, weight=weight)
-    vlb, by_vlb = value_and_grad(vlb_loss, variance)
+    hybrid, hybrid_grad = value_and_grad(hybrid_loss, variance, weight=weight)
+    simple, simple_grad = value_and_grad(simple_loss, weight=weight)
+    vlb, vlb_grad = value_and_grad(vlb_loss, variance)
     np.testing.assert_allclose(hybrid, simple + 0.001 * vlb, rtol=1e-6)
-    np.testing.assert_allclose(by_hybrid["mean"], by_simple["mean"], rtol=1e-6)
-    np.testing.assert_allclose(by_hybrid["said"], 0.001 * by_vlb["said"], rtol=1e-5)
-    assert by_simple["said"] == 0
-    assert abs(by_vlb["mean"]) > 1e-3
+    np.testing.assert_allclose(hybrid_grad["mean"], simple_grad["mean"], rtol=1e-6)
+    np.testing.assert_allclose(hybrid_grad["log_var"], 0.001 * vlb_grad["log_var"], rtol=1e-5)
+    assert simple_grad["log_var"] == 0
+    assert abs(vlb_grad["mean"]) > 1e-3
 
 
-def test_l_vlb_at_every_t_is_the_sum_of_the_bounds_terms():
-    """In bits a dimension: T times the mean over t."""
-    x0, network = gaussian(8 * 32), lambda xt, t: two_outputs(PARAMS, xt, t)
+def test_the_mean_of_l_vlb_over_t_is_the_sum_of_the_bounds_terms():
+    x0 = gaussian_images(8 * 32)
     t = jnp.tile(jnp.arange(8), 32)
+
+    def network(xt, t):
+        return two_outputs(PARAMS, xt, t)
+
     vlb = jax.jit(lambda keys, x0, t=None: vlb_loss(keys, SMALL, network, x0, "v", t=t))
-    found = vlb(keys(len(x0)), x0, t).reshape(32, 8)
+    by_timestep = vlb(example_keys(len(x0)), x0, t).reshape(32, 8)
     denoise = make_denoiser(SMALL, network, "v", None)
-    terms = bound_terms(
-        sample_keys(0, jnp.arange(len(x0))), SMALL, denoise, x0, jnp.arange(8), "learned_range"
-    )
-    error = np.sqrt(np.var(found, 0) / 32 + 64 * np.var(terms, 0) / len(x0))
-    assert np.all(np.abs(np.mean(found, 0) - 8 * np.mean(terms, 0)) < 5 * error)
-    uniform = vlb(keys(2000, 5), gaussian(2000))
-    assert (
-        abs(np.mean(uniform) - np.sum(np.mean(terms, 0)))
-        < 5 * np.std(uniform) / np.sqrt(2000) + 0.02
-    )
+    keys = sample_keys(0, jnp.arange(len(x0)))
+    terms = bound_terms(keys, SMALL, denoise, x0, jnp.arange(8), "learned_range")
+    error = np.sqrt(np.var(by_timestep, 0) / 32 + 64 * np.var(terms, 0) / len(x0))
+    assert np.all(np.abs(np.mean(by_timestep, 0) - 8 * np.mean(terms, 0)) < 5 * error)
+    uniform = vlb(example_keys(2000, 5), gaussian_images(2000))
+    difference = abs(np.mean(uniform) - np.sum(np.mean(terms, 0)))
+    assert difference < 5 * np.std(uniform) / np.sqrt(2000) + 0.02
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_a_learned_variance_comes_to_that_of_the_true_reverse_step(variance):
-    """Of Gaussian data and the exact mean: q(x_{t-1} | x_t), whose variance is known."""
-    t, x0 = jnp.tile(jnp.arange(1, 8), 48), gaussian(7 * 48)
+def test_a_learned_variance_converges_to_the_true_reverse_steps(variance):
+    """Gaussian images with the exact mean: the variance of q(x_{t-1} | x_t) is known."""
+    t = jnp.tile(jnp.arange(1, 8), 48)
+    x0 = gaussian_images(7 * 48)
     signal, noise = SMALL.signal_and_noise(jnp.arange(8))
     slope = signal * STD**2 / ((signal * STD) ** 2 + noise**2)
 
-    def network(said, xt, t):
-        return jnp.concatenate(
-            [per_example(slope[t], xt) * xt, jnp.broadcast_to(per_example(said[t], xt), xt.shape)],
-            -1,
-        )
+    def network(log_var, xt, t):
+        output = per_example(slope[t], xt) * xt
+        variance_output = jnp.broadcast_to(per_example(log_var[t], xt), xt.shape)
+        return jnp.concatenate([output, variance_output], -1)
 
-    def loss(said):
-        return jnp.mean(
-            hybrid_loss(
-                keys(len(x0)), SMALL, lambda xt, t: network(said, xt, t), x0, "x0", variance, t=t
-            )
+    def loss(log_var):
+        keys = example_keys(len(x0))
+        per_example_loss = hybrid_loss(
+            keys, SMALL, partial(network, log_var), x0, "x0", variance, t=t
         )
+        return jnp.mean(per_example_loss)
 
     tx = optax.adam(0.05)
 
     def step(state, _):
-        said, opt_state = state
+        log_var, opt_state = state
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = tx.update(jax.grad(loss)(said), opt_state)
-        return (said + updates, opt_state), None
+            updates, opt_state = tx.update(jax.grad(loss)(log_var), opt_state)
+        return (log_var + updates, opt_state), None
 
-    said, _ = jax.jit(lambda s: jax.lax.scan(step, s, None, 300)[0])(
-        (jnp.zeros(8), tx.init(jnp.zeros(8)))
+    train = jax.jit(lambda state: jax.lax.scan(step, state, None, 300)[0])
+    log_var, _ = train((jnp.zeros(8), tx.init(jnp.zeros(8))))
+
+    alpha_bar = np.cumprod(1 - SMALL_BETAS)
+    alpha_bar_next = alpha_bar[:-1]
+    alpha_bar = alpha_bar[1:]
+    beta = SMALL_BETAS[1:]
+    posterior_variance = (1 - alpha_bar_next) / (1 - alpha_bar) * beta
+    x0_variance = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
+    true_log_var = np.log(
+        posterior_variance + alpha_bar_next * (beta / (1 - alpha_bar)) ** 2 * x0_variance
     )
-    alpha_bar = np.cumprod(1 - np.linspace(0.05, 0.8, 8))
-    beta, before, after = np.linspace(0.05, 0.8, 8)[1:], alpha_bar[:-1], alpha_bar[1:]
-    small = (1 - before) / (1 - after) * beta
-    unknown = STD**2 * (1 - after) / (after * STD**2 + 1 - after)
-    true = np.log(small + before * (beta / (1 - after)) ** 2 * unknown)
-    wanted = (
-        true if variance == "learned" else 2 * (true - np.log(small)) / np.log(beta / small) - 1
-    )
-    scale = 1 if variance == "learned" else 2 / np.log(beta / small)
+    if variance == "learned":
+        expected = true_log_var
+        scale = 1
+    else:
+        # The output in [-1, 1] interpolates between the logs of the posterior variance and beta.
+        scale = 2 / np.log(beta / posterior_variance)
+        above_small = true_log_var - np.log(posterior_variance)
+        expected = 2 * above_small / np.log(beta / posterior_variance) - 1
     np.testing.assert_array_less(
-        np.abs(said[1:] - wanted), scale * 5 * np.sqrt(2 / (48 * 16)) + 0.01
+        np.abs(log_var[1:] - expected), scale * 5 * np.sqrt(2 / (48 * 16)) + 0.01
     )
 
 
-def test_what_is_said_of_the_variance_does_not_change_l_simple():
-    x0 = gaussian(8)
-    both = simple_loss(keys(8), SMALL, lambda xt, t: two_outputs(PARAMS, xt, t), x0, "v")
-    alone = simple_loss(keys(8), SMALL, lambda xt, t: PARAMS["mean"] * xt, x0, "v")
+def test_l_simple_ignores_the_output_for_the_variance():
+    x0 = gaussian_images(8)
+    keys = example_keys(8)
+    both = simple_loss(keys, SMALL, partial(two_outputs, PARAMS), x0, "v")
+    alone = simple_loss(keys, SMALL, lambda xt, t: PARAMS["mean"] * xt, x0, "v")
     np.testing.assert_array_equal(both, alone)
     assert split_output(x0, x0)[1] is None
 
 
-def test_the_reverse_step_at_each_t_is_q_posterior():
-    """An exact x0 and fixed_small: no divergence but at t = 0, so that a wrong stride or t would show."""
-    x0 = gaussian(8)
-    xt, _ = draw_xt(keys(8), SMALL, x0, jnp.arange(8))
+def test_l_vlb_at_each_t_compares_with_q_posterior():
+    """With the exact x0 and fixed_small every term but the decoder's is 0; a wrong t would show."""
+    x0 = gaussian_images(8)
+    keys = example_keys(8)
+    t = jnp.arange(8)
+    xt, _ = draw_xt(keys, SMALL, x0, t)
     vlb = jax.jit(
-        lambda x0_hat: vlb_loss(
-            keys(8), SMALL, lambda xt, t: x0_hat, x0, "x0", "fixed_small", t=jnp.arange(8)
-        )
+        lambda x0_hat: vlb_loss(keys, SMALL, lambda xt, t: x0_hat, x0, "x0", "fixed_small", t=t)
     )
-    found = vlb(x0)
-    np.testing.assert_allclose(found[1:], 0, atol=1e-5)
-    off = vlb(x0 + 0.1)
-    mean, variance = q_posterior(SMALL, x0, xt, jnp.arange(8))
-    shift = q_posterior(SMALL, x0 + 0.1, xt, jnp.arange(8))[0] - mean
-    wanted = 8 * jnp.mean(shift**2 / (2 * jnp.maximum(variance, 1e-9)), (1, 2, 3)) / np.log(2)
-    np.testing.assert_allclose(off[1:], wanted[1:], rtol=1e-3)
+    np.testing.assert_allclose(vlb(x0)[1:], 0, atol=1e-5)
+    mean, variance = q_posterior(SMALL, x0, xt, t)
+    shift = q_posterior(SMALL, x0 + 0.1, xt, t)[0] - mean
+    kl = jnp.mean(shift**2 / (2 * jnp.maximum(variance, 1e-9)), (1, 2, 3))
+    np.testing.assert_allclose(vlb(x0 + 0.1)[1:], (8 * kl / np.log(2))[1:], rtol=1e-3)

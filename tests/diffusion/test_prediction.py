@@ -1,4 +1,4 @@
-"""Clean data and noise from any output of a network: always consistent with Eq. 4."""
+"""x0 and eps from a network's output for any target satisfy Eq. 4."""
 
 import jax
 import jax.numpy as jnp
@@ -21,71 +21,72 @@ def normal(seed):
 @pytest.fixture(scope="module")
 def example():
     """x0, eps, xt and the two coefficients at `T`."""
-    x0, eps = normal(0), normal(1)
+    x0 = normal(0)
+    eps = normal(1)
     return x0, eps, q_sample(SCHEDULE, x0, T, eps), *per_example(SCHEDULE.signal_and_noise(T), x0)
 
 
-def output(target, x0, eps, t):
-    """What a perfect network for `target` would say, in float64."""
+def exact_output(target, x0, eps, t):
+    """The output of an exact network for `target`, in float64."""
     alpha_bar = np.cumprod(1 - linear_betas())[np.asarray(t)].reshape(-1, 1, 1, 1)
-    x0, eps = np.asarray(x0, float), np.asarray(eps, float)
+    x0 = np.asarray(x0, float)
+    eps = np.asarray(eps, float)
     v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0
     return {"eps": eps, "x0": x0, "v": v, "flow": eps - x0}[target]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_regression_target_is_its_definition(example, target):
+def test_the_regression_target_matches_its_definition(example, target):
     x0, eps, _, signal, noise = example
-    found = regression_target(target, x0, eps, signal, noise)
-    np.testing.assert_allclose(found, output(target, x0, eps, T), rtol=1e-5, atol=1e-6)
+    result = regression_target(target, x0, eps, signal, noise)
+    np.testing.assert_allclose(result, exact_output(target, x0, eps, T), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_perfect_output_gives_back_x0_and_eps(example, target):
+def test_an_exact_output_gives_back_x0_and_eps(example, target):
     x0, eps, xt, signal, noise = example
-    found = FROM_OUTPUT[target](
-        xt, regression_target(target, x0, eps, signal, noise), signal, noise
-    )
-    # Rounding of xt grows by sigma in x0 from eps (85 at t = 900), and by 1 / sigma in eps from x0 (100 at t = 0).
-    np.testing.assert_allclose(found.x0, x0, atol=1e-4)
-    np.testing.assert_allclose(found.eps, eps, atol=1e-4)
-    assert found.log_var is None
+    output = regression_target(target, x0, eps, signal, noise)
+    prediction = FROM_OUTPUT[target](xt, output, signal, noise)
+    # The rounding error of xt is multiplied by sigma in x0 from eps (85 at t = 900), and by
+    # 1 / sigma in eps from x0 (100 at t = 0).
+    np.testing.assert_allclose(prediction.x0, x0, atol=1e-4)
+    np.testing.assert_allclose(prediction.eps, eps, atol=1e-4)
+    assert prediction.log_var is None
 
 
 @pytest.mark.parametrize("clip_x0", [None, 1.0, 0.5])
 @pytest.mark.parametrize("target", TARGETS)
-def test_x0_and_eps_satisfy_eq_4_whatever_the_network_says(example, target, clip_x0):
+def test_x0_and_eps_satisfy_eq_4_for_any_output(example, target, clip_x0):
     *_, xt, signal, noise = example
     denoise = jax.jit(make_denoiser(SCHEDULE, lambda xt, t: normal(2), target, clip_x0))
     signal, noise, xt = (np.asarray(array) for array in (signal, noise, xt))
-    for i, t in enumerate(T):
-        found = denoise(xt, t)
-        np.testing.assert_allclose(
-            signal[i, 0, 0, 0] * found.x0 + noise[i, 0, 0, 0] * found.eps, xt, atol=1e-5
-        )
+    for t, signal_t, noise_t in zip(T, signal.ravel(), noise.ravel(), strict=True):
+        x0, eps, _ = denoise(xt, t)
+        np.testing.assert_allclose(signal_t * x0 + noise_t * eps, xt, atol=1e-5)
         if clip_x0 is not None:
-            assert np.max(np.abs(found.x0)) == clip_x0
+            assert np.max(np.abs(x0)) == clip_x0
 
 
-def test_clipping_leaves_what_lies_within(example):
+def test_clipping_keeps_an_x0_within_the_limits(example):
     *_, xt, _, _ = example
-    inside = 0.1 * jnp.tanh(normal(3))
+    x0 = 0.1 * jnp.tanh(normal(3))
     for clip_x0 in (None, 1.0):
-        found = make_denoiser(SCHEDULE, lambda xt, t: inside, "x0", clip_x0)(xt, jnp.array(500))
-        np.testing.assert_array_equal(found.x0, inside)
+        denoise = make_denoiser(SCHEDULE, lambda xt, t: x0, "x0", clip_x0)
+        np.testing.assert_array_equal(denoise(xt, jnp.array(500)).x0, x0)
 
 
-def test_keep_eps_leaves_the_networks_eps_where_x0_is_clipped(example):
+def test_keep_eps_keeps_the_networks_eps_when_x0_is_clipped(example):
     *_, xt, _, _ = example
-    kept = make_denoiser(SCHEDULE, lambda xt, t: normal(2), keep_eps=True)(xt, jnp.array(500))
-    np.testing.assert_array_equal(kept.eps, normal(2))
-    assert np.max(np.abs(kept.x0)) == 1
+    denoise = make_denoiser(SCHEDULE, lambda xt, t: normal(2), keep_eps=True)
+    prediction = denoise(xt, jnp.array(500))
+    np.testing.assert_array_equal(prediction.eps, normal(2))
+    assert np.max(np.abs(prediction.x0)) == 1
 
 
 def test_without_clipping_x0_is_unlimited(example):
     *_, xt, _, _ = example
-    found = make_denoiser(SCHEDULE, lambda xt, t: 10 * xt, "x0", None)(xt, jnp.array(500))
-    np.testing.assert_array_equal(found.x0, 10 * xt)
+    denoise = make_denoiser(SCHEDULE, lambda xt, t: 10 * xt, "x0", None)
+    np.testing.assert_array_equal(denoise(xt, jnp.array(500)).x0, 10 * xt)
 
 
 def linear_network(params, xt, t):
@@ -96,9 +97,10 @@ def linear_network(params, xt, t):
 def test_a_plain_function_and_a_partial_are_the_same_network(example, target):
     *_, xt, _, _ = example
     params = {"w": jnp.float32(0.3), "b": jnp.float32(1e-3)}
-    plain = make_denoiser(SCHEDULE, lambda xt, t: linear_network(params, xt, t), target)
-    partial = make_denoiser(SCHEDULE, Partial(linear_network, params), target)
-    for a, b in zip(plain(xt, jnp.array(500))[:2], partial(xt, jnp.array(500))[:2], strict=True):
+    by_function = make_denoiser(SCHEDULE, lambda xt, t: linear_network(params, xt, t), target)
+    by_partial = make_denoiser(SCHEDULE, Partial(linear_network, params), target)
+    t = jnp.array(500)
+    for a, b in zip(by_function(xt, t)[:2], by_partial(xt, t)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -106,53 +108,45 @@ def test_parameters_and_limits_pass_through_jit_as_arguments(example):
     *_, xt, _, _ = example
     run = jax.jit(lambda denoise, xt, t: denoise(xt, t).x0)
     for w, clip_x0 in ((0.3, 1.0), (0.5, 0.25)):
-        denoise = make_denoiser(
-            SCHEDULE,
-            Partial(linear_network, {"w": jnp.float32(w), "b": jnp.float32(0)}),
-            "x0",
-            clip_x0,
-        )
-        np.testing.assert_allclose(
-            run(denoise, xt, jnp.array(3)),
-            np.clip(w * np.asarray(xt), -clip_x0, clip_x0),
-            rtol=1e-6,
-        )
+        network = Partial(linear_network, {"w": jnp.float32(w), "b": jnp.float32(0)})
+        x0 = run(make_denoiser(SCHEDULE, network, "x0", clip_x0), xt, jnp.array(3))
+        np.testing.assert_allclose(x0, np.clip(w * np.asarray(xt), -clip_x0, clip_x0), rtol=1e-6)
     assert run._cache_size() == 1
 
 
 @pytest.mark.parametrize("t", [jnp.array(700), jnp.array(700.25)], ids=["integer", "float"])
-def test_the_network_is_given_one_timestep_an_example(example, t):
+def test_the_network_receives_one_timestep_per_example(example, t):
     *_, xt, _, _ = example
-    found = make_denoiser(
-        SCHEDULE, lambda xt, t: xt * 0 + per_example(t, xt).astype(jnp.float32), "x0", None
-    )(xt, t)
-    np.testing.assert_array_equal(found.x0, jnp.full(xt.shape, t, jnp.float32))
+
+    def network(xt, t):
+        return xt * 0 + per_example(t, xt).astype(jnp.float32)
+
+    prediction = make_denoiser(SCHEDULE, network, "x0", None)(xt, t)
+    np.testing.assert_array_equal(prediction.x0, jnp.full(xt.shape, t, jnp.float32))
 
 
 @pytest.mark.parametrize("t", [(9, 4), (4, 0), (0, -1)])
 def test_an_euler_step_of_rectified_flow_is_a_ddim_step_without_noise(t):
     """On the path x = (1 - s) x0 + s eps an Euler step is x + (s_next - s) u (Liu et al. 2023)."""
-    schedule, (x, u) = (
-        from_betas(flow_betas(10)),
-        (np.asarray(normal(seed), float) for seed in (0, 1)),
-    )
-    s, s_next = ((time + 1) / 10 for time in t)
-    stretch = [1 / np.hypot(1 - share, share) for share in (s, s_next)]
-    xt = jnp.asarray(stretch[0] * x, jnp.float32)
-    found = make_denoiser(schedule, lambda xt, t: jnp.asarray(u, jnp.float32), "flow", None)(
-        xt, jnp.array(t[0])
-    )
-    ddim = stretch[1] * (
-        (1 - s_next) * np.asarray(found.x0, float) + s_next * np.asarray(found.eps, float)
-    )
-    np.testing.assert_allclose(ddim, stretch[1] * (x + (s_next - s) * u), atol=1e-5)
+    schedule = from_betas(flow_betas(10))
+    x = np.asarray(normal(0), float)
+    u = np.asarray(normal(1), float)
+    s, s_next = ((timestep + 1) / 10 for timestep in t)
+    # xt is x divided by the norm of its coefficients.
+    xt = jnp.asarray(1 / np.hypot(1 - s, s) * x, jnp.float32)
+    denoise = make_denoiser(schedule, lambda xt, t: jnp.asarray(u, jnp.float32), "flow", None)
+    prediction = denoise(xt, jnp.array(t[0]))
+    scale_next = 1 / np.hypot(1 - s_next, s_next)
+    x0 = np.asarray(prediction.x0, float)
+    eps = np.asarray(prediction.eps, float)
+    ddim = scale_next * ((1 - s_next) * x0 + s_next * eps)
+    np.testing.assert_allclose(ddim, scale_next * (x + (s_next - s) * u), atol=1e-5)
 
 
-def test_what_is_said_of_the_variance_is_passed_on(example):
+def test_the_output_for_the_variance_passes_through(example):
     *_, xt, _, _ = example
-    found = make_denoiser(SCHEDULE, lambda xt, t: jnp.concatenate([normal(2), normal(3)], -1))(
-        xt, jnp.array(500)
-    )
-    alone = make_denoiser(SCHEDULE, lambda xt, t: normal(2))(xt, jnp.array(500))
-    np.testing.assert_array_equal(found.log_var, normal(3))
-    np.testing.assert_array_equal(found.x0, alone.x0)
+    t = jnp.array(500)
+    both = make_denoiser(SCHEDULE, lambda xt, t: jnp.concatenate([normal(2), normal(3)], -1))(xt, t)
+    alone = make_denoiser(SCHEDULE, lambda xt, t: normal(2))(xt, t)
+    np.testing.assert_array_equal(both.log_var, normal(3))
+    np.testing.assert_array_equal(both.x0, alone.x0)

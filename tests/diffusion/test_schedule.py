@@ -1,4 +1,4 @@
-"""The forward process against float64, Bayes' rule and the numbers of the papers."""
+"""The forward process matches float64, Bayes' rule and the papers' numbers."""
 
 import warnings
 
@@ -28,44 +28,39 @@ CASES = {name: betas() for name, betas in BETAS.items()} | {
 }
 
 
-def images(seed, count, *shape):
-    return (
-        np.random.default_rng(seed)
-        .standard_normal((count, *(shape or (2, 2, 1))))
-        .astype(np.float32)
-    )
+def images(seed, n):
+    return np.random.default_rng(seed).standard_normal((n, 2, 2, 1)).astype(np.float32)
 
 
 @pytest.mark.parametrize("betas", CASES.values(), ids=CASES)
-def test_tables_are_those_of_float64(betas):
+def test_tables_match_float64(betas):
     alpha_bar = np.cumprod(1 - betas)
     with np.errstate(divide="ignore"):
         log_snr = np.log(alpha_bar / (1 - alpha_bar))
     schedule = from_betas(betas)
     assert schedule.timesteps == len(betas)
-    wanted = {
+    tables = {
         "beta": betas,
         "alpha_bar": alpha_bar,
         "sqrt_alpha_bar": np.sqrt(alpha_bar),
         "sqrt_one_minus_alpha_bar": np.sqrt(1 - alpha_bar),
         "log_snr": log_snr,
     }
-    for name, table in wanted.items():
-        assert getattr(schedule, name).dtype == jnp.float32
-        np.testing.assert_allclose(
-            getattr(schedule, name), table, rtol=1e-6, atol=1e-12, err_msg=name
-        )
+    for name, expected in tables.items():
+        table = getattr(schedule, name)
+        assert table.dtype == jnp.float32
+        np.testing.assert_allclose(table, expected, rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 def test_sqrt_one_minus_alpha_bar_is_not_recomputed_in_float32():
     schedule = from_betas(linear_betas())
-    wanted = np.sqrt(1e-4)
+    expected = np.sqrt(1e-4)
     recomputed = np.sqrt(np.float32(1) - np.float32(schedule.alpha_bar[0]))
-    assert abs(recomputed / wanted - 1) > 5e-5
-    assert abs(float(schedule.sqrt_one_minus_alpha_bar[0]) / wanted - 1) < 1e-7
+    assert abs(recomputed / expected - 1) > 5e-5
+    assert abs(float(schedule.sqrt_one_minus_alpha_bar[0]) / expected - 1) < 1e-7
 
 
-def test_alpha_bar_of_the_linear_schedule():
+def test_alpha_bar_of_the_linear_schedule_matches_its_known_values():
     alpha_bar = from_betas(linear_betas()).alpha_bar[np.array([0, 500, 999])]
     np.testing.assert_allclose(alpha_bar, [0.9999, 0.0777967, 4.03583e-5], rtol=2e-6)
 
@@ -78,7 +73,7 @@ def test_alpha_bar_of_the_linear_schedule():
         (scaled_linear_betas, 0.004682, 0.068265),
     ],
 )
-def test_terminal_snr_is_that_of_table_1_of_lin_et_al(betas, snr, sqrt_alpha_bar):
+def test_terminal_snr_matches_table_1_of_lin_et_al(betas, snr, sqrt_alpha_bar):
     schedule = from_betas(betas())
     np.testing.assert_allclose(schedule.snr(jnp.array(999)), snr, rtol=1e-4)
     np.testing.assert_allclose(schedule.sqrt_alpha_bar[-1], sqrt_alpha_bar, rtol=1e-4)
@@ -86,19 +81,18 @@ def test_terminal_snr_is_that_of_table_1_of_lin_et_al(betas, snr, sqrt_alpha_bar
 
 @pytest.mark.parametrize("T", [2, 1000])
 def test_linear_betas_rise_by_equal_amounts(T):
-    np.testing.assert_allclose(
-        linear_betas(T), [1e-4 + t / (T - 1) * (0.02 - 1e-4) for t in range(T)], rtol=1e-12
-    )
+    expected = [1e-4 + t / (T - 1) * (0.02 - 1e-4) for t in range(T)]
+    np.testing.assert_allclose(linear_betas(T), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [2, 1000])
-def test_scaled_linear_betas_have_roots_that_rise_by_equal_amounts(T):
+def test_square_roots_of_scaled_linear_betas_rise_by_equal_amounts(T):
     roots = [0.00085**0.5 + t / (T - 1) * (0.012**0.5 - 0.00085**0.5) for t in range(T)]
     np.testing.assert_allclose(np.sqrt(scaled_linear_betas(T)), roots, rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [20, 1000])
-def test_squaredcos_has_the_alpha_bar_of_nichol_and_dhariwal_up_to_the_cap(T):
+def test_squaredcos_betas_match_nichol_and_dhariwal_up_to_the_maximum(T):
     f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(np.cumprod(1 - squaredcos_betas(T))[:-1], f[1:-1] / f[0], rtol=1e-9)
     assert squaredcos_betas(T)[-1] == squaredcos_betas(T).max() == 0.999
@@ -107,42 +101,36 @@ def test_squaredcos_has_the_alpha_bar_of_nichol_and_dhariwal_up_to_the_cap(T):
 
 def test_sigmoid_betas_follow_the_logistic_curve_from_minus_6_to_6():
     z = np.linspace(-6, 6, 1000)
-    np.testing.assert_allclose(
-        sigmoid_betas(), 1e-4 + 0.0199 * 0.5 * (1 + np.tanh(z / 2)), rtol=1e-12
-    )
+    expected = 1e-4 + 0.0199 * 0.5 * (1 + np.tanh(z / 2))
+    np.testing.assert_allclose(sigmoid_betas(), expected, rtol=1e-12)
 
 
 def test_edm_has_every_noise_level_from_0_002_to_80_at_a_float_t():
-    """log sigma is linear in t, so that interpolation in log SNR is exact (Table 1, Karras et al. 2022)."""
-    schedule, t = (
-        from_betas(edm_betas()),
-        jnp.asarray(np.random.default_rng(0).uniform(0, 999, 200), jnp.float32),
-    )
+    """Interpolation is exact, as log sigma is linear in t (Table 1, Karras et al. 2022)."""
+    schedule = from_betas(edm_betas())
+    t = jnp.asarray(np.random.default_rng(0).uniform(0, 999, 200), jnp.float32)
     sigma = np.exp(np.log(0.002) + np.asarray(t, float) / 999 * np.log(80 / 0.002))
     signal, noise = schedule.signal_and_noise(t)
     np.testing.assert_allclose(signal, 1 / np.sqrt(1 + sigma**2), rtol=2e-6)
     np.testing.assert_allclose(noise, sigma / np.sqrt(1 + sigma**2), rtol=2e-6)
-    np.testing.assert_allclose(
-        schedule.timestep_at(jnp.asarray(-2 * np.log(sigma), jnp.float32)), t, rtol=1e-5, atol=1e-3
-    )
+    inverse = schedule.timestep_at(jnp.asarray(-2 * np.log(sigma), jnp.float32))
+    np.testing.assert_allclose(inverse, t, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(schedule.timestep_at(jnp.array([20.0, -20.0])), [0, 999])
-    np.testing.assert_allclose(
-        from_betas(edm_betas(7, 0.01, 50.0)).snr(jnp.array([0, 6])), [1e4, 1 / 2500], rtol=1e-5
-    )
+    other_ends = from_betas(edm_betas(7, 0.01, 50.0))
+    np.testing.assert_allclose(other_ends.snr(jnp.array([0, 6])), [1e4, 1 / 2500], rtol=1e-5)
 
 
 @pytest.mark.parametrize("T", [1, 10, 1000])
-def test_flow_mixes_in_equal_shares_of_noise_and_ends_in_noise(T):
-    schedule, s = from_betas(flow_betas(T)), np.arange(1, T + 1) / T
-    shares = schedule.sqrt_one_minus_alpha_bar / (
-        schedule.sqrt_alpha_bar + schedule.sqrt_one_minus_alpha_bar
-    )
-    np.testing.assert_allclose(shares, s, rtol=2e-6)
+def test_the_noise_fraction_of_flow_rises_evenly_to_pure_noise(T):
+    schedule = from_betas(flow_betas(T))
+    total = schedule.sqrt_alpha_bar + schedule.sqrt_one_minus_alpha_bar
+    fraction = schedule.sqrt_one_minus_alpha_bar / total
+    np.testing.assert_allclose(fraction, np.arange(1, T + 1) / T, rtol=2e-6)
     assert schedule.alpha_bar[-1] == 0
 
 
 @pytest.mark.parametrize("family", [linear_betas, scaled_linear_betas, sigmoid_betas])
-def test_families_take_their_ends(family):
+def test_beta_start_and_beta_end_set_the_ends(family):
     betas = family(500, beta_start=0.002, beta_end=0.03)
     assert len(betas) == 500
     np.testing.assert_allclose(betas[[0, -1]], [0.002, 0.03], rtol=0.04)
@@ -158,13 +146,13 @@ def test_invalid_betas_are_refused(betas):
         from_betas(np.asarray(betas))
 
 
-def test_a_schedule_that_never_reaches_noise_is_named():
+def test_a_schedule_that_never_reaches_noise_warns():
     with pytest.warns(UserWarning, match=r"never reaches noise: alpha_bar ends at 0\.0818"):
         from_betas(linear_betas(1000, 0.001, 0.004))
 
 
 @pytest.mark.parametrize("betas", CASES.values(), ids=CASES)
-def test_the_usual_schedules_reach_noise(betas):
+def test_the_default_schedules_reach_noise(betas):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_betas(betas)
@@ -173,27 +161,26 @@ def test_the_usual_schedules_reach_noise(betas):
 @pytest.mark.parametrize(
     "betas", [linear_betas(), scaled_linear_betas(), squaredcos_betas(), SMALL], ids=len
 )
-def test_zero_terminal_snr_ends_in_noise_and_keeps_the_start(betas):
-    root = np.sqrt(np.cumprod(1 - betas))
-    schedule = from_betas(zero_terminal_snr(betas))
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_beta(betas):
+    rescaled = zero_terminal_snr(betas)
+    schedule = from_betas(rescaled)
     assert schedule.alpha_bar[-1] == 0
     assert schedule.sqrt_one_minus_alpha_bar[-1] == 1
     assert np.all(np.diff(schedule.alpha_bar) < 0)
     np.testing.assert_allclose(schedule.alpha_bar[0], 1 - betas[0], rtol=1e-6)
-    wanted = np.interp(root, [root[-1], root[0]], [0, root[0]])
-    np.testing.assert_allclose(schedule.sqrt_alpha_bar, wanted, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(
-        zero_terminal_snr(zero_terminal_snr(betas)), zero_terminal_snr(betas), rtol=1e-9
-    )
+    root = np.sqrt(np.cumprod(1 - betas))
+    expected = np.interp(root, [root[-1], root[0]], [0, root[0]])
+    np.testing.assert_allclose(schedule.sqrt_alpha_bar, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(zero_terminal_snr(rescaled), rescaled, rtol=1e-9)
 
 
-def test_q_sample_is_eq_4():
-    x0, eps = images(0, 12), images(1, 12)
+def test_q_sample_matches_eq_4():
+    x0 = images(0, 12)
+    eps = images(1, 12)
     alpha_bar = np.cumprod(1 - SMALL)[:, None, None, None]
     xt = q_sample(from_betas(SMALL), jnp.asarray(x0), jnp.arange(12), jnp.asarray(eps))
-    np.testing.assert_allclose(
-        xt, np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps, rtol=1e-5, atol=1e-6
-    )
+    expected = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps
+    np.testing.assert_allclose(xt, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", [0, 250, 999])
@@ -208,7 +195,8 @@ def test_q_sample_has_the_mean_and_variance_of_eq_4(t):
 
 
 def test_a_schedule_passes_through_jit_and_vmap():
-    schedule, t = from_betas(SMALL), jnp.arange(12).reshape(3, 4)
+    schedule = from_betas(SMALL)
+    t = jnp.arange(12).reshape(3, 4)
     plain = schedule.signal_and_noise(t)
     jitted = jax.jit(lambda schedule: schedule.signal_and_noise(t))
     mapped = jax.vmap(lambda schedule, t: schedule.signal_and_noise(t), (None, 0))

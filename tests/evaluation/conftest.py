@@ -15,14 +15,14 @@ TIMESTEPS = 8
 
 @pytest.fixture(scope="session")
 def config():
-    """A network of one block, and 8 timesteps."""
+    """The recipe of a tiny network, with 8 timesteps."""
     objective = Objective(schedule="squaredcos", timesteps=TIMESTEPS)
     return Config(model=CONV_UNET, data=Digits(), training=Training(steps=5), objective=objective)
 
 
 @pytest.fixture(scope="session")
 def params(config):
-    """Parameters none of which is zero."""
+    """Parameters without zeros."""
     rng = np.random.default_rng(0)
     fresh = config.model.init(jax.random.key(0))
     return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), fresh)
@@ -30,7 +30,7 @@ def params(config):
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, config, params):
-    """A run's folder with one checkpoint; the average is twice the parameters."""
+    """A run's folder with one checkpoint. Its average is twice the parameters."""
     folder = tmp_path_factory.mktemp("run")
     twice = jax.tree.map(lambda x: 2 * x, params)
     parts = {"params": params, "ema_params": {"ema": twice}, "opt_state": {"count": np.zeros(1)}}

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.statistics`: the file it leaves beside a run, and what it refuses."""
+"""`python -m ddpm_jax.statistics`: the file that it writes to a run, and the errors it raises."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from ddpm_jax.evaluation.solver_statistics import levels
 from ddpm_jax.samplers.dpm_solver_v3 import load
 
 
-def test_a_runs_statistics_are_left_beside_it(run, config, capsys):
-    length = ["--images", "12", "--batch-size", "8", "--levels", "8"]
-    statistics.main(["--ckpt", str(run), *length, "--no-compilation-cache"])
+def test_statistics_are_written_to_the_run(run, config, capsys):
+    size = ["--images", "12", "--batch-size", "8", "--levels", "8"]
+    statistics.main(["--ckpt", str(run), *size, "--no-compilation-cache"])
     assert capsys.readouterr().out.strip() == str(run / "statistics.npz")
-    found = load(run / "statistics.npz")
-    assert found.l.shape == (len(levels(config.objective.noise_schedule, 8)), 4, 4, 1)
-    assert all(np.all(np.isfinite(table)) for table in found)
+    loaded = load(run / "statistics.npz")
+    assert loaded.l.shape == (len(levels(config.objective.noise_schedule, 8)), 4, 4, 1)
+    assert all(np.all(np.isfinite(table)) for table in loaded)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,12 @@ def test_a_runs_statistics_are_left_beside_it(run, config, capsys):
         ({"levels": 2}, "--levels must be at least 3"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting, message):
+def test_options_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         statistics.StatisticsOptions(**setting)
 
 
-def test_more_images_than_there_are_is_refused(config, params):
-    with pytest.raises(ValueError, match="more than there are: 1,797"):
-        solver_statistics.draw_statistics(config, params, 100_000, batch_size=64, seed=0)
+def test_more_images_than_the_data_has_are_refused(config, params):
+    message = "takes 100,032 images in batches of 64, but the data has 1,797: lower"
+    with pytest.raises(ValueError, match=message):
+        solver_statistics.draw_batches(config, params, 100_000, batch_size=64, seed=0)

@@ -40,7 +40,7 @@ corruption = load_example()
 
 
 class FewDigits(Digits):
-    """As many digits as make an epoch of EPOCH_STEPS steps."""
+    """The first digits: an epoch has EPOCH_STEPS steps."""
 
     def load(self, image_size: int, channels: int) -> InMemory:
         digits = super().load(image_size, channels)
@@ -49,7 +49,7 @@ class FewDigits(Digits):
 
 @pytest.fixture
 def predict(monkeypatch):
-    """Replace the network by a function of (params, x)."""
+    """Replace the network with a function of (params, x)."""
     return lambda function: monkeypatch.setattr(corruption, "predict_x0", function)
 
 
@@ -71,11 +71,11 @@ def test_the_network_has_309057_parameters():
 
 def test_corrupt_returns_x0_at_amount_0_and_noise_at_amount_1():
     amounts = jnp.linspace(0, 1, 8)[:, None, None, None]
-    found = corruption.corrupt(X0, amounts, NOISE)
-    np.testing.assert_array_equal(found[0], X0[0])
-    np.testing.assert_array_equal(found[-1], NOISE[-1])
+    corrupted = corruption.corrupt(X0, amounts, NOISE)
+    np.testing.assert_array_equal(corrupted[0], X0[0])
+    np.testing.assert_array_equal(corrupted[-1], NOISE[-1])
     expected = X0 + amounts * (NOISE - X0)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(corrupted, expected, atol=1e-6)
 
 
 def test_loss_is_the_squared_error_of_the_prediction(predict):
@@ -86,13 +86,14 @@ def test_loss_is_the_squared_error_of_the_prediction(predict):
     np.testing.assert_allclose(loss(X0 + 0.1, KEYS, BATCH), 0.01, rtol=1e-4)
 
 
-def test_loss_of_the_identity_is_that_of_uniform_amounts_and_noise(predict):
-    """E amount^2 E (noise - c)^2 = 1/3 (1/12 + (1/2 - c)^2)."""
+def test_amounts_and_noise_are_uniform(predict):
+    """With the identity as the network the loss has a closed form."""
     predict(lambda params, x: x)
     c = 0.2
     keys = jax.random.split(jax.random.key(3), 2048)
     batch = {"image": jnp.full((2048, *SHAPE), 2 * c - 1)}
     loss = np.asarray(jax.jit(corruption.loss)({}, keys, batch), float)
+    # E amount^2 E (noise - c)^2 = 1/3 (1/12 + (1/2 - c)^2)
     expected = (1 / 12 + (1 / 2 - c) ** 2) / 3
     assert abs(loss.mean() - expected) < 5 * loss.std() / np.sqrt(2048)
 
@@ -100,25 +101,25 @@ def test_loss_of_the_identity_is_that_of_uniform_amounts_and_noise(predict):
 def test_loss_of_an_example_depends_on_its_own_key_and_image_only(predict):
     predict(lambda params, x: 0.5 * x)
     loss = jax.jit(corruption.loss)
-    whole = loss({}, KEYS, BATCH)
+    losses = loss({}, KEYS, BATCH)
     reversed_batch = {"image": BATCH["image"][::-1]}
-    assert len(set(whole.tolist())) == 8
-    np.testing.assert_array_equal(loss({}, KEYS[::-1], reversed_batch), whole[::-1])
+    assert len(set(losses.tolist())) == 8
+    np.testing.assert_array_equal(loss({}, KEYS[::-1], reversed_batch), losses[::-1])
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_perfect_network_is_reached_in_equal_parts(steps, predict):
+def test_a_perfect_prediction_is_reached_in_equal_steps(steps, predict):
     predict(lambda params, x: X0)
     states, predictions = corruption.sample({}, NOISE, steps)
     assert len(states) == steps + 1
     assert len(predictions) == steps
     for i, state in enumerate(states):
-        share = i / steps
-        np.testing.assert_allclose(state, (1 - share) * NOISE + share * X0, atol=1e-6)
+        mix = i / steps
+        np.testing.assert_allclose(state, (1 - mix) * NOISE + mix * X0, atol=1e-6)
     np.testing.assert_array_equal(states[-1], X0)
 
 
-def test_each_prediction_is_of_the_state_before_it_and_the_last_is_the_sample(predict):
+def test_each_state_mixes_in_its_prediction_and_the_last_prediction_is_the_sample(predict):
     predict(lambda params, x: x**2)
     states, predictions = corruption.sample({}, NOISE, 5)
     x = np.asarray(NOISE, float)
@@ -138,9 +139,9 @@ def test_the_loss_falls(run):
 def test_the_mean_loss_of_each_epoch_is_printed(run):
     folder, printed = run
     losses = np.loadtxt(folder / "losses.csv")
-    found = [float(mean) for mean in re.findall(r"mean loss (\S+)", printed)]
+    means = [float(mean) for mean in re.findall(r"mean loss (\S+)", printed)]
     expected = [losses[:EPOCH_STEPS].mean(), losses[EPOCH_STEPS:].mean()]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(means, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("reconstructions", 3), ("sampling", 5)])

@@ -1,4 +1,4 @@
-"""Curves and labelled rows: every point and pixel where it belongs, no screen needed."""
+"""Curves and labelled rows: every point and pixel is in its place."""
 
 import numpy as np
 import pytest
@@ -9,35 +9,36 @@ from ddpm_jax.figures.image_grids import image_grid
 from ddpm_jax.figures.plots import loss_curve
 
 
-def test_rows_need_at_least_one(tmp_path):
+def test_labelled_rows_needs_at_least_one_row(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         plots.labelled_rows([], tmp_path / "x.png")
 
 
 def ink(picture: np.ndarray) -> list[int]:
-    """The count of pixels of the curve's dark blue in the left and in the right half."""
-    dark = (np.abs(picture[..., :3].astype(int) - (0x1F, 0x4E, 0x79)) < 8).all(axis=-1)
+    """The number of dark blue pixels in the left and in the right half."""
+    distance = np.abs(picture[..., :3].astype(int) - (0x1F, 0x4E, 0x79))
+    dark = (distance < 8).all(axis=-1)
     return [int(half.sum()) for half in np.array_split(dark, 2, axis=1)]
 
 
-def test_curve_is_drawn_in_both_panels(tmp_path):
-    loss_curve(
-        np.arange(400), np.exp(-np.arange(400) / 80), tmp_path / "new" / "loss.png", title="a$_{$"
-    )
-    left, right = ink(load(tmp_path / "new" / "loss.png"))
+def test_the_loss_is_drawn_in_both_panels(tmp_path):
+    steps = np.arange(400)
+    path = tmp_path / "new" / "loss.png"
+    loss_curve(steps, np.exp(-steps / 80), path, title="a$_{$")
+    left, right = ink(load(path))
     assert min(left, right) > 500
     assert files(tmp_path / "new") == ["loss.png"]
 
 
-def test_curve_of_one_point_is_visible(tmp_path):
+def test_a_single_loss_is_visible(tmp_path):
     loss_curve([10], [0.3], tmp_path / "one.png", title="one")
     loss_curve([10], [np.nan], tmp_path / "none.png", title="one")
     drawn = [ink(load(tmp_path / name)) for name in ("one.png", "none.png")]
     assert all(one > none for one, none in zip(*drawn, strict=True))
 
 
-def test_curve_skips_what_has_no_place(tmp_path):
-    """Gaps and losses without a logarithm neither warn nor blot out the rest."""
+def test_losses_that_cannot_be_drawn_are_gaps(tmp_path):
+    """Non-finite losses and losses without a logarithm neither warn nor hide the others."""
     losses = np.full(100, 0.5)
     losses[[3, 4, 5, 50]] = np.nan, np.inf, -np.inf, -0.1
     loss_curve(range(100), losses, tmp_path / "gaps.png", title="gaps")
@@ -46,12 +47,11 @@ def test_curve_skips_what_has_no_place(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 300])
-def test_running_mean_is_that_of_the_finite_values_in_the_window(n):
+def test_running_mean_averages_the_finite_values_in_the_window(n):
     values = np.random.default_rng(0).uniform(size=n)
-    values[n // 2 :: 7], values[-1] = (
-        np.nan,
-        1e20,
-    )  # what differences of a cumulative sum would not survive
+    values[n // 2 :: 7] = np.nan
+    # Differences of a cumulative sum would lose all values after this one.
+    values[-1] = 1e20
     values = values[::-1]
     means, window = plots._running_mean(values)
     assert window % 2 == 1
@@ -61,13 +61,13 @@ def test_running_mean_is_that_of_the_finite_values_in_the_window(n):
         np.testing.assert_allclose(mean, inside.mean() if inside.size else np.nan, rtol=1e-12)
 
 
-def test_curve_needs_one_loss_a_step(tmp_path):
+def test_loss_curve_needs_one_loss_a_step(tmp_path):
     for steps, losses in (([], []), ([1, 2], [0.1])):
         with pytest.raises(ValueError, match="one loss a step"):
             loss_curve(steps, losses, tmp_path / "x.png", title="")
 
 
-def test_rows_show_every_pixel_beside_their_labels(tmp_path):
+def test_labelled_rows_show_every_pixel_beside_their_labels(tmp_path):
     rows = [
         ("input", random_images(3, 8, 8, 1)),
         ("a much longer label", random_images(2, 32, 32, 3)),
@@ -75,18 +75,19 @@ def test_rows_show_every_pixel_beside_their_labels(tmp_path):
     plots.labelled_rows(rows, tmp_path / "x.png")
     picture = load(tmp_path / "x.png")[..., :3]
     widest = max(image_grid(images, columns=len(images)).width for _, images in rows)
-    top, left = 10, picture.shape[1] - 10 - widest
+    top = 10
+    left = picture.shape[1] - 10 - widest
     for _, images in rows:
         strip = np.asarray(image_grid(images, columns=len(images)).convert("RGB"))
         h, w = strip.shape[:2]
         np.testing.assert_array_equal(picture[top : top + h, left : left + w], strip)
         assert (picture[top : top + h, : left - 10] < 128).any()  # the label
-        assert (picture[top : top + h, :5] == 255).all()  # which is not cut off
+        assert (picture[top : top + h, :5] == 255).all()  # it is not cut off
         top += h
     assert picture.shape[0] == top + 10
 
 
-def test_the_bound_is_drawn_over_t(tmp_path):
+def test_the_bound_is_drawn_with_any_number_of_terms(tmp_path):
     for name, terms in {"one": [0.3, 0.0], "many": 1 / np.arange(1, 900)}.items():
         plots.bound_curve(terms, tmp_path / f"{name}.png", title="a$_{$")
     one, many = (sum(ink(load(tmp_path / f"{name}.png"))) for name in ("one", "many"))

@@ -1,4 +1,4 @@
-"""Edits as a whole, and walks that start from an image: levels, exact moments, contradictions."""
+"""Edits, and walks that start from an image: noise levels, exact moments, refusals."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +22,13 @@ from ddpm_jax.generation.editing import Edit, add_noise, truncate
 from ddpm_jax.samplers import sample, sample_keys
 
 
-def test_strength_is_the_share_of_the_rows_that_is_walked():
+def test_strength_is_the_fraction_of_rows_to_walk():
     whole = grid_of(10)
-    for strength, count in ((1.0, 10), (0.6, 6), (0.55, 6), (0.1, 1), (0.001, 1)):
+    for strength, n in ((1.0, 10), (0.6, 6), (0.55, 6), (0.1, 1), (0.001, 1)):
         part = truncate(whole, strength)
-        assert part.i.tolist() == list(range(10))[-count:], strength
-        for table, kept in zip(whole[:-1], part[:-1], strict=True):
-            np.testing.assert_array_equal(np.asarray(table)[-count:], kept, str(strength))
+        assert part.i.tolist() == list(range(10))[-n:], strength
+        for table, part_table in zip(whole[:-1], part[:-1], strict=True):
+            np.testing.assert_array_equal(np.asarray(table)[-n:], part_table, str(strength))
         assert part.schedule is whole.schedule
 
 
@@ -41,7 +41,7 @@ def test_a_strength_out_of_range_is_refused():
     )
 
 
-def test_an_image_starts_at_the_level_of_the_first_row_with_the_noise_of_its_key():
+def test_an_image_gets_the_first_noise_level_and_the_noise_of_its_key():
     for strength in (1.0, 0.5):
         part = truncate(grid_of(10), strength)
         signal, noise = signal_and_noise(part.t[0])
@@ -49,8 +49,8 @@ def test_an_image_starts_at_the_level_of_the_first_row_with_the_noise_of_its_key
         np.testing.assert_allclose(add_noise(KEYS, part, IMAGES), expected, atol=1e-6)
 
 
-def test_an_image_noised_and_denoised_has_the_moments_of_bayes():
-    """x0' given the image p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
+def test_a_noisy_image_is_denoised_to_the_exact_posterior_moments():
+    """x0 given the image p: N(MU + gain signal (p - MU), gain^2 noise^2 + Var[x0 | xt])."""
     keys = sample_keys(1, jnp.arange(64))
     grid = truncate(grid_of(1000), 0.3)
     p = jnp.full((64, 12, 12, 1), -0.8)
@@ -59,13 +59,13 @@ def test_an_image_noised_and_denoised_has_the_moments_of_bayes():
     gain = STD**2 * signal / (STD**2 * signal**2 + noise**2)
     mean = MU + gain * signal * (-0.8 - MU)
     var = gain**2 * noise**2 + STD**2 * noise**2 / (STD**2 * signal**2 + noise**2)
-    found = np.asarray(x0, float)
-    assert abs(found.mean() - mean) < 5 * np.sqrt(var / found.size) + 2e-3
-    assert abs(found.std() / np.sqrt(var) - 1) < 5 / np.sqrt(2 * found.size) + 2e-3
+    x0 = np.asarray(x0, float)
+    assert abs(x0.mean() - mean) < 5 * np.sqrt(var / x0.size) + 2e-3
+    assert abs(x0.std() / np.sqrt(var) - 1) < 5 / np.sqrt(2 * x0.size) + 2e-3
     assert abs(mean - MU) > 0.02
 
 
-def test_a_masked_walk_starts_from_noise_alone_unless_strength_is_below_1():
+def test_a_masked_walk_starts_from_pure_noise_unless_strength_is_below_1():
     for strength in (1.0, 0.5):
         edit = Edit(images=IMAGES, masks=LEFT, strength=strength)
         grid = edit.grid(grid_of(8), samplers.make("ddpm"))
@@ -73,42 +73,44 @@ def test_a_masked_walk_starts_from_noise_alone_unless_strength_is_below_1():
         np.testing.assert_allclose(start(KEYS, edit, grid, NOISE), expected, atol=1e-6)
 
 
-def test_images_masks_and_strengths_of_equal_shape_share_one_program():
-    def compiled():
+def test_edits_with_equal_shapes_share_one_program():
+    def num_programs():
         return samplers._walk_jit._cache_size()
 
-    rows = jnp.arange(6)
+    # Both strengths walk 4 of 8 steps.
     edits = [
-        Edit(images=images, masks=masks, strength=strength).of(rows)
-        for images, strength in ((IMAGES, 0.5), (IMAGES[::-1], 0.52))  # 4 of 8 steps, both
+        Edit(images=images, masks=masks, strength=strength).take(jnp.arange(6))
+        for images, strength in ((IMAGES, 0.5), (IMAGES[::-1], 0.52))
         for masks in (LEFT, jnp.logical_not(LEFT))
     ]
     walk(edits[0])
-    before = compiled()
-    ends = [walk(edit) for edit in edits]
-    assert compiled() == before
-    assert len({np.asarray(end).tobytes() for end in ends}) == 4
+    before = num_programs()
+    samples = [walk(edit) for edit in edits]
+    assert num_programs() == before
+    assert len({np.asarray(x0).tobytes() for x0 in samples}) == 4
 
 
-def test_an_edit_takes_its_arrays_in_turn():
+def test_an_edit_repeats_its_arrays_in_turn():
     edit = Edit(images=IMAGES[:2], masks=LEFT[:1], repeats=2, jump_length=3).take(jnp.arange(3, 6))
     np.testing.assert_array_equal(edit.images, np.asarray(IMAGES)[[1, 0, 1]])
     np.testing.assert_array_equal(edit.masks, np.asarray(LEFT)[[0, 0, 0]])
     assert (edit.repeats, edit.jump_length) == (2, 3)
 
 
-def test_an_edit_that_contradicts_itself_is_refused():
-    images, others, masks = {"images": IMAGES}, {"others": IMAGES}, {"masks": LEFT}
-    shares = {"shares": jnp.zeros(6)}
-    inverted, repeats = {"inverted": True}, {"repeats": 2}
+def test_contradictory_edits_are_refused():
+    images = {"images": IMAGES}
+    end_images = {"end_images": IMAGES}
+    masks = {"masks": LEFT}
+    fractions = {"fractions": jnp.zeros(6)}
+    invert = {"invert": True}
     cases = [
-        (images | others, "needs images, others and shares"),
-        (images | shares, "needs images, others and shares"),
-        (others | shares, "needs images, others and shares"),
-        (masks, "masks and inversion are for images"),
-        (inverted, "masks and inversion are for images"),
-        (images | repeats, "repeats are for masks"),
-        (images | masks | inverted, "masks go neither with shares nor with inversion"),
-        (images | others | masks | shares, "masks go neither"),
+        (images | end_images, "needs images, end_images and fractions"),
+        (images | fractions, "needs images, end_images and fractions"),
+        (end_images | fractions, "needs images, end_images and fractions"),
+        (masks, "Masks and inversion need images"),
+        (invert, "Masks and inversion need images"),
+        (images | {"repeats": 2}, "repeats needs masks"),
+        (images | masks | invert, "Masks exclude fractions and inversion"),
+        (images | end_images | masks | fractions, "Masks exclude fractions and inversion"),
     ]
     assert_refused(lambda settings: Edit(**settings), cases)

@@ -1,4 +1,4 @@
-"""Inpainting: RePaint's timetable, what is kept, an exact conditional, the noise of each row."""
+"""Inpainting: RePaint's order of states, known pixels, an exact conditional, noise."""
 
 import itertools
 
@@ -32,47 +32,50 @@ from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
 
 MANY = sample_keys(2, jnp.arange(64))
 FLAT = jnp.full((64, 12, 12, 1), 0.7)
-EVERYWHERE, NOWHERE = (jnp.full(FLAT.shape, value) for value in (True, False))
+EVERYWHERE = jnp.full(FLAT.shape, True)
+NOWHERE = jnp.full(FLAT.shape, False)
 
 
-def jumps_of_lugmayr(steps, repeats, jump):
+def published_order(steps, repeats, jump_length):
     """`get_schedule_jump` of the RePaint authors (t from T-1 to 0, then -1), as our states."""
-    jumps = dict.fromkeys(range(0, steps - jump, jump), repeats - 1)
-    t, states = steps, []
+    jumps = dict.fromkeys(range(0, steps - jump_length, jump_length), repeats - 1)
+    t = steps
+    states = []
     while t >= 1:
         t -= 1
         states.append(t)
         if jumps.get(t, 0) > 0:
             jumps[t] -= 1
-            for _ in range(jump):
+            for _ in range(jump_length):
                 t += 1
                 states.append(t)
     return [steps - 1 - t for t in [*states, -1]]
 
 
-def without_passing_up(states):
-    """The states without those inside a way up."""
+def with_single_jumps_up(states):
+    """Leave out the states inside each series of steps up."""
     triples = zip(states, states[1:], states[2:], strict=False)
     inner = [state for before, state, after in triples if not before > state > after]
     return [states[0], *inner, states[-1]]
 
 
-def test_the_timetable_is_the_published_one_with_each_way_up_in_one_row():
-    shapes = (10, 3, 3), (11, 2, 5), (13, 4, 1), (250, 10, 10), (7, 2, 6), (5, 1, 3), (2, 3, 1)
-    for shape in shapes:
-        assert repaint_order(*shape) == without_passing_up(jumps_of_lugmayr(*shape)), shape
+def test_the_order_is_the_published_one_with_each_jump_up_in_one_row():
+    cases = (10, 3, 3), (11, 2, 5), (13, 4, 1), (250, 10, 10), (7, 2, 6), (5, 1, 3), (2, 3, 1)
+    for case in cases:
+        assert repaint_order(*case) == with_single_jumps_up(published_order(*case)), case
 
 
-def test_every_row_of_a_stretch_is_walked_as_often_as_asked():
-    for steps, repeats, jump in ((10, 3, 3), (12, 2, 5), (20, 4, 1)):
-        states = repaint_order(steps, repeats, jump)
-        walked = [a for a, b in itertools.pairwise(states) if b > a]
-        once = (steps - 1) % jump
-        expected = [1] * once + [repeats] * (steps - 1 - once) + [1]
-        assert [walked.count(i) for i in range(steps)] == expected, (steps, repeats, jump)
+def test_every_row_of_a_stretch_is_repeated():
+    for steps, repeats, jump_length in ((10, 3, 3), (12, 2, 5), (20, 4, 1)):
+        states = repaint_order(steps, repeats, jump_length)
+        rows_down = [a for a, b in itertools.pairwise(states) if b > a]
+        num_single = (steps - 1) % jump_length
+        expected = [1] * num_single + [repeats] * (steps - 1 - num_single) + [1]
+        counts = [rows_down.count(i) for i in range(steps)]
+        assert counts == expected, (steps, repeats, jump_length)
 
 
-def test_each_row_of_a_resampled_grid_starts_where_the_last_one_ended():
+def test_each_row_of_a_repaint_grid_starts_where_the_last_one_ended():
     plain = grid_of(10)
     grid = jax.tree.map(np.asarray, repaint_grid(plain, 3, 4)._replace(schedule=None))
     np.testing.assert_array_equal(grid.t_next[:-1], grid.t[1:])
@@ -85,18 +88,18 @@ def test_each_row_of_a_resampled_grid_starts_where_the_last_one_ended():
     assert repaint_grid(plain, 1, 10) is plain
 
 
-def test_impossible_resampling_is_refused():
+def test_invalid_repaint_grids_are_refused():
     grid = grid_of(10)
     cases = [
         ((0, 3), "repeats must be at least 1, not 0"),
-        ((2, 0), "jump must be at least 1 and less than the 10 steps of the walk, not 0"),
-        ((2, 10), "less than the 10 steps of the walk, not 10"),
+        ((2, 0), "jump_length must be at least 1 and less than the 10 steps, not 0"),
+        ((2, 10), "less than the 10 steps, not 10"),
     ]
     assert_refused(lambda case: repaint_grid(grid, *case), cases)
 
 
-def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
-    """A row that goes up starts the sampler's state afresh, in the same structure."""
+def test_every_sampler_can_inpaint_with_repeats():
+    """A row up starts a new state of the sampler, with the same structure."""
     grid = repaint_grid(grid_of(4), 2, 2)
     for name in samplers.names():
         sampler = inpaint(samplers.make(name), IMAGES, LEFT)
@@ -108,23 +111,24 @@ def test_a_walk_with_every_sampler_can_be_masked_and_resampled():
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
-def test_what_is_outside_the_mask_is_kept_and_what_is_inside_is_sampled(name):
-    """A full mask and one pass are plain sampling; an empty mask gives the images themselves."""
+def test_pixels_outside_the_mask_are_kept_and_those_inside_are_sampled(name):
+    """A full mask without repeats is plain sampling. An empty mask gives the images themselves."""
     sampler = samplers.make(name)
     up_and_down = repaint_grid(grid_of(4), 2, 2)
+    # Of the same length as `up_and_down`, so that both share one program.
     down = grid_of(len(up_and_down.i))
     plain = np.asarray(sample(KEYS, CURVED, sampler, down, NOISE))
 
-    def masked(masks, grid=down):
+    def inpainted(masks, grid=down):
         return np.asarray(sample(KEYS, CURVED, inpaint(sampler, IMAGES, masks), grid, NOISE))
 
-    np.testing.assert_allclose(masked(ALL), plain, atol=1e-6)
-    np.testing.assert_array_equal(masked(NOTHING), IMAGES)
+    np.testing.assert_allclose(inpainted(ALL), plain, atol=1e-6)
+    np.testing.assert_array_equal(inpainted(NOTHING), IMAGES)
     left = np.asarray(LEFT)
-    for half in (masked(LEFT), masked(LEFT, up_and_down)):
-        np.testing.assert_array_equal(half[~left], np.asarray(IMAGES)[~left])
-        assert np.all(np.any(left & (np.abs(half - plain) > 1e-3), (1, 2, 3)))
-        assert np.max(np.abs(half)) <= 1.5
+    for x0 in (inpainted(LEFT), inpainted(LEFT, up_and_down)):
+        np.testing.assert_array_equal(x0[~left], np.asarray(IMAGES)[~left])
+        assert np.all(np.any(left & (np.abs(x0 - plain) > 1e-3), (1, 2, 3)))
+        assert np.max(np.abs(x0)) <= 1.5
 
 
 CORRELATION = 0.9
@@ -132,18 +136,19 @@ VALUES, VECTORS = np.linalg.eigh(np.array([[1, CORRELATION], [CORRELATION, 1]]))
 
 
 def pair_x0(xt, t):
-    """E[x0 | xt] where the two pixels of an image are correlated standard normals."""
+    """E[x0 | xt] for images of two pixels that are correlated standard normals."""
     signal, noise = (level[0] for level in SCHEDULE.signal_and_noise(t))
-    values, vectors = jnp.asarray(VALUES, jnp.float32), jnp.asarray(VECTORS, jnp.float32)
+    values = jnp.asarray(VALUES, jnp.float32)
+    vectors = jnp.asarray(VECTORS, jnp.float32)
     gain = (vectors * (signal * values / (signal**2 * values + noise**2))[None]) @ vectors.T
     return jnp.einsum("ij,bhjc->bhic", gain, xt)
 
 
-def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
+def test_resampling_is_closer_to_the_exact_conditional_than_replacement():
     """One pixel of a correlated pair is known to be 1, so the other is N(0.9, 0.436^2).
 
-    Mean and deviation of 20,000 samples: replacement alone 0.602, 0.522; resampled 5 times 0.833,
-    0.393 (errors 0.003).
+    Mean and standard deviation of 20,000 samples: 0.602 and 0.522 by replacement alone, 0.833 and
+    0.393 with 5 repeats (standard error 0.003).
     """
     keys = sample_keys(0, jnp.arange(1500))
     denoise = make_denoiser(SCHEDULE, Partial(pair_x0), "x0", None)
@@ -160,7 +165,7 @@ def test_resampling_comes_nearer_to_the_exact_conditional_than_replacement():
     assert errors[1] < 0.067 + 5 * 0.4 / np.sqrt(1500)
 
 
-def test_a_row_that_goes_up_adds_forward_noise_and_forgets_without_asking_the_network():
+def test_a_row_up_adds_forward_noise_and_resets_the_state_without_the_network():
     sampler = samplers.make("dpmpp_2m")
     grid = repaint_grid(grid_of(10), 2, 3)
     row = grid.row(int(np.argmax(np.asarray(grid.t_next) > np.asarray(grid.t))))
@@ -174,7 +179,7 @@ def test_a_row_that_goes_up_adds_forward_noise_and_forgets_without_asking_the_ne
     jax.tree.map(np.testing.assert_array_equal, state, sampler.init(x_next))
 
 
-def test_the_noise_of_the_known_part_is_its_own_and_new_in_every_row():
+def test_the_noise_of_known_pixels_is_independent_and_new_in_every_row():
     grid = grid_of(10)
     xt = jnp.zeros_like(FLAT)
     sampler = inpaint(samplers.make("ddpm"), xt, NOWHERE)
@@ -192,6 +197,6 @@ def test_the_noise_of_the_known_part_is_its_own_and_new_in_every_row():
 
 def test_a_mask_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    message = r"masks of \(4, 3\) pixels are for pictures of that size, not \(4, 4\)"
+    message = r"Masks of size \(4, 3\) do not fit images of size \(4, 4\)"
     with pytest.raises(ValueError, match=message):
         inpaint(samplers.make("ddpm"), IMAGES, LEFT[:, :, :3])

@@ -1,4 +1,4 @@
-"""Between two ends: slerp by its angles, and where mixtures of images and of noises start."""
+"""Interpolation: slerp by its angles, and the starts between two images and two noises."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from ddpm_jax.generation import editing
 from ddpm_jax.generation.editing import Edit, lerp
 from ddpm_jax.samplers import initial_noise
 
-ONE = jnp.broadcast_to(KEYS[0], 6)
-SHARES = np.linspace(0, 1, 6, dtype=np.float32)
+SAME_KEYS = jnp.broadcast_to(KEYS[0], 6)
+FRACTIONS = np.linspace(0, 1, 6, dtype=np.float32)
 slerp = jax.jit(editing.slerp)
 
 
@@ -29,53 +29,52 @@ def dot(x, y):
 
 
 def unit(x):
-    """Each image divided by its length."""
+    """Divide each image by its length."""
     lengths = np.sqrt(dot(x, x))[:, None, None, None]
     return jnp.asarray(np.asarray(x) / lengths, jnp.float32)
 
 
-def test_slerp_keeps_the_length_and_turns_evenly():
+def test_slerp_keeps_the_length_and_turns_uniformly():
     a, b = unit(NOISE[:3]), unit(NOISE[3:])
     angle = np.arccos(dot(a, b))
-    for share in (0.0, 0.25, 0.5, 1.0):
-        between = slerp(a, b, jnp.asarray(np.full(3, share, np.float32)))
+    for fraction in (0.0, 0.25, 0.5, 1.0):
+        between = slerp(a, b, jnp.asarray(np.full(3, fraction, np.float32)))
         np.testing.assert_allclose(dot(between, between), 1, atol=1e-5)
-        np.testing.assert_allclose(dot(between, a), np.cos(share * angle), atol=1e-5)
-        np.testing.assert_allclose(dot(between, b), np.cos((1 - share) * angle), atol=1e-5)
+        np.testing.assert_allclose(dot(between, a), np.cos(fraction * angle), atol=1e-5)
+        np.testing.assert_allclose(dot(between, b), np.cos((1 - fraction) * angle), atol=1e-5)
 
 
-def test_slerp_between_ends_of_one_direction_is_straight():
-    share = jnp.array([0.0, 0.25, 1.0])
-    a, b = NOISE[:3], 2 * NOISE[:3]
-    np.testing.assert_allclose(slerp(a, b, share), lerp(a, b, share), rtol=1e-5)
-    np.testing.assert_array_equal(slerp(jnp.zeros((3, *SHAPE)), a, share)[0], 0)
+def test_slerp_between_parallel_ends_is_linear():
+    fractions = jnp.array([0.0, 0.25, 1.0])
+    a = NOISE[:3]
+    b = 2 * NOISE[:3]
+    np.testing.assert_allclose(slerp(a, b, fractions), lerp(a, b, fractions), rtol=1e-5)
+    np.testing.assert_array_equal(slerp(jnp.zeros((3, *SHAPE)), a, fractions)[0], 0)
 
 
-def test_between_two_images_the_noise_is_one_and_the_ends_are_theirs():
+def test_between_two_images_all_starts_have_the_same_noise():
     """Section 4.4, Ho et al. 2020: xt = (1 - s) xt_a + s xt_b."""
     ddpm = samplers.make("ddpm")
-    ends = Edit(
-        images=IMAGES[:1], end_images=IMAGES[1:2], fractions=jnp.asarray(SHARES), strength=0.5
-    )
-    edit = ends.take(jnp.arange(6))
+    images = {"images": IMAGES[:1], "end_images": IMAGES[1:2]}
+    edit = Edit(**images, fractions=jnp.asarray(FRACTIONS), strength=0.5).take(jnp.arange(6))
     grid = edit.grid(grid_of(8), ddpm)
     signal, noise = signal_and_noise(grid.t[0])
     a, b = np.asarray(IMAGES[:2], float)
-    share = SHARES[:, None, None, None]
-    expected = signal * ((1 - share) * a + share * b) + noise * np.asarray(NOISE[:1])
-    np.testing.assert_allclose(start(ONE, edit, grid, NOISE), expected, atol=1e-5)
+    fractions = FRACTIONS[:, None, None, None]
+    expected = signal * ((1 - fractions) * a + fractions * b) + noise * np.asarray(NOISE[:1])
+    np.testing.assert_allclose(start(SAME_KEYS, edit, grid, NOISE), expected, atol=1e-5)
     assert edit.sampler(ddpm) is ddpm
 
 
-def test_between_two_noises_the_first_is_that_of_the_key_and_the_other_is_independent():
+def test_between_two_noises_the_first_comes_from_the_key_and_the_other_is_independent():
     ddpm = samplers.make("ddpm")
-    edit = Edit(fractions=jnp.asarray(SHARES)).take(jnp.arange(6))
-    noise = initial_noise(ONE, (40, 40, 1))
-    found = start(ONE, edit, edit.grid(grid_of(8), ddpm), noise)
-    np.testing.assert_array_equal(found[0], noise[0])
-    other = jnp.broadcast_to(found[5], noise.shape)
-    np.testing.assert_allclose(found, slerp(noise, other, jnp.asarray(SHARES)), atol=1e-5)
-    correlation = np.corrcoef(np.ravel(found[0]), np.ravel(found[5]))[0, 1]
+    edit = Edit(fractions=jnp.asarray(FRACTIONS)).take(jnp.arange(6))
+    noise = initial_noise(SAME_KEYS, (40, 40, 1))
+    starts = start(SAME_KEYS, edit, edit.grid(grid_of(8), ddpm), noise)
+    np.testing.assert_array_equal(starts[0], noise[0])
+    other = jnp.broadcast_to(starts[5], noise.shape)
+    np.testing.assert_allclose(starts, slerp(noise, other, jnp.asarray(FRACTIONS)), atol=1e-5)
+    correlation = np.corrcoef(np.ravel(starts[0]), np.ravel(starts[5]))[0, 1]
     assert abs(correlation) < 5 / np.sqrt(1600)
     for i in (2, 5):
-        assert_moments(found[i], 0, 1)
+        assert_moments(starts[i], 0, 1)

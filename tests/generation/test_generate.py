@@ -1,4 +1,4 @@
-"""Generation: what an image depends on, the states that are kept, edits by their rows."""
+"""Generation: what a sample depends on, trajectories, the progress bar, rows of edits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,11 +6,11 @@ import pytest
 from helpers.generation import (
     BLUR,
     CONVOLUTIONS,
+    FRACTIONS,
     IMAGES,
     MASK,
     MASKS,
     NOISES,
-    SHARES,
     blur_params,
     random_params,
     recipe_of,
@@ -29,47 +29,48 @@ RECIPE = recipe_of(BLUR)
 PARAMS = blur_params()
 
 
-def draw(num=11, batch_size=8, seed=3, **options):
-    return generate(RECIPE, PARAMS, num=num, batch_size=batch_size, seed=seed, **options)
+def draw(num_images=11, batch_size=8, seed=3, **options):
+    options |= {"num_images": num_images, "batch_size": batch_size, "seed": seed}
+    return generate(RECIPE, PARAMS, **options)
 
 
-def levels_apart(a, b):
-    """The largest difference in levels of 0..255."""
+def max_difference(a, b):
+    """The largest difference of uint8 images."""
     return np.abs(np.asarray(a, int) - b).max()
 
 
 @pytest.fixture(scope="module")
-def eleven():
-    """Noise and samples of 11 images."""
-    return draw(path=True)
+def states_of_11():
+    """Noise and samples of 11 images, in batches of 8 and 3."""
+    return draw(trajectory=True)
 
 
-def test_images_are_uint8_from_noise_to_sample(eleven):
-    assert (eleven.shape, eleven.dtype) == ((2, 11, 4, 4, 1), np.uint8)
-    for states in eleven:
-        assert len(np.unique(states.reshape(11, -1), axis=0)) == 11
-    assert len(np.unique(eleven[1])) > 20
+def test_images_are_uint8_from_noise_to_sample(states_of_11):
+    assert (states_of_11.shape, states_of_11.dtype) == ((2, 11, 4, 4, 1), np.uint8)
+    for images in states_of_11:
+        assert len(np.unique(images.reshape(11, -1), axis=0)) == 11
+    assert len(np.unique(states_of_11[1])) > 20
 
 
-def test_an_image_does_not_depend_on_how_many_are_drawn(eleven):
-    for num, batch_size in ((5, 1), (5, 2), (2, 64)):
-        found = draw(num=num, batch_size=batch_size, path=True)
-        np.testing.assert_array_equal(found, eleven[:, :num], str((num, batch_size)))
+def test_an_image_does_not_depend_on_how_many_are_drawn(states_of_11):
+    for num_images, batch_size in ((5, 1), (5, 2), (2, 64)):
+        states = draw(num_images, batch_size, trajectory=True)
+        case = f"{num_images} images in batches of {batch_size}"
+        np.testing.assert_array_equal(states, states_of_11[:, :num_images], case)
 
 
-def test_a_sampling_that_does_not_fit_the_objective_is_refused():
-    """Also where it is given in place of the recipe's."""
-    with pytest.raises(ValueError, match="was not trained to say variance learned_range"):
+def test_an_overriding_sampling_that_does_not_fit_the_objective_is_refused():
+    with pytest.raises(ValueError, match="was not trained for variance learned_range"):
         draw(sampling=Sampling(options={"variance": "learned_range"}))
 
 
-def test_an_image_depends_on_the_seed(eleven):
-    other = draw(seed=4, path=True)
-    assert (np.abs(other.astype(int) - eleven).max((2, 3, 4)) > 1).all()
+def test_an_image_depends_on_the_seed(states_of_11):
+    other = draw(seed=4, trajectory=True)
+    assert (np.abs(other.astype(int) - states_of_11).max((2, 3, 4)) > 1).all()
 
 
 def test_chunks_are_the_fewest_that_divide_the_steps():
-    for steps, at_least, count in (
+    for steps, minimum, count in (
         (100, 1, 1),
         (100, 8, 10),
         (100, 10, 10),
@@ -80,97 +81,97 @@ def test_chunks_are_the_fewest_that_divide_the_steps():
         (1, 1, 1),
         (12, 5, 6),
     ):
-        assert chunk_count(steps, at_least) == count, (steps, at_least)
+        assert chunk_count(steps, minimum) == count, (steps, minimum)
 
 
-def test_stages_of_a_prime_number_of_steps_are_states_of_the_same_walk(eleven):
-    seen = []
-    found = draw(stages=3, path=True, on_stage=seen.append)
-    assert found.shape == (4, 11, 4, 4, 1)
-    assert levels_apart(found[[0, -1]], eleven) <= 1
-    assert len({found[i].tobytes() for i in range(4)}) == 4
-    # 7 equal parts are the fewest, no less than 3, that divide 7 steps.
-    assert seen == [8] * 7 + [3] * 7
+def test_a_trajectory_of_a_prime_number_of_steps_has_the_states_of_the_same_walk(states_of_11):
+    calls = []
+    states = draw(min_chunks=3, trajectory=True, on_steps=calls.append)
+    assert states.shape == (4, 11, 4, 4, 1)
+    assert max_difference(states[[0, -1]], states_of_11) <= 1
+    assert len({images.tobytes() for images in states}) == 4
+    # 7 steps divide into no fewer than 7 chunks, for each of two batches.
+    assert calls == [1] * 7 + [1] * 7
 
 
-def test_more_stages_than_steps_repeat_some(eleven):
-    found = draw(stages=9, path=True)
-    assert found.shape == (10, 11, 4, 4, 1)
-    assert levels_apart(found[[0, -1]], eleven) <= 1
-    assert len({state.tobytes() for state in found}) == 8
+def test_a_trajectory_of_more_states_than_steps_repeats_some(states_of_11):
+    states = draw(min_chunks=9, trajectory=True)
+    assert states.shape == (10, 11, 4, 4, 1)
+    assert max_difference(states[[0, -1]], states_of_11) <= 1
+    assert len({images.tobytes() for images in states}) == 8
 
 
-def test_without_path_only_the_samples_are_returned(eleven):
-    for stages, calls in ((1, [8, 3]), (7, [8] * 7 + [3] * 7)):
-        seen = []
-        found = draw(stages=stages, on_stage=seen.append)
-        assert found.shape == (1, 11, 4, 4, 1)
-        assert levels_apart(found[0], eleven[1]) <= 1
-        assert seen == calls
+def test_without_trajectory_only_the_samples_are_returned(states_of_11):
+    for min_chunks, expected_calls in ((1, [7, 7]), (7, [1] * 14)):
+        calls = []
+        states = draw(min_chunks=min_chunks, on_steps=calls.append)
+        assert states.shape == (1, 11, 4, 4, 1)
+        assert max_difference(states[0], states_of_11[1]) <= 1
+        assert calls == expected_calls
 
 
-def test_a_given_sampling_wins_over_that_of_the_recipe(eleven):
-    found = draw(num=3, sampling=Sampling(steps=14), stages=14, path=True)
-    assert len({state.tobytes() for state in found}) == 15
-    np.testing.assert_array_equal(found[0], eleven[0, :3])
+def test_a_given_sampling_overrides_that_of_the_recipe(states_of_11):
+    states = draw(num_images=3, sampling=Sampling(steps=14), min_chunks=14, trajectory=True)
+    assert len({images.tobytes() for images in states}) == 15
+    np.testing.assert_array_equal(states[0], states_of_11[0, :3])
 
 
-def test_the_progress_bar_counts_the_parts_of_the_sampling_that_is_given(capsys):
-    settings = {"num": 3, "batch_size": 8, "seed": 3, "sampling": Sampling(steps=14)}
-    generate_shown(RECIPE, PARAMS, stages=14, **settings)
+def test_the_progress_bar_counts_the_steps_of_all_batches_of_the_given_sampling(capsys):
+    settings = {"num_images": 11, "batch_size": 8, "seed": 3, "sampling": Sampling(steps=14)}
+    generate_shown(RECIPE, PARAMS, min_chunks=14, **settings)
     shown = capsys.readouterr().err
-    assert "3 pictures, 14 steps: 100%" in shown
-    assert "42/42" in shown
+    assert "11 images, 14 steps: 100%" in shown
+    assert "28/28" in shown
 
 
-def test_an_edited_image_is_of_its_own_row_in_every_batch(eleven):
-    """Batches of 8 and 3 images; the walks have steps of their own."""
+def test_an_edited_image_has_its_own_row_in_every_batch():
     steps = walk_length(RECIPE.objective, RECIPE.sampling, MASK)
-    assert steps == 7 + 6 + 2  # two stretches of 3 rows walked again, and two rows up
-    seen = []
-    _, x0 = draw(edit=MASK, path=True, on_stage=seen.append)[[0, -1]]
+    # Two stretches of 3 rows are repeated, after one row up each.
+    assert steps == 7 + 6 + 2
+    calls = []
+    _, x0 = draw(edit=MASK, trajectory=True, on_steps=calls.append)
     images = to_uint8(np.asarray(IMAGES)[np.arange(11) % 3])
-    kept = np.broadcast_to(~np.asarray(MASKS), (11, 4, 4, 1))
-    np.testing.assert_array_equal(x0[kept], images[kept])
+    known = np.broadcast_to(~np.asarray(MASKS), (11, 4, 4, 1))
+    np.testing.assert_array_equal(x0[known], images[known])
     assert len({image.tobytes() for image in x0}) == 11
-    assert seen == [8, 3]
+    assert calls == [15, 15]
 
 
-def test_an_inverted_image_is_of_its_own_row_in_every_batch():
-    """Decoded by the walk that it was encoded by, so images of one row are equal."""
+def test_an_inverted_image_has_its_own_row_in_every_batch():
+    """Inversion draws no noise, so samples of the same image are equal."""
     edit = Edit(images=IMAGES, invert=True)
-    found = draw(edit=edit, sampling=Sampling(steps=7, sampler="ddim"), path=True)
+    states = draw(edit=edit, sampling=Sampling(steps=7, sampler="ddim"), trajectory=True)
     for i in range(3, 11):
-        assert levels_apart(found[:, i], found[:, i % 3]) <= 1, i
-    assert len({image.tobytes() for image in found[-1, :3]}) == 3
+        assert max_difference(states[:, i], states[:, i % 3]) <= 1, i
+    assert len({image.tobytes() for image in states[-1, :3]}) == 3
 
 
-def test_between_two_ends_all_images_have_the_noise_of_the_first(eleven):
-    for edit in (NOISES, Edit(images=IMAGES[:1], end_images=IMAGES[:1], fractions=SHARES)):
-        found = draw(edit=edit, path=True)
+def test_all_images_of_an_interpolation_have_the_noise_of_the_first(states_of_11):
+    for edit in (NOISES, Edit(images=IMAGES[:1], end_images=IMAGES[:1], fractions=FRACTIONS)):
+        states = draw(edit=edit, trajectory=True)
         if edit is NOISES:
-            assert levels_apart(found[:, 0], eleven[:, 0]) <= 1
-            assert len({image.tobytes() for image in found[0]}) == 11
+            assert max_difference(states[:, 0], states_of_11[:, 0]) <= 1
+            assert len({image.tobytes() for image in states[0]}) == 11
         else:
-            assert levels_apart(found, found[:, :1]) <= 1
+            assert max_difference(states, states[:, :1]) <= 1
 
 
 @pytest.mark.usefixtures("optimized")
 def test_an_image_does_not_depend_on_the_batch_or_the_devices():
-    """Compiled as users do: 16 images on eight devices, two on each, and one on one device.
+    """Compare a batch of 16 on eight devices with a single image on one, with XLA's optimizations.
 
-    This test stays the last of the file, as `optimized` lasts until its end.
+    Keep this test at the end of the file: `optimized` stays in effect until then.
     """
     recipe = recipe_of(CONVOLUTIONS)
     params = random_params(CONVOLUTIONS)
-    options = {"seed": 3, "stages": 7, "path": True}
-    whole = generate(recipe, params, num=11, batch_size=11, **options)
+    options = {"seed": 3, "min_chunks": 7, "trajectory": True}
+    batch = generate(recipe, params, num_images=11, batch_size=11, **options)
     network = bind(Partial(CONVOLUTIONS.apply, params), None)
     key = sample_keys(3, jnp.array([9]))
     shape = CONVOLUTIONS.image_shape
     states = walk(key, recipe.objective, network, shape, recipe.sampling, 7)
-    alone = np.stack([to_uint8(np.asarray(state)) for state in states])
-    np.testing.assert_array_equal(alone[0], whole[0, 9:10])
-    assert levels_apart(alone, whole[:, 9:10]) <= 1
-    assert len(np.unique(whole[-1].reshape(11, -1), axis=0)) == 11
-    assert len(np.unique(whole[-1])) > 20
+    single = np.stack([to_uint8(np.asarray(state)) for state in states])
+    np.testing.assert_array_equal(single[0], batch[0, 9:10])
+    assert max_difference(single, batch[:, 9:10]) <= 1
+    assert len(np.unique(batch[-1].reshape(11, -1), axis=0)) == 11
+    assert len(np.unique(batch[-1])) > 20

@@ -1,4 +1,4 @@
-"""Labels of images: drawn in turn or as given, refused where they do not fit, and guidance."""
+"""Labels of samples: defaults, repetition in turn, refusals, guidance."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,38 +18,37 @@ from ddpm_jax.generation.generate import choose_labels, generate, guided_network
 from ddpm_jax.generation.sampling import Sampling
 
 
-def draw(model, num=9, scale=1.0, params=None, seed=3, **options):
-    sampling = Sampling(steps=7, guidance_scale=scale)
+def draw(model, num_images=9, scale=1.0, params=None, seed=3, **options):
     params = params or blur_params(model)
-    found = generate(
-        recipe_of(model), params, num=num, batch_size=8, seed=seed, sampling=sampling, **options
-    )
-    return found[0].astype(int)
+    options |= {"num_images": num_images, "batch_size": 8, "seed": seed}
+    options |= {"sampling": Sampling(steps=7, guidance_scale=scale)}
+    states = generate(recipe_of(model), params, **options)
+    return states[0].astype(int)
 
 
-def levels_apart(a, b):
-    """The largest difference in levels of 0..255."""
+def max_difference(a, b):
+    """The largest difference of uint8 images."""
     return np.abs(a - b).max()
 
 
-def test_a_conditional_net_draws_its_classes_in_turn():
+def test_a_conditional_network_draws_its_classes_in_turn():
     in_turn = draw(CLASSES)
     np.testing.assert_array_equal(in_turn, draw(CLASSES, labels=[0, 1, 2]))
-    of_one = [draw(CLASSES, labels=[label]) for label in range(3)]
+    of_class = [draw(CLASSES, labels=[label]) for label in range(3)]
     for i, image in enumerate(in_turn):
-        assert levels_apart(image, of_one[i % 3][i]) <= 1, i
-        assert levels_apart(image, of_one[(i + 1) % 3][i]) > 1, i
+        assert max_difference(image, of_class[i % 3][i]) <= 1, i
+        assert max_difference(image, of_class[(i + 1) % 3][i]) > 1, i
 
 
 def test_other_labels_and_parameters_share_one_program():
     first = draw(CLASSES)
-    count = samplers._walk_jit._cache_size()
+    num_programs = samplers._walk_jit._cache_size()
     other = draw(CLASSES, params=blur_params(CLASSES, 0.3), seed=1, labels=[2])
     assert np.any(other != first)
-    assert samplers._walk_jit._cache_size() == count
+    assert samplers._walk_jit._cache_size() == num_programs
 
 
-def test_labels_are_those_given_or_all_classes_or_for_an_edit_none():
+def test_default_labels_are_all_classes_or_no_class_for_an_edit():
     for model, labels, edit, expected in (
         (BLUR, None, None, [-1]),
         (CLASSES, None, None, [0, 1, 2]),
@@ -60,19 +59,19 @@ def test_labels_are_those_given_or_all_classes_or_for_an_edit_none():
         (HIDING, [2], NOISES, [2]),
         (CLASSES, [2, 1], MASK, [2, 1]),
     ):
-        found = choose_labels(model, labels, edit)
-        assert list(found) == expected, (model, labels, edit)
-        assert choose_labels(model, found, edit) == found
+        chosen = choose_labels(model, labels, edit)
+        assert list(chosen) == expected, (model, labels, edit)
+        assert choose_labels(model, chosen, edit) == chosen
 
 
-def test_labels_that_the_net_cannot_take_are_refused():
+def test_labels_unknown_to_the_network_are_refused():
     cases = [
-        ((BLUR, [0], None), "this net was trained without classes: leave the labels out"),
-        ((CLASSES, [0, 3], None), r"label 3 is outside the classes 0\.\.2"),
-        ((CLASSES, [-1], None), r"label -1 is outside the classes 0\.\.2"),
-        ((HIDING, [-2], None), r"label -2 is outside the classes 0\.\.2"),
-        ((CLASSES, None, MASK), "needs to know the class of what it edits: give a label"),
-        ((HIDING, [0, 1], NOISES), "between two ends there is one class: give one label"),
+        ((BLUR, [0], None), "This network was trained without classes: leave the labels out"),
+        ((CLASSES, [0, 3], None), r"Label 3 is outside the classes 0\.\.2"),
+        ((CLASSES, [-1], None), r"Label -1 is outside the classes 0\.\.2"),
+        ((HIDING, [-2], None), r"Label -2 is outside the classes 0\.\.2"),
+        ((CLASSES, None, MASK), "needs the class of the images it edits: give a label"),
+        ((HIDING, [0, 1], NOISES), "An interpolation has one class: give one label, not 2"),
     ]
     assert_refused(lambda case: choose_labels(*case), cases)
 
@@ -83,13 +82,13 @@ def test_a_network_without_classes_ignores_labels():
     np.testing.assert_array_equal(network(xt, t), xt)
 
 
-def test_guidance_is_that_of_the_labels_and_changes_no_other_image():
-    """Scale 1 is none; at another scale an image is still of its own seed, index and label."""
+def test_guidance_follows_the_labels_and_changes_no_other_image():
+    """Guided images too depend on seed, index and label alone. Scale 1 is no guidance."""
     guided = draw(HIDING, 9, 4.0, labels=[2, 0])
     twos = draw(HIDING, 9, 4.0, labels=[2])
-    assert levels_apart(draw(HIDING, 4, 4.0, labels=[2, 0]), guided[:4]) <= 1
-    assert levels_apart(twos[::2], guided[::2]) <= 1 < levels_apart(twos[1::2], guided[1::2])
-    assert levels_apart(draw(HIDING, 9, 1.0, labels=[2, 0]), guided) > 1
+    assert max_difference(draw(HIDING, 4, 4.0, labels=[2, 0]), guided[:4]) <= 1
+    assert max_difference(twos[::2], guided[::2]) <= 1 < max_difference(twos[1::2], guided[1::2])
+    assert max_difference(draw(HIDING, 9, 1.0, labels=[2, 0]), guided) > 1
     unlabelled = draw(HIDING, 9, 1.0, labels=[-1])
-    assert levels_apart(draw(HIDING, 9, 4.0, labels=[-1]), unlabelled) <= 1
-    assert levels_apart(draw(HIDING, 9, 0.0, labels=[2, 0]), unlabelled) <= 1
+    assert max_difference(draw(HIDING, 9, 4.0, labels=[-1]), unlabelled) <= 1
+    assert max_difference(draw(HIDING, 9, 0.0, labels=[2, 0]), unlabelled) <= 1

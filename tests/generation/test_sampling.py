@@ -1,4 +1,4 @@
-"""Settings of a sampling: refusals, overrides, and what fits an objective."""
+"""Sampling settings: refusals, overrides, and checks against an objective."""
 
 import dataclasses
 
@@ -19,26 +19,26 @@ SMALL = Objective(timesteps=20, beta_start=0.01, beta_end=0.6)
 LEARNED = Objective(timesteps=20, variance="learned", loss_kind="hybrid")
 
 INVALID = [
-    ({"sampler": "nonsense"}, "unknown sampler 'nonsense'; there are: .*ddpm"),
+    ({"sampler": "nonsense"}, "Unknown sampler 'nonsense'; there are: .*ddpm"),
     (
         {"options": {"nonsense": 1.0}},
-        "sampler ddpm has no option 'nonsense'; it has: variance, clip_sample",
+        "Sampler ddpm has no option 'nonsense'; it has: variance, clip_sample",
     ),
-    ({"guidance_scale": -1.0}, "guidance_scale must not be negative, not -1.0"),
+    ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, not -1.0"),
     ({"guidance_interval": (9.0, 3.0)}, "guidance_interval must rise, not 9.0 3.0"),
     ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], not 1.5"),
     ({"guidance_rescale": -0.5}, r"guidance_rescale must be in \[0, 1\], not -0.5"),
-    ({"guidance_interval": (3.0, 9.0)}, "are for guidance: set guidance_scale too, or leave"),
+    ({"guidance_interval": (3.0, 9.0)}, "need guidance: set guidance_scale too, or leave"),
     ({"dynamic_threshold": 0.0}, "dynamic_threshold must be above 0 and at most 1, not 0.0"),
-    ({"threshold_limit": 2.0}, "with a dynamic_threshold"),
+    ({"threshold_limit": 2.0}, "threshold_limit needs a dynamic_threshold"),
     (
         {"threshold_limit": 0.5, "dynamic_threshold": 0.9},
         "threshold_limit must be at least 1",
     ),
-    ({"offset": -1, "spacing": "leading"}, "offset must not be negative"),
-    ({"spacing": "nowhere"}, "unknown spacing 'nowhere'; there are: trailing, "),
-    ({"end": "nowhere"}, "end must be clean or lowest"),
-    ({"grid": "nowhere"}, "unknown grid 'nowhere'; there are: plain, strides, .*float"),
+    ({"offset": -1, "spacing": "leading"}, "offset must be at least 0, not -1"),
+    ({"spacing": "nowhere"}, "Unknown spacing 'nowhere'; there are: trailing, "),
+    ({"end": "nowhere"}, "end must be clean or sigma_min, not nowhere"),
+    ({"grid": "nowhere"}, "Unknown grid 'nowhere'; there are: plain, strides, .*float"),
 ]
 
 
@@ -47,8 +47,8 @@ def test_invalid_settings_are_refused(monkeypatch):
     assert_refused(lambda settings: Sampling(**settings), INVALID)
 
 
-def test_the_steps_are_all_timesteps_by_default():
-    for settings, count in (
+def test_the_number_of_steps_is_t_by_default():
+    for settings, n in (
         ({}, 20),
         ({"steps": 1}, 1),
         ({"steps": 20}, 20),
@@ -56,27 +56,27 @@ def test_the_steps_are_all_timesteps_by_default():
         ({"steps": 50, "spacing": "log_snr"}, 50),
         ({"timesteps": (19.0, 10.0, 4.0)}, 3),
     ):
-        assert step_count(SMALL, Sampling(**settings)) == count, settings
+        assert step_count(SMALL, Sampling(**settings)) == n, settings
 
 
 def test_steps_and_timesteps_out_of_range_are_refused():
     timesteps = (10.0, 19.0), (20.0, 3.0), (5.0, 5.0), (3.0, -1.0)
     cases = [({"steps": n}, "between 1 and the schedule's T = 20") for n in (-1, 0, 21)]
-    cases += [({"steps": 0, "spacing": "karras"}, "steps must be at least 1, not 0")]
-    message = r"timesteps must fall strictly within 0\.\.19"
+    cases += [({"steps": 0, "spacing": "karras"}, "The number of steps must be at least 1, not 0")]
+    message = r"timesteps must decrease strictly within 0\.\.19"
     cases += [({"timesteps": t}, message) for t in timesteps]
     assert_refused(lambda settings: step_count(SMALL, Sampling(**settings)), cases)
 
 
 def test_a_sampling_that_does_not_fit_the_objective_is_refused():
-    unlearned = {"options": {"variance": "learned_range"}}
+    untrained = {"options": {"variance": "learned_range"}}
     outside = {"guidance_scale": 2.0, "guidance_interval": (20.0, 30.0)}
-    few = "variance learned is that of one timestep: take all 20 steps, not 10"
+    too_few = "Variance learned holds only for steps from t to t - 1: take all 20 steps, not 10"
     cases = [
         ((SMALL, {"steps": 21}), "between 1 and the schedule's T = 20"),
-        ((SMALL, unlearned), "was not trained to say variance learned_range: use fixed_small"),
-        ((SMALL, outside), r"holds none of the timesteps 0\.\.19"),
-        ((LEARNED, {"steps": 10}), few),
+        ((SMALL, untrained), "was not trained for variance learned_range: use fixed_small"),
+        ((SMALL, outside), r"contains none of the timesteps 0\.\.19"),
+        ((LEARNED, {"steps": 10}), too_few),
     ]
     assert_refused(lambda case: check_sampling(case[0], Sampling(**case[1])), cases)
     for objective in (SMALL, LEARNED):
@@ -84,7 +84,7 @@ def test_a_sampling_that_does_not_fit_the_objective_is_refused():
     check_sampling(LEARNED, Sampling(steps=10, options={"variance": "fixed_small"}))
 
 
-def test_a_learned_variance_is_used_by_a_sampler_that_takes_one():
+def test_a_learned_variance_is_used_if_the_sampler_takes_one():
     fixed = Sampling(options={"variance": "fixed_small"})
     assert with_learned_variance(LEARNED, Sampling()).options == {"variance": "learned"}
     assert with_learned_variance(LEARNED, fixed) == fixed
@@ -108,7 +108,7 @@ def test_another_sampler_starts_from_its_own_options_and_grid():
     assert pndm.override(**given) == dataclasses.replace(pndm, **given)
 
 
-def test_an_override_of_the_same_sampler_clears_nothing():
+def test_an_override_of_the_same_sampler_keeps_its_options():
     pndm = Sampling(sampler="pndm", options={"compat": True}, grid="strides_to_0", steps=5)
     for settings in (
         {"sampler": "pndm"},
@@ -119,24 +119,24 @@ def test_an_override_of_the_same_sampler_clears_nothing():
         assert pndm.override(**settings) == dataclasses.replace(pndm, **settings), settings
 
 
-def test_a_sampling_opens_no_file_that_an_option_names(tmp_path):
+def test_checking_a_sampling_opens_no_file_of_an_option(tmp_path):
     missing = str(tmp_path / "missing.npz")
     sampling = Sampling(sampler="dpm_solver_v3", options={"statistics": missing})
     check_sampling(SMALL, sampling)
-    with pytest.raises(FileNotFoundError, match=r"missing\.npz is not there: python -m"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.npz does not exist: run python -m"):
         build_sampler(SMALL, sampling)
 
 
-def test_a_grid_that_the_schedule_does_not_have_is_refused_with_the_recipe():
+def test_a_grid_that_the_schedule_does_not_have_is_refused():
     cases = [
-        (Sampling(grid="strides", spacing="karras", steps=5), "grid strides walks equal strides"),
+        (Sampling(grid="strides", spacing="karras", steps=5), "Grid strides takes equal strides"),
         (
             Sampling(grid="inner", spacing="linspace", steps=20),
-            "grid inner takes less than T = 20 steps, not 20",
+            "Grid inner takes fewer than T = 20 steps, not 20",
         ),
         (
             Sampling(spacing="leading", steps=5, offset=8),
-            "offset 8 leads beyond the last timestep, 19",
+            "Offset 8 leads beyond the last timestep, 19",
         ),
     ]
     assert_refused(lambda sampling: check_sampling(SMALL, sampling), cases)
@@ -145,7 +145,7 @@ def test_a_grid_that_the_schedule_does_not_have_is_refused_with_the_recipe():
     check_sampling(SMALL, Sampling(grid="strides", spacing="karras", timesteps=(9.0, 3.0)))
 
 
-def test_settings_that_another_overrides_do_not_count():
+def test_overridden_settings_have_no_effect():
     assert Sampling(spacing="trailing", offset=3).leading_offset == 0
     assert Sampling(spacing="leading", offset=3).leading_offset == 3
     assert Sampling(grid="float", timesteps=(9.0, 3.0)).grid_kind == "plain"

@@ -1,4 +1,4 @@
-"""The grids of diffusers' schedulers, as its `set_timesteps` and `step` walk them."""
+"""Grids of diffusers' schedulers, compared with their `set_timesteps` and `step`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ TEN_STEPS = [
 ]
 
 
-def test_ten_steps_are_those_of_diffusers():
+def test_ten_timesteps_are_those_of_diffusers():
     for kind, spacing, t in TEN_STEPS:
         grid = scheduler_grid(kind, SCHEDULE, 10, spacing)
         end = 0 if kind.endswith("to_0") else CLEAN_DATA
@@ -42,14 +42,14 @@ def test_ten_steps_are_those_of_diffusers():
         np.testing.assert_allclose(grid.t_next, t_next, rtol=1e-6, err_msg=case)
 
 
-def test_levels_are_those_of_the_timesteps():
+def test_noise_levels_are_those_of_the_timesteps():
     grid = scheduler_grid("inner_to_0", SCHEDULE, 10, "linspace")
     levels = np.sqrt(np.cumprod(1 - linear_betas()))
     np.testing.assert_allclose(grid.sqrt_alpha_bar, levels[LINSPACE_11], rtol=1e-6)
     np.testing.assert_allclose(grid.sqrt_alpha_bar_next[-1], levels[0], rtol=1e-6)
 
 
-def test_pure_noise_keeps_a_little_signal_where_walks_are_in_log_snr():
+def test_grids_in_log_snr_replace_pure_noise():
     schedule = from_betas(zero_terminal_snr(linear_betas()))
     plain = scheduler_grid("strides", schedule, 10, "trailing")
     assert plain.sqrt_alpha_bar[0] == 0
@@ -63,21 +63,21 @@ def test_a_grid_that_the_scheduler_does_not_have_is_refused():
     assert len(scheduler_grid("inner", SCHEDULE, 999, "linspace").i) == 999
     assert len(scheduler_grid("inner", SCHEDULE, 7, "karras").i) == 7
     cases = [
-        (("inner", 1000, "linspace"), "grid inner takes less than T = 1000 steps, not 1000"),
+        (("inner", 1000, "linspace"), "Grid inner takes fewer than T = 1000 steps, not 1000"),
         (
             ("strides", 7, "karras"),
-            "grid strides walks equal strides of t, which spacing karras has not: set grid plain",
+            "Grid strides takes equal strides of t, and spacing karras has none: set grid plain",
         ),
     ]
     assert_refused(lambda case: scheduler_grid(case[0], SCHEDULE, *case[1:]), cases)
 
 
-def test_the_network_is_asked_at_whole_timesteps_on_the_grids_that_start_inside():
+def test_only_the_inner_grids_need_whole_timesteps():
     assert [kind for kind in GRID_KINDS if needs_whole_timesteps(kind)] == ["inner", "inner_to_0"]
 
 
-def test_a_last_step_of_no_length_changes_nothing():
-    """Of 16 steps, so that the order of the last step does not fall to 1, as in short walks."""
+def test_a_last_step_of_length_zero_changes_nothing():
+    """16 steps, because the order of the last step falls to 1 in shorter walks."""
     grid = scheduler_grid("inner_to_0", SCHEDULE, 16, "karras")
     assert float(grid.h[-1]) == 0
     keys = sample_keys(0, jnp.arange(4))

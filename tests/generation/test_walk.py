@@ -1,4 +1,4 @@
-"""Walks of an objective and a sampling: that they are those of the parts that both name."""
+"""Walks of an objective and a sampling, compared with the parts that they are made of."""
 
 import dataclasses
 from functools import partial
@@ -42,12 +42,12 @@ def identity(xt, t):
     return xt
 
 
-def times(settings):
+def timesteps(settings):
     """The timesteps of a sampling's grid."""
     return sampling_grid(SMALL, Sampling(**settings)).t.tolist()
 
 
-def test_a_walk_is_that_of_its_sampler_and_grid():
+def test_a_walk_runs_its_sampler_on_its_grid():
     sampler = samplers.make("ddpm", variance="fixed_large")
     options = {"variance": "fixed_large"}
     for spacing in ("trailing", "leading", "linspace"):
@@ -59,9 +59,8 @@ def test_a_walk_is_that_of_its_sampler_and_grid():
         denoiser = sampling_denoiser(SMALL, Partial(network), sampling)
         expected = samplers.sample(KEYS, denoiser, sampler, grid, states[0], trajectory=True)
         for i in (1, 2):
-            np.testing.assert_allclose(
-                states[i], expected[2 * i], atol=1e-5, err_msg=f"{spacing}, state {i}"
-            )
+            case = f"{spacing}, state {i}"
+            np.testing.assert_allclose(states[i], expected[2 * i], atol=1e-5, err_msg=case)
 
 
 def test_the_denoiser_clips_and_thresholds_as_the_sampling_says():
@@ -74,29 +73,29 @@ def test_the_denoiser_clips_and_thresholds_as_the_sampling_says():
         ({"dynamic_threshold": 1.0, "threshold_limit": 2.0}, np.minimum(xt, 2) / 2),
     ):
         denoiser = sampling_denoiser(X0, identity, Sampling(**settings))
-        found = denoise(denoiser, xt, jnp.array(10)).x0
-        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=str(settings))
+        x0 = denoise(denoiser, xt, jnp.array(10)).x0
+        np.testing.assert_allclose(x0, expected, atol=1e-6, err_msg=str(settings))
 
 
-def test_keep_eps_keeps_what_the_network_says_where_x0_is_clipped():
+def test_keep_eps_keeps_the_output_of_the_network_where_x0_is_clipped():
     xt = 2 + IMAGES
     for keep_eps in (False, True):
         denoiser = sampling_denoiser(SMALL, network, Sampling(keep_eps=keep_eps))
-        found = denoise(denoiser, xt, jnp.array(10))
-        said = 0.5 * np.tanh(np.asarray(xt))
-        assert np.max(np.abs(found.x0)) == 1
-        assert np.allclose(found.eps, said, atol=1e-6) == keep_eps
+        prediction = denoise(denoiser, xt, jnp.array(10))
+        output = 0.5 * np.tanh(np.asarray(xt))
+        assert np.max(np.abs(prediction.x0)) == 1
+        assert np.allclose(prediction.eps, output, atol=1e-6) == keep_eps
 
 
-def test_the_network_is_asked_at_whole_timesteps_where_the_grid_says_so():
-    def asked(xt, t):
+def test_the_network_is_called_at_whole_timesteps_if_the_grid_needs_them():
+    def output_t(xt, t):
         return 0 * xt + t.astype(xt.dtype).reshape(-1, 1, 1, 1)
 
-    for grid, seen in (("plain", 3.4), ("inner", 3.0)):
+    for grid, t in (("plain", 3.4), ("inner", 3.0)):
         sampling = Sampling(sampler="unipc", grid=grid, steps=4, clip_x0=False)
-        denoiser = sampling_denoiser(SMALL, asked, sampling)
-        found = denoise(denoiser, jnp.zeros((3, *SHAPE)), jnp.array(3.4)).eps
-        np.testing.assert_allclose(found, seen, rtol=1e-5)
+        denoiser = sampling_denoiser(SMALL, output_t, sampling)
+        eps = denoise(denoiser, jnp.zeros((3, *SHAPE)), jnp.array(3.4)).eps
+        np.testing.assert_allclose(eps, t, rtol=1e-5)
 
 
 def test_a_noise_ladder_shows_every_level_and_predict_x0_undoes_it():
@@ -109,16 +108,16 @@ def test_a_noise_ladder_shows_every_level_and_predict_x0_undoes_it():
     expected = np.sqrt(alpha_bar) * images + np.sqrt(1 - alpha_bar) * noise
     np.testing.assert_allclose(xt, expected, atol=1e-6)
     for objective, output in ((X0, images), (Objective(), noise)):
-        said = Partial(_say, output)
-        x0 = jax.jit(partial(predict_x0, objective))(said, xt, t)
+        network = Partial(_constant, output)
+        x0 = jax.jit(partial(predict_x0, objective))(network, xt, t)
         np.testing.assert_allclose(x0, images, atol=1e-3)
 
 
-def _say(output, xt, t):
+def _constant(output, xt, t):
     return output
 
 
-def test_a_grid_has_as_many_rows_as_the_walk_has_steps():
+def test_a_grid_has_one_row_per_step_of_the_walk():
     for settings in (
         {},
         {"steps": 1},
@@ -127,40 +126,40 @@ def test_a_grid_has_as_many_rows_as_the_walk_has_steps():
         {"steps": 3, "grid": "inner", "spacing": "leading"},
         {"timesteps": (19.0, 10.0, 4.0)},
     ):
-        assert len(times(settings)) == walk_length(SMALL, Sampling(**settings)), settings
-    assert times({}) == list(range(20))[::-1]
+        assert len(timesteps(settings)) == walk_length(SMALL, Sampling(**settings)), settings
+    assert timesteps({}) == list(range(20))[::-1]
 
 
-def test_timesteps_win_over_steps_spacing_offset_and_grid():
+def test_timesteps_override_steps_spacing_offset_and_grid():
     given = {"timesteps": (19.0, 10.0, 4.0)}
     grid = sampling_grid(SMALL, Sampling(**given))
     assert grid.t.tolist() == [19, 10, 4]
     assert jnp.issubdtype(grid.t.dtype, jnp.integer)
-    np.testing.assert_allclose(times({"timesteps": (18.5, 10.0)}), [18.5, 10.0])
+    np.testing.assert_allclose(timesteps({"timesteps": (18.5, 10.0)}), [18.5, 10.0])
     for others in (
         {"steps": 7},
         {"spacing": "karras"},
         {"spacing": "leading", "offset": 2},
         {"grid": "inner", "steps": 7, "spacing": "leading"},
     ):
-        assert times(given | others) == [19, 10, 4], others
+        assert timesteps(given | others) == [19, 10, 4], others
         assert walk_length(SMALL, Sampling(**given, **others)) == 3, others
 
 
 def test_the_offset_raises_leading_timesteps_and_no_others():
     leading = {"sampler": "ddim", "steps": 4, "spacing": "leading"}
     for grid in ("plain", "strides"):
-        assert times(leading | {"grid": grid}) == [15, 10, 5, 0]
+        assert timesteps(leading | {"grid": grid}) == [15, 10, 5, 0]
         raised = sampling_grid(SMALL, Sampling(**leading, grid=grid, offset=2))
         assert raised.t.tolist() == [17, 12, 7, 2]
         assert int(raised.t_next[-1]) == CLEAN_DATA
         trailing = {"steps": 4, "grid": grid}
-        assert times(trailing | {"offset": 2}) == times(trailing)
+        assert timesteps(trailing | {"offset": 2}) == timesteps(trailing)
     cases = [
-        (leading | {"offset": 5}, "timesteps must fall strictly within 0..19"),
-        (leading | {"offset": 5, "grid": "strides"}, "offset 5 leads beyond the last timestep, 19"),
+        (leading | {"offset": 5}, "timesteps must decrease strictly within 0..19"),
+        (leading | {"offset": 5, "grid": "strides"}, "Offset 5 leads beyond the last timestep, 19"),
     ]
-    assert_refused(times, cases)
+    assert_refused(timesteps, cases)
 
 
 def test_a_grid_of_diffusers_replaces_the_plain_one():
@@ -171,19 +170,19 @@ def test_a_grid_of_diffusers_replaces_the_plain_one():
 
 
 def test_a_walk_ends_where_the_sampling_says():
-    for settings, own in (
+    for settings, default_end in (
         ({}, CLEAN_DATA),
         ({"grid": "strides", "steps": 5}, CLEAN_DATA),
         ({"timesteps": (19.0, 9.0)}, CLEAN_DATA),
         ({"grid": "strides_to_0", "steps": 5}, 0),
     ):
-        for end, expected in ((None, own), ("clean", CLEAN_DATA), ("sigma_min", 0)):
+        for end, expected in ((None, default_end), ("clean", CLEAN_DATA), ("sigma_min", 0)):
             grid = sampling_grid(SMALL, Sampling(**settings, end=end))
             assert int(grid.t_next[-1]) == expected, (settings, end)
 
 
-def test_grids_in_sigma_start_from_the_noise_alone_as_diffusers_does():
-    """They start at sigma eps, which is sqrt(1 - alpha_bar) eps in our scale."""
+def test_grids_in_sigma_scale_the_initial_noise_as_diffusers_does():
+    """They start from sigma eps, which is sqrt(1 - alpha_bar) eps in our scaling."""
     noise = np.asarray(initial_noise(KEYS, SHAPE))
     for grid, spacing, scaled in (
         ("float", "leading", False),

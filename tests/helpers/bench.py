@@ -1,4 +1,4 @@
-"""A place to try a fault in, and what a run in it has to come to."""
+"""A folder in which to try a fault, and checks of how a run in it ends."""
 
 import contextlib
 import os
@@ -18,75 +18,80 @@ from ddpm_jax.runs.metrics import read_metrics
 
 
 class Bench(NamedTuple):
-    """A folder for one try, the compiled programs, and a run without a fault."""
+    """A folder for one try, the compilation cache, and the directory of an uninterrupted run."""
 
     folder: Path
     cache: Path
-    straight: Path
+    uninterrupted: Path
 
     @property
     def workdir(self) -> Path:
+        """The directory of the run in this folder."""
         return self.folder / "run"
 
-    def run(self, *more: object, launcher: str = "", strict: bool = False) -> Run:
-        return Run(self.workdir, self.cache, *more, launcher=launcher, strict=strict)
+    def run(self, *arguments: object, launcher: str = "", strict: bool = False) -> Run:
+        """Start the run."""
+        return Run(self.workdir, self.cache, *arguments, launcher=launcher, strict=strict)
 
-    def goes_on(self) -> str:
-        """What the same command says when it ends as the straight run did, bit for bit, in arrays and in losses."""
+    def resume(self) -> str:
+        """Resume the run to its end, and return its output.
+
+        Its arrays and losses must equal those of the uninterrupted run, bit for bit.
+        """
         with self.run() as run:
-            assert run.ends() == 0, run.words
-        for ours, wanted in zip(
-            arrays(self.workdir, STEPS), arrays(self.straight, STEPS), strict=True
-        ):
-            np.testing.assert_array_equal(ours, wanted)
-        assert losses(self.workdir) == losses(self.straight)
-        return run.words
+            assert run.exit_status() == 0, run.output
+        pairs = zip(arrays(self.workdir, STEPS), arrays(self.uninterrupted, STEPS), strict=True)
+        for resumed, expected in pairs:
+            np.testing.assert_array_equal(resumed, expected)
+        assert losses(self.workdir) == losses(self.uninterrupted)
+        return run.output
 
-    def half_way(self) -> None:
-        """A copy of the straight run as it was at its last checkpoint but one."""
-        shutil.copytree(self.straight, self.workdir)
+    def copy_without_newest(self) -> None:
+        """Copy the uninterrupted run without its newest checkpoint."""
+        shutil.copytree(self.uninterrupted, self.workdir)
         shutil.rmtree(newest(self.workdir))
 
     @contextlib.contextmanager
     def small_disk(self) -> Iterator["Bench"]:
-        """The same on a file system of 8 MB; SkipTest where this process may mount none."""
-        place = self.folder / "disk"
-        place.mkdir()
+        """The same bench on a file system of 8 MB. Raise SkipTest if none can be mounted."""
+        folder = self.folder / "disk"
+        folder.mkdir()
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True
         )
         if mounted.returncode:
-            raise unittest.SkipTest(
-                f"no file system may be mounted here: {mounted.stderr.decode().strip()}"
-            )
+            reason = mounted.stderr.decode().strip()
+            raise unittest.SkipTest(f"No file system can be mounted here: {reason}")
         try:
-            yield self._replace(folder=place)
+            yield self._replace(folder=folder)
         finally:
-            subprocess.run(["umount", "--lazy", place], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def losses(workdir: Path) -> list[float]:
+    """The losses in the log of a run."""
     return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
 
 
 def newest(workdir: Path) -> Path:
+    """The folder of the last step's checkpoint."""
     return workdir / saved_steps.FOLDER / str(STEPS)
 
 
-def stopped_cleanly(run: Run, words: str) -> None:
-    """It ended with one line of error that says this, and no traceback of any thread."""
-    assert run.ends() == 2, run.words
-    assert words in run.words
-    assert "Traceback" not in run.words, run.words
+def assert_clean_stop(run: Run, message: str) -> None:
+    """Check that a run ends with status 2 and this message, and without a traceback."""
+    assert run.exit_status() == 2, run.output
+    assert message in run.output
+    assert "Traceback" not in run.output, run.output
 
 
-def straight(folder: Path) -> Bench:
-    """Do a run without a fault, to try faults beside; in it a warning of Python is an error.
+def make_bench(folder: Path) -> Bench:
+    """Do the uninterrupted run, in which Python's warnings are errors.
 
-    Compiled programs are shared with the other tests of this session, where there are such.
+    It shares compiled programs with the other tests if JAX_COMPILATION_CACHE_DIR is set.
     """
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "cache"
     bench = Bench(folder, Path(cache), folder / "run")
     with bench.run(strict=True) as run:
-        assert run.ends() == 0, run.words
+        assert run.exit_status() == 0, run.output
     return bench

@@ -1,4 +1,4 @@
-"""A Gaussian, images, a mask of their left half, and the jitted walks of tests of editing."""
+"""Fixtures of the editing tests: a Gaussian, images, masks and jitted walks."""
 
 from functools import partial
 
@@ -23,7 +23,8 @@ NOISE = initial_noise(KEYS, SHAPE)
 _NUMBERS = np.random.default_rng(5).standard_normal((6, *SHAPE), np.float32)
 IMAGES = jnp.asarray(np.clip(0.5 * _NUMBERS, -1, 1))
 LEFT = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (6, 4, 4, 1)))
-ALL, NOTHING = (jnp.asarray(np.full((6, 4, 4, 1), value)) for value in (True, False))
+ALL = jnp.asarray(np.full((6, 4, 4, 1), True))
+NOTHING = jnp.asarray(np.full((6, 4, 4, 1), False))
 
 
 def grid_of(steps):
@@ -42,7 +43,7 @@ def gaussian_x0(xt, t):
 
 
 def curved(weight, xt, t):
-    """A network that mixes the pixels of an image and is not linear."""
+    """A nonlinear network that mixes the pixels of an image."""
     mixed = weight * jnp.tanh(xt + jnp.roll(xt, 1, 2))
     return mixed + per_example(t, xt).astype(jnp.float32) / 2000
 
@@ -51,25 +52,25 @@ GAUSSIAN = make_denoiser(SCHEDULE, Partial(gaussian_x0), "x0", None)
 CURVED = make_denoiser(SCHEDULE, Partial(curved, jnp.float32(0.6)), "x0")
 
 
-def assert_moments(found, mean, std):
-    """Assert that mean and deviation are the exact ones within 5 standard errors and rounding."""
-    found = np.asarray(found, float).ravel()
-    assert abs(found.mean() - mean) <= 5 * std / np.sqrt(found.size) + 1e-5
-    assert abs(found.std() - std) <= 5 * std / np.sqrt(2 * found.size) + 1e-5
+def assert_moments(samples, mean, std):
+    """Assert that mean and standard deviation agree within 5 standard errors and rounding."""
+    samples = np.asarray(samples, float).ravel()
+    assert abs(samples.mean() - mean) <= 5 * std / np.sqrt(samples.size) + 1e-5
+    assert abs(samples.std() - std) <= 5 * std / np.sqrt(2 * samples.size) + 1e-5
 
 
 step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
-"""One step of a sampler, compiled once for each kind of sampler."""
+"""One jitted step of a sampler, compiled once for each kind of sampler."""
 
 
 @partial(jax.jit, static_argnames="name")
 def start(keys, edit, grid, xT, name="ddpm"):
-    """Where an edit without inversion starts."""
+    """The start of an edit without inversion, jitted."""
     return edit.start(keys, CURVED, samplers.make(name), grid, xT)
 
 
 def walk(edit, steps=8):
-    """The edited walk of ancestral sampling with the curved network."""
+    """Draw edited images by ancestral sampling with the curved network."""
     sampler = samplers.make("ddpm")
     grid = edit.grid(grid_of(steps), sampler)
     return sample(KEYS, CURVED, edit.sampler(sampler), grid, start(KEYS, edit, grid, NOISE))

@@ -1,4 +1,8 @@
-"""Faults of processes: killed, asked to stop, two where one may be; on one host and on two."""
+"""Faults of processes: killed or signalled runs and second runs, on one host and on two.
+
+The docstring of each fault is its row in the table of `tests/faults.py`. Each returns the number of
+training steps that the run had to repeat.
+"""
 
 import contextlib
 import random
@@ -7,108 +11,110 @@ import signal
 import time
 
 import numpy as np
-from helpers.bench import Bench, losses, stopped_cleanly
-from helpers.processes import EVERY, STEPS, several
+from helpers.bench import Bench, assert_clean_stop, losses
+from helpers.processes import EVERY, STEPS, run_on_hosts
 
 from ddpm_jax.runs import steps as saved_steps
 
-WAITS: list[float] = []
-"""Seconds from a signal to the end of the process, its step and its save included."""
+EXIT_SECONDS: list[float] = []
+"""Seconds from each signal to the exit of the process, its last step and save included."""
 
 
-def kill(bench: Bench, step: int, moment: random.Random) -> int:
-    """Start the run and kill it some time after a step; returns the last step in its log."""
+def kill(bench: Bench, step: int, rng: random.Random) -> int:
+    """Start the run, kill it shortly after a step, and return the last step in its log."""
     with bench.run() as run:
-        run.reaches(step)
-        time.sleep(moment.random() * 0.05)
-        assert run.ends(signal.SIGKILL) == -signal.SIGKILL, run.words
+        run.wait_for_step(step)
+        time.sleep(rng.random() * 0.05)
+        assert run.exit_status(signal.SIGKILL) == -signal.SIGKILL, run.output
     assert run.step - saved_steps.newest(run.workdir) <= EVERY
     return run.step
 
 
 def stop(bench: Bench, number: signal.Signals, step: int) -> None:
-    """Start the run and send it a signal after a step: it saves and ends with that status."""
+    """Start the run and signal it after a step. It must save and exit with 128 + the signal."""
     with bench.run() as run:
-        run.reaches(step)
-        before, began = run.step, time.perf_counter()
-        assert run.ends(number) == 128 + number, run.words
-        WAITS.append(time.perf_counter() - began)
-    step = saved_steps.newest(run.workdir)
-    assert f"stopped: step {step} of {STEPS} is saved" in run.words
-    assert "Traceback" not in run.words, run.words
-    assert before <= step < STEPS
+        run.wait_for_step(step)
+        step_before = run.step
+        start = time.perf_counter()
+        assert run.exit_status(number) == 128 + number, run.output
+        EXIT_SECONDS.append(time.perf_counter() - start)
+    saved = saved_steps.newest(run.workdir)
+    assert f"stopped: step {saved} of {STEPS} is saved" in run.output
+    assert "Traceback" not in run.output, run.output
+    assert step_before <= saved < STEPS
 
 
-def killed(bench: Bench, moment: random.Random) -> int:
-    """SIGKILL at any moment, saves under way included"""
-    done = kill(bench, moment.randrange(1, STEPS - 1), moment)
-    again = done - saved_steps.newest(bench.workdir)
-    bench.goes_on()
-    return max(again, 0)
+def killed(bench: Bench, rng: random.Random) -> int:
+    """SIGKILL at any moment, also during a save."""
+    done = kill(bench, rng.randrange(1, STEPS - 1), rng)
+    repeated = done - saved_steps.newest(bench.workdir)
+    bench.resume()
+    return max(repeated, 0)
 
 
-def signalled(bench: Bench, moment: random.Random) -> int:
-    """SIGTERM or SIGINT at any moment: the step is saved, the exit status is 143 or 130"""
-    number = moment.choice([signal.SIGTERM, signal.SIGINT])
-    stop(bench, number, moment.randrange(1, STEPS - 4))
-    bench.goes_on()
+def signalled(bench: Bench, rng: random.Random) -> int:
+    """SIGTERM or SIGINT at any moment: the step is saved, the exit status is 143 or 130."""
+    number = rng.choice([signal.SIGTERM, signal.SIGINT])
+    stop(bench, number, rng.randrange(1, STEPS - 4))
+    bench.resume()
     return 0
 
 
-def signalled_twice(bench: Bench, moment: random.Random) -> int:
-    """a second signal: the end at once, with its status"""
+def signalled_twice(bench: Bench, rng: random.Random) -> int:
+    """A second signal: the run exits at once, with its status."""
     with bench.run("--training.steps", 10**6) as run:
-        run.reaches(moment.randrange(1, STEPS))
-        assert run.ends(signal.SIGTERM, signal.SIGTERM) == 143, run.words
-    again = run.step - saved_steps.newest(run.workdir)
-    assert again <= EVERY
+        run.wait_for_step(rng.randrange(1, STEPS))
+        assert run.exit_status(signal.SIGTERM, signal.SIGTERM) == 143, run.output
+    repeated = run.step - saved_steps.newest(run.workdir)
+    assert repeated <= EVERY
     shutil.rmtree(run.workdir)
-    return max(again, 0)
+    return max(repeated, 0)
 
 
-def second_run(bench: Bench, moment: random.Random) -> int:
-    """a second run in the same directory: it is refused, the first goes on"""
+def second_run(bench: Bench, rng: random.Random) -> int:
+    """A second run in the same directory: it is refused, and the first one continues."""
     with bench.run("--training.steps", 10**6) as first:
-        first.reaches(moment.randrange(1, STEPS))
+        first.wait_for_step(rng.randrange(1, STEPS))
         with bench.run() as second:
-            stopped_cleanly(second, "error: another run is at work in")
-        first.reaches(first.step + 2)
+            assert_clean_stop(second, "error: Another run is using")
+        first.wait_for_step(first.step + 2)
     return 0
 
 
-def host_killed(bench: Bench, moment: random.Random) -> int:
-    """SIGKILL to one of two hosts: the other ends within 60 s with a message, and one host alone goes on"""
-    gone = moment.randrange(2)
+def host_killed(bench: Bench, rng: random.Random) -> int:
+    """SIGKILL to one of two hosts: the other ends within 60 s with a message, and one host alone
+    resumes.
+    """
+    lost = rng.randrange(2)
+    length = ("--training.steps", 10**6)
     with contextlib.ExitStack() as stack:
-        runs = [
-            stack.enter_context(run)
-            for run in several(2, bench.workdir, bench.cache, "--training.steps", 10**6)
-        ]
-        runs[0].reaches(EVERY + 1)
-        runs[gone].ends(signal.SIGKILL)
-        assert (
-            runs[1 - gone].ends(seconds=60) > 0
-            or runs[1 - gone].process.returncode == -signal.SIGABRT
-        )
-    words = runs[1 - gone].words
-    assert "another host is gone" in words or "distributed service" in words, words
-    again = runs[0].step - saved_steps.newest(bench.workdir)
-    assert again <= EVERY
+        started = run_on_hosts(2, bench.workdir, bench.cache, *length)
+        runs = [stack.enter_context(run) for run in started]
+        runs[0].wait_for_step(EVERY + 1)
+        runs[lost].exit_status(signal.SIGKILL)
+        # JAX aborts the process if its coordination service notices first.
+        status = runs[1 - lost].exit_status(seconds=60)
+        assert status > 0 or status == -signal.SIGABRT
+    output = runs[1 - lost].output
+    assert "Another host failed" in output or "distributed service" in output, output
+    repeated = runs[0].step - saved_steps.newest(bench.workdir)
+    assert repeated <= EVERY
     with bench.run("--training.steps", runs[0].step + STEPS) as run:
-        assert run.ends() == 0, run.words
-    return max(again, 0)
+        assert run.exit_status() == 0, run.output
+    return max(repeated, 0)
 
 
-def host_signalled(bench: Bench, moment: random.Random) -> int:
-    """SIGTERM to one of two hosts: both save the same step and end with 143"""
+def host_signalled(bench: Bench, rng: random.Random) -> int:
+    """SIGTERM to one of two hosts: both save the same step and exit with 143."""
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(run) for run in several(2, bench.workdir, bench.cache)]
-        runs[0].reaches(moment.randrange(1, STEPS - 6))
-        statuses = [runs[1].ends(signal.SIGTERM), runs[0].ends()]
-    assert statuses == [143, 143], "\n".join(run.words for run in runs)
+        started = run_on_hosts(2, bench.workdir, bench.cache)
+        runs = [stack.enter_context(run) for run in started]
+        runs[0].wait_for_step(rng.randrange(1, STEPS - 6))
+        statuses = [runs[1].exit_status(signal.SIGTERM), runs[0].exit_status()]
+    assert statuses == [143, 143], "\n".join(run.output for run in runs)
     step = saved_steps.newest(bench.workdir)
-    assert f"stopped: step {step} of {STEPS} is saved" in runs[0].words
+    assert f"stopped: step {step} of {STEPS} is saved" in runs[0].output
     with bench.run() as run:
-        assert run.ends() == 0, run.words
-    np.testing.assert_allclose(losses(bench.workdir), losses(bench.straight), rtol=1e-3)
+        assert run.exit_status() == 0, run.output
+    np.testing.assert_allclose(losses(bench.workdir), losses(bench.uninterrupted), rtol=1e-3)
     return 0

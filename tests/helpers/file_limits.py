@@ -1,4 +1,4 @@
-"""Limits on files that the system sets for this process."""
+"""Limits on files that the operating system sets for this process."""
 
 import contextlib
 import resource
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """Within the block, a write beyond `size` bytes of a file fails with OSError, as on a full disk."""
+    """Make a write beyond `size` bytes of a file raise OSError, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

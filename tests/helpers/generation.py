@@ -1,4 +1,4 @@
-"""Recipes of two nets that compile at once, and edits."""
+"""Two networks that compile fast, their recipes and parameters, and edits."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from ddpm_jax.models.layers import GroupNorm, conv
 
 
 class BlurModule(nn.Module):
-    """tanh of a blurred image, moved by the class."""
+    """tanh of a blurred image, shifted by the class."""
 
     classes: int
 
@@ -32,7 +32,7 @@ class BlurModule(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blur(Model):
-    """The smallest net with labels."""
+    """A small network with labels."""
 
     image_size: int = 4
     channels: int = 1
@@ -42,7 +42,7 @@ class Blur(Model):
 
 
 class ConvolutionsModule(nn.Module):
-    """Two convolutions and a group norm, layers whose rounding may depend on the batch."""
+    """Two convolutions and a group norm, whose rounding may depend on the batch size."""
 
     @nn.compact
     def __call__(self, xt, t, labels, keys):
@@ -52,7 +52,7 @@ class ConvolutionsModule(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convolutions(Model):
-    """A net of the layers of the library."""
+    """A network of the library's layers."""
 
     image_size: int = 4
     channels: int = 1
@@ -68,7 +68,7 @@ HIDING = Blur(num_classes=3, label_dropout=0.1)
 
 
 def recipe_of(model, **sampling) -> Recipe:
-    """A recipe of 7 steps on a schedule of 20 timesteps."""
+    """A recipe with 7 steps on a schedule of 20 timesteps."""
     return Recipe(
         model=model,
         objective=Objective(schedule="squaredcos", timesteps=20),
@@ -77,7 +77,7 @@ def recipe_of(model, **sampling) -> Recipe:
 
 
 def blur_params(model=BLUR, weight=0.6):
-    """Parameters with which each class has images of its own."""
+    """Parameters with which the images of the classes differ."""
     params = {"weight": jnp.float32(weight)}
     if model.label_count:
         params["shift"] = jnp.asarray([0.3, -0.2, 0.1, 0.05][: model.label_count], jnp.float32)
@@ -85,16 +85,17 @@ def blur_params(model=BLUR, weight=0.6):
 
 
 def random_params(model):
-    """Parameters none of which is zero."""
+    """Random parameters, none of them zero."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
-        model.shapes(),
-    )
+
+    def draw(leaf):
+        return jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, model.shapes())
 
 
 IMAGES = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (3, 4, 4, 1)), jnp.float32)
 MASKS = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (1, 4, 4, 1)))
-SHARES = jnp.asarray(np.linspace(0, 1, 11), jnp.float32)
+FRACTIONS = jnp.asarray(np.linspace(0, 1, 11), jnp.float32)
 MASK = Edit(images=IMAGES, masks=MASKS, repeats=2, jump_length=3)
-NOISES = Edit(fractions=SHARES)
+NOISES = Edit(fractions=FRACTIONS)

@@ -1,4 +1,4 @@
-"""A small hub on this machine: the calls of huggingface_hub, answered and recorded; and the client in a process."""
+"""A small local hub that answers and records calls of huggingface_hub, and a client process."""
 
 import base64
 import hashlib
@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-READ, WRITE = "hf_reads", "hf_writes"
-"""The tokens that there are; both are of the user `us`."""
+READ = "hf_reads"
+WRITE = "hf_writes"
+"""The two valid tokens; both belong to the user `us`."""
 
 
 def sha1(data: bytes) -> str:
@@ -27,7 +28,7 @@ def sha256(data: bytes) -> str:
 
 @dataclass
 class Repository:
-    """Files by branch or tag, and who may see them."""
+    """{branch or tag: {path: bytes}}, and who may read it."""
 
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     private: bool = False
@@ -37,23 +38,16 @@ class Repository:
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """The commit and the files of a branch, tag or commit."""
-        commits = {
-            name: sha1(repr(sorted(files.items())).encode())
-            for name, files in self.branches.items()
-        }
-        return next(
-            (
-                (commits[name], files)
-                for name, files in self.branches.items()
-                if revision in (name, commits[name])
-            ),
-            None,
-        )
+        for name, files in self.branches.items():
+            commit = sha1(repr(sorted(files.items())).encode())
+            if revision in (name, commit):
+                return commit, files
+        return None
 
 
 @dataclass
 class Hub:
-    """What the server holds and the requests that it got: method, path and Authorization."""
+    """The content of the server, and the requests it got: method, path and Authorization."""
 
     address: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -62,11 +56,11 @@ class Hub:
     created: list[dict] = field(default_factory=list)
 
     def tokens(self, repository: str) -> set[str | None]:
-        """The Authorization of the requests about a repository."""
+        """The Authorization headers of all requests about a repository."""
         return {token for _, path, token in self.requests if f"/{repository}" in path}
 
     def fetched(self, repository: str) -> list[str]:
-        """The files of a repository whose bytes were asked for, in order of their names."""
+        """The files of a repository whose bytes were downloaded, sorted."""
         start = f"/{repository}/resolve/"
         paths = [
             path.removeprefix(start)
@@ -77,15 +71,17 @@ class Hub:
 
 
 class Refused(Exception):
-    """An answer that is an error: status, X-Error-Code, X-Error-Message."""
+    """An error answer: status, X-Error-Code, X-Error-Message."""
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers the requests that the client makes for downloads and uploads."""
+
     protocol_version = "HTTP/1.1"
     hub: Hub
 
     def log_message(self, *args) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def answer_any(self) -> None:
         token = self.headers.get("Authorization")
@@ -100,9 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             self.route([unquote(part) for part in url.path.strip("/").split("/")])
         except Refused as refused:
             status, code, message = refused.args
-            self.answer(
-                {"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message}
-            )
+            headers = {"X-Error-Code": code, "X-Error-Message": message}
+            self.answer({"error": message}, status, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer_any
 
@@ -114,14 +109,17 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer({"errors": [], "warnings": []})
             case "GET", ["api", "models", owner, name, *rest]:
                 self.describe(self.repository(owner, name), f"{owner}/{name}", rest)
-            case "POST", ["api", "models", owner, name, ("preupload" | "commit") as what, "main"]:
-                self.may_write(owner)
-                getattr(self, what)(self.repository(owner, name))
+            case "POST", ["api", "models", owner, name, "preupload", "main"]:
+                self.check_write(owner)
+                self.preupload(self.repository(owner, name))
+            case "POST", ["api", "models", owner, name, "commit", "main"]:
+                self.check_write(owner)
+                self.commit(self.repository(owner, name))
             case "POST", [owner, name, "info", "lfs", "objects", "batch"]:
-                self.may_write(owner)
-                self.batch(
-                    json.loads(self.body)["objects"], "nowhere" if name == "full.git" else "lfs"
-                )
+                self.check_write(owner)
+                # Nothing answers uploads to /nowhere.
+                target = "nowhere" if name == "full.git" else "lfs"
+                self.batch(json.loads(self.body)["objects"], target)
             case "PUT", ["lfs", oid]:
                 assert sha256(self.body) == oid
                 self.hub.blobs[oid] = self.body
@@ -132,17 +130,21 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(404, "", f"{self.command} {self.path} is not known here")
 
     def repository(self, owner: str, name: str) -> Repository:
-        """Without a token the hub does not say whether a repository is private or not there."""
-        found = self.hub.repositories.get(f"{owner}/{name}")
-        if self.token is None and (found is None or found.private):
-            raise Refused(401, "", "Invalid username or password.")
-        if found is None:
-            raise Refused(404, "RepoNotFound", "Repository not found")
-        if found.broken:
-            raise Refused(503, "", "")
-        return found
+        """Find a repository.
 
-    def may_write(self, owner: str) -> None:
+        As on the real hub, the answer to a request without a token is the same for a private
+        repository and for one that does not exist.
+        """
+        repository = self.hub.repositories.get(f"{owner}/{name}")
+        if self.token is None and (repository is None or repository.private):
+            raise Refused(401, "", "Invalid username or password.")
+        if repository is None:
+            raise Refused(404, "RepoNotFound", "Repository not found")
+        if repository.broken:
+            raise Refused(503, "", "")
+        return repository
+
+    def check_write(self, owner: str) -> None:
         if self.token != WRITE or owner != "us":
             raise Refused(403, "", f"You may not write to {owner}")
 
@@ -154,49 +156,45 @@ class Handler(BaseHTTPRequestHandler):
             ]
             return self.answer({"branches": refs, "converts": [], "tags": []})
         if rest == ["auth-check", "write"]:
-            self.may_write(name.partition("/")[0])
+            self.check_write(name.partition("/")[0])
             return self.answer({})
         commit, files = self.at(repository, rest[1] if rest else "main")
         if rest[:1] == ["tree"]:
             return self.answer([entry(path, data) for path, data in files.items()])
         siblings = [{"rfilename": path} for path in files]
-        return self.answer(
-            {"id": name, "sha": commit, "private": repository.private, "siblings": siblings}
-        )
+        description = {"id": name, "sha": commit, "siblings": siblings}
+        return self.answer(description | {"private": repository.private})
 
     def at(self, repository: Repository, revision: str) -> tuple[str, dict[str, bytes]]:
-        found = repository.find(revision)
-        if found is None:
+        result = repository.find(revision)
+        if result is None:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return found
+        return result
 
     def resolve(self, repository: Repository, revision: str, path: str) -> None:
         if repository.gated:
-            raise Refused(
-                403 if self.token else 401, "GatedRepo", "Access to this model is restricted"
-            )
+            status = 403 if self.token else 401
+            raise Refused(status, "GatedRepo", "Access to this model is restricted")
         commit, files = self.at(repository, revision)
         if path not in files:
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = files[path]
-        start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].partition("-")[0])
-        ranged = (
-            {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-            if "Range" in self.headers
-            else {}
-        )
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{sha1(data)}"', **ranged}
-        self.answer(data[start:], 206 if ranged else 200, headers)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{sha1(data)}"'}
+        if "Range" not in self.headers:
+            return self.answer(data, 200, headers)
+        start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return self.answer(data[start:], 206, headers)
 
-    def create(self, asked: dict) -> None:
-        self.hub.created.append(asked)
-        owner = asked["organization"] or "us"
-        name = f"{owner}/{asked['name']}"
-        self.may_write(owner)
-        there = name in self.hub.repositories
-        private = asked.get("visibility") == "private" or asked.get("private") is True
+    def create(self, request: dict) -> None:
+        self.hub.created.append(request)
+        owner = request["organization"] or "us"
+        name = f"{owner}/{request['name']}"
+        self.check_write(owner)
+        exists = name in self.hub.repositories
+        private = request.get("visibility") == "private" or request.get("private") is True
         self.hub.repositories.setdefault(name, Repository(private=private))
-        self.answer({"url": f"{self.hub.address}/{name}"}, 409 if there else 200)
+        self.answer({"url": f"{self.hub.address}/{name}"}, 409 if exists else 200)
 
     def preupload(self, repository: Repository) -> None:
         paths = [file["path"] for file in json.loads(self.body)["files"]]
@@ -207,9 +205,9 @@ class Handler(BaseHTTPRequestHandler):
         ]
         self.answer({"files": files})
 
-    def batch(self, objects: list[dict], where: str) -> None:
-        for thing in objects:
-            thing["actions"] = {"upload": {"href": f"{self.hub.address}/{where}/{thing['oid']}"}}
+    def batch(self, objects: list[dict], target: str) -> None:
+        for item in objects:
+            item["actions"] = {"upload": {"href": f"{self.hub.address}/{target}/{item['oid']}"}}
         self.answer({"transfer": "basic", "objects": objects})
 
     def commit(self, repository: Repository) -> None:
@@ -223,15 +221,11 @@ class Handler(BaseHTTPRequestHandler):
                 case "lfsFile":
                     repository.branches["main"][value["path"]] = self.hub.blobs[value["oid"]]
         oid, _ = self.at(repository, "main")
-        self.answer(
-            {
-                "commitUrl": f"{self.hub.address}{self.path.removeprefix('/api/models')}",
-                "commitOid": oid,
-            }
-        )
+        url = f"{self.hub.address}{self.path.removeprefix('/api/models')}"
+        self.answer({"commitUrl": url, "commitOid": oid})
 
-    def answer(self, what, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        body = what if isinstance(what, bytes) else json.dumps(what).encode()
+    def answer(self, content, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -241,16 +235,17 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entry(path: str, data: bytes) -> dict:
-    """A file in the listing of a commit."""
+    """The entry of a file in the listing of a commit."""
     return {"type": "file", "path": path, "size": len(data), "oid": sha1(data)}
 
 
 @contextmanager
 def serve():
-    """A hub that answers until the block ends."""
+    """Run a hub until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    server.daemon_threads = False  # so that closing waits for them, and leaves no socket open
+    # Closing the server must wait for its threads, or it leaves sockets open.
+    server.daemon_threads = False
     hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -263,32 +258,32 @@ def serve():
 
 
 def call(name: str, *args, token: str | None = None, **options) -> tuple:
-    """A call of a function of ddpm_jax.pretrained.hub with this HF_TOKEN, for `client`."""
+    """A call of a function of ddpm_jax.pretrained.hub for `client`, with this HF_TOKEN."""
     return name, args, options, token
 
 
 def environment_of(hub: Hub, cache: Path) -> dict[str, str]:
-    """The environment of a process whose hub and cache are these."""
-    ours = {
+    """The environment of a process that uses this hub and this cache."""
+    inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
     }
-    root = str(Path(__file__).parents[2])
-    settings = {
+    return {
+        **inherited,
+        "JAX_PLATFORMS": "cpu",
         "HF_ENDPOINT": hub.address,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": root,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    return {**ours, "JAX_PLATFORMS": "cpu", **settings}
 
 
 def client(hub: Hub, cache: Path, *calls: tuple, **environment: str) -> list[str]:
-    """What each of the calls returns, or the name of its error and the message.
+    """The result of each call, or the name and message of its error.
 
-    All calls run in one other process, as the client reads the environment when it is imported;
-    only the token is read at each call.
+    All calls run in one separate process, because the client reads the environment when it is
+    imported. It reads only the token at each call.
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(calls, default=str),
         env=environment_of(hub, cache) | environment,
@@ -296,17 +291,19 @@ def client(hub: Hub, cache: Path, *calls: tuple, **environment: str) -> list[str
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main() -> None:
+    """Run the calls that stdin lists, and print their results."""
     from ddpm_jax.pretrained import hub
 
     results = []
     for name, args, options, token in json.load(sys.stdin):
         os.environ.pop("HF_TOKEN", None)
-        os.environ.update({"HF_TOKEN": token} if token else {})
+        if token:
+            os.environ["HF_TOKEN"] = token
         args = [Path(arg) if name == "upload" and i == 0 else arg for i, arg in enumerate(args)]
         try:
             results.append(str(getattr(hub, name)(*args, **options)))

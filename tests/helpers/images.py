@@ -1,4 +1,4 @@
-"""Pictures that tests make, and what they find on disk."""
+"""Images for tests, and the pictures that they find on disk."""
 
 import numpy as np
 from PIL import Image
@@ -14,4 +14,5 @@ def load(path) -> np.ndarray:
 
 
 def files(folder) -> list[str]:
+    """The sorted names of the files in a folder."""
     return sorted(file.name for file in folder.iterdir())

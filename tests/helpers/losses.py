@@ -1,4 +1,4 @@
-"""What the tests of the losses share: a schedule, keys, Gaussian data."""
+"""Shared by the tests of the losses: a schedule, keys, Gaussian images."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,14 @@ from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 SCHEDULE = from_betas(linear_betas())
 TARGETS = ["eps", "x0", "v", "flow"]
 STD = 0.5
-loss_of = jax.jit(simple_loss, static_argnames="target")
+jitted_simple_loss = jax.jit(simple_loss, static_argnames="target")
 
 
-def keys(count, seed=0):
-    return jax.random.split(jax.random.key(seed), count)
+def example_keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
 
 
-def gaussian(count):
-    x0 = STD * np.random.default_rng(7).standard_normal((count, 4, 4, 1))
+def gaussian_images(n):
+    """n images (4, 4, 1) from N(0, STD^2 I)."""
+    x0 = STD * np.random.default_rng(7).standard_normal((n, 4, 4, 1))
     return jnp.asarray(x0, jnp.float32)

@@ -1,4 +1,4 @@
-"""Small nets with parameters none of which is zero, and what goes in and comes out of them."""
+"""Small networks with non-zero parameters, and helpers that run them."""
 
 import dataclasses
 import functools
@@ -49,31 +49,33 @@ NETS = {"unet": UNET, "conv_unet": CONV_UNET, "basic_unet": BasicUNet(image_size
 
 
 def random_like(tree, scale=0.15):
-    """`tree` with every leaf moved, so that nothing is zero-initialised any more."""
+    """Add normal noise of standard deviation `scale` to every leaf, so that none stays zero."""
     rng = np.random.default_rng(0)
 
-    def move(x):
-        return np.asarray(x) + np.float32(scale) * rng.standard_normal(x.shape, np.float32)
+    def add_noise(x):
+        noisy = np.asarray(x) + np.float32(scale) * rng.standard_normal(x.shape, np.float32)
+        return jnp.asarray(noisy)
 
-    return jax.tree.map(lambda x: jnp.asarray(move(x)), tree)
+    return jax.tree.map(add_noise, tree)
 
 
 def inputs(net, batch=2):
-    """xt, t and labels."""
+    """A random xt and t, and labels 0, 1, 2, 0, ... for a batch."""
     rng = np.random.default_rng(1)
-    xt = jnp.asarray(rng.standard_normal((batch, *net.image_shape), np.float32))
-    t, labels = rng.integers(0, 1000, batch), np.arange(batch) % 3
-    return xt, jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32)
+    xt = rng.standard_normal((batch, *net.image_shape), np.float32)
+    t = rng.integers(0, 1000, batch)
+    labels = np.arange(batch) % 3
+    return jnp.asarray(xt), jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="dtype")
 def apply(net, params, *arguments, **options):
-    """`net.apply`, compiled once a net and kind of arguments."""
+    """`net.apply`, compiled once per network and kind of arguments."""
     return net.apply(params, *arguments, **options)
 
 
 def by_path(tree) -> dict[str, np.ndarray]:
-    """The leaves by their path."""
+    """The leaves of a tree by path, such as "conv_in/kernel"."""
     leaves = jax.tree.leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -83,17 +85,19 @@ def by_path(tree) -> dict[str, np.ndarray]:
 
 @functools.cache
 def draw(net):
-    """The net with parameters none of which is zero."""
+    """The network and non-zero parameters for it."""
     return net, random_like(net.init(jax.random.key(0)))
 
 
 @partial(jax.jit, static_argnums=0)
-def captured(net, params) -> dict:
-    """What every submodule returned, by path, and the net's output."""
+def submodule_outputs(net, params) -> dict:
+    """The output of every submodule by path, and of the network at ""."""
     variables = {"params": params}
     out, state = net.module().apply(variables, *inputs(net), None, capture_intermediates=True)
     is_output = lambda value: isinstance(value, tuple)  # noqa: E731
     leaves = jax.tree.leaves_with_path(state["intermediates"], is_leaf=is_output)
-    return {"": out} | {
-        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): v[0] for path, v in leaves
-    }
+    outputs = {"": out}
+    for path, value in leaves:
+        name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        outputs[name] = value[0]
+    return outputs

@@ -1,4 +1,4 @@
-"""Nets of diffusers that lie in tests/fixtures, and state dicts in the format of torch.save, made without PyTorch."""
+"""Networks of diffusers from tests/fixtures, and files of torch.save made without PyTorch."""
 
 import io
 import json
@@ -17,7 +17,10 @@ NETS = sorted(path.stem.removeprefix("unet2d_") for path in FIXTURES.glob("unet2
 
 
 def fixture(name: str, folder: Path):
-    """The arrays of a fixture; its net is left in the folder as diffusers saves it."""
+    """Write a fixture's network to the folder as diffusers saves it.
+
+    Return the arrays of the fixture, its config and its weights.
+    """
     with np.load(FIXTURES / f"unet2d_{name}.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     weights = {
@@ -29,53 +32,60 @@ def fixture(name: str, folder: Path):
 
 
 class Global:
-    """A name of a module, as a pickle refers to it."""
+    """A name in a module, as a pickle refers to it."""
 
     def __init__(self, module: str, name: str):
-        self.module, self.name = module, name
+        self.module = module
+        self.name = name
 
 
 class Call:
-    """A call of such a name, which a pickle has made when it is read."""
+    """A call of such a name, which the reader of the pickle makes."""
 
     def __init__(self, function: Global, *arguments):
-        self.function, self.arguments = function, arguments
+        self.function = function
+        self.arguments = arguments
 
     def __reduce__(self):
         return _importable(self.function), self.arguments
 
 
 def _importable(name: Global):
-    """An object that pickles as this name."""
-    made = types.new_class(name.name)
-    made.__module__, made.__qualname__ = name.module, name.name
-    for end in range(1, name.module.count(".") + 2):  # its packages too
-        package = ".".join(name.module.split(".")[:end])
+    """An object that is pickled as this name. Its module and packages are created if missing."""
+    cls = types.new_class(name.name)
+    cls.__module__ = name.module
+    cls.__qualname__ = name.name
+    parts = name.module.split(".")
+    for end in range(1, len(parts) + 1):
+        package = ".".join(parts[:end])
         module = sys.modules.setdefault(package, types.ModuleType(package))
     if not hasattr(module, name.name):
-        setattr(module, name.name, made)
+        setattr(module, name.name, cls)
     return getattr(module, name.name)
 
 
 class Storage:
-    """A run of numbers, kept beside the pickle."""
+    """A flat array that is stored beside the pickle."""
 
     def __init__(
-        self, key: str, array: np.ndarray, kind: str = "FloatStorage", count: int | None = None
+        self, key: str, array: np.ndarray, kind: str = "FloatStorage", size: int | None = None
     ):
-        self.key, self.array, self.kind = key, array, kind
-        self.count = array.size if count is None else count
+        self.key = key
+        self.array = array
+        self.kind = kind
+        # The number of elements that the pickle claims.
+        self.size = array.size if size is None else size
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return "storage", _importable(Global("torch", obj.kind)), obj.key, "cpu", obj.count
+            return "storage", _importable(Global("torch", obj.kind)), obj.key, "cpu", obj.size
         return None
 
 
 def pickled(value) -> bytes:
-    """A pickle of protocol 2, as torch.save writes; the modules it names need not exist."""
+    """A pickle of protocol 2, as torch.save writes it. The modules it names need not exist."""
     before = set(sys.modules)
     file = io.BytesIO()
     try:
@@ -87,18 +97,13 @@ def pickled(value) -> bytes:
 
 
 def tensor(storage: Storage, shape, strides, offset=0) -> Call:
-    return Call(
-        Global("torch._utils", "_rebuild_tensor_v2"),
-        storage,
-        offset,
-        shape,
-        strides,
-        False,
-        OrderedDict(),
-    )
+    """A view of a storage; offset and strides count elements."""
+    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
+    return Call(rebuild, storage, offset, shape, strides, False, OrderedDict())
 
 
 def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STORED) -> None:
+    """Write a pickle and its storages in the archive format of torch.save."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/byteorder", "little")
@@ -107,12 +112,11 @@ def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STOR
 
 
 def save_bin(path: Path, weights: dict[str, np.ndarray]) -> None:
-    """The weights as torch.save writes them."""
-    storages = [
-        Storage(str(i), np.ascontiguousarray(w, np.float32)) for i, w in enumerate(weights.values())
-    ]
-    strides = [tuple(stride // 4 for stride in storage.array.strides) for storage in storages]
-    tensors = [
-        tensor(s, s.array.shape, stride) for s, stride in zip(storages, strides, strict=True)
-    ]
-    write_bin(path, pickled(OrderedDict(zip(weights, tensors, strict=True))), storages)
+    """Write weights as torch.save does."""
+    arrays = [np.ascontiguousarray(weight, np.float32) for weight in weights.values()]
+    storages = [Storage(str(i), array) for i, array in enumerate(arrays)]
+    tensors = {}
+    for name, storage in zip(weights, storages, strict=True):
+        strides = tuple(stride // 4 for stride in storage.array.strides)
+        tensors[name] = tensor(storage, storage.array.shape, strides)
+    write_bin(path, pickled(OrderedDict(tensors)), storages)

@@ -1,4 +1,4 @@
-"""Many calls that must be refused, in one test that names the one that is not."""
+"""Check many invalid arguments in one test."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,7 +10,10 @@ def assert_refused(
     cases: Iterable[tuple[Any, str]],
     error: type[Exception] = ValueError,
 ) -> None:
-    """Assert that each `call(case)` raises `error` with one line that matches its pattern."""
+    """Assert that each `call(case)` raises `error` with one line that matches its pattern.
+
+    The message of a failure names the case.
+    """
     for case, pattern in cases:
         try:
             call(case)
@@ -19,4 +22,4 @@ def assert_refused(
             assert re.search(pattern, message), f"{case}: {message!r} does not match {pattern!r}"
             assert "\n" not in message, f"{case}: {message!r} has more than one line"
         else:
-            raise AssertionError(f"{case} was not refused with {pattern!r}")
+            raise AssertionError(f"{case} did not raise {error.__name__} with {pattern!r}")

@@ -1,7 +1,7 @@
-"""Exact denoisers of one pytree structure, and the naive loop over a sampler's steps.
+"""Exact denoisers that share one pytree structure, and the naive loop over a sampler's steps.
 
-A program is compiled for a structure and its shapes. All denoisers of `mixture` share both, so one
-program of a sampler serves every test of it, whatever the data, the schedule or the limit of x0.
+jit compiles a program for each pytree structure and its shapes. All denoisers of `mixture` share
+both, so all tests of a sampler share one program, whatever their data, schedule or limit of x0.
 """
 
 import jax
@@ -21,14 +21,17 @@ STD = 0.4
 
 
 def mixture(means=MEANS, std=STD, *, schedule=SCHEDULE, clip_x0=1e6, weights=WEIGHTS):
-    """The exact denoiser of three Gaussians; means that are equal make one. No x0 reaches 1e6."""
+    """The exact denoiser of three Gaussians, or of one Gaussian if the means are equal.
+
+    The default `clip_x0` limits nothing: no x0 reaches 1e6.
+    """
     means = jnp.asarray(np.broadcast_to(np.asarray(means, np.float32), MEANS.shape))
     network = mixture_x0(schedule, means, std, jnp.asarray(weights))
     return make_denoiser(schedule, network, "x0", clip_x0)
 
 
 def grid_of(steps, spacing="trailing", schedule=SCHEDULE):
-    """The plain grid of a number of steps."""
+    """The grid of this number of steps."""
     return make_grid(schedule, spaced(schedule.timesteps, steps, spacing))
 
 
@@ -37,15 +40,16 @@ _init = jax.jit(lambda sampler, xT: sampler.init(xT))
 
 
 def rows_of(grid):
-    """The rows of a grid, sliced by NumPy."""
+    """Yield the rows of a grid, sliced by NumPy."""
     tables = [np.asarray(table) for table in grid[:-1]]
     for i in range(len(grid.i)):
         yield type(grid)(*(table[i] for table in tables), grid.schedule)
 
 
 def naive_walk(sampler, keys, denoise, grid, xT):
-    """Yield xt after each row, by one compiled step in a Python loop."""
-    xt, state = xT, _init(sampler, xT)
+    """Yield xt after each row, from one compiled step in a Python loop."""
+    xt = xT
+    state = _init(sampler, xT)
     for row in rows_of(grid):
         xt, state = step(sampler, keys, denoise, xt, row, state)
         yield xt

@@ -1,4 +1,4 @@
-"""Runs on disk that no training made: a small recipe, and checkpoints of random parameters."""
+"""Make runs on disk without training: a small recipe, and checkpoints of random parameters."""
 
 import dataclasses
 import zlib
@@ -19,8 +19,7 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
 NET = ConvUNet(image_size=8, channels=1, widths=(4,), time_embedding_dim=4, groups=2)
-"""The network of this package that compiles fastest."""
-
+"""The network that compiles fastest."""
 
 RECIPE = Config(
     model=dataclasses.replace(NET, dropout=0.1),
@@ -32,22 +31,22 @@ RECIPE = Config(
     checkpoint=Checkpoint(every=4),
     log=Log(every=1, samples=4, sample_steps=2),
 )
-"""A recipe with all that a state can hold: dropout, accumulation, averages of both kinds."""
+"""A recipe that uses every part of a state: dropout, accumulation, averages of both kinds."""
 
 
 def small_recipe(**settings: Any) -> Config:
-    """Make a recipe of NET and the digits, with log lines at every step and no sample grids."""
-    default = {
+    """A recipe of NET and the digits, with a log line at every step and no sample grids."""
+    defaults = {
         "model": NET,
         "data": Digits(),
         "training": Training(batch_size=16, steps=8),
         "log": Log(every=1, samples=0),
     }
-    return Config(**default | settings)
+    return Config(**defaults | settings)
 
 
 def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
-    """Parameters as NumPy arrays, the same for the same step and name of weights."""
+    """Random parameters as NumPy arrays, a function of the step and the name of the weights."""
     rng = np.random.default_rng(zlib.crc32(f"{step} {weights}".encode()))
 
     def draw(leaf: Any) -> np.ndarray:
@@ -57,15 +56,15 @@ def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
 
 
 def save_run(folder: Path, config: Config, steps: tuple[int, ...] = (4, 8)) -> Path:
-    """Save checkpoints of these steps, with the parameters that `random_params` gives."""
+    """Save checkpoints of these steps, with parameters from `random_params`."""
     directory.write_config(folder, config)
     with CheckpointWriter(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
+        names = (*config.ema.decays, *config.ema.power_averages)
         for step in steps:
-            names = (*config.ema.decays, *config.ema.power_averages)
-            parts = {
+            items = {
                 "params": random_params(config.model, step, "raw"),
                 "ema_params": {name: random_params(config.model, step, name) for name in names},
                 "opt_state": {"count": np.zeros(1, np.float32)},
             }
-            checkpoints.save(step, parts, config_to_json(config), 1797)
+            checkpoints.save(step, items, config_to_json(config), num_images=1797)
     return folder

@@ -1,4 +1,4 @@
-"""A linear regression whose gradient is known, its training, and recipes of 8 images a step."""
+"""A linear regression with a known gradient, its training, and recipes with batches of 8."""
 
 import functools
 
@@ -15,13 +15,12 @@ from ddpm_jax.training.step import example_keys, init_state, make_train_step
 
 CONV_UNET = ConvUNet(image_size=4, channels=1, widths=(8,), time_embedding_dim=8, groups=4)
 
-
+# One object, so that its step is compiled once.
 SGD = optax.sgd(0.1)
-"""One object, so that its step is compiled once."""
 
 
 def recipe(*, model=CONV_UNET, optimizer=None, **training) -> Config:
-    """A recipe of 8 images a step."""
+    """A recipe with batches of 8 images."""
     training = Training(**{"batch_size": 8, "steps": 10} | training)
     return Config(
         model=model, data=Digits(), training=training, optimizer=Optimizer(**optimizer or {})
@@ -29,10 +28,12 @@ def recipe(*, model=CONV_UNET, optimizer=None, **training) -> Config:
 
 
 def linear_loss(params, keys, batch):
-    """A linear regression with noise of each example's key: small, and its gradient is known."""
+    """A linear regression whose targets have noise from each example's key."""
     noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
-    wanted = batch["image"][:, 0, 0, :3] * 2 + 0.1 * noise
-    return jnp.mean((batch["image"][:, 0, 0] @ params["w"] + params["b"][None] - wanted) ** 2, -1)
+    pixels = batch["image"][:, 0, 0]  # (b, 4)
+    targets = pixels[:, :3] * 2 + 0.1 * noise  # (b, 3)
+    output = pixels @ params["w"] + params["b"][None]
+    return jnp.mean((output - targets) ** 2, -1)
 
 
 def linear_params():
@@ -40,13 +41,11 @@ def linear_params():
     return {"w": jnp.asarray(rng.standard_normal((4, 3), np.float32)), "b": jnp.ones(3)}
 
 
-def linear_batch(step=0, count=8):
+def linear_batch(step=0, n=8):
     """Images of 1x1 pixel with 4 channels, and keys."""
-    images = np.random.default_rng(step).standard_normal((count, 1, 1, 4), np.float32)
-    return {
-        "image": jnp.asarray(images),
-        "key": example_keys(jax.random.key(0), step, jnp.arange(count)),
-    }
+    images = np.random.default_rng(step).standard_normal((n, 1, 1, 4), np.float32)
+    keys = example_keys(jax.random.key(0), step, jnp.arange(n))
+    return {"image": jnp.asarray(images), "key": keys}
 
 
 @functools.cache
@@ -57,7 +56,8 @@ def compiled_step(loss, tx, ema):
 def train(tx, batches, *, ema=None, params=None, loss=linear_loss):
     """The states before and after each step on `batches`, and the metrics."""
     step = compiled_step(loss, tx, ema)
-    states, metrics = [init_state(params or linear_params(), tx, ema)], []
+    states = [init_state(params or linear_params(), tx, ema)]
+    metrics = []
     for batch in batches:
         state, metric = step(states[-1], batch)
         states.append(state)

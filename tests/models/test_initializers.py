@@ -1,27 +1,29 @@
-"""Initialisation: what starts at zero, how wide the rest is drawn, and of which keys."""
+"""Initialisation: which parameters start at zero, the ranges of the others, and their keys."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from helpers.nets import CONV_UNET, NETS, SMALLEST, TINY, UNET, by_path, captured
+from helpers.nets import CONV_UNET, NETS, SMALLEST, TINY, UNET, by_path, submodule_outputs
 
 from ddpm_jax.models.conv_unet import ConvUNet
 
 
-def test_a_fresh_ddpm_net_is_the_identity_in_every_branch_and_outputs_zero():
+def test_a_fresh_ddpm_network_outputs_zero_and_its_residual_branches_are_zero():
     net = dataclasses.replace(TINY, attention=(True,), up_attention=(False,))
-    states = captured(net, net.init(jax.random.key(0)))
+    states = submodule_outputs(net, net.init(jax.random.key(0)))
     np.testing.assert_array_equal(states[""], 0)
-    np.testing.assert_array_equal(states["down_0/resnet_0"], states["conv_in"])  # conv2 starts at 0
+    # conv2 of every residual block starts at 0.
+    np.testing.assert_array_equal(states["down_0/resnet_0"], states["conv_in"])
     np.testing.assert_array_equal(states["middle"], states["down_0"][-1])
-    # to_out starts at 0.
+    # to_out of the attention starts at 0.
     np.testing.assert_array_equal(states["down_0/attention_0"], states["down_0/resnet_0"])
     assert np.abs(states["up_0"][-1]).max() > 0
 
 
-def check_uniform(name, value, bound):
+def assert_uniform(name, value, bound):
+    """Assert that the values look like draws from U(-bound, bound)."""
     assert np.abs(value).max() <= bound * (1 + 1e-6), name
     if value.size >= 64:
         assert np.abs(value).max() > 0.9 * bound, name
@@ -30,6 +32,7 @@ def check_uniform(name, value, bound):
 
 
 def fans(kernel):
+    """The fan-in and fan-out of a kernel (..., i, o)."""
     window = np.prod(kernel.shape[:-2], dtype=int)
     return window * kernel.shape[-2], window * kernel.shape[-1]
 
@@ -40,7 +43,7 @@ def test_ddpm_kernels_are_fan_avg_uniform():
         if path == "class_embedding/embedding":
             assert abs(leaf.std() - 1) < 4 / np.sqrt(2 * leaf.size)
         elif path.endswith("kernel") and not path.endswith(zero):
-            check_uniform(path, leaf, np.sqrt(6 / sum(fans(leaf))))
+            assert_uniform(path, leaf, np.sqrt(6 / sum(fans(leaf))))
         else:
             np.testing.assert_array_equal(leaf, 1 if path.endswith("scale") else 0, path)
 
@@ -48,17 +51,17 @@ def test_ddpm_kernels_are_fan_avg_uniform():
 @pytest.mark.parametrize(
     "net", [CONV_UNET, NETS["basic_unet"], dataclasses.replace(UNET, init_scheme="torch")], ids=str
 )
-def test_torch_kernels_and_biases_are_within_one_over_root_fan_in(net):
+def test_torch_kernels_and_biases_are_uniform_within_1_over_sqrt_fan_in(net):
     leaves = by_path(net.init(jax.random.key(0)))
     for path, kernel in leaves.items():
         if path.endswith("kernel"):
             transposed = isinstance(net, ConvUNet) and path.startswith("upsample")
             fan_in = 4 * kernel.shape[-1] if transposed else fans(kernel)[0]
-            check_uniform(path, kernel, fan_in**-0.5)
-            check_uniform(path, leaves[path.replace("kernel", "bias")], fan_in**-0.5)
+            assert_uniform(path, kernel, fan_in**-0.5)
+            assert_uniform(path, leaves[path.replace("kernel", "bias")], fan_in**-0.5)
 
 
-def test_init_depends_on_the_key_and_each_leaf_on_its_path_alone():
+def test_each_parameter_depends_only_on_the_key_and_its_path():
     ours, again, other = (by_path(UNET.init(jax.random.key(seed))) for seed in (0, 0, 1))
     without = by_path(dataclasses.replace(UNET, num_classes=None).init(jax.random.key(0)))
     assert set(ours) - set(without) == {"class_embedding/embedding"}
@@ -72,5 +75,6 @@ def test_init_depends_on_the_key_and_each_leaf_on_its_path_alone():
 
 
 def test_init_works_under_jit():
-    eager, jitted = SMALLEST.init(jax.random.key(3)), jax.jit(SMALLEST.init)(jax.random.key(3))
+    eager = SMALLEST.init(jax.random.key(3))
+    jitted = jax.jit(SMALLEST.init)(jax.random.key(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), eager, jitted)

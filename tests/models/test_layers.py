@@ -1,4 +1,4 @@
-"""Layers against plain definitions: group norm, embedding, dropout, attention, pooling, convolutions."""
+"""Layers against plain definitions: norm, embedding, dropout, attention, pooling, upsampling."""
 
 import dataclasses
 from functools import partial
@@ -26,42 +26,46 @@ def exact_group_norm(x, scale, bias, groups, eps, xp=np):
     grouped = x.reshape(b, h, w, groups, c // groups)
     mean = grouped.mean((1, 2, 4), keepdims=True)
     variance = ((grouped - mean) ** 2).mean((1, 2, 4), keepdims=True)
-    normal = ((grouped - mean) / xp.sqrt(variance + eps)).reshape(x.shape)
-    return normal * scale[None, None, None] + bias[None, None, None]
+    normalised = ((grouped - mean) / xp.sqrt(variance + eps)).reshape(x.shape)
+    return normalised * scale[None, None, None] + bias[None, None, None]
 
 
 def norm_inputs(mean=0.0, spread=0.0, c=8):
-    """x of std 1 about `mean`, channels apart by `spread`; scale, bias."""
+    """x, scale and bias. x has standard deviation 1 about channel means of N(mean, spread^2)."""
     rng = np.random.default_rng(2)
     x = mean + spread * rng.standard_normal(c) + rng.standard_normal((2, 16, 16, c))
-    return x.astype(np.float32), *rng.standard_normal((2, c)).astype(np.float32)
+    scale, bias = rng.standard_normal((2, c)).astype(np.float32)
+    return x.astype(np.float32), scale, bias
 
 
-def test_group_norm_is_float64s_to_1e_5():
+def test_group_norm_matches_float64_to_1e_5():
     for groups in (1, 4, 8):
         for mean, spread in ((0.0, 0.0), (30.0, 0.0), (0.0, 10.0)):
             x, scale, bias = norm_inputs(mean, spread)
-            wanted = exact_group_norm(x.astype(np.float64), scale, bias, groups, 1e-6)
+            expected = exact_group_norm(x.astype(np.float64), scale, bias, groups, 1e-6)
             ours = group_norm(*map(jnp.asarray, (x, scale, bias)), groups, 1e-6)
-            at_most = 1e-5 * np.abs(scale).max()
+            tolerance = 1e-5 * np.abs(scale).max()
             case = f"{groups} groups, mean {mean}, spread {spread}"
-            np.testing.assert_allclose(ours, wanted, rtol=0, atol=at_most, err_msg=case)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, err_msg=case)
 
 
-def test_group_norm_of_bfloat16_has_float32_statistics():
+def test_group_norm_of_bfloat16_uses_float32_statistics():
     x, scale, bias = norm_inputs(30.0)
     x = jnp.asarray(x, jnp.bfloat16)
     normed = group_norm(x, jnp.asarray(scale), jnp.asarray(bias), 4, 1e-6)
     assert normed.dtype == jnp.bfloat16
-    wanted = exact_group_norm(np.asarray(x, np.float64), scale, bias, 4, 1e-6)
-    np.testing.assert_allclose(np.asarray(normed, np.float64), wanted, rtol=2**-8, atol=1e-5)
+    expected = exact_group_norm(np.asarray(x, np.float64), scale, bias, 4, 1e-6)
+    np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_group_norm_eps_and_groups_that_do_not_divide():
-    x, ones, zeros = jnp.full((2, 16, 16, 8), 3.0), jnp.ones(8), jnp.zeros(8)
-    np.testing.assert_array_equal(group_norm(x, ones, zeros, 4, 1e-6), 0)  # no variance: 0, not NaN
+def test_group_norm_of_a_constant_is_zero():
+    x = jnp.full((2, 16, 16, 8), 3.0)
+    np.testing.assert_array_equal(group_norm(x, jnp.ones(8), jnp.zeros(8), 4, 1e-6), 0)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match="3 groups do not divide 8 channels"):
-        jax.eval_shape(layers.GroupNorm(3).init, jax.random.key(0), x)
+        jax.eval_shape(layers.GroupNorm(3).init, jax.random.key(0), jnp.zeros((1, 2, 2, 8)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -69,16 +73,17 @@ def norm_gradients(norm, weights, *arguments):
     return jax.grad(lambda *a: jnp.sum(weights * norm(*a)), (0, 1, 2))(*arguments)
 
 
-def test_group_norm_gradient_is_the_plain_formulas():
+def test_group_norm_gradient_matches_the_plain_formula():
     ours = lambda *a: group_norm(*a, 4, 1e-6)  # noqa: E731
     plain = lambda *a: exact_group_norm(*a, 4, 1e-6, jnp)  # noqa: E731
     for mean in (0.0, 30.0):
         arguments = norm_inputs(mean)
         weights = np.random.default_rng(3).standard_normal(arguments[0].shape, np.float32)
         grads = [norm_gradients(norm, weights, *arguments) for norm in (ours, plain)]
-        for our, wanted in zip(*grads, strict=True):
-            most = 3e-4 * np.abs(wanted).max()
-            np.testing.assert_allclose(our, wanted, rtol=1e-3, atol=most, err_msg=f"mean {mean}")
+        for our, expected in zip(*grads, strict=True):
+            tolerance = 3e-4 * np.abs(expected).max()
+            case = f"mean {mean}"
+            np.testing.assert_allclose(our, expected, rtol=1e-3, atol=tolerance, err_msg=case)
 
 
 def exact_waves(t, dim, freq_shift):
@@ -86,21 +91,22 @@ def exact_waves(t, dim, freq_shift):
     return np.sin(np.outer(t, frequencies)), np.cos(np.outer(t, frequencies))
 
 
-def test_sinusoidal_embedding_is_the_formula():
-    """Of whole and of float timesteps."""
-    times = np.array([0, 1, 999], np.int32), np.array([0.5, 998.25, 3.0], np.float32)
+def test_sinusoidal_embedding_matches_its_formula():
+    integers = np.array([0, 1, 999], np.int32)
+    floats = np.array([0.5, 998.25, 3.0], np.float32)
+    times = [integers, floats]
     for freq_shift in (0.0, 1.0):
         sines, cosines = exact_waves(np.concatenate(times), 16, freq_shift)
-        wanted = {
+        expected = {
             ("concatenated", False): np.concatenate([sines, cosines], -1),
             ("concatenated", True): np.concatenate([cosines, sines], -1),
             ("interleaved", False): np.stack([sines, cosines], -1).reshape(-1, 16),
         }
-        for (layout, flip), value in wanted.items():
+        for (layout, flip), value in expected.items():
             options = {"layout": layout, "flip_sin_to_cos": flip, "freq_shift": freq_shift}
-            found = [sinusoidal_embedding(jnp.asarray(t), 16, **options) for t in times]
-            found = np.concatenate(found)
-            np.testing.assert_allclose(found, value, atol=1e-4, err_msg=str(options))
+            ours = [sinusoidal_embedding(jnp.asarray(t), 16, **options) for t in times]
+            ours = np.concatenate(ours)
+            np.testing.assert_allclose(ours, value, atol=1e-4, err_msg=str(options))
 
 
 def test_sinusoidal_embedding_needs_an_even_dim():
@@ -108,36 +114,39 @@ def test_sinusoidal_embedding_needs_an_even_dim():
         sinusoidal_embedding(jnp.zeros(1), 5)
 
 
-def keys_of(count, seed=0):
-    return jax.random.split(jax.random.key(seed), count)
+def split_keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
 
 
-def test_dropout_masks_are_each_examples_own():
-    """They do not depend on the batch, and hold the share that is dropped and keep the mean."""
-    x, keys = np.ones((4, 64, 64, 4), np.float32), keys_of(4)
+def test_dropout_masks_depend_on_the_examples_key_alone_and_keep_the_mean():
+    x = np.ones((4, 64, 64, 4), np.float32)
+    keys = split_keys(4)
     for rate in (0.1, 0.5, 0.9):
         drop = jax.jit(lambda x, keys, rate=rate: dropout(x, rate, keys))
         dropped = np.asarray(drop(x, keys))
         np.testing.assert_array_equal(drop(x, keys[::-1]), dropped[::-1], f"rate {rate}")
         assert len(np.unique(dropped.reshape(4, -1), axis=0)) == 4, rate
-        spread = np.sqrt(rate * (1 - rate) / x.size)
-        assert abs((dropped == 0).mean() - rate) < 5 * spread, rate
+        standard_error = np.sqrt(rate * (1 - rate) / x.size)
+        assert abs((dropped == 0).mean() - rate) < 5 * standard_error, rate
         np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-3)
-        assert abs(dropped.mean() - 1) < 5 * spread / (1 - rate), rate
+        assert abs(dropped.mean() - 1) < 5 * standard_error / (1 - rate), rate
     np.testing.assert_array_equal(drop(x[1:3], keys[1:3]), dropped[1:3])
 
 
-def test_dropout_without_keys_or_rate_is_identity():
+def test_dropout_without_keys_or_with_rate_0_is_the_identity():
     x = jnp.ones((1, 4, 4, 1))
     assert dropout(x, 0.5, None) is x
-    assert dropout(x, 0.0, keys_of(1)) is x
+    assert dropout(x, 0.0, split_keys(1)) is x
 
 
 @pytest.mark.parametrize("net", [UNET, CONV_UNET], ids=["unet", "conv_unet"])
-def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
-    params, seen, keys = net.shapes(), [], keys_of(2)
+def test_every_dropout_layer_of_a_network_has_its_own_keys(net, monkeypatch):
+    params = net.shapes()
+    keys = split_keys(2)
+    seen = []
 
-    def known(module, keys):
+    # Keys are computed while tracing, so that `record` can read them.
+    def concrete_keys(module, keys):
         with jax.ensure_compile_time_eval():
             return layers.module_keys(module, keys)
 
@@ -147,7 +156,7 @@ def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
         return x
 
     for module in (unet_blocks, conv_unet):
-        monkeypatch.setattr(module, "module_keys", known)
+        monkeypatch.setattr(module, "module_keys", concrete_keys)
         monkeypatch.setattr(module, "dropout", record)
     run = lambda params: net.apply(params, *inputs(net), dropout_keys=keys)  # noqa: E731
     jax.eval_shape(run, params)
@@ -155,84 +164,85 @@ def test_every_dropout_of_a_net_has_keys_of_its_own(net, monkeypatch):
     assert len(np.unique(np.concatenate(seen), axis=0)) == 2 * len(seen)
 
 
-def test_dropout_in_a_net_does_not_depend_on_the_batch():
+def test_dropout_in_a_network_does_not_depend_on_the_batch():
     net, params = draw(dataclasses.replace(BLOCK, dropout=0.5))
-    keys, arguments = keys_of(4), inputs(net, 4)
+    keys = split_keys(4)
+    arguments = inputs(net, 4)
     run = lambda keys, arguments: apply(net, params, *arguments, dropout_keys=keys)  # noqa: E731
-    whole = run(keys, arguments)
-    turned = run(keys[::-1], [a[::-1] for a in arguments])
-    np.testing.assert_allclose(whole, turned[::-1], rtol=1e-5, atol=1e-5)
-    half = run(keys[1:3], [a[1:3] for a in arguments])
-    np.testing.assert_allclose(whole[1:3], half, rtol=1e-5, atol=1e-5)
-    assert np.abs(whole - run(keys[::-1], arguments)).max() > 1e-2
+    full_batch = run(keys, arguments)
+    reversed_batch = run(keys[::-1], [a[::-1] for a in arguments])
+    np.testing.assert_allclose(full_batch, reversed_batch[::-1], rtol=1e-5, atol=1e-5)
+    half_batch = run(keys[1:3], [a[1:3] for a in arguments])
+    np.testing.assert_allclose(full_batch[1:3], half_batch, rtol=1e-5, atol=1e-5)
+    assert np.abs(full_batch - run(keys[::-1], arguments)).max() > 1e-2
 
 
 def exact_attention(params, x, head_dim, groups, eps):
     b, h, w, c = x.shape
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    affine = lambda name, value: value @ params[name]["kernel"] + params[name]["bias"]  # noqa: E731
+    dense = lambda name, value: value @ params[name]["kernel"] + params[name]["bias"]  # noqa: E731
     scale, bias = params["group_norm"]["scale"], params["group_norm"]["bias"]
     normed = exact_group_norm(np.asarray(x, np.float64), scale, bias, groups, eps)
     pixels = normed.reshape(b, h * w, c)
     q, k, v = (
-        affine(name, pixels).reshape(b, h * w, -1, head_dim) for name in ("to_q", "to_k", "to_v")
+        dense(name, pixels).reshape(b, h * w, -1, head_dim) for name in ("to_q", "to_k", "to_v")
     )
     logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(head_dim)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     mixed = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
-    return x + affine("to_out", mixed.reshape(b, h * w, c)).reshape(x.shape)
+    return x + dense("to_out", mixed.reshape(b, h * w, c)).reshape(x.shape)
 
 
-def test_self_attention_is_a_softmax_over_pixels():
+def test_self_attention_matches_a_softmax_over_pixels_in_float64():
     rng = np.random.default_rng(4)
-    numbers = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+    normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     params = {
-        name: {"kernel": numbers(8, 8) * 0.7, "bias": numbers(8)}
+        name: {"kernel": normal(8, 8) * 0.7, "bias": normal(8)}
         for name in ("to_q", "to_k", "to_v", "to_out")
     }
-    params["group_norm"] = {"scale": numbers(8), "bias": numbers(8)}
-    x = numbers(2, 3, 4, 8)
+    params["group_norm"] = {"scale": normal(8), "bias": normal(8)}
+    x = normal(2, 3, 4, 8)
     for head_dim in (4, None):
         ours = jax.jit(SelfAttention(head_dim, 4, 1e-6).apply)({"params": params}, x)
-        wanted = exact_attention(params, x, head_dim or 8, 4, 1e-6)
-        case = f"heads of {head_dim}"
-        np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-4, err_msg=case)
+        expected = exact_attention(params, x, head_dim or 8, 4, 1e-6)
+        case = f"head_dim {head_dim}"
+        np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4, err_msg=case)
 
 
-def test_heads_that_do_not_divide_the_channels_are_an_error():
-    with pytest.raises(ValueError, match="heads of 3 channels do not divide 8"):
+def test_heads_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match="Heads of 3 channels do not divide 8"):
         jax.eval_shape(SelfAttention(3, 4).init, jax.random.key(0), jnp.zeros((1, 2, 2, 8)))
 
 
-def test_pooling_and_upsampling_are_their_definitions():
+def test_max_pool_and_nearest_upsampling_match_their_definitions():
     x = np.random.default_rng(5).standard_normal((2, 6, 4, 3), np.float32)
-    quarters = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), np.max(quarters, axis=0))
+    corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), np.max(corners, axis=0))
     np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
 
 
-def test_transposed_conv_is_laxs():
+def test_transposed_conv_matches_lax():
     rng = np.random.default_rng(6)
-    x, kernel, bias = (
-        rng.standard_normal(shape, np.float32) for shape in ((2, 3, 4, 5), (5, 2, 2, 6), (6,))
-    )
+    x = rng.standard_normal((2, 3, 4, 5), np.float32)
+    kernel = rng.standard_normal((5, 2, 2, 6), np.float32)
+    bias = rng.standard_normal(6, np.float32)
     ours = jax.jit(TransposedConv(6).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     hwio = kernel.transpose(1, 2, 3, 0)
-    wanted = jax.lax.conv_transpose(x, hwio, (2, 2), "VALID", transpose_kernel=True)
-    np.testing.assert_allclose(ours, np.asarray(wanted) + bias, rtol=1e-5, atol=1e-5)
+    expected = jax.lax.conv_transpose(x, hwio, (2, 2), "VALID", transpose_kernel=True)
+    np.testing.assert_allclose(ours, np.asarray(expected) + bias, rtol=1e-5, atol=1e-5)
 
 
-def test_downsampling_pads_as_it_says(monkeypatch):
-    """`halve` 0 pads all around, 1 at the right and the bottom: see test_winograd.py."""
-    halves = []
+def test_symmetric_padding_sets_the_stride_offset_of_downsampling(monkeypatch):
+    """test_winograd.py tests that offset 0 pads all sides, and 1 only right and bottom."""
+    offsets = []
 
-    def record(x, features, size, name, *, halve=None, **options):
+    def record(x, features, size, name, *, stride_offset=None, **options):
         if name == "downsample_0":
-            halves.append(halve)
-        return layers.conv(x, features, size, name, halve=halve, **options)
+            offsets.append(stride_offset)
+        return layers.conv(x, features, size, name, stride_offset=stride_offset, **options)
 
     monkeypatch.setattr(unet, "conv", record)
     for symmetric in (False, True):
         two_levels = {"widths": (8, 8), "attention": (False, False)}
         dataclasses.replace(SMALLEST, **two_levels, symmetric_padding=symmetric).shapes()
-    assert halves == [1, 0]
+    assert offsets == [1, 0]

@@ -1,4 +1,4 @@
-"""Whole nets: published sizes, frozen paths, shapes, gradients, precision, time, errors."""
+"""Whole networks: published sizes, frozen paths, shapes, gradients, precision, time, errors."""
 
 import dataclasses
 from functools import partial
@@ -17,19 +17,18 @@ from ddpm_jax.models.unet import UNet
 
 PATHS = Path(__file__).parents[1] / "parameter_paths.txt"
 
-
 COMPILED = NETS | {"unet": TWO_LEVELS}
 
 
 @pytest.fixture(scope="module", params=COMPILED)
 def drawn(request):
-    """Each of the three nets, small, with parameters none of which is zero."""
+    """Each of the three networks, small, with its parameters, none of them zero."""
     return draw(COMPILED[request.param])
 
 
 @partial(jax.jit, static_argnums=0)
 def run(net, params, xt, t, labels):
-    """The net's output, and the gradient of a loss that no symmetry of the net makes flat."""
+    """The output, and the gradient of a loss that no symmetry of the network makes flat."""
 
     def loss(params):
         out = net.apply(params, xt, t, labels)
@@ -43,7 +42,7 @@ DDPM_128 = {
     "widths": (128, 128, 256, 256, 512, 512),
     "attention": (False, False, False, False, True, False),
 }
-S4 = {"widths": (32, 64, 64), "attention": (False, True, True), "head_dim": 8}
+CORRUPTION_TOY = {"widths": (32, 64, 64), "attention": (False, True, True), "head_dim": 8}
 BUTTERFLIES = {
     "widths": (64, 128, 128, 256),
     "attention": (False, False, True, True),
@@ -58,7 +57,7 @@ CIFAR10 = {"widths": (128, 256, 256, 256), "attention": (False, True, False, Fal
         (ConvUNet(image_size=32, channels=1), 33_260_417),
         (ConvUNet(image_size=32, channels=3), 33_261_827),
         (BasicUNet(image_size=28, channels=1), 309_057),
-        (UNet(image_size=28, channels=1, **S4), 1_707_009),
+        (UNet(image_size=28, channels=1, **CORRUPTION_TOY), 1_707_009),
         (UNet(image_size=32, channels=3, **BUTTERFLIES), 18_536_323),
         (UNet(image_size=32, channels=3, **CIFAR10), 35_746_307),
         (UNet(image_size=128, channels=3, **DDPM_128), 113_673_219),
@@ -69,34 +68,38 @@ def test_parameter_counts_are_the_published_ones(net, count):
 
 
 def test_parameter_paths_and_shapes_are_frozen(tmp_path):
-    """Checkpoints depend on them: after a change that is meant, copy the file named in the message over PATHS."""
+    """Checkpoints depend on them. After an intended change, run the command in the message."""
     lines = []
     for name, net in NETS.items():
         leaves = jax.tree.leaves_with_path(net.shapes())
-        name_of = partial(jax.tree_util.keystr, simple=True, separator="/")
-        shapes = {name_of(path): "x".join(map(str, leaf.shape)) for path, leaf in leaves}
+        path_text = partial(jax.tree_util.keystr, simple=True, separator="/")
+        shapes = {path_text(path): "x".join(map(str, leaf.shape)) for path, leaf in leaves}
         lines += [f"{name}/{path} {shape}" for path, shape in sorted(shapes.items())]
-    found = tmp_path / PATHS.name
-    found.write_text("\n".join(lines) + "\n")
-    assert found.read_text() == PATHS.read_text(), f"if this is meant: cp {found} {PATHS}"
+    current = tmp_path / PATHS.name
+    current.write_text("\n".join(lines) + "\n")
+    assert current.read_text() == PATHS.read_text(), f"If this is intended: cp {current} {PATHS}"
 
 
 def test_gradients_reach_every_parameter(drawn):
     net, params = drawn
-    for path, grad in by_path(run(net, params, *inputs(net))[1]).items():
+    _, grads = run(net, params, *inputs(net))
+    for path, grad in by_path(grads).items():
         if path == "class_embedding/embedding":
-            grad = grad[:2]  # the labels in the batch
-        if path.endswith("to_k/bias"):  # softmax does not see it
-            continue
-        a_channel = np.abs(grad).max(axis=tuple(range(grad.ndim - 1)))
-        relu = path.startswith("time_linear/")  # a ReLU may be off for a whole batch
-        assert (np.any if relu else np.all)(a_channel > 1e-7), path
+            grad = grad[:2]  # The batch has only labels 0 and 1.
+        if path.endswith("to_k/bias"):
+            continue  # The softmax is invariant to this bias.
+        per_channel = np.abs(grad).max(axis=tuple(range(grad.ndim - 1)))
+        # A ReLU may be off for a whole batch.
+        any_or_all = np.any if path.startswith("time_linear/") else np.all
+        assert any_or_all(per_channel > 1e-7), path
 
 
-def test_half_precision_gives_float32_close_to_float32s(drawn):
+def test_half_precision_outputs_are_float32_and_close_to_the_full_precision_ones(drawn):
     net, params = drawn
     full, _ = run(net, params, *inputs(net))
-    tolerances = {"bfloat16": 0.05} | ({"float16": 0.01} if net is TWO_LEVELS else {})
+    tolerances = {"bfloat16": 0.05}
+    if net is TWO_LEVELS:
+        tolerances["float16"] = 0.01
     for dtype, tolerance in tolerances.items():
         half = apply(net, params, *inputs(net), dtype=dtype)
         assert half.dtype == jnp.float32
@@ -104,39 +107,40 @@ def test_half_precision_gives_float32_close_to_float32s(drawn):
         assert 0 < error < tolerance, dtype
 
 
-def test_time_changes_every_nets_output_but_the_basic_ones(drawn):
+def test_t_changes_the_output_of_every_network_but_basic_unet(drawn):
     net, params = drawn
     xt, t, labels = inputs(net)
-    outputs = [run(net, params, xt, t, labels)[0] for t in (t, jnp.asarray(np.asarray(t) // 2))]
-    change = np.abs(np.subtract(*map(np.asarray, outputs)))
+    half_t = jnp.asarray(np.asarray(t) // 2)
+    output, _ = run(net, params, xt, t, labels)
+    other_output, _ = run(net, params, xt, half_t, labels)
+    change = np.abs(np.asarray(output) - np.asarray(other_output))
     assert (change.max() > 1e-3) == (not isinstance(net, BasicUNet))
 
 
-def output(net):
-    """The output's and the parameters' shapes; nothing is computed."""
+def output_shapes(net):
+    """The shapes of the output and the variables, without computing them."""
     init = lambda key: net.module().init_with_output(key, *inputs(net), None)  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def test_nets_keep_the_shape_of_28_pixel_rgb():
+def test_networks_keep_the_shape_of_28_pixel_rgb_images():
     for name, net in NETS.items():
         attention = {"attention_sizes": (14,)} if name == "conv_unet" else {}
         net = dataclasses.replace(net, image_size=28, channels=3, **attention)
-        result, _ = output(net)
+        result, _ = output_shapes(net)
         assert (result.shape, result.dtype) == ((2, 28, 28, 3), jnp.float32), name
 
 
-def test_time_may_be_float():
+def test_float_t_equals_integer_t():
     net, params = draw(BLOCK)
     xt, t, _ = inputs(net)
-    np.testing.assert_allclose(
-        apply(net, params, xt, t.astype(jnp.float32)), apply(net, params, xt, t), rtol=1e-6
-    )
+    from_float = apply(net, params, xt, t.astype(jnp.float32))
+    np.testing.assert_allclose(from_float, apply(net, params, xt, t), rtol=1e-6)
 
 
-def test_a_fourier_net_divides_by_every_digit_of_t_in_half_precision():
+def test_a_fourier_network_divides_by_t_in_float32_under_half_precision():
     net, params = draw(dataclasses.replace(SMALLEST, time_embedding="fourier"))
-    # t comes in nowhere else then.
+    # With a zero time embedding, t enters only through the division of the output.
     params = params | {"time_linear_2": jax.tree.map(np.zeros_like, params["time_linear_2"])}
     xt, _, _ = inputs(net)
     outputs = []
@@ -162,11 +166,11 @@ SKIP = {
         (("conv", "resnet", "skip"), ("skip", "skip", "skip")),
     ],
 )
-def test_skip_levels_compute_where_all_finer_ones_are_skip_too(down, up):
+def test_skip_levels_work_if_all_finer_levels_are_skip_too(down, up):
     for channels, learned_variance in ((1, True), (3, False)):
         settings = SKIP | {"channels": channels, "learned_variance": learned_variance}
         net = dataclasses.replace(UNET, **settings, down_kinds=down, up_kinds=up)
-        result, variables = output(net)
+        result, variables = output_shapes(net)
         assert result.shape == (2, 8, 8, net.out_channels)
         bias = variables["params"]["up_picture_1"]["bias"]
         assert jax.tree.leaves(bias)[0].shape == (net.out_channels,)
@@ -185,36 +189,33 @@ def test_skip_levels_compute_where_all_finer_ones_are_skip_too(down, up):
         ({"widths": (2, 4, 4), "groups": 2, "down_kinds": ("skip",) * 3}, "widths of at least 4"),
     ],
 )
-def test_levels_that_skip_cannot_be_mixed_with_are_errors(settings, message):
+def test_invalid_mixes_of_skip_levels_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(UNET, **SKIP | settings)
 
 
-def test_image_sizes_that_do_not_fit_name_those_that_do():
-    for kind, options in ((UNet, {}), (ConvUNet, {}), (BasicUNet, {})):
-        unit = {UNet: 8, ConvUNet: 16, BasicUNet: 4}[kind]
-        with pytest.raises(
-            ValueError, match=f"multiple of {unit}, such as {3 * unit} or {4 * unit}"
-        ):
-            kind(image_size=3 * unit + 2, channels=1, **options)
-        with pytest.raises(ValueError, match=f"such as {unit}$"):
-            kind(image_size=unit // 2, channels=1, **options)
+def test_invalid_image_sizes_are_refused_with_the_nearest_valid_ones():
+    for kind, unit in {UNet: 8, ConvUNet: 16, BasicUNet: 4}.items():
+        message = f"multiple of {unit}, such as {3 * unit} or {4 * unit}"
+        with pytest.raises(ValueError, match=message):
+            kind(image_size=3 * unit + 2, channels=1)
+        with pytest.raises(ValueError, match=rf"such as {unit}\.$"):
+            kind(image_size=unit // 2, channels=1)
 
 
-def test_hyperparameters_that_cannot_be_are_errors():
+def test_invalid_hyperparameters_are_refused():
     with pytest.raises(ValueError, match="attention names 1 levels, but widths has 4"):
         UNet(image_size=32, channels=3, attention=(True,))
-    with pytest.raises(
-        ValueError, match=r"no level has size 7 for attention; the sizes are \[32, 16, 8, 4, 2\]"
-    ):
+    message = r"No level has size 7 for attention: the sizes are \[32, 16, 8, 4, 2\]"
+    with pytest.raises(ValueError, match=message):
         ConvUNet(image_size=32, channels=3, attention_sizes=(7,))
     for kind in (UNet, ConvUNet):
         with pytest.raises(ValueError, match="dropout must be in"):
             kind(image_size=32, channels=3, dropout=1.0)
 
 
-def test_every_submodule_has_a_name_of_ours():
-    """A name that Flax makes up, such as Conv_0, would change with the order of calls."""
+def test_every_submodule_is_named_explicitly():
+    """Flax's automatic names, such as Conv_0, would change with the order of calls."""
     for net in NETS.values():
         assert isinstance(net.module(), nn.Module)
         for path in by_path(net.shapes()):

@@ -1,25 +1,29 @@
-"""Schedulers of diffusers with their settings, which our reading of their JSON is to walk as they do."""
+"""Settings of diffusers' schedulers with which `samplers.py` compares our samplers."""
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """A scheduler with its settings, and how near ours is to be."""
+    """A scheduler of diffusers with its settings."""
 
     scheduler: str
     config: dict = {}  # noqa: RUF012
+    """Settings in its JSON."""
     step: dict = {}  # noqa: RUF012
+    """Arguments of its `step`."""
     bound: float | None = 1e-4
+    """Largest difference that passes; None if diffusers is not a reference here."""
     note: str = ""
-    read_as: str | None = None  # the scheduler that reads its JSON
+    read_as: str | None = None
+    """The scheduler that reads its JSON; None for itself."""
 
     @property
-    def zero(self):
+    def zero_terminal_snr(self):
         """Whether the last timestep is pure noise."""
         return self.config.get("rescale_betas_zero_snr", False)
 
     @property
-    def says_variance(self):
+    def learns_variance(self):
         """Whether the network has an output for the variance."""
         return self.config.get("variance_type") == "learned_range"
 
@@ -28,6 +32,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 SPACED = [{"timestep_spacing": spacing} for spacing in SPACINGS]
 OFFSET = {"timestep_spacing": "leading", "steps_offset": 1}
 ZERO = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+ZERO_NOTE = "the network assumes pure noise at T-1"
 THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.9}
 
 
@@ -37,14 +42,13 @@ def ddpm_cases():
             for clip in (True, False):
                 case = Case("DDPM", {**spacing, "variance_type": variance, "clip_sample": clip})
                 if spacing["timestep_spacing"] == "trailing" and variance == "fixed_large":
-                    case = case._replace(
-                        bound=None, note="diffusers leaves noise on the last picture"
-                    )
+                    note = "diffusers leaves noise on the last image"
+                    case = case._replace(bound=None, note=note)
                 yield case
     for clip in (True, False):
         yield Case("DDPM", {"variance_type": "learned_range", "clip_sample": clip})
-    for most in (1.0, 1.5, 100.0):
-        yield Case("DDPM", {**THRESHOLD, "sample_max_value": most, "clip_sample": False})
+    for maximum in (1.0, 1.5, 100.0):
+        yield Case("DDPM", {**THRESHOLD, "sample_max_value": maximum, "clip_sample": False})
     yield Case("DDPM", {**OFFSET, "variance_type": "fixed_small_log"})
     for schedule in ("scaled_linear", "squaredcos_cap_v2", "sigmoid"):
         yield Case("DDPM", {"beta_schedule": schedule})
@@ -62,15 +66,17 @@ def ddim_cases():
 
 
 def pndm_cases():
+    note = "both sum large multiples of eps in float32"
     for skip in (False, True):
         for to_one in (False, True):
-            case = Case("PNDM", {"skip_prk_steps": skip, "set_alpha_to_one": to_one})
-            yield case._replace(bound=5e-4, note="sums of large multiples of eps, in float32 both")
+            config = {"skip_prk_steps": skip, "set_alpha_to_one": to_one}
+            yield Case("PNDM", config, bound=5e-4, note=note)
     yield Case("PNDM", {**OFFSET, "skip_prk_steps": True}, bound=5e-4)
 
 
 def dpm_cases():
-    multi, single = "DPMSolverMultistep", "DPMSolverSinglestep"
+    multi = "DPMSolverMultistep"
+    single = "DPMSolverSinglestep"
     for spacing in SPACED:
         for order in (1, 2, 3):
             yield Case(multi, {**spacing, "solver_order": order})
@@ -78,7 +84,7 @@ def dpm_cases():
     for order in (1, 2, 3):
         yield Case(multi, {"final_sigmas_type": "sigma_min", "solver_order": order})
     yield Case(multi, OFFSET)
-    yield Case(multi, ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise")
+    yield Case(multi, ZERO, bound=1e-3, note=ZERO_NOTE)
     yield Case(multi, {**THRESHOLD, "sample_max_value": 1.5})
     for end in ("zero", "sigma_min"):
         yield Case(single, {"final_sigmas_type": end})
@@ -87,26 +93,23 @@ def dpm_cases():
 def karras_cases():
     config = {"use_karras_sigmas": True, "solver_order": 2}
     for scheduler in ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"):
-        yield Case(scheduler, config, note="diffusers rounds the timestep that the network sees")
+        yield Case(scheduler, config, note="diffusers rounds the timestep for the network")
     for scheduler in ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete"):
         yield Case(scheduler, {"use_karras_sigmas": True})
 
 
 def unipc_cases():
+    name = "UniPCMultistep"
     for order in (1, 2, 3):
         for B in ("bh1", "bh2"):
             for end in ("zero", "sigma_min"):
-                case = Case(
-                    "UniPCMultistep",
-                    {"solver_order": order, "solver_type": B, "final_sigmas_type": end},
-                )
+                config = {"solver_order": order, "solver_type": B, "final_sigmas_type": end}
+                case = Case(name, config)
                 if (end, B) == ("zero", "bh1"):
                     case = case._replace(bound=None, note="diffusers ends in NaN")
                 yield case
-    yield Case("UniPCMultistep", OFFSET)
-    yield Case(
-        "UniPCMultistep", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise"
-    )
+    yield Case(name, OFFSET)
+    yield Case(name, ZERO, bound=1e-3, note=ZERO_NOTE)
 
 
 def deis_cases():
@@ -117,27 +120,28 @@ def deis_cases():
 
 def sigma_cases():
     for spacing in [*SPACED, OFFSET]:
-        bound, note = 1e-4, ""
+        bound = 1e-4
+        note = ""
         if spacing["timestep_spacing"] == "linspace":
-            bound, note = 1e-3, "float t: diffusers interpolates sigma, we log SNR"
+            bound = 1e-3
+            note = "float t: diffusers interpolates sigma, ddpm_jax log SNR"
         for name in ("Euler", "EulerAncestral", "Heun", "LMS"):
             yield Case(name + "Discrete", spacing, bound=bound, note=note)
     yield Case("EulerDiscrete", {**SPACED[0], "final_sigmas_type": "sigma_min"})
-    yield Case(
-        "EulerDiscrete", ZERO, bound=1e-3, note="the network's part at T-1 is that of pure noise"
-    )
+    yield Case("EulerDiscrete", ZERO, bound=1e-3, note=ZERO_NOTE)
 
 
 def read_as_another_cases():
+    readers = (
+        "DDIM",
+        "PNDM",
+        "UniPCMultistep",
+        "DPMSolverMultistep",
+        "EulerDiscrete",
+        "HeunDiscrete",
+    )
     for config in ({}, {"timestep_spacing": "trailing", "clip_sample": False}):
-        for reader in (
-            "DDIM",
-            "PNDM",
-            "UniPCMultistep",
-            "DPMSolverMultistep",
-            "EulerDiscrete",
-            "HeunDiscrete",
-        ):
+        for reader in readers:
             bound = 1e-3 if not config and reader.endswith("Discrete") else 5e-4
             yield Case("DDPM", config, bound=bound, read_as=reader)
     stable_diffusion = {"steps_offset": 1, "skip_prk_steps": True, "beta_schedule": "scaled_linear"}
@@ -154,5 +158,6 @@ FAMILIES = (
     unipc_cases,
     deis_cases,
     sigma_cases,
+    read_as_another_cases,
 )
-CASES = [case for family in (*FAMILIES, read_as_another_cases) for case in family()]
+CASES = [case for family in FAMILIES for case in family()]

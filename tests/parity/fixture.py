@@ -1,6 +1,6 @@
-"""Writes tests/fixtures/unet2d_*.npz, small nets of diffusers with an input and their output.
+"""Write tests/fixtures/unet2d_*.npz: small networks of diffusers with an input and their output.
 
-    python tests/parity/fixture.py
+    python tests/parity/fixture.py    # needs the extra `parity`
 
 The weights are whole multiples of 2^-10, so that float16 holds them exactly.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from nets import DDPM, example, levels, theirs
+from nets import DDPM, block_types, example, theirs
 
 from ddpm_jax.pretrained.unet_config import unet_from_config
 
@@ -21,45 +21,46 @@ SMALL = {
     "norm_num_groups": 4,
     "sample_size": 8,
     "in_channels": 1,
+    "out_channels": 1,
 }
-SMALL |= {"out_channels": 1}
 NETS = {
-    "ddpm": SMALL | DDPM | levels([1], [0], 2),
-    "butterflies": SMALL | levels([0], [1], 2) | {"num_class_embeds": 7},
-    "adm": SMALL
-    | levels([0, 1], [0, 1], 2)
-    | {
+    "ddpm": {**SMALL, **DDPM, **block_types([1], [0], 2)},
+    "butterflies": {**SMALL, **block_types([0], [1], 2), "num_class_embeds": 7},
+    "adm": {
+        **SMALL,
+        **block_types([0, 1], [0, 1], 2),
         "resnet_time_scale_shift": "scale_shift",
         "downsample_type": "resnet",
         "upsample_type": "resnet",
     },
-    "ncsnpp": SMALL
-    | levels([], [], 2, "Skip")
-    | {"norm_num_groups": None, "time_embedding_type": "fourier", "mid_block_scale_factor": 2**0.5}
-    | {"in_channels": 3, "out_channels": 3},
+    "ncsnpp": {
+        **SMALL,
+        **block_types([], [], 2, "Skip"),
+        "norm_num_groups": None,
+        "time_embedding_type": "fourier",
+        "mid_block_scale_factor": 2**0.5,
+        "in_channels": 3,
+        "out_channels": 3,
+    },
 }
 
 for name, config in NETS.items():
     torch.manual_seed(0)
     model = diffusers.UNet2DModel(**config).eval()
     for parameter in model.parameters():
-        parameter.data = (
-            torch.round(
-                (parameter.data + 0.02 * torch.randn_like(parameter)).clamp(-1.99, 1.99) * 2**10
-            )
-            / 2**10
-        )
-    said = json.loads(model.to_json_string())
-    inputs = example(unet_from_config(said), 8)
-    images, t, labels = inputs
+        shifted = parameter.data + 0.02 * torch.randn_like(parameter)
+        parameter.data = torch.round(shifted.clamp(-1.99, 1.99) * 2**10) / 2**10
+    model_config = json.loads(model.to_json_string())
+    images, t, labels = example(unet_from_config(model_config), 8)
     images = np.round(images * 2**6) / 2**6
     arrays = {
-        "config": json.dumps(said),
+        "config": json.dumps(model_config),
         "images": images,
         "t": t,
         "output": theirs(model, (images, t, labels)),
     }
-    arrays |= {} if labels is None else {"labels": labels}
+    if labels is not None:
+        arrays["labels"] = labels
     weights = {
         f"weights/{key}": value.numpy().astype(np.float16)
         for key, value in model.state_dict().items()

@@ -1,15 +1,18 @@
-"""Every scheduler of an installed diffusers beside ours: python tests/parity/samplers.py  (extra `parity`).
+"""Compare every scheduler of an installed diffusers with our samplers.
 
-Ours is what we make of the scheduler's own JSON. Both walk from the same noise, with the same network and the same
-noise on the way. A line of the table gives
+    python tests/parity/samplers.py    # needs the extra `parity`
 
-exact      the largest difference of their ends over the largest value, with the tables of diffusers in float64
-as it is   the same with its own in float32, which have 1 - alpha_bar at t = 0 with an error of 2e-4
-/255       the largest difference of the pictures in [-1, 1], in steps of 1/255, with its own tables
-plain      as "as it is", on our plain grid and without `compat`
+Our side reads the scheduler's own JSON. Both sides start from the same noise, with the same network
+and the same noise in the steps. Each line shows
 
-The exit status is 1 if a line is over its bound, which holds for "exact", if its pictures differ by more than 1/255, or
-if a scheduler has other keys or defaults than we know.
+exact      the largest difference of the results over the largest value, with diffusers' tables
+           replaced by float64 ones
+as it is   the same with diffusers' own float32 tables, whose 1 - alpha_bar at t = 0 is off by 2e-4
+/255       the largest difference of the images in [-1, 1], in steps of 1/255, with its own tables
+plain      as "as it is", but with our plain grid and without `compat`
+
+The exit status is 1 if "exact" is over the line's bound, if the images differ by more than 1/255,
+or if a scheduler has other keys or defaults than ddpm_jax knows.
 """
 
 import dataclasses
@@ -34,20 +37,23 @@ from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 from ddpm_jax.samplers import initial_noise, sample_keys, step_noise
 
-T, LEAST_SIGNAL = 1000, 2.0**-24
+T = 1000
+# The alpha_bar of diffusers at T-1 in place of 0.
+MIN_ALPHA_BAR = 2.0**-24
 BETAS = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02}
-RANDOM = np.random.default_rng(0)
-MIX, PHASE = (
-    RANDOM.normal(size=(3, 3)).astype(np.float32),
-    RANDOM.uniform(0, 6, 3).astype(np.float32),
-)
+RNG = np.random.default_rng(0)
+MIX = RNG.normal(size=(3, 3)).astype(np.float32)
+PHASE = RNG.uniform(0, 6, 3).astype(np.float32)
 KEYS = sample_keys(0, jnp.arange(4))
-NOISE = initial_noise(KEYS, (8, 8, 3))
+NOISE = initial_noise(KEYS, (8, 8, 3))  # (4, 8, 8, 3)
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
 
 
-def network(xp, xt, t, target, alpha_bar, says_variance):
-    """A smooth network with some x0 outside [-1, 1]; xp is numpy or jax.numpy, t (b,), alpha_bar (T,)."""
+def network(xp, xt, t, target, alpha_bar, learns_variance):
+    """A smooth network with some x0 outside [-1, 1].
+
+    `xp` is numpy or jax.numpy; xt is (b, h, w, c), t (b,), alpha_bar (T,).
+    """
     t = t.astype(xp.float32).reshape(-1, 1, 1, 1)
     tables = (
         xp.asarray(np.sqrt(table), xp.float32)
@@ -57,23 +63,24 @@ def network(xp, xt, t, target, alpha_bar, says_variance):
     x0 = 1.3 * xp.tanh(xt @ xp.asarray(MIX) + xp.sin(t / 200 + xp.asarray(PHASE)))
     eps = (xt - a * x0) / b
     output = {"eps": eps, "v": a * eps - b * x0, "x0": x0}[target]
-    return xp.concatenate([output, xp.sin(3 * xt)], -1) if says_variance else output
+    if not learns_variance:
+        return output
+    return xp.concatenate([output, xp.sin(3 * xt)], -1)  # (b, h, w, 2c)
 
 
 @functools.cache
 def our_network(*settings):
-    """The network as a function that is the same object for the same settings."""
+    """The network in JAX; the same object for the same settings, so that jit compiles once."""
     return Partial(lambda xt, t: network(jnp, xt, t, *settings))
 
 
-def made(case, target, steps=None, exact=False):
-    """A scheduler of diffusers, that which reads the JSON of another if the case says so."""
+def make_scheduler(case, target, steps=None, exact=False):
+    """Make the scheduler of a case, `exact` with float64 tables."""
     settings = {**BETAS, "prediction_type": PREDICTION_TYPE[target], **case.config}
     scheduler = getattr(diffusers, f"{case.scheduler}Scheduler")(**settings)
     if case.read_as is not None:
-        scheduler = getattr(diffusers, f"{case.read_as}Scheduler").from_config(
-            json.loads(scheduler.to_json_string())
-        )
+        reader = getattr(diffusers, f"{case.read_as}Scheduler")
+        scheduler = reader.from_config(json.loads(scheduler.to_json_string()))
     if exact:
         scheduler.alphas_cumprod = torch.from_numpy(alpha_bar_of(scheduler))
         if getattr(scheduler, "final_alpha_cumprod", 1) != 1:
@@ -86,33 +93,39 @@ def made(case, target, steps=None, exact=False):
 
 
 def alpha_bar_of(scheduler):
-    """Its table in float64, by our schedules, which the tests hold to float64."""
-    alpha_bar = np.cumprod(
-        1 - np.asarray(ours_of(json.loads(scheduler.to_json_string()))[0].betas(), float)
-    )
+    """A scheduler's alpha_bar (T,) in float64, from our schedules.
+
+    The tests compare these schedules with float64.
+    """
+    objective, _ = read_config(json.loads(scheduler.to_json_string()))
+    alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
     if alpha_bar[-1] == 0 and float(scheduler.alphas_cumprod[-1]) > 0:
-        alpha_bar[-1] = LEAST_SIGNAL
+        alpha_bar[-1] = MIN_ALPHA_BAR
     return alpha_bar
 
 
-def ours_of(config, name=None, steps=None, **options):
-    """The objective and the sampling that we make of a JSON."""
+def read_config(config, name=None, steps=None, **options):
+    """Our objective and sampling for a scheduler's JSON."""
     _, objective, sampling = parse_scheduler(config, name)
-    return objective, dataclasses.replace(
-        sampling, steps=steps or sampling.steps, options=sampling.options | options
-    )
+    steps = steps or sampling.steps
+    sampling = dataclasses.replace(sampling, steps=steps, options=sampling.options | options)
+    return objective, sampling
 
 
-def end_of_diffusers(case, scheduler, net, noises):
-    """x0 of diffusers; x in its own scale, as scale_model_input brings it to the network's."""
-    module, rest = sys.modules[type(scheduler).__module__], iter(noises)
+def their_end(case, scheduler, net, noises):
+    """The x0 of diffusers.
 
-    def draw(*args, **kwargs):
-        noise = torch.tensor(next(rest))
-        return noise.movedim(-1, 1) if case.says_variance else noise
+    x has the scheduler's own scale, which scale_model_input changes to that of the network.
+    """
+    module = sys.modules[type(scheduler).__module__]
+    remaining = iter(noises)
+
+    def next_noise(*args, **kwargs):
+        noise = torch.tensor(next(remaining))
+        return noise.movedim(-1, 1) if case.learns_variance else noise
 
     x = torch.tensor(NOISE) * scheduler.init_noise_sigma
-    with mock.patch.object(module, "randn_tensor", draw, create=True):
+    with mock.patch.object(module, "randn_tensor", next_noise, create=True):
         for t in scheduler.timesteps:
             xt = scheduler.scale_model_input(x, t).numpy()
             output = network(np, xt, np.full(len(xt), float(t)), *net)
@@ -121,44 +134,48 @@ def end_of_diffusers(case, scheduler, net, noises):
 
 
 def _step(scheduler, output, t, x, case):
-    """prev_sample; diffusers has channels second where it splits them, pictures of 4 dimensions here have them last."""
-    if not case.says_variance:
+    """Take a step of diffusers with arrays (b, h, w, c).
+
+    Schedulers mind the order of axes only where they split the channels of a learned variance.
+    """
+    if not case.learns_variance:
         return scheduler.step(output, t, x, **case.step).prev_sample
-    first = scheduler.step(output.movedim(-1, 1), t, x.movedim(-1, 1), **case.step).prev_sample
-    return first.movedim(1, -1)
+    result = scheduler.step(output.movedim(-1, 1), t, x.movedim(-1, 1), **case.step)
+    return result.prev_sample.movedim(1, -1)
 
 
-def end_of_ours(objective, sampling, net):
+def our_end(objective, sampling, net):
+    """Our x0."""
     *_, x0 = walk(KEYS, objective, our_network(*net), NOISE.shape[1:], sampling, 1)
     return np.asarray(x0)
 
 
 def relative(ours, theirs):
+    """The largest difference over the largest value of diffusers."""
     return np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
 
 
 def compare(case, target, steps):
-    """The columns of a line; the last is None where there is nothing to leave out."""
-    config = json.loads(made(case._replace(read_as=None), target).to_json_string())
-    objective, sampling = ours_of(
-        config, case.read_as and f"{case.read_as}Scheduler", steps, **case.step
-    )
+    """The four numbers of a line; "plain" is None if the sampling is plain already."""
+    config = json.loads(make_scheduler(case._replace(read_as=None), target).to_json_string())
+    name = case.read_as and f"{case.read_as}Scheduler"
+    objective, sampling = read_config(config, name, steps, **case.step)
     alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
-    net = objective.target, tuple(alpha_bar), case.says_variance
+    net = (objective.target, tuple(alpha_bar), case.learns_variance)
     grid = sampling_grid(objective, sampling)
     noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
     exact, theirs = (
-        end_of_diffusers(case, made(case, target, steps, exact), net, noises)
+        their_end(case, make_scheduler(case, target, steps, exact), net, noises)
         for exact in (True, False)
     )
-    ours = end_of_ours(objective, sampling, net)
-    pictures = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
+    ours = our_end(objective, sampling, net)
+    images_apart = 127.5 * np.max(np.abs(np.clip(ours, -1, 1) - np.clip(theirs, -1, 1)))
     plain = None
     options = {key: value for key, value in sampling.options.items() if key != "compat"}
-    bare = dataclasses.replace(sampling, options=options, grid="plain", keep_eps=False)
-    if bare != sampling:
-        plain = relative(end_of_ours(objective, bare, net), theirs)
-    return relative(ours, exact), relative(ours, theirs), pictures, plain
+    plain_sampling = dataclasses.replace(sampling, options=options, grid="plain", keep_eps=False)
+    if plain_sampling != sampling:
+        plain = relative(our_end(objective, plain_sampling, net), theirs)
+    return relative(ours, exact), relative(ours, theirs), images_apart, plain
 
 
 GRIDS = (
@@ -168,59 +185,65 @@ GRIDS = (
     "DPMSolverSinglestep",
     "UniPCMultistep",
     "DEISMultistep",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "LMSDiscrete",
 )
-GRIDS += ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete")
 
 
 def same_timesteps(name, spacing):
-    """For how many numbers of steps the timesteps of our grid are those of a scheduler."""
+    """For how many numbers of steps our grid has a scheduler's timesteps."""
     settings = {} if "Single" in name else {"timestep_spacing": spacing}
-    settings |= {"skip_prk_steps": True} if name == "PNDM" else {}
-    scheduler, same = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings), []
-    kind, schedule = SCHEDULERS[f"{name}Scheduler"].grid, from_betas(linear_betas(T))
+    if name == "PNDM":
+        settings["skip_prk_steps"] = True
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**BETAS, **settings)
+    kind = SCHEDULERS[f"{name}Scheduler"].grid
+    schedule = from_betas(linear_betas(T))
+    same = []
     for steps in (*range(2, 51), *range(53, T, 29)):
         scheduler.set_timesteps(steps)
-        times = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
-        theirs = np.unique(times)[::-1]
+        timesteps = scheduler._timesteps if name == "PNDM" else scheduler.timesteps.numpy()
+        theirs = np.unique(timesteps)[::-1]
         ours = np.asarray(scheduler_grid(kind, schedule, steps, spacing).t)
         same.append(len(theirs) == steps and np.allclose(ours, theirs, atol=1e-3))
     return f"{sum(same)} of {len(same)}"
 
 
-def other_defaults():
-    """The schedulers that have other keys than we know, or other values where they are missing."""
-    for name, kind in SCHEDULERS.items():
+def different_defaults():
+    """Print and yield the schedulers that have other keys or defaults than ddpm_jax knows."""
+    for name, spec in SCHEDULERS.items():
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
         theirs = {p.name: p.default for p in parameters if p.name != "self"}
-        if theirs != kind.defaults:
-            print(f"{name}: {sorted({*theirs.items()} ^ {*kind.defaults.items()}, key=str)}")
+        if theirs != spec.defaults:
+            print(f"{name}: {sorted({*theirs.items()} ^ {*spec.defaults.items()}, key=str)}")
             yield name
 
 
 def print_line(case, target, steps):
-    exact, as_it_is, pictures, plain = compare(case, target, steps)
-    over = case.loss_kind is not None and not (exact <= case.loss_kind and pictures <= 1)
+    """Compare a case. Return whether it is over its bound."""
+    exact, as_it_is, images_apart, plain = compare(case, target, steps)
+    over = case.bound is not None and not (exact <= case.bound and images_apart <= 1)
     settings = {**case.config, **case.step}.items()
     words = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings]
-    name = " ".join([case.scheduler, *([f"as {case.read_as}"] if case.read_as else []), *words])
-    line = f"{name:64} {target:6} {steps:5}  {exact:5.0e}  {as_it_is:8.0e}"
-    bound, needed = ("-" if value is None else f"{value:.0e}" for value in (case.loss_kind, plain))
-    print(
-        f"{line}  {pictures:6.2f}  {needed:>5}  {bound:>5}  {'OVER ' if over else ''}{case.note}",
-        flush=True,
-    )
+    if case.read_as:
+        words.insert(0, f"as {case.read_as}")
+    name = " ".join([case.scheduler, *words])
+    line = f"{name:64} {target:6} {steps:5}  {exact:5.0e}  {as_it_is:8.0e}  {images_apart:6.2f}"
+    plain, bound = ("-" if value is None else f"{value:.0e}" for value in (plain, case.bound))
+    mark = "OVER " if over else ""
+    print(f"{line}  {plain:>5}  {bound:>5}  {mark}{case.note}", flush=True)
     return over
 
 
 def main():
-    """Prints the table; returns how many lines are over their bound."""
+    """Print the table. Return how many lines are over their bounds."""
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_disable_most_optimizations", True)
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
-    over = len(list(other_defaults()))
-    print(f"{over} of {len(SCHEDULERS)} schedulers have other keys or defaults than we know")
-    print("for how many of some numbers of steps our grid has the timesteps of a scheduler")
+    over = len(list(different_defaults()))
+    print(f"{over} of {len(SCHEDULERS)} schedulers have other keys or defaults than ddpm_jax knows")
+    print("numbers of steps for which our grid has a scheduler's timesteps")
     for name in GRIDS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
         counts = ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings)
@@ -228,10 +251,12 @@ def main():
     print(f"{'scheduler':64} target steps  exact  as it is    /255  plain  bound")
     for case in CASES:
         for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
-            said = "prediction_type" in case.config and target == "v"
-            if not (said or (case.zero and target == "eps")):
+            # A case with its own prediction type runs once per number of steps.
+            repeated = "prediction_type" in case.config and target == "v"
+            undefined = case.zero_terminal_snr and target == "eps"
+            if not (repeated or undefined):
                 over += print_line(case, target, steps)
-    print(f"{over} over their bound")
+    print(f"{over} over their bounds")
     return over
 
 

@@ -13,14 +13,14 @@ from helpers.pretrained import Storage, fixture, pickled, save_bin, tensor, writ
 
 from ddpm_jax.pretrained.torch_pickle import read_bin
 
-MOST_MIB = 200
+MAX_GROWTH_MIB = 200
 
 OPEN_ALL = """
 import json, resource, sys
 from pathlib import Path
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained
 
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # of all together, in seconds
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # seconds, for all folders together
 
 def peak():
     if sys.platform != "linux":
@@ -40,21 +40,21 @@ for folder in sys.argv[1:]:
 """
 
 
-def in_one_process(top, folders):
-    """[message, peak of memory so far in MiB] of each folder."""
+def open_in_one_process(top, folders):
+    """Open the folders. Return their [message, peak memory so far in MiB], and stderr."""
     command = [sys.executable, "-c", OPEN_ALL, *folders]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=top, env=environment, capture_output=True, text=True, timeout=600
     )
-    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()], process.stderr
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    """{payload: (message, growth of the peak in MiB)}, and the directory in which all were opened.
+    """{payload: (message, growth of peak memory in MiB)}, and the folder that holds all payloads.
 
-    All are opened in one process, after a good model and before another.
+    All are opened in one process, after one good model and before another.
     """
     top = tmp_path_factory.mktemp("hostile")
     for name in ("good", "good bin"):
@@ -64,67 +64,64 @@ def opened(tmp_path_factory):
     (top / "good bin" / SAFETENSORS).unlink()
     save_bin(top / "good bin" / BIN, weights)
     shutil.copy(top / "good" / SAFETENSORS, top / "outside.safetensors")
-    folders = (
-        {"good": "good"}
-        | {payload: str(i) for i, payload in enumerate(PAYLOADS)}
-        | {"good bin": "good bin"}
-    )
-    for payload, make in PAYLOADS.items():
+    folders = {"good": "good"}
+    for i, (payload, write) in enumerate(PAYLOADS.items()):
+        folders[payload] = str(i)
         folder = shutil.copytree(top / "good", top / folders[payload])
-        if "config" not in make.__qualname__ and "changed" not in make.__qualname__:
+        # A payload in a JSON file needs the good weights; any other replaces them.
+        if "config" not in write.__qualname__ and "changed" not in write.__qualname__:
             (folder / SAFETENSORS).unlink()
-        make(folder)
-    found, errors = in_one_process(top, folders.values())
-    assert len(found) == len(folders), f"stopped at {list(folders)[len(found)]}: {errors}"
-    messages = dict(zip(folders, found, strict=True))
-    assert messages.pop("good bin")[0] is None
-    message, peak = messages.pop("good")
+        write(folder)
+    folders["good bin"] = "good bin"
+    results, errors = open_in_one_process(top, folders.values())
+    assert len(results) == len(folders), f"stopped at {list(folders)[len(results)]}: {errors}"
+    results = dict(zip(folders, results, strict=True))
+    assert results.pop("good bin")[0] is None
+    message, peak = results.pop("good")
     assert message is None
-    return {payload: (message, after - peak) for payload, (message, after) in messages.items()}, top
+    return {payload: (message, after - peak) for payload, (message, after) in results.items()}, top
 
 
 def fault(payload, message, growth):
+    """Describe what is wrong with the result of a payload, or return None."""
     if message is None:
         return "it was read"
     if "\n" in message or len(message) >= 1000:
         return f"not one short line: {message[:1000]}"
-    if ("the net that config.json describes" in message) != (payload in HARMLESS):
+    if ("the network that config.json describes" in message) != (payload in HARMLESS):
         return message
     if CAUSES.get(payload, "") not in message:
         return f"not {CAUSES[payload]!r}: {message}"
-    return f"or one before took {growth:.0f} MiB" if growth > MOST_MIB else None
+    if growth > MAX_GROWTH_MIB:
+        return f"this payload or an earlier one took {growth:.0f} MiB"
+    return None
 
 
-def test_each_ends_in_one_line_that_names_the_cause_and_takes_little_memory(opened):
-    faults = {payload: fault(payload, *found) for payload, found in opened[0].items()}
+def test_each_payload_ends_in_one_line_with_its_cause_and_takes_little_memory(opened):
+    faults = {payload: fault(payload, *result) for payload, result in opened[0].items()}
     assert {payload: fault for payload, fault in faults.items() if fault} == {}
     assert CAUSES.keys() | HARMLESS <= PAYLOADS.keys()
 
 
-def test_nothing_ran_and_nothing_was_written(opened):
+def test_no_payload_runs_or_writes_anything(opened):
     files = {path.name for path in opened[1].iterdir()}
-    assert files == {
-        "good",
-        "good bin",
-        "outside.safetensors",
-        "outside",
-        *map(str, range(len(PAYLOADS))),
-    }
+    payloads = map(str, range(len(PAYLOADS)))
+    assert files == {"good", "good bin", "outside.safetensors", "outside", *payloads}
 
 
-def shorter(folder):
-    """The directory of the archive says that the storage has 100 times as many bytes as there are."""
-    large = Storage("0", NUMBERS.array, count=800)
+def write_short_storage(folder):
+    """Write an archive whose directory claims 100 times as many bytes for a storage as it has."""
+    large = Storage("0", NUMBERS.array, size=800)
     write_bin(folder / BIN, pickled({"conv_in.weight": tensor(large, (800,), (1,))}), [NUMBERS])
     data = (folder / BIN).read_bytes()
-    at = (
-        data.rindex(b"archive/data/0") - 46
-    )  # the last entry of the directory; its sizes are at 20 and 24
+    # The storage is the last entry of the directory. An entry has 46 bytes before the file name,
+    # and its two sizes are at byte 20 and 24.
+    start = data.rindex(b"archive/data/0") - 46
     sizes = struct.pack("<II", 3200, 3200)
-    (folder / BIN).write_bytes(data[: at + 20] + sizes + data[at + 28 :])
+    (folder / BIN).write_bytes(data[: start + 20] + sizes + data[start + 28 :])
 
 
-def test_a_storage_shorter_than_its_entry_says_is_not_read_beyond(tmp_path):
-    shorter(tmp_path)
+def test_a_storage_shorter_than_its_directory_entry_is_refused(tmp_path):
+    write_short_storage(tmp_path)
     with pytest.raises(ValueError, match="is damaged at archive/data/0"):
         read_bin(tmp_path / BIN)["conv_in.weight"].read()

@@ -1,7 +1,7 @@
-"""Downloads and uploads by the real client, in other processes, against a small local hub.
+"""Downloads and uploads by the real client, in separate processes, with a small local hub.
 
 The client reads the environment when it is imported. So there are three processes: one with the
-hub up, one with HF_HUB_OFFLINE, and one with the hub down; all tests share their answers.
+hub up, one with HF_HUB_OFFLINE, and one with the hub down. All tests share their results.
 """
 
 import json
@@ -15,7 +15,7 @@ from helpers.hub import READ, WRITE, Repository, call, client, serve
 from helpers.refusals import assert_refused
 from huggingface_hub.utils import validate_repo_id
 
-from ddpm_jax.pretrained import hub as ours
+from ddpm_jax.pretrained import hub as hub_module
 from ddpm_jax.pretrained.hub import is_repository
 from ddpm_jax.pretrained.weight_files import NAME, read_tensors, write_tensors
 
@@ -24,13 +24,17 @@ PIPELINE = {
     "model_index.json": b'{"unet": ["diffusers", "UNet2DModel"]}',
     "scheduler/scheduler_config.json": b"{}",
 }
-PLAIN, BIN, FP16 = f"{NAME}.safetensors", f"{NAME}.bin", f"{NAME}.fp16.safetensors"
-INDEX, INDEX_FP16 = f"{NAME}.safetensors.index.json", f"{NAME}.safetensors.index.fp16.json"
+PLAIN = f"{NAME}.safetensors"
+BIN = f"{NAME}.bin"
+FP16 = f"{NAME}.fp16.safetensors"
+INDEX = f"{NAME}.safetensors.index.json"
+INDEX_FP16 = f"{NAME}.safetensors.index.fp16.json"
 SHARDS = [f"{NAME}-0000{i}-of-00002.safetensors" for i in (1, 2)]
 SHARDS_FP16 = [f"{NAME}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
 
 
 def weights(*names):
+    """Files that hold their own names, so they are no valid weights."""
     return {name: name.encode() for name in names}
 
 
@@ -39,10 +43,11 @@ def in_unet(files):
 
 
 def sharded(index, shards):
+    """An index and the shards that it lists."""
     return {index: json.dumps({"weight_map": dict(enumerate(shards))}).encode(), **weights(*shards)}
 
 
-# The files of a repository, the options of the download, and the files that it fetches.
+# The files of a repository, the options of the download, and the files it must fetch.
 LAYOUTS = {
     "at-the-root": (
         PIPELINE | NET | weights(PLAIN, BIN, FP16, "README.md", "scheduler_config.json"),
@@ -69,7 +74,7 @@ LAYOUTS = {
         [*NET, INDEX_FP16, *SHARDS_FP16],
     ),
     "only-a-variant": (NET | weights(FP16), {}, [*NET, FP16]),
-    "of-another-class": (
+    "another-class": (
         PIPELINE
         | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'}
         | weights(f"unet/{PLAIN}"),
@@ -79,59 +84,67 @@ LAYOUTS = {
     "no-net": ({"model_index.json": b"{}"} | weights(f"vae/{PLAIN}"), {}, ["model_index.json"]),
 }
 
-# The files of a repository, the options of the download, and the error.
+# The files of a repository, the options of the download, and how the error begins.
 MISTAKES = {
     "no-variant": (
         NET | weights(PLAIN, f"{NAME}.bf16.bin"),
         {"variant": "fp16"},
-        f"FileNotFoundError: them/no-variant holds no weights ({FP16}); there are those of no variant, bf16",
+        f"FileNotFoundError: them/no-variant holds no weights ({FP16}): "
+        "the variants there are None, bf16.",
     ),
     "two-variants": (
         in_unet(NET | weights(FP16) | {f"{NAME}.bin.index.bf16.json": b"{}"}),
         {},
-        f"FileNotFoundError: them/two-variants/unet holds no weights ({PLAIN} or .bin); there are bf16, fp16",
+        f"FileNotFoundError: them/two-variants/unet holds no weights ({PLAIN} or .bin): "
+        "the variants there are bf16, fp16.",
     ),
     "no-weights": (
         NET,
         {},
-        f"FileNotFoundError: them/no-weights holds no weights ({PLAIN} or .bin)",
+        f"FileNotFoundError: them/no-weights holds no weights ({PLAIN} or .bin).",
     ),
     "no-layout": (
         weights("README.md", "model.safetensors"),
         {},
-        "FileNotFoundError: them/no-layout holds no model_index.json and no config.json: "
-        "it is not in the layout of diffusers",
+        "FileNotFoundError: them/no-layout has neither model_index.json nor config.json: "
+        "name a repository in the diffusers layout.",
     ),
     "revisions": (
         NET | weights(PLAIN),
         {"revision": "v9"},
-        "FileNotFoundError: them/revisions has no revision v9: name a commit or one of main",
+        "FileNotFoundError: them/revisions has no revision v9: name a commit or one of main.",
     ),
     "lost-shard": (
         NET | {INDEX: b'{"weight_map": {"a": "b.safetensors"}}'},
         {},
-        f"ValueError: them/lost-shard has no b.safetensors beside {INDEX}, which places tensors there",
+        f"ValueError: {INDEX} of them/lost-shard lists shards that do not exist: b.safetensors.",
     ),
     "hostile": (
         NET | {INDEX: b'{"weight_map": {"a": "../../../../../stolen.safetensors"}}'},
         {},
-        f"ValueError: them/hostile has no ../../../../../stolen.safetensors beside {INDEX}",
+        f"ValueError: {INDEX} of them/hostile lists shards that do not exist: "
+        "../../../../../stolen.safetensors.",
     ),
     "absolute": (
         NET | {INDEX: b'{"weight_map": {"a": "/stolen.safetensors"}}'},
         {},
-        f"ValueError: them/absolute has no /stolen.safetensors beside {INDEX}",
+        f"ValueError: {INDEX} of them/absolute lists shards that do not exist: "
+        "/stolen.safetensors.",
     ),
 }
 
 
-# The calls with the hub up beside those downloads; each has a repository of its own, so that the
-# tokens that it sends are known.
-NOBODY, READER, STRANGER, WRITER = None, READ, "hf_wrong", WRITE
+# Tokens of the calls below.
+READER = READ
+WRITER = WRITE
+STRANGER = "hf_wrong"
 
 
 def other_calls(net, empty):
-    """{name: call}; `net` and `empty` are folders to upload."""
+    """{name: call}: the further calls with the hub up. `net` and `empty` are folders to upload.
+
+    Calls with different tokens use different repositories, so that a test can tell the tokens.
+    """
     return {
         "json": call("download", "them/net", weights=False),
         "first": call("download", "them/net"),
@@ -166,7 +179,7 @@ KERNEL = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def write_model(net):
-    """A model with a hidden folder."""
+    """Write a model with a hidden folder."""
     (net / "unet").mkdir(parents=True)
     (net / ".cache").mkdir()
     (net / ".cache" / "secret").write_text("not for the hub")
@@ -196,9 +209,11 @@ def fill(hub):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """The hub after all calls, and what they returned in each of the three processes."""
+    """The hub after all calls, and their results in each of the three processes."""
     top = tmp_path_factory.mktemp("hub")
-    cache, net, empty = top / "downloads" / "cache", top / "net", top / "empty"
+    cache = top / "downloads" / "cache"
+    net = top / "net"
+    empty = top / "empty"
     empty.mkdir()
     write_model(net)
     calls = {
@@ -206,15 +221,18 @@ def answers(tmp_path_factory):
         for name, (_, options, _) in (LAYOUTS | MISTAKES).items()
     }
     calls |= other_calls(net, empty)
-    first, other = call("download", "them/net"), call("download", "them/other")
+    first = call("download", "them/net")
+    other = call("download", "them/other")
     fp16 = call("download", "them/net", variant="fp16")
     with serve() as hub:
         fill(hub)
         online = client(hub, cache, *calls.values())
-        requests, hub.requests = hub.requests, []
+        requests = hub.requests
+        hub.requests = []
         upload = call("upload", net, "us/net", token=WRITE)
         offline = client(hub, cache, first, fp16, other, upload, HF_HUB_OFFLINE="1")
-        offline_requests, hub.requests = hub.requests, requests
+        offline_requests = hub.requests
+        hub.requests = requests
     down = client(hub, cache, first, other)
     return SimpleNamespace(
         hub=hub,
@@ -224,21 +242,21 @@ def answers(tmp_path_factory):
         offline=offline,
         offline_requests=offline_requests,
         down=down,
-        incomplete=f"is not whole in the cache {cache / 'hub'}",
+        incomplete=f"is not complete in the cache {cache / 'hub'}",
     )
 
 
-def test_a_download_fetches_what_the_net_needs_and_no_more(answers):
+def test_a_download_fetches_exactly_the_files_of_the_network(answers):
     for name, (files, _, needed) in LAYOUTS.items():
         assert answers.hub.fetched(f"them/{name}") == sorted(needed), name
         folder = Path(answers.online[name])
-        found = {
+        downloaded = {
             path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")
         }
-        assert found == {file: files[file] for file in needed}, name
+        assert downloaded == {file: files[file] for file in needed}, name
 
 
-def test_a_download_that_cannot_be_ends_in_one_line(answers):
+def test_a_failed_download_ends_in_one_line(answers):
     for name, (_, _, message) in MISTAKES.items():
         assert answers.online[name].startswith(message), name
         assert "\n" not in answers.online[name], name
@@ -250,18 +268,18 @@ def test_nothing_is_written_outside_the_cache(answers):
     assert not Path("/stolen.safetensors").exists()
 
 
-def test_the_fetched_weights_are_those_that_are_read(answers):
-    """The weights of these layouts are no tensors, so the error names the file that is read."""
+def test_the_downloaded_weights_are_the_ones_that_are_read(answers):
+    """The weights of these layouts are invalid, so the error names the file that was read."""
     for name, (_, options, needed) in LAYOUTS.items():
-        file = next((file for file in needed if NAME in file), None)
-        if file is None:
-            assert name in ("of-another-class", "no-net")
+        weights_name = next((file for file in needed if NAME in file), None)
+        if weights_name is None:
+            assert name in ("another-class", "no-net")
             continue
-        folder = Path(answers.online[name], file).parent
+        folder = Path(answers.online[name], weights_name).parent
         with pytest.raises(ValueError, match=r"\.(safetensors|bin)") as error:
             read_tensors(folder, **options)
-        read = [name for name in needed if str(folder / Path(name).name) in str(error.value)]
-        assert read, (name, str(error.value))
+        message = str(error.value)
+        assert any(str(folder / Path(file).name) in message for file in needed), (name, message)
 
 
 def test_a_second_download_fetches_nothing(answers):
@@ -271,56 +289,60 @@ def test_a_second_download_fetches_nothing(answers):
     assert answers.hub.fetched("them/net") == sorted([*NET, PLAIN, BIN])
 
 
-def test_a_cached_net_needs_no_hub(answers):
+def test_a_cached_network_opens_without_the_hub(answers):
     first = answers.online["first"]
     offline, *missing, refused = answers.offline
     down, unreachable = answers.down
     assert first == offline == down
     assert not answers.offline_requests
     assert missing == [
-        f"FileNotFoundError: HF_HUB_OFFLINE is set, and {name} {answers.incomplete}: unset it"
+        f"FileNotFoundError: HF_HUB_OFFLINE is set, and {name} {answers.incomplete}: unset it."
         for name in ("them/net", "them/other")
     ]
-    assert refused == "ValueError: HF_HUB_OFFLINE is set: nothing can be uploaded until it is unset"
+    reason = "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it."
+    assert refused == f"ValueError: {reason}"
     address = answers.hub.address
-    assert unreachable.startswith(f"ConnectionError: no answer from {address} (")
-    rest = f"and them/other {answers.incomplete}: check the network and HF_ENDPOINT"
+    assert unreachable.startswith(f"ConnectionError: No answer from {address} (")
+    rest = f"and them/other {answers.incomplete}: check the network and HF_ENDPOINT."
     assert unreachable.endswith(rest)
 
 
-def test_who_may_read_and_write(answers):
-    hub, online = answers.hub, answers.online
-    see = "check the name and, if it is private, set HF_TOKEN to a token that may see it"
-    write = "set HF_TOKEN to a token that may do this"
-    password, wrong = "Invalid username or password.", "Invalid credentials in Authorization header"
+def test_a_refused_request_names_the_status_and_the_remedy(answers):
+    hub = answers.hub
+    online = answers.online
+    read = "check the name and, for a private repository, set HF_TOKEN to a token that can read it"
+    write = "set HF_TOKEN to a token that has this permission"
+    no_password = "Invalid username or password."
+    wrong_token = "Invalid credentials in Authorization header"
 
-    def status(number, name, said, remedy):
-        return f"OSError: {hub.address} answers {number} for {name} ({said}): {remedy}"
+    def status(number, name, reason, remedy):
+        return f"OSError: {hub.address} answers {number} for {name} ({reason}): {remedy}."
 
     def gated(name):
-        return f"PermissionError: {name} is gated: ask for access at {hub.address}/{name}, then set HF_TOKEN to your token"
+        access = f"ask for access at {hub.address}/{name}, then set HF_TOKEN to your token"
+        return f"PermissionError: {name} is gated: {access}."
 
     expected = {
         "broken": status(503, "them/broken", "no reason given", "try again later"),
-        "hidden": status(401, "them/hidden", password, see),
+        "hidden": status(401, "them/hidden", no_password, read),
         "gated": gated("them/gated"),
-        "none": status(401, "them/none", password, see),
-        "no token": "ValueError: an upload needs a token that may write: "
-        f"set HF_TOKEN to one of {hub.address}/settings/tokens",
+        "none": status(401, "them/none", no_password, read),
+        "no token": "ValueError: An upload needs a token that can write: "
+        f"set HF_TOKEN to one from {hub.address}/settings/tokens.",
         "gated to a reader": gated("them/guarded"),
-        "none to a reader": status(404, "them/nothing", "Repository not found", see),
+        "none to a reader": status(404, "them/nothing", "Repository not found", read),
         "upload by a reader": status(403, "us/read", "You may not write to us", write),
         "prepare there": status(403, "them/open", "You may not write to them", write),
         "prepare new": status(403, "them/new", "You may not write to them", write),
-        "hidden from a stranger": status(401, "them/strange", wrong, see),
-        "upload by a stranger": status(401, "us/strange", wrong, see),
+        "hidden from a stranger": status(401, "them/strange", wrong_token, read),
+        "upload by a stranger": status(401, "us/strange", wrong_token, read),
     }
     for name, message in expected.items():
         assert online[name] == message, name
     assert Path(online["shown"], PLAIN).read_bytes() == PLAIN.encode()
 
 
-def test_the_token_is_sent_with_every_request_and_never_without_being_set(answers):
+def test_every_request_carries_the_token_that_is_set_and_no_other(answers):
     for repository, token in (
         ("them/hidden", None),
         ("them/gated", None),
@@ -332,8 +354,10 @@ def test_the_token_is_sent_with_every_request_and_never_without_being_set(answer
         assert answers.hub.tokens(repository) == {token}, repository
 
 
-def test_an_upload_is_one_commit_that_a_download_gives_back(answers):
-    hub, online, net = answers.hub, answers.online, answers.net
+def test_an_upload_is_one_commit_and_a_download_returns_its_files(answers):
+    hub = answers.hub
+    online = answers.online
+    net = answers.net
     assert online["prepared"] == "None"
     assert online["uploaded"] == f"{hub.address}/us/net"
     uploaded = hub.repositories["us/net"]
@@ -350,52 +374,53 @@ def test_an_upload_is_one_commit_that_a_download_gives_back(answers):
     np.testing.assert_array_equal(kernel, KERNEL)
 
 
-def test_a_repository_is_created_private_if_asked_and_never_made_public(answers):
-    hub, online = answers.hub, answers.online
-    asked = [
+def test_a_private_upload_creates_a_private_repository_and_refuses_a_public_one(answers):
+    hub = answers.hub
+    requests = [
         (request["name"], request.get("visibility") == "private" or request.get("private") is True)
         for request in hub.created
         if request["name"] in ("net", "public", "full")
     ]
-    assert asked == [("net", True), ("net", True), ("public", True), ("full", False)]
+    assert requests == [("net", True), ("net", True), ("public", True), ("full", False)]
     assert not hub.repositories["us/public"].messages
-    assert online["exposed"] == (
+    assert answers.online["exposed"] == (
         "ValueError: us/public is public: make it private at "
-        f"{hub.address}/us/public/settings, or name another repository"
+        f"{hub.address}/us/public/settings, or name another repository."
     )
 
 
-def test_an_upload_that_cannot_be_ends_in_one_line(answers):
-    hub, online = answers.hub, answers.online
-    assert online["full"].startswith(
-        f"OSError: {hub.address} answers 404 for us/full (PUT /nowhere/"
-    )
+def test_a_failed_upload_ends_in_one_line(answers):
+    online = answers.online
+    failed = f"OSError: {answers.hub.address} answers 404 for us/full (PUT /nowhere/"
+    assert online["full"].startswith(failed)
     assert "\n" not in online["full"]
-    assert online["empty"] == f"ValueError: {answers.top / 'empty'} holds no files to upload"
-    unnamed = "ValueError: 'not-a-name' cannot be a repository of the hub: name one as owner/name"
-    assert online["unnamed"] == unnamed
+    empty = answers.top / "empty"
+    no_files = f"ValueError: {empty} has no files to upload: hidden files are left out."
+    assert online["empty"] == no_files
+    no_name = "'not-a-name' is not the name of a hub repository: write it as owner/name."
+    assert online["unnamed"] == f"ValueError: {no_name}"
 
 
-def test_a_repository_has_a_name_that_the_client_takes():
+def test_valid_names_of_repositories_are_accepted_by_the_client_too():
     for name in ("a/b", "google/ddpm-cifar10-32", "a/b_c.d", "a/gitb", "a/" + 96 * "b", "A-1/2"):
         validate_repo_id(name)
         assert is_repository(name), name
 
 
-def test_other_names_are_those_of_no_repository():
+def test_invalid_names_of_repositories_are_recognised():
     names = "gpt2 a/.b a/b- -a/b ./a /a a/ ~/a a/b--c a/b..c a/b.git a/b/c a/é".split()
     for name in (*names, "", "a/b\n", "a/" + 97 * "b"):
         assert not is_repository(name), name
 
 
-def test_without_the_client_the_error_says_what_to_install(monkeypatch):
+def test_a_missing_client_is_an_error_that_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    message = r'need a recent huggingface_hub .*: pip install "ddpm_jax\[hub\]"'
-    assert_refused(ours.download, [("owner/name", message)], ImportError)
+    message = r'need a recent huggingface_hub .*: run pip install "ddpm_jax\[hub\]"'
+    assert_refused(hub_module.download, [("owner/name", message)], ImportError)
 
 
-def test_an_error_that_is_not_the_users_is_not_changed():
+def test_an_error_that_is_not_from_the_hub_is_not_changed():
     for error in (RuntimeError("a bug"), KeyError("a bug"), PermissionError("a locked cache")):
-        with pytest.raises(type(error)) as raised, ours._one_line_errors("owner/name"):
+        with pytest.raises(type(error)) as raised, hub_module._one_line_errors("owner/name"):
             raise error
         assert raised.value is error

@@ -1,4 +1,4 @@
-"""Whole models in the layout of diffusers: where their parts may lie, read and written."""
+"""Whole models in the diffusers layout: reading, writing, and where their parts may be."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub
 from ddpm_jax.pretrained.pipeline_folder import (
-    check_possible,
+    check_exportable,
     load_pretrained,
     locate_folder,
     read_params,
@@ -48,7 +48,7 @@ SMALL = UNet(
 
 @pytest.fixture
 def root(tmp_path):
-    """A model whose parts lie in the folder itself, without model_index.json."""
+    """A model whose parts are in the folder itself, without model_index.json."""
     fixture("ddpm", tmp_path)
     (tmp_path / SCHEDULER_JSON).write_text(json.dumps(SCHEDULER))
     return tmp_path
@@ -56,14 +56,14 @@ def root(tmp_path):
 
 @pytest.fixture(scope="module")
 def params():
-    """Parameters of SMALL, all different."""
+    """Random parameters of SMALL."""
     rng = np.random.default_rng(0)
     shapes = SMALL.shapes()
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
 def move_to_parts(root):
-    """Give each part a folder of its own."""
+    """Move each part to a folder of its own."""
     parts = {
         "unet": ["config.json", "diffusion_pytorch_model.safetensors"],
         "scheduler": [SCHEDULER_JSON],
@@ -74,7 +74,7 @@ def move_to_parts(root):
             (root / name).rename(root / part / name)
 
 
-def test_either_layout_is_read_with_or_without_an_index(root):
+def test_both_layouts_are_read_with_and_without_an_index(root):
     loaded = load_pretrained(str(root))
     assert loaded.recipe.model == loaded.model
     assert loaded.recipe.sampling.sampler == "ddim"
@@ -96,7 +96,7 @@ def test_either_layout_is_read_with_or_without_an_index(root):
     assert_same()
 
 
-def test_the_index_names_the_scheduler_where_its_json_does_not(root):
+def test_the_index_names_the_scheduler_if_its_json_does_not(root):
     unnamed = {key: value for key, value in SCHEDULER.items() if key != "_class_name"}
     (root / SCHEDULER_JSON).write_text(json.dumps(unnamed))
     assert read_recipe(root).sampling.sampler == "ddpm"
@@ -104,29 +104,29 @@ def test_the_index_names_the_scheduler_where_its_json_does_not(root):
     assert read_recipe(root).sampling.sampler == "ddim"
 
 
-def test_one_scheduler_is_read_as_another(root):
+def test_a_scheduler_can_be_read_as_another(root):
     recipe = read_recipe(root, "UniPCMultistepScheduler")
     assert (recipe.sampling.sampler, recipe.objective.schedule) == ("unipc", "scaled_linear")
 
 
 def test_an_index_of_another_pipeline_is_refused(root):
-    def attempt(change):
+    def read(change):
         (root / INDEX_JSON).write_text(json.dumps(INDEX | change))
         read_recipe(root)
 
     unnamed = "does not name a unet and a scheduler"
     cases = [
-        ({"vqvae": ["diffusers", "VQModel"]}, "with vqvae: only nets of pixels"),
+        ({"vqvae": ["diffusers", "VQModel"]}, "with the parts vqvae: only a unet and a scheduler"),
         ({"vae": [None, None], "unet": [None, None]}, unnamed),
         ({"unet": ["diffusers", 3]}, unnamed),
         ({"scheduler": ["diffusers"]}, unnamed),
     ]
-    assert_refused(attempt, cases)
+    assert_refused(read, cases)
 
 
 def test_a_missing_file_or_folder_is_named(root, tmp_path):
     (root / SCHEDULER_JSON).unlink()
-    neither = "neither a folder here nor owner/name, a repository of the hub"
+    neither = "neither a folder nor the name of a hub repository: give a folder that exists"
     cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
     assert_refused(load_pretrained, cases, FileNotFoundError)
     assert_refused(locate_folder, [(root / "config.json", "is a file: give the folder it is in")])
@@ -141,8 +141,8 @@ def test_a_part_outside_the_folder_is_not_read(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize("store", ["hub/models--them--net/blobs", "hub/blobs/cc", "elsewhere"])
-def test_links_into_the_blobs_of_the_hubs_cache_are_followed(root, store, tmp_path_factory):
-    """Links lead into the blobs of the repository, or on into those of the cache, nowhere else."""
+def test_only_links_into_the_blobs_of_the_hub_cache_are_followed(root, store, tmp_path_factory):
+    """Links may lead into the blobs of the repository, and from there into those of the cache."""
     cache = tmp_path_factory.mktemp("cache")
     repository = cache / "hub/models--them--net"
     snapshot, blobs = repository / "snapshots/abc", repository / "blobs"
@@ -185,14 +185,14 @@ def test_links_into_the_blobs_of_the_hubs_cache_are_followed(root, store, tmp_pa
         ),
     ],
 )
-def test_a_saved_model_is_loaded_unchanged(objective, sampling, scheduler, tmp_path, params):
+def test_save_and_load_keep_a_model_unchanged(objective, sampling, scheduler, tmp_path, params):
     first, second = tmp_path / "a", tmp_path / "b"
     recipe = Recipe(model=SMALL, objective=objective, sampling=sampling)
     assert save_pretrained(recipe, params, first) == f"{scheduler}Scheduler"
     loaded = read_recipe(first)
     schedules = (jax.tree.leaves(each.noise_schedule) for each in (objective, loaded.objective))
-    for ours, theirs in zip(*schedules, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for saved, read in zip(*schedules, strict=True):
+        np.testing.assert_array_equal(saved, read)
     again = read_params(first, dataclasses.replace(loaded, model=SMALL))
     jax.tree.map(np.testing.assert_array_equal, params, again)
     assert loaded.model.shapes() == SMALL.shapes()
@@ -202,42 +202,42 @@ def test_a_saved_model_is_loaded_unchanged(objective, sampling, scheduler, tmp_p
     for path in written:
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
     index = json.loads((first / INDEX_JSON).read_text())
-    said = json.loads((first / "scheduler" / SCHEDULER_JSON).read_text())
+    config = json.loads((first / "scheduler" / SCHEDULER_JSON).read_text())
     assert index.keys() == INDEX.keys()
-    assert index["scheduler"][1] == said["_class_name"] == f"{scheduler}Scheduler"
+    assert index["scheduler"][1] == config["_class_name"] == f"{scheduler}Scheduler"
 
 
-def test_a_sampling_of_diffusers_keeps_its_grid(tmp_path, params):
-    walked = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
-    recipe = Recipe(model=SMALL, sampling=Sampling(**walked, steps=50, end="clean"))
+def test_the_sampling_of_a_diffusers_scheduler_keeps_its_grid(tmp_path, params):
+    settings = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
+    recipe = Recipe(model=SMALL, sampling=Sampling(**settings, steps=50, end="clean"))
     assert save_pretrained(recipe, params, tmp_path) == "DDIMScheduler"
     assert read_recipe(tmp_path).sampling == recipe.sampling
 
 
-def test_for_the_pipeline_the_scheduler_is_one_that_it_calls(tmp_path, params):
+def test_for_pipeline_writes_a_scheduler_that_the_pipeline_can_call(tmp_path, params):
     compat = {"options": {"compat": True}, "grid": "inner"}
     recipe = Recipe(model=SMALL, sampling=Sampling(sampler="unipc", spacing="linspace", **compat))
-    written = save_pretrained(recipe, params, tmp_path, for_pipeline=True)
-    assert written == "DDPMScheduler"
+    scheduler = save_pretrained(recipe, params, tmp_path, for_pipeline=True)
+    assert scheduler == "DDPMScheduler"
     assert read_recipe(tmp_path).sampling.spacing == "linspace"
 
 
-def test_a_model_that_diffusers_cannot_hold_is_refused_before_anything_is_written(tmp_path, params):
+def test_a_model_unknown_to_diffusers_is_refused_before_anything_is_written(tmp_path, params):
     basic = Recipe(model=BasicUNet(image_size=28, channels=1))
     edm = Recipe(model=SMALL, objective=Objective(target="edm", schedule="edm"))
     wider = Recipe(model=dataclasses.replace(SMALL, widths=(8,)))
     cases = [
-        (edm, "diffusers has no edm"),
-        (basic, "diffusers has no net such as BasicUNet: only a UNet can be written"),
-        (wider, "the parameters are not those of the net"),
+        (edm, "schedule edm does not exist in diffusers: only linear"),
+        (basic, "BasicUNet cannot be written in the diffusers layout: only UNet can"),
+        (wider, "The parameters do not match the network: "),
     ]
     folder = tmp_path / "none"
     assert_refused(lambda recipe: save_pretrained(recipe, params, folder), cases)
     assert not folder.exists()
-    assert_refused(check_possible, cases[:2])
+    assert_refused(check_exportable, cases[:2])
 
 
-def test_other_weights_are_not_left_beside_the_new(tmp_path, params):
+def test_a_folder_with_other_weights_is_refused(tmp_path, params):
     """diffusers would open the shards, which it looks for first."""
     (tmp_path / "unet").mkdir()
     other = "diffusion_pytorch_model.safetensors.index.json"
@@ -246,11 +246,11 @@ def test_other_weights_are_not_left_beside_the_new(tmp_path, params):
         save_pretrained(Recipe(model=SMALL), params, tmp_path)
 
 
-def test_a_name_that_is_neither_folder_nor_repository_tells_of_both(monkeypatch):
+def test_the_error_of_the_hub_names_the_missing_folder_too(monkeypatch):
     def fail(*_, **__):
-        raise FileNotFoundError("there is none")
+        raise FileNotFoundError("It is not on the hub.")
 
     monkeypatch.setattr(hub, "download", fail)
-    message = "no folder runs/digit here, and as a repository of the hub: there is"
+    message = "There is no folder runs/digit, so it was looked up on the hub. It is not on the hub."
     with pytest.raises(FileNotFoundError, match=message):
         locate_folder("runs/digit")

@@ -1,4 +1,4 @@
-"""Nets in the diffusers layout: the outputs that diffusers has of them, and what is refused."""
+"""Networks in the diffusers layout: their outputs match diffusers; other networks are refused."""
 
 import dataclasses
 import functools
@@ -39,12 +39,12 @@ FP16 = "diffusion_pytorch_model.fp16.safetensors"
 
 
 def zeros(net):
-    """Parameters of the net."""
+    """Parameters of the network, all zero."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), net.shapes())
 
 
 class Fixture(NamedTuple):
-    """A net of diffusers with an output of its own, and the same net as we read it."""
+    """A network of diffusers with one of its outputs, and the same network as it is read here."""
 
     folder: Path
     arrays: dict
@@ -56,21 +56,22 @@ class Fixture(NamedTuple):
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """Each fixture, read once."""
+    """A function that reads a fixture by its name, each only once."""
 
     @functools.cache
-    def of(name):
+    def read_fixture(name):
         folder = tmp_path_factory.mktemp(name)
         return Fixture(folder, *fixture(name, folder), *load_net(folder))
 
-    return of
+    return read_fixture
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_output_is_that_of_diffusers(name, read):
-    arrays, net, params = read(name).arrays, read(name).net, read(name).params
+def test_output_matches_diffusers(name, read):
+    _, arrays, _, _, net, params = read(name)
     labels = jnp.asarray(arrays["labels"]) if "labels" in arrays else None
-    images, t = jnp.asarray(arrays["images"]), jnp.asarray(arrays["t"])
+    images = jnp.asarray(arrays["images"])
+    t = jnp.asarray(arrays["t"])
     with jax.default_matmul_precision("highest"):
         output = jax.jit(net.apply)(params, images, t, labels)
     error = np.max(np.abs(output - arrays["output"])) / np.max(np.abs(arrays["output"]))
@@ -85,18 +86,18 @@ def test_a_round_trip_keeps_every_bit_and_every_setting(name, read, tmp_path):
     assert_tensors_equal(read_tensors(tmp_path), weights)
     assert read_net(tmp_path) == net
     written = json.loads((tmp_path / "config.json").read_text())
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
-    assert {key: written[key] for key in known} == known
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    assert {key: written[key] for key in settings} == settings
 
 
-def assert_tensors_equal(found, weights):
-    """Assert that stored tensors are these, bit by bit."""
-    assert found.keys() == weights.keys()
-    for name, stored in found.items():
+def assert_tensors_equal(tensors, weights):
+    """Assert that stored tensors are equal to weights, bit by bit."""
+    assert tensors.keys() == weights.keys()
+    for name, stored in tensors.items():
         np.testing.assert_array_equal(stored.read(), weights[name], name)
 
 
-def test_a_net_of_ours_keeps_all_that_its_output_needs():
+def test_a_written_config_keeps_every_setting_that_changes_the_output():
     kept = (
         "widths",
         "attention",
@@ -113,11 +114,11 @@ def test_a_net_of_ours_keeps_all_that_its_output_needs():
     everything |= labelled | {"symmetric_padding": True, "head_dim": 8}
     for settings in ({"channels": 1}, {"channels": 3, **wide, **everything}):
         net = UNet(image_size=8, **settings)
-        again = unet_from_config(unet_to_config(net))
-        assert again.num_classes == (net.label_count or None), settings
+        restored = unet_from_config(unet_to_config(net))
+        assert restored.num_classes == (net.label_count or None), settings
         for name in kept:
-            assert getattr(again, name) == getattr(net, name), (settings, name)
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, each.shapes()) for each in (net, again)]
+            assert getattr(restored, name) == getattr(net, name), (settings, name)
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, model.shapes()) for model in (net, restored)]
     assert shapes[0] == shapes[1]
 
 
@@ -127,16 +128,16 @@ def test_all_formats_hold_the_same_weights(read, tmp_path):
     for variant in (None, "fp16"):
         assert_tensors_equal(read_tensors(tmp_path, variant), weights)
     (tmp_path / FP16).unlink()
-    pickle = tmp_path / "diffusion_pytorch_model.bin"
-    save_bin(pickle, weights)
+    bin_file = tmp_path / "diffusion_pytorch_model.bin"
+    save_bin(bin_file, weights)
     assert_tensors_equal(read_tensors(tmp_path), weights)
-    pickle.unlink()
-    places = {}
+    bin_file.unlink()
+    weight_map = {}
     for i in (0, 1):
-        part = dict(list(weights.items())[i::2])
-        save_file(part, tmp_path / f"part{i}.safetensors")
-        places |= dict.fromkeys(part, f"part{i}.safetensors")
-    index = {"metadata": {}, "weight_map": places}
+        shard = dict(list(weights.items())[i::2])
+        save_file(shard, tmp_path / f"part{i}.safetensors")
+        weight_map |= dict.fromkeys(shard, f"part{i}.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
     (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     assert_tensors_equal(read_tensors(tmp_path), weights)
     message = r"no weights \(diffusion_pytorch_model.bf16.safetensors\)"
@@ -144,7 +145,7 @@ def test_all_formats_hold_the_same_weights(read, tmp_path):
         read_tensors(tmp_path, "bf16")
 
 
-def test_a_bin_is_read_in_every_type_and_layout(tmp_path):
+def test_a_bin_is_read_in_every_dtype_and_memory_layout(tmp_path):
     for kind, dtype in (
         ("FloatStorage", np.float32),
         ("HalfStorage", np.float16),
@@ -152,24 +153,25 @@ def test_a_bin_is_read_in_every_type_and_layout(tmp_path):
         ("BFloat16Storage", ml_dtypes.bfloat16),
     ):
         numbers = (np.arange(24) / 7).astype(dtype)
-        storage, empty = Storage("0", numbers, kind), Storage("1", numbers[:0], kind)
+        storage = Storage("0", numbers, kind)
+        empty = Storage("1", numbers[:0], kind)
         every_other = numbers.reshape(4, 6)[1:, ::2]
         layouts = {
             "transposed": (tensor(storage, (4, 3), (1, 4)), numbers[:12].reshape(3, 4).T),
-            "every other from the second row": (tensor(storage, (3, 3), (6, 2), 6), every_other),
-            "of no axes": (tensor(storage, (), (), 23), numbers[23]),
-            "of no numbers": (tensor(empty, (0, 4), (4, 1)), numbers[:0].reshape(0, 4)),
+            "strided and offset": (tensor(storage, (3, 3), (6, 2), 6), every_other),
+            "scalar": (tensor(storage, (), (), 23), numbers[23]),
+            "empty": (tensor(empty, (0, 4), (4, 1)), numbers[:0].reshape(0, 4)),
         }
         data = pickled({name: stored for name, (stored, _) in layouts.items()})
         path = tmp_path / f"{kind}.bin"
         write_bin(path, data, [storage, empty])
-        found = read_bin(path)
+        tensors = read_bin(path)
         for name, (_, expected) in layouts.items():
             case = f"{kind}, {name}"
-            assert found[name].shape == expected.shape, case
-            read = found[name].read()
-            assert read.dtype == np.float32, case
-            np.testing.assert_array_equal(read, expected.astype(np.float32), case)
+            assert tensors[name].shape == expected.shape, case
+            array = tensors[name].read()
+            assert array.dtype == np.float32, case
+            np.testing.assert_array_equal(array, expected.astype(np.float32), case)
 
 
 def test_a_bin_with_metadata_parameters_and_a_shared_storage_is_read(tmp_path):
@@ -180,29 +182,29 @@ def test_a_bin_with_metadata_parameters_and_a_shared_storage_is_read(tmp_path):
     weights = OrderedDict(first=tensor(storage, (2, 3), (3, 1)), second=parameter)
     weights._metadata = OrderedDict({"": {"version": 1}})
     write_bin(tmp_path / "weights.bin", pickled(weights), [storage])
-    found = read_bin(tmp_path / "weights.bin")
-    assert found.keys() == {"first", "second"}
-    np.testing.assert_array_equal(found["first"].read(), numbers[:6].reshape(2, 3))
-    np.testing.assert_array_equal(found["second"].read(), numbers[6:])
+    tensors = read_bin(tmp_path / "weights.bin")
+    assert tensors.keys() == {"first", "second"}
+    np.testing.assert_array_equal(tensors["first"].read(), numbers[:6].reshape(2, 3))
+    np.testing.assert_array_equal(tensors["second"].read(), numbers[6:])
 
 
-def test_legacy_names_of_attention_are_read(read, tmp_path):
+def test_legacy_names_of_attention_layers_are_read(read, tmp_path):
     _, _, _, weights, net, expected = read("ddpm")
     legacy = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
-    def renamed(key):
+    def legacy_name(key):
         for new, old in legacy.items():
             key = key.replace(f".{new}.", f".{old}.")
         return key
 
-    old = {renamed(key): value for key, value in weights.items()}
-    assert old.keys() != weights.keys()
-    save_file(old, tmp_path / WEIGHTS)
-    found = read_params(tmp_path, net)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    old_weights = {legacy_name(key): value for key, value in weights.items()}
+    assert old_weights.keys() != weights.keys()
+    save_file(old_weights, tmp_path / WEIGHTS)
+    params = read_params(tmp_path, net)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_a_missing_key_is_the_default_of_diffusers_and_null_is_not():
+def test_a_missing_key_takes_the_default_of_diffusers_and_null_does_not():
     assert unet_from_config({"sample_size": 32}).head_dim == DEFAULTS["attention_head_dim"] == 8
     assert unet_from_config({"sample_size": 32, "attention_head_dim": None}).head_dim is None
     listed = {"sample_size": 32, "norm_eps": 1e-3, "_use_default_values": ["norm_eps"]}
@@ -218,15 +220,15 @@ SKIP = {
     "up_block_types": ["SkipUpBlock2D"] * 2,
 }
 ONE_CHANNEL = {"in_channels": 1, "out_channels": 1}
-UNKNOWN = [
-    ({"cross_attention_dim": 768}, r"says \['cross_attention_dim'\], which is not understood"),
+UNSUPPORTED = [
+    ({"cross_attention_dim": 768}, r"unsupported keys: \['cross_attention_dim'\]"),
     ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, not a UNet2DModel"),
-    ({"sample_size": None}, "names no sample_size"),
+    ({"sample_size": None}, "config.json has no sample_size"),
     ({"sample_size": [32, 64]}, "not square"),
-    ({"down_block_types": ["CrossAttnDownBlock2D"]}, "'CrossAttnDownBlock2D' is not understood"),
-    ({"act_fn": "tanh"}, "act_fn 'tanh' is not understood"),
+    ({"down_block_types": ["CrossAttnDownBlock2D"]}, "'CrossAttnDownBlock2D' is not supported"),
+    ({"act_fn": "tanh"}, "act_fn 'tanh' is not supported"),
     ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'"),
-    ({"out_channels": 4}, "out_channels 4 is neither"),
+    ({"out_channels": 4}, "out_channels 4 is not supported: it must be in_channels, 3"),
     ({"downsample_padding": 2}, "downsample_padding 2"),
     ({"time_embedding_type": ["positional"]}, "time_embedding_type must be"),
     ({"layers_per_block": 10**9}, "layers_per_block"),
@@ -235,37 +237,37 @@ UNKNOWN = [
     ({"in_channels": None}, "in_channels must be a whole number, not None"),
     ({"block_out_channels": None}, "block_out_channels must be a list"),
     ({"class_embed_type": []}, "class_embed_type"),
-    ({"sample_size": "32"}, "sample_size 32 is not within"),
+    ({"sample_size": "32"}, "sample_size 32 is not a whole number from 1"),
     ({"block_out_channels": [32]}, "levels, but widths has 1"),
-    (SKIP | ONE_CHANNEL, "skip levels .* 3 channels on the way down, not 1"),
-    (SKIP | {"out_channels": 6}, "skip levels .* 3 channels on the way up, not 6"),
+    (SKIP | ONE_CHANNEL, "down path need 3 channels in UNet2DModel: this network has 1"),
+    (SKIP | {"out_channels": 6}, "up path need 3 channels in UNet2DModel: this network has 6"),
     (
         SKIP | {"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]},
         "up_kinds: all levels finer than a skip level",
     ),
     (
         SKIP | {"up_block_types": ["UpBlock2D"] * 2, "norm_num_groups": None},
-        "needs groups for its norms",
+        "needs norm_num_groups",
     ),
-    ({"attn_norm_num_groups": 0}, "attn_norm_num_groups 0 is not within"),
+    ({"attn_norm_num_groups": 0}, "attn_norm_num_groups 0 is not a whole number from 1"),
 ]
 
 
-def test_a_config_that_is_not_understood_is_refused():
-    assert_refused(lambda config: unet_from_config({"sample_size": 32} | config), UNKNOWN)
+def test_an_unsupported_config_is_refused():
+    assert_refused(lambda config: unet_from_config({"sample_size": 32} | config), UNSUPPORTED)
 
 
-def test_weights_fill_every_leaf_once(read, tmp_path):
+def test_weights_with_missing_unexpected_or_misshapen_tensors_are_refused(read, tmp_path):
     _, _, _, weights, net, _ = read("ddpm")
     key = "conv_in.weight"
     without = {name: value for name, value in weights.items() if name != key}
-    for change, tensors in (
-        (f"missing: {key}", without),
-        ("left over: extra", weights | {"extra.weight": weights[key]}),
-        (f"of another shape: {key}", weights | {key: weights[key][:1]}),
+    for difference, tensors in (
+        (rf"missing \({key}\)", without),
+        (r"unexpected \(extra", weights | {"extra.weight": weights[key]}),
+        (rf"of another shape \({key}", weights | {key: weights[key][:1]}),
     ):
         save_file(tensors, tmp_path / WEIGHTS)
-        with pytest.raises(ValueError, match=f": 1 {change}"):
+        with pytest.raises(ValueError, match=f": 1 {difference}"):
             read_params(tmp_path, net)
 
 
@@ -279,21 +281,21 @@ SMALL = UNet(
 )
 
 
-def test_parameters_of_another_net_are_not_written():
-    def attempt(settings):
+def test_parameters_of_another_network_are_not_written():
+    def write(settings):
         to_state_dict(SMALL, zeros(dataclasses.replace(SMALL, **settings)))
 
     to_state_dict(SMALL, zeros(SMALL))
     three = {"widths": (4, 8, 8), "attention": (False,) * 3}
     cases = [
-        ({"middle": "none"}, r"not those of the net: \d+ missing: "),
-        ({"channels": 3}, r"not those of the net: \d+ of another shape: "),
-        (three, r"not those of the net: \d+ left over: down_2"),
+        ({"middle": "none"}, r"do not match the network: \d+ missing \("),
+        ({"channels": 3}, r"do not match the network: \d+ of another shape \("),
+        (three, r"do not match the network: \d+ unexpected \(down_2"),
     ]
-    assert_refused(attempt, cases)
+    assert_refused(write, cases)
 
 
-def test_a_net_that_diffusers_has_not_is_not_written():
+def test_a_network_unknown_to_diffusers_is_not_written():
     skip = unet_from_config(SKIP | {"norm_num_groups": None}, image_size=8)
     assert unet_from_config(unet_to_config(skip)) == skip
     mixed = UNet(
@@ -305,10 +307,10 @@ def test_a_net_that_diffusers_has_not_is_not_written():
     without = dataclasses.replace(mixed, attention=(False,) * 4)
     assert unet_to_config(without)["down_block_types"][0] == "ResnetDownsampleBlock2D"
     cases = [
-        ((skip, {"channels": 1}), "3 channels on the way down, not 1"),
-        ((skip, {"channels": 1, "down_kinds": ()}), "3 channels on the way up, not 1"),
-        ((skip, {"learned_variance": True}), "3 channels on the way up, not 6"),
-        ((skip, {"up_kinds": ()}), "needs groups for its norms"),
-        ((mixed, {}), "one way to go down from levels with attention"),
+        ((skip, {"channels": 1}), "down path need 3 channels in .* has 1"),
+        ((skip, {"channels": 1, "down_kinds": ()}), "up path need 3 channels in .* has 1"),
+        ((skip, {"learned_variance": True}), "up path need 3 channels in .* has 6"),
+        ((skip, {"up_kinds": ()}), "needs norm_num_groups"),
+        ((mixed, {}), "down levels with attention resample by conv and resnet"),
     ]
     assert_refused(lambda case: unet_to_config(dataclasses.replace(case[0], **case[1])), cases)

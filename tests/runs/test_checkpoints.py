@@ -1,4 +1,4 @@
-"""A saved state comes back bit for bit; old steps go as asked; what is missing is named."""
+"""A saved state is restored bit for bit, and old steps are deleted as configured."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ CONFIG = small_recipe()
 
 
 def random_state() -> TrainState:
-    """A state with every kind of part: Adam's moments, counters, a loss scale, an accumulation; random numbers."""
+    """Random numbers for Adam's moments, counters, a loss scale and accumulated gradients."""
     rng = np.random.default_rng(0)
     params = {
         "conv": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)},
@@ -41,72 +41,74 @@ def random_state() -> TrainState:
 
 
 def items(state: TrainState) -> dict:
-    """The state's trees by name; the step is the checkpoint's own."""
+    """The state's trees by name, without the step."""
     return {name: tree for name, tree in state._asdict().items() if name != "step"}
 
 
-def small(value) -> dict:
-    """One item that is quick to save."""
+def small_items(value) -> dict:
+    """An item that is quick to save."""
     return {"params": {"w": np.full(3, value, np.float32)}}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run's directory with `random_state()` and CONFIG saved at step 7."""
+    """A run's directory with `random_state()` and CONFIG, saved at step 7."""
     workdir = tmp_path_factory.mktemp("run")
     with CheckpointWriter(workdir) as checkpoints:
         checkpoints.save(7, items(random_state()), config_to_json(CONFIG))
     return workdir
 
 
-def restore(workdir, like, step=7):
-    return checkpoints.restore(workdir, step, like)
+def restore(workdir, template, step=7):
+    return checkpoints.restore(workdir, step, template)
 
 
 def assert_same(ours, theirs):
-    """Equal trees of equal arrays, types of containers and dtypes included."""
+    """Check that containers, arrays and dtypes are equal."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, theirs)
 
 
-def test_a_state_comes_back_bit_for_bit(saved):
+def test_a_state_is_restored_bit_for_bit(saved):
     state = random_state()
-    found = TrainState(state.step, **restore(saved, items(jax.tree.map(jnp.zeros_like, state))))
-    assert_same(found, state)
-    assert isinstance(found.opt_state, optax.MultiStepsState)
-    assert type(found.opt_state.inner_opt_state).__name__ == "LossScaleState"
+    template = items(jax.tree.map(jnp.zeros_like, state))
+    restored = TrainState(state.step, **restore(saved, template))
+    assert_same(restored, state)
+    assert isinstance(restored.opt_state, optax.MultiStepsState)
+    assert type(restored.opt_state.inner_opt_state).__name__ == "LossScaleState"
 
 
 def test_an_item_can_be_restored_alone(saved):
     ema_params = random_state().ema_params
-    found = restore(saved, {"ema_params": jax.tree.map(jnp.zeros_like, ema_params)})
-    assert list(found) == ["ema_params"]
-    assert_same(found["ema_params"], ema_params)
+    restored = restore(saved, {"ema_params": jax.tree.map(jnp.zeros_like, ema_params)})
+    assert list(restored) == ["ema_params"]
+    assert_same(restored["ema_params"], ema_params)
 
 
-def test_arrays_come_back_where_those_of_like_are(saved):
+def test_restored_arrays_have_the_sharding_of_the_template(saved):
     params = random_state().params
-    found = restore(saved, {"params": parallel.put_state(params)})["params"]
-    for leaf in jax.tree.leaves(found):
+    replicated = restore(saved, {"params": parallel.put_state(params)})["params"]
+    for leaf in jax.tree.leaves(replicated):
         assert leaf.is_fully_replicated
         assert leaf.sharding.device_set == set(jax.local_devices())
-    assert_same(found, params)
-    alone = restore(saved, {"params": jax.device_put(params, jax.local_devices()[3])})["params"]
-    assert {leaf.device for leaf in jax.tree.leaves(alone)} == {jax.local_devices()[3]}
+    assert_same(replicated, params)
+    device = jax.local_devices()[3]
+    single = restore(saved, {"params": jax.device_put(params, device)})["params"]
+    assert {leaf.device for leaf in jax.tree.leaves(single)} == {device}
 
 
-def test_shapes_alone_are_enough_to_restore(saved):
+def test_a_template_of_shapes_is_enough_to_restore(saved):
     params = random_state().params
-    found = restore(saved, {"params": jax.eval_shape(lambda: params)})["params"]
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    restored = restore(saved, {"params": jax.eval_shape(lambda: params)})["params"]
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 
-def test_the_config_comes_back_equal(saved):
+def test_the_saved_config_equals_the_original(saved):
     assert config_from_json(json.loads(config_file(saved, 7).read_text())) == CONFIG
 
 
-def test_another_nets_parameters_are_an_error_of_one_line_that_names_one(saved):
+def test_parameters_of_another_network_are_refused_in_one_line_that_names_one(saved):
     params = random_state().params
     others = {
         "norm/scale is (4,) there and (5,)": params | {"norm": {"scale": np.ones(5)}},
@@ -114,20 +116,22 @@ def test_another_nets_parameters_are_an_error_of_one_line_that_names_one(saved):
         "norm/scale is (4,) there and missing": {"conv": params["conv"]},
         "norm/gain": params | {"norm": {"gain": params["norm"]["scale"]}},
     }
-    for named, other in others.items():
-        with pytest.raises(ValueError, match="checkpoint 7 holds another model's") as error:
+    for words, other in others.items():
+        with pytest.raises(
+            ValueError, match="Checkpoint 7 holds the params of another model"
+        ) as error:
             restore(saved, {"params": other})
-        assert "\n" not in str(error.value), named
-        assert named in str(error.value)
+        assert "\n" not in str(error.value), words
+        assert words in str(error.value)
 
 
-def test_an_item_that_was_not_saved_is_an_error(saved):
-    with pytest.raises(ValueError, match="checkpoint 7"):
-        restore(saved, {"nothing": {"w": jnp.ones(1)}})
+def test_a_missing_item_is_an_error(saved):
+    with pytest.raises(ValueError, match="Checkpoint 7 has no optimizer"):
+        restore(saved, {"optimizer": {"w": jnp.ones(1)}})
 
 
-def test_old_checkpoints_go_as_asked(tmp_path):
-    for name, options, left in (
+def test_old_checkpoints_are_deleted_as_configured(tmp_path):
+    for name, options, remaining in (
         ("default", {}, [5, 6]),
         ("one", {"keep_last": 1}, [6]),
         ("three", {"keep_last": 3}, [4, 5, 6]),
@@ -136,11 +140,12 @@ def test_old_checkpoints_go_as_asked(tmp_path):
         workdir = tmp_path / name
         with CheckpointWriter(workdir, Checkpoint(**options)) as checkpoints:
             for step in range(1, 7):
-                checkpoints.save(step, small(step), {})
-        assert saved_steps.steps(workdir) == left, name
+                checkpoints.save(step, small_items(step), {})
+        assert saved_steps.steps(workdir) == remaining, name
         assert resolve_checkpoint(workdir) == (workdir, 6), name
-        for step in left:
-            np.testing.assert_array_equal(restore(workdir, small(0), step)["params"]["w"], step)
+        for step in remaining:
+            restored = restore(workdir, small_items(0), step)
+            np.testing.assert_array_equal(restored["params"]["w"], step)
 
 
 def test_arrays_may_be_donated_right_after_a_save(tmp_path):
@@ -149,79 +154,79 @@ def test_arrays_may_be_donated_right_after_a_save(tmp_path):
     with CheckpointWriter(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": tree}, {})
         donate(tree)
-    found = restore(tmp_path, {"params": {"w": jnp.zeros(2**20)}}, 1)["params"]["w"]
-    np.testing.assert_array_equal(found, np.arange(2.0**20))
+    restored = restore(tmp_path, {"params": {"w": jnp.zeros(2**20)}}, 1)["params"]["w"]
+    np.testing.assert_array_equal(restored, np.arange(2.0**20))
 
 
-def test_a_run_can_be_gone_on_with(saved, tmp_path):
+def test_a_second_writer_keeps_the_steps_of_the_first(tmp_path):
     for step in (1, 2):
         with CheckpointWriter(tmp_path) as checkpoints:
-            checkpoints.save(step, small(step), {})
+            checkpoints.save(step, small_items(step), {})
     assert saved_steps.steps(tmp_path) == [1, 2]
     assert resolve_checkpoint(tmp_path, 1) == (tmp_path, 1)
 
 
 def snapshot(value):
-    """Two small trees by name, of different numbers."""
-    return {"power_0.05": small(value)["params"], "power_0.1": small(2 * value)["params"]}
+    """Two small trees by name, with different numbers."""
+    return {
+        "power_0.05": small_items(value)["params"],
+        "power_0.1": small_items(2 * value)["params"],
+    }
 
 
-def test_snapshots_are_whole_at_once_and_replace_those_of_their_step(tmp_path):
+def test_a_snapshot_is_complete_on_return_and_replaces_an_earlier_one(tmp_path):
     for value in (1, 3):
         CheckpointWriter(tmp_path).save_snapshot(4, snapshot(value))
         folder = tmp_path / saved_steps.SNAPSHOTS / "4"
-        found = checkpoints.read_trees(folder, snapshot(0))
-        assert_same(found, snapshot(value))
+        assert_same(checkpoints.read_trees(folder, snapshot(0)), snapshot(value))
     assert saved_steps.steps(tmp_path, saved_steps.SNAPSHOTS) == [4]
     assert saved_steps.steps(tmp_path) == []
 
 
-def test_of_many_trees_those_named_are_read_as_the_arrays_asked_for(saved):
-    folder, ema_params = saved / saved_steps.FOLDER / "7" / "ema_params", random_state().ema_params
-    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), ema_params)
-    assert_same(checkpoints.read_trees(folder, host), jax.tree.map(np.asarray, ema_params))
-    assert all(
-        isinstance(leaf, np.ndarray)
-        for leaf in jax.tree.leaves(checkpoints.read_trees(folder, host))
-    )
-    placed = checkpoints.read_trees(
-        folder, parallel.replicated_template(jax.eval_shape(lambda: ema_params))
-    )
-    assert_same(placed, ema_params)
-    assert {
-        leaf.sharding.device_set == set(jax.local_devices()) for leaf in jax.tree.leaves(placed)
-    } == {True}
+def test_read_trees_returns_numpy_or_sharded_arrays_as_the_template(saved):
+    folder = saved / saved_steps.FOLDER / "7" / "ema_params"
+    ema_params = random_state().ema_params
+    host_template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), ema_params)
+    on_host = checkpoints.read_trees(folder, host_template)
+    assert_same(on_host, jax.tree.map(np.asarray, ema_params))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
+    template = parallel.replicated_template(jax.eval_shape(lambda: ema_params))
+    on_devices = checkpoints.read_trees(folder, template)
+    assert_same(on_devices, ema_params)
+    for leaf in jax.tree.leaves(on_devices):
+        assert leaf.sharding.device_set == set(jax.local_devices())
 
 
-def test_one_tree_of_a_snapshot_is_read_alone_and_anothers_shape_is_an_error(tmp_path):
+def test_one_tree_of_a_snapshot_is_read_alone_and_a_wrong_shape_is_refused(tmp_path):
     CheckpointWriter(tmp_path).save_snapshot(4, snapshot(1))
     folder = tmp_path / saved_steps.SNAPSHOTS / "4"
     one = {"power_0.1": {"w": np.zeros(3, np.float32)}}
-    found = checkpoints.read_trees(folder, one)
-    assert list(found) == ["power_0.1"]
-    np.testing.assert_array_equal(found["power_0.1"]["w"], 2)
+    trees = checkpoints.read_trees(folder, one)
+    assert list(trees) == ["power_0.1"]
+    np.testing.assert_array_equal(trees["power_0.1"]["w"], 2)
     for wrong in (
         {"w": np.zeros(4, np.float32)},
         {"w": one["power_0.1"]["w"], "v": np.zeros(3, np.float32)},
         {},
     ):
-        with pytest.raises(ValueError, match=r"4 holds another model's averages .*power_0\.1/"):
+        message = r"4 holds the averages of another model .*power_0\.1/"
+        with pytest.raises(ValueError, match=message):
             checkpoints.read_trees(folder, {"power_0.1": wrong})
-    with pytest.raises(ValueError, match="5 holds no averages"):
+    with pytest.raises(ValueError, match="5 has no averages"):
         checkpoints.read_trees(folder.parent / "5", one)
 
 
-def test_the_number_of_images_is_noted(tmp_path):
+def test_the_number_of_images_is_saved(tmp_path):
     with CheckpointWriter(tmp_path) as checkpoints:
-        checkpoints.save(1, small(1), {}, 1797)
-        checkpoints.save(2, small(2), {})
+        checkpoints.save(1, small_items(1), {}, 1797)
+        checkpoints.save(2, small_items(2), {})
     assert saved_steps.num_images_at(tmp_path, 1) == 1797
     assert saved_steps.num_images_at(tmp_path, 2) is None
 
 
 @pytest.fixture
 def levels():
-    """Give every logger a level of its own that no code uses; undo it afterwards."""
+    """Set every logger to a level that no code uses, and restore the levels afterwards."""
     names = ["", *logging.root.manager.loggerDict]
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -232,19 +237,20 @@ def levels():
 
 
 def test_importing_changes_no_logger(levels):
-    """The code of the module is run once more, under another name."""
+    """Execute the module once more, under another name."""
     spec = importlib.util.spec_from_file_location("imported_again", checkpoints.__file__)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert set(levels().values()) == {17}
 
 
-def test_loggers_are_quiet_during_saves_and_get_their_levels_back(levels, tmp_path):
+def test_loggers_are_silenced_during_saves_and_restored_afterwards(levels, tmp_path):
     hook = sys.unraisablehook
     with pytest.raises(RuntimeError, match="stopped"), CheckpointWriter(tmp_path) as writer:
-        assert {name for name, level in levels().items() if level != 17} == set(checkpoints.NOISY)
-        writer.save(1, small(1), {})
+        changed = {name for name, level in levels().items() if level != 17}
+        assert changed == set(checkpoints.NOISY_LOGGERS)
+        writer.save(1, small_items(1), {})
         raise RuntimeError("stopped")
     assert set(levels().values()) == {17}
     assert sys.unraisablehook is hook
-    restore(tmp_path, small(0), 1)
+    restore(tmp_path, small_items(0), 1)
     assert set(levels().values()) == {17}

@@ -1,4 +1,4 @@
-"""Exports of runs: the files and what they open as, what is replaced, uploads that fail."""
+"""Export runs: the files, overwriting, uploads and their failures."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained
 from ddpm_jax.runs import export
-from ddpm_jax.runs.sources import open_any
+from ddpm_jax.runs.sources import open_checkpoint
 from ddpm_jax.training.step import TrainState
 
 MODEL = UNet(
@@ -44,7 +44,7 @@ FILES |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with checkpoints of steps 4 and 8, two grids of samples, a curve and metrics."""
+    """A run with checkpoints of steps 4 and 8, two grids of samples, a loss plot and metrics."""
     workdir = save_run(tmp_path_factory.mktemp("runs") / "small", CONFIG)
     (workdir / "samples").mkdir()
     for name, shade in (("samples/00000004", 40), ("samples/00000008", 80), ("loss", 120)):
@@ -68,21 +68,21 @@ def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_it_holds_the_average_what_was_trained_for_and_the_newest_pictures(exported):
+def test_an_export_holds_the_average_the_objective_and_the_newest_pictures(exported):
     assert files(exported) == FILES
     assert list(exported.parent.iterdir()) == [exported]
-    found = load_pretrained(exported)
-    assert_same(found.params, random_params(MODEL, 8, "ema"))
-    assert found.recipe.objective == CONFIG.objective
+    pretrained = load_pretrained(exported)
+    assert_same(pretrained.params, random_params(MODEL, 8, "ema"))
+    assert pretrained.recipe.objective == CONFIG.objective
     for name, shade in (("samples.png", 80), ("loss.png", 120)):
         with Image.open(exported / name) as picture:
             assert picture.getpixel((0, 0)) == shade, name
     assert json.loads((exported / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
 
-def test_it_draws_by_the_grid_of_the_run(exported):
-    """With the same weights and objective, which the test above compares, samples are the same."""
-    recipes = (CONFIG, open_any(str(exported)).recipe)
+def test_an_export_samples_on_the_grid_of_the_run(exported):
+    """The test above compares weights and objective, so samples are the same."""
+    recipes = (CONFIG, open_checkpoint(str(exported)).recipe)
     ours, theirs = (dataclasses.replace(recipe.sampling, steps=10) for recipe in recipes)
     assert (ours.sampler, ours.clip_x0) == (theirs.sampler, theirs.clip_x0)
     grids = (sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs))
@@ -90,31 +90,30 @@ def test_it_draws_by_the_grid_of_the_run(exported):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_other_weights_and_an_earlier_step(trained, tmp_path):
-    which = ["--weights", "raw", "--checkpoint", 4]
-    run(command.main, "--ckpt", trained, "--out", tmp_path / "raw", *which)
+def test_other_weights_and_an_earlier_step_can_be_exported(trained, tmp_path):
+    options = ["--weights", "raw", "--checkpoint", 4]
+    run(command.main, "--ckpt", trained, "--out", tmp_path / "raw", *options)
     assert_same(load_pretrained(tmp_path / "raw").params, random_params(MODEL, 4, "raw"))
     assert "weights: raw, of step 4" in (tmp_path / "raw/README.md").read_text()
 
 
-def test_only_an_export_is_replaced_and_only_if_asked(trained, tmp_path, capsys):
+def test_overwrite_replaces_an_export_and_nothing_else(trained, tmp_path, capsys):
     out = tmp_path / "model"
     out.mkdir()
     run(command.main, "--ckpt", trained, "--out", out)
-    old = {path: path.stat().st_ino for path in out.rglob("*")}
-    assert "add --overwrite" in one_line_boxed(capsys, "--ckpt", trained, "--out", out)
-    assert {path: path.stat().st_ino for path in out.rglob("*")} == old
+    inodes = {path: path.stat().st_ino for path in out.rglob("*")}
+    assert "add --overwrite" in refusal(capsys, "--ckpt", trained, "--out", out)
+    assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
     run(command.main, "--ckpt", trained, "--out", out, "--overwrite")
     assert files(out) == FILES
     assert list(tmp_path.iterdir()) == [out]
     (out / "thesis.txt").write_text("all I have")
-    assert "is there already" in one_line_boxed(
-        capsys, "--ckpt", trained, "--out", out, "--overwrite"
-    )
+    message = refusal(capsys, "--ckpt", trained, "--out", out, "--overwrite")
+    assert "exists already: choose another --out." in message
     assert (out / "thesis.txt").read_text() == "all I have"
 
 
-def test_what_was_there_stays_where_the_new_cannot_take_its_place(tmp_path):
+def test_a_failed_swap_restores_the_old_folder(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/README.md").write_text("old")
     with pytest.raises(FileNotFoundError):
@@ -122,67 +121,71 @@ def test_what_was_there_stays_where_the_new_cannot_take_its_place(tmp_path):
     assert (tmp_path / "model/README.md").read_text() == "old"
 
 
-def one_line_boxed(capsys, *args):
+def refusal(capsys, *args):
+    """The message of a command that ends with status 2, without the box around it."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         run(command.main, *args)
     assert exit_.value.code == 2
-    return " ".join(capsys.readouterr().err.split())
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_what_does_not_go_together_is_said(trained, capsys):
-    cases = [([], "say where to"), (["--out", "x", "--private"], "--private is for --push")]
+def test_options_that_do_not_fit_are_refused(trained, capsys):
+    cases = [([], "add --out DIR"), (["--out", "x", "--private"], "--private")]
     for args, message in cases:
-        assert message in one_line_boxed(capsys, "--ckpt", trained, *args), args
+        assert message in refusal(capsys, "--ckpt", trained, *args), args
 
 
-def test_what_diffusers_cannot_hold_is_refused_at_once(tmp_path, capsys, monkeypatch):
-    """Before a folder is written or the hub is asked."""
-    monkeypatch.setattr(hub, "prepare", lambda *_: pytest.fail("the hub was asked"))
+def test_an_objective_unknown_to_diffusers_is_refused_before_any_write(
+    tmp_path, capsys, monkeypatch
+):
+    """Neither a folder is written nor a request sent to the hub."""
+    monkeypatch.setattr(hub, "prepare", lambda *_: pytest.fail("the hub was called"))
     edm = dataclasses.replace(CONFIG, objective=Objective(target="edm"))
     save_run(tmp_path / "edm", edm, steps=(1,))
-    for where in (("--out", tmp_path / "out"), ("--push", "us/net")):
-        message = one_line(capsys, command.main, "--ckpt", tmp_path / "edm", *where)
-        assert "diffusers has no edm" in message, where
+    for target in (("--out", tmp_path / "out"), ("--push", "us/net")):
+        message = one_line(capsys, command.main, "--ckpt", tmp_path / "edm", *target)
+        assert "target edm does not exist in diffusers" in message, target
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="diffusers has no edm"):
+    with pytest.raises(ValueError, match="target edm does not exist in diffusers"):
         export.prepare_upload("us/net", False, edm)
 
 
 @pytest.fixture
 def hub_here(tmp_path, monkeypatch):
-    """A hub that is a folder of repositories; returns it and the list of what it was asked.
+    """Replace the hub by a folder of repositories. Returns it and the list of calls.
 
-    The real client is tested in tests/pretrained/test_hub.py.
+    tests/pretrained/test_hub.py tests the real client.
     """
-    place, asked = tmp_path / "hub", []
+    repositories = tmp_path / "hub"
+    calls = []
 
     def upload(folder, repo, *, private, message):
-        asked.append((repo, private, message))
-        shutil.copytree(folder, place / repo, dirs_exist_ok=True)
+        calls.append((repo, private, message))
+        shutil.copytree(folder, repositories / repo, dirs_exist_ok=True)
         return f"https://hub/{repo}"
 
-    monkeypatch.setattr(hub, "prepare", lambda repo, private: asked.append((repo, private)))
+    monkeypatch.setattr(hub, "prepare", lambda repo, private: calls.append((repo, private)))
     monkeypatch.setattr(hub, "upload", upload)
-    monkeypatch.setattr(hub, "download", lambda repo, **_: place / repo)
-    return place, asked
+    monkeypatch.setattr(hub, "download", lambda repo, **_: repositories / repo)
+    return repositories, calls
 
 
-def test_a_run_goes_to_the_hub_and_is_opened_from_there(trained, hub_here, capsys):
-    place, asked = hub_here
+def test_an_uploaded_run_can_be_opened_from_the_hub(trained, hub_here, capsys):
+    repositories, calls = hub_here
     run(command.main, "--ckpt", trained, "--push", "us/net", "--private")
     assert capsys.readouterr().out == "https://hub/us/net\n"
-    assert asked == [("us/net", True), ("us/net", True, "Step 8 of a run")]
-    assert files(place / "us/net") == FILES
-    assert_same(open_any("us/net").params("ema"), random_params(MODEL, 8, "ema"))
+    assert calls == [("us/net", True), ("us/net", True, "Step 8 of a run")]
+    assert files(repositories / "us/net") == FILES
+    assert_same(open_checkpoint("us/net").params("ema"), random_params(MODEL, 8, "ema"))
 
 
 def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monkeypatch, capsys):
-    """So that training goes on."""
-    place, asked = hub_here
+    """Training continues after it."""
+    repositories, calls = hub_here
     upload = hub.upload
     export.prepare_upload("them/net", False, CONFIG)
-    save = export.make_uploader("them/net", False, CONFIG, trained)
+    upload_ema = export.make_uploader("them/net", False, CONFIG, trained)
     params = jax.tree.map(jnp.asarray, random_params(MODEL, 3, "ema"))
     state = TrainState(jnp.int32(4), jax.tree.map(jnp.zeros_like, params), {"ema": params}, ())
     for kind in (ConnectionError, RuntimeError):
@@ -191,10 +194,10 @@ def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monke
             raise kind("no answer\nfrom the hub")
 
         monkeypatch.setattr(hub, "upload", failing)
-        save(4, state)
-        said = "step 4 was not uploaded, and training goes on: no answer from the hub\n"
-        assert capsys.readouterr().err == said, kind
+        upload_ema(4, state)
+        warning = "Step 4 was not uploaded, training continues: no answer from the hub.\n"
+        assert capsys.readouterr().err == warning, kind
     monkeypatch.setattr(hub, "upload", upload)
-    save(8, state)
-    assert asked == [("them/net", False), ("them/net", False, "Step 8")]
-    assert_same(load_pretrained(place / "them/net").params, params)
+    upload_ema(8, state)
+    assert calls == [("them/net", False), ("them/net", False, "Step 8")]
+    assert_same(load_pretrained(repositories / "them/net").params, params)

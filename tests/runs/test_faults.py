@@ -1,6 +1,6 @@
-"""Real processes: a run that is killed, and one that is asked to stop, end as one without a fault.
+"""Kill and stop a run in real processes, and resume it.
 
-`make faults` tries these and the faults of disks and of second runs many times.
+`make faults` tries these and the other faults, of disks and of second runs, many times.
 """
 
 import random
@@ -8,19 +8,19 @@ import signal
 
 import pytest
 from helpers import faults_of_processes
-from helpers.bench import straight
+from helpers.bench import make_bench
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """The compiled programs and a run without a fault, in which a warning is an error."""
-    return straight(tmp_path_factory.mktemp("straight"))
+    """The compiled programs and a run without a fault, in which warnings are errors."""
+    return make_bench(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def test_resume_after_sigkill_and_sigterm_matches_an_uninterrupted_run(bench, tmp_path):
-    """Bit for bit: three processes do the work of one."""
+    """Three processes do the work of one, bit for bit."""
     bench = bench._replace(folder=tmp_path)
-    moment = random.Random(0)
-    done = faults_of_processes.kill(bench, moment.randrange(1, 7), moment)
+    rng = random.Random(0)
+    done = faults_of_processes.kill(bench, rng.randrange(1, 7), rng)
     faults_of_processes.stop(bench, signal.SIGTERM, done + 1)
-    bench.goes_on()
+    bench.resume()

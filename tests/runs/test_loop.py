@@ -1,4 +1,4 @@
-"""The loop: each host's rows, what is saved and told, where a run goes back to."""
+"""Run the training loop: each host's rows, saves, callbacks and rollbacks."""
 
 import dataclasses
 import itertools
@@ -40,35 +40,37 @@ def no_curve(monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The optimizer of CONFIG and its training step, compiled once for all tests."""
+    """The optimizer and the training step of CONFIG, compiled once for all tests."""
     tx = CONFIG.make_optimizer(len(IMAGES))
-    return tx, loop.step_over_devices(CONFIG, tx)
+    return tx, loop.parallel_train_step(CONFIG, tx)
 
 
 def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_the_rows_of_all_hosts_are_the_global_batch(monkeypatch):
-    """Micro-batch after micro-batch, each from its hosts in order; so are the keys of noise and dropout."""
-    (wanted,) = loop.batches(CONFIG, IMAGES, 3, 4)
-    wanted["key"] = jax.random.key_data(wanted["key"])
-    for hosts in (1, 2, 4):
-        monkeypatch.setattr(jax, "process_count", lambda hosts=hosts: hosts)
-        parts = []
-        for host in range(hosts):
+def test_the_rows_of_all_hosts_make_the_global_batch(monkeypatch):
+    """In each micro-batch the rows of the hosts follow each other, and so do their keys."""
+    (expected,) = loop.batches(CONFIG, IMAGES, 3, 4)
+    expected["key"] = jax.random.key_data(expected["key"])
+    for num_hosts in (1, 2, 4):
+        monkeypatch.setattr(jax, "process_count", lambda num_hosts=num_hosts: num_hosts)
+        hosts = []
+        for host in range(num_hosts):
             monkeypatch.setattr(jax, "process_index", lambda host=host: host)
             (batch,) = loop.batches(CONFIG, IMAGES, 3, 4)
             batch["key"] = jax.random.key_data(batch["key"])
             batch = {name: np.asarray(rows) for name, rows in batch.items()}
-            parts.append(list(training.micro_batches(batch, CONFIG.training.accumulation)))
-        for name, rows in wanted.items():
-            found = [part[name] for of_one in zip(*parts, strict=True) for part in of_one]
-            case = f"{name}, {hosts} hosts"
-            np.testing.assert_array_equal(np.concatenate(found), rows, err_msg=case)
+            hosts.append(list(training.micro_batches(batch, CONFIG.training.accumulation)))
+        # One tuple per micro-batch, with the rows of every host.
+        micro_batches = list(zip(*hosts, strict=True))
+        for name, rows in expected.items():
+            actual = [part[name] for parts in micro_batches for part in parts]
+            case = f"{name}, {num_hosts} hosts"
+            np.testing.assert_array_equal(np.concatenate(actual), rows, err_msg=case)
 
 
-def test_a_state_comes_back_as_it_was_saved(compiled, tmp_path, capsys):
+def test_a_resumed_state_equals_the_saved_one(compiled, tmp_path, capsys):
     tx, train_step = compiled
     config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=2))
     saved = []
@@ -79,33 +81,34 @@ def test_a_state_comes_back_as_it_was_saved(compiled, tmp_path, capsys):
     state = loop.first_state(config, tx)
     assert loop.run_steps(config, tmp_path, IMAGES, train_step, state, on_save) == (2, 0)
     capsys.readouterr()
-    found = loop.resumed_state(config, tx, tmp_path, 2, 40)
-    assert_same(found, saved[0])
-    assert all(leaf.sharding.device_set == set(jax.devices()) for leaf in jax.tree.leaves(found))
+    resumed = loop.resumed_state(config, tx, tmp_path, 2, 40)
+    assert_same(resumed, saved[0])
+    for leaf in jax.tree.leaves(resumed):
+        assert leaf.sharding.device_set == set(jax.devices())
     assert capsys.readouterr().err == ""
     loop.resumed_state(config, tx, tmp_path, 2, 41)
-    assert "trained on 40 images so far, and on 41 from here" in capsys.readouterr().err
+    assert "had 40 images so far and has 41 now" in capsys.readouterr().err
 
 
-def test_weights_that_are_lost_come_back_from_before(compiled, tmp_path, capsys, caplog):
-    """They are NaN after step 6, which is saved; the optimizer skips the updates after it."""
+def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(
+    compiled, tmp_path, capsys, caplog
+):
+    """They are NaN after step 6, which is saved. The optimizer skips the updates after it."""
     tx, train_step = compiled
     calls = itertools.count(1)
 
-    def lost(x):
+    def all_nan(x):
         return jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding)
 
-    def losing_step(state, batch):
-        state, values = train_step(state, batch)
+    def spoiling_step(state, batch):
+        state, metrics = train_step(state, batch)
         if next(calls) == 6 * CONFIG.training.accumulation:
-            state = state._replace(params=jax.tree.map(lost, state.params))
-        return state, values
+            state = state._replace(params=jax.tree.map(all_nan, state.params))
+        return state, metrics
 
-    loop.run_steps(CONFIG, tmp_path, IMAGES, losing_step, loop.first_state(CONFIG, tx))
-    assert (
-        "3 steps in a row, up to step 9: goes on with the weights of step 3"
-        in capsys.readouterr().err
-    )
+    loop.run_steps(CONFIG, tmp_path, IMAGES, spoiling_step, loop.first_state(CONFIG, tx))
+    warning = "3 steps in a row, up to step 9: rolling back to the weights of step 3."
+    assert warning in capsys.readouterr().err
     assert saved_steps.steps(tmp_path) == [15, 16]
     assert [path.name for path in tmp_path.glob("checkpoints/*.abandoned")] == ["6-1.abandoned"]
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -115,40 +118,43 @@ def test_weights_that_are_lost_come_back_from_before(compiled, tmp_path, capsys,
     assert all(np.isfinite(x).all() for x in arrays(tmp_path, 16))
 
 
-def small_walk(folder, losses, keep, after=lambda step: None, on_save=loop.ignore_save, **settings):
-    """A walk whose step adds one to its only weight and has the next of the losses."""
+def run_toy(
+    folder, losses, checkpoint, after_step=lambda step: None, on_save=loop.ignore_save, **settings
+):
+    """Run a toy training step, which adds one to its only weight and returns the given losses."""
     settings = {"steps": len(losses), "skip_patience": 2, "on_patience": "rollback"} | settings
-    config = small_recipe(training=Training(batch_size=16, **settings), checkpoint=keep)
-    given = iter(losses)
+    config = small_recipe(training=Training(batch_size=16, **settings), checkpoint=checkpoint)
+    remaining_losses = iter(losses)
 
     def train_step(state, batch):
         params = {"w": state.params["w"] + 1}
-        after(int(state.step) + 1)
-        values = {"loss": jnp.float32(next(given)), "grad_norm": jnp.float32(1)}
-        return TrainState(state.step + 1, params, {"ema": params}, state.opt_state), values
+        after_step(int(state.step) + 1)
+        metrics = {"loss": jnp.float32(next(remaining_losses)), "grad_norm": jnp.float32(1)}
+        return TrainState(state.step + 1, params, {"ema": params}, state.opt_state), metrics
 
-    first = {"w": jnp.zeros(1)}
-    state = TrainState(jnp.int32(0), first, {"ema": first}, {"n": jnp.zeros(1)})
+    params = {"w": jnp.zeros(1)}
+    state = TrainState(jnp.int32(0), params, {"ema": params}, {"n": jnp.zeros(1)})
     return loop.run_steps(config, folder, IMAGES, train_step, state, on_save)
 
 
 def weight(folder, step):
-    like = {"params": {"w": np.zeros(1, np.float32)}}
-    return float(checkpoints.restore(folder, step, like)["params"]["w"][0])
+    template = {"params": {"w": np.zeros(1, np.float32)}}
+    return float(checkpoints.restore(folder, step, template)["params"]["w"][0])
 
 
-def test_on_save_gets_each_step_that_is_saved_and_its_state(tmp_path):
-    told = []
+def test_on_save_gets_every_saved_step_and_its_state(tmp_path):
+    calls = []
 
     def on_save(step, state):
-        told.append((step, int(state.step), float(state.params["w"][0])))
+        calls.append((step, int(state.step), float(state.params["w"][0])))
 
-    small_walk(tmp_path, [1] * 7, Checkpoint(every=3, keep_last=5), on_save=on_save)
-    assert told == [(3, 3, 3.0), (6, 6, 6.0), (7, 7, 7.0)]
-    assert [(step, step, weight(tmp_path, step)) for step in saved_steps.steps(tmp_path)] == told
+    run_toy(tmp_path, [1] * 7, Checkpoint(every=3, keep_last=5), on_save=on_save)
+    assert calls == [(3, 3, 3.0), (6, 6, 6.0), (7, 7, 7.0)]
+    saved = [(step, step, weight(tmp_path, step)) for step in saved_steps.steps(tmp_path)]
+    assert saved == calls
 
 
-def test_on_start_is_called_before_anything_is_written_and_only_where_steps_are_left(tmp_path):
+def test_on_start_is_called_before_any_write_and_only_if_steps_are_left(tmp_path):
     folder = tmp_path / "run"
 
     def refuse():
@@ -161,58 +167,65 @@ def test_on_start_is_called_before_anything_is_written_and_only_where_steps_are_
     assert not folder.exists()
 
 
-def test_what_it_goes_back_to_at_the_last_step_is_what_is_saved(tmp_path):
-    told = []
+def test_a_rollback_at_the_last_step_saves_the_restored_weights(tmp_path):
+    calls = []
 
     def on_save(step, state):
-        told.append((step, float(state.params["w"][0])))
+        calls.append((step, float(state.params["w"][0])))
 
     losses = [1, 1, 1, 1, 1, 1, np.nan, np.nan]
-    small_walk(tmp_path, losses, Checkpoint(every=3), on_save=on_save)
+    run_toy(tmp_path, losses, Checkpoint(every=3), on_save=on_save)
     assert saved_steps.newest(tmp_path) == 8
     assert weight(tmp_path, 8) == 3
-    assert told[-1] == (8, 3)
+    assert calls[-1] == (8, 3)
 
 
-def test_a_checkpoint_to_go_back_to_is_never_dropped_and_what_it_goes_on_with_is_saved(tmp_path):
-    """Steps after 4 are lost, which is known eight steps later; each is saved, and the last two are kept."""
-    small_walk(tmp_path, [1] * 4 + [np.nan] * 8, Checkpoint(every=1), skip_patience=8)
+def test_the_last_finite_checkpoint_is_kept_while_updates_are_skipped(tmp_path):
+    """Updates after step 4 are skipped, and eight steps later the run rolls back.
+
+    Every step is saved. Without skipped updates only the last two would be kept.
+    """
+    run_toy(tmp_path, [1] * 4 + [np.nan] * 8, Checkpoint(every=1), skip_patience=8)
     assert saved_steps.steps(tmp_path)[-1] == 12
     assert weight(tmp_path, 12) == 3
 
 
-def test_a_run_that_is_to_stop_ends_where_updates_are_skipped_in_a_row(tmp_path):
-    with pytest.raises(ValueError, match="not finite in 2 steps in a row, up to step 3: lower"):
-        small_walk(tmp_path, [1, np.nan, np.nan, 1, 1], Checkpoint(every=1), on_patience="stop")
+def test_on_patience_stop_ends_the_run_after_skipped_updates(tmp_path):
+    message = "non-finite in 2 steps in a row, up to step 3: lower"
+    with pytest.raises(ValueError, match=message):
+        run_toy(tmp_path, [1, np.nan, np.nan, 1, 1], Checkpoint(every=1), on_patience="stop")
     assert saved_steps.steps(tmp_path)[0] == 1
 
 
-def test_a_grid_that_cannot_be_drawn_takes_no_checkpoint_with_it(tmp_path, monkeypatch):
-    def short_of_memory(*_):
+def test_a_failed_sample_grid_does_not_lose_the_checkpoint(tmp_path, monkeypatch):
+    def run_out_of_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Reporter, "draw", short_of_memory)
+    monkeypatch.setattr(Reporter, "draw", run_out_of_memory)
     with pytest.raises(MemoryError):
-        small_walk(tmp_path, [1], Checkpoint())
+        run_toy(tmp_path, [1], Checkpoint())
     assert saved_steps.newest(tmp_path) == 1
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_a_step_counts_when_the_save_ahead_of_it_is_whole(tmp_path, monkeypatch, wait):
-    """The manifest of step 2 is not written before step 4 is begun, or for half a second if it is waited for."""
-    write, begun, order = manifest.write, threading.Event(), []
+def test_wait_completes_a_save_before_the_next_step_counts(tmp_path, monkeypatch, wait):
+    """Writing the manifest of step 2 takes until step 4 starts, or half a second with `wait`."""
+    write = manifest.write
+    fourth_step = threading.Event()
+    order = []
 
-    def slow(folder):
+    def slow_write(folder):
         if folder.name == "2":
-            begun.wait(0.5 if wait else 60)
-            order.append("whole")
+            fourth_step.wait(0.5 if wait else 60)
+            order.append("saved")
         write(folder)
 
-    def after(step):
+    def after_step(step):
         order.append(step)
         if step == 4:
-            begun.set()
+            fourth_step.set()
 
-    monkeypatch.setattr(manifest, "write", slow)
-    small_walk(tmp_path, [1] * 5, Checkpoint(every=2, wait=wait), after=after)
-    assert order == ([1, 2, 3, "whole", 4, 5] if wait else [1, 2, 3, 4, "whole", 5])
+    monkeypatch.setattr(manifest, "write", slow_write)
+    checkpoint = Checkpoint(every=2, wait=wait)
+    run_toy(tmp_path, [1] * 5, checkpoint, after_step=after_step)
+    assert order == ([1, 2, 3, "saved", 4, 5] if wait else [1, 2, 3, 4, "saved", 5])

@@ -1,4 +1,4 @@
-"""A manifest stands for all files of its folder: every kind of damage to any of them is found."""
+"""A manifest reveals every kind of damage to any file of its folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ FILES = {"a": b"one", "deep/er/b": bytes(range(16)), "empty": b""}
 
 
 def fill(folder):
-    """The folder with FILES in it, and their manifest."""
+    """Write FILES and their manifest to a folder."""
     for name, content in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def folder(tmp_path):
     return fill(tmp_path / "folder")
 
 
-def test_a_folder_as_it_was_saved_is_whole(folder):
+def test_an_unchanged_folder_is_not_corrupt(folder):
     assert manifest.find_corruption(folder) is None
 
 
@@ -40,39 +40,44 @@ def test_every_flipped_bit_is_found(folder):
     assert manifest.find_corruption(folder) is None
 
 
-def test_every_length_but_the_whole_one_is_found(folder):
+def test_every_truncated_or_extended_file_is_found(folder):
     for path in [*(folder / name for name in FILES), folder / manifest.NAME]:
         content = path.read_bytes()
-        for other in [*(content[:length] for length in range(len(content))), content + b"\0"]:
-            path.write_bytes(other)
-            assert manifest.find_corruption(folder) is not None, (path, len(other))
+        truncated = [content[:length] for length in range(len(content))]
+        for changed in [*truncated, content + b"\0"]:
+            path.write_bytes(changed)
+            assert manifest.find_corruption(folder) is not None, (path, len(changed))
         path.write_bytes(content)
 
 
 def replace(path, make):
-    """Put something else in the place of a file."""
+    """Delete a file and create something else under its name."""
     path.unlink()
     make(path)
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_the_corruption_is_named(tmp_path):
     cases = {
         "deep/er/b is missing": lambda folder: (folder / "deep/er/b").unlink(),
-        "a is not as it was saved": lambda folder: (folder / "a").write_bytes(b"two"),
+        "a has changed since the save": lambda folder: (folder / "a").write_bytes(b"two"),
         "new is not in manifest.json": lambda folder: (folder / "new").write_bytes(b""),
-        "it has no manifest.json": lambda folder: (folder / manifest.NAME).unlink(),
-        "manifest.json is not as it": lambda folder: (folder / manifest.NAME).write_text("[]\n"),
-        "manifest.json is not as": lambda folder: (folder / manifest.NAME).write_text('{"a": 1}'),
+        "manifest.json is missing": lambda folder: (folder / manifest.NAME).unlink(),
+        "manifest.json has changed since": lambda folder: (folder / manifest.NAME).write_text(
+            "[]\n"
+        ),
+        "manifest.json has changed": lambda folder: (folder / manifest.NAME).write_text('{"a": 1}'),
         "a is missing": lambda folder: replace(folder / "a", Path.mkdir),
-        "it cannot be read (": lambda folder: replace(folder / "a", lambda a: a.symlink_to("no")),
+        "a file cannot be read (": lambda folder: replace(
+            folder / "a", lambda a: a.symlink_to("no")
+        ),
     }
-    for number, (words, harm) in enumerate(cases.items()):
+    for number, (words, damage) in enumerate(cases.items()):
         folder = fill(tmp_path / str(number))
-        harm(folder)
+        damage(folder)
         assert words in manifest.find_corruption(folder)
 
 
-def test_a_folder_without_a_manifest_or_without_being_there_is_not_whole(tmp_path):
+def test_a_missing_manifest_or_folder_counts_as_corrupt(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     assert "manifest.json" in manifest.find_corruption(tmp_path)
     assert manifest.find_corruption(tmp_path / "nowhere") is not None

@@ -1,4 +1,4 @@
-"""The log of a run: what a crash, a resume and a NaN leave in metrics.jsonl, TensorBoard and loss.png."""
+"""Log a run through crashes, resumes and NaN: metrics.jsonl, TensorBoard and loss.png."""
 
 import json
 import math
@@ -15,34 +15,40 @@ from tensorboardX.record_writer import masked_crc32c
 from ddpm_jax.runs.metrics import RunLog, read_metrics
 
 TEN = b'{"step": 10, "loss": 0.5}\n'
-TWENTY = b'{"loss":0.25,  "step": 20}\n'  # written by another hand: must stay as it is
+# Another program may have written a line: it must stay byte for byte.
+TWENTY = b'{"loss":0.25,  "step": 20}\n'
 THIRTY = b'{"step": 30, "loss": 0.125}\n'
 
 
 def events(folder) -> list[Event]:
-    """All events in the order in which TensorBoard reads them: TFRecords, their checksums verified."""
-    found = []
+    """All events in TensorBoard's order, read from TFRecords whose checksums are verified."""
+    result = []
     for path in sorted((folder / "tensorboard").glob("*tfevents*")):
         data = path.read_bytes()
         while data:
-            (length,), (crc,) = struct.unpack("<Q", data[:8]), struct.unpack("<I", data[8:12])
+            # length (8 bytes), its checksum (4), payload, its checksum (4)
+            (length,) = struct.unpack("<Q", data[:8])
+            (length_checksum,) = struct.unpack("<I", data[8:12])
             payload = data[12 : 12 + length]
-            assert crc == masked_crc32c(data[:8])
-            assert struct.unpack("<I", data[12 + length : 16 + length]) == (masked_crc32c(payload),)
-            found.append(Event.FromString(payload))
+            (payload_checksum,) = struct.unpack("<I", data[12 + length : 16 + length])
+            assert length_checksum == masked_crc32c(data[:8])
+            assert payload_checksum == masked_crc32c(payload)
+            result.append(Event.FromString(payload))
             data = data[16 + length :]
-    return found
+    return result
 
 
 def shown(folder, tag) -> list[tuple[int, float]]:
-    """Points (step, value) of a curve as TensorBoard shows it: a session start removes its step and later ones."""
+    """Points (step, value) of a curve as TensorBoard shows it.
+
+    A session start removes the points of its step and later.
+    """
     points = []
     for event in events(folder):
         if event.session_log.status == SessionLog.START:
             points = [(step, value) for step, value in points if step < event.step]
-        points += [
-            (event.step, value.simple_value) for value in event.summary.value if value.tag == tag
-        ]
+        values = [value for value in event.summary.value if value.tag == tag]
+        points += [(event.step, value.simple_value) for value in values]
     return points
 
 
@@ -50,13 +56,12 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_scalars_reach_the_file_at_once_and_tensorboard_at_the_end(tmp_path):
+def test_scalars_are_in_the_file_at_once_and_in_tensorboard_at_the_end(tmp_path):
     workdir = tmp_path / "new" / "run"
     with RunLog(workdir) as log:
         log.scalars(10, {"loss": 0.5, "grad_norm": np.float32(2)})
-        assert (
-            workdir / "metrics.jsonl"
-        ).read_bytes() == b'{"step": 10, "loss": 0.5, "grad_norm": 2.0}\n'
+        line = b'{"step": 10, "loss": 0.5, "grad_norm": 2.0}\n'
+        assert (workdir / "metrics.jsonl").read_bytes() == line
         log.scalars(20, {"loss": 0.25})
     assert read_metrics(workdir / "metrics.jsonl") == [
         {"step": 10, "loss": 0.5, "grad_norm": 2.0},
@@ -66,7 +71,7 @@ def test_scalars_reach_the_file_at_once_and_tensorboard_at_the_end(tmp_path):
     assert shown(workdir, "grad_norm") == [(10, 2.0)]
 
 
-def test_an_exception_passes_through_and_loses_nothing(tmp_path):
+def test_an_exception_in_the_block_loses_no_point(tmp_path):
     with pytest.raises(KeyboardInterrupt), RunLog(tmp_path) as log:
         log.scalars(1, {"loss": 1.0})
         raise KeyboardInterrupt
@@ -74,7 +79,7 @@ def test_an_exception_passes_through_and_loses_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_is_null_in_json_and_itself_in_tensorboard(tmp_path, value):
+def test_a_non_finite_number_is_null_in_json_and_itself_in_tensorboard(tmp_path, value):
     with RunLog(tmp_path) as log:
         log.scalars(1, {"loss": value, "lr": 0.5})
         log.scalars(2, {"loss": 0.5})
@@ -95,9 +100,12 @@ def test_a_value_called_step_is_refused(tmp_path):
     [
         (TEN + TWENTY + THIRTY, TEN + TWENTY),
         (TEN + TWENTY, TEN + TWENTY),
-        (TEN + TWENTY + THIRTY[:12], TEN + TWENTY),  # cut by a crash
-        (TEN + TWENTY + b"\0" * 20, TEN + TWENTY),  # what a power cut may leave
-        (TEN + TWENTY[:-1], TEN + TWENTY),  # only the newline was cut: the line is whole
+        # A crash cut off the last line.
+        (TEN + TWENTY + THIRTY[:12], TEN + TWENTY),
+        # A power failure can leave zeros.
+        (TEN + TWENTY + b"\0" * 20, TEN + TWENTY),
+        # Only the newline is missing, so the line is complete.
+        (TEN + TWENTY[:-1], TEN + TWENTY),
         (THIRTY + TEN, TEN),
         (b"", b""),
     ],
@@ -115,7 +123,7 @@ def test_resume_keeps_the_lines_up_to_its_checkpoint(tmp_path, before, after):
 @pytest.mark.parametrize(
     "broken", [b"\n", b"{oops}\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": null}\n', b"\xff\n"]
 )
-def test_a_broken_line_is_named_and_nothing_is_touched(tmp_path, broken):
+def test_a_broken_line_is_named_and_no_file_is_changed(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(TEN + broken + THIRTY)
     with pytest.raises(ValueError, match=r"Line 2 of .*metrics\.jsonl"):
@@ -126,20 +134,17 @@ def test_a_broken_line_is_named_and_nothing_is_touched(tmp_path, broken):
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
-def test_a_fresh_start_sets_older_metrics_aside(tmp_path):
+def test_a_fresh_start_renames_older_metrics(tmp_path):
     for value in (1.0, 2.0, 3.0):
         with RunLog(tmp_path) as log:
             log.scalars(0, {"loss": value})
-    kept = {
-        name: read_metrics(tmp_path / name)[0]["loss"]
-        for name in names(tmp_path)
-        if name.endswith("jsonl")
-    }
-    assert kept == {"metrics-1.jsonl": 1.0, "metrics-2.jsonl": 2.0, "metrics.jsonl": 3.0}
+    files = [name for name in names(tmp_path) if name.endswith("jsonl")]
+    losses = {name: read_metrics(tmp_path / name)[0]["loss"] for name in files}
+    assert losses == {"metrics-1.jsonl": 1.0, "metrics-2.jsonl": 2.0, "metrics.jsonl": 3.0}
     assert shown(tmp_path, "loss") == [(0, 3.0)]
 
 
-def test_resume_doubles_no_tensorboard_point_even_within_a_second(tmp_path):
+def test_a_resume_within_the_same_second_repeats_no_tensorboard_point(tmp_path):
     with RunLog(tmp_path) as log:
         for step in (10, 20, 30):
             log.scalars(step, {"loss": step / 8})
@@ -147,16 +152,12 @@ def test_resume_doubles_no_tensorboard_point_even_within_a_second(tmp_path):
         for step in (30, 40):
             log.scalars(step, {"loss": step / 16})
     assert shown(tmp_path, "loss") == [(10, 1.25), (20, 2.5), (30, 1.875), (40, 2.5)]
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [
-        10,
-        20,
-        30,
-        40,
-    ]
+    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_images_reach_tensorboard_pixel_for_pixel(tmp_path, mode):
+def test_tensorboard_images_equal_the_pictures_pixel_for_pixel(tmp_path, mode):
     shape = (9, 7) if mode == "L" else (9, 7, 3)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     with RunLog(tmp_path) as log:
@@ -170,8 +171,9 @@ def test_images_reach_tensorboard_pixel_for_pixel(tmp_path, mode):
 
 
 def test_curve_is_the_same_after_a_resume(tmp_path):
-    resumed, whole = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    for workdir, stops in ((resumed, (0, 20, 40)), (whole, (0, 40))):
+    resumed = tmp_path / "a" / "run"
+    uninterrupted = tmp_path / "b" / "run"
+    for workdir, stops in ((resumed, (0, 20, 40)), (uninterrupted, (0, 40))):
         for start, stop in pairwise(stops):
             with RunLog(workdir, start) as log:
                 for step in range(start + 1, stop + 1):
@@ -179,7 +181,7 @@ def test_curve_is_the_same_after_a_resume(tmp_path):
                 log.scalars(stop, {"fid": 3.0})
                 log.curve()
     pictures = []
-    for workdir in (resumed, whole):
+    for workdir in (resumed, uninterrupted):
         with Image.open(workdir / "loss.png") as picture:
             pictures.append(np.asarray(picture))
     np.testing.assert_array_equal(*pictures)
@@ -192,7 +194,7 @@ def test_no_curve_without_a_loss(tmp_path):
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_reading_leaves_out_a_cut_line_and_leaves_the_file_alone(tmp_path):
+def test_read_metrics_ignores_an_incomplete_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(TEN + THIRTY[:12])
     assert read_metrics(str(path)) == [{"step": 10, "loss": 0.5}]
@@ -204,11 +206,12 @@ def test_a_missing_file_is_named(tmp_path):
         read_metrics(tmp_path)
 
 
-def test_a_full_disk_takes_the_points_since_the_last_flush_alone(tmp_path, monkeypatch, capsys):
-    """The file that was cut and the one that is opened next are both readable, record by record."""
+def test_a_full_disk_loses_only_the_points_since_the_last_flush(tmp_path, monkeypatch, capsys):
+    """The truncated file and the next one are both readable, record by record."""
     seconds = "ddpm_jax.runs.metrics.FLUSH_SECONDS"
     with RunLog(tmp_path) as log:
-        for step, wait in ((1, 0), (2, 1000)):  # the first is flushed, the second is not yet
+        # The first point is flushed, the second is not yet.
+        for step, wait in ((1, 0), (2, 1000)):
             monkeypatch.setattr(seconds, wait)
             log.scalars(step, {"loss": 0.5})
         (file,) = (tmp_path / "tensorboard").iterdir()
@@ -218,12 +221,12 @@ def test_a_full_disk_takes_the_points_since_the_last_flush_alone(tmp_path, monke
             log.scalars(3, {"loss": 0.5})
         assert file.stat().st_size == size
         log.scalars(4, {"loss": 0.5})
-    assert "TensorBoard's points was not written" in capsys.readouterr().err
+    assert "Could not write TensorBoard points" in capsys.readouterr().err
     assert [step for step, _ in shown(tmp_path, "loss")] == [1, 4]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
-def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monkeypatch):
+def test_a_failed_write_is_reported_and_the_log_continues(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ddpm_jax.runs.metrics.FLUSH_SECONDS", 0)
     with RunLog(tmp_path) as log:
         log.scalars(10, {"loss": 0.5})
@@ -232,11 +235,10 @@ def test_what_cannot_be_written_is_told_and_ends_nothing(tmp_path, capsys, monke
             log.scalars(20, {"loss": 0.25})
             log.image(20, "samples", Image.new("RGB", (4, 4)))
             log.curve()
-        words = capsys.readouterr().err
-        for what in ("metrics.jsonl", "TensorBoard's points", "TensorBoard's picture", "loss.png"):
-            assert (
-                f"{what} was not written, and training goes on: [Errno 27] File too large" in words
-            )
+        stderr = capsys.readouterr().err
+        for name in ("metrics.jsonl", "TensorBoard points", "a TensorBoard image", "loss.png"):
+            assert f"{name}, training continues: [Errno 27] File too large" in stderr
+        assert stderr.count("Could not write ") == stderr.count("training continues")
         assert (tmp_path / "metrics.jsonl").stat().st_size == size
         assert not (tmp_path / "loss.png").exists()
         log.scalars(30, {"loss": 0.125})

@@ -1,4 +1,4 @@
-"""The card of an exported run: its facts, and nothing of this machine."""
+"""The model card of an exported run: its facts, and no path of this machine."""
 
 import dataclasses
 import json
@@ -21,19 +21,18 @@ MODEL = UNet(
 
 @pytest.fixture
 def card(tmp_path):
-    """The card of a run of 30 steps whose loss fell from 30 to 1, on pictures in a folder here."""
-    pictures, folder = tmp_path / "cats", tmp_path / "run"
-    pictures.mkdir()
+    """Write the card of a run of 30 steps whose loss fell from 30 to 1, on images in a folder."""
+    images = tmp_path / "cats"
+    images.mkdir()
+    folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": i, "loss": float(31 - i)}) + "\n" for i in range(1, 41))
-    )
-    (folder / "bits_per_dim.json").write_text(
-        json.dumps({"bits_per_dim": 3.25, "num": 256, "step": 30})
-    )
+    lines = [json.dumps({"step": i, "loss": float(31 - i)}) + "\n" for i in range(1, 41)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    result = {"bits_per_dim": 3.25, "num": 256, "step": 30}
+    (folder / "bits_per_dim.json").write_text(json.dumps(result))
     config = Config(
         model=MODEL,
-        data=Folder(path=str(pictures)),
+        data=Folder(path=str(images)),
         training=Training(steps=30),
         checkpoint=Checkpoint(every=10),
     )
@@ -47,31 +46,27 @@ def card(tmp_path):
     return write
 
 
-def test_its_facts(card):
+def test_the_card_states_the_facts_of_the_run(card):
     text = card()
-    assert (
-        f"{MODEL.parameter_count():,} parameters that draws grey pictures of 8 x 8 pixels" in text
-    )
-    assert "trained for 30 steps\non folder: cats with" in text
-    assert (
-        "training loss: 10.5000, the mean of its last 20 lines" in text
-    )  # of losses 20 .. 1, at steps up to 30
+    assert f"{MODEL.parameter_count():,} parameters that draws grey images of 8 x 8 pixels" in text
+    assert "trained for 30 steps on folder: cats with" in text
+    # The last 20 losses at steps up to 30 are 20, 19, ..., 1.
+    assert "training loss: 10.5000, the mean of the last 20 logged losses" in text
     assert "bits per dimension: at most 3.250 (256 images, step 30)" in text
-    assert "scheduler: DDPMScheduler; the run's own samples are by ddpm in all steps" in text
+    assert "scheduler: DDPMScheduler; the run's samples are drawn by ddpm in all steps" in text
     assert "--checkpoint.every 10" in text
     assert 'from_pretrained("me/cats")' in text
 
 
-def test_nothing_of_this_machine(card, tmp_path):
+def test_the_card_names_no_path_of_this_machine(card, tmp_path):
     options = {"statistics": str(tmp_path / "run/statistics.npz")}
-    started = Training(steps=30, init_from=str(tmp_path / "cats"))
-    assert str(tmp_path) not in card(
-        sampling=Sampling(sampler="dpm_solver_v3", options=options), training=started
-    )
+    sampling = Sampling(sampler="dpm_solver_v3", options=options)
+    training = Training(steps=30, init_from=str(tmp_path / "cats"))
+    assert str(tmp_path) not in card(sampling=sampling, training=training)
 
 
-def test_how_to_draw_is_what_works(card):
-    """As many steps as the run's, and without diffusers where it would have to give a class."""
+def test_the_code_in_the_card_draws_as_the_run_does(card):
+    """It takes as many steps, and leaves out diffusers for a network that needs classes."""
     assert "(batch_size=4, num_inference_steps=1000).images" in card()
     assert "(batch_size=4, seed=0, steps=50).images" in card(sampling=Sampling(steps=50))
     text = card(model=dataclasses.replace(MODEL, num_classes=3))
@@ -79,10 +74,10 @@ def test_how_to_draw_is_what_works(card):
     assert "import diffusers" not in text
 
 
-def test_its_head_is_what_the_hub_reads(card):
+def test_the_front_matter_is_what_the_hub_reads(card):
     head = card().split("---\n")[1]
     assert "library_name: diffusers\n" in head
     assert "pipeline_tag: unconditional-image-generation\n" in head
-    for init_from, said in (("them/net", True), ("/home/me/gone", False)):
+    for init_from, is_named in (("them/net", True), ("/home/me/gone", False)):
         head = card(training=Training(steps=30, init_from=init_from)).split("---\n")[1]
-        assert (f"base_model: {init_from}\n" in head) == said
+        assert (f"base_model: {init_from}\n" in head) == is_named

@@ -1,4 +1,4 @@
-"""What a run reports: the loss of each logged step, epoch means, grids, settings as flags."""
+"""Report the loss of each logged step, epoch means, sample grids and settings as flags."""
 
 import dataclasses
 
@@ -21,9 +21,8 @@ CONFIG = small_recipe(
     optimizer=Optimizer(learning_rate=0.5, warmup_steps=10),
     log=Log(every=2, samples=0),
 )
-IMAGES = InMemory(
-    np.random.RandomState(0).randint(0, 256, (12, 8, 8, 1)).astype(np.uint8)
-)  # 3 steps an epoch
+# 12 images in batches of 4 are 3 steps an epoch.
+IMAGES = InMemory(np.random.RandomState(0).randint(0, 256, (12, 8, 8, 1)).astype(np.uint8))
 
 
 def state(config):
@@ -39,28 +38,24 @@ def report(config, workdir, steps, start=0):
             reporter.draw(step, state(config))
 
 
-def test_each_line_holds_the_loss_of_its_own_step_in_order(tmp_path):
+def test_each_line_holds_the_values_of_its_own_step(tmp_path):
     report(CONFIG, tmp_path, range(1, 8))
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
     assert all(line["loss"] == line["step"] / 8 for line in lines)
-    np.testing.assert_allclose(
-        [line["learning_rate"] for line in lines], [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6
-    )
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6)
 
 
 def test_an_epoch_line_holds_the_mean_of_its_steps(tmp_path, capsys):
     report(CONFIG, tmp_path, range(1, 8))
-    epochs = {
-        line["epoch"]: line["epoch_loss"]
-        for line in read_metrics(tmp_path / "metrics.jsonl")
-        if "epoch" in line
-    }
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    epochs = {line["epoch"]: line["epoch_loss"] for line in lines if "epoch" in line}
     assert epochs == {1: 2 / 8, 2: 5 / 8}
     assert "epoch 2/3: mean loss 0.62500" in capsys.readouterr().out
 
 
-def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
+def test_a_resumed_run_continues_its_metrics_and_draws_the_loss_curve(tmp_path):
     report(CONFIG, tmp_path, range(1, 5))
     report(CONFIG, tmp_path, range(5, 8), start=4)
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3, 4, 6, 7]
@@ -68,7 +63,7 @@ def test_the_curve_is_drawn_and_goes_on_after_a_resume(tmp_path):
         assert picture.width > picture.height
 
 
-def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
+def test_skip_final_plot_leaves_the_loss_curve_to_the_resumed_run(tmp_path):
     with progress.Reporter(CONFIG, IMAGES, tmp_path, 0) as reporter:
         reporter.after_step(1, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
         reporter.skip_final_plot = True
@@ -77,26 +72,26 @@ def test_a_run_that_is_asked_to_stop_leaves_its_curve_for_later(tmp_path):
     assert (tmp_path / "loss.png").exists()
 
 
-def test_grids_are_due_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
+def test_grids_are_drawn_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     drawn = []
-    draw = lambda self, step, params: drawn.append(step)  # noqa: E731
-    monkeypatch.setattr(progress.Reporter, "_draw_grid", draw)
-    report(
-        dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every_epochs=1)),
-        tmp_path,
-        range(1, 8),
-    )
+
+    def record(self, step, params):
+        drawn.append(step)
+
+    monkeypatch.setattr(progress.Reporter, "_draw_grid", record)
+    log = Log(every=2, samples=4, samples_every_epochs=1)
+    report(dataclasses.replace(CONFIG, log=log), tmp_path, range(1, 8))
     assert drawn == [3, 6, 7]
 
 
-def test_settings_are_the_flags_that_would_make_them():
-    flags = dict(progress.settings(to_json(CONFIG)))
+def test_settings_are_shown_as_command_line_flags():
+    flags = dict(progress.settings_as_flags(to_json(CONFIG)))
     assert flags["--training.batch-size"] == "4"
     assert flags["--log.samples-every-epochs"] == "None"
     assert not [flag for flag in flags if "kind" in flag]
 
 
-def test_preview_and_prediction_rows_start_clean_and_end_in_noise(tmp_path):
+def test_previews_and_prediction_rows_run_from_clean_images_to_noise(tmp_path):
     progress.preview(CONFIG, IMAGES, tmp_path)
     for name in ("data.png", "noise.png"):
         with Image.open(tmp_path / "preview" / name) as picture:
@@ -109,17 +104,17 @@ def test_preview_and_prediction_rows_start_clean_and_end_in_noise(tmp_path):
     np.testing.assert_array_equal(rows["input"], IMAGES.images[:8])
 
 
-def test_a_grid_while_training_takes_few_steps(monkeypatch):
-    asked = []
+def test_sample_steps_limits_the_steps_of_a_grid(monkeypatch):
+    samplings = []
 
     def record(*_, sampling, **__):
-        asked.append(sampling)
+        samplings.append(sampling)
         return IMAGES.images[None]
 
     monkeypatch.setattr(progress, "generate", record)
     objective = Objective(timesteps=10, beta_start=0.1, beta_end=0.8)
     log = Log(samples=4, sample_steps=3)
-    for sampling, wanted in (
+    for sampling, expected in (
         (Sampling(), Sampling(steps=3)),
         (Sampling(steps=2), Sampling(steps=2)),
         (Sampling(timesteps=(9.0, 7.0, 5.0, 1.0)), Sampling(steps=3)),
@@ -127,4 +122,4 @@ def test_a_grid_while_training_takes_few_steps(monkeypatch):
     ):
         config = dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log)
         progress.sample_grid(config, {})
-        assert asked[-1] == wanted, sampling
+        assert samplings[-1] == expected, sampling

@@ -1,4 +1,4 @@
-"""Steps in a directory: the newest whole one counts, damaged and missing ones are named."""
+"""List the steps of a run: the newest valid one is used, corrupt and missing ones are named."""
 
 import itertools
 import random
@@ -14,15 +14,15 @@ from ddpm_jax.runs import steps as saved_steps
 from ddpm_jax.runs.checkpoints import CheckpointWriter, restore
 from ddpm_jax.runs.steps import resolve_checkpoint
 
-KEPT = Checkpoint(keep_last=3)
+KEEP_THREE = Checkpoint(keep_last=3)
 
 
-def small(value) -> dict:
-    """One item that is quick to save."""
+def small_items(value) -> dict:
+    """An item that is quick to save."""
     return {"params": {"w": np.full(3, value, np.float32)}}
 
 
-def test_later_snapshots_go_with_their_steps(tmp_path):
+def test_quarantine_deletes_later_snapshots(tmp_path):
     for step in (2, 4, 10):
         folder = tmp_path / saved_steps.SNAPSHOTS / str(step)
         folder.mkdir(parents=True)
@@ -31,10 +31,9 @@ def test_later_snapshots_go_with_their_steps(tmp_path):
     saved_steps.quarantine(tmp_path / "new", after=4)
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="nowhere does not exist: give the directory of a run"
-    ):
+def test_a_missing_run_or_step_is_an_error(tmp_path):
+    message = "nowhere does not exist: give the directory of a run"
+    with pytest.raises(FileNotFoundError, match=message):
         resolve_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         resolve_checkpoint(tmp_path)
@@ -42,19 +41,20 @@ def test_what_is_not_there_is_named(tmp_path):
         folder = tmp_path / saved_steps.FOLDER / str(step)
         folder.mkdir(parents=True)
         manifest.write(folder)
-    (tmp_path / saved_steps.FOLDER / "40.orbax-checkpoint-tmp").mkdir()  # a save that was cut off
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5; it has 2, 10, 30$"):
+    # A save that was cut off is not a step.
+    (tmp_path / saved_steps.FOLDER / "40.orbax-checkpoint-tmp").mkdir()
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5: choose one of 2, 10, 30\.$"):
         resolve_checkpoint(tmp_path, 5)
     assert resolve_checkpoint(str(tmp_path)) == (tmp_path, 30)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A directory with steps 1, 2 and 3, which no test changes."""
+    """A directory with steps 1, 2 and 3, which tests must not change."""
     workdir = tmp_path_factory.mktemp("saved")
-    with CheckpointWriter(workdir, KEPT) as checkpoints:
+    with CheckpointWriter(workdir, KEEP_THREE) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, small(step), {})
+            checkpoints.save(step, small_items(step), {})
     return workdir
 
 
@@ -64,11 +64,10 @@ def three(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "three")
 
 
-def harm(workdir, step):
-    """Flips a bit of the largest file of a step, which is that of its arrays."""
-    files = [
-        path for path in (workdir / saved_steps.FOLDER / str(step)).rglob("*/*") if path.is_file()
-    ]
+def corrupt(workdir, step):
+    """Flip a bit in the largest file of a step, which holds its arrays. Returns its name."""
+    paths = (workdir / saved_steps.FOLDER / str(step)).rglob("*/*")
+    files = [path for path in paths if path.is_file()]
     path = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -76,19 +75,19 @@ def harm(workdir, step):
     return path.name
 
 
-def test_the_newest_whole_step_is_used_and_what_is_damaged_is_named(three, capsys):
-    name = harm(three, 3)
+def test_the_newest_valid_step_is_used_and_a_corrupt_one_is_named(three, capsys):
+    name = corrupt(three, 3)
     assert resolve_checkpoint(three) == (three, 2)
-    words = capsys.readouterr().err
-    assert words.startswith(f"{three / saved_steps.FOLDER / '3'} is damaged and left out: ")
-    assert words.endswith(f"{name} is not as it was saved\n")
-    with pytest.raises(ValueError, match=r"checkpoint 3 of .* is damaged"):
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"Skipping {three / saved_steps.FOLDER / '3'}, which is corrupt: ")
+    assert stderr.endswith(f"{name} has changed since the save.\n")
+    with pytest.raises(ValueError, match=r"Checkpoint 3 of .* is corrupt \(.*: choose another"):
         resolve_checkpoint(three, 3)
     assert resolve_checkpoint(three, 1) == (three, 1)
 
 
-def test_damage_of_any_kind_to_any_file_leaves_the_step_before(saved, tmp_path, capsys):
-    """A flipped bit, a cut, an empty or a missing file or folder, another shape."""
+def test_any_damage_to_any_file_makes_a_step_corrupt(saved, tmp_path, capsys):
+    """Damage: a flipped bit, a cut, an empty or missing file or folder, another shape."""
     folder = saved / saved_steps.FOLDER / "3"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
     assert len(files) > 5
@@ -98,37 +97,35 @@ def test_damage_of_any_kind_to_any_file_leaves_the_step_before(saved, tmp_path, 
             shutil.copytree(saved / saved_steps.FOLDER / step, workdir / saved_steps.FOLDER / step)
         HARM[kind](workdir / path.relative_to(saved), random.Random(number))
         assert saved_steps.newest(workdir) == 2, (kind, path.name)
-        said = f"{workdir / saved_steps.FOLDER / '3'} is damaged and left out: "
-        assert capsys.readouterr().err.startswith(said), (kind, path.name)
+        warning = f"Skipping {workdir / saved_steps.FOLDER / '3'}, which is corrupt: "
+        assert capsys.readouterr().err.startswith(warning), (kind, path.name)
 
 
-def test_without_a_whole_step_it_stops(three):
+def test_a_run_with_corrupt_steps_only_is_an_error(three):
     for step in (1, 2, 3):
-        harm(three, step)
-    with pytest.raises(
-        ValueError, match="no whole checkpoint: put a copy of one back, or --overwrite"
-    ):
+        corrupt(three, step)
+    with pytest.raises(ValueError, match=r"are corrupt: restore a backup .* --overwrite\.$"):
         saved_steps.newest(three)
 
 
-def test_damaged_steps_are_set_aside_and_saved_again(three):
+def test_corrupt_steps_are_renamed_and_saved_again(three):
     for _ in range(2):
-        harm(three, 3)
+        corrupt(three, 3)
         saved_steps.quarantine(three, after=saved_steps.newest(three))
-        with CheckpointWriter(three, KEPT) as checkpoints:
-            checkpoints.save(3, small(7), {})
+        with CheckpointWriter(three, KEEP_THREE) as checkpoints:
+            checkpoints.save(3, small_items(7), {})
         assert saved_steps.newest(three) == 3
-    np.testing.assert_array_equal(restore(three, 3, small(0))["params"]["w"], 7)
+    np.testing.assert_array_equal(restore(three, 3, small_items(0))["params"]["w"], 7)
     names = sorted(path.name for path in (three / saved_steps.FOLDER).iterdir())
-    assert names == ["1", "2", "3", "3-1.damaged", "3-2.damaged"]
+    assert names == ["1", "2", "3", "3-1.corrupt", "3-2.corrupt"]
 
 
-def test_what_a_kill_left_is_cleared_away(three):
+def test_unfinished_saves_are_deleted(three):
     folder = three / saved_steps.FOLDER
     for name in ("4.orbax-checkpoint-tmp", "1.dropped"):
         (folder / name).mkdir()
         (folder / name / "x").touch()
     assert saved_steps.newest(three) == 3
-    with CheckpointWriter(three, KEPT):
+    with CheckpointWriter(three, KEEP_THREE):
         pass
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]

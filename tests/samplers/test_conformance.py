@@ -1,6 +1,7 @@
-"""The figures that diffusers' own scheduler tests expect (tests/schedulers of its repository), by our samplers.
+"""Our samplers reproduce the numbers that diffusers' own scheduler tests expect.
 
-Ten steps from a fixed picture with a made-up network, by what we make of each scheduler's JSON.
+The numbers are from tests/schedulers of its repository. Each case takes ten steps from a fixed
+image with a dummy network, and sets up the sampler from the scheduler's JSON.
 """
 
 from typing import NamedTuple
@@ -19,19 +20,20 @@ from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
 from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.samplers import sample, sample_keys
 
-PICTURE = jnp.asarray((np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 1, 2, 0), jnp.float32)
+IMAGES = jnp.asarray((np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 1, 2, 0), jnp.float32)
 KEYS = sample_keys(0, jnp.arange(4))
-LINEAR, LINEAR_1100 = from_betas(linear_betas()), from_betas(linear_betas(1100))
+LINEAR = from_betas(linear_betas())
+LINEAR_1100 = from_betas(linear_betas(1100))
 
 TENTHS = np.round(np.linspace(999, 0, 11)).astype(int)
 
 
 def network(xt, t):
-    share = (t / (t + 1)).astype(xt.dtype)
-    return per_example(share, xt) * xt
+    fraction = (t / (t + 1)).astype(xt.dtype)
+    return per_example(fraction, xt) * xt
 
 
-def distances(x0):
+def abs_sum_and_mean(x0):
     size = np.abs(np.asarray(x0, float))
     return size.sum(), size.mean()
 
@@ -44,7 +46,8 @@ class Case(NamedTuple):
     mean: float
 
 
-TO_0, BRIGHT = {"final_sigmas_type": "sigma_min"}, {"beta_start": 0.01}
+TO_SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+BRIGHT = {"beta_start": 0.01}
 CASES = [
     Case("DDIM", {}, "eps", 172.0067, 0.223967),
     Case("DDIM", {}, "v", 52.5302, 0.0684),
@@ -54,10 +57,10 @@ CASES = [
     Case("PNDM", {}, "v", 67.3986, 0.0878),
     Case("PNDM", {**BRIGHT, "set_alpha_to_one": True}, "eps", 230.0399, 0.2995),
     Case("PNDM", BRIGHT, "eps", 186.9482, 0.2434),
-    Case("UniPCMultistep", TO_0, "eps", None, 0.2464),
-    Case("UniPCMultistep", TO_0, "v", None, 0.1014),
-    Case("DPMSolverSinglestep", TO_0, "eps", None, 0.2791),
-    Case("DPMSolverSinglestep", TO_0, "v", None, 0.1453),
+    Case("UniPCMultistep", TO_SIGMA_MIN, "eps", None, 0.2464),
+    Case("UniPCMultistep", TO_SIGMA_MIN, "v", None, 0.1014),
+    Case("DPMSolverSinglestep", TO_SIGMA_MIN, "eps", None, 0.2791),
+    Case("DPMSolverSinglestep", TO_SIGMA_MIN, "v", None, 0.1453),
     Case("DEISMultistep", {}, "eps", None, 0.23916),
     Case("DEISMultistep", {}, "v", None, 0.091),
 ]
@@ -69,7 +72,7 @@ def case_id(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
+def test_sampling_from_a_scheduler_config_ends_where_diffusers_does(case):
     config = {
         "_class_name": f"{case.scheduler}Scheduler",
         "prediction_type": PREDICTION_TYPE[case.target],
@@ -78,32 +81,31 @@ def test_what_a_schedulers_json_says_ends_where_the_scheduler_does(case):
     sampling = sampling.override(steps=10)
     sampler = build_sampler(objective, sampling)
     denoise = sampling_denoiser(objective, network, sampling)
-    x0 = sample(KEYS, denoise, sampler, sampling_grid(objective, sampling), PICTURE)
-    total, mean = distances(x0)
+    x0 = sample(KEYS, denoise, sampler, sampling_grid(objective, sampling), IMAGES)
+    total, mean = abs_sum_and_mean(x0)
     assert abs(mean - case.mean) < 1e-4
     assert case.total is None or abs(total - case.total) < 1e-2
 
 
 @pytest.mark.parametrize(("target", "expected"), [("eps", 0.3301), ("v", 0.2251)])
-def test_dpmpp_2m_ends_where_that_of_diffusers_does_with_its_order_to_the_end(target, expected):
+def test_dpmpp_2m_of_full_final_order_ends_where_diffusers_does(target, expected):
     denoise = make_denoiser(LINEAR, network, target, None)
-    x0 = sample(
-        KEYS,
-        denoise,
-        samplers.make("dpmpp_2m"),
-        grid_from_pairs(LINEAR, TENTHS[:-1], TENTHS[1:]),
-        PICTURE,
-    )
-    assert abs(distances(x0)[1] - expected) < 1e-4
+    grid = grid_from_pairs(LINEAR, TENTHS[:-1], TENTHS[1:])
+    x0 = sample(KEYS, denoise, samplers.make("dpmpp_2m"), grid, IMAGES)
+    _, mean = abs_sum_and_mean(x0)
+    assert abs(mean - expected) < 1e-4
 
 
-def network_of_sigma(xt, t):
-    """diffusers' tests of samplers in sigma give `step`, for x at sigma, what is already x at t."""
-    return network(xt / per_example(LINEAR_1100.signal_and_noise(t)[0], xt), t)
+# diffusers' tests of samplers in sigma scale x / sqrt(alpha_bar) to x for the network, and then
+# pass x to `step`, which takes it for x / sqrt(alpha_bar). These two functions reproduce that.
+def network_in_sigma(xt, t):
+    sqrt_alpha_bar, _ = LINEAR_1100.signal_and_noise(t)
+    return network(xt / per_example(sqrt_alpha_bar, xt), t)
 
 
 def denoise_in_sigma(denoise, xt, t):
-    return denoise(xt * LINEAR_1100.signal_and_noise(t)[0], t)
+    sqrt_alpha_bar, _ = LINEAR_1100.signal_and_noise(t)
+    return denoise(xt * sqrt_alpha_bar, t)
 
 
 IN_SIGMA = [
@@ -119,14 +121,14 @@ IN_SIGMA = [
 
 
 @pytest.mark.parametrize(("name", "spacing", "target", "expected"), IN_SIGMA)
-def test_a_walk_in_sigma_ends_where_that_of_diffusers_does(name, spacing, target, expected):
-    t = (
-        np.linspace(1099, 0, 10)
-        if spacing == "linspace"
-        else timesteps_for(LINEAR_1100, 10, spacing)
-    )
-    inner = make_denoiser(LINEAR_1100, network_of_sigma, target, None)
+def test_a_sampler_in_sigma_ends_where_diffusers_does(name, spacing, target, expected):
+    if spacing == "linspace":
+        t = np.linspace(1099, 0, 10)
+    else:
+        t = timesteps_for(LINEAR_1100, 10, spacing)
+    denoise = make_denoiser(LINEAR_1100, network_in_sigma, target, None)
     grid = grid_from_pairs(LINEAR_1100, t, np.append(t[1:], CLEAN_DATA))
-    xT = grid.row(0).sqrt_one_minus_alpha_bar * PICTURE
-    x0 = sample(KEYS, Partial(denoise_in_sigma, inner), samplers.make(name), grid, xT)
-    assert abs(distances(x0)[0] - expected) < max(1e-2, 1e-5 * expected)
+    xT = grid.row(0).sqrt_one_minus_alpha_bar * IMAGES
+    x0 = sample(KEYS, Partial(denoise_in_sigma, denoise), samplers.make(name), grid, xT)
+    total, _ = abs_sum_and_mean(x0)
+    assert abs(total - expected) < max(1e-2, 1e-5 * expected)

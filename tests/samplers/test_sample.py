@@ -1,4 +1,4 @@
-"""The package of samplers: names and options, noise of each image's own, one compiled scan."""
+"""`ddpm_jax.samplers`: names and options, the noise of each image, and one compiled scan."""
 
 import inspect
 
@@ -20,13 +20,13 @@ NAMES = samplers.names()
 MIXTURE = mixture()
 
 
-def noise_and_keys(seed, count=4):
-    keys = sample_keys(seed, jnp.arange(count))
+def keys_and_noise(seed, n=4):
+    keys = sample_keys(seed, jnp.arange(n))
     return keys, initial_noise(keys, SHAPE)
 
 
-def spread_over(devices, keys):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+def shard_over(num_devices, keys):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("data",))
     return jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.P("data")))
 
 
@@ -43,26 +43,26 @@ def test_a_sampler_is_found_by_the_name_of_its_module():
 
 
 @pytest.mark.parametrize("name", ["nonsense", "DDPM", "__init__", ""])
-def test_a_wrong_name_is_answered_by_the_names_there_are(name):
-    message = f"unknown sampler '{name}'; there are: {', '.join(NAMES)}"
+def test_the_error_for_an_unknown_sampler_lists_the_valid_names(name):
+    message = f"Unknown sampler '{name}'; there are: {', '.join(NAMES)}"
     with pytest.raises(ValueError, match=message):
         samplers.make(name)
 
 
-def test_a_wrong_option_is_answered_by_the_options_there_are():
+def test_the_error_for_an_unknown_option_lists_the_valid_options():
     for name in NAMES:
         options = ", ".join(inspect.signature(samplers.factory(name)).parameters) or "none"
-        message = f"sampler {name} has no option 'nonsense'; it has: {options}"
+        message = f"Sampler {name} has no option 'nonsense'; it has: {options}"
         with pytest.raises(ValueError, match=message):
             samplers.make(name, nonsense=1)
 
 
 WRONG_VALUES = [
-    ("ddpm", {"variance": "some"}, "unknown variance 'some'; there are: fixed_small, fixed"),
-    ("ddim", {"eta": -0.1}, "eta must not be negative, not -0.1"),
-    ("euler_ancestral", {"eta": -0.1}, "eta must not be negative, not -0.1"),
-    ("edm", {"S_churn": -1.0}, "S_churn must not be negative, not -1.0"),
-    ("edm", {"S_noise": -1.0}, "S_noise must not be negative, not -1.0"),
+    ("ddpm", {"variance": "some"}, "Unknown variance 'some'; there are: fixed_small, fixed"),
+    ("ddim", {"eta": -0.1}, "Sampler option eta must be at least 0, not -0.1"),
+    ("euler_ancestral", {"eta": -0.1}, "eta must be at least 0, not -0.1"),
+    ("edm", {"S_churn": -1.0}, "S_churn must be at least 0, not -1.0"),
+    ("edm", {"S_noise": -1.0}, "S_noise must be at least 0, not -1.0"),
     ("deis", {"order": 4}, "order must be 1, 2 or 3, not 4"),
     ("lms", {"order": 5}, "order must be 1, 2, 3 or 4, not 5"),
     ("unipc", {"order": 0}, "order must be 1, 2 or 3, not 0"),
@@ -72,22 +72,22 @@ WRONG_VALUES = [
 ]
 
 
-def test_a_wrong_value_of_an_option_is_refused(monkeypatch):
-    # The tests' own type check would refuse most of them before.
+def test_an_invalid_option_value_is_refused(monkeypatch):
+    # The type check that is on in tests would refuse most of them earlier.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for name, options, message in WRONG_VALUES:
         with pytest.raises(ValueError, match=message):
             samplers.make(name, **options)
 
 
-def test_a_whole_number_is_taken_for_an_option_of_type_float():
+def test_an_int_is_accepted_for_a_float_option():
     leaves = jax.tree.leaves(samplers.make("ddim", eta=1))
     assert [leaf for leaf in leaves if isinstance(leaf, float)] == [1.0]
 
 
-def test_options_are_checked_without_opening_the_file_that_one_names():
+def test_check_options_does_not_open_the_file_that_an_option_names():
     samplers.check_options("dpm_solver_v3", {"statistics": "no.npz", "order": 2})
-    with pytest.raises(FileNotFoundError, match=r"no\.npz is not there"):
+    with pytest.raises(FileNotFoundError, match=r"no\.npz does not exist"):
         samplers.make("dpm_solver_v3", statistics="no.npz")
     with pytest.raises(ValueError, match="has no option 'nonsense'"):
         samplers.check_options("dpm_solver_v3", {"statistics": "no.npz", "nonsense": 2})
@@ -97,21 +97,23 @@ def test_options_are_checked_without_opening_the_file_that_one_names():
 
 
 def test_noise_depends_on_seed_sample_and_step_alone():
-    count, shape, rows = 64, (12, 12, 1), list(rows_of(grid_of(10)))[:3]
+    n = 64
+    shape = (12, 12, 1)
+    rows = list(rows_of(grid_of(10)))[:3]
 
     @jax.jit
     def draw(keys):
         xt = initial_noise(keys, shape)
         return xt, *(step_noise(keys, row, xt) for row in rows)
 
-    keys = sample_keys(0, jnp.arange(count))
-    whole = np.stack(draw(keys))
+    keys = sample_keys(0, jnp.arange(n))
+    whole = np.stack(draw(keys))  # (4, n, h, w, c)
     for part in (slice(0, 7), slice(5, 12)):
-        found = draw(sample_keys(0, jnp.arange(count)[part]))
-        np.testing.assert_array_equal(np.stack(found), whole[:, part])
-    np.testing.assert_array_equal(np.stack(draw(spread_over(8, keys))), whole)
-    of_another_seed = draw(sample_keys(1, jnp.arange(count)))[0]
-    pixels = np.stack([*whole, of_another_seed]).reshape(5 * count, -1)
+        noise = draw(sample_keys(0, jnp.arange(n)[part]))
+        np.testing.assert_array_equal(np.stack(noise), whole[:, part])
+    np.testing.assert_array_equal(np.stack(draw(shard_over(8, keys))), whole)
+    other_seed = draw(sample_keys(1, jnp.arange(n)))[0]
+    pixels = np.stack([*whole, other_seed]).reshape(5 * n, -1)
     correlations = np.corrcoef(pixels) - np.eye(len(pixels))
     assert np.max(np.abs(correlations)) < 6.5 / np.sqrt(pixels.shape[1])
     assert np.max(np.abs(pixels.mean(1))) < 5 / np.sqrt(pixels.shape[1])
@@ -122,8 +124,10 @@ def test_noise_depends_on_seed_sample_and_step_alone():
 
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc"])
-def test_a_trajectory_its_end_and_its_chunks_are_the_naive_loop_over_part_of_the_batch(name):
-    sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(8, 8)
+def test_scan_trajectory_and_chunks_match_the_naive_loop_over_part_of_the_batch(name):
+    sampler = samplers.make(name)
+    grid = grid_of(10)
+    keys, xT = keys_and_noise(8, 8)
     walk = keys, MIXTURE, sampler, grid, xT
     states = np.asarray(sample(*walk, trajectory=True))
     assert states.shape == (11, *xT.shape)
@@ -133,31 +137,34 @@ def test_a_trajectory_its_end_and_its_chunks_are_the_naive_loop_over_part_of_the
     x0 = sample(*walk)
     np.testing.assert_allclose(x0, states[-1], atol=1e-5)
     np.testing.assert_array_equal(next(sample_in_chunks(*walk)), x0)
-    for state, wanted in zip(sample_in_chunks(*walk, 5), states[2::2], strict=True):
-        np.testing.assert_allclose(state, wanted, atol=1e-5)
+    for state, expected in zip(sample_in_chunks(*walk, 5), states[2::2], strict=True):
+        np.testing.assert_allclose(state, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "devices"), [("ddpm", 8), ("unipc", 2)])
 def test_chunks_over_devices_share_one_program_and_change_no_image(name, devices):
-    sampler, grid, (keys, xT) = samplers.make(name), grid_of(10), noise_and_keys(8, 8)
-    spread = spread_over(devices, keys)
-    count = samplers._walk_jit._cache_size()
-    *_, found = sample_in_chunks(spread, MIXTURE, sampler, grid, initial_noise(spread, SHAPE), 2)
-    assert samplers._walk_jit._cache_size() == count + 1
-    assert len(found.sharding.device_set) == devices
-    *_, wanted = naive_walk(sampler, keys[-3:], MIXTURE, grid, xT[-3:])
-    np.testing.assert_allclose(np.asarray(found)[-3:], wanted, atol=1e-5)
+    sampler = samplers.make(name)
+    grid = grid_of(10)
+    keys, xT = keys_and_noise(8, 8)
+    sharded = shard_over(devices, keys)
+    num_programs = samplers._walk_jit._cache_size()
+    *_, x0 = sample_in_chunks(sharded, MIXTURE, sampler, grid, initial_noise(sharded, SHAPE), 2)
+    assert samplers._walk_jit._cache_size() == num_programs + 1
+    assert len(x0.sharding.device_set) == devices
+    *_, expected = naive_walk(sampler, keys[-3:], MIXTURE, grid, xT[-3:])
+    np.testing.assert_allclose(np.asarray(x0)[-3:], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunks", [-1, 0, 3, 20])
 def test_chunks_that_do_not_divide_the_steps_are_refused(chunks):
-    keys, xT = noise_and_keys(0)
-    with pytest.raises(ValueError, match=f"10 steps do not divide into {chunks} equal chunks"):
+    keys, xT = keys_and_noise(0)
+    with pytest.raises(ValueError, match=f"Cannot split 10 steps into {chunks} equal chunks"):
         next(sample_in_chunks(keys, MIXTURE, samplers.make("ddpm"), grid_of(10), xT, chunks))
 
 
 def test_a_denoiser_may_be_any_function():
-    (keys, xT), walk = noise_and_keys(0), (samplers.make("heun"), grid_of(10))
+    keys, xT = keys_and_noise(0)
+    walk = samplers.make("heun"), grid_of(10)
     *_, x0 = naive_walk(walk[0], keys, MIXTURE, walk[1], xT)
 
     def denoise(xt, t):
@@ -167,39 +174,40 @@ def test_a_denoiser_may_be_any_function():
     np.testing.assert_allclose(next(sample_in_chunks(keys, denoise, *walk, xT)), x0, atol=1e-5)
 
 
-def labelled(weight, xt, t, labels):
+def labelled_network(weight, xt, t, labels):
     labels, t = (per_example(each, xt).astype(jnp.float32) for each in (labels, t))
     return weight * xt * (1 + labels / 10) + 0.3 * jnp.sin(3 * xt + t / 300)
 
 
 def test_parameters_guidance_and_thresholds_share_one_program():
-    """A network's parameters, seed, labels, scale, interval, rescale and threshold are traced."""
+    """Parameters, seed, labels, scale, interval, rescale and threshold are traced."""
     labels = jnp.arange(4) % 3
-    sampler, grid = samplers.make("ddim"), grid_of(4)
+    sampler = samplers.make("ddim")
+    grid = grid_of(4)
 
     def run(seed=0, weight=0.8, label=0, scale=2.0, low=0.0, rescale=0.5, threshold=0.9):
-        network = Partial(labelled, jnp.float32(weight))
+        network = Partial(labelled_network, jnp.float32(weight))
         options = {"interval": (low, low + 600.0), "rescale": rescale}
         guided = guide(network, labels + label, labels - 9, scale, **options)
         denoise = make_denoiser(SCHEDULE, guided, dynamic_threshold=threshold)
-        keys, xT = noise_and_keys(seed)
+        keys, xT = keys_and_noise(seed)
         return sample(keys, denoise, sampler, grid, xT)
 
     first = run()
-    count = samplers._walk_jit._cache_size()
+    num_programs = samplers._walk_jit._cache_size()
     changes = {"seed": 1, "weight": 0.6, "label": 1, "scale": 3.0, "low": 400.0, "rescale": 0.2}
     for name, value in (changes | {"threshold": 0.6}).items():
         assert np.max(np.abs(run(**{name: value}) - first)) > 1e-4, name
-    assert samplers._walk_jit._cache_size() == count
-    keys, xT = noise_and_keys(0)
+    assert samplers._walk_jit._cache_size() == num_programs
+    # A denoiser of another structure compiles again.
+    keys, xT = keys_and_noise(0)
     sample(keys, mixture(-MEANS), sampler, grid, xT)
-    assert samplers._walk_jit._cache_size() == count + 1
+    assert samplers._walk_jit._cache_size() == num_programs + 1
 
 
-def test_a_schedule_that_ends_in_pure_noise_can_be_walked():
-    """Also in v from a network that has learned nothing."""
+def test_a_walk_from_pure_noise_is_finite_for_an_untrained_network():
     schedule = from_betas(squaredcos_betas(20, max_beta=1.0))
-    keys, xT = noise_and_keys(0)
+    keys, xT = keys_and_noise(0)
     denoise = make_denoiser(schedule, lambda xt, t: 0 * xt, "v")
     x0 = sample(keys, denoise, samplers.make("ddpm"), grid_of(20, schedule=schedule), xT)
     assert np.all(np.isfinite(x0))

@@ -1,4 +1,7 @@
-"""Claims about every sampler, found by its module. One compiled step serves them all."""
+"""Claims about every sampler, found by its module.
+
+All tests of a sampler share one compiled step.
+"""
 
 import functools
 import inspect
@@ -23,15 +26,17 @@ from ddpm_jax.diffusion.schedule import (
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
 NAMES = samplers.names()
-COUNT = 2048
-MIXTURE, CLIPPED = mixture(), mixture(clip_x0=1.0)
+NUM_IMAGES = 2048
+MIXTURE = mixture()
+CLIPPED = mixture(clip_x0=1.0)
 POINT = np.linspace(-0.9, 0.9, 2).reshape(SHAPE)
-KEYS_OF_TWO, XT_OF_TWO = sample_keys(0, jnp.arange(2)), jnp.ones((2, 1, 1, 1))
+TWO_KEYS = sample_keys(0, jnp.arange(2))
+TWO_XT = jnp.ones((2, 1, 1, 1))
 every_sampler = pytest.mark.parametrize("name", NAMES)
 
 
 def every_sampler_and(*others):
-    """Every sampler with its default options, and some with others."""
+    """Every sampler with its default options, and the (name, options) in `others`."""
     cases = [*((name, {}) for name in NAMES), *others]
     ids = [" ".join([name, *map(str, options.values())]) for name, options in cases]
     return pytest.mark.parametrize(("name", "options"), cases, ids=ids)
@@ -39,12 +44,12 @@ def every_sampler_and(*others):
 
 @functools.cache
 def keys_and_noise(seed):
-    keys = sample_keys(seed, jnp.arange(COUNT))
+    keys = sample_keys(seed, jnp.arange(NUM_IMAGES))
     return keys, initial_noise(keys, SHAPE)
 
 
 def draw(name, denoise=MIXTURE, grid=20, seed=0, xT=None, **options):
-    """The images at the end of a walk along a grid, or along the plain one of some steps."""
+    """The images at the end of a walk. `grid` is a grid or a number of steps."""
     grid = grid_of(grid) if isinstance(grid, int) else grid
     keys, noise = keys_and_noise(seed)
     xT = noise if xT is None else xT
@@ -53,42 +58,47 @@ def draw(name, denoise=MIXTURE, grid=20, seed=0, xT=None, **options):
 
 
 def one_step(name, row, seed=0):
-    """Where a first step along a row takes the same images, with the noise of a seed."""
-    sampler, xt = samplers.make(name), keys_and_noise(0)[1]
-    return step(sampler, keys_and_noise(seed)[0], MIXTURE, xt, row, sampler.init(xt))[0]
+    """x_next after a first step at a row, from fixed images with the step noise of `seed`."""
+    sampler = samplers.make(name)
+    keys, _ = keys_and_noise(seed)
+    _, xt = keys_and_noise(0)
+    x_next, _ = step(sampler, keys, MIXTURE, xt, row, sampler.init(xt))
+    return x_next
 
 
 def changed_options(name):
-    """The sampler's options that are numbers, each a little off its default."""
+    """The sampler's float options, each a little off its default."""
     parameters = inspect.signature(samplers.factory(name)).parameters.values()
     return {p.name: p.default + 0.1 for p in parameters if isinstance(p.default, float)}
 
 
 @every_sampler
-def test_an_image_depends_neither_on_its_place_nor_on_the_others(name):
+def test_an_image_depends_neither_on_its_place_nor_on_the_other_images(name):
     whole = draw(name, grid=10)
-    (keys, xT), (other_keys, other_xT) = keys_and_noise(0), keys_and_noise(1)
+    keys, xT = keys_and_noise(0)
+    other_keys, other_xT = keys_and_noise(1)
     keys = jnp.concatenate([keys[1000:], other_keys[:1000]])
     xT = jnp.concatenate([xT[1000:], other_xT[:1000]])
-    *_, found = walk(samplers.make(name), keys, MIXTURE, grid_of(10), xT)
-    np.testing.assert_allclose(found[:-1000], whole[1000:], atol=1e-5)
+    *_, x0 = walk(samplers.make(name), keys, MIXTURE, grid_of(10), xT)
+    np.testing.assert_allclose(x0[:-1000], whole[1000:], atol=1e-5)
     assert np.std(whole[0] - whole[1]) > 0.01
 
 
 @every_sampler
 def test_a_sampler_can_be_scanned(name):
-    """What it remembers keeps its structure, shapes and types from init on."""
-    sampler, (keys, xT) = samplers.make(name), keys_and_noise(0)
+    """The state keeps its structure, shapes and dtypes from `init` on."""
+    sampler = samplers.make(name)
+    keys, xT = keys_and_noise(0)
     walk = keys, MIXTURE, sampler, grid_of(10), xT
     states = jax.eval_shape(lambda: sample(*walk, trajectory=True))
-    assert states.shape == (11, COUNT, *SHAPE)
+    assert states.shape == (11, NUM_IMAGES, *SHAPE)
 
 
 @every_sampler
-def test_numbers_are_traced(name):
-    """Seed, data, limit of x0, timesteps and options: one program, and each changes the images."""
+def test_seed_data_limit_timesteps_and_float_options_are_traced(name):
+    """All of them share one program, and each but the options changes the images."""
     first = draw(name, grid=5)
-    count = step._cache_size()
+    num_programs = step._cache_size()
     others = {
         "seed": draw(name, grid=5, seed=1),
         "data": draw(name, mixture(-MEANS, 0.2), grid=5),
@@ -99,17 +109,18 @@ def test_numbers_are_traced(name):
     for changed, other in others.items():
         assert np.max(np.abs(other - first)) > 1e-4, changed
     draw(name, grid=5, **changed_options(name))
-    assert step._cache_size() == count
+    assert step._cache_size() == num_programs
 
 
 @every_sampler_and(("euler_ancestral", {"eta": 0.0}))
-def test_a_walk_depends_on_the_key_only_where_a_sampler_states_no_order(name, options):
-    sampler, (keys, xT) = samplers.make(name, **options), keys_and_noise(0)
-    ends = []
-    for some in (keys, keys_and_noise(1)[0]):
-        *_, x0 = walk(sampler, some, MIXTURE, grid_of(20), xT)
-        ends.append(x0)
-    assert np.array_equal(*ends) == (sampler.order is not None or options == {"eta": 0.0})
+def test_a_walk_depends_on_the_key_only_if_the_sampler_states_no_order(name, options):
+    sampler = samplers.make(name, **options)
+    keys, xT = keys_and_noise(0)
+    other_keys, _ = keys_and_noise(1)
+    *_, x0 = walk(sampler, keys, MIXTURE, grid_of(20), xT)
+    *_, other_x0 = walk(sampler, other_keys, MIXTURE, grid_of(20), xT)
+    deterministic = sampler.order is not None or options == {"eta": 0.0}
+    assert np.array_equal(x0, other_x0) == deterministic
 
 
 @every_sampler
@@ -119,7 +130,7 @@ def test_the_last_step_adds_no_noise(name):
 
 
 @every_sampler
-def test_data_of_one_point_are_reached_exactly(name):
+def test_data_of_a_single_point_is_reached_exactly(name):
     for steps in (1, 10):
         x0 = draw(name, mixture(POINT, 0.0), steps)
         assert np.max(np.abs(x0 - POINT)) <= 1e-5, f"{steps} steps"
@@ -127,46 +138,54 @@ def test_data_of_one_point_are_reached_exactly(name):
 
 @every_sampler_and(("edm", {"S_churn": 40.0}))
 def test_moments_of_a_mixture_are_recovered(name, options):
-    """Means, the covariance of two correlated numbers, and third moments.
+    """Check the means, the covariance of two correlated numbers, and third moments.
 
-    Within the errors of 8192 images, or of fewer at quasi-random xT where no noise is added.
+    The tolerance is that of 8192 images. Fewer images at quasi-random xT do for samplers that add
+    no noise.
     """
-    order, count = samplers.make(name).order, 4 * COUNT
+    order = samplers.make(name).order
+    n = 4 * NUM_IMAGES
     steps = 50 if order and order > 1 else 200
     if order and not options:
-        even = ndtri(qmc.Sobol(2, rng=0).random(COUNT)).reshape(COUNT, *SHAPE)
-        x0 = draw(name, grid=steps, xT=np.float32(even))
+        quasi_random = qmc.Sobol(2, rng=0).random(NUM_IMAGES)
+        xT = ndtri(quasi_random).reshape(NUM_IMAGES, *SHAPE)
+        x0 = draw(name, grid=steps, xT=np.float32(xT))
     else:
         x0 = np.concatenate([draw(name, grid=steps, seed=seed, **options) for seed in range(4)])
     x0 = x0.reshape(-1, 2).astype(float)
     mean = WEIGHTS @ MEANS.reshape(3, 2)
-    off = MEANS.reshape(3, 2) - mean
-    covariance = (WEIGHTS * off.T) @ off + STD**2 * np.eye(2)
-    third = WEIGHTS @ (off**3 + 3 * off * STD**2)
+    shifts = MEANS.reshape(3, 2) - mean
+    covariance = (WEIGHTS * shifts.T) @ shifts + STD**2 * np.eye(2)
+    third = WEIGHTS @ (shifts**3 + 3 * shifts * STD**2)
     std = np.sqrt(np.diag(covariance))
-    assert np.all(np.abs(x0.mean(0) - mean) < 5 * std / np.sqrt(count) + 0.01 * std)
-    away = x0 - mean
-    products, cubes = away[:, :, None] * away[:, None, :], away**3
-    error = 5 * products.std(0) / np.sqrt(count) + 0.02 * np.outer(std, std)
+    assert np.all(np.abs(x0.mean(0) - mean) < 5 * std / np.sqrt(n) + 0.01 * std)
+    centred = x0 - mean
+    products = centred[:, :, None] * centred[:, None, :]  # (n, 2, 2)
+    cubes = centred**3
+    error = 5 * products.std(0) / np.sqrt(n) + 0.02 * np.outer(std, std)
     assert np.all(np.abs(products.mean(0) - covariance) < error)
-    assert np.all(np.abs(cubes.mean(0) - third) < 5 * cubes.std(0) / np.sqrt(count) + 0.02 * std**3)
+    assert np.all(np.abs(cubes.mean(0) - third) < 5 * cubes.std(0) / np.sqrt(n) + 0.02 * std**3)
 
 
 @every_sampler
-def test_a_finite_set_gives_its_own_images(name):
+def test_samples_of_a_finite_data_set_are_its_images(name):
     denoise = mixture(MEANS, 0.0, weights=np.full(3, 1 / 3, np.float32))
     x0 = draw(name, denoise, grid=100)
-    distance = np.max(np.abs(x0[:, None] - MEANS[None]), (2, 3, 4))
-    assert np.mean(distance.min(1) < 1e-3) > 0.95  # the others were between two images to the end
+    distance = np.max(np.abs(x0[:, None] - MEANS[None]), (2, 3, 4))  # (n, 3)
+    # A few samples stay between two images to the end.
+    assert np.mean(distance.min(1) < 1e-3) > 0.95
     counts = np.bincount(distance.argmin(1), minlength=3)
-    assert np.max(np.abs(counts - COUNT / 3)) < 5 * np.sqrt(COUNT * 2 / 9)
+    assert np.max(np.abs(counts - NUM_IMAGES / 3)) < 5 * np.sqrt(NUM_IMAGES * 2 / 9)
 
 
 @every_sampler
-def test_pure_noise_is_a_level_to_start_from(name):
-    """alpha_bar = 0 at the first row: sigma and the first step in log SNR are infinite."""
-    rescaled, cosine = zero_terminal_snr(linear_betas()), squaredcos_betas(1000, max_beta=1.0)
-    for case, betas in {"zero_terminal": rescaled, "squaredcos": cosine}.items():
+def test_a_walk_can_start_from_pure_noise(name):
+    """With alpha_bar = 0 at the first row, sigma and the first step in log SNR are infinite."""
+    cases = {
+        "zero_terminal": zero_terminal_snr(linear_betas()),
+        "squaredcos": squaredcos_betas(1000, max_beta=1.0),
+    }
+    for case, betas in cases.items():
         schedule = from_betas(betas)
         grid = grid_of(25, schedule=schedule)
         x0 = draw(name, mixture(POINT, 0.1, schedule=schedule), grid)
@@ -176,7 +195,7 @@ def test_pure_noise_is_a_level_to_start_from(name):
 
 @every_sampler
 def test_few_steps_from_almost_pure_noise_stay_finite(name):
-    """alpha_bar = 2e-9 at the first row: rounding all but hides the levels of the next."""
+    """With alpha_bar = 2e-9 at the first row, little of the next levels is left after rounding."""
     schedule = from_betas(squaredcos_betas())
     for steps in (1, 2, 5):
         x0 = draw(name, mixture(0.5, 0.1, schedule=schedule), grid_of(steps, schedule=schedule))
@@ -184,8 +203,9 @@ def test_few_steps_from_almost_pure_noise_stay_finite(name):
 
 
 def calls_by_tracing(monkeypatch, sampler):
-    """How often one step calls the denoiser, and how often so in a branch or a loop."""
-    calls, depth = [], []
+    """Count the calls of the denoiser in one step, and those inside a branch or a loop."""
+    calls = []
+    depth = []
 
     def network(xt, t):
         calls.append(bool(depth))
@@ -194,22 +214,23 @@ def calls_by_tracing(monkeypatch, sampler):
     def nested(control):
         def wrapped(*arguments, **options):
             depth.append(1)
-            found = control(*arguments, **options)
+            result = control(*arguments, **options)
             depth.pop()
-            return found
+            return result
 
         return wrapped
 
-    xT, row, denoise = XT_OF_TWO, grid_of(3).row(0), make_denoiser(SCHEDULE, network)
+    row = grid_of(3).row(0)
+    denoise = make_denoiser(SCHEDULE, network)
     with monkeypatch.context() as patch:
         for name in ("cond", "switch", "scan", "map", "while_loop", "fori_loop"):
             patch.setattr(jax.lax, name, nested(getattr(jax.lax, name)))
-        jax.make_jaxpr(sampler.step)(KEYS_OF_TWO, denoise, xT, row, sampler.init(xT))
+        jax.make_jaxpr(sampler.step)(TWO_KEYS, denoise, TWO_XT, row, sampler.init(TWO_XT))
     return len(calls), sum(calls)
 
 
 def calls_by_running(sampler, steps):
-    """How often a walk calls the denoiser."""
+    """Yield the number of calls of the denoiser in a walk, for each number of steps."""
     calls = []
 
     def network(xt, t):
@@ -219,26 +240,25 @@ def calls_by_running(sampler, steps):
     denoise = make_denoiser(SCHEDULE, network)
     for each in steps:
         calls.clear()
-        jax.block_until_ready(list(walk(sampler, KEYS_OF_TWO, denoise, grid_of(each), XT_OF_TWO)))
+        jax.block_until_ready(list(walk(sampler, TWO_KEYS, denoise, grid_of(each), TWO_XT)))
         jax.effects_barrier()
         yield len(calls)
 
 
 @every_sampler_and(("pndm", {"runge_kutta": False}))
-def test_a_walk_asks_the_denoiser_as_often_as_the_sampler_states(monkeypatch, name, options):
-    sampler, steps = samplers.make(name, **options), (1, 2, 3, 6)
-    every_step, in_branches = calls_by_tracing(monkeypatch, sampler)
-    if in_branches:
-        assert list(calls_by_running(sampler, steps)) == [
-            sampler.num_evaluations(each) for each in steps
-        ]
+def test_a_walk_calls_the_denoiser_as_often_as_the_sampler_states(monkeypatch, name, options):
+    sampler = samplers.make(name, **options)
+    steps = (1, 2, 3, 6)
+    calls_per_step, calls_in_branches = calls_by_tracing(monkeypatch, sampler)
+    # Tracing does not tell which branch runs.
+    if calls_in_branches:
+        calls = list(calls_by_running(sampler, steps))
     else:
-        assert [every_step * each for each in steps] == [
-            sampler.num_evaluations(each) for each in steps
-        ]
+        calls = [calls_per_step * each for each in steps]
+    assert calls == [sampler.num_evaluations(each) for each in steps]
 
 
-# Samplers that must be one another, on a network whose output is not linear in x
+# Pairs of samplers that agree, on a network whose output is not linear in x
 
 IDENTITIES = [
     (("ddim", {"eta": 1.0}), ("ddpm", {})),
@@ -254,14 +274,14 @@ IDENTITIES = [
 
 
 @pytest.mark.parametrize(("one", "other"), IDENTITIES, ids=str)
-def test_one_sampler_is_another(one, other):
+def test_two_samplers_with_these_options_agree(one, other):
     for case, denoise in {"clipped": CLIPPED, "unclipped": MIXTURE}.items():
-        found, wanted = (draw(name, denoise, **options) for name, options in (one, other))
-        scale = np.max(np.abs(wanted))
-        np.testing.assert_allclose(found / scale, wanted / scale, atol=2e-5, err_msg=case)
+        x0, expected = (draw(name, denoise, **options) for name, options in (one, other))
+        scale = np.max(np.abs(expected))
+        np.testing.assert_allclose(x0 / scale, expected / scale, atol=2e-5, err_msg=case)
 
 
-def test_the_first_step_of_the_sde_solver_is_ancestral():
+def test_the_first_step_of_dpmpp_2m_sde_is_the_ancestral_step():
     row = list(rows_of(grid_of(10)))[3]
-    found, wanted = (one_step(name, row) for name in ("dpmpp_2m_sde", "ddpm"))
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    x_next, expected = (one_step(name, row) for name in ("dpmpp_2m_sde", "ddpm"))
+    np.testing.assert_allclose(x_next, expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Averages against their definitions: profiles by numerical integration, rebuilt averages against tracked ones."""
+"""Averages against numerical integrals of their profiles; rebuilt averages against tracked ones."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,17 @@ from ddpm_jax.training import ema
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.step import init_state, make_train_step
 
-TRACKS, WANTED, STEPS, EVERY = (0.05, 0.1), (0.03, 0.06, 0.075, 0.09, 0.13, 0.2), 2000, 100
+TRACKED_LENGTHS = (0.05, 0.1)
+REBUILT_LENGTHS = (0.03, 0.06, 0.075, 0.09, 0.13, 0.2)
+STEPS = 2000
+SNAPSHOT_EVERY = 100
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(500)
 
 
 def integral(function, stop=1.0, start=0.0):
-    """By Gauss and Legendre's rule in float64."""
-    middle, half = (start + stop) / 2, (stop - start) / 2
+    """Integrate by Gauss-Legendre quadrature in float64."""
+    middle = (start + stop) / 2
+    half = (stop - start) / 2
     return half * np.sum(WEIGHTS * function(middle + half * NODES))
 
 
@@ -26,7 +30,7 @@ def profile(gamma, t):
 
 
 @pytest.mark.parametrize("length", [0.002, 0.01, 0.05, 0.1, 0.2, 0.28])
-def test_the_profile_has_the_length_asked_for(length):
+def test_a_profile_has_the_length_of_its_exponent(length):
     t = 3.0
     p = profile(ema.power_gamma(length), t)
     mean = integral(lambda tau: tau * p(tau), t)
@@ -42,71 +46,73 @@ def test_the_longest_average_is_the_mean_of_all_steps():
             ema.power_gamma(length)
 
 
-@pytest.mark.parametrize("length", TRACKS)
-def test_the_recursion_gives_every_step_its_share_of_the_profile(length):
+@pytest.mark.parametrize("length", TRACKED_LENGTHS)
+def test_the_recursion_weighs_every_step_by_its_part_of_the_profile(length):
     """The weight of the parameters of step s is the profile's integral over (s - 1, s]."""
-    gamma, t = ema.power_gamma(length), 40
-    rates = np.asarray(
-        jax.vmap(lambda t: ema.power_rate(gamma, t))(jnp.arange(1.0, t + 1)), np.float64
-    )
-    found = rates * np.append(np.cumprod((1 - rates)[:0:-1])[::-1], 1)
-    wanted = [integral(profile(gamma, t), s, s - 1) for s in range(1, t + 1)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
+    gamma = ema.power_gamma(length)
+    t = 40
+    rates = jax.vmap(lambda t: ema.power_rate(gamma, t))(jnp.arange(1.0, t + 1))
+    rates = np.asarray(rates, np.float64)
+    weights = rates * np.append(np.cumprod((1 - rates)[:0:-1])[::-1], 1)
+    expected = [integral(profile(gamma, t), s, s - 1) for s in range(1, t + 1)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-9)
     assert rates[0] == 1
 
 
 def test_rates_keep_their_precision_late_in_training():
     for t in (2, 1000, 10**6, 10**7):
-        found = float(ema.power_rate(6.94, jnp.float32(t)))
-        np.testing.assert_allclose(found, -np.expm1(7.94 * np.log1p(-1 / t)), rtol=1e-5)
+        rate = float(ema.power_rate(6.94, jnp.float32(t)))
+        np.testing.assert_allclose(rate, -np.expm1(7.94 * np.log1p(-1 / t)), rtol=1e-5)
         np.testing.assert_allclose(ema.decay_rate(0.999999, False, jnp.float32(t)), 1e-6, rtol=1e-5)
 
 
 def test_warmup_starts_with_short_averages():
     t = np.array([1, 2, 10, 79, 80, 81, 82, 1000])
     rates = jax.vmap(lambda t: ema.decay_rate(0.9, True, t))(jnp.asarray(t, jnp.float32))
-    np.testing.assert_allclose(
-        1 - np.asarray(rates), np.minimum(0.9, (1 + t) / (10 + t)), rtol=1e-6
-    )
+    expected = np.minimum(0.9, (1 + t) / (10 + t))
+    np.testing.assert_allclose(1 - np.asarray(rates), expected, rtol=1e-6)
 
 
-def test_overlaps_are_integrals_of_products():
-    """Over the shorter of the two intervals, where both profiles are smooth."""
-    t, gamma = np.array([1.0, 1.0, 2.5, 4.0]), np.array([6.9, 0.5, 16.7, 3.0])
-    found = ema.profile_inner_product(t[:, None], gamma[:, None], t, gamma)
+def test_profile_inner_products_are_integrals_of_products():
+    """Integrate over the shorter of the two intervals, where both profiles are smooth."""
+    t = np.array([1.0, 1.0, 2.5, 4.0])
+    gamma = np.array([6.9, 0.5, 16.7, 3.0])
+    products = ema.profile_inner_product(t[:, None], gamma[:, None], t, gamma)
     for i in range(4):
         for j in range(4):
-            p, q = profile(gamma[i], t[i]), profile(gamma[j], t[j])
-            wanted = integral(lambda tau, p=p, q=q: p(tau) * q(tau), min(t[i], t[j]))
-            np.testing.assert_allclose(found[i, j], wanted, rtol=1e-5)
+            p = profile(gamma[i], t[i])
+            q = profile(gamma[j], t[j])
+            expected = integral(lambda tau, p=p, q=q: p(tau) * q(tau), min(t[i], t[j]))
+            np.testing.assert_allclose(products[i, j], expected, rtol=1e-5)
 
 
-def stored(times):
-    """The times and exponents of snapshots of both tracks."""
-    return np.repeat(times, 2), np.tile([ema.power_gamma(length) for length in TRACKS], len(times))
+def snapshot_profiles(times):
+    """The (t, gamma) of snapshots of both tracked averages."""
+    gammas = [ema.power_gamma(length) for length in TRACKED_LENGTHS]
+    return np.repeat(times, 2), np.tile(gammas, len(times))
 
 
 def test_a_stored_average_is_rebuilt_from_itself_alone():
-    t, gamma = stored([100, 200, 300])
+    t, gamma = snapshot_profiles([100, 200, 300])
     weights, residual = ema.solve_weights(t, gamma, 200, ema.power_gamma(0.1))
     np.testing.assert_allclose(weights, [0, 0, 0, 1, 0, 0], atol=1e-9)
     assert residual < 1e-6
 
 
 @pytest.mark.parametrize("length", [0.03, 0.075, 0.2])
-def test_weights_are_the_least_squares_ones_among_those_that_add_up_to_one(length):
-    t, gamma = stored([250, 500, 750, 1000])
-    wanted = ema.power_gamma(length)
-    weights, residual = ema.solve_weights(t, gamma, 1000, wanted)
+def test_weights_add_up_to_one_and_minimize_the_residual(length):
+    t, gamma = snapshot_profiles([250, 500, 750, 1000])
+    target_gamma = ema.power_gamma(length)
+    weights, residual = ema.solve_weights(t, gamma, 1000, target_gamma)
 
     def distance(weights):
-        """Between the profiles, interval by interval between snapshots, where all of them are smooth."""
+        """The residual, integrated between snapshots, where all profiles are smooth."""
         nodes = np.concatenate([start + 125 * (1 + NODES) for start in (0, 250, 500, 750)])
-        goal = profile(wanted, 1000)(nodes)
-        sums = sum(w * profile(g, s)(nodes) for w, s, g in zip(weights, t, gamma, strict=True))
-        return np.sqrt(
-            np.sum(np.tile(WEIGHTS, 4) * (goal - sums) ** 2) / np.sum(np.tile(WEIGHTS, 4) * goal**2)
-        )
+        node_weights = np.tile(WEIGHTS, 4)
+        target = profile(target_gamma, 1000)(nodes)
+        rebuilt = sum(w * profile(g, s)(nodes) for w, s, g in zip(weights, t, gamma, strict=True))
+        squared_error = np.sum(node_weights * (target - rebuilt) ** 2)
+        return np.sqrt(squared_error / np.sum(node_weights * target**2))
 
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(distance(weights), residual, rtol=1e-5)
@@ -114,71 +120,83 @@ def test_weights_are_the_least_squares_ones_among_those_that_add_up_to_one(lengt
         assert distance(weights + 1e-2 * (direction - direction.mean())) > residual
 
 
-def rebuild(snapshots, t_wanted, length):
-    """The average of `length` at `t_wanted` from {t: trees of both tracks} until then, and the residual."""
-    times = [t for t in snapshots if t <= t_wanted]
-    weights, residual = ema.solve_weights(*stored(times), t_wanted, ema.power_gamma(length))
+def rebuild(snapshots, target_t, length):
+    """Rebuild the average of `length` at `target_t`, and return it with the residual.
+
+    `snapshots` are {t: trees of both tracked averages}; later ones than `target_t` are not used.
+    """
+    times = [t for t in snapshots if t <= target_t]
+    t, gamma = snapshot_profiles(times)
+    weights, residual = ema.solve_weights(t, gamma, target_t, ema.power_gamma(length))
     return ema.combine((tree for t in times for tree in snapshots[t]), weights), residual
 
 
-@pytest.mark.parametrize("t_wanted", [STEPS, 1300])
-@pytest.mark.parametrize("length", WANTED)
-def test_rebuilt_averages_of_a_random_walk_are_within_the_bound_of_the_residual(length, t_wanted):
-    """Tracked directly by the recursion in float64; |error| <= |difference of profiles| |walk - c| (Cauchy-Schwarz)."""
-    path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS, 50)), 0)
-    averages, snapshots = {}, {}
-    for t, params in enumerate(path[:t_wanted], 1):
-        for one in (*TRACKS, length):
-            beta = (1 - 1 / t) ** (ema.power_gamma(one) + 1)
-            averages[one] = beta * averages.get(one, 0) + (1 - beta) * params
-        if t % EVERY == 0:
-            snapshots[t] = [{"w": averages[one]} for one in TRACKS]
-    found, residual = rebuild(snapshots, t_wanted, length)
-    error = np.abs(found["w"] - averages[length])
+@pytest.mark.parametrize("target_t", [STEPS, 1300])
+@pytest.mark.parametrize("length", REBUILT_LENGTHS)
+def test_the_residual_bounds_the_error_of_averages_of_a_random_walk(length, target_t):
+    """|error| <= |difference of profiles| |walk - c| (Cauchy-Schwarz).
+
+    The reference is tracked by the recursion in float64.
+    """
+    path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS, 50)), 0)  # (steps, 50)
+    averages = {}
+    snapshots = {}
+    for t, params in enumerate(path[:target_t], 1):
+        for tracked in (*TRACKED_LENGTHS, length):
+            beta = (1 - 1 / t) ** (ema.power_gamma(tracked) + 1)
+            averages[tracked] = beta * averages.get(tracked, 0) + (1 - beta) * params
+        if t % SNAPSHOT_EVERY == 0:
+            snapshots[t] = [{"w": averages[tracked]} for tracked in TRACKED_LENGTHS]
+    rebuilt, residual = rebuild(snapshots, target_t, length)
+    error = np.abs(rebuilt["w"] - averages[length])
     gamma = ema.power_gamma(length)
-    spread = np.sqrt(t_wanted) * path[:t_wanted].std(0)
-    norm = np.sqrt(ema.profile_inner_product(t_wanted, gamma, t_wanted, gamma))
+    spread = np.sqrt(target_t) * path[:target_t].std(0)
+    norm = np.sqrt(ema.profile_inner_product(target_t, gamma, target_t, gamma))
     assert (error <= residual * norm * spread + 1e-5).all()
-    assert np.linalg.norm(error) < residual * np.linalg.norm(path[t_wanted - 1] - averages[length])
+    assert np.linalg.norm(error) < residual * np.linalg.norm(path[target_t - 1] - averages[length])
 
 
 def test_rebuilt_averages_of_a_training_are_those_tracked_directly():
-    """A regression whose parameters go on moving, in float32, by the training step with all the tracks at once."""
+    """The parameters of a regression, which keep moving, with all averages tracked in float32."""
 
     def loss(params, keys, batch):
         noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
         return jnp.mean((batch["image"] @ params["w"] - 1 - noise) ** 2, -1)
 
-    settings = Ema(power=(*TRACKS, *WANTED))
+    settings = Ema(power=(*TRACKED_LENGTHS, *REBUILT_LENGTHS))
     tx = optax.sgd(0.02)
     step = make_train_step(loss, tx, settings)
 
-    def one(state, key):
+    def step_of_key(state, key):
         keys = jax.random.split(key, 9)
-        return step(state, {"image": jax.random.normal(keys[8], (8, 4)), "key": keys[:8]})[0], None
+        batch = {"image": jax.random.normal(keys[8], (8, 4)), "key": keys[:8]}
+        state, _ = step(state, batch)
+        return state, None
 
     @jax.jit
     def steps(state, keys):
-        return jax.lax.scan(one, state, keys)[0]
+        return jax.lax.scan(step_of_key, state, keys)[0]
 
-    state, snapshots = init_state({"w": jnp.zeros((4, 3))}, tx, settings), {}
-    for keys in jax.random.split(jax.random.key(0), (STEPS // EVERY, EVERY)):
+    state = init_state({"w": jnp.zeros((4, 3))}, tx, settings)
+    snapshots = {}
+    for keys in jax.random.split(jax.random.key(0), (STEPS // SNAPSHOT_EVERY, SNAPSHOT_EVERY)):
         state = steps(state, keys)
-        snapshots[int(state.step)] = [state.ema_params[f"power_{length}"] for length in TRACKS]
-    for length in WANTED:
-        found, residual = rebuild(snapshots, STEPS, length)
+        averages = [state.ema_params[f"power_{length}"] for length in TRACKED_LENGTHS]
+        snapshots[int(state.step)] = averages
+    for length in REBUILT_LENGTHS:
+        rebuilt, residual = rebuild(snapshots, STEPS, length)
         tracked = np.asarray(state.ema_params[f"power_{length}"]["w"])
-        moved = np.linalg.norm(state.params["w"] - tracked)
-        assert moved > 0.05
-        assert np.linalg.norm(found["w"] - tracked) < residual * moved + 1e-5
+        distance = np.linalg.norm(state.params["w"] - tracked)
+        assert distance > 0.05
+        assert np.linalg.norm(rebuilt["w"] - tracked) < residual * distance + 1e-5
 
 
-def test_a_parameter_that_never_moved_comes_back_exactly():
+def test_a_parameter_that_never_moved_is_rebuilt_exactly():
     snapshots = {t: [{"w": np.float32([1e3, -1.0])}] * 2 for t in (5, 10)}
     np.testing.assert_allclose(rebuild(snapshots, 10, 0.13)[0]["w"], [1e3, -1.0], rtol=1e-7)
 
 
-def test_sums_are_made_in_float64_one_tree_at_a_time():
+def test_combine_sums_in_float64_and_takes_an_iterator():
     trees = iter([{"w": np.float32([1.0])}, {"w": np.float32([1.0])}, {"w": np.float32([1e-3])}])
     total = ema.combine(trees, [1e6 + 0.1, -1e6, 1.0])["w"]
     assert total.dtype == np.float32
@@ -187,15 +205,14 @@ def test_sums_are_made_in_float64_one_tree_at_a_time():
         ema.combine([{"w": np.ones(1)}], [0.5, 0.5])
 
 
-def test_more_snapshots_make_more_lengths_solvable():
-    few, many = (
-        ema.reachable_lengths(*stored(np.arange(1, n + 1) * 640 / n), 640)
-        for n in (2, ema.SNAPSHOTS)
-    )
-    assert few == [0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11]
-    assert many == [i / 100 for i in range(2, 28)]
+def test_more_snapshots_make_more_lengths_reachable():
+    def lengths(n):
+        t, gamma = snapshot_profiles(np.arange(1, n + 1) * 640 / n)
+        return ema.reachable_lengths(t, gamma, 640)
+
+    assert lengths(2) == [0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11]
+    assert lengths(ema.SNAPSHOTS) == [i / 100 for i in range(2, 28)]
+    t, gamma = snapshot_profiles(np.arange(10, 650, 10))
     for length in (0.03, 0.2):
-        residual = ema.solve_weights(*stored(np.arange(10, 650, 10)), 640, ema.power_gamma(length))[
-            1
-        ]
+        _, residual = ema.solve_weights(t, gamma, 640, ema.power_gamma(length))
         assert residual < 0.003

@@ -1,4 +1,4 @@
-"""Learning rates and weight decay against closed forms; updates that are not finite are skipped, bit for bit."""
+"""Learning rates and weight decay against closed forms; non-finite updates change no bit."""
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +11,43 @@ from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer, learning_rate, skip_nonfinite
 
 
-def rates(total_steps=100, steps_per_epoch=10, count=None, **settings):
+def rates(total_steps=100, steps_per_epoch=10, n=None, **settings):
+    """The learning rates of the first `n` steps, by default of all."""
     rate = learning_rate(Optimizer(**settings), total_steps, steps_per_epoch)
-    return np.asarray(jax.jit(jax.vmap(rate))(np.arange(total_steps if count is None else count)))
+    steps = np.arange(total_steps if n is None else n)
+    return np.asarray(jax.jit(jax.vmap(rate))(steps))
 
 
-def test_warmup_rises_from_zero_in_a_straight_line():
+def test_warmup_is_linear_from_zero():
     for decay in ("constant", "cosine", "epoch_cosine"):
-        found = rates(learning_rate=1e-3, decay=decay, warmup_steps=20)
-        np.testing.assert_allclose(found[:20], 1e-3 * np.arange(20) / 20, rtol=1e-6, err_msg=decay)
-        np.testing.assert_allclose(found[20], 1e-3, rtol=1e-6, err_msg=decay)
+        actual = rates(learning_rate=1e-3, decay=decay, warmup_steps=20)
+        np.testing.assert_allclose(actual[:20], 1e-3 * np.arange(20) / 20, rtol=1e-6, err_msg=decay)
+        np.testing.assert_allclose(actual[20], 1e-3, rtol=1e-6, err_msg=decay)
         if decay == "constant":
-            np.testing.assert_allclose(found[20:], 1e-3, rtol=1e-6)
+            np.testing.assert_allclose(actual[20:], 1e-3, rtol=1e-6)
 
 
-def test_cosine_falls_along_half_a_wave_to_the_floor_and_stays():
+def test_cosine_decays_to_the_floor_and_stays():
     for warmup in (0, 20):
         settings = {"learning_rate": 1e-3, "decay": "cosine", "floor": 1e-5}
-        found = rates(**settings, warmup_steps=warmup, count=150)
-        share = np.minimum((np.arange(warmup, 150) - warmup) / (100 - warmup), 1)
-        wanted, case = 1e-5 + 99e-5 * (1 + np.cos(np.pi * share)) / 2, f"warm-up of {warmup}"
-        np.testing.assert_allclose(found[warmup:], wanted, rtol=1e-4, err_msg=case)
-        np.testing.assert_allclose(found[100:], 1e-5, rtol=1e-4, err_msg=case)
+        actual = rates(**settings, warmup_steps=warmup, n=150)
+        fraction = np.minimum((np.arange(warmup, 150) - warmup) / (100 - warmup), 1)
+        expected = 1e-5 + 99e-5 * (1 + np.cos(np.pi * fraction)) / 2
+        case = f"warm-up of {warmup}"
+        np.testing.assert_allclose(actual[warmup:], expected, rtol=1e-4, err_msg=case)
+        np.testing.assert_allclose(actual[100:], 1e-5, rtol=1e-4, err_msg=case)
 
 
-def test_epoch_cosine_is_pytorchs_cosine_annealing_stepped_once_an_epoch():
-    """CosineAnnealingLR(T_max=epochs, eta_min=floor): eta_min + (lr - eta_min) (1 + cos(pi epoch / T_max)) / 2."""
-    found = rates(
-        total_steps=7 * 13, steps_per_epoch=13, learning_rate=2e-3, decay="epoch_cosine", floor=1e-5
-    )
+def test_epoch_cosine_is_pytorchs_cosine_annealing_stepped_once_per_epoch():
+    """CosineAnnealingLR(T_max=epochs, eta_min=floor).
+
+    Its rate is eta_min + (lr - eta_min) (1 + cos(pi epoch / T_max)) / 2.
+    """
+    settings = {"learning_rate": 2e-3, "decay": "epoch_cosine", "floor": 1e-5}
+    actual = rates(total_steps=7 * 13, steps_per_epoch=13, **settings)
     epoch = np.repeat(np.arange(7), 13)
-    np.testing.assert_allclose(
-        found, 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 7)) / 2, rtol=1e-5
-    )
+    expected = 1e-5 + (2e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 7)) / 2
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_adamw_decays_weights_and_adam_does_not():
@@ -61,34 +65,31 @@ def flat_loss(params, keys, batch):
 
 
 def bits(tree):
-    """Every array's bytes, so that -0.0 is not 0.0."""
+    """The bytes of each array, so that -0.0 differs from 0.0."""
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def bad_loss(params, keys, batch):
-    """`linear_loss`, and where a batch says so, a loss or a gradient that is not finite, the other as it was."""
-    return (
-        linear_loss(params, keys, batch)
-        + batch["to_loss"]
-        + _slope(params["w"][0, 0], batch["to_gradient"])
-    )
+def nonfinite_loss(params, keys, batch):
+    """`linear_loss` plus `to_loss` of the batch, with `to_gradient` added to its gradient alone."""
+    gradient_only = zero_with_gradient(params["w"][0, 0], batch["to_gradient"])
+    return linear_loss(params, keys, batch) + batch["to_loss"] + gradient_only
 
 
 @jax.custom_vjp
-def _slope(x, by_x):
-    """0, with that gradient by x."""
-    return 0 * x + jnp.zeros_like(by_x)
+def zero_with_gradient(x, gradient):
+    """A zero whose derivative by x is `gradient`."""
+    return 0 * x + jnp.zeros_like(gradient)
 
 
-_slope.defvjp(
-    lambda x, by_x: (_slope(x, by_x), by_x),
-    lambda by_x, g: (jnp.sum(by_x * g), jnp.zeros_like(by_x)),
+zero_with_gradient.defvjp(
+    lambda x, gradient: (zero_with_gradient(x, gradient), gradient),
+    lambda gradient, g: (jnp.sum(gradient * g), jnp.zeros_like(gradient)),
 )
 
-GOOD = {"to_loss": 0.0, "to_gradient": 0.0}
-BAD = [{name: value} for name in GOOD for value in (np.nan, np.inf, -np.inf)] + [
-    {"to_gradient": 1e30}
-]
+NOTHING_ADDED = {"to_loss": 0.0, "to_gradient": 0.0}
+NONFINITE = [{name: value} for name in NOTHING_ADDED for value in (np.nan, np.inf, -np.inf)]
+# The square of this gradient overflows, and so does its norm.
+NONFINITE.append({"to_gradient": 1e30})
 RECIPES = {
     "adam": recipe(),
     "adamw, clipped": recipe(optimizer={"name": "adamw", "clip_norm": 1.0}),
@@ -96,38 +97,40 @@ RECIPES = {
 }
 
 
-def batch_with(step, changes):
-    added = GOOD | changes
-    return linear_batch(step) | {name: np.full(8, x, np.float32) for name, x in added.items()}
+def batch_with(step, added):
+    """A batch for `nonfinite_loss`."""
+    values = NOTHING_ADDED | added
+    return linear_batch(step) | {name: np.full(8, x, np.float32) for name, x in values.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_nonfinite_update_changes_nothing_and_is_counted(name):
-    tx, params = RECIPES[name].make_optimizer(80), linear_params() | {"b": -jnp.zeros(3)}
+    tx = RECIPES[name].make_optimizer(80)
+    params = linear_params() | {"b": -jnp.zeros(3)}
     ema = Ema(extra_decays=(0.5,), power=(0.1,))
 
-    def kept(state):
+    def weights(state):
         return bits((state.params, state.ema_params))
 
     def moments(state):
-        skips = state.opt_state.inner if name == "float16" else state.opt_state
-        return bits(skips.inner)
+        skip_state = state.opt_state.inner if name == "float16" else state.opt_state
+        return bits(skip_state.inner)
 
-    for bad in BAD:
+    for bad in NONFINITE:
         batches = [batch_with(0, {}), batch_with(1, bad), batch_with(2, bad), batch_with(3, {})]
-        states, _ = train(tx, batches, ema=ema, params=params, loss=bad_loss)
-        assert kept(states[1]) == kept(states[2]) == kept(states[3]), bad
+        states, _ = train(tx, batches, ema=ema, params=params, loss=nonfinite_loss)
+        assert weights(states[1]) == weights(states[2]) == weights(states[3]), bad
         assert moments(states[1]) == moments(states[2]) == moments(states[3]), bad
         counters = {"skipped": [0, 0, 1, 2, 2], "skipped_in_a_row": [0, 0, 1, 2, 0]}
-        for counter, wanted in counters.items():
+        for counter, expected in counters.items():
             counts = [int(optax.tree.get(state.opt_state, counter)) for state in states]
-            assert counts == wanted, (bad, counter)
+            assert counts == expected, (bad, counter)
         assert [int(state.step) for state in states] == [0, 1, 2, 3, 4], bad
-        assert kept(states[3]) != kept(states[4]), bad
+        assert weights(states[3]) != weights(states[4]), bad
         assert np.isfinite(states[4].params["w"]).all(), bad
 
 
-def test_negative_zeros_stay_what_they_are():
+def test_a_skipped_update_keeps_negative_zeros():
     params = {"w": jnp.asarray([-0.0, 0.0, 1.0])}
     tx = skip_nonfinite(optax.sgd(0.1))
     updates, _ = tx.update({"w": jnp.full(3, jnp.nan)}, tx.init(params), params)

@@ -1,4 +1,4 @@
-"""The training step against closed forms: averages, keys, hidden conditions; nets that overfit."""
+"""The training step against closed forms: averages, keys, hidden conditions, overfitting."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,60 +37,66 @@ from ddpm_jax.training.step import (
 # Steps
 
 
-def test_loss_and_gradient_norm_are_those_of_the_batch():
-    batch, params = linear_batch(), linear_params()
+def test_a_step_follows_the_gradient_and_reports_its_norm_and_the_loss():
+    batch = linear_batch()
+    params = linear_params()
     states, metrics = train(SGD, [batch])
     mean_loss = lambda params: jnp.mean(linear_loss(params, batch["key"], batch))  # noqa: E731
     value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
     np.testing.assert_allclose(metrics[0]["loss"], value, rtol=1e-6)
-    np.testing.assert_allclose(
-        metrics[0]["grad_norm"], np.sqrt(sum((g**2).sum() for g in grads.values())), rtol=1e-5
-    )
+    grad_norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    np.testing.assert_allclose(metrics[0]["grad_norm"], grad_norm, rtol=1e-5)
     assert_close(states[1].params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads))
     assert int(states[1].step) == 1
 
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_every_average_is_its_closed_form(warmup):
-    """Several at once. A power-function average gives the parameters after step s of t the weight
-    (s/t)^(gamma + 1) - ((s - 1)/t)^(gamma + 1), and those before the first step none.
+    """Several averages are tracked at once.
+
+    A power-function average weighs the parameters after step s of t by
+    (s/t)^(gamma + 1) - ((s - 1)/t)^(gamma + 1), and the initial parameters by 0.
     """
     ema = Ema(decay=0.6, warmup=warmup, extra_decays=(0.9, 0.1), power=(0.1, 0.2))
     states, _ = train(optax.sgd(0.2), map(linear_batch, range(12)), ema=ema)
     path = np.stack([np.asarray(state.params["w"], np.float64) for state in states])
     n = np.arange(1, 13)
-    wanted = {}
+    weights_of = {}
     for name, decay in {"ema": 0.6, "ema_0.9": 0.9, "ema_0.1": 0.1}.items():
         decays = np.minimum(decay, (1 + n) / (10 + n)) if warmup else np.full(12, decay)
-        after = np.append(np.cumprod(decays[::-1])[-2::-1], 1)  # product of the later decays
-        wanted[name] = np.append(np.prod(decays), (1 - decays) * after)
+        later_decays = np.append(np.cumprod(decays[::-1])[-2::-1], 1)  # product after each step
+        weights_of[name] = np.append(np.prod(decays), (1 - decays) * later_decays)
     for length in ema.power:
         edges = (np.arange(13) / 12) ** (power_gamma(length) + 1)
-        wanted[f"power_{length}"] = np.append(0, np.diff(edges))
-    assert set(states[-1].ema_params) == set(wanted)
-    for name, weights in wanted.items():
+        weights_of[f"power_{length}"] = np.append(0, np.diff(edges))
+    assert set(states[-1].ema_params) == set(weights_of)
+    for name, weights in weights_of.items():
         assert abs(weights.sum() - 1) < 1e-12, name
-        found, average = states[-1].ema_params[name]["w"], np.tensordot(weights, path, 1)
-        np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-6, err_msg=name)
+        average = states[-1].ema_params[name]["w"]
+        expected = np.tensordot(weights, path, 1)
+        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_ema_starts_as_a_copy_that_donation_does_not_share():
+def test_averages_start_as_copies_that_share_no_buffer():
     params = linear_params()
     state = init_state(params, optax.sgd(0.1))
     assert_same(state.ema_params["ema"], params)
-    pointers = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}  # noqa: E731
+
+    def pointers(tree):
+        return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
     assert not pointers(state.ema_params) & pointers(state.params)
 
 
-def test_a_state_without_the_averages_of_the_step_is_an_error_that_names_them():
+def test_a_state_with_other_averages_than_the_step_is_refused():
     step = make_train_step(linear_loss, optax.sgd(0.1), Ema(power=(0.05,)))
-    with pytest.raises(
-        ValueError, match=r"the averages ema and the step makes ema, power_0\.05: give init_state"
-    ):
-        jax.eval_shape(step, init_state(linear_params(), optax.sgd(0.1)), linear_batch())
+    state = init_state(linear_params(), optax.sgd(0.1))
+    message = r"the averages ema and the step makes ema, power_0\.05: give init_state"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(step, state, linear_batch())
 
 
-def test_placed_arrays_are_all_that_a_step_needs():
+def test_a_step_transfers_nothing_from_the_host():
     tx = recipe(dtype="float16", optimizer={"clip_norm": 1.0, "decay": "cosine"}).make_optimizer(80)
     step = jax.jit(make_train_step(linear_loss, tx), donate_argnums=0)
     state, batch = jax.device_put((init_state(linear_params(), tx), linear_batch()))
@@ -106,16 +112,16 @@ def test_placed_arrays_are_all_that_a_step_needs():
 
 
 def overfit(model, dtype, steps=40):
-    """The losses of `steps` steps on one batch of images, noise and timesteps, and the last state."""
+    """Train `steps` steps on one batch with the same keys. Return the losses and the last state."""
     config = recipe(model=model, dtype=dtype, optimizer={"learning_rate": 1e-2})
     tx = config.make_optimizer(80)
-    step = jax.jit(
-        make_train_step(model_loss(model, config.objective, dtype), tx, config.ema),
-        donate_argnums=0,
-    )
+    loss = model_loss(model, config.objective, dtype)
+    step = jax.jit(make_train_step(loss, tx, config.ema), donate_argnums=0)
     images = np.random.default_rng(0).uniform(-1, 1, (8, *model.image_shape)).astype(np.float32)
-    batch = {"image": jnp.asarray(images), "key": example_keys(jax.random.key(0), 0, jnp.arange(8))}
-    state, losses = init_state(model.init(jax.random.key(0)), tx), []
+    keys = example_keys(jax.random.key(0), 0, jnp.arange(8))
+    batch = {"image": jnp.asarray(images), "key": keys}
+    state = init_state(model.init(jax.random.key(0)), tx)
+    losses = []
     for _ in range(steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
@@ -123,18 +129,18 @@ def overfit(model, dtype, steps=40):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_net_overfits_one_batch_and_keeps_float32_weights(dtype):
+def test_a_network_overfits_one_batch_and_keeps_float32_weights(dtype):
     losses, state = overfit(CONV_UNET, dtype)
     assert losses[-1] < 0.5 * losses[0]
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
-    kept = jax.tree.leaves((state.params, state.ema_params, moments))
-    assert {leaf.dtype for leaf in kept} == {np.dtype("float32")}
+    leaves = jax.tree.leaves((state.params, state.ema_params, moments))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
     assert (optax.tree.get(state.opt_state, "loss_scale") is not None) == (dtype == "float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorder(Model):
-    """A model that keeps what it was called with."""
+    """A model that records the arguments of its calls."""
 
     calls: list
 
@@ -145,7 +151,7 @@ class Recorder(Model):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stub(Objective):
-    """An objective with another loss."""
+    """An objective whose loss is `function`."""
 
     function: Callable
 
@@ -153,27 +159,31 @@ class Stub(Objective):
         return self.function(keys, network, images, t)
 
 
-def test_model_loss_gives_noise_and_dropout_keys_of_their_own():
+def test_model_loss_derives_separate_keys_for_noise_and_dropout():
     """The model gets the labels of the batch, and the objective its timesteps."""
-    model, seen = Recorder(image_size=4, channels=1, calls=[]), []
+    model = Recorder(image_size=4, channels=1, calls=[])
+    objective_calls = []
 
     def objective_loss(keys, network, images, t):
-        seen.append((keys, t))
+        objective_calls.append((keys, t))
         network(images, np.arange(3))
         return jnp.zeros(3)
 
-    keys, images = jax.random.split(jax.random.key(0), 3), np.ones((3, 4, 4, 1))
-    labels, t = np.arange(3), np.arange(3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = np.ones((3, 4, 4, 1))
+    labels = np.arange(3)
+    t = np.arange(3)
     loss = model_loss(model, Stub(function=objective_loss), "bfloat16")
     loss("params", keys, {"image": images, "label": labels, "key": keys, "t": t})
     loss("params", keys, {"image": images, "key": keys})
-    (params, xt, called_t, given, options), (*_, nothing, _) = model.calls
-    assert (params, options["dtype"], nothing) == ("params", jnp.bfloat16, None)
-    assert_same((xt, called_t, given), (images, np.arange(3), labels))
-    assert seen[0][1] is t
-    assert seen[1][1] is None
-    every = [jax.random.key_data(some) for some in (keys, seen[0][0], options["dropout_keys"])]
-    assert len(np.unique(np.concatenate(every), axis=0)) == 9
+    (params, xt, network_t, condition, options), (*_, no_condition, _) = model.calls
+    assert (params, options["dtype"], no_condition) == ("params", jnp.bfloat16, None)
+    assert_same((xt, network_t, condition), (images, np.arange(3), labels))
+    (noise_keys, objective_t), (_, no_t) = objective_calls
+    assert objective_t is t
+    assert no_t is None
+    all_keys = [jax.random.key_data(k) for k in (keys, noise_keys, options["dropout_keys"])]
+    assert len(np.unique(np.concatenate(all_keys), axis=0)) == 9
 
 
 # Hidden conditions
@@ -181,21 +191,22 @@ def test_model_loss_gives_noise_and_dropout_keys_of_their_own():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaling(Model):
-    """xt times the embedding of its label: the smallest model with labels."""
+    """The smallest model with labels: xt times the embedding of the label."""
 
     def module(self):
         return ScalingModule(self.label_count)
 
 
 class ScalingModule(nn.Module):
-    count: int
+    num_labels: int
 
     @nn.compact
     def __call__(self, xt, t, labels, keys):
-        return xt * embedding(labels, self.count, 1, "class_embedding")[:, None, None]
+        scale = embedding(labels, self.num_labels, 1, "class_embedding")  # (b, 1)
+        return xt * scale[:, None, None]
 
 
-class Described(Scaling):
+class TwoConditions(Scaling):
     """A model whose condition is two arrays."""
 
     def unconditional(self, n):
@@ -206,29 +217,32 @@ HIDING = Scaling(image_size=1, channels=1, num_classes=3, label_dropout=0.25)
 hide = jax.jit(hide_conditions, static_argnums=1)
 
 
-def test_each_label_is_hidden_with_the_probability_of_label_dropout_by_its_own_key():
-    count = 4000
-    labels = jnp.asarray(np.arange(count) % 3, jnp.int32)
-    keys = jax.random.split(jax.random.key(0), count)
+def test_labels_are_hidden_with_probability_label_dropout_by_their_own_keys():
+    n = 4000
+    labels = jnp.asarray(np.arange(n) % 3, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), n)
     hidden = np.asarray(hide(keys, HIDING, labels))
-    share = np.mean(hidden == -1)
-    assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / count)
+    fraction = np.mean(hidden == -1)
+    assert abs(fraction - 0.25) < 5 * np.sqrt(0.25 * 0.75 / n)
     np.testing.assert_array_equal(hidden[hidden != -1], labels[hidden != -1])
     for label in range(3):
         assert abs(np.mean(hidden[label::3] == -1) - 0.25) < 0.06, label
-    # Each label goes with its key, whatever the order of the batch.
+    # Hiding depends on the label's key, not on its place in the batch.
     np.testing.assert_array_equal(hide(keys[::-1], HIDING, labels[::-1]), hidden[::-1])
-    assert np.any(hide(jax.random.split(jax.random.key(1), count), HIDING, labels) != hidden)
+    other_keys = jax.random.split(jax.random.key(1), n)
+    assert np.any(hide(other_keys, HIDING, labels) != hidden)
 
 
 def test_all_arrays_of_a_condition_are_hidden_in_the_same_examples():
-    model = Described(image_size=1, channels=1, num_classes=3, label_dropout=0.5)
-    given = {"text": jnp.ones((16, 2, 3)), "size": jnp.full(16, 7)}
-    hidden = jax.tree.map(np.asarray, hide(jax.random.split(jax.random.key(0), 16), model, given))
+    model = TwoConditions(image_size=1, channels=1, num_classes=3, label_dropout=0.5)
+    condition = {"text": jnp.ones((16, 2, 3)), "size": jnp.full(16, 7)}
+    keys = jax.random.split(jax.random.key(0), 16)
+    hidden = jax.tree.map(np.asarray, hide(keys, model, condition))
     rows = hidden["size"] == -1
     assert 0 < rows.sum() < 16
     np.testing.assert_array_equal(hidden["size"], np.where(rows, -1, 7))
-    np.testing.assert_array_equal(hidden["text"], np.broadcast_to(~rows[:, None, None], (16, 2, 3)))
+    text = np.broadcast_to(~rows[:, None, None], (16, 2, 3))
+    np.testing.assert_array_equal(hidden["text"], text)
 
 
 def test_the_gradient_of_a_hidden_label_reaches_only_the_unconditional_row():
@@ -237,17 +251,17 @@ def test_the_gradient_of_a_hidden_label_reaches_only_the_unconditional_row():
 
     model = dataclasses.replace(HIDING, label_dropout=0.5)
     loss = model_loss(model, Stub(function=network_loss))
-    images, t = jnp.ones((8, 1, 1, 1)), jnp.zeros(8, jnp.int32)
-    keys, labels = jax.random.split(jax.random.key(1), 8), jnp.asarray(np.arange(8) % 2, jnp.int32)
-    batch = {"image": images, "label": labels, "t": t}
+    keys = jax.random.split(jax.random.key(1), 8)
+    labels = jnp.asarray(np.arange(8) % 2, jnp.int32)
+    batch = {"image": jnp.ones((8, 1, 1, 1)), "label": labels, "t": jnp.zeros(8, jnp.int32)}
     params = {"class_embedding": {"embedding": jnp.ones((4, 1))}}
     grads = jax.jit(jax.grad(lambda params: jnp.sum(loss(params, keys, batch))))(params)
     _, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     hidden = np.asarray(hide(dropout_keys, model, labels)) == -1
     assert 0 < hidden.sum() < 8
-    shown = np.bincount(np.asarray(labels)[~hidden], minlength=3)
+    visible = np.bincount(np.asarray(labels)[~hidden], minlength=3)
     rows = np.asarray(grads["class_embedding"]["embedding"])[:, 0]
-    np.testing.assert_array_equal(rows, [*shown, hidden.sum()])
+    np.testing.assert_array_equal(rows, [*visible, hidden.sum()])
 
 
 def test_example_keys_depend_on_key_step_and_row_alone():
@@ -256,20 +270,19 @@ def test_example_keys_depend_on_key_step_and_row_alone():
         return np.asarray(jax.random.key_data(keys))
 
     whole = data(0, 5, range(8))
-    np.testing.assert_array_equal(
-        whole, np.concatenate([data(0, 5, [0, 1, 2, 3]), data(0, 5, [4, 5, 6, 7])])
-    )
+    halves = [data(0, 5, [0, 1, 2, 3]), data(0, 5, [4, 5, 6, 7])]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
     np.testing.assert_array_equal(whole[::-1], data(0, 5, list(range(8))[::-1]))
     others = np.concatenate([whole, data(0, 6, range(8)), data(1, 5, range(8))])
     assert len(np.unique(others, axis=0)) == 24
 
 
-def test_a_batch_goes_through_in_parts_in_order_and_its_metrics_are_the_mean():
-    def step(seen, batch):
-        return [*seen, batch["image"].tolist()], {"loss": np.mean(batch["image"])}
+def test_micro_batches_run_in_order_and_their_metrics_are_averaged():
+    def step(images, batch):
+        return [*images, batch["image"].tolist()], {"loss": np.mean(batch["image"])}
 
     batch = {"image": np.array([1.0, 3.0, 2.0, 8.0]), "key": np.arange(4)}
-    for count in (1, 2, 4):
-        seen, metrics = step_by_micro_batches(step, [], batch, count)
-        assert np.concatenate(seen).tolist() == [1.0, 3.0, 2.0, 8.0]
-        assert (len(seen), float(metrics["loss"])) == (count, 3.5)
+    for n in (1, 2, 4):
+        images, metrics = step_by_micro_batches(step, [], batch, n)
+        assert np.concatenate(images).tolist() == [1.0, 3.0, 2.0, 8.0]
+        assert (len(images), float(metrics["loss"])) == (n, 3.5)

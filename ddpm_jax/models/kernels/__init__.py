@@ -1,5 +1,4 @@
-"""Hand-written kernels: faster forms of plain operations, where they are measured to pay.
+"""Hand-written kernels: faster forms of plain operations, used where they are measured to pay.
 
-Each is differentiable like the plain form and tested against it.
-Imports only jax and numpy.
+Each is as differentiable as the plain form and is tested against it. Imports only jax and numpy.
 """

@@ -1,7 +1,8 @@
-"""Functions linear in each of two arrays, computed on a CPU in a way of their own; differentiable in both modes.
+"""Bilinear JAX primitives with a separate implementation for CPUs, and matrix products as such.
 
-Three of them belong together, since sum(f(a, b) * g) is linear in all three: each gradient of one of the three is
-another of them, so that gradients of any order stay as fast.
+A bilinear f(a, b) comes with two more primitives, because sum(f(a, b) * g) is linear in each of a,
+b and g: every gradient of one of the three primitives is another of the three. So gradients of any
+order, in both modes, use the CPU implementations.
 """
 
 import functools
@@ -17,15 +18,20 @@ from jaxtyping import Array, Float
 
 
 def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
-    """What is `function(a, b, **options)` everywhere but on a CPU; its gradients are for `gradients` to say."""
-    primitive = Primitive(name)
-    function, on_cpu = _at_precision(function), _at_precision(on_cpu)
+    """Make a primitive that computes `on_cpu` on a CPU and `function` on every other device.
 
-    def shape(*args, **options):
+    Both are called as (a, b, **options) and must be the same function of a and b. The gradients
+    are set by `define_gradients`.
+    """
+    primitive = Primitive(name)
+    function = _at_precision(function)
+    on_cpu = _at_precision(on_cpu)
+
+    def abstract_eval(*args, **options):
         out = jax.eval_shape(partial(function, **options), *args)
         return jax.core.ShapedArray(out.shape, out.dtype)
 
-    def batched(args, axes, **options):
+    def batch(args, axes, **options):
         return jax.vmap(partial(function, **options), axes)(*args), 0
 
     @functools.cache
@@ -33,34 +39,41 @@ def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
         return jax.jit(partial(primitive.bind, **options))
 
     def lowering(function):
-        jitted = functools.cache(
-            lambda **options: jax.jit(partial(function, **options))
-        )  # traced once a shape
-        return mlir.lower_fun(
-            lambda *args, **options: jitted(**options)(*args), multiple_results=False
-        )
+        # The cache makes JAX trace the function once per shape, not once per call.
+        jitted = functools.cache(lambda **options: jax.jit(partial(function, **options)))
+
+        def lower(*args, **options):
+            return jitted(**options)(*args)
+
+        return mlir.lower_fun(lower, multiple_results=False)
 
     primitive.def_impl(lambda *args, **options: compiled(**options)(*args))
-    primitive.def_abstract_eval(shape)
-    batching.primitive_batchers[primitive] = batched
+    primitive.def_abstract_eval(abstract_eval)
+    batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, lowering(function))
     mlir.register_lowering(primitive, lowering(on_cpu), platform="cpu")
     return primitive
 
 
 def bind(primitive: Primitive, a: Array, b: Array, **options: Any) -> Array:
-    """The primitive of a and b, at the precision that `jax.default_matmul_precision` says here."""
+    """Apply the primitive to a and b, at the `jax.default_matmul_precision` of the caller."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return primitive.bind(a, b, precision=precision, **options)
 
 
-def gradients(primitive: Primitive, by_a: Callable, by_b: Callable) -> None:
-    """Has gradients by a and by b from `by_a(g, a, b, **options)` and `by_b(g, a, b, **options)` of the cotangent g."""
-    ad.defbilinear(primitive, _at_precision(by_a), _at_precision(by_b))
+def define_gradients(primitive: Primitive, grad_a: Callable, grad_b: Callable) -> None:
+    """Set the gradients by a and by b, called as (g, a, b, **options) with the cotangent g.
+
+    The argument that the gradient is taken by is a placeholder: only its `aval` may be read.
+    """
+    ad.defbilinear(primitive, _at_precision(grad_a), _at_precision(grad_b))
 
 
 def _at_precision(function):
-    """`function` for a primitive, which is traced where the context of the caller is gone."""
+    """Wrap `function` to take the matmul precision as an option.
+
+    JAX traces the implementation of a primitive outside of the caller's precision context.
+    """
 
     def run(*args, precision, **options):
         with jax.default_matmul_precision(precision):
@@ -70,30 +83,51 @@ def _at_precision(function):
 
 
 def matmul(a: Float[Array, "*b n k"], b: Float[Array, "*b k m"]) -> Float[Array, "*b n m"]:
-    """a @ b of two stacks of matrices, or of two matrices, of one dtype."""
+    """a @ b, for two matrices or two equally long stacks of matrices, of one dtype."""
     return bind(_matmul, a, b)
 
 
 def matmul_by_rows(a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]) -> Float[Array, "*b n m"]:
-    """a @ b.T of the same: the products of the rows."""
-    return bind(_by_rows, a, b)
+    """a @ b.T, for two matrices or two equally long stacks of matrices, of one dtype."""
+    return bind(_matmul_by_rows, a, b)
 
 
-def _by_columns(a, b):
-    return jnp.matmul(a.swapaxes(-1, -2), b)
+def _rows(a, b):
+    return jnp.matmul(a, b.swapaxes(-1, -2))  # (*b, n, k), (*b, m, k) -> (*b, n, m)
 
 
-def _by_columns_on_cpu(a, b):
-    """`_by_columns` so that XLA turns around neither of two matrices, and the small one alone of a stack's."""
+def _columns(a, b):
+    return jnp.matmul(a.swapaxes(-1, -2), b)  # (*b, n, k), (*b, n, m) -> (*b, k, m)
+
+
+def _columns_on_cpu(a, b):
+    """`_columns`, arranged so that XLA transposes neither matrix, or in a stack only b.
+
+    XLA's library for CPUs leaves a sum over the rows of a stack of left matrices to a slower
+    product. b is the smaller array in attention. The barriers keep XLA from undoing this.
+    """
     if a.ndim == 2:
-        return _by_columns(*jax.lax.optimization_barrier((a, b)))
-    turned = jax.lax.optimization_barrier(b.swapaxes(-1, -2))
-    return jax.lax.optimization_barrier(jnp.matmul(turned, a)).swapaxes(-1, -2)
+        return _columns(*jax.lax.optimization_barrier((a, b)))
+    b_transposed = jax.lax.optimization_barrier(b.swapaxes(-1, -2))  # (*b, m, n)
+    product = jnp.matmul(b_transposed, a)  # (*b, m, k)
+    return jax.lax.optimization_barrier(product).swapaxes(-1, -2)  # (*b, k, m)
 
 
 _matmul = bilinear("matmul", jnp.matmul, jnp.matmul)
-_by_rows = bilinear("matmul_by_rows", *2 * [lambda a, b: jnp.matmul(a, b.swapaxes(-1, -2))])
-_of_columns = bilinear("matmul_by_columns", _by_columns, _by_columns_on_cpu)
-gradients(_matmul, lambda g, a, b: bind(_by_rows, g, b), lambda g, a, b: bind(_of_columns, a, g))
-gradients(_by_rows, lambda g, a, b: bind(_matmul, g, b), lambda g, a, b: bind(_of_columns, g, a))
-gradients(_of_columns, lambda g, a, b: bind(_by_rows, b, g), lambda g, a, b: bind(_matmul, a, g))
+_matmul_by_rows = bilinear("matmul_by_rows", _rows, _rows)
+_matmul_by_columns = bilinear("matmul_by_columns", _columns, _columns_on_cpu)
+define_gradients(
+    _matmul,
+    lambda g, a, b: bind(_matmul_by_rows, g, b),
+    lambda g, a, b: bind(_matmul_by_columns, a, g),
+)
+define_gradients(
+    _matmul_by_rows,
+    lambda g, a, b: bind(_matmul, g, b),
+    lambda g, a, b: bind(_matmul_by_columns, g, a),
+)
+define_gradients(
+    _matmul_by_columns,
+    lambda g, a, b: bind(_matmul_by_rows, b, g),
+    lambda g, a, b: bind(_matmul, a, g),
+)

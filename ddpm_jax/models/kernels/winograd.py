@@ -1,8 +1,8 @@
-"""3x3 convolutions, with fewer multiplications where they are compiled for a CPU.
+"""3x3 convolutions that need fewer multiplications on a CPU (Winograd; Lavin & Gray 2016).
 
-`conv3x3` is a convolution like any other: differentiable in both modes and to any order, on any device. What it adds
-is how it and its gradients are computed on a CPU: by the minimal filtering of Winograd (Lavin & Gray 2016), in which
-m x m outputs take (m + 2)^2 products where the sum itself takes 9 m^2, and a product of matrices does them.
+`conv3x3` is an ordinary convolution: differentiable in both modes, to any order, on any device.
+Compiled for a CPU, it and its gradients use minimal filtering, where m x m outputs take (m + 2)^2
+multiplications per pair of channels in place of 9 m^2, and matrix products do most of the work.
 """
 
 from typing import NamedTuple
@@ -12,40 +12,48 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.models.kernels.matmul import bilinear, bind, gradients
+from ddpm_jax.models.kernels.matmul import bilinear, bind, define_gradients
 
-MIN_CHANNELS = 32  # not measured: XLA's library wants more than 16
-LARGE_IMAGE = (
-    28 * 28
-)  # pixels from which on images are taken one by one, so that their tiles stay in the cache
-KERNEL_COST = 50  # products that take, by one timing, as long as bringing one weight to one point
+# With fewer input or output channels, the convolution is direct. This is not measured: XLA's
+# library for CPUs wants more than 16.
+MIN_CHANNELS = 32
+# Images of at least this many pixels are convolved one by one, so that their tiles fit the cache.
+LARGE_IMAGE = 28 * 28
+# Transforming one weight to one point takes as long as this many multiplications with it (from one
+# timing).
+KERNEL_COST = 50
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def conv3x3(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], halve: int | None = None
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], stride_offset: int | None = None
 ) -> Float[Array, "b h2 w2 o"]:
-    """The convolution of x, padded by zeros to keep its size.
+    """Convolve x, padded with zeros to keep its size.
 
-    `halve` leaves every other pixel of it, from that one on: 0 is a stride of 2 with a padding of 1 all around, 1 one
-    with a padding at the right and the bottom alone.
+    `stride_offset` None is for stride 1. 0 or 1 is for stride 2, and is the first row and column
+    of the stride-1 result to keep: 0 equals padding by 1 on all sides, 1 equals padding at the
+    right and the bottom only.
     """
-    return bind(_conv, x, kernel, halve=halve)
+    return bind(_conv_p, x, kernel, stride_offset=stride_offset)
 
 
-def direct(x: Array, kernel: Array, *, halve: int | None = None) -> Array:
+def direct(x: Array, kernel: Array, *, stride_offset: int | None = None) -> Array:
     """`conv3x3` as XLA computes it."""
-    stride, before = (1, 1) if halve is None else (2, 1 - halve)
+    stride = 1 if stride_offset is None else 2
+    before = 1 if stride_offset is None else 1 - stride_offset
     padding = ((before, 1), (before, 1))
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=_NHWC
     )
 
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
 class WinogradTransform(NamedTuple):
-    """F(m, 3): m outputs of 3 taps from m + 2 inputs, as outputs @ ((taps @ kernel) * (inputs @ x)), Eq. 6."""
+    """F(m, 3): m outputs of a filter of 3 taps, from m + 2 inputs x (Eq. 6, Lavin & Gray 2016).
+
+    The outputs are outputs @ ((taps @ kernel) * (inputs @ x)); the paper's names of the three
+    matrices are A^T, G and B^T. The a = m + 2 entries of the product are called points.
+    """
 
     outputs: Float[np.ndarray, "m a"]
     taps: Float[np.ndarray, "a 3"]
@@ -53,174 +61,235 @@ class WinogradTransform(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The outputs of a tile in one direction."""
+        """The number m of outputs of a tile in one direction."""
         return len(self.outputs)
 
 
 def winograd_transform(*points: float) -> WinogradTransform:
-    """The filtering that evaluates polynomials at these points and at infinity (Toom & Cook)."""
-    count = len(points) + 1
+    """F(m, 3) by Toom and Cook, for m = len(points) - 1.
 
-    def values(terms: int) -> np.ndarray:
-        return np.vstack([np.vander(points, terms, increasing=True), np.eye(1, terms, terms - 1)])
+    It multiplies polynomials by their values at these points and at infinity.
+    """
+    num_points = len(points) + 1
 
-    taps, inputs = values(3), np.linalg.inv(values(count)).T
+    def evaluation(num_coefficients: int) -> np.ndarray:
+        """The matrix from the coefficients of a polynomial to its values."""
+        at_points = np.vander(points, num_coefficients, increasing=True)
+        at_infinity = np.eye(1, num_coefficients, num_coefficients - 1)
+        return np.vstack([at_points, at_infinity])
+
+    taps = evaluation(3)  # (a, 3)
+    inputs = np.linalg.inv(evaluation(num_points)).T  # (a, a)
     inputs[np.abs(inputs) < 1e-12] = 0
-    scale = (
-        2 ** np.round(np.log2(np.abs(inputs).sum(1) / np.abs(taps).sum(1)) / 2)[:, None]
-    )  # exact in float32
-    return WinogradTransform(values(count - 2).T, taps * scale, inputs / scale)
+    # Balance the sizes of the two factors. A power of 2 is exact in float32.
+    exponent = np.round(np.log2(np.abs(inputs).sum(1) / np.abs(taps).sum(1)) / 2)  # (a,)
+    scale = 2 ** exponent[:, None]
+    return WinogradTransform(evaluation(num_points - 2).T, taps * scale, inputs / scale)
 
 
-F2 = winograd_transform(0.0, 1.0, -1.0)  # rounds as the direct sum does
-F4 = winograd_transform(
-    0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)
-)  # 3 times as much; with 0, 1, -1, 2, -2 it is 6 times
+# F2 rounds like the direct sum. F4 has 3 times its rounding error; with the usual points
+# 0, 1, -1, 2, -2 it would be 6 times.
+F2 = winograd_transform(0.0, 1.0, -1.0)
+F4 = winograd_transform(0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
-def minimal(x: Array, kernel: Array, f: WinogradTransform = F2) -> Array:
-    """`direct` by tiles of f."""
-    return _convolve(x, _of_kernel(kernel, f.taps), f, "uti,uio->uto")
+def winograd_conv(x: Array, kernel: Array, f: WinogradTransform = F2) -> Array:
+    """`direct` with stride 1, in tiles of f."""
+    return _convolve(x, _transform_kernel(kernel, f.taps), f, "uti,uio->uto")
 
 
-def minimal_input_grad(g: Array, kernel: Array, f: WinogradTransform = F4) -> Array:
-    """The gradient of sum(g * direct(x, kernel)) by x: the convolution of g with the kernel turned around."""
-    return _convolve(g, _of_kernel(kernel, f.taps[:, ::-1]), f, "uto,uio->uti")
+def winograd_input_grad(g: Array, kernel: Array, f: WinogradTransform = F4) -> Array:
+    """The gradient of sum(g * direct(x, kernel)) by x: g convolved with the rotated kernel."""
+    return _convolve(g, _transform_kernel(kernel, f.taps[:, ::-1]), f, "uto,uio->uti")
 
 
-def minimal_kernel_grad(x: Array, g: Array, f: WinogradTransform = F4) -> Array:
-    """The gradient of the same by the kernel: the transpose of `minimal`, with a sum over all tiles."""
+def winograd_kernel_grad(x: Array, g: Array, f: WinogradTransform = F4) -> Array:
+    """The gradient of sum(g * direct(x, kernel)) by the kernel.
+
+    This is the transpose of `winograd_conv`, with a sum over all tiles.
+    """
 
     def correlate(x, g):
-        return jnp.einsum("uti,uto->uio", _of_tiles(x, f), _of_outputs(g, f))
+        return jnp.einsum("uti,uto->uio", _transform_inputs(x, f), _untransform_outputs(g, f))
 
-    if _one_by_one(x):
+    if _convolves_one_by_one(x):
         start = jnp.zeros((f.inputs.size, x.shape[-1], g.shape[-1]))
         at_points, _ = jax.lax.scan(
-            lambda sum, xg: (sum + correlate(*xg), None), start, (x[:, None], g[:, None])
+            lambda total, xg: (total + correlate(*xg), None), start, (x[:, None], g[:, None])
         )
     else:
-        at_points = correlate(x, g)
-    columns = _combine(f.taps.T, list(at_points.reshape(*f.inputs.shape, *at_points.shape[1:])))
-    return _combine(f.taps.T, list(columns.swapaxes(0, 1)))
+        at_points = correlate(x, g)  # (a * a, i, o)
+    at_points = at_points.reshape(*f.inputs.shape, *at_points.shape[1:])  # (a, a, i, o)
+    columns = _combine(f.taps.T, list(at_points))  # (3, a, i, o)
+    return _combine(f.taps.T, list(columns.swapaxes(0, 1)))  # (3, 3, i, o)
 
 
 def _convolve(x, kernel_at_points, f, products):
+    """Convolve x with a transformed kernel; `products` is the einsum over the channels."""
+
     def convolve(x):
-        b, h, w, m = *x.shape[:3], f.size
-        at_points = jnp.einsum(products, _of_tiles(x, f), kernel_at_points)
-        at_points = at_points.reshape(*f.inputs.shape, b, -(-h // m), -(-w // m), -1)
-        columns = _combine(f.outputs, list(at_points), -2)
-        rows = _combine(f.outputs, list(columns), 2)
-        return rows.reshape(b, -(-h // m) * m, -(-w // m) * m, -1)[:, :h, :w]
+        b, h, w = x.shape[:3]
+        m = f.size
+        tiles_down = -(-h // m)
+        tiles_across = -(-w // m)
+        at_points = jnp.einsum(products, _transform_inputs(x, f), kernel_at_points)
+        # (a * a, tiles, o) -> (a, a, b, h / m, w / m, o), the columns of the points first
+        at_points = at_points.reshape(*f.inputs.shape, b, tiles_down, tiles_across, -1)
+        columns = _combine(f.outputs, list(at_points), -2)  # (a, b, h / m, w / m, m, o)
+        rows = _combine(f.outputs, list(columns), 2)  # (b, h / m, m, w / m, m, o)
+        return rows.reshape(b, tiles_down * m, tiles_across * m, -1)[:, :h, :w]
 
-    return jax.lax.map(lambda x: convolve(x[None])[0], x) if _one_by_one(x) else convolve(x)
+    if _convolves_one_by_one(x):
+        return jax.lax.map(lambda image: convolve(image[None])[0], x)
+    return convolve(x)
 
 
-def _one_by_one(x):
+def _convolves_one_by_one(x):
     return len(x) > 1 and x.shape[1] * x.shape[2] >= LARGE_IMAGE
 
 
 def _combine(matrix, parts, axis=0):
-    """The rows of the matrix times the parts, stacked; by sums, as a product with so few rows is slow."""
+    """Multiply a small constant matrix with a list of arrays, and stack the results.
+
+    It is written as sums, because a matrix product with so few rows is slow.
+    """
     sums = [sum(float(c) * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
     return jnp.stack(sums, axis)
 
 
-def _of_tiles(x, f):
-    """(points, tiles, i): the tiles of x, which overlap by 2, at the points; columns come first."""
-    h, w, m, a = *x.shape[1:3], f.size, len(f.inputs)
-    height, width = -(-h // m) * m, -(-w // m) * m
+def _transform_inputs(x, f):
+    """(b, h, w, i) -> (a * a, tiles, i): the tiles of x, which overlap by 2, at the points.
+
+    The columns of the points come first.
+    """
+    h, w = x.shape[1:3]
+    m = f.size
+    a = len(f.inputs)
+    height = -(-h // m) * m
+    width = -(-w // m) * m
+    # (b, height + 2, width + 2, i)
     x = jnp.pad(x, ((0, 0), (1, height - h + 1), (1, width - w + 1), (0, 0)))
+    # (a, b, height / m, width + 2, i)
     rows = _combine(f.inputs, [x[:, k : k + height - m + 1 : m] for k in range(a)])
+    # (a, a, b, height / m, width / m, i)
     columns = _combine(f.inputs, [rows[:, :, :, k : k + width - m + 1 : m] for k in range(a)])
     return columns.reshape(a * a, -1, x.shape[-1])
 
 
-def _of_outputs(g, f):
-    """(points, tiles, o): the transpose of how outputs come from points."""
+def _untransform_outputs(g, f):
+    """(b, h, w, o) -> (a * a, tiles, o): the transpose of the map from points to outputs."""
     b, h, w, o = g.shape
     m = f.size
     g = jnp.pad(g, ((0, 0), (0, -h % m), (0, -w % m), (0, 0)))
-    g = g.reshape(b, g.shape[1] // m, m, g.shape[2] // m, m, o)
-    rows = _combine(f.outputs.T, [g[:, :, k] for k in range(m)])
+    g = g.reshape(b, g.shape[1] // m, m, g.shape[2] // m, m, o)  # (b, h / m, m, w / m, m, o)
+    rows = _combine(f.outputs.T, [g[:, :, k] for k in range(m)])  # (a, b, h / m, w / m, m, o)
+    # (a, a, b, h / m, w / m, o)
     columns = _combine(f.outputs.T, [rows[:, :, :, :, k] for k in range(m)])
     return columns.reshape(f.inputs.size, -1, o)
 
 
-def _of_kernel(kernel, taps):
-    """(points, i, o): the kernel at the points; columns come first."""
-    rows = _combine(taps, list(kernel))
-    columns = _combine(taps, [rows[:, k] for k in range(3)])
+def _transform_kernel(kernel, taps):
+    """(3, 3, i, o) -> (a * a, i, o): the kernel at the points, the columns of the points first."""
+    rows = _combine(taps, list(kernel))  # (a, 3, i, o)
+    columns = _combine(taps, [rows[:, k] for k in range(3)])  # (a, a, i, o)
     return columns.reshape(-1, *kernel.shape[2:])
 
 
-def _cheapest(x):
-    """Of F2 and F4 the one that takes less time for images such as x."""
+def _faster_transform(x):
+    """The one of F2 and F4 that takes less time for images such as x."""
     b, h, w, _ = x.shape
-    return min(
-        F4, F2, key=lambda f: f.inputs.size * (b * -(-h // f.size) * -(-w // f.size) + KERNEL_COST)
-    )
+
+    def cost(f):
+        num_tiles = b * -(-h // f.size) * -(-w // f.size)
+        return f.inputs.size * (num_tiles + KERNEL_COST)
+
+    return min(F4, F2, key=cost)
 
 
-def _at_full_size(g, halve, size):
-    """g where `halve` has left pixels of an image of that size, and 0 elsewhere."""
-    if halve is None:
+def _undo_stride(g, stride_offset, size):
+    """Spread g over an image of this size: its pixels where the stride kept them, 0 elsewhere."""
+    if stride_offset is None:
         return g
     ends = [
-        (halve, full - halve - 2 * half + 1, 1)
+        (stride_offset, full - stride_offset - 2 * half + 1, 1)
         for full, half in zip(size, g.shape[1:3], strict=True)
     ]
     return jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
 
-def _input_grad(g, kernel, *, halve, size):
+def _input_grad(g, kernel, *, stride_offset, size):
     x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: direct(x, kernel, halve=halve), x)(g)[0]
+    transpose = jax.linear_transpose(lambda x: direct(x, kernel, stride_offset=stride_offset), x)
+    return transpose(g)[0]
 
 
-def _kernel_grad(x, g, *, halve):
+def _kernel_grad(x, g, *, stride_offset):
     kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda kernel: direct(x, kernel, halve=halve), kernel)(g)[0]
+    transpose = jax.linear_transpose(
+        lambda kernel: direct(x, kernel, stride_offset=stride_offset), kernel
+    )
+    return transpose(g)[0]
 
 
-def _pays(x, channels):
-    return x.dtype == jnp.float32 and min(x.shape[-1], channels) >= MIN_CHANNELS
+def _winograd_pays(x, channels_out):
+    return x.dtype == jnp.float32 and min(x.shape[-1], channels_out) >= MIN_CHANNELS
 
 
-def _conv_on_cpu(x, kernel, *, halve):
-    few = halve is not None or not _pays(x, kernel.shape[3])
-    return direct(x, kernel, halve=halve) if few else minimal(x, kernel)
+def _conv_on_cpu(x, kernel, *, stride_offset):
+    if stride_offset is None and _winograd_pays(x, kernel.shape[3]):
+        return winograd_conv(x, kernel)
+    return direct(x, kernel, stride_offset=stride_offset)
 
 
-def _input_grad_on_cpu(g, kernel, *, halve, size):
-    g = _at_full_size(g, halve, size)
-    if _pays(g, kernel.shape[2]):
-        return minimal_input_grad(g, kernel, _cheapest(g))
+def _input_grad_on_cpu(g, kernel, *, stride_offset, size):
+    g = _undo_stride(g, stride_offset, size)
+    if _winograd_pays(g, kernel.shape[2]):
+        return winograd_input_grad(g, kernel, _faster_transform(g))
     return direct(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
-def _kernel_grad_on_cpu(x, g, *, halve):
-    if _pays(x, g.shape[3]):
-        return minimal_kernel_grad(x, _at_full_size(g, halve, x.shape[1:3]), _cheapest(x))
-    return _kernel_grad(x, g, halve=halve)
+def _kernel_grad_on_cpu(x, g, *, stride_offset):
+    if _winograd_pays(x, g.shape[3]):
+        g = _undo_stride(g, stride_offset, x.shape[1:3])
+        return winograd_kernel_grad(x, g, _faster_transform(x))
+    return _kernel_grad(x, g, stride_offset=stride_offset)
 
 
-_conv = bilinear("conv3x3", direct, _conv_on_cpu)
-_to_input = bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
-_to_kernel = bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
-gradients(
-    _conv,
-    lambda g, x, kernel, *, halve: bind(_to_input, g, kernel, halve=halve, size=x.aval.shape[1:3]),
-    lambda g, x, kernel, *, halve: bind(_to_kernel, x, g, halve=halve),
+_conv_p = bilinear("conv3x3", direct, _conv_on_cpu)
+_input_grad_p = bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
+_kernel_grad_p = bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
+
+
+def _bind_conv(x, kernel, stride_offset):
+    return bind(_conv_p, x, kernel, stride_offset=stride_offset)
+
+
+def _bind_input_grad(g, kernel, stride_offset, size):
+    return bind(_input_grad_p, g, kernel, stride_offset=stride_offset, size=size)
+
+
+def _bind_kernel_grad(x, g, stride_offset):
+    return bind(_kernel_grad_p, x, g, stride_offset=stride_offset)
+
+
+# The cotangent comes first. It has the shape of the primitive's output, so it is called g, x and
+# kernel below.
+define_gradients(
+    _conv_p,
+    lambda g, x, kernel, *, stride_offset: _bind_input_grad(
+        g, kernel, stride_offset, x.aval.shape[1:3]
+    ),
+    lambda g, x, kernel, *, stride_offset: _bind_kernel_grad(x, g, stride_offset),
 )
-gradients(
-    _to_input,
-    lambda x, g, kernel, *, halve, size: bind(_conv, x, kernel, halve=halve),
-    lambda x, g, kernel, *, halve, size: bind(_to_kernel, x, g, halve=halve),
+define_gradients(
+    _input_grad_p,
+    lambda x, g, kernel, *, stride_offset, size: _bind_conv(x, kernel, stride_offset),
+    lambda x, g, kernel, *, stride_offset, size: _bind_kernel_grad(x, g, stride_offset),
 )
-gradients(
-    _to_kernel,
-    lambda kernel, x, g, *, halve: bind(_to_input, g, kernel, halve=halve, size=x.aval.shape[1:3]),
-    lambda kernel, x, g, *, halve: bind(_conv, x, kernel, halve=halve),
+define_gradients(
+    _kernel_grad_p,
+    lambda kernel, x, g, *, stride_offset: _bind_input_grad(
+        g, kernel, stride_offset, x.aval.shape[1:3]
+    ),
+    lambda kernel, x, g, *, stride_offset: _bind_conv(x, kernel, stride_offset),
 )

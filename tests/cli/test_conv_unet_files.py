@@ -1,0 +1,54 @@
+"""`sample.py --ckpt model.pt` and `train.py --init-from model.pt` with a ConvBlock U-Net."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers.conv_unet_files import MODEL, state_dict
+from helpers.pretrained import save_bin
+
+from ddpm_jax.cli import sample
+from ddpm_jax.cli.recipes import load_recipe
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.runs.initial_weights import first_params, with_pretrained_network
+from ddpm_jax.runs.sources import open_checkpoint
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(np.asarray, MODEL.init(jax.random.key(0)))
+
+
+@pytest.fixture
+def ckpt(params, tmp_path):
+    save_bin(tmp_path / "CIFAR_model.pt", state_dict(params))
+    return str(tmp_path / "CIFAR_model.pt")
+
+
+def test_sample_draws_from_a_state_dict(ckpt, params, tmp_path):
+    out = tmp_path / "samples.npz"
+    options = ["--num", "2", "--steps", "3", "--no-compilation-cache", "--out", str(out)]
+    sample.main(["--ckpt", ckpt, *options])
+    recipe = open_checkpoint(ckpt).recipe
+    sampling = recipe.sampling.override(steps=3)
+    options = {"num_images": 2, "batch_size": 2, "seed": 0, "sampling": sampling}
+    expected = generate(recipe, params, **options)[-1]
+    found = np.load(out)["images"]
+    assert found.shape == (2, 32, 32, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_training_starts_from_a_state_dict(ckpt, params):
+    config = with_pretrained_network(load_recipe("convunet_mnist", CONFIGS), ckpt)
+    assert config.model == MODEL
+    assert config.training.init_from == ckpt
+    found = first_params(config, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_a_state_dict_has_one_set_of_weights(ckpt):
+    with pytest.raises(ValueError, match=r"has one set of weights: leave out --weights\.$"):
+        open_checkpoint(ckpt).params("raw")

@@ -1,0 +1,116 @@
+"""The scripts of examples/ run with small settings, and what they write and print is right."""
+
+import ast
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.images import random_images
+from PIL import Image
+
+import ddpm_jax
+
+EXAMPLES = Path(ddpm_jax.__file__).parents[1] / "examples"
+BUTTERFLIES = {"WIDTHS": (32, 32, 32, 32), "BATCH_SIZE": 8, "EPOCHS": 10, "SAMPLING_STEPS": 4}
+
+
+def run(name: str, **constants) -> tuple[dict, str]:
+    """Run a script with other values of its constants; return its global names and its output."""
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text())
+    missing = set(constants)
+    for node in tree.body:
+        if not isinstance(node, ast.Assign):
+            continue
+        names = [target.id for target in ast.walk(node.targets[0]) if isinstance(target, ast.Name)]
+        values = node.value.elts if isinstance(node.targets[0], ast.Tuple) else [node.value]
+        for i, constant in enumerate(names):
+            if constant in constants:
+                values[i] = ast.Name(f"given_{constant}", ast.Load())
+                missing.discard(constant)
+        if isinstance(node.targets[0], ast.Tuple):
+            node.value.elts = values
+        else:
+            node.value = values[0]
+    assert not missing
+    code = compile(ast.fix_missing_locations(tree), name, "exec")
+    names = {f"given_{constant}": value for constant, value in constants.items()}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    return names, printed.getvalue()
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_every_script_but_the_corruption_tutorial_has_fewer_than_60_lines():
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert len(scripts) == 5
+    for script in scripts:
+        lines = len(script.read_text().splitlines())
+        assert lines < 60 or script.name == "corruption.py", script.name
+
+
+@pytest.fixture(scope="module")
+def butterflies(tmp_path_factory):
+    """Run the butterflies script on eight images; return its names, its output and its folder."""
+    folder = tmp_path_factory.mktemp("butterflies")
+    (folder / "images").mkdir()
+    for i, pixels in enumerate(random_images(8, 40, 36, 3)):
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    out = folder / "out"
+    return *run("butterflies", DATA=str(folder / "images"), OUT=out, **BUTTERFLIES), out
+
+
+def test_butterflies_writes_a_batch_its_noise_levels_a_loss_plot_and_two_sets_of_samples(
+    butterflies,
+):
+    _, _, out = butterflies
+    grid = size_of(out / "batch.png")
+    assert grid == size_of(out / "noise.png")
+    assert grid == size_of(out / "pipeline.png")
+    assert grid == size_of(out / "loop.png")
+    assert size_of(out / "loss.png")[0] > 1000  # two panels, linear and logarithmic
+
+
+def test_butterflies_last_noise_level_is_noise_and_its_first_is_the_image(butterflies):
+    names, _, _ = butterflies
+    x0, noisy = np.asarray(names["x0"]), np.asarray(names["noisy"])
+    assert np.abs(noisy[0] - x0[0]).max() < 0.1
+    assert abs(np.corrcoef(noisy[-1].ravel(), x0[-1].ravel())[0, 1]) < 0.1
+
+
+def test_the_explicit_loop_samples_what_the_pipeline_samples(butterflies):
+    _, _, out = butterflies
+    with Image.open(out / "pipeline.png") as pipeline, Image.open(out / "loop.png") as loop:
+        difference = np.abs(np.asarray(pipeline, int) - np.asarray(loop, int))
+    assert difference.max() <= 1
+
+
+def test_butterflies_prints_the_mean_loss_of_every_fifth_epoch(butterflies):
+    names, printed, _ = butterflies
+    assert len(names["losses"]) == 10  # epochs of one step
+    expected = [f"Epoch {epoch}, mean loss {names['losses'][epoch - 1]:.5f}" for epoch in (5, 10)]
+    assert [line for line in printed.splitlines() if "mean loss" in line] == expected
+
+
+def test_own_sampler_has_order_2_where_ddim_has_order_1():
+    _, printed = run("own_sampler", NUM_SAMPLES=64, STEPS=(100, 200))
+    lines = printed.splitlines()
+    errors = np.array([[float(x) for x in re.findall(r"\d\.\d{5}", line)] for line in lines])
+    ddim, own = errors[0] / errors[1]
+    assert 1.7 < ddim < 2.5
+    assert own > 3
+    assert np.all(errors[:, 1] < errors[:, 0])
+
+
+def test_own_network_learns_and_draws(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, printed = run("own_network", WIDTH=64, STEPS=60, BATCH_SIZE=32)
+    assert float(printed.split()[-1]) < 0.7
+    assert size_of(tmp_path / "runs" / "own_network.png")[0] > 300
