@@ -5,8 +5,9 @@
     python sample.py --ckpt runs/digits --image five.png --strength 0.6
     python sample.py --ckpt google/ddpm-cat-256 --steps 50
 
---ckpt is a run, or a folder or hub repository in the diffusers layout. Its recipe gives the default
-of every other setting. `--ckpt DIR --help` lists them.
+--ckpt is a run, a folder or hub repository in the diffusers layout, or a state dict (.pt) of the
+ConvBlock U-Net. Its recipe gives the default of every other setting. `--ckpt DIR --help` lists the
+settings.
 """
 
 import sys

@@ -5,7 +5,7 @@
     python train.py --config cifar10 --data folder --data.path my_images --model conv_unet
     python train.py --config butterflies --init-from google/ddpm-cat-256 --push owner/name
 
-Run the same command again to resume. `--config NAME --help` lists every setting.
+Run the same command again to resume. `--config NAME --help` lists all settings.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""1,000 butterflies at 32 px: the short run, 30 epochs of batch 64.
+"""1,000 butterflies at 32 px: the short run, 30 epochs with batches of 64.
 
     python train.py --config butterflies
     python train.py --config butterflies --data.path butterflies.parquet
@@ -6,8 +6,8 @@
 The U-Net of diffusers' butterflies tutorial, 18,536,323 parameters, 16 steps per epoch.
 Hardware: one GPU, or a CPU.
 Time: minutes on a GPU, hours on two CPU cores.
-Data: huggan/smithsonian_butterflies_subset of the Hugging Face hub (needs the extra
-`ddpm_jax[huggingface]`), or a local parquet file or folder of them.
+Data: huggan/smithsonian_butterflies_subset from the Hugging Face hub (needs the extra
+`ddpm_jax[huggingface]`), or a local parquet file, or a folder of parquet files.
 Expected: the tutorial prints mean losses of 0.15309, 0.11697, 0.09691, 0.08497, 0.08003 and 0.07250
 at epochs 5, 10, 15, 20, 25 and 30.
 """

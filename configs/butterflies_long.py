@@ -6,7 +6,7 @@ The butterflies recipe with batches of 512 images, 2 steps per epoch.
 Hardware: one GPU.
 Time: the tutorial reports 45 minutes on an RTX 3090 in PyTorch.
 Data: as in the butterflies recipe.
-Expected: a lower loss than the short run's. Not run here.
+Expected: a lower loss than in the short run. Not verified by a full run.
 """
 
 import dataclasses

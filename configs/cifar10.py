@@ -6,7 +6,7 @@ Appendix B of the paper: a U-Net of 35,746,307 parameters, batches of 128 images
 Hardware: a TPU v3-8 in the paper. On a recent GPU add `--training.dtype bfloat16`.
 Time: 10.6 hours at 21 steps per second in the paper.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
-Expected: the paper reports an FID of 3.17 with 1,000 ancestral steps. Not run to its end here.
+Expected: the paper reports an FID of 3.17 with 1,000 ancestral steps. Not verified by a full run.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -3,10 +3,10 @@
     python train.py --config cifar10_classes
     python sample.py --ckpt runs/cifar10_classes --label 3,5,7 --guidance-scale 2
 
-10 classes; a tenth of the labels is hidden in training, for classifier-free guidance.
+10 classes. A tenth of the labels are hidden in training, for classifier-free guidance.
 Hardware, time: as in the cifar10 recipe.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
-Expected: images of the requested class. Not run here.
+Expected: images of the requested class. Not verified by a full run.
 """
 
 import dataclasses

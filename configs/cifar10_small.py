@@ -3,13 +3,13 @@
     python train.py --config cifar10_small
     python sample.py --ckpt runs/cifar10_small --label 3,5,7 --guidance-scale 2
 
-Velocity target, squared-cosine schedule, a tenth of the labels hidden in training.
+Target v, squared-cosine schedule. A tenth of the labels are hidden in training.
 Hardware: any.
-Time: not measured; the run resumes, so it can be trained in pieces.
+Time: not measured. The run can be stopped and resumed at any time.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
 Expected: images of the requested class. The equivalent in diffusers is a UNet2DModel of these
 widths with `num_class_embeds=11` (the last for no class), a DDPMScheduler with `squaredcos_cap_v2`
-and `v_prediction`, and AdamW with weight decay 0.01, without clipping of x0 in the loss.
+and `v_prediction`, and AdamW with weight decay 0.01.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -6,7 +6,7 @@ The convunet_mnist recipe in colour, 33,261,827 parameters.
 Hardware: one GPU.
 Time: not measured.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
-Expected: small colour images like those of CIFAR-10. Not run here.
+Expected: small colour images like those of CIFAR-10. Not verified by a full run.
 """
 
 import dataclasses

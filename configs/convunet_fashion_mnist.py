@@ -7,7 +7,7 @@ Hardware: one GPU.
 Time: not measured.
 Data: TFDS fashion_mnist, split train, resized to 32 px; downloaded on first use, or
 `--data.data-dir DIR`.
-Expected: images of clothes. Not run here.
+Expected: images of clothes. Not verified by a full run.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ Hardware: one GPU.
 Time: not measured.
 Data: TFDS oxford_flowers102, all three splits, 329 MiB, resized to 32 px; downloaded on first use,
 or `--data.data-dir DIR`.
-Expected: flowers. Not run here.
+Expected: flowers. Not verified by a full run.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ each step; the x0 estimate is not clipped.
 Hardware: one GPU.
 Time: not measured.
 Data: TFDS mnist, split train, resized to 32 px; downloaded on first use, or `--data.data-dir DIR`.
-Expected: digits. Not run here.
+Expected: digits. Not verified by a full run.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

@@ -5,7 +5,7 @@
 
 Hardware: any.
 Time: 2 to 3 minutes on two CPU cores.
-Data: the 1,797 digits that scikit-learn includes.
+Data: the 1,797 digits of scikit-learn, included in its installation.
 Expected: `python benchmarks/digits.py runs/digits/samples.npz` reports a Frechet distance of at
 most 0.20.
 """

@@ -3,12 +3,12 @@
     python train.py --config digits_classes
     python sample.py --ckpt runs/digits_classes --label 3,5,7 --guidance-scale 2
 
-10 classes, for guidance and editing; a tenth of the labels is hidden in training.
+10 classes, for guidance and editing. A tenth of the labels are hidden in training.
 Hardware: any.
 Time: about 3 minutes on two CPU cores.
-Data: the 1,797 digits that scikit-learn includes, no download.
+Data: the 1,797 digits of scikit-learn, included in its installation.
 Expected: of 500 samples, 97.6% show the requested class at guidance scale 1, and all at 2 and 4.
-Their variance within a class, over that of the real digits, is 0.81, 0.69 and 0.69. To measure, run
+Their variance within a class is 0.81, 0.69 and 0.69 times the real digits'. To measure, run
 `python sample.py --ckpt runs/digits_classes --num 500 --guidance-scale 2 --out classes.npz`, then
 `python benchmarks/digits.py classes.npz --in-turn`.
 """

@@ -4,7 +4,8 @@
 
 Hardware, time: as in the mnist recipe.
 Data: TFDS fashion_mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
-Expected: losses somewhat above those of MNIST, because clothes have texture. Not run here.
+Expected: somewhat higher losses than on MNIST, because clothes have texture. Not verified by a full
+run.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""8,189 Oxford flowers at 128 px: 10 epochs of batch 16 in float16.
+"""8,189 Oxford flowers at 128 px: 10 epochs of batch 16, in float16.
 
     python train.py --config flowers128
 
@@ -7,7 +7,7 @@ Hardware: one GPU with 16 GB. On a CPU add `--training.dtype float32`.
 Time: not measured.
 Data: TFDS oxford_flowers102, all three splits, 329 MiB; downloaded on first use, or
 `--data.data-dir DIR`.
-Expected: flowers. Not run here.
+Expected: flowers. Not verified by a full run.
 """
 
 import dataclasses

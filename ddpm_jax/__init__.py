@@ -1,4 +1,4 @@
-"""Denoising diffusion models in JAX: pure functions, each usable without the others.
+"""Denoising diffusion models in JAX, made of pure functions that can be used on their own.
 
 mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_denoiser, guide
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images

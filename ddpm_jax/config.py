@@ -30,7 +30,7 @@ from ddpm_jax.version import VERSION
 FORMAT = 3
 """The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
 KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.data}
-"""Base classes of settings, each with the package that has one subclass in each module."""
+"""{base class of settings: package whose modules each define one subclass}."""
 
 # On two cores, two devices trained faster than one at 17 and 79 parameters per pixel of a batch,
 # and slower at 1,130 (`python benchmarks/bench.py --rows devices`).
@@ -50,7 +50,7 @@ def cadence_in_steps(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """Length, batches, precision, seed and initial weights of a run; what ends it early."""
+    """Length, batches, precision, seed and initial weights of a run, and what ends it early."""
 
     batch_size: int = 128
     """Images per optimizer step, over all devices and accumulated micro-batches."""
@@ -63,9 +63,9 @@ class Training:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Compute dtype. Parameters stay float32; float16 adds a dynamic loss scale."""
     seed: int = 0
-    """Seed of initial parameters, order of the images, noise and dropout; in [0, 2**32)."""
+    """Seed of initial parameters, image order, noise and dropout, in [0, 2**32)."""
     init_from: str | None = None
-    """Directory or repository of the initial weights, as in --init-from; None for random ones."""
+    """Origin of the initial weights, set by --init-from; None for random initial weights."""
     skip_patience: int = 10
     """Consecutive updates skipped for a non-finite loss or gradient before on_patience applies."""
     on_patience: Literal["stop", "rollback"] = "stop"
@@ -101,7 +101,7 @@ class Checkpoint:
     every_epochs: int | None = 1
     """Epochs between checkpoints."""
     keep_last: int = 2
-    """Number of newest checkpoints to keep, plus the last finite one while updates are skipped."""
+    """Number of newest checkpoints to keep, plus one to roll back to while updates are skipped."""
     keep_every: int | None = None
     """Keep every checkpoint whose step is divisible by this."""
     wait: bool = True
@@ -125,7 +125,7 @@ class Log:
     samples_every: int | None = None
     """Steps between sample grids; overrides samples_every_epochs."""
     samples_every_epochs: int | None = None
-    """Epochs between sample grids. The run always ends with one."""
+    """Epochs between sample grids. The last step always draws one."""
     samples: int = 64
     """Images in a sample grid; 0 for no grids."""
     sample_steps: int | None = 100
@@ -159,7 +159,7 @@ class Config(Recipe):
         """The number of CPU cores per virtual device in training: 2 for large networks, else 1.
 
         Every device all-reduces and applies the whole gradient. Above PARAMETERS_PER_PIXEL this
-        costs more than a second device gains.
+        costs more time than a second device saves.
         """
         pixels = self.training.micro_batch_size * self.model.image_size**2
         return 2 if self.model.parameter_count() > PARAMETERS_PER_PIXEL * pixels else 1
@@ -194,8 +194,8 @@ def config_to_json(config: Config) -> dict[str, Any]:
 def config_from_json(value: Any) -> Config:
     """Read the config that `config_to_json` wrote.
 
-    Raises ValueError for another format, and for unknown, missing or invalid settings. Messages
-    about the JSON itself start in lower case, for the caller to embed beside the name of the file.
+    Raise ValueError for another format, and for unknown, missing or invalid settings. Messages
+    about the JSON itself begin in lower case, because the caller puts the file's name before them.
     """
     if not isinstance(value, dict):
         raise ValueError("it does not hold a JSON object")
@@ -238,13 +238,13 @@ def _kind_of(value: Any, package: ModuleType) -> str:
 
 
 def find_kind(base: type, kind: Any, setting: str) -> type:
-    """The settings class in the module named `kind`, of the package of `base` in KINDS.
+    """The settings class in the module `kind` of the package that KINDS gives for `base`.
 
-    Raises ValueError with the valid names if there is none.
+    Raise ValueError with the valid names if there is none.
     """
     kinds = settings_classes(KINDS[base])
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"Unknown {setting} {kind!r}; {nearest(str(kind), list(kinds))}.")
+        raise ValueError(f"Unknown {setting} {kind!r}: {nearest(str(kind), list(kinds))}.")
     return kinds[kind]
 
 
@@ -258,7 +258,7 @@ def _from_json(cls: type, value: Any, path: str) -> Any:
     if unknown:
         names = ", ".join(_dotted(path, name) for name in unknown)
         raise ValueError(f"unknown settings: {names}")
-    # Without a default, both `default` and `default_factory` are MISSING.
+    # Both are dataclasses.MISSING for a field without a default.
     required = {field.name for field in fields if field.default is field.default_factory}
     missing = sorted(required - set(value))
     if missing:
@@ -306,7 +306,7 @@ def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
 
 
 def settings_classes(package: ModuleType) -> dict[str, type]:
-    """The settings classes in a package by module name; modules without one are left out."""
+    """{module name: settings class} of a package. Modules without such a class are left out."""
     classes = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
@@ -318,7 +318,7 @@ def settings_classes(package: ModuleType) -> dict[str, type]:
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """The valid names as "there are: cifar10, digits", those most like `name` first."""
+    """The valid names as "choose one of cifar10, digits", with the nearest to `name` first."""
     close = difflib.get_close_matches(name, valid, n=3)
     others = [other for other in valid if other not in close]
-    return f"there are: {', '.join([*close, *others])}"
+    return f"choose one of {', '.join([*close, *others])}"

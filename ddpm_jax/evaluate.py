@@ -2,7 +2,7 @@
 
     python -m ddpm_jax.evaluate --ckpt runs/digits --num 256
 
-Writes bits_per_dim.json to the run's directory, and bits_per_dim.png with the bound's term at each
+Write bits_per_dim.json to the run's directory, and bits_per_dim.png with the bound's term at each
 timestep.
 """
 
@@ -36,7 +36,7 @@ class EvaluateOptions(BatchedRunOptions):
     num: int = 256
     """Number of images, drawn from the recipe's data."""
     split: str | None = None
-    """Use another split of the data than the recipe, such as test. Not all data has splits."""
+    """Split of the data, such as test; None for the recipe's. Not all data has splits."""
     variance: Variance | None = None
     """Variance of the reverse step; None for the objective's."""
 

@@ -4,7 +4,7 @@
     python -m ddpm_jax.export --ckpt runs/digits --push owner/name --private
 
 Both `diffusers.DDPMPipeline.from_pretrained("my_pipeline")` and `sample.py --ckpt my_pipeline`
-open the result.
+load the result.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from ddpm_jax.runs.export import check_free, export_to_temp, swap_folder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(RunOptions):
-    """Options of the export. `--ckpt DIR` names the run."""
+    """Export a run to the diffusers layout; `--ckpt DIR` names the run."""
 
     out: Path | None = None
     """The folder to write."""
     overwrite: bool = False
-    """Replace an earlier export in the folder."""
+    """Replace an earlier export in the output folder."""
     push: str | None = None
     """A hub repository owner/name to upload to. It is created if it does not exist."""
     private: bool = False
@@ -45,7 +45,7 @@ class ExportOptions(RunOptions):
 
 
 def main(args: list[str]) -> None:
-    """Run the command: write the export, and upload it if asked."""
+    """Run the command: write the export to --out, upload it to --push, or both."""
     options, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
     pipeline_folder.check_exportable(run.recipe)
     if options.push is not None:

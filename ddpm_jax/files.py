@@ -1,4 +1,4 @@
-"""Files that survive a crash: a write leaves the old content or all of the new one."""
+"""Write files atomically, flush them to disk, and choose unused names."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from typing import BinaryIO
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` when the block ends without an exception.
 
-    An exception leaves `path` as it was. Missing folders are made.
+    If the block raises or the process is killed, `path` stays as it was. Missing folders are
+    created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ def sync(path: Path) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """The first unused path among `path` with -1, -2, ... before its suffix."""
+    """The first unused path with -1, -2, ... before the suffix of `path`."""
     number = 1
     while (name := path.with_stem(f"{path.stem}-{number}")).exists():
         number += 1

@@ -19,14 +19,14 @@ MAX_BATCH_SIZE = 64
 
 
 class PipelineOutput(NamedTuple):
-    """The result of a call of `Pipeline`."""
+    """The result of calling a `Pipeline`."""
 
     images: list[Image.Image]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A recipe and its parameters. Calling it draws images with `generate_shown`."""
+    """A recipe and its parameters. A call draws images with `generate_shown`."""
 
     recipe: Recipe
     params: Params
@@ -35,7 +35,7 @@ class Pipeline:
     def from_pretrained(cls, path_or_repo: str | Path, **options) -> Pipeline:
         """Load a pipeline from a folder or a hub repository.
 
-        Options and errors are those of `load_pretrained`.
+        `load_pretrained` explains the options and errors.
         """
         pretrained = load_pretrained(path_or_repo, **options)
         return cls(pretrained.recipe, pretrained.params)
@@ -53,8 +53,9 @@ class Pipeline:
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
-        """Draw `batch_size` images, at most 64 at once. Image i depends on (seed, i) alone.
+        """Draw `batch_size` images, in batches of at most 64.
 
+        The noise of image i depends only on (seed, i).
         `sampling` replaces settings of the recipe's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.

@@ -29,7 +29,7 @@ class StatisticsOptions(BatchedRunOptions):
     images: int = 256
     """Number of images, drawn from the recipe's data and rounded up to full batches."""
     levels: int = 128
-    """Number of noise levels."""
+    """Maximum number of noise levels."""
     out: Path | None = None
     """File to write; None for statistics.npz in the run's directory."""
 

@@ -2,7 +2,7 @@
 
     python examples/butterflies.py    # minutes on a GPU, hours on a CPU
 
-Pictures go to runs/butterflies_by_hand.
+It writes pictures to runs/butterflies_by_hand.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ for step in range(EPOCHS * epoch_steps):
 loss_curve(np.arange(len(losses)), losses, OUT / "loss.png", "Butterflies")  # linear and log
 
 pipeline = dj.Pipeline(dj.Recipe(model=model, objective=objective), state.params)
-drawn = pipeline(batch_size=8, steps=SAMPLING_STEPS).images  # of PIL
+drawn = pipeline(batch_size=8, steps=SAMPLING_STEPS).images  # PIL images
 dj.save_images(np.stack(drawn), OUT / "pipeline.png")
 denoise = dj.make_denoiser(objective.noise_schedule, Partial(model.apply, state.params))
 grid = dj.make_grid(objective.noise_schedule, dj.spaced(1000, SAMPLING_STEPS))

@@ -1,8 +1,8 @@
 """Corrupt images with uniform noise, learn to predict the clean image, sample in five steps.
 
-    python examples/corruption.py    # MNIST by TFDS; --data digits needs no download
+    python examples/corruption.py    # MNIST from TFDS; --data digits needs no download
 
-An amount of noise in [0, 1] replaces the noise schedule. It is no input of the network.
+An amount of noise in [0, 1] replaces the noise schedule. The network does not see it.
 Pixels are in [0, 1] because BasicUNet ends in a SiLU.
 """
 
@@ -46,7 +46,7 @@ def loss(params: dict, keys: Key[Array, " b"], batch: dict[str, Array]) -> Float
 
 
 def sample(params: dict, noise: Images, steps: int) -> tuple[list[Images], list[Images]]:
-    """Mix predictions into the noise. Return steps + 1 states, noise first, and the predictions."""
+    """Mix predictions into the noise. Return steps + 1 states, noise first, and all predictions."""
     states = [noise]
     predictions = []
     for i in range(steps):
@@ -62,7 +62,7 @@ def row(label: str, *images: Images) -> tuple[str, np.ndarray]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train the network; plot its predictions, its samples and how they come about."""
+    """Train the network; plot its predictions, and its samples at every step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
     parser.add_argument("--data-dir", help="TFDS folder that holds mnist (default: TFDS's own)")

@@ -1,4 +1,4 @@
-"""Train a network written in plain JAX: any function (params, xt, t) -> output will do.
+"""Train a network written in plain JAX: any function (params, xt, t) -> output works.
 
     python examples/own_network.py    # half a minute on two CPU cores
 
@@ -28,7 +28,7 @@ def init(key):
 
 
 def network(params, xt, t):
-    """Predict x0 by a multilayer perceptron from all pixels and an embedding of t."""
+    """Predict x0 with a multilayer perceptron from all pixels and an embedding of t."""
     embedding = sinusoidal_embedding(t, EMBEDDING)  # (b, 64)
     h = jnp.concatenate([xt.reshape(len(xt), -1), embedding], axis=1)  # (b, 128)
     for kernel, bias in params[:-1]:

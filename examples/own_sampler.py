@@ -2,7 +2,7 @@
 
     python examples/own_sampler.py    # prints the error of the new sampler beside DDIM's
 
-The data are Gaussian, so the exact network is known and the whole error is the sampler's.
+The data are Gaussian, so the exact network is known, and the only error is the sampler's.
 """
 
 import jax
@@ -21,30 +21,30 @@ STEPS = (25, 50, 100, 200)
 def two_step() -> dj.Sampler:
     """Integrate eps over sigma with the line through this eps and the one before it.
 
-    The step is h (eps + h / (2 h_before) (eps - eps_before)): Adams and Bashforth's method.
+    The step is h (eps + h / (2 h_before) (eps - eps_before)), the two-step Adams-Bashforth method.
     """
     return dj.Sampler(Partial(_init), Partial(_step), order=2)
 
 
 def _init(xT):
-    return jnp.zeros_like(xT), jnp.full((), jnp.inf)  # no eps yet: it was infinitely far away
+    return jnp.zeros_like(xT), jnp.full((), jnp.inf)  # no eps_before yet: h / inf removes its term
 
 
 def _step(keys, denoise, xt, row, state):
     eps_before, h_before = state
     x0, eps, _ = denoise(xt, row.t)
     h = row.sigma_next - row.sigma
-    bend = jnp.where(row.sigma_next > 0, h / (2 * h_before), 0)  # the last step takes x0 itself
+    bend = jnp.where(row.sigma_next > 0, h / (2 * h_before), 0)  # the last step returns x0
     correction = h * bend * (eps - eps_before)
     x_next = row.sqrt_alpha_bar_next * (x0 + row.sigma_next * eps + correction)
     return x_next, (eps, h)
 
 
 def rms_error(sampler: dj.Sampler, steps: int) -> float:
-    """The root mean square distance of samples from the exact end of each one's path."""
+    """The root mean square distance of the samples from the exact ends of their paths."""
     keys = dj.sample_keys(seed=0, indices=jnp.arange(NUM_SAMPLES))
     xT = dj.initial_noise(keys, (1, 1, 1))  # (n, 1, 1, 1)
-    grid = dj.make_grid(schedule, dj.spaced(1000, steps))
+    grid = dj.make_grid(schedule, dj.timesteps_for(schedule, steps, "log_snr"))
     x0 = jax.jit(dj.sample)(keys, denoise, sampler, grid, xT)
     signal, noise = schedule.sqrt_alpha_bar[-1], schedule.sqrt_one_minus_alpha_bar[-1]
     exact = MEAN + STD * (xT - signal * MEAN) / jnp.sqrt((signal * STD) ** 2 + noise**2)

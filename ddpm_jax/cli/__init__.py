@@ -1,7 +1,7 @@
-"""The commands: their arguments and their mains.
+"""The command line: parse the arguments of the commands, and run train.py and sample.py.
 
-`train` and `sample` are the mains of the two scripts. `recipes` finds the recipes of a folder,
-`arguments` parses settings and sets up JAX. A command that is also a module, such as
-`python -m ddpm_jax.evaluate`, keeps its main in that module. Besides `config`, only this package
-uses tyro. Imports every other package; only the commands import it.
+`train` and `sample` hold the main functions of the two scripts. `recipes` finds the recipes of a
+folder, `arguments` parses settings and configures JAX. A command that is also a module, such as
+`python -m ddpm_jax.evaluate`, has its main function in that module. Only this package uses tyro.
+May import every other package. Only scripts and commands import it.
 """

@@ -1,4 +1,4 @@
-"""Parse command lines into settings, report mistakes in one line, and set up JAX."""
+"""Parse command lines into settings, report mistakes in one line, and configure JAX."""
 
 import contextlib
 import dataclasses
@@ -48,7 +48,7 @@ def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
     """Parse arguments such as `--optimizer.learning-rate 1e-4` into the settings class `kind`.
 
-    A mistake exits with status 2.
+    Exit with status 2 at a mistake.
     """
     config = (tyro.conf.AvoidSubcommands,)
     if default is None:
@@ -69,9 +69,9 @@ def options_class(function: Callable, overrides: Mapping[str, Any]) -> type:
 
 @contextlib.contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """Print a user's mistake in the block as one line and exit with status 2.
+    """Print a ValueError, OSError or ImportError of the block in one line; exit with status 2.
 
-    `debug` prints the traceback too. Ctrl-C exits with status 130.
+    `debug` prints the traceback too. Exit with status 130 at Ctrl-C.
     """
     try:
         yield
@@ -94,9 +94,9 @@ def set_up_jax(
     cores_per_device: int = 1,
     deterministic: bool = False,
 ) -> int | None:
-    """Make JAX's settings, and return the number of virtual CPU devices.
+    """Configure JAX before its first use of a device; return the number of virtual CPU devices.
 
-    Call this before the first use of a device. The number is None if the user has set it already.
+    The number is None if the user set it by an environment variable.
     """
     if cache:
         use_compilation_cache()
@@ -109,7 +109,7 @@ def set_up_jax(
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
+    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(user_cache / "ddpm_jax"))

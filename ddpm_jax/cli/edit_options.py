@@ -1,4 +1,4 @@
-"""Options that make sample.py start from images, and the edit they describe."""
+"""Options of sample.py to start from images, and the edit that they describe."""
 
 import dataclasses
 from pathlib import Path
@@ -21,25 +21,25 @@ DEFAULT_JUMP_LENGTH = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditOptions:
-    """Options to start from images instead of noise. Sample i uses image i and mask i, in turn."""
+    """Options to start from images instead of noise. The samples take images and masks in turn."""
 
     image: tuple[Path, ...] = ()
     """Images to start from. They are resized like the data of the run."""
     strength: float | None = None
-    """Fraction of the walk to redo, in (0, 1]. None takes 0.5, or 1 with --mask or --invert."""
+    """Fraction of the steps to run, in (0, 1]; None for 0.5, or 1 with --mask or --invert."""
     mask: tuple[Path, ...] = ()
-    """Masks, each of its image's size. White is redrawn, black is kept."""
+    """Masks, each of the size of its image. White is redrawn, black is kept."""
     resample: int = 1
-    """Number of passes over each stretch of the walk, with --mask (RePaint; 10 in its paper)."""
+    """RePaint, with --mask: passes over each stretch of the denoising path (10 in the paper)."""
     jump_length: int | None = None
-    """Steps in a stretch of --resample. None takes 10."""
+    """Steps in a stretch of --resample; None for 10."""
     interpolate: bool = False
-    """Go from the first image to the second, or without images from one noise to another."""
+    """Interpolate between two images, or without --image between two noises."""
     invert: bool = False
-    """Walk from the image up to noise instead of adding noise. Needs a sampler such as ddim."""
+    """Run a deterministic sampler such as ddim backwards to noise, instead of adding noise."""
 
     def default_num(self) -> int | None:
-        """The number of samples that are not identical, if the other options determine it."""
+        """The number of images for an inversion, whose further samples repeat these; else None."""
         return len(self.image) if self.invert and not self.interpolate else None
 
     def edit(self, recipe: Recipe, num_images: int) -> Edit | None:

@@ -1,4 +1,4 @@
-"""Find the recipes of a folder, and replace the data source or the network of one."""
+"""Find and load the recipes of a folder, and replace the data source or network of one."""
 
 import ast
 import dataclasses
@@ -32,10 +32,10 @@ def list_recipes(folder: Path) -> str:
 
 
 def load_recipe(name: str, folder: Path) -> Config:
-    """The `config` of a recipe. Raise ValueError with the nearest names if it does not exist."""
+    """Run the file of a recipe and return its `config`. Raise ValueError for an unknown name."""
     files = recipe_files(folder)
     if name not in files:
-        raise ValueError(f"Unknown recipe {name!r}; {nearest(name, list(files))}.")
+        raise ValueError(f"Unknown recipe {name!r}: {nearest(name, list(files))}.")
     spec = importlib.util.spec_from_file_location(f"configs.{name}", files[name])
     assert spec is not None
     assert spec.loader is not None
@@ -48,7 +48,8 @@ def load_recipe(name: str, folder: Path) -> Config:
 def explain_recipes(script: str, folder: Path, asked: bool) -> int:
     """Print the usage of `script` and all recipes; return the exit status.
 
-    The status is 0 if help was asked for, and 2 if `--config` is missing; then it prints to stderr.
+    If help was asked for, the status is 0. Otherwise `--config` is missing: the status is 2, and
+    the text goes to stderr.
     """
     out = sys.stdout if asked else sys.stderr
     print(f"usage: python {script} --config NAME [settings]\n", file=out)
@@ -60,10 +61,10 @@ def explain_recipes(script: str, folder: Path, asked: bool) -> int:
 def replace_part(config: Config, field: str, name: str) -> Config:
     """The config with another data source (`field` "data") or another network (`field` "model").
 
-    `name` is the module of the new part, which gets its own default settings. A new network keeps
-    image_size and channels of the old one. Any other setting without a default becomes
-    tyro.MISSING, so that the command line must give it. Raise ValueError with the valid names if
-    there is no such module.
+    `name` is the module of the new source or network, which gets its own default settings. A new
+    network keeps image_size and channels of the old one. Any other setting without a default
+    becomes tyro.MISSING, so that the command line must give it. Raise ValueError with the valid
+    names if there is no such module.
     """
     base = {"data": DataSource, "model": Model}[field]
     kind = find_kind(base, name, field)

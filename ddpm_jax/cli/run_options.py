@@ -17,9 +17,9 @@ class RunOptions:
     """Options of every command that reads a run."""
 
     weights: str = DEFAULT_WEIGHTS
-    """Average of the parameters by name, `raw` for no average, or the length of one to rebuild."""
+    """Average of the parameters by name, raw for none, or the length of an average to rebuild."""
     checkpoint: int | None = None
-    """Step of the checkpoint. None takes the newest."""
+    """Step of the checkpoint; None for the newest."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -33,16 +33,16 @@ class BatchedRunOptions(RunOptions):
     seed: int = 0
     """Seed of all random numbers, in [0, 2**32)."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Require this kind of device."""
+    """Kind of device to use. It is an error if there is none."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
+    """Cache compiled programs in the user's cache folder."""
 
     def __post_init__(self):
         check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}.")
         check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}.")
 
     def set_up_jax(self, num_images: int) -> None:
-        """Make JAX's settings for `num_images` images, before the first use of a device."""
+        """Configure JAX for `num_images` images, before its first use of a device."""
         batch_size = min(self.batch_size, num_images)
         arguments.set_up_jax(batch_size, self.platform, self.compilation_cache)
 
@@ -59,8 +59,7 @@ Options = TypeVar("Options", bound=RunOptions)
 def parse(kind: type[Options], args: list[str], command: str) -> tuple[Options, RunSource]:
     """Parse the options of a command and open the run of its `--ckpt`.
 
-    Raise ValueError if `--ckpt` is missing, and FileNotFoundError or ValueError if there is no such
-    run.
+    Raise ValueError if `--ckpt` is missing, and FileNotFoundError or ValueError if it names no run.
     """
     ckpt, args = arguments.take_option(args, "--ckpt")
     options = arguments.parse(kind, args, None, f"{command} --ckpt DIR")

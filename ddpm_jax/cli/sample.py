@@ -1,4 +1,4 @@
-"""The main of sample.py: draw samples from a trained network and write them as pictures."""
+"""The main function of sample.py: draw samples from a trained network and write them to files."""
 
 import dataclasses
 from pathlib import Path
@@ -30,14 +30,14 @@ class SampleOptions(EditOptions, BatchedRunOptions):
     """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
 
     num: int | None = None
-    """Number of images. None draws 64, or with --invert one per image."""
+    """Number of images; None for 64, or with --invert for one per image."""
     label: tuple[str, ...] = ()
-    """Classes, such as 3,5,7. Image i has the i-th of them, in turn. The default is all classes."""
+    """Classes, such as 3,5,7, which the images take in turn. The default is all classes."""
     out: tuple[Path, ...] = ()
     """Files or folders: X.png is a grid, X.npz holds uint8 NHWC under `images`, X.gif shows the
     denoising path, and a folder gets one PNG per image."""
     trajectory: bool = False
-    """Also write the denoising path of ten samples to X_chain.png."""
+    """Also write ten stages of the denoising path of ten samples to X_chain.png."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,8 +74,8 @@ def parse(
 ) -> tuple[SampleOptions, Sampling]:
     """Parse the options of the command and the settings of sampling.
 
-    Their defaults come from the recipe of `source`. `sampler` names a sampler, or None for the
-    recipe's; `--sampler.OPTION` sets its options.
+    The recipe of `source` gives the defaults of the settings. `sampler` names a sampler, or is None
+    for the recipe's; `--sampler.OPTION` sets its options.
     """
     overrides = {} if sampler is None else {"sampler": sampler}
     default = source.recipe.sampling.override(**overrides)
@@ -105,9 +105,9 @@ def parse(
 def draw_states(
     recipe: Recipe, params: Params, options: SampleOptions, num_images: int, edit: Edit | None
 ) -> np.ndarray:
-    """Draw the samples as uint8 states (k, n, h, w, c), of which the last holds the samples.
+    """Draw uint8 states (k, n, h, w, c), of which the last one holds the samples.
 
-    The others are the denoising path, if any output shows it.
+    The others show the denoising path. Without an output that shows it, k is 1.
     """
     trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
     given_labels = arguments.whole_numbers("--label", options.label)

@@ -1,4 +1,4 @@
-"""The main of train.py: train a recipe, or resume it."""
+"""The main function of train.py: train a recipe, or resume its run."""
 
 import dataclasses
 from functools import partial
@@ -19,22 +19,23 @@ from ddpm_jax.runs.progress import banner
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a recipe, or resume it.
+    """Train a recipe, or resume its run.
 
-    `--data NAME` and `--model NAME` select another data source or network, to which all other
-    settings then refer. `--init-from` takes a run, or a folder or hub repository in the diffusers
-    layout, and starts from its network, weights, noise schedule and target.
+    `--data NAME` and `--model NAME` select another data source or network; the settings `--data.*`
+    and `--model.*` are then those of the new one. `--init-from` starts from the network, weights,
+    noise schedule and target of a run, of a folder or hub repository in the diffusers layout, or of
+    a state dict of the ConvBlock U-Net.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: Path
-    """Directory of checkpoints, samples and logs."""
+    """Directory for checkpoints, samples and logs."""
     overwrite: bool = False
     """Delete the run in the workdir and start a new one."""
     dry_run: bool = False
     """Print the resolved recipe, data, devices and parameter count, and stop. Needs no data."""
     preview: bool = False
-    """Also write pictures of the data and of the noising process."""
+    """Also write pictures of the data and of the noising process before training."""
     push: str | None = None
     """Hub repository owner/name to upload each checkpoint to, in the diffusers layout."""
     private: bool = False
@@ -42,15 +43,15 @@ class TrainOptions:
     coordinator: str | None = None
     """On several hosts: HOST:PORT of the first, or auto under Slurm, Kubernetes or on a TPU pod."""
     hosts: int | None = None
-    """Number of hosts; not with auto."""
+    """Number of hosts. Not needed with --coordinator auto."""
     host: int | None = None
-    """Index of this host, from 0; not with auto."""
+    """Index of this host, from 0. Not needed with --coordinator auto."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Require this kind of device."""
+    """Kind of device to use. It is an error if there is none."""
     deterministic: bool = False
-    """Make a GPU give the same bits in every run, at some cost in speed. A CPU always does."""
+    """Make a GPU compute the same bits in every run, at some cost in speed. A CPU always does."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
+    """Cache compiled programs in the user's cache folder."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -89,7 +90,7 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
     init_from, args = arguments.take_option(args, "--init-from")
     check(
         init_from is None or not model,
-        "--init-from determines which network it is: leave --model out.",
+        "--init-from determines the network: leave --model out.",
     )
     if init_from is not None:
         recipe = with_pretrained_network(recipe, init_from)
@@ -100,7 +101,8 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
 def use_devices(options: TrainOptions) -> Config:
     """Set up the devices; return the config with the number of CPU devices in use.
 
-    A resumed run uses as many CPU devices as before, unless the command line sets their number.
+    On one host a resumed run uses as many CPU devices as before, unless the command line sets
+    their number.
     """
     config = options.config
     settings = config.parallel
@@ -124,7 +126,7 @@ def use_devices(options: TrainOptions) -> Config:
 
 
 def dry_run(config: Config, options: TrainOptions) -> int:
-    """Print the resolved recipe after the checks of a real run; return exit status 0."""
+    """Check whether the recipe may resume, and print it resolved; return exit status 0."""
     if not options.overwrite:
         directory.resume(config, options.workdir)
     print(banner(config, options.workdir))

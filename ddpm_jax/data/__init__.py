@@ -1,8 +1,9 @@
-"""Images to train on: one source a file, and one deterministic stream of batches for all of them.
+"""Images to train on: one data source per file, and one deterministic stream of batches for all.
 
-A source is a frozen dataclass, a `DataSource`. The name of its module is its name on the command
-line. `load(image_size, channels)` returns uint8 images of one size as an `ImageSet`: `InMemory`, or
-`OnDisk` above `IN_MEMORY_BYTES`. `batches` makes each global batch a pure function of (seed, step).
+A data source is a frozen dataclass, a subclass of `DataSource`. Its name on the command line is the
+name of its module. `load(image_size, channels)` returns uint8 images of one size as an `ImageSet`:
+`InMemory`, or `OnDisk` above `IN_MEMORY_BYTES`. `batches` makes each global batch a pure function
+of (seed, step).
 Imports only `errors`.
 """
 
@@ -45,11 +46,11 @@ class DataSource:
     """Base class of all sources of images, with their common settings."""
 
     flip: bool = False
-    """Mirror each image left to right with probability 1/2."""
+    """Flip each image horizontally with probability 1/2."""
     resize: Literal["crop", "squash"] = "crop"
-    """Make an image square by cutting out its centre, or by changing its aspect ratio."""
+    """How to make an image square: crop to its centre, or squash by changing the aspect ratio."""
     max_corrupt_fraction: float = 0.0
-    """Fraction of images, in [0, 1), that may be corrupt and are skipped. More are an error."""
+    """Largest fraction of corrupt images to skip, in [0, 1). A larger fraction is an error."""
 
     def __post_init__(self):
         check(
@@ -58,7 +59,7 @@ class DataSource:
         )
 
     def describe(self) -> str:
-        """One line that names the source. It needs no data on disk."""
+        """One line that names the source. Needs no data on disk."""
         raise NotImplementedError
 
     def load(self, image_size: int, channels: int) -> ImageSet:
@@ -128,12 +129,12 @@ def load_or_stream(
     name: str,
     max_corrupt_fraction: float = 0.0,
 ) -> ImageSet:
-    """Load all images into memory if they fit into `IN_MEMORY_BYTES`, else leave them on disk.
+    """Load all images into memory if they fit into `IN_MEMORY_BYTES`; else leave them on disk.
 
     An image is corrupt if `decode` raises ValueError for it. Print the error of each corrupt image
     to stderr and skip the image. Raise ValueError if the fraction of corrupt images is above
-    `max_corrupt_fraction`. Images on disk are not checked here if that fraction is 0: then `read`
-    raises at the first corrupt image.
+    `max_corrupt_fraction`. If that is 0, images on disk are not checked in advance: `read` raises
+    at the first corrupt image.
     """
     on_disk = num_images * image_bytes > IN_MEMORY_BYTES
     if on_disk and not max_corrupt_fraction:

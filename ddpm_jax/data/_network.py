@@ -1,4 +1,4 @@
-"""Probe a server before a download: the libraries that download would retry for minutes."""
+"""Probe a server before a download, because the download libraries retry for minutes."""
 
 import contextlib
 import threading

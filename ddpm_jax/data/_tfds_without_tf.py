@@ -1,7 +1,7 @@
-"""Prepare TFDS data sets as ArrayRecord: any set with TensorFlow, a few sets without it.
+"""Prepare TFDS data sets as ArrayRecord: any data set with TensorFlow, a few without it.
 
-The builders of these few sets use three things of TensorFlow: file access, a text decoder and a PNG
-encoder. A fake TensorFlow with these three replaces it while the set is prepared.
+The builders of these few use TensorFlow for three things: file access, decoding text, and encoding
+images. While a data set is prepared, a fake TensorFlow does the first two, and Pillow encodes.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def is_prepared(builder: DatasetBuilder) -> bool:
 def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = None) -> None:
     """Download the data set, verify its checksums, write ArrayRecord files.
 
-    Raise FileNotFoundError if files or the network are missing, and ValueError if the preparation
-    fails or needs TensorFlow.
+    Raise FileNotFoundError if files are missing or a server does not answer, and ValueError if the
+    preparation fails or needs TensorFlow.
     """
     from tensorflow_datasets.core.download import DownloadConfig
 
-    # TFDS's bucket holds only TFRecord, and without a network asking for it takes long.
+    # TFDS's bucket holds only TFRecord files, and without a network the request for them is slow.
     config = (download_config or DownloadConfig()).replace(try_download_gcs=False)
     if builder.data_path.exists():
         raise ValueError(
-            f"{builder.data_dir} is not a complete data set: delete it, and it is prepared again."
+            f"{builder.data_dir} is not a complete data set: delete it to prepare it again."
         )
     backend = contextlib.nullcontext() if has_tensorflow() else without_tensorflow(builder.name)
     with backend:
@@ -74,14 +74,14 @@ def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = No
             f"Preparing {builder.info.full_name} in {builder.data_dir_root}{download}.",
             file=sys.stderr,
         )
-        # TFDS prints its progress to stdout, which belongs to the command's own output.
+        # TFDS prints its progress to stdout, which is for the output of the command.
         to_stderr = contextlib.redirect_stdout(sys.stderr)
         with explain_tfds_error(builder, manual), to_stderr:
             builder.download_and_prepare(download_config=config, file_format="array_record")
 
 
 def has_tensorflow() -> bool:
-    """Whether TensorFlow is installed. This does not import it."""
+    """Whether TensorFlow is installed. Does not import it."""
     return importlib.util.find_spec("tensorflow") is not None
 
 
@@ -127,7 +127,7 @@ def check_network(builder: DatasetBuilder, manual: Path, urls: list[str]) -> Non
 
 
 def file_names(builder: DatasetBuilder) -> str:
-    """The names of the files that TFDS downloads for `builder`, if there are at most 8."""
+    """The names of the files that TFDS downloads, or "its files" if there are none or over 8."""
     names = [info.filename for info in (builder.url_infos or {}).values() if info.filename]
     return ", ".join(names) if 0 < len(names) <= 8 else "its files"
 
@@ -135,7 +135,7 @@ def file_names(builder: DatasetBuilder) -> str:
 def unreachable_hosts(urls: Iterable[str]) -> list[str]:
     """The hosts of `urls` that do not answer within `PROBE_SECONDS`.
 
-    All hosts are asked at the same time, through the proxies that the environment sets.
+    Probe all hosts at the same time, through the proxies of the environment.
     """
     import requests
 
@@ -159,7 +159,7 @@ def unreachable_hosts(urls: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def explain_tfds_error(builder: DatasetBuilder, manual: Path) -> Iterator[None]:
-    """Convert TFDS's multi-line errors in the block into a ValueError of one line."""
+    """Turn TFDS's multi-line errors in the block into a ValueError of one line."""
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.extractor import ExtractError
@@ -197,7 +197,7 @@ def without_tensorflow(name: str) -> Iterator[None]:
     # `sys.modules` stays untouched, so that no other package takes the fake for TensorFlow.
     lazy_module = vars(lazy_imports_utils.tensorflow)
     encode_with_tensorflow = _ImageEncoder._encode_image
-    # TFDS encodes arrays with a TensorFlow graph. Its encoder of PIL images does without one.
+    # TFDS encodes arrays with a TensorFlow graph, but PIL images without one.
     _ImageEncoder._encode_image = encode_array
     try:
         with contextlib.ExitStack() as open_files:
@@ -227,7 +227,7 @@ def check_without_tensorflow(name: str) -> None:
 
 
 def fake_tensorflow(open_files: contextlib.ExitStack) -> SimpleNamespace:
-    """The parts of TensorFlow that the builders of `WITHOUT_TENSORFLOW` use, for local files only.
+    """Make the parts of TensorFlow that the builders of `WITHOUT_TENSORFLOW` use, for local files.
 
     `open_files` closes the files that were opened for reading.
     """

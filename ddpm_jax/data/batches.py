@@ -25,7 +25,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     offsets = positions % num_images
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        # NumPy keeps the stream of a RandomState seed in every version; a Generator's may change.
+        # NumPy fixes the stream of a seeded RandomState for all versions; a Generator's may change.
         order = np.random.RandomState([seed, epoch]).permutation(num_images)
         indices[epochs == epoch] = order[offsets[epochs == epoch]]
     return indices
@@ -43,7 +43,7 @@ def batch_at(
     """The global batch of (seed, step): `image` (b, h, w, c) float32 in [-1, 1] and `label` (b,).
 
     `rows` selects a part of the batch; only the images of these rows are read. There is no `label`
-    if the images have none. `flip` mirrors each image with probability 1/2.
+    if the images have none. `flip` flips each image horizontally with probability 1/2.
     """
     batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
     pixels = batch["image"]
@@ -56,7 +56,7 @@ def batch_at(
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
     """Yield `make_batch(step)` for start <= step < stop, in order.
 
-    Worker threads make the batches ahead of their use.
+    Worker threads prepare batches ahead.
     """
     import grain
 

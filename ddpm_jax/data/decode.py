@@ -15,7 +15,7 @@ def resize_image(image: Image.Image, image_size: int, channels: int, resize: str
     Apply the EXIF rotation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
     pixels as white. Cut out the middle square (`resize` "crop") or change the aspect ratio
     ("squash"); interpolate bilinearly with antialiasing. Raise ValueError for pixels of another
-    range, such as floats.
+    type or range, such as floats.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -51,13 +51,13 @@ def decode_image(
     """
     try:
         with Image.open(file) as image:
-            # PIL itself only warns up to twice this limit.
+            # Up to twice this limit, PIL itself only warns.
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 size = f"{image.width}x{image.height}"
                 raise Image.DecompressionBombError(f"{size} is above {limit} pixels")
             return resize_image(image, image_size, channels, resize)
-    # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError and more.
+    # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, ...
     except Exception as error:
         unknown_format = isinstance(error, UnidentifiedImageError)
         cause = "not in a format that Pillow knows" if unknown_format else error

@@ -19,8 +19,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 class Folder(DataSource):
     """The image files of a folder and its subfolders.
 
-    Files with other suffixes and hidden files are skipped. The first frame of an animation is used.
-    If every image is in a direct subfolder, the subfolders, sorted by name, are the classes.
+    Hidden files, and files without a suffix of `SUFFIXES`, are skipped. The first frame of an
+    animation is used. If every image is in a direct subfolder, the subfolders, sorted by name, are
+    the classes.
     """
 
     path: str
@@ -50,7 +51,7 @@ class Folder(DataSource):
 def image_names(root: Path) -> list[str]:
     """The sorted paths of all image files under `root`, relative to it and with '/'.
 
-    They are the same on every file system.
+    Their order is the same on every file system.
     """
     # Path.exists would raise if a parent folder is locked.
     if not os.path.exists(root):
@@ -80,13 +81,13 @@ def list_files(root: Path) -> list[tuple[Path, list[str]]]:
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
         target = os.path.realpath(folder)
-        # A link to a folder above itself would repeat the images dozens of times.
+        # A link to one of its own parent folders would repeat the images dozens of times.
         if target in seen:
             raise ValueError(
                 f"{folder} leads to {target}, which is listed already: remove the link."
             )
         seen.add(target)
-        # os.walk visits the subfolders that are left in this list.
+        # os.walk visits the subfolders that stay in this list.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         listing.append((Path(folder), files))
     return listing
@@ -99,7 +100,7 @@ def _raise_unreadable(error: OSError) -> NoReturn:
 
 
 def folder_labels(names: list[str]) -> np.ndarray | None:
-    """int32 (n,): the index of each image's folder in the sorted folders.
+    """The labels as int32 (n,): the index of each image's folder among the sorted folders.
 
     None unless every image is in a direct subfolder.
     """

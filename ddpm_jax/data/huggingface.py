@@ -35,11 +35,11 @@ class HuggingFace(DataSource):
     """
 
     path: str
-    """A parquet file, a folder of parquet files, or else a hub id owner/name."""
+    """A parquet file, a folder of parquet files, or else a hub repository owner/name."""
     split: str = "train"
-    """Split of the data set. A single parquet file is read whole."""
+    """Split of the data set. Ignored for a single parquet file."""
     image_column: str | None = None
-    """Column of the images. None takes the only one."""
+    """Column of the images; None for the only one."""
 
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
@@ -75,7 +75,7 @@ class HuggingFace(DataSource):
             table = table.select(choose_columns(table.schema, self.image_column, self.path))
         else:
             raise FileNotFoundError(
-                f"{self.path} does not exist or is locked, and is not a hub id owner/name: "
+                f"{self.path} does not exist or is locked, and is not a hub repository owner/name: "
                 "check the path."
             )
         check_images_present(table[0], self.path, embedded=is_local)
@@ -83,10 +83,10 @@ class HuggingFace(DataSource):
 
 
 def parquet_files(path: Path, split: str) -> list[Path]:
-    """`path` itself if it is a file, else the parquet files of a split under it, sorted.
+    """The file `path`, or the sorted parquet files of a split in the folder `path`.
 
-    A file belongs to `split` if its path under `path` contains that word. If no path contains the
-    name of any split, all files belong to `train`. Raise FileNotFoundError if there is no file.
+    A file belongs to `split` if its relative path contains that word. If no relative path contains
+    the name of any split, all files belong to `train`. Raise FileNotFoundError if there is no file.
     """
     if path.is_file():
         return [path]
@@ -173,7 +173,7 @@ def holds_images(kind: pa.DataType) -> bool:
 def check_images_present(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
     """Raise ValueError for the first row without an image.
 
-    A row may hold the path of a file in place of the bytes, unless `embedded` forbids it.
+    A row may hold the path of a file instead of its bytes, unless `embedded` is set.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -234,7 +234,7 @@ def hub_table(path: str, split: str) -> pa.Table:
         )
     try:
         return load_dataset(path, split=split).with_format("arrow")[:]
-    # Not found, no such split, gated, several configurations, connection lost and more.
+    # The causes have many types: no such data set or split, access denied, connection lost, ...
     except Exception as error:
         raise ValueError(
             f"Cannot load {path}, split {split}, from the Hugging Face hub ({one_line(error)}): "
@@ -246,7 +246,7 @@ def server_answers(url: str) -> bool:
     """Whether a server answers at `url` within `PROBE_SECONDS`.
 
     `datasets` itself would retry for half a minute. The request uses the session of the download,
-    and so its proxy and its certificates.
+    and thus its proxy and certificates.
     """
     from huggingface_hub.utils import get_session
 

@@ -1,4 +1,4 @@
-"""Pixels: uint8 at the edges, float32 in [-1, 1] inside."""
+"""Convert pixels between uint8, for files, and float32 in [-1, 1], for networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
-    """uint8 [0, 255] to float32 [-1, 1]."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
     levels = np.linspace(-1.0, 1.0, 256, dtype=np.float32)
     return levels[images]
 
@@ -24,13 +24,13 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
         raise ValueError(
             f"Pixels of type {pixels.dtype} are not floats in [-1, 1]: use them without conversion."
         )
-    # bfloat16 and float16 cannot represent 256 levels.
+    # Scale in float32: bfloat16 cannot represent 256 levels.
     pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32))
     num_broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
     if num_broken:
         raise ValueError(
             f"{num_broken} of {pixels.size} pixels are not finite: "
-            "look for the NaN in the sampler or in the parameters."
+            "check the parameters and the settings of sampling."
         )
     return np.rint((np.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 

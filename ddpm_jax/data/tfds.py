@@ -31,9 +31,9 @@ class Tfds(DataSource):
     split: str = "train"
     """Split in TFDS's notation: train, train+validation+test, train[:1000], train[:10%]."""
     data_dir: str | None = None
-    """Folder that holds NAME/VERSION. None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    """Folder that holds NAME/VERSION; None for $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     image_feature: str | None = None
-    """Feature to train on. None takes `image`, or else the first image feature."""
+    """Feature to train on; None for `image`, or else the first image feature."""
 
     def describe(self) -> str:
         return f"tfds: {self.name}, split {self.split}, in {self.data_dir or 'the TFDS folder'}"
@@ -67,14 +67,14 @@ def find_builder(name: str, data_dir: str | None) -> DatasetBuilder:
     folder = data_dir and os.path.expanduser(data_dir)
     try:
         return tensorflow_datasets.builder(name, data_dir=folder)
-    # TFDS raises ValueError for an unknown name or config, AssertionError for a version, and
-    # ImportError for a name of Hugging Face.
+    # TFDS raises ValueError for an unknown name or config, AssertionError for an unknown version,
+    # and ImportError for the name of a Hugging Face data set.
     except (ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"TFDS has no data set {name!r}: {suggest(name)}") from error
 
 
 def suggest(name: str) -> str:
-    """A hint with the data sets, or the configs of the data set, whose names are near `name`."""
+    """A hint with the data sets, or the configs of the data set, whose names resemble `name`."""
     import tensorflow_datasets
 
     # The list of community data sets needs TensorFlow.
@@ -126,7 +126,7 @@ def open_records(builder: DatasetBuilder, split: str) -> Sequence[bytes]:
     if "array_record" not in formats:
         raise ValueError(
             f"{builder.data_dir} holds {builder.name} as {', '.join(formats)}, not as ArrayRecord: "
-            "give another --data.data-dir, or delete that folder, and the set is prepared again."
+            "give another --data.data-dir, or delete that folder to prepare the data set again."
         )
     shards = find_shards(builder, split)
     check_num_records(builder, shards)
@@ -142,7 +142,7 @@ def open_records(builder: DatasetBuilder, split: str) -> Sequence[bytes]:
 def read_all(records: Any) -> Iterator[bytes]:
     """Yield every record in order.
 
-    They are read a thousand at a time, which is ten times faster than one by one.
+    Read a thousand at a time, which is ten times as fast as one by one.
     """
     for start in range(0, len(records), RECORDS_PER_READ):
         stop = min(start + RECORDS_PER_READ, len(records))
@@ -170,22 +170,22 @@ def find_shards(builder: DatasetBuilder, split: str) -> Sequence[Any]:
 
 
 def check_num_records(builder: DatasetBuilder, shards: Sequence[Any]) -> None:
-    """Raise ValueError unless the files hold as many records as the set's description says."""
+    """Raise ValueError unless the files hold as many records as the data set's metadata says."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     expected = sum(shard.examples_in_shard for shard in shards)
-    # `len` of TFDS's data source repeats the description, so open the files themselves.
+    # `len` of TFDS's data source repeats the metadata, so open the files themselves.
     try:
         num_records = len(ArrayRecordDataSource([shard.filename for shard in shards]))
-    # A file is missing or truncated.
+    # ArrayRecord raises RuntimeError if a file is missing or truncated.
     except RuntimeError as error:
         raise ValueError(
-            f"{builder.data_dir} is corrupt ({error}): delete it, and it is prepared again."
+            f"{builder.data_dir} is corrupt ({error}): delete it to prepare it again."
         ) from error
     if num_records != expected:
         raise ValueError(
-            f"{builder.data_dir} holds {num_records:,} records, but its description says "
-            f"{expected:,}: delete it, and it is prepared again."
+            f"{builder.data_dir} holds {num_records:,} records, but its metadata says "
+            f"{expected:,}: delete it to prepare it again."
         )
 
 

@@ -1,6 +1,6 @@
-"""Devices, hosts, memory and signals: what depends on the machine belongs here.
+"""Devices, hosts, memory and signals: everything that depends on the machine.
 
-`parallel` is the only file with `jax.pmap`. `platform` makes the settings that JAX needs before its
-first use of a device.
+`parallel` is the only file with `jax.pmap`. `platform` configures JAX before its first use of a
+device.
 Imports only jax, numpy and `ddpm_jax.errors`.
 """

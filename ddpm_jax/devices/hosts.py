@@ -43,12 +43,12 @@ def distributed(
 ) -> Iterator[None]:
     """Connect this process to the other hosts of a run for the duration of the block.
 
-    `coordinator` is HOST:PORT of the first host, and comes with `num_hosts` and with the
-    `host_index` of this one, from 0. "auto" reads all three from the environment (Slurm,
+    `coordinator` is HOST:PORT of the first host. It needs `num_hosts` and the `host_index` of this
+    host, from 0. "auto" reads all three from the environment (Slurm,
     Kubernetes, TPU pods; see `jax.distributed.initialize`). None runs on this host alone.
 
-    Enter it before the first use of a device. Raises ValueError if the hosts cannot connect. If the
-    block raises, the process exits at once.
+    Enter the block before the first use of a device. Raise ValueError if the hosts cannot connect.
+    If the block raises, the process exits at once.
     """
     check(
         coordinator is not None or (num_hosts, host_index) == (None, None),
@@ -65,7 +65,8 @@ def distributed(
     except BaseException:
         traceback.print_exc()
         _exit_without_barrier(1)
-    # The shutdown barrier fails if another host crashed after its last step. This one is done.
+    # The shutdown barrier fails if another host crashed after its last step. This host is done, so
+    # ignore that.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()
 
@@ -147,14 +148,14 @@ def barrier(name: str) -> None:
 
 
 def broadcast(number: int) -> int:
-    """The number that the primary host passes, on every host."""
+    """Return the primary host's number on every host."""
     if count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def assert_identical(value: Any) -> None:
-    """Raise ValueError if this JSON value differs from the one that the primary host passes."""
+    """Raise ValueError if this JSON value differs from the primary host's."""
     checksum = zlib.crc32(json.dumps(value).encode()) & 0x7FFFFFFF
     check(
         broadcast(checksum) == checksum,

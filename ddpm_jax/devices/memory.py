@@ -1,4 +1,4 @@
-"""Errors about too little memory: one line with the remedy, before the first step if possible."""
+"""Report a shortage of memory in one line with the remedy, if possible before the first step."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""Devices: the only file that knows how many there are.
+"""Run training steps and sampling on all devices: the only file that splits a batch over them.
 
 A training step is written once, for one device or for one shard of the batch (`axis_name`). Here it
 is mapped over the devices by `jax.pmap`, or by `jax.jit` with a sharded batch. Both routes leave
 the state unstacked, so a checkpoint depends neither on the route nor on the number of devices.
-Training uses the devices of all hosts, sampling the devices of one.
+Training uses the devices of all hosts, sampling those of one host.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Parallel:
     fsdp: int = 1
     """Devices to split parameters, averages and optimizer state over. Above 1 the route is jit."""
     cpu_devices: int | None = None
-    """Virtual CPU devices per host; None for the largest divisor of the batch up to the cores."""
+    """Virtual CPU devices per host; None for a divisor of the micro-batch, at most one per core."""
 
     @property
     def description(self) -> str:
@@ -54,7 +54,7 @@ def data_mesh() -> Mesh:
 def training_mesh(fsdp: int = 1) -> Mesh:
     """The devices of all hosts as a mesh with axes (data,) or (data, fsdp).
 
-    The devices of a host are adjacent. A batch is split over all axes. Raises ValueError unless
+    The devices of a host are adjacent. A batch is split over all axes. Raise ValueError unless
     fsdp divides the number of devices.
     """
     ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -88,7 +88,7 @@ def state_shardings(tree: Any, fsdp: int = 1) -> Any:
 
 
 def put_state(tree: Any, fsdp: int = 1) -> Any:
-    """Put a state on the training mesh as `state_shardings` says, ready to be donated.
+    """Put a state on the training mesh with the shardings of `state_shardings`, ready to donate.
 
     Arrays that already have their sharding are not copied. Every host must pass the same values.
     """
@@ -132,7 +132,7 @@ def _reshard_to(sharding: NamedSharding) -> Callable:
 
 
 def replicate(tree: Any) -> Any:
-    """Put a copy of `tree` on every local device, ready to be donated.
+    """Put a copy of `tree` on every local device, ready to donate.
 
     Arrays that are replicated already are not copied.
     """
@@ -158,9 +158,9 @@ def shard(tree: Any) -> Any:
 def per_shard(function: Callable) -> Callable:
     """Make `function(tree, *arrays)` run on each local device with its shard of the arrays.
 
-    `tree` is replicated. `function` must treat each example by itself; then the compiler need not
-    find out how to partition it. Repeated calls return the same object, so that `jit` does not
-    compile again.
+    `tree` is replicated. `function` must treat each example independently, so that the compiler has
+    nothing to partition. Repeated calls return the same object, so that `jit` does not compile
+    again.
     """
 
     def on_shard(tree, arrays):
@@ -181,21 +181,21 @@ def per_shard(function: Callable) -> Callable:
 
 
 def padded_batch_size(batch_size: int, num_images: int) -> int:
-    """The smaller of `batch_size` and `num_images`, rounded up to a multiple of local devices."""
+    """The smaller of both numbers, rounded up to a multiple of the number of local devices."""
     num_devices = jax.local_device_count()
     return -(-min(batch_size, num_images) // num_devices) * num_devices
 
 
 def check_divides(batch_size: int, fsdp: int = 1) -> None:
-    """Raise ValueError unless the batch of a training step divides over the devices of all hosts.
+    """Raise ValueError unless the number of devices of all hosts divides the batch of a step.
 
-    Also raises it unless fsdp divides the number of devices.
+    Also raise it unless fsdp divides the number of devices.
     """
     num_devices = training_mesh(fsdp).size
     if batch_size % num_devices:
         lower = max(batch_size // num_devices, 1) * num_devices
         raise ValueError(
-            f"A batch of {batch_size} does not divide over {num_devices} devices: "
+            f"A micro-batch of {batch_size} cannot be split evenly over {num_devices} devices: "
             f"use a multiple of {num_devices}, such as {lower} or {lower + num_devices}."
         )
 
@@ -221,7 +221,7 @@ class ParallelStep:
         return self.mapped(state, self.shard_batch(batch))
 
     def host_memory(self, state: Any, batch: Any) -> int:
-        """The bytes of host memory that a step takes beside state and batch; 0 off the CPU.
+        """The bytes of host memory that a step needs besides state and batch; 0 if not on a CPU.
 
         Compiles the step. Later calls reuse the compiled program.
         """
@@ -236,9 +236,9 @@ class ParallelStep:
 def pmap_step(step: Callable) -> ParallelStep:
     """Run `step(state, batch)` on every device, each with a shard of the batch.
 
-    `jax.pmap` has been `jit` of `shard_map` since JAX 0.8; with `None` axes the state stays
-    unstacked. On several hosts `jax.pmap` would split and reassemble the arrays at every step, so
-    `jit` and `shard_map` are called here directly.
+    Since JAX 0.8 `jax.pmap` is `jit` of `shard_map`; with `None` axes the state stays unstacked. On
+    several hosts `jax.pmap` would split and reassemble the arrays at every step, so `jit` and
+    `shard_map` are called directly.
     """
     if jax.process_count() > 1:
         mesh = training_mesh()
@@ -254,7 +254,7 @@ def pmap_step(step: Callable) -> ParallelStep:
 
 
 def jit_step(step: Callable, fsdp: int = 1) -> ParallelStep:
-    """Run `step(state, batch)` on global arrays with a sharded batch: XLA inserts the collectives.
+    """Run `step(state, batch)` on global arrays with a sharded batch; XLA inserts the collectives.
 
     With fsdp above 1 a step first gathers the parameters; each device keeps and updates only its
     shard of the state.

@@ -1,4 +1,4 @@
-"""Settings that JAX needs before its first use of a device; the scripts make them."""
+"""Configure JAX before its first use of a device. Only scripts call these functions."""
 
 import os
 
@@ -8,12 +8,11 @@ import jax
 def use_cpu_cores(
     batch_size: int, num_devices: int | None = None, cores_per_device: int = 1
 ) -> int | None:
-    """Split the CPU into virtual devices so that every core is used, and return their number.
+    """Split the CPU into virtual devices, and return their number.
 
     The number is `num_devices`, or by default the largest divisor of the batch size that leaves
-    `cores_per_device` cores to each device. Changes nothing and returns None if the user set a
-    number by JAX_NUM_CPU_DEVICES or XLA_FLAGS. Only scripts call this, before the first use of a
-    device.
+    `cores_per_device` cores to each device. If the user set a number by JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS, change nothing and return None.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags:
@@ -35,8 +34,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 def set_deterministic() -> None:
     """Make a GPU give the same bits in every process; a CPU does so anyway.
 
-    This forbids atomic sums, and kernels that are chosen by timing them. Call it before the first
-    use of a device.
+    This rules out atomic sums and autotuned kernels.
     """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 

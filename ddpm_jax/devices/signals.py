@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to stop at its next step, a second one exits at once."""
+"""Catch SIGTERM and SIGINT: one signal stops the run after its step, a second exits at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """A context whose `signal` is the first of SIGNALS that arrived in it; 0 before.
+    """A context whose `signal` is the number of the first signal that arrives in it, and 0 before.
 
-    A thread reads the signals from a socket, because Python's own handlers wait for the main
-    thread, which one call of XLA may block for a minute. Outside the main thread, where Python
-    accepts no handlers, nothing is caught.
+    A thread reads the signals from a socket, because Python runs handlers in the main thread, which
+    one call of XLA may block for a minute. A context entered in another thread, where Python
+    accepts no handlers, catches nothing.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Optimal denoisers in closed form: E[x0 | xt] of a Gaussian, a mixture or a finite set of images.
 
-Each is a network (xt, t) -> x0. A sampler that gets one through
-`make_denoiser(schedule, network, "x0", None)` has no error but its own.
+Each function returns an exact network (xt, t) -> x0. With the denoiser
+`make_denoiser(schedule, network, "x0", None)`, the only error is the sampler's own.
 """
 
 import jax
@@ -42,8 +42,8 @@ def mixture_x0(
 ) -> Partial:
     """The network (xt, t) -> E[x0 | xt] for images from a mixture of Gaussians N(means_k, std^2 I).
 
-    It averages the components' own E[x0 | xt], each weighted by its probability given xt.
-    With std 0 the images are a finite set, `means`. `weights` are uniform by default.
+    This is the mean of the components' E[x0 | xt], weighted by their probabilities given xt.
+    With std 0 the images are the finite set `means`. `weights` are uniform by default.
     """
     if weights is None:
         weights = jnp.full(len(means), 1 / len(means), means.dtype)

@@ -1,7 +1,8 @@
-"""Grids of timesteps for samplers: one row per step, with the tables of both its ends.
+"""Grids of timesteps for samplers: one row per step, with the noise levels at both its ends.
 
 Rows are built on the host in float64 from log(alpha_bar). A row's beta covers its whole stride,
-1 - alpha_bar / alpha_bar_next, so any stride is exact. Float32 tables are never subtracted.
+1 - alpha_bar / alpha_bar_next, so strides of any length are exact. Only `one_step` and
+`GridRow.from_level` compute rows on the device, in float32.
 """
 
 from collections.abc import Sequence
@@ -25,17 +26,18 @@ CLEAN_DATA = -1
 
 
 class GridRow(NamedTuple):
-    """One step of a sampler: the tables at `t` and at the next timestep.
+    """One step of a sampler: the noise levels at `t` and at the next timestep.
 
-    A grid is a GridRow of arrays (steps,). The next timestep is nearer to the data, except in rows
-    that add noise or invert a walk. Unless the grid has another end, its last row leads to clean
-    data, `sqrt_alpha_bar_next = 1`. No sampler needs a branch for its last step.
+    A grid is a GridRow of arrays (steps,). The next timestep is less noisy, except in rows that add
+    noise (RePaint) or invert an image (DDIM). By default the last row leads to clean data, where
+    `sqrt_alpha_bar_next` is 1, so that one scan runs the last step too.
 
     `i` is the index of the row and `steps` the number of rows in the whole grid.
     `beta` is 1 - alpha_bar / alpha_bar_next, for the whole stride.
     `h` is (log_snr_next - log_snr) / 2, the step of exponential integrators. It is infinite if one
     end of the row is clean data or pure noise.
-    `schedule`, the same for all rows, serves samplers that evaluate at levels within a step.
+    `schedule` is the same for all rows. Samplers that evaluate within a step need it, and so do
+    learned variances.
     """
 
     i: Int[Array, "*steps"]
@@ -67,11 +69,11 @@ class GridRow(NamedTuple):
 
     @property
     def t_next_clamped(self) -> Num[Array, "*steps"]:
-        """max(t_next, 0): a timestep for evaluations that have no weight at clean data."""
+        """max(t_next, 0), a valid timestep for evaluations whose weight is 0 at clean data."""
         return jnp.maximum(self.t_next, 0)
 
     def from_level(self, log_snr: Float[Array, ""]) -> "GridRow":
-        """This row with another start, at a log SNR within the schedule, and the same end."""
+        """This row with its start moved to a log SNR within the schedule, and the same end."""
         assert self.schedule is not None
         t = self.schedule.timestep_at(log_snr)
         sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.schedule.signal_and_noise(t)
@@ -85,7 +87,7 @@ class GridRow(NamedTuple):
         )
 
     def split(self, parts: int) -> "list[GridRow]":
-        """The grid in `parts` grids of equal length."""
+        """The grid split into `parts` grids of equal length."""
         tables = [np.split(np.asarray(table), parts) for table in self[:-1]]
         grids = [GridRow(*part) for part in zip(*tables, strict=True)]
         return [grid._replace(schedule=self.schedule) for grid in grids]
@@ -121,15 +123,15 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
 def is_noise_spacing(spacing: str) -> bool:
     """Whether a spacing places timesteps by noise level. Raise ValueError for an unknown one."""
     valid = get_args(Spacing)
-    check(spacing in valid, f"Unknown spacing {spacing!r}; there are: {', '.join(valid)}.")
+    check(spacing in valid, f"Unknown spacing {spacing!r}: choose one of {', '.join(valid)}.")
     return spacing in ("karras", "log_snr")
 
 
 def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndarray:
-    """`steps` distinct timesteps of 0..timesteps-1, from noise to data (Table 2, Lin et al. 2024).
+    """`steps` distinct timesteps in 0..T-1, from noise to data, where T is `timesteps`.
 
-    trailing: starts at T-1. leading: ends at 0, and starts below T-1 unless steps = T.
-    linspace: starts at T-1 and ends at 0.
+    The spacings are from Table 2, Lin et al. 2024. trailing: starts at T-1. leading: ends at 0, and
+    starts below T-1 unless steps = T. linspace: starts at T-1 and ends at 0; a single step is T-1.
     Raise ValueError unless 1 <= steps <= timesteps, and for any other spacing.
     """
     check(
@@ -151,7 +153,7 @@ def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndar
 
 
 def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.ndarray:
-    """`steps` float timesteps in [0, T-1], from the noisiest level with any signal to t = 0.
+    """`steps` float timesteps in [0, T-1], from the noisiest one with any signal down to t = 0.
 
     log_snr: equal steps of log SNR (Lu et al. 2022).
     karras: equal steps of sigma^(1/rho), rho = 7 (Eq. 5, Karras et al. 2022).

@@ -1,9 +1,12 @@
-"""Classifier-free guidance: extrapolate from the output without a condition (Ho & Salimans 2022).
+"""Classifier-free guidance: extrapolate from the unconditional output (Ho & Salimans 2022).
 
-output = uncond + w (cond - uncond), both computed in one batch of 2B; w = 1 is no guidance.
+output = uncond + w (cond - uncond)
 
-A network is (xt, t, condition) -> output. A condition is None or any pytree of arrays with the
-batch in front. `bind` and `guide` make the (xt, t) -> output that losses and denoisers take.
+Both outputs are computed in one batch of twice the size. With w = 1 there is no guidance.
+
+A network here is a function (xt, t, condition) -> output. A condition is None or a pytree of arrays
+whose first axis is the batch. `bind` and `guide` make the networks (xt, t) -> output that losses
+and denoisers take.
 """
 
 from collections.abc import Callable
@@ -43,10 +46,10 @@ def guide(
 
     `unconditional` has the structure and shapes of `condition`; the network must have been trained
     with it too (`Model.unconditional`). `interval` limits guidance to timesteps lo <= t <= hi
-    (Kynkäänniemi et al. 2024). `rescale` in [0, 1] moves each image's standard deviation from the
-    guided (0) to the conditional output's (1) (Eq. 15-16, Lin et al. 2024). The log variance is
-    the conditional one. The result is a pytree: scale, interval, rescale and conditions change
-    without recompilation.
+    (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales each guided output: 0 keeps its
+    standard deviation, 1 gives it the conditional one's (Eq. 15-16, Lin et al. 2024). The log
+    variance is the conditional one. The result is a pytree: scale, interval, rescale and conditions
+    change without recompilation.
     """
     network = network if isinstance(network, Partial) else Partial(network)
     scale = jnp.float32(scale)
@@ -54,7 +57,7 @@ def guide(
 
 
 def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
-    # Conditional and unconditional rows alternate, so that a shard of the batch holds both.
+    # Conditional and unconditional rows alternate, so that each shard holds both rows of an image.
     both = jax.tree.map(_interleave, condition, unconditional)
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # (2b, h, w, out)
     cond, log_var = split_output(output[::2], xt)

@@ -32,9 +32,8 @@ HALF_BIN = 1 / 255
 class VariationalBound(NamedTuple):
     """The bound of each example and its terms, in bits per dimension.
 
-    `terms` holds the divergence of the reverse step at each t, and at t = 0 the decoder's
-    -log p(x_0 | x_1). `prior` is L_T, the divergence of q(x_T | x_0) from the noise that sampling
-    starts with.
+    `terms` holds the KL divergence of the reverse step at each t, and at t = 0 the decoder's
+    -log p(x_0 | x_1). `prior` is L_T, the KL divergence of q(x_T | x_0) from N(0, I).
     """
 
     terms: Float[Array, "b T"]
@@ -60,8 +59,8 @@ def bits_per_dim(
 ) -> VariationalBound:
     """The bound of 8-bit images in [-1, 1], with one noise sample at each of the T timesteps.
 
-    `keys` holds one key per example. `variance` is the reverse step's, named as in the ddpm
-    sampler. Raise ValueError for a learned variance if the network predicts none.
+    `keys` holds one key per example. `variance` names the variance of the reverse step, as in the
+    ddpm sampler. Raise ValueError for a learned variance if the network predicts none.
     """
     terms = bound_terms(keys, schedule, denoise, x0, jnp.arange(schedule.timesteps), variance)
     return VariationalBound(terms, prior_term(schedule, x0))
@@ -75,7 +74,7 @@ def bound_terms(
     t: Int[Array, " n"],
     variance: Variance = "fixed_small",
 ) -> Float[Array, "b n"]:
-    """The bound's terms at the timesteps `t`. A progress bar computes a few at a time."""
+    """The bound's terms at the timesteps `t`: all, or a few per call to show progress."""
     denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
     return _bound_terms(keys, schedule, denoise, x0, t, variance)
 
@@ -111,8 +110,8 @@ def bound_term(
     row = GridRow(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
     log_var = _log_variance(variance, row, prediction)
     log_var_q = jnp.log(clipped_posterior_variance(row))
-    # Both means are linear in x0. Subtracting the x0 before they are scaled down keeps the digits
-    # that a difference of the means would lose.
+    # Both means are linear in x0. Subtracting the two x0 first keeps the digits that a difference
+    # of the means would lose.
     difference, _ = posterior(row, x0 - prediction.x0, jnp.zeros_like(xt))
     kl = 0.5 * (
         log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var)
@@ -126,7 +125,7 @@ def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> A
         return learned_log_variance(variance, row, _variance_output(prediction))
     fixed = clipped_posterior_variance(row)
     if variance == "fixed_large":
-        # Before clean data the variance is the clipped one, as in the code of Ho et al.
+        # In the step to clean data the variance is the clipped one, as in the code of Ho et al.
         fixed = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, row.beta, fixed)
     return jnp.broadcast_to(jnp.log(fixed), prediction.x0.shape)
 
@@ -149,7 +148,7 @@ def decoder_nll(
     scale = jnp.exp(-0.5 * log_var)
     above = (x0 - mean + HALF_BIN) * scale
     below = (x0 - mean - HALF_BIN) * scale
-    # A bin right of the mean is mirrored into the left tail, where log_ndtr keeps its digits.
+    # A bin right of the mean is mirrored into the left tail, where log_ndtr is accurate.
     right = above + below > 0
     upper = log_ndtr(jnp.where(right, -below, above))
     lower = log_ndtr(jnp.where(right, -above, below))

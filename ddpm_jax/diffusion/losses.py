@@ -6,7 +6,7 @@ L_vlb = L_0 + L_1 + ... + L_{T-1}, the variational bound without the constant L_
                                                                  Eq. 4, Nichol & Dhariwal 2021
 L_hybrid = L_simple + 0.001 L_vlb                                Eq. 16, Nichol & Dhariwal 2021
 
-Without `t`, each example draws its own timestep uniformly.
+Without `t`, one timestep per example is drawn uniformly.
 """
 
 from collections.abc import Callable

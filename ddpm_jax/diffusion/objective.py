@@ -43,13 +43,13 @@ class Objective:
     sigma_data: float = 0.5
     """Standard deviation of the images in [-1, 1], for target edm."""
     timestep_sampling: Literal["uniform", "lognormal", "importance"] = "uniform"
-    """Distribution of t; lognormal: in sigma, as in EDM; importance: by the loss history."""
+    """Distribution of t; lognormal: of sigma, as in EDM; importance: by the RMS loss at each t."""
     log_sigma_mean: float = -1.2
     """Mean of ln(sigma) for lognormal timesteps."""
     log_sigma_std: float = 1.2
     """Standard deviation of ln(sigma) for lognormal timesteps."""
     weighting: Weighting = "simple"
-    """Weight of the loss at each noise level; simple: 1 for the squared error in the target."""
+    """Weight of the loss at each noise level; simple: 1 for the error of the network's output."""
     gamma: float | None = None
     """The weighting's gamma; the default is 5 (min_snr), 4 (soft_min_snr) or 1 (p2)."""
     loss_kind: Literal["simple", "hybrid", "vlb"] = "simple"
@@ -62,7 +62,10 @@ class Objective:
             if get_origin(hint) is Literal:
                 value = getattr(self, name)
                 valid = get_args(hint)
-                check(value in valid, f"Unknown {name} {value!r}; there are: {', '.join(valid)}.")
+                check(
+                    value in valid,
+                    f"Unknown {name} {value!r}: choose one of {', '.join(valid)}.",
+                )
         self._check_numbers()
         self._check_combinations()
 
@@ -104,7 +107,7 @@ class Objective:
         )
         check(
             self.learns_variance or self.loss_kind != "hybrid",
-            "L_hybrid trains as L_simple does unless the variance is learned: "
+            "Without a learned variance L_hybrid trains as L_simple does: "
             "set variance to learned_range or learned.",
         )
         check(

@@ -50,10 +50,10 @@ def learned_log_variance(variance: str, row: GridRow, network_output: Array) -> 
 
 
 def clipped_posterior_variance(row: GridRow) -> Array:
-    """Variance of q(x_next | x_t, x_0), replaced in the step to clean data by its value at t = 1.
+    """Variance of q(x_next | x_t, x_0); in the step to clean data, the variance at t = 1 instead.
 
-    It is 0 there and would have no logarithm. Ho et al. 2020 and Nichol & Dhariwal 2021 do the same
-    in their code. No sampler adds noise in that step.
+    The true variance of that step is 0, which has no logarithm. The code of Ho et al. 2020 and of
+    Nichol & Dhariwal 2021 clips it in the same way. No sampler adds noise in that step.
     """
     assert row.schedule is not None
     # A schedule with T = 1 has no t = 1: index -1 is then t = 0.

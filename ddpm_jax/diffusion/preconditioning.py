@@ -21,9 +21,9 @@ def precondition(schedule: NoiseSchedule, network: Network, sigma_data: float = 
     c_noise = t
 
     The input and target of F have unit variance at every sigma. `sigma_data` is the standard
-    deviation of the images in [-1, 1]. EDM's own c_noise is ln(sigma) / 4, made for its embedding;
-    our networks expect 0..T-1, and on the schedule edm t is linear in ln(sigma) too. F's output for
-    the variance passes through unchanged. The result is a pytree (a `jax.tree_util.Partial`).
+    deviation of the images in [-1, 1]. EDM's own c_noise is ln(sigma) / 4. The networks here expect
+    t in 0..T-1, which is linear in ln(sigma) too on the schedule edm. F's output for the variance
+    passes through unchanged. The result is a pytree (a `jax.tree_util.Partial`).
     """
     network = network if isinstance(network, Partial) else Partial(network)
     return Partial(_precondition, sigma_data, schedule, network)

@@ -19,10 +19,10 @@ Target = Literal["eps", "x0", "v", "flow"]
 class Prediction(NamedTuple):
     """Estimates of clean data and of noise (b, h, w, c), which satisfy Eq. 4.
 
-    They do so after clipping too, unless `make_denoiser` keeps the network's eps. `log_var` is the
-    network's output for the log variance of the reverse step, None if it has none: the log variance
-    itself, or a number from -1 (fixed_small) to 1 (fixed_large) that interpolates between the two
-    (`posterior.learned_log_variance`).
+    They satisfy it after clipping too, unless `make_denoiser` keeps the network's eps. `log_var` is
+    the network's output for the variance of the reverse step, or None. It is the log variance
+    itself (learned), or it interpolates from -1 (fixed_small) to 1 (fixed_large):
+    `posterior.learned_log_variance`.
     """
 
     x0: Float[Array, "b h w c"]

@@ -4,7 +4,7 @@ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)             Eq. 4, 
 alpha_t = 1 - beta_t,  alpha_bar_t = alpha_0 ... alpha_t,  t = 0..T-1
 
 Tables are built in float64 with NumPy and stored in float32. sqrt(1 - alpha_bar) is one of them:
-recomputing 1 - alpha_bar in float32 would have a relative error of up to 1e-4 at t = 0.
+recomputing 1 - alpha_bar in float32 has a relative error of 2e-4 at t = 0 of the linear schedule.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class NoiseSchedule:
         if jnp.issubdtype(t.dtype, jnp.integer):
             return self.sqrt_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t]
         log_snr = jnp.interp(t, jnp.arange(self.timesteps, dtype=t.dtype), self.log_snr)
-        # With zero terminal SNR jnp.interp gives NaN at T-2, as 0 * -inf. Whole t are looked up.
+        # With zero terminal SNR jnp.interp gives NaN at T-2 (0 * -inf), so whole t are looked up.
         log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
@@ -78,7 +78,7 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     if np.prod(1 - beta) > 0.01:
         warnings.warn(
             f"The schedule never reaches noise: alpha_bar ends at {np.prod(1 - beta):.4f}, "
-            "so samples would start from noise that training never showed. Raise the betas or T.",
+            "so sampling would start from noise that training never showed. Raise the betas or T.",
             stacklevel=2,
         )
     with np.errstate(divide="ignore"):
@@ -101,19 +101,19 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
 def linear_betas(
     timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """betas that rise linearly (section 4, Ho et al. 2020)."""
+    """Betas that rise linearly (section 4, Ho et al. 2020)."""
     return np.linspace(beta_start, beta_end, timesteps)
 
 
 def scaled_linear_betas(
     timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> np.ndarray:
-    """betas whose square roots rise linearly (latent diffusion, Rombach et al. 2022)."""
+    """Betas whose square roots rise linearly (latent diffusion, Rombach et al. 2022)."""
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
 
 
 def squaredcos_betas(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarray:
-    """betas of the squared cosine schedule, at most max_beta (Eq. 17, Nichol & Dhariwal 2021).
+    """Betas of the squared cosine schedule, at most max_beta (Eq. 17, Nichol & Dhariwal 2021).
 
     alpha_bar(t) ~ cos^2(pi/2 (t/T + 0.008) / 1.008)
     """
@@ -125,12 +125,12 @@ def squaredcos_betas(timesteps: int = 1000, max_beta: float = 0.999) -> np.ndarr
 def sigmoid_betas(
     timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """betas along a sigmoid from -6 to 6 (GeoDiff, Xu et al. 2022)."""
+    """Betas along a sigmoid from -6 to 6 (GeoDiff, Xu et al. 2022)."""
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, timesteps)))
 
 
 def flow_betas(timesteps: int = 1000) -> np.ndarray:
-    """betas of rectified flow at s = 1/T, 2/T .. 1, sigma = s / (1 - s) (Liu et al. 2023).
+    """Betas of rectified flow at s = 1/T, 2/T, ..., 1, sigma = s / (1 - s) (Liu et al. 2023).
 
     xt is its straight path (1 - s) x0 + s eps, divided by sqrt((1 - s)^2 + s^2).
     The schedule ends in pure noise.
@@ -142,9 +142,9 @@ def flow_betas(timesteps: int = 1000) -> np.ndarray:
 def edm_betas(
     timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> np.ndarray:
-    """betas whose log sigma rises linearly in t, from sigma_min at t = 0 to sigma_max at T-1.
+    """Betas whose log sigma rises linearly in t, from sigma_min at t = 0 to sigma_max at T-1.
 
-    A float t is therefore exactly any sigma in between. The default ends are from Table 1,
+    A float t therefore represents any sigma in between exactly. The default ends are from Table 1,
     Karras et al. 2022. Their x = x0 + sigma eps is sqrt(1 + sigma^2) xt.
     """
     sigma = np.geomspace(sigma_min, sigma_max, timesteps)
@@ -157,9 +157,9 @@ def betas_from_alpha_bar(alpha_bar: np.ndarray) -> np.ndarray:
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024).
+    """Betas rescaled so that alpha_bar ends at exactly 0 (Algorithm 1, Lin et al. 2024).
 
-    The network cannot predict eps on such a schedule.
+    The target cannot be eps on such a schedule, because x0 does not follow from eps at T-1.
     """
     root = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])

@@ -2,5 +2,5 @@
 
 Functions here return numbers. Commands and figures are elsewhere: `ddpm_jax.evaluate`,
 `ddpm_jax.statistics` and `figures`.
-Imports `config` and the packages below it.
+Imports only `config` and lower layers (tests/test_layering.py).
 """

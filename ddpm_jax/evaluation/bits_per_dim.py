@@ -33,7 +33,7 @@ def evaluate(
 ) -> VariationalBound:
     """The variational bound of each image of `batch`, with x0 clipped.
 
-    The noise of image i depends on (seed, i) alone, whatever the batch size. `variance` is the
+    The noise of image i depends only on (seed, i), not on the batch size. `variance` is the
     variance of the reverse step, by default the objective's. `on_part()` is called after each part
     of the timesteps of each batch.
     """
@@ -57,7 +57,7 @@ def evaluate(
         terms = []
         for t in parts:
             terms.append(bound_terms(keys, schedule, denoise, x0, t, variance))  # (b, n)
-            # JAX returns before it has computed: a progress bar must count what is done.
+            # JAX returns before it has computed. Block, so that progress bars count finished work.
             jax.block_until_ready(terms)
             on_part()
         bounds.append(VariationalBound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))

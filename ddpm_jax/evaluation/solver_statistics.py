@@ -1,13 +1,13 @@
 """Estimate the statistics of DPM-Solver-v3 from a network.
 
-With y = xt / sqrt(alpha_bar), f = (1 - l) y - x0 and ' for the derivative by lambda = log SNR / 2
-along the ODE,
+With y = xt / sqrt(alpha_bar), f = (1 - l) y - x0, and ' for the derivative along the ODE with
+respect to lambda = log SNR / 2,
 
     l = E[the diagonal of d sqrt(1 - alpha_bar) eps / dxt]           Eq. 5 and 58, Zheng et al. 2023
     s, b = argmin E|f' - s f - b|^2                                  Eq. 11 and 60-61
 
-for each number of an image by itself, where xt is an image with noise. All levels use the same
-images, noise and signs. The tables are then as smooth as the network, and l' can be a difference.
+separately for each pixel and channel, where xt is a noisy image. All levels use the same images,
+noise and signs. The tables are then as smooth as the network, and l' is a finite difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
 ROUNDING = 1e-10
-"""Below this fraction of the variance of y, the variance of f is taken for rounding errors."""
+"""Below this fraction of the variance of y, the variance of f counts as rounding error."""
 
 
 class StatisticsBatch(NamedTuple):
@@ -110,7 +110,7 @@ def estimate(
     num_levels: int = 128,
     on_level: Callable[[], object] = lambda: None,
 ) -> Statistics:
-    """Estimate the statistics at about `num_levels` levels, from all batches together.
+    """Estimate the statistics at at most `num_levels` levels, from all batches together.
 
     `on_level()` is called after each level.
     """
@@ -131,8 +131,8 @@ def estimate(
 def _at_level(schedule, batch, t):
     """y, x0, x0' along the ODE and the diagonal of d x0 / d xt, for each image at level t.
 
-    The diagonal is estimated as signs * (d x0 / d xt) signs: the other entries of the Jacobian come
-    in with random signs, whose mean is zero.
+    The diagonal is estimated as signs * (d x0 / d xt) signs: the other entries of the Jacobian
+    enter with random signs of mean zero.
     """
     sqrt_alpha_bar, std = schedule.signal_and_noise(t)
     i = jnp.floor(t).astype(jnp.int32)
@@ -167,7 +167,7 @@ def _moments(schedule, samples, t):
 def fit(lambdas: np.ndarray, l, f, y, rest, var_f, cov_fy, cov_f_rest, var_y) -> Statistics:
     """The statistics from the moments of `_moments` at all levels (n, h, w, c), in float64.
 
-    f, y and rest are means. s is 0 where f varies by no more than rounding errors.
+    f, y and rest are means. s is 0 where f varies only by rounding errors.
     """
     l_slope = np.gradient(l, lambdas, axis=0, edge_order=2)
     varies = var_f > ROUNDING * var_y
@@ -180,7 +180,7 @@ def fit(lambdas: np.ndarray, l, f, y, rest, var_f, cov_fy, cov_f_rest, var_y) ->
 def with_integrals(
     lambdas: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray, p_start: np.ndarray
 ) -> Statistics:
-    """Complete l, s and b by L, S and the solution of p' = s p + b from p_start at lambdas[0]."""
+    """Complete l, s and b with L, S and the solution of p' = s p + b from p_start at lambdas[0]."""
     L, S = (_solve(lambdas, rate, 0 * rate, 0 * rate, 0 * p_start) for rate in (l, s))
     p = _solve(lambdas, b, s, S, p_start)
     return Statistics(*(np.asarray(table, np.float32) for table in (lambdas, l, s, b, L, S, p)))
@@ -189,7 +189,7 @@ def with_integrals(
 def _solve(lambdas, rate, growth, S, start):
     """Solve F' = growth F + rate from F = start, where S is the integral of growth.
 
-    This is the trapezoid rule with corrections by the slopes at both ends, of order 4.
+    This is the trapezoid rule, corrected by the slopes at both ends to order 4.
     """
     # The slope of the integrand e^-S rate, times e^S.
     slope = np.gradient(rate, lambdas, axis=0, edge_order=2) - growth * rate

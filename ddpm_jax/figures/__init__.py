@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, strips, animations and plots.
+"""Draw grids of images, strips, animations and plots.
 
 Imports `data`, `files` and `generation`. matplotlib is loaded when a plot is drawn.
 """

@@ -1,4 +1,4 @@
-"""Pictures of uint8 images: grids, strips and GIFs."""
+"""Draw uint8 images as grids, strips and GIFs."""
 
 import math
 import os
@@ -15,15 +15,16 @@ from ddpm_jax.generation.generate import evenly_spaced
 CHAIN_STAGES = 10
 CHAIN_SAMPLES = 10
 MIN_CELL = 48
-"""Pixels. In a smaller cell, an 8x8 digit is hard to recognize on a screen."""
+"""Smallest side of a cell in pixels. In a smaller cell an 8x8 digit is hard to recognise."""
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:
     """One picture of all images (uint8, "n h w c", c = 1 or 3), row by row.
 
     Each image has a white border of `pad` pixels. By default the grid is as near to a square as
-    possible. Small images are enlarged by a whole factor, without interpolation, until a cell has
-    at least 48 pixels. Raise ValueError for images of another type or shape, and for columns < 1.
+    possible. Small images are enlarged by a whole factor, without interpolation, until each side of
+    a cell has at least 48 pixels. Raise ValueError for images of another type or shape, and for
+    columns < 1.
     """
     check_images(images, "n h w c")
     if columns is not None and columns < 1:
@@ -54,8 +55,8 @@ def chain_strip(states: np.ndarray) -> Image.Image:
 def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bool = False) -> None:
     """Raise ValueError if `save_images`, or with `gif` also `save_gif`, cannot write to `path`.
 
-    Call this before sampling. With `num_images`, a directory that holds pictures of higher numbers
-    is an error too, because old and new samples would be mixed there.
+    Call this before sampling. With `num_images`, a directory that holds a picture with a higher
+    number is an error too, because it would mix old and new samples.
     """
     path = Path(path)
     if path.is_dir():
@@ -68,7 +69,7 @@ def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bo
         )
     elif not path.suffix and path.exists():
         raise ValueError(
-            f"'{path}' is a file, not a directory: end the name in .png or .npz, or choose another."
+            f"'{path}' is a file, not a directory: end the name in .png or .npz, or change it."
         )
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
@@ -78,9 +79,9 @@ def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bo
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
-    """Write the images (uint8, "n h w c", c = 1 or 3) to `path`; each file atomically.
+    """Write images (uint8, "n h w c", c = 1 or 3) to `path`, each file atomically.
 
-    X.png gets a grid, X.npz the array under the key `images`. A directory that exists, or a name
+    X.png is a grid; X.npz holds the array under the key `images`. An existing directory, or a name
     without a suffix, gets 00000.png, 00001.png, ... at native size. Parent folders are created.
     Raise ValueError as `check_output` does.
     """
@@ -98,7 +99,7 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
-    """Write an endless GIF of the states (uint8, "k n h w c").
+    """Write a looping GIF of the states (uint8, "k n h w c").
 
     Each frame is a grid and lasts `milliseconds`; the last one lasts 2 seconds.
     """
@@ -112,10 +113,10 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
 
 
 def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[Path]:
-    """Write the states of a walk (uint8, "k n h w c", samples last) to each of `paths`.
+    """Write the states of a sampling walk (uint8, "k n h w c", samples last) to each of `paths`.
 
-    X.gif shows the states, any other file the samples. With `chain`, X_chain.png shows ten stages
-    of ten samples. Return the paths of all files.
+    X.gif shows the states, any other path the samples. With `chain`, X_chain.png, named after the
+    first path, shows ten stages of ten samples. Return the paths of all files.
     """
     for path in paths:
         if path.suffix.lower() == ".gif":
@@ -137,7 +138,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def check_images(images: np.ndarray, axes: str) -> None:
-    """Raise ValueError unless `images` is uint8, with these axes, none empty, 1 or 3 channels."""
+    """Raise ValueError unless `images` is uint8 with these axes, none empty, and c is 1 or 3."""
     if images.dtype != np.uint8:
         raise ValueError(
             f"Pictures are made of uint8, not {images.dtype}: call to_uint8 on the images first."

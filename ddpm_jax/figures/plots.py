@@ -1,4 +1,4 @@
-"""Plots with axes or labels. They are drawn without pyplot, and so without a display."""
+"""Draw plots with axes or labels. They need no pyplot and no display."""
 
 import math
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 128
-"""A power of two: then pixels / DPI is exact in binary, and a figure has exactly its pixels."""
+"""A power of two, so that pixels / DPI is exact and a figure gets exactly that many pixels."""
 MARGIN = 10
 DARK_BLUE = "#1f4e79"
 LIGHT_BLUE = "#4c78a8"
@@ -24,9 +24,9 @@ LIGHT_BLUE = "#4c78a8"
 def loss_curve(
     steps: Sequence | np.ndarray, losses: Sequence | np.ndarray, path: str | os.PathLike, title: str
 ) -> None:
-    """Write a PNG with the loss over the step: linear on the left, logarithmic on the right.
+    """Write a PNG of the loss over the steps: linear scale on the left, logarithmic on the right.
 
-    A loss that is not finite is a gap, and on the right also a loss that is not positive. Raise
+    A non-finite loss is a gap; on the logarithmic scale, so is a loss that is not positive. Raise
     ValueError if there is no loss, or not one for each step.
     """
     steps = np.asarray(steps, np.float64)
@@ -37,7 +37,7 @@ def loss_curve(
         )
     losses = np.where(np.isfinite(losses), losses, np.nan)
     figure = _figure(figsize=(10.5, 4.0), layout="constrained")
-    # The title may be the name of a directory, such as a$b$, which is no TeX.
+    # The title may be the name of a directory, such as a$b$, which is not TeX.
     figure.suptitle(title, fontweight="bold", parse_math=False)
     for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
         _draw_loss(axes, steps, losses, scale)
@@ -45,7 +45,7 @@ def loss_curve(
 
 
 def bound_curve(terms: Sequence | np.ndarray, path: str | os.PathLike, title: str) -> None:
-    """Write a PNG with the terms (T,) of the variational bound over t, in bits per dimension.
+    """Write a PNG of the terms (T,) of the variational bound over t, in bits per dimension.
 
     Both axes are logarithmic, and t is counted from 1, as in the papers. Raise ValueError unless
     `terms` has one axis and a term above 0.
@@ -89,20 +89,20 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLik
     bottom = height - MARGIN
     for label, strip in zip(labels, strips, strict=True):
         bottom -= strip.shape[0]
-        # figimage does not interpolate, so that each pixel stays as it is.
+        # figimage does not interpolate, so each pixel keeps its value.
         figure.figimage(strip, indent, bottom, origin="upper")
         label.set_position(((indent - MARGIN) / width, (bottom + strip.shape[0] / 2) / height))
     _save_figure(figure, path)
 
 
 def _draw_loss(axes: "Axes", steps: np.ndarray, losses: np.ndarray, scale: str) -> None:
-    """Draw the losses in a light colour, and their running mean over them."""
+    """Draw the losses in a light colour, and their running mean on top."""
     mean, window = _running_mean(losses)
     if scale == "log":
-        # matplotlib warns if no value at all has a logarithm.
+        # matplotlib warns if no value has a logarithm.
         losses = np.where(losses > 0, losses, np.nan)
         mean = np.where(mean > 0, mean, np.nan)
-    # A single point has no line that shows it.
+    # Short curves need markers, because a line does not show a single point.
     marker = "." if len(steps) <= 50 else None
     axes.plot(
         steps, losses, color=LIGHT_BLUE, alpha=0.3, linewidth=0.8, marker=marker, label="each entry"
@@ -135,7 +135,7 @@ def _running_mean(values: np.ndarray) -> tuple[np.ndarray, int]:
 def _figure(**options) -> "Figure":
     """A figure with an Agg canvas.
 
-    pyplot would keep every figure in memory, and could need a display.
+    pyplot would keep every figure in memory, and might need a display.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

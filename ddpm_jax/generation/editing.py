@@ -1,14 +1,15 @@
 """Edit images with a trained network.
 
-An edit changes the grid, the start or the sampler of a walk, never the network.
+An edit changes the grid, the initial state or the sampler, never the network.
 
 strength       start from q(x_t | x0) of an image               SDEdit, Meng et al. 2022
-inpainting     set known pixels to q(x_next | x0) in each step  SDE, Song et al. 2021
-resampling     go back up the grid, so that all pixels agree    RePaint, Lugmayr et al. 2022
+inpainting     draw known pixels from q(x_next | x0) each step  SDE, Song et al. 2021
+resampling     add noise and denoise again, repeatedly          RePaint, Lugmayr et al. 2022
 interpolation  decode mixtures of two noisy images or noises    DDPM, Ho et al. 2020, section 4.4
-inversion      walk up the grid from an image to its noise      DDIM, Song et al. 2021, section 5.4
+inversion      run the grid in reverse, from image to noise     DDIM, Song et al. 2021, section 5.4
 
-Each is a function of its own, for any denoiser and sampler. `Edit` combines them.
+Each has its own function, for any denoiser and sampler; inversion needs a deterministic sampler.
+`Edit` combines them.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ def add_noise(
 ) -> Float[Array, "b h w c"]:
     """Add the initial noise of `keys` to images, at the noise level where `grid` starts.
 
-    xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al. 2020). With a whole grid
-    this is the first noise level, which keeps a trace of the image unless its alpha_bar is 0.
+    xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al. 2020). The first level of a
+    whole grid keeps a trace of the image unless its alpha_bar is 0.
     """
     first = grid.row(0)
     eps = initial_noise(keys, images.shape[1:])
@@ -61,10 +62,10 @@ def inpaint(
 
     x_next = mask x_next + (1 - mask) (sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next) eps)
     (Eq. 8, Lugmayr et al. 2022). eps comes from the sample's key, but is independent of the
-    sampler's own draws. At clean data the known pixels are those of x0.
-    On a row that goes up, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network is
-    not called, and a multistep method forgets its earlier steps.
-    Raise ValueError for masks of another size than the images.
+    sampler's own draws. At clean data the known pixels equal x0.
+    On a row to a noisier level, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network
+    is not called, and a multistep method forgets its earlier steps.
+    Raise ValueError if masks and images differ in size.
     """
     image_size = images.shape[1:3]
     mask_size = masks.shape[1:3]
@@ -91,12 +92,12 @@ def _inpaint_step(sampler, images, masks, keys, denoise, xt, row, state):
 
 
 def repaint_grid(grid: GridRow, repeats: int, jump_length: int) -> GridRow:
-    """The grid with each stretch of `jump_length` rows walked `repeats` times.
+    """The grid with each stretch of `jump_length` rows passed `repeats` times.
 
-    One row leads back up between two passes (section 4.2, Lugmayr et al. 2022). Stretches are
-    counted back from the last noisy level: the row to clean data, and the rows before the first
-    full stretch, are walked once. Raise ValueError unless repeats is at least 1 and a stretch is
-    shorter than the grid.
+    Between two passes, one row leads back to the noisier end (section 4.2, Lugmayr et al. 2022).
+    Stretches are counted back from the last noisy level: the row to clean data, and the rows before
+    the first full stretch, are passed once. Raise ValueError unless repeats is at least 1 and a
+    stretch is shorter than the grid.
     """
     steps = len(grid.i)
     check(repeats >= 1, f"repeats must be at least 1, not {repeats}.")
@@ -111,7 +112,7 @@ def repaint_grid(grid: GridRow, repeats: int, jump_length: int) -> GridRow:
     order = np.array(repaint_order(steps, repeats, jump_length))
     states = order[:-1]
     next_states = order[1:]
-    # No row up leads to the state `steps`, clean data: its index only has to be valid.
+    # No row leads up to clean data, the state `steps`: its index only has to be valid.
     t_up = t[np.minimum(next_states, steps - 1)]
     assert grid.schedule is not None
     return grid_from_pairs(
@@ -172,7 +173,7 @@ def drop_pure_noise(grid: GridRow) -> GridRow:
 
 
 def reversed_grid(grid: GridRow) -> GridRow:
-    """The grid that leads back up, from the last noisy level of `grid` to its first."""
+    """The grid in reverse, from the last noisy level of `grid` up to its first."""
     t = np.asarray(grid.t)[::-1]
     assert grid.schedule is not None
     return grid_from_pairs(grid.schedule, t[:-1], t[1:])
@@ -185,12 +186,12 @@ def invert(
     grid: GridRow,
     images: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """The state from which `sampler` walks down `grid` to about `images`, found by walking up.
+    """The noise from which `sampler` on `grid` approximately reproduces `images`.
 
-    Section 5.4, Song et al. 2021 (DDIM). The image serves as the state at the last noisy level. The
-    error shrinks with the step size. `denoise` may clip or be guided, if it is the same both ways.
-    Raise ValueError for a sampler that draws noise, and for a grid from pure noise: apply
-    `drop_pure_noise` first.
+    It is found by running the grid in reverse (section 5.4, Song et al. 2021, DDIM). The image
+    serves as the state at the last noisy level. The error shrinks with the step size. `denoise` may
+    clip or be guided, if it is the same in both directions. Raise ValueError for a sampler that
+    draws noise, and for a grid from pure noise: apply `drop_pure_noise` first.
     """
     check(
         len(drop_pure_noise(grid).i) == len(grid.i),
@@ -203,7 +204,7 @@ def invert(
 def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> None:
     """Raise ValueError for a sampler that draws noise.
 
-    Runs it on one image of this shape with two keys and compares the walks.
+    Run it on one image of this shape with two keys and compare the trajectories.
     """
     denoise = Partial(_zero_x0)
     xT = jnp.ones((1, *shape))
@@ -225,11 +226,11 @@ def _zero_x0(xt, t):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit:
-    """The start and the known pixels of samples. Sample i takes row i of each array, in turn.
+    """The start and the known pixels of samples. Sample i takes row i of each array, cyclically.
 
-    With `fractions`, sample i starts at fractions[i] between its image and its end image, or
-    without images between two noises. All samples must then have the same key, so that they share
-    both ends. An edit is a pytree. Raise ValueError for contradictory settings.
+    With `fractions`, sample i starts at fractions[i] between its image and its end image; without
+    images, between two noises. All samples must then have the same key, so that they share both
+    ends. An edit is a pytree. Raise ValueError for contradictory settings.
     """
 
     images: Float[Array, "n h w c"] | None = None
@@ -241,7 +242,7 @@ class Edit:
     fractions: Float[Array, " k"] | None = None
     """Interpolation weights of the end image, in [0, 1]."""
     strength: float = dataclasses.field(default=1.0, metadata={"static": True})
-    """Fraction of the grid to walk, in (0, 1]. With masks, 1 starts from pure noise."""
+    """Fraction of the grid's rows to run, in (0, 1]. With masks, 1 starts from pure noise."""
     repeats: int = dataclasses.field(default=1, metadata={"static": True})
     """Passes over each stretch of the grid, for masks (`repaint_grid`)."""
     jump_length: int = dataclasses.field(default=10, metadata={"static": True})
@@ -263,7 +264,7 @@ class Edit:
         check(self.masks is not None or self.repeats == 1, "repeats needs masks: give masks too.")
         check(
             self.masks is None or (self.fractions is None and not self.invert),
-            "Masks exclude fractions and inversion: leave out either.",
+            "Masks do not go with fractions or inversion: leave one of them out.",
         )
 
     def take(self, indices: Int[Array, " b"]) -> "Edit":
@@ -271,7 +272,7 @@ class Edit:
         return jax.tree.map(lambda table: jnp.asarray(table)[indices % len(table)], self)
 
     def grid(self, grid: GridRow, sampler: Sampler) -> GridRow:
-        """The grid to walk with this edit. Raise ValueError if the sampler cannot walk it."""
+        """The grid as this edit changes it. Raise ValueError if the edit does not fit it."""
         grid = truncate(grid, self.strength)
         if self.invert and self.images is not None:
             grid = drop_pure_noise(grid)
@@ -296,7 +297,7 @@ class Edit:
         grid: GridRow,
         xT: Float[Array, "b h w c"],
     ) -> Float[Array, "b h w c"]:
-        """The state where the walk of the edited grid starts. A plain sample starts from xT."""
+        """The state at the start of the edited grid. Without images or fractions, it is xT."""
 
         def encode(images):
             if self.invert:
@@ -311,13 +312,13 @@ class Edit:
             end = initial_noise(_stream(keys, "other"), xT.shape[1:])
         else:
             end = encode(self.end_images)
-        # Two images have the same noise added, which lerp keeps. Two noises, or the noises that
-        # two images are inverted to, differ, and lerp would shrink them.
+        # Two noisy images contain the same noise, which lerp keeps. Two noises, drawn or inverted
+        # from images, differ, and lerp would shrink them.
         same_noise = self.images is not None and not self.invert
         interpolate = lerp if same_noise else slerp
         return interpolate(start, end, self.fractions)
 
 
 def _stream(keys, name: str):
-    """Derive the keys of another random stream of each sample."""
+    """Derive each sample's key of another random stream, given by name."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))

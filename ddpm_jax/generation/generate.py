@@ -1,4 +1,4 @@
-"""Draw batches of samples. A sample depends on neither the batch size nor the devices."""
+"""Draw batches of samples. Batch size and devices change a sample only by rounding."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -39,12 +39,12 @@ def generate(
     """Draw uint8 samples (1, n, h, w, c), or with `trajectory` states (min_chunks + 1, n, h, w, c).
 
     Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of `edit`.
-    Labels and rows are repeated in turn. The default labels are all classes.
-    Each batch runs in at least `min_chunks` chunks of equal length, and `on_steps` is called with
-    the number of steps after each chunk. The states of a trajectory are spread evenly over the
-    walk, from the initial state to the sample.
-    Raise ValueError for invalid labels (`choose_labels`), for a sampling that does not fit the
-    objective, and for guidance of a network that was trained with labels alone.
+    Labels and rows repeat cyclically. The default labels are all classes.
+    Each batch runs in at least `min_chunks` chunks of equal length. After each chunk `on_steps` is
+    called with its number of steps. The states of a trajectory are spread evenly over the steps,
+    from the initial state to the sample.
+    Raise ValueError for invalid labels (`choose_labels`), for sampling settings that do not fit the
+    objective, and for guidance of a network that was trained without label dropout.
     """
     sampling = sampling or recipe.sampling
     model = recipe.model
@@ -112,10 +112,10 @@ def guided_network(
     sampling: Sampling | None = None,
     apply: Callable | None = None,
 ) -> Network:
-    """The network (xt, t) -> output with these labels (b,), guided if `sampling` says so.
+    """The network (xt, t) -> output with these labels (b,), guided as `sampling` sets it.
 
     A network without classes ignores `labels`. `apply` replaces the model's own. Raise ValueError
-    for guidance of a network that was trained with labels alone.
+    for guidance of a network that was trained without label dropout.
     """
     network = Partial(apply or model.apply, params)
     if model.num_classes is None:
@@ -136,10 +136,10 @@ def guided_network(
 def choose_labels(
     model: Model, labels: Sequence[int] | None, edit: Edit | None = None
 ) -> Sequence[int]:
-    """The given labels. By default all classes, or for an edit NO_CLASS if the network knows it.
+    """The given labels; by default all classes, or for an edit NO_CLASS if the network takes it.
 
-    Raise ValueError for labels that the network does not know, for an edit with a network that
-    needs a label, and for an interpolation with more than one label.
+    Raise ValueError for labels that the network does not have, for an edit without the label that
+    the network needs, and for an interpolation with more than one label.
     """
     classes = range(model.num_classes or 0)
     no_class = [NO_CLASS] if model.label_dropout else []
@@ -183,7 +183,7 @@ def _collect_images(
         if i in saved:
             images += [to_uint8(np.asarray(state)[:size])] * saved.count(i)
         if i > 0:
-            # Wait, so that a progress bar shows what is computed, not what is queued.
+            # Block, so that a progress bar counts computed steps, not queued ones.
             jax.block_until_ready(state)
             on_chunk()
     return np.stack(images)

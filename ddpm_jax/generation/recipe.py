@@ -37,7 +37,7 @@ class Recipe:
 
 
 def check_guidance(scale: float, label_dropout: float) -> None:
-    """Raise ValueError for guidance of a network that was trained with labels alone."""
+    """Raise ValueError for guidance of a network that was trained without label dropout."""
     check(
         scale == 1 or label_dropout > 0,
         "Guidance needs a network that was trained with and without labels: set model.num_classes "

@@ -22,8 +22,8 @@ class Sampling:
     steps: int | None = None
     """Number of steps; None for all T of the schedule. Ignored if timesteps are given."""
     spacing: Spacing = "trailing"
-    """Which timesteps to take if there are fewer steps than T; karras and log_snr space them by
-    noise level. Ignored if timesteps are given."""
+    """How timesteps are chosen; karras and log_snr space them by noise level. Ignored if timesteps
+    are given."""
     timesteps: tuple[float, ...] | None = None
     """Explicit timesteps, decreasing. They override steps, spacing, offset and grid."""
     offset: int = 0
@@ -37,15 +37,15 @@ class Sampling:
     clip_x0: bool = True
     """Clip the estimate of clean data to [-1, 1] at every step."""
     dynamic_threshold: float | None = None
-    """Instead, clip to this quantile of its absolute values and divide by it; in (0, 1]."""
+    """Clip x0 to this quantile of |x0| and divide by it; in (0, 1]. Overrides clip_x0."""
     threshold_limit: float | None = None
-    """Upper limit of that threshold, at least 1; None for no limit."""
+    """Maximum of the dynamic threshold, at least 1; None for no maximum."""
     guidance_scale: float = 1.0
     """Classifier-free guidance w: unconditional + w (conditional - unconditional); 1 for none."""
     guidance_interval: tuple[float, float] | None = None
     """Lowest and highest timestep with guidance; None for all."""
     guidance_rescale: float | None = None
-    """Fraction in [0, 1] of rescaling to the standard deviation of the conditional output."""
+    """Rescale guided outputs to the conditional standard deviation, from 0 (not) to 1 (fully)."""
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)
@@ -57,7 +57,7 @@ class Sampling:
         )
         check(
             self.grid in GRID_KINDS,
-            f"Unknown grid {self.grid!r}; there are: {', '.join(GRID_KINDS)}.",
+            f"Unknown grid {self.grid!r}: choose one of {', '.join(GRID_KINDS)}.",
         )
         check(
             self.guidance_scale >= 0,
@@ -78,7 +78,7 @@ class Sampling:
             f"guidance_rescale must be in [0, 1], not {rescale}.",
         )
         low, high = self.guidance_interval or (0, 0)
-        check(low <= high, f"guidance_interval must rise, not {low} {high}.")
+        check(low <= high, f"guidance_interval must be in ascending order, not {low} {high}.")
         check(
             self.guided or (rescale is None and self.guidance_interval is None),
             "guidance_interval and guidance_rescale need guidance: set guidance_scale too, or "
@@ -108,9 +108,9 @@ class Sampling:
 
 
 def step_count(objective: Objective, sampling: Sampling) -> int:
-    """The number of steps of a walk. Raise ValueError for steps or timesteps out of range.
+    """The number of sampling steps. Raise ValueError for steps or timesteps out of range.
 
-    Touches no device: a recipe is checked before JAX is set up.
+    No device is used, because a recipe is checked before JAX is set up.
     """
     steps = objective.timesteps if sampling.steps is None else sampling.steps
     if sampling.timesteps is not None:
@@ -141,7 +141,7 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
     variance = with_learned_variance(objective, sampling).options.get("variance")
     check(
         variance != "learned" or steps == objective.timesteps,
-        "Variance learned holds only for steps from t to t - 1: take all "
+        "Variance learned is valid only for steps from t to t - 1: take all "
         f"{objective.timesteps} steps, not {steps}.",
     )
     interval = sampling.guidance_interval
@@ -153,9 +153,9 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
 
 
 def with_learned_variance(objective: Objective, sampling: Sampling) -> Sampling:
-    """Add a learned variance to the sampler's options, if it was trained and the sampler takes it.
+    """Set the sampler's option `variance` to a trained variance, if the sampler has this option.
 
-    An option that is already set stays.
+    A variance that is already set stays.
     """
     if not objective.learns_variance or "variance" not in samplers.options_of(sampling.sampler):
         return sampling

@@ -24,7 +24,7 @@ from ddpm_jax.errors import check
 GridKind = Literal["plain", "strides", "strides_to_0", "inner", "inner_to_0", "float"]
 GRID_KINDS = get_args(GridKind)
 MIN_ALPHA_BAR = 2.0**-24
-"""alpha_bar that replaces pure noise, for the grids of methods in log SNR."""
+"""alpha_bar in place of 0 (pure noise), where log SNR would be infinite."""
 
 
 def scheduler_grid(
@@ -61,7 +61,7 @@ def scheduler_grid(
 
 
 def check_grid(kind: GridKind, timesteps: int, steps: int, spacing: Spacing, offset: int) -> None:
-    """Raise ValueError unless a grid of this kind can have these steps of T = `timesteps`."""
+    """Raise ValueError unless a grid of this kind exists for these steps and T = `timesteps`."""
     strides = kind.startswith("strides")
     check(
         not (strides and is_noise_spacing(spacing)),
@@ -102,8 +102,8 @@ def _replace_pure_noise(schedule: NoiseSchedule) -> NoiseSchedule:
 def noise_scale(kind: GridKind, spacing: Spacing, grid: GridRow):
     """The standard deviation of the initial noise.
 
-    diffusers' Euler, Heun and LMS start from sqrt(1 - alpha_bar) eps instead of eps: grid float
-    with any spacing but leading.
+    On the grid float, with any spacing but leading, diffusers' Euler, Heun and LMS start from
+    sqrt(1 - alpha_bar) eps instead of eps.
     """
     if kind == "float" and spacing != "leading":
         return grid.sqrt_one_minus_alpha_bar[0]
@@ -116,7 +116,7 @@ def needs_whole_timesteps(kind: GridKind) -> bool:
 
 
 def at_whole_timesteps(network: Network) -> Network:
-    """Make the network round its timesteps to whole ones."""
+    """Wrap the network so that it gets timesteps rounded to whole ones."""
     return Partial(_at_whole, network if isinstance(network, Partial) else Partial(network))
 
 

@@ -1,4 +1,4 @@
-"""Walks from noise to images, as functions of an objective and a sampling."""
+"""Run a sampler from noise to images, for an objective and sampling settings."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ from ddpm_jax.samplers import Sampler
 
 
 def sampling_grid(objective: Objective, sampling: Sampling) -> GridRow:
-    """The grid of a walk. Raise ValueError for steps or timesteps out of range."""
+    """The grid of these settings. Raise ValueError for steps or timesteps out of range."""
     schedule = objective.noise_schedule
     end = 0 if sampling.end == "sigma_min" else CLEAN_DATA
     if sampling.timesteps is not None:
@@ -43,13 +43,13 @@ def sampling_grid(objective: Objective, sampling: Sampling) -> GridRow:
 def edited_grid(
     objective: Objective, sampling: Sampling, sampler: Sampler, edit: Edit | None
 ) -> GridRow:
-    """The sampling's grid as an edit changes it for this sampler."""
+    """The grid of these settings, changed by the edit if there is one."""
     grid = sampling_grid(objective, sampling)
     return grid if edit is None else edit.grid(grid, sampler)
 
 
 def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = None) -> int:
-    """The number of steps of a walk. Raise ValueError for settings out of range."""
+    """The number of steps, after the edit if any. Raise ValueError for settings out of range."""
     if edit is None:
         return step_count(objective, sampling)
     sampler = build_sampler(objective, sampling)
@@ -57,7 +57,7 @@ def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = No
 
 
 def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
-    """The denoiser of a network, with the clipping of the sampling."""
+    """The denoiser of a network, with the clipping and rounding of these settings."""
     network, target = objective.network_and_target(network)
     if needs_whole_timesteps(sampling.grid_kind):
         network = at_whole_timesteps(network)
@@ -81,7 +81,7 @@ def walk(
     chunks: int,
     edit: Edit | None = None,
 ) -> Iterator[Float[Array, "b h w c"]]:
-    """Yield xT, then xt after each of `chunks` equal parts of the walk. The last is x0 in [-1, 1].
+    """Yield xT, then xt after each of `chunks` equal parts of the grid. The last is x0 in [-1, 1].
 
     `shape` is (h, w, c). The arrays of `edit` have a row per key.
     """

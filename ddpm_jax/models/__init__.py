@@ -1,8 +1,8 @@
 """Networks: one architecture per file, a frozen dataclass of its settings with `init` and `apply`.
 
 The layers, attention, initialisers and CPU kernels that the architectures share are here too.
-Flax is used in this package only: outside, parameters are a nested dict of float32 arrays, and a
-model is two functions. Imports nothing else of ddpm_jax.
+Only this package uses Flax: outside, parameters are a nested dict of float32 arrays, and a network
+is the two functions `init` and `apply`. Imports nothing else of ddpm_jax.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Model:
     num_classes: int | None = None
     """Number of class labels; None for a network without labels."""
     label_dropout: float = 0.0
-    """Fraction of labels hidden in training, in [0, 1). Guidance needs a value above 0."""
+    """Fraction of labels dropped in training, in [0, 1). Guidance needs a value above 0."""
     learned_variance: bool = False
     """Double the output channels; the second half sets the log variance of the reverse step."""
 
@@ -58,7 +58,7 @@ class Model:
                 raise ValueError(f"{name} must be in [0, 1), not {rate}.")
         if self.label_dropout and self.num_classes is None:
             raise ValueError(
-                "label_dropout hides labels, but this network has none: set num_classes too."
+                "label_dropout drops labels, but this network has none: set num_classes too."
             )
         self.check()
 
@@ -121,9 +121,9 @@ class Model:
     ) -> Float[Array, "b h w out"]:
         """Compute the network's output in `dtype` and return it in float32.
 
-        The condition is an array of class labels (b,), or another array that the network was made
-        for. A network with label dropout accepts -1, or no condition at all, for no class.
-        Dropout is applied only if `dropout_keys` has a key for each example.
+        The condition is an array of class labels (b,), or another array that the network takes. A
+        network with label dropout accepts -1, or no condition at all, for no class.
+        Dropout is applied only with `dropout_keys`, one key per example.
         """
         if self.label_dropout:
             labels = self.unconditional(len(xt)) if condition is None else condition

@@ -18,14 +18,14 @@ def attend(
     """softmax(q k^T / sqrt(d)) v, Eq. 1, Vaswani et al. 2017. The softmax is float32.
 
     On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
-    are plain matrix products with the heads in front, and the softmax divides last, when the array
-    is smallest.
+    are plain matrix products with the heads as a leading axis, and the softmax's division comes
+    last, where the array is smallest.
     """
     if v.dtype == jnp.float32:
         by_rows = matmul_by_rows
         product = matmul
     else:
-        # The logits are summed in float32, because float16 would overflow.
+        # The products accumulate in float32, because float16 would overflow.
         product = partial(jnp.matmul, preferred_element_type=jnp.float32)
         by_rows = lambda a, b: product(a, b.swapaxes(-1, -2))  # noqa: E731
     logits = by_rows(q * q.shape[-1] ** -0.5, k)  # (b, heads, n, n)
@@ -36,10 +36,10 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """(x + attention(group_norm(x))) / scale, over the pixels of x, without positions.
+    """(x + attention(group_norm(x))) / scale, over the pixels of x, without position embeddings.
 
-    Each head has `head_dim` channels; None is for a single head. 0 groups leave out the norm.
-    Raises ValueError if the heads do not divide the channels.
+    Each head has `head_dim` channels; None means a single head. With 0 groups there is no norm.
+    Raise ValueError if the heads do not divide the channels.
     """
 
     head_dim: int | None

@@ -1,4 +1,4 @@
-"""Fresh parameters: described by shape and distribution, then each drawn from a key of its own."""
+"""Fresh parameters: described by shape and distribution, then drawn, each with its own key."""
 
 import math
 import zlib
@@ -35,9 +35,9 @@ ONES = InitDistribution("constant", 1.0)
 
 
 def torch_uniform(fan_in: int) -> InitDistribution:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for Linear and Conv2d.
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    PyTorch uses it for the kernel and the bias.
+    PyTorch's default for the kernel and the bias of Linear and Conv2d.
     """
     return InitDistribution("uniform", fan_in**-0.5)
 
@@ -75,9 +75,9 @@ def param_spec(distribution: InitDistribution) -> Callable:
 def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
     """Draw each parameter of a tree of `ParamSpec`s, with a key folded from its path.
 
-    Drawing a whole network under one jit compiles for many seconds, and one program per shape is
-    hardly better. So random numbers are drawn in blocks of a few sizes (powers of 2), which compile
-    once per size, and one small program cuts the blocks to shape.
+    One jit of the whole network takes many seconds to compile, and one program per shape is hardly
+    better. So random numbers are drawn in blocks of a few sizes (powers of 2), which compile once
+    per size, and one small program cuts the blocks to shape.
     """
 
     def random_block(path, spec):
@@ -105,7 +105,7 @@ def _draw_block(key, kind: str, size: int):
 
 @partial(jax.jit, static_argnums=1)
 def _cut_blocks(blocks, targets):
-    """Cut and scale each block to its (shape, distribution); a constant has None for its block."""
+    """Cut and scale each block to its (shape, distribution). The block of a constant is None."""
     parameters = []
     for block, (shape, distribution) in zip(blocks, targets, strict=True):
         if block is None:

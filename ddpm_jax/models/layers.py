@@ -38,8 +38,8 @@ def conv(
 ) -> Array:
     """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
 
-    `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 makes the stride
-    2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
+    `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 sets the stride
+    to 2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
     """
     fan_in = size * size * x.shape[-1]
     fan_out = size * size * features
@@ -55,7 +55,7 @@ def conv(
 def conv1x1(
     x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], stride_offset: None = None
 ) -> Float[Array, "b h w o"]:
-    """Multiply each pixel with the kernel.
+    """Multiply each pixel by the kernel.
 
     On a CPU the gradient of XLA's own 1x1 convolution is several times slower.
     """
@@ -99,7 +99,7 @@ def sinusoidal_embedding(
 
     t may be float. Layout concatenated is [sin..., cos...] as in the DDPM code, or [cos..., sin...]
     with `flip_sin_to_cos`. Layout interleaved is [sin0, cos0, sin1, cos1, ...] (Vaswani et al.
-    2017, section 3.5, with freq_shift 0). Raises ValueError if dim is odd.
+    2017, section 3.5, with freq_shift 0). Raise ValueError if dim is odd.
     """
     if dim % 2:
         raise ValueError(f"A sinusoidal embedding needs an even dim, not {dim}.")
@@ -132,8 +132,8 @@ def group_norm(
     b = x.shape[0]
     c = x.shape[-1]
     wide = x.astype(jnp.float32)
-    # Plain sums of squares lose 1e-3 of the result if |mean| = 30 std, so a pilot pixel is
-    # subtracted first. The result does not depend on the pilot, so it needs no gradient.
+    # Plain sums of squares have an error of 1e-3 if |mean| = 30 std, so a pilot pixel is subtracted
+    # first. The result does not depend on the pilot, so it needs no gradient.
     pilot = jax.lax.stop_gradient(wide[:, :1, :1])  # (b, 1, 1, c)
     about_pilot = wide - pilot  # (b, h, w, c)
     mean = jnp.mean(about_pilot, (1, 2))  # (b, c)
@@ -154,7 +154,7 @@ def group_norm(
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation. Raises ValueError if the groups do not divide the channels."""
+    """Group normalisation. Raise ValueError if the groups do not divide the channels."""
 
     groups: int = 32
     eps: float = 1e-5

@@ -1,4 +1,4 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B), parameter for parameter diffusers' UNet2DModel.
+"""The DDPM U-Net (Ho et al. 2020, appendix B), with the same parameters as diffusers' UNet2DModel.
 
 With other settings it is also the U-Net of Dhariwal & Nichol 2021 (resnet, scale_shift) or NCSN++
 (skip, fourier).
@@ -104,7 +104,7 @@ class UNet(BlockSettings, Model):
         self._check_skip()
 
     def _check_skip(self) -> None:
-        # The coarsest level is not downsampled: its kind only decides how its blocks are normed.
+        # The coarsest level is not downsampled: its kind only sets its blocks' norms and scale.
         for name, kinds in (("down_kinds", self.down_kinds[:-1]), ("up_kinds", self.up_kinds)):
             for finer, coarser in itertools.pairwise(kinds):
                 if coarser == "skip" and finer != "skip":
@@ -172,7 +172,7 @@ class UNetModule(nn.Module):
         return h  # (b, h, w, out)
 
     def _embed(self, t, labels):
-        """The embedding (b, d) of t, plus that of the labels if the network takes any."""
+        """The embedding (b, d) of t, plus an embedding of the labels if the network takes any."""
         net = self.net
         width = net.time_embedding_dim or 4 * net.widths[0]
         if net.labels_are == "classes" and net.num_classes is None:
@@ -216,7 +216,7 @@ class UNetModule(nn.Module):
         return dense(hidden, width, f"{name}_2", init=self.net.init_scheme)
 
     def _down(self, h, image, emb, keys):
-        """The last state, and the list of all states, which are the skips of the way up.
+        """The last state, and the list of all states, which are the skips on the way up.
 
         `image` is the network's input, which skip levels downsample and add.
         """

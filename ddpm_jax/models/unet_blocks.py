@@ -46,7 +46,7 @@ class BlockSettings:
     init_scheme: Init = "ddpm"
     """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
     middle: Literal["attention", "plain", "none"] = "attention"
-    """Coarsest level: two residual blocks with attention between, two without (plain), or none."""
+    """Middle: two residual blocks with attention between them, without it (plain), or no blocks."""
     middle_scale: float = 1.0
     """Divisor of the residual sums in the middle."""
     middle_groups: int | None = None
@@ -148,7 +148,7 @@ class UNetLevel(nn.Module):
         skip_channels = 0 if skip is None else skip.shape[-1]
         groups_in = quarter(channels + skip_channels)
         if self.attention and skip is not None:
-            # This is diffusers' number, a slip of operator precedence that its weights rely on.
+            # This is diffusers' number, a slip of operator precedence that trained weights rely on.
             groups_in = min(channels + skip_channels // 4, 32)
         return {"groups_in": groups_in, "groups_out": quarter(self.width), "scale": SKIP_SCALE}
 
@@ -156,7 +156,7 @@ class UNetLevel(nn.Module):
 def attention(net: BlockSettings, name: str, *, groups: int | None = None, scale: float = 1.0):
     """A self-attention layer with the network's settings.
 
-    `groups` None is for the network's own number of groups, 0 for no norm.
+    `groups` None means the network's own number of groups, 0 means no norm.
     """
 
     def apply(x: Array) -> Array:

@@ -18,7 +18,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
 
 IMAGE_SIZE = 32
-"""The project's image size, which a state dict does not tell."""
+"""The project's image size, which a state dict does not contain."""
 SUFFIXES = (".pt", ".pth")
 KINDS = {
     "conv3": "a 3x3 convolution",
@@ -31,15 +31,15 @@ Module = dict[str, LazyTensor]
 
 
 def is_torch_file(ckpt: str) -> bool:
-    """Whether `ckpt` is a file named like those that PyTorch projects save."""
+    """Whether `ckpt` is an existing .pt or .pth file."""
     return Path(ckpt).suffix in SUFFIXES and Path(ckpt).is_file()
 
 
 def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[Recipe, Params]:
     """Read a state dict; return the project's recipe and the parameters.
 
-    Sampling is that of the project: 1,000 steps with variance beta, x clamped to [-1, 1] after
-    each. Raises ValueError for any other file.
+    The recipe samples as the project does: 1,000 steps with variance beta, and x clamped to [-1, 1]
+    after each step. Raise ValueError for any other file.
     """
     try:
         tensors = read_bin(path)
@@ -85,7 +85,7 @@ def _check_buffer(path: Path, name: str, tensor: LazyTensor) -> None:
     check(
         n > 0 and np.allclose(tensor.read(), expected, rtol=1e-3, atol=0),
         f"{path} is not a ConvBlock U-Net with group norm: it has {name}, which is neither a "
-        "weight nor the frequencies 10000^(-i/n) of its time embedding.",
+        "weight nor the frequencies 10000^(-i/n) of the time embedding.",
     )
 
 
@@ -131,7 +131,7 @@ def _paths(model: ConvUNet, shapes: Params) -> dict[str, list[str]]:
 
 
 def _params(path: Path, model: ConvUNet, modules: Mapping[str, list]) -> Params:
-    """The parameters as our tree. Raises ValueError if a module is missing or has other shapes."""
+    """The parameters as our tree. Raise ValueError if a module is missing or has other shapes."""
     shapes = model.shapes()
     params: Params = {}
     for kind, paths in _paths(model, shapes).items():

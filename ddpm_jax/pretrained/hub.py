@@ -38,7 +38,7 @@ REMEDIES = {
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form of a repository, as google/ddpm-cifar10-32.
+    """Whether a name has the form of a repository, such as google/ddpm-cifar10-32.
 
     A path such as runs/a has this form too.
     """
@@ -48,11 +48,12 @@ def is_repository(name: str) -> bool:
 def download(
     repo: str, *, variant: str | None = None, revision: str | None = None, weights: bool = True
 ) -> Path:
-    """Download the JSON files of a repository, and the weights of its network if asked for.
+    """Download the JSON files of a repository and, with `weights`, the weights of its network.
 
-    Return their folder in the hub's cache. `weights` fetches only the files that `read_tensors`
-    reads, of a `variant` such as "fp16", and none if the network, in unet/ or at the root, is not
-    a UNet2DModel. `revision` is a branch, tag or commit. Raise ValueError, ImportError or OSError.
+    Return their folder in the hub's cache. Of the weights, only the files that `read_tensors` reads
+    are downloaded, and none if the network, in unet/ or at the root, is not a UNet2DModel.
+    `variant` names the weights, such as "fp16". `revision` is a branch, tag or commit.
+    Raise ValueError, ImportError or OSError.
     """
     client = _client(repo)
     with _one_line_errors(repo, revision):
@@ -73,7 +74,7 @@ def download(
 
 
 def _list_files(repo: str, folder: Path) -> set[str]:
-    """The files of a commit, or those in the cache if the client did not keep a list."""
+    """The files of a commit, or the cached ones if the client kept no list of them."""
     client = _client(repo)
     try:
         return {file.path for file in client.get_cached_repo_tree(repo, revision=folder.name)}
@@ -166,13 +167,13 @@ def _client(repo: str) -> ModuleType:
 
 @contextmanager
 def _one_line_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the client's errors, of many lines each, into an OSError of one line."""
+    """Turn the client's multi-line errors into an OSError of one line."""
     from huggingface_hub import errors
 
     try:
         yield
     except RuntimeError as error:
-        # A failed upload of weights raises a RuntimeError from the HTTP error.
+        # If an upload of weights fails, the HTTP error is the cause of a RuntimeError.
         if not isinstance(error.__cause__, errors.HTTPError):
             raise
         raise _as_os_error(error.__cause__, repo, revision) from error

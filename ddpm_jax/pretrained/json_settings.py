@@ -7,7 +7,7 @@ MAX_FLOAT = 1e300
 MAX_INT = 2**63
 MAX_STRING_LENGTH = 80  # characters
 VERSION = "0.35.0"
-"""The version of diffusers that written files name."""
+"""The version of diffusers that is written to JSON files."""
 
 
 def validate(
@@ -52,7 +52,7 @@ def _is_short_and_printable(text: str) -> bool:
 
 
 def _has_type_of(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a default. None, on either side, matches any type."""
+    """Whether a value has the type of a default. None matches any type, as value or as default."""
     if value is None or default is None:
         return True
     if isinstance(default, list):

@@ -1,4 +1,4 @@
-"""Whole models in the diffusers layout: a network, its scheduler, and the model_index.json."""
+"""Models in the diffusers layout: a network, its scheduler, and model_index.json."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,10 +45,10 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a model in the diffusers layout from a folder, or from a hub repository owner/name.
 
-    A folder takes precedence over a repository of the same name. `scheduler`, such as
-    UniPCMultistepScheduler, reads the scheduler's JSON as another scheduler would. `variant` is
-    such as "fp16"; `revision` is a branch, tag or commit of the repository; `image_size` is used
-    if the network's config has none.
+    A folder takes precedence over a repository of the same name. `scheduler` names a scheduler,
+    such as UniPCMultistepScheduler, to read the scheduler's JSON as that one would. `variant` names
+    the weights, such as "fp16"; `revision` is a branch, tag or commit of the repository;
+    `image_size` is used if the network's config has none.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
     recipe = read_recipe(locate_folder(path_or_repo, revision), scheduler, image_size)
@@ -80,7 +80,7 @@ def save_pretrained(
 
 
 def check_exportable(recipe: Recipe) -> tuple[UNet, Objective]:
-    """The model and objective of a recipe. Raise ValueError if diffusers has none like them."""
+    """The model and objective of a recipe. Raise ValueError if diffusers cannot represent them."""
     model = recipe.model
     objective = recipe.objective
     if not isinstance(model, UNet):
@@ -99,13 +99,13 @@ def locate_folder(
 ) -> Path:
     """The folder at a path, or the folder of a repository in the hub's cache.
 
-    The JSON files of a repository are downloaded and, with `weights`, its weights of the variant.
+    Download the JSON files of a repository and, with `weights`, its weights of the variant.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
     path = Path(path_or_repo)
     if path.exists():
         if not path.is_dir():
-            raise ValueError(f"{path} is a file: give the folder it is in.")
+            raise ValueError(f"{path} is a file: give its folder.")
         return path
     if not hub.is_repository(str(path_or_repo)):
         raise FileNotFoundError(
@@ -128,7 +128,7 @@ def looks_like_diffusers(folder: Path) -> bool:
 def read_recipe(
     folder: Path, scheduler: str | None = None, image_size: int | None = None
 ) -> Recipe:
-    """Read the recipe from the JSON files of a folder. No device is touched."""
+    """Read the recipe from the JSON files of a folder. Needs no device."""
     index = _read_index(folder)
     model = unet_folder.read_net(_part_folder(folder, "unet"), image_size)
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
@@ -176,5 +176,5 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _part_folder(folder: Path, name: str) -> Path:
-    """The folder of a part. As in diffusers, it is the model's own if the part has none."""
+    """The folder of a part or, as in diffusers, the model's own folder if the part has none."""
     return inside(folder, folder / name) if (folder / name).is_dir() else folder

@@ -35,13 +35,13 @@ MAX_TIMESTEPS = 2**20
 UNLIMITED = 1e6
 """A threshold that no pixel reaches."""
 DEFAULT_STEPS = 50
-"""Steps of all samplers but `ddpm`, as in diffusers' pipelines; `ddpm` takes all T."""
+"""Steps of all samplers except `ddpm`, as in diffusers' pipelines. `ddpm` takes all T."""
 
 SUPPORTED = {*TRAINING, *CLIPPING, *THRESHOLDING, *ZERO_SNR, *LEADING} - {"trained_betas"}
 SUPPORTED |= {"use_karras_sigmas", "variance_type", "set_alpha_to_one", "final_sigmas_type"}
 """Keys honoured for every scheduler."""
 IGNORED = LEGACY_KEYS.union(*(spec.defaults for spec in SCHEDULERS.values()))
-"""Keys allowed in the JSON of every scheduler. Those a scheduler does not know are ignored."""
+"""Keys allowed in the JSON of every scheduler. A scheduler ignores the keys that it lacks."""
 
 
 class Scheduler(NamedTuple):
@@ -55,8 +55,8 @@ class Scheduler(NamedTuple):
 def parse_scheduler(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
     """Read the objective and the sampling of a scheduler_config.json.
 
-    `name` reads it as that scheduler would: the objective stays that of the config's own class,
-    and the sampling is the other's, with the keys that both have.
+    With `name`, the sampling is read as that scheduler would read it, with the keys that both have;
+    the objective is still read as the config's own class reads it.
     Raise ValueError for an unknown scheduler, and for unsupported keys or values.
     """
     own_name = str(config.get("_class_name", name))
@@ -82,7 +82,7 @@ def parse_scheduler(config: Mapping[str, Any], name: str | None = None) -> Sched
 def _settings(config: Mapping[str, Any], own_name: str, name: str) -> dict[str, Any]:
     """The settings of the scheduler `own_name` as the scheduler `name` reads them.
 
-    The JSON may hold keys of any scheduler, because diffusers passes them on.
+    The JSON may hold keys of any scheduler, because diffusers keeps them when it converts one.
     """
     lookup(SCHEDULERS, own_name, f"{NAME}: _class_name")
     spec = lookup(SCHEDULERS, name, "scheduler")
@@ -106,9 +106,7 @@ def _objective(settings: Mapping[str, Any]) -> Objective:
         raise ValueError(f"{NAME}: num_train_timesteps {timesteps} is not {limits}.")
     variance_type = settings.get("variance_type") or "fixed_small"
     if variance_type == "learned":
-        raise ValueError(
-            f"{NAME}: variance_type learned is not supported: only learned_range can be learned."
-        )
+        raise ValueError(f"{NAME}: variance_type learned is not supported: only learned_range is.")
     schedule = lookup(SCHEDULES, settings["beta_schedule"], "beta_schedule")
     target = lookup(TARGETS, settings["prediction_type"], "prediction_type")
     learned: dict[str, Any] = {}
@@ -186,9 +184,9 @@ def scheduler_config(
 ) -> dict[str, Any]:
     """The scheduler_config.json of the diffusers scheduler that steps as the sampling does.
 
-    The number of steps and guidance are not part of it. If there is no such scheduler, or with
-    `for_pipeline` none that DDPMPipeline can call, it is the DDPMScheduler nearest to the sampling.
-    Raise ValueError if diffusers has no such objective.
+    It does not hold the number of steps and guidance. If there is no such scheduler, or with
+    `for_pipeline` none that DDPMPipeline can call, return the DDPMScheduler nearest to the
+    sampling. Raise ValueError if diffusers cannot represent the objective.
     """
     training = _training_keys(objective)
     sampling = with_learned_variance(objective, sampling)
@@ -207,7 +205,7 @@ def scheduler_config(
 
 
 def _describes(config: Mapping[str, Any], objective: Objective, sampling: Sampling) -> bool:
-    """Whether a JSON, read again, gives this objective and an equal sampling."""
+    """Whether a JSON parses to this objective and this sampling."""
     try:
         parsed = parse_scheduler(config)
     except ValueError:
@@ -220,7 +218,7 @@ def _describes(config: Mapping[str, Any], objective: Objective, sampling: Sampli
 
 
 def ancestral_sampling(objective: Objective, sampling: Sampling) -> Sampling:
-    """The ancestral sampling that a DDPMScheduler can hold and that is nearest to the sampling."""
+    """The ancestral sampling nearest to the sampling that a DDPMScheduler can represent."""
     options: Mapping[str, Any] = sampling.options
     if objective.learns_variance:
         options = {"variance": objective.variance}
@@ -234,7 +232,7 @@ def ancestral_sampling(objective: Objective, sampling: Sampling) -> Sampling:
 
 
 def _training_keys(objective: Objective) -> dict[str, Any]:
-    """The keys that describe an objective. Raise ValueError if diffusers has none like it."""
+    """The keys that describe an objective. Raise ValueError if diffusers cannot represent it."""
     schedules = _inverse(SCHEDULES)
     targets = _inverse(TARGETS)
     for kind, value, names in (

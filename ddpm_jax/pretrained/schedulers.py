@@ -84,9 +84,9 @@ VALUES_BY_SCHEDULER: dict[str, dict[str, tuple]] = {
         ),
     },
 }
-"""The values of a key that each scheduler knows.
+"""The values of a key that each scheduler accepts.
 
-A scheduler that reads another's JSON uses its own default for a value it does not know.
+A scheduler that reads the JSON of another one replaces other values by its own default.
 """
 
 
@@ -96,19 +96,19 @@ class SchedulerSpec(NamedTuple):
     defaults: dict[str, Any]
     """All its keys, with their defaults."""
     sampler: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
-    """From settings to the name of a sampler and its options."""
+    """Function from settings to the name of a sampler and its options."""
     supported: tuple[str, ...] = ()
-    """Keys, beside `scheduler_config.SUPPORTED`, that may differ from their defaults."""
+    """Keys, besides `scheduler_config.SUPPORTED`, that may differ from their defaults."""
     choices: tuple[dict[str, Any], ...] = ({},)
-    """Settings to try, in this order, when a sampling is written as this scheduler."""
+    """Settings to try, in this order, when a sampling is exported as this scheduler."""
     full_karras_range: bool = True
     """Whether Karras sigmas span the whole schedule, whatever the timestep spacing."""
     in_pipeline: bool = False
-    """Whether DDPMPipeline can call it: the pipeline scales neither noise nor network input."""
+    """Whether DDPMPipeline can call it, although the pipeline scales neither noise nor input."""
     supports_x0: bool = True
     """Whether it works with networks that predict x0."""
     grid: GridKind = "plain"
-    """The timesteps it takes."""
+    """Its grid of timesteps (`scheduler_grids.scheduler_grid`)."""
     keep_eps: bool = False
     """Whether it keeps the network's eps where x0 was clipped."""
 
@@ -141,7 +141,7 @@ def _dpm_solver(settings):
     if (algorithm, order) not in names:
         raise ValueError(
             f"algorithm_type {algorithm[:80]} with solver_order {order} is not supported: "
-            "there are dpmsolver++ with 1 to 3 and sde-dpmsolver++ with 2."
+            "use dpmsolver++ with 1 to 3, or sde-dpmsolver++ with 2."
         )
     return names[algorithm, order], {"compat": True}
 

@@ -5,7 +5,7 @@ storage, NAME/data/KEY. A pickle is a program that may call any function. Three 
 
 1. `_confined` accepts only the instructions that torch.save writes for a state dict.
 2. `STAND_INS` holds the only names a pickle may refer to. Each stands for code in this file.
-3. That code checks its arguments and changes nothing but the result.
+3. That code checks its arguments and has no side effects.
 """
 
 import io
@@ -41,11 +41,11 @@ MALFORMED = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, Type
 
 
 class LazyTensor(NamedTuple):
-    """A tensor in a file."""
+    """A tensor in a file, read on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
-    """Read it as float32. Raises ValueError if the file is corrupt."""
+    """Read the tensor as float32. Raise ValueError if the file is corrupt."""
 
 
 def read_bin(path: Path) -> dict[str, LazyTensor]:
@@ -76,7 +76,7 @@ def read_bin(path: Path) -> dict[str, LazyTensor]:
 
 
 class _SmallReads(io.FileIO):
-    """A file that refuses to read more than 4 MiB at once, so that the zip directory is small."""
+    """A file that refuses to read more than 4 MiB at once, which bounds the zip directory."""
 
     def read(self, size: int | None = -1, /) -> Any:
         if size is None or size < 0:
@@ -110,10 +110,10 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]
 def _confined(data: bytes) -> bytes:
     """The pickle, made safe to run. Raise ValueError for an unknown instruction or name.
 
-    Two instructions would act without code of this file, so they are replaced:
-    - EMPTY_DICT makes a dict, which hashes its keys. Nested tuples can take exponential time, or
-      exhaust the stack. It becomes OrderedDict(), whose stand-in hashes only strings.
-    - BUILD sets attributes of any object. In a state dict they are metadata: it becomes POP.
+    Two instructions would bypass the code of this file, so they are replaced:
+    - EMPTY_DICT makes a dict, which hashes its keys. Hashing nested tuples can take exponential
+      time or exhaust the stack. It becomes OrderedDict(), whose stand-in hashes only strings.
+    - BUILD sets attributes of any object. In a state dict these are metadata. It becomes POP.
     """
     parts = []
     file = io.BytesIO(data)
@@ -166,7 +166,7 @@ class _Storage(NamedTuple):
     size: int
 
     def read(self, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-        """Read a view of it as float32; offset and strides count array elements."""
+        """Read a view of the array as float32. Offset and strides count elements."""
         itemsize = self.dtype.itemsize
         steps = [stride * itemsize for stride in strides]
         try:

@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-"""The defaults of missing keys in diffusers. A key that is null is not missing."""
+"""The values that diffusers gives to missing keys. A key that is null is not missing."""
 
 NULLABLE = {
     "mid_block_type",
@@ -77,8 +77,8 @@ EMA_KEYS = {
 }
 """Keys that diffusers' EMAModel adds to the config of the network it averages."""
 
-# Block types: whether the level has attention, and how it resamples to the next level. None leaves
-# the resampling to downsample_type or upsample_type.
+# {block type: (whether the level has attention, how it resamples to the next level)}. None stands
+# for downsample_type or upsample_type.
 BLOCKS = {
     "{}Block2D": (False, "conv"),
     "Attn{}Block2D": (True, None),
@@ -92,7 +92,7 @@ MIDDLES = {
     (MID_BLOCK, True): "attention",
     (MID_BLOCK, False): "plain",
 }
-"""The setting `middle` for (mid_block_type, add_attention)."""
+"""{(mid_block_type, add_attention): our setting `middle`}."""
 
 RENAMED = {
     "in_channels": "channels",
@@ -107,7 +107,7 @@ RENAMED = {
     "norm_num_groups": "groups",
     "norm_eps": "norm_eps",
 }
-"""Keys whose value is also the value of one of our settings."""
+"""{key: our setting of the same value}."""
 
 MAPPED: dict[str, tuple[str, dict]] = {
     "time_embedding_type": (
@@ -125,7 +125,7 @@ MAPPED: dict[str, tuple[str, dict]] = {
         {None: "classes", "timestep": "numbers", "identity": "vectors"},
     ),
 }
-"""Keys whose values have other names here: our setting, and our value for each of theirs."""
+"""{key: (our setting, {value in diffusers: our value})}."""
 
 
 def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
@@ -224,9 +224,9 @@ def _square_size(size: Any) -> int:
 
 
 def unet_to_config(net: UNet) -> dict[str, Any]:
-    """The config.json of a network. Raise ValueError if no UNet2DModel is like it."""
+    """The config.json of a network. Raise ValueError if UNet2DModel cannot represent it."""
     _check_exportable(net)
-    # The default of diffusers has no norm with scale_shift, so the groups must be written.
+    # By default, diffusers' middle attention has no norm with scale_shift: write the groups.
     if net.modulation == "scale_shift" and net.middle_groups is None:
         middle_groups = net.groups_of(net.widths[-1])
     else:
@@ -288,7 +288,7 @@ def _check_exportable(net: UNet) -> None:
 
 
 def _attention_kinds(levels: Iterable[tuple[int, bool, Any]]) -> set[str]:
-    """The resampling of levels with attention, which downsample_type or upsample_type sets."""
+    """How levels with attention resample, which downsample_type or upsample_type sets."""
     return {kind for _, attention, kind in levels if attention and kind != "skip"}
 
 

@@ -17,14 +17,15 @@ def load_net(
 ) -> tuple[UNet, Params]:
     """Read the network and its float32 parameters. Raise FileNotFoundError or ValueError.
 
-    `variant` is such as "fp16". `image_size` is used if the config has no sample_size.
+    `variant` names the weights, such as "fp16". `image_size` is used if the config has no
+    sample_size.
     """
     net = read_net(folder, image_size)
     return net, read_params(folder, net, variant)
 
 
 def read_net(folder: Path, image_size: int | None = None) -> UNet:
-    """Read the network without its parameters, as `load_net` does. No device is touched."""
+    """Read the network without its parameters, as `load_net` does. Needs no device."""
     return unet_from_config(read_json(inside(folder, folder / CONFIG)), image_size)
 
 
@@ -34,14 +35,15 @@ def read_params(folder: Path, net: UNet, variant: str | None = None) -> Params:
 
 
 def save_net(net: UNet, params: Params, folder: Path) -> None:
-    """Write a folder that UNet2DModel.from_pretrained of diffusers opens.
+    """Write a folder for UNet2DModel.from_pretrained of diffusers.
 
-    Raise ValueError if diffusers has no such network, or if the folder holds other weights.
+    Raise ValueError if diffusers cannot represent the network, or if the folder holds other
+    weights.
     """
     config = unet_to_config(net)
     tensors = to_state_dict(net, params)
     folder.mkdir(parents=True, exist_ok=True)
-    # diffusers looks for shards first, so it would open old ones.
+    # diffusers looks for shards first, so it would open shards of an earlier save.
     others = sorted({path.name for path in folder.glob(f"{NAME}*")} - {f"{NAME}.safetensors"})
     if others:
         listed = ", ".join(others[:2])

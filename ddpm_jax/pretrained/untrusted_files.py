@@ -1,4 +1,4 @@
-"""Read the files of a folder that may come from anyone: JSON within limits, no path out of it."""
+"""Read the files of an untrusted folder: JSON of limited size, and no path out of the folder."""
 
 import json
 import os
@@ -17,8 +17,8 @@ def brief(text: object) -> str:
 def inside(folder: Path, path: Path) -> Path:
     """Return the path. Raise ValueError if it leads out of the folder.
 
-    Links are followed. The hub's cache keeps files as links into `blobs` of the repository, which
-    may again be links into `blobs` of the whole cache; both of these are allowed.
+    Links are followed. In the hub's cache, files are links into `blobs` of the repository, which
+    may in turn be links into `blobs` of the whole cache; both are allowed.
     """
     if not path.exists() and path.is_symlink():
         raise ValueError(f"{path} is a broken link: it is not read.")
@@ -35,7 +35,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file of at most 2 MiB. Raise ValueError for anything else."""
+    """Read the object in a JSON file of at most 2 MiB. Raise FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing or is not a file.")
     size = path.stat().st_size

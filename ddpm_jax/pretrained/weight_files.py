@@ -1,7 +1,7 @@
 """Read and write the tensors of a network: safetensors, whole or sharded, or PyTorch's .bin.
 
-PyTorch is not needed. Nothing in a file is executed, nothing outside the folder is read, and a
-tensor is read only when it is asked for.
+PyTorch is not needed. Nothing in a file is executed, nothing outside the folder or the hub's cache
+is read, and tensors are read lazily.
 """
 
 import re
@@ -29,8 +29,8 @@ MAX_PATH_LENGTH = 255  # characters
 def read_tensors(folder: Path, variant: str | None = None) -> dict[str, LazyTensor]:
     """Find the tensors of a network by name. Raise FileNotFoundError or ValueError.
 
-    `variant` is such as "fp16". Without it, the files without a variant are taken, or those of
-    the only variant in the folder.
+    `variant` names the weights, such as "fp16". By default they are the files without a variant, or
+    else those of the only variant in the folder.
     """
     path = folder / weights_file({file.name for file in folder.iterdir()}, variant, str(folder))
     read = _read_safetensors if ".safetensors" in path.name else read_bin
@@ -82,7 +82,7 @@ def _read_shards(
     for name, shard in weight_map.items():
         names_by_shard[shard].add(name)
     result: dict[str, LazyTensor] = {}
-    # Check each shard before the next one is read, so that `result` never outgrows the index.
+    # Check each shard before reading the next one, so that `result` never outgrows the index.
     for shard, names in sorted(names_by_shard.items()):
         tensors = read(inside(folder, folder / shard))
         missing = sorted(names - set(tensors))

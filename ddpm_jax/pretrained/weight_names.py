@@ -20,10 +20,10 @@ LEAVES = {
     "bias": "bias",
 }
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the attention layers before diffusers 0.15, and today's names."""
+"""{name of an attention layer before diffusers 0.15: its name since}."""
 
-# A pattern of our module paths, and the module in diffusers. Diffusers numbers the down blocks and
-# the up blocks in the order in which they run; {i} is that number.
+# {pattern of our module paths: module in diffusers}. {i} is the number of the down or up block:
+# diffusers counts each kind in the order in which the blocks run.
 MODULES = {
     r"conv_(in|out)": r"conv_\1",
     r"norm_out": "conv_norm_out",
@@ -48,7 +48,7 @@ def state_dict_name(net: UNet, path: str) -> str:
     *modules, leaf = path.split("/")
     level = re.search(r"\d+", modules[0]) if modules else None
     i = int(level[0]) if level else 0
-    # We number the up levels from the finest, diffusers from the coarsest.
+    # Our up levels are numbered from the finest, those of diffusers from the coarsest.
     if path.startswith("up"):
         i = len(net.widths) - 1 - i
     module, rest = _module(net, "/".join(modules) or leaf)
@@ -80,7 +80,7 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
 def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
     """Convert parameters to {diffusers name: float32 array in PyTorch's layout}.
 
-    Raise ValueError for the parameters of another network.
+    Raise ValueError if the parameters do not belong to the network.
     """
     expected = {path: leaf.shape for path, leaf in _paths(net.shapes())}
     given = {path: leaf.shape for path, leaf in _paths(params)}
@@ -119,7 +119,7 @@ def from_state_dict(net: UNet, tensors: Mapping[str, LazyTensor]) -> Params:
 
 
 def _check_shapes(expected: Mapping[str, tuple], given: Mapping[str, tuple], problem: str) -> None:
-    """Raise ValueError, which begins with `problem`, unless names and shapes are the same."""
+    """Raise ValueError, with a message that begins with `problem`, if names or shapes differ."""
     differences = {
         "missing": sorted(set(expected) - set(given)),
         "unexpected": sorted(set(given) - set(expected)),

@@ -4,7 +4,7 @@ A run's directory holds `config.json` and one folder `checkpoints/STEP/` per sav
 tracks power-function averages also saves them to `snapshots/STEP/`. Orbax writes a step under a
 temporary name and renames it. Once all its files are on disk, a manifest with a hash of each file
 is added (`manifest.py`). A step that does not match its manifest is never used.
-`loop` saves as often as `config.Checkpoint` says, which bounds the steps that a kill can lose.
+`config.Checkpoint` sets how often `loop` saves, and so how many steps a kill can lose.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ from ddpm_jax.runs.steps import FOLDER, SNAPSHOTS, steps
 
 UNFINISHED_MARK = ".orbax-checkpoint-tmp"
 DROPPED_MARK = ".dropped"
+NOT_OF_THE_DISK = (jax.errors.JaxRuntimeError, TimeoutError)
+"""Errors of a save that mean that a training step or another host failed."""
 NOISY_LOGGERS = ("absl", "asyncio")
-"""Loggers through which Orbax reports every save, and logs tracebacks of errors it also raises."""
+"""Loggers to which Orbax writes every save, and tracebacks of errors that it also raises."""
 
 
 class CheckpointWriter:
     """Save {item: pytree of arrays} by step. Leaving the context waits for the save in progress.
 
-    An old step is deleted only after a newer one has its manifest. A failed save is reported when
-    it is waited for, at the latest by the next save: as OSError, or on stderr if the setting
-    `on_failure` is "continue". A failure of the last save always raises OSError. On several hosts
-    all save together, and none can continue without the others.
+    An old step is deleted only after a newer one has its manifest. A failed save raises OSError, or
+    is reported on stderr if the setting `on_failure` is "continue". A failure in the background is
+    reported by the next call of `wait` or `save`, or at the end of the context. At the end it
+    raises OSError whatever the setting, unless another error ended the block.
+    On several hosts all save together, and none can continue without the others.
     """
 
     def __init__(self, workdir: str | Path, settings: Checkpoint | None = None):
@@ -89,8 +92,8 @@ class CheckpointWriter:
         """Start to save a step, with `config` as JSON, and return once the arrays are copied.
 
         The caller may then donate the arrays. `num_images` is the size of the data set, on which
-        the batches depend. The newest step below `last_finite_step` is kept too, to roll back to:
-        the weights of later steps may be non-finite.
+        the batches depend. The newest step before `last_finite_step` is kept too, to roll back to:
+        the weights of later steps may have no finite loss.
         """
         self.wait()
         with self._report_failure(self._continue_on_failure):
@@ -104,15 +107,19 @@ class CheckpointWriter:
             writer = _make_writer()
             try:
                 writer.save(folder, args=ocp.args.Composite(**saved, **facts))
-            except Exception:
+            except Exception as error:
                 writer.close()
-                raise
+                if not self._continue_on_failure or isinstance(error, NOT_OF_THE_DISK):
+                    raise
+                # Report it by the next `wait`, or at the end, where it ends the run.
+                self._pending_save = _failed_future(error)
+                return
             self._pending_save = self._thread.submit(self._finish, writer, folder, last_finite_step)
 
     def wait(self) -> None:
         """Wait until the save in progress has its manifest, or has failed.
 
-        The primary host alone writes the manifest, so only there a return means that it is written.
+        Only the primary host writes the manifest; the others return before it is written.
         """
         with self._report_failure(self._continue_on_failure):
             # Reset before waiting, so that a failure is reported once.
@@ -135,14 +142,14 @@ class CheckpointWriter:
         description: str | None = None,
         folder: Path | None = None,
     ) -> Iterator[None]:
-        """Turn any error of a save in the block into an OSError, or print it and continue.
+        """Turn an error of a save in the block into an OSError, or print it and continue.
 
-        `description` and `folder` default to the step in progress and the folder of checkpoints.
+        Errors of a training step or of another host pass unchanged. `description` and `folder`
+        default to the step in progress and the folder of checkpoints.
         """
         try:
             yield
-        except (jax.errors.JaxRuntimeError, TimeoutError):
-            # A training step or another host failed, not the disk.
+        except NOT_OF_THE_DISK:
             raise
         except Exception as error:
             # Orbax and TensorStore raise errors of many types.
@@ -162,7 +169,7 @@ class CheckpointWriter:
         for step in saved[: -self._settings.keep_last]:
             keep_for_good = every is not None and step % every == 0
             if step != rollback_step and not keep_for_good:
-                # Rename first: a deletion that is interrupted must not leave half a step.
+                # Rename first, so that an interrupted deletion leaves no partial step.
                 dropped = self._folder / f"{step}{DROPPED_MARK}"
                 shutil.rmtree((self._folder / str(step)).rename(dropped))
 
@@ -174,7 +181,7 @@ class CheckpointWriter:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_snapshot(self, step: int, trees: Mapping[str, Any]) -> None:
-        """Save {name: pytree of arrays} of a step for good. Returns when all of it is on disk."""
+        """Save {name: pytree of arrays} of a step permanently. Block until all of it is on disk."""
         folder = (self._workdir / SNAPSHOTS / str(step)).resolve()
         description = f"The snapshot of step {step}"
         reported = self._report_failure(self._continue_on_failure, description, folder.parent)
@@ -199,13 +206,19 @@ def _manifest_after(folder: Path) -> Iterator[None]:
 
 
 def _make_writer() -> ocp.AsyncCheckpointer:
-    """A writer for one save.
+    """Make a writer for one save.
 
-    On reuse Orbax raises the error of an earlier save, which would blame the wrong step.
+    On reuse Orbax would raise the error of an earlier save and so blame the wrong step.
     """
     # If directories are created in the background, a failure leaves threads that wait forever.
     options = ocp.AsyncOptions(create_directories_asynchronously=False)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+def _failed_future(error: Exception) -> Future:
+    future: Future = Future()
+    future.set_exception(error)
+    return future
 
 
 def _completed_future() -> Future:
@@ -219,7 +232,7 @@ def _completed_future() -> Future:
 def restore(workdir: str | Path, step: int, template: Mapping[str, Any]) -> dict[str, Any]:
     """Restore the items named in `template`, with the sharding of its arrays.
 
-    Raises ValueError if shapes differ from the template's.
+    Raise ValueError if shapes differ from the template's.
     """
     folder = (Path(workdir) / FOLDER / str(step)).resolve()
     for name, tree in template.items():
@@ -231,10 +244,11 @@ def restore(workdir: str | Path, step: int, template: Mapping[str, Any]) -> dict
 
 
 def _one_copy(tree: Any) -> Any:
-    """Replicated arrays as single arrays on this host's first device, or NumPy's on several hosts.
+    """Replace each replicated array by one copy, to save it once.
 
-    Given a replicated array, Orbax has each device write a part of it, and compiles a slice per
-    shape and device. A NumPy array is written by the primary host alone.
+    The copy is on this host's first device or, on several hosts, a NumPy array, which the primary
+    host alone writes. Given a replicated array, Orbax would have each device write a part of it and
+    compile a slice per shape and device.
     """
 
     def first_copy(x: Any) -> Any:
@@ -250,8 +264,8 @@ def _one_copy(tree: Any) -> Any:
 def read_trees(folder: Path, template: Mapping[str, Any]) -> dict[str, Any]:
     """Read the trees named in `template` from a snapshot or one item of a checkpoint.
 
-    Other trees there are not read. Arrays come back as the template's kind: NumPy or sharded.
-    Raises ValueError if shapes differ from the template's.
+    Other trees in the folder are not read. Arrays are NumPy or sharded, as in the template.
+    Raise ValueError if shapes differ from the template's.
     """
     _check_shapes(folder, f"Folder {folder}", "averages", template, set(template))
     restore_args = ocp.checkpoint_utils.construct_restore_args(dict(template))

@@ -32,7 +32,7 @@ RUN_FILES = (
     "statistics.npz",
     CONFIG,
 )
-"""Patterns of everything that a run and its evaluation write to the directory."""
+"""Patterns of the files that a run, its evaluation and its statistics write to the directory."""
 CHANGEABLE_SETTINGS = (
     "training.steps",
     "training.epochs",
@@ -52,7 +52,7 @@ CHANGEABLE_SETTINGS = (
 def load_config(workdir: Path, step: int | None) -> Config:
     """The resolved config saved with a checkpoint, or with the run if `step` is None.
 
-    Needs no device. Raises ValueError if the config cannot be read.
+    Needs no device. Raise ValueError if the config cannot be read.
     """
     path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
@@ -76,8 +76,8 @@ def cpu_devices(workdir: Path) -> int | None:
 def resume(config: Config, workdir: Path) -> int:
     """The step from which the config resumes, or 0 if the directory holds no run.
 
-    Raises ValueError if the run there has another recipe, naming the differences, or if all its
-    checkpoints are corrupt.
+    Raise ValueError if the run there has another recipe, with a list of the differences, or if all
+    its checkpoints are corrupt.
     """
     _check_is_no_file(workdir)
     start = saved_steps.newest(workdir)
@@ -105,8 +105,8 @@ def _check_is_no_file(workdir: Path) -> None:
 def lock(workdir: Path) -> Iterator[None]:
     """Lock the directory against other runs. Raise ValueError if one is using it.
 
-    The operating system releases the lock after a crash. On several hosts the primary host takes it
-    for all. If the block leaves no other file in the directory, the directory is removed.
+    The operating system releases the lock after a crash. On several hosts only the primary host
+    locks the directory. If it holds nothing but the lock after the block, it is removed.
     """
     if not hosts.is_primary():
         yield
@@ -141,9 +141,9 @@ def rollback(
 ) -> dict[str, Any]:
     """Restore the newest checkpoint before the updates that were skipped up to step `done`.
 
-    Returns the items of the state named in `template`. Later checkpoints are renamed. If no step
-    after the rollback is finite, the next rollback goes back one checkpoint further. Raises
-    ValueError if the recipe says to stop, or if there is no earlier checkpoint.
+    Return the items of the state named in `template`. Later checkpoints are renamed. If no step
+    after the rollback is finite, the next rollback goes back one checkpoint further. Raise
+    ValueError if `training.on_patience` is "stop", or if there is no earlier checkpoint.
     """
     cause = (
         f"Loss or gradient was non-finite in {monitor.in_a_row} steps in a row, up to step {done}"
@@ -172,8 +172,8 @@ def rollback(
 def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
     """Prepare the directory for the steps after `start`, and write the config.
 
-    Checkpoints later than `start` are renamed. With `overwrite` the files of a run that is there
-    are removed.
+    Checkpoints later than `start` are renamed. `overwrite` first removes the files of an earlier
+    run.
     """
     if overwrite:
         clear(workdir)

@@ -21,7 +21,7 @@ FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, "unet", "scheduler"}
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise ValueError if writing to `out` would destroy anything but an export to overwrite."""
+    """Raise ValueError if `out` holds anything, except an export with `overwrite`."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         is_export = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
         remedy = "choose another --out" + (", or add --overwrite" if is_export else "")
@@ -34,8 +34,8 @@ def export_to_temp(
 ) -> Iterator[Path]:
     """Export a run to a temporary folder, and remove it after the block.
 
-    The temporary folder is created in `beside` if given, so that the export can be moved from
-    there to another place on the same disk. `weights` and `name` are for the model card.
+    The temporary folder is created in `beside` if given, so that the export can be renamed to
+    another path on that disk. `weights` and `name` are for the model card.
     """
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
@@ -45,7 +45,7 @@ def export_to_temp(
 
 
 def swap_folder(out: Path, folder: Path) -> None:
-    """Replace `out` by a folder on the same disk. If that fails, `out` is what it was before."""
+    """Replace `out` by a folder on the same disk. On failure, restore `out`."""
     old = folder.with_name("old")
     if out.exists():
         out.rename(old)
@@ -60,7 +60,7 @@ def swap_folder(out: Path, folder: Path) -> None:
 def prepare_upload(repo: str, private: bool, config: Config) -> None:
     """Create the repository unless it exists.
 
-    Raises ValueError if diffusers cannot hold the network, and ValueError, ImportError or OSError
+    Raise ValueError if diffusers cannot hold the network, and ValueError, ImportError or OSError
     if the repository cannot be written to.
     """
     pipeline_folder.check_exportable(config)
@@ -71,13 +71,13 @@ def prepare_upload(repo: str, private: bool, config: Config) -> None:
 def make_uploader(
     repo: str, private: bool, config: Config, folder: Path
 ) -> Callable[[int, TrainState], None]:
-    """The function (step, state) that uploads a run's averaged parameters during training.
+    """Make the callback (step, state) that uploads the averaged parameters during training.
 
     A failed upload is reported on stderr, and training continues.
     """
 
     def upload_ema(step: int, state: TrainState) -> None:
-        # Gathering needs every host, uploading only the first.
+        # All hosts gather the parameters; only the primary one uploads.
         params = parallel.gather_to_host(state.ema_params[DEFAULT_WEIGHTS])
         if hosts.is_primary():
             _upload(repo, private, RunSource(folder, step, config), params)

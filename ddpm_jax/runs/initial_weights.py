@@ -1,4 +1,4 @@
-"""Initialise training from a run or a model in the diffusers layout."""
+"""Initialise training from a run, a model in the diffusers layout or a PyTorch state dict."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from ddpm_jax.runs.sources import open_checkpoint
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
 IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme"}
-"""Fields of a network that may differ: they do not change what its weights compute."""
+"""Fields of a network that may differ, because its weights fit any value."""
 OUTPUT_FIELDS = (
     "schedule",
     "timesteps",
@@ -27,9 +27,9 @@ OUTPUT_FIELDS = (
 
 
 def with_pretrained_network(config: Config, ckpt: str) -> Config:
-    """The config with the network of a trained model, its noise schedule and its target.
+    """The config with the network, noise schedule and target of the model that `ckpt` names.
 
-    `training.init_from` names the model. Raises as `sources.open_checkpoint` does, and ValueError
+    Its `training.init_from` is `ckpt`. Raise as `sources.open_checkpoint` does, and ValueError
     if the rest of the config does not fit.
     """
     source = open_checkpoint(ckpt).recipe
@@ -44,7 +44,7 @@ def with_pretrained_network(config: Config, ckpt: str) -> Config:
 
 
 def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:
-    """Our losses for the output of their network."""
+    """The objective with our losses for the output of their network."""
     inherited = {name: getattr(theirs, name) for name in OUTPUT_FIELDS}
     # A learned variance needs a loss that trains it, and a fixed variance needs none.
     has_same_kind = ours.learns_variance == theirs.learns_variance
@@ -55,8 +55,8 @@ def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:
 def first_params(config: Config, key: Key[Array, ""]) -> Params:
     """The parameters that training starts from.
 
-    They are drawn from `key`, or read from `training.init_from` if set. Raises ValueError if that
-    model has another network than the config.
+    Draw them from `key`, or read them from `training.init_from` if it is set. Raise ValueError if
+    that model has another network than the config.
     """
     ckpt = config.training.init_from
     if ckpt is None:
@@ -69,6 +69,6 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
     check(
         not different,
         f"The network of {ckpt} differs from the recipe's in model.{', model.'.join(different)}: "
-        "leave these settings out.",
+        "leave out these settings.",
     )
     return source.params(DEFAULT_WEIGHTS)

@@ -36,11 +36,11 @@ OnSave = Callable[[int, TrainState], None]
 
 
 def ignore_save(step: int, state: TrainState) -> None:
-    """Do nothing at a save."""
+    """Do nothing: the default `on_save`."""
 
 
 DATA_LOCATION_FIELDS = ("path", "data_dir")
-"""Settings of a data source that say where its files are, which may differ between hosts."""
+"""Settings with the location of the data. They may differ between hosts."""
 
 
 def train(
@@ -53,11 +53,11 @@ def train(
     on_start: Callable[[], None] = lambda: None,
     on_save: OnSave = ignore_save,
 ) -> int:
-    """Train from step `start` to the end. Returns 0, or the exit status of the stop signal.
+    """Train from step `start` to the end. Return 0, or the exit status of the stop signal.
 
-    `on_start()` is called once the data are loaded and steps are left to do, before anything is
-    written. `on_save(step, state)` is called on every host after each save has started. Raises
-    ValueError or OSError for mistakes of the user. A mistake found before training starts leaves
+    `on_start()` is called if any step is left to run, after the data are loaded and before anything
+    is written. `on_save(step, state)` is called on every host after each save has started.
+    Raise ValueError or OSError for a user's mistake. A mistake found before training starts leaves
     the folder as it was.
     """
     check(
@@ -132,7 +132,7 @@ def check_memory(
 
 
 def memory_advice(config: Config) -> tuple[str, str]:
-    """Describe the load of a training step, and how to reduce the memory it needs."""
+    """Describe the memory load of a training step, and how to reduce it."""
     settings = config.training
     height, width, channels = config.model.image_shape
     description = (
@@ -148,7 +148,7 @@ def memory_advice(config: Config) -> tuple[str, str]:
 
 
 def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, on the devices."""
+    """Initialise the state before the first step, on the devices."""
     key, _ = training_keys(config.training.seed)
     params = parallel.put_state(first_params(config, key), config.parallel.fsdp)
     init = partial(init_state, tx=tx, ema=config.ema)
@@ -161,7 +161,7 @@ def resumed_state(
 ) -> TrainState:
     """Restore the state of a saved step to the devices.
 
-    A data set whose number of images has changed is reported on stderr.
+    Warn on stderr if the number of images in the data set has changed.
     """
     num_images_before = saved_steps.num_images_at(folder, step)
     if num_images_before not in (None, num_images):
@@ -194,9 +194,9 @@ def run_steps(
     state: TrainState,
     on_save: OnSave = ignore_save,
 ) -> tuple[int, int]:
-    """Run the training steps after the state's, and save, report and roll back as configured.
+    """Run the steps that follow `state.step`; save, report and roll back as configured.
 
-    Returns the last step done, which is saved, and the signal that stopped the run, 0 if none did.
+    Return the last step, which is saved, and the signal that stopped the run, or 0.
     """
     start = int(state.step)
     total = config.total_steps(len(images))

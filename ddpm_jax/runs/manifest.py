@@ -1,4 +1,4 @@
-"""Hash the files of a folder in a manifest. It is written last, so it shows a complete save."""
+"""Hash the files of a folder in a manifest, which is written last and so marks a complete save."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def write(folder: Path) -> None:
 
 
 def find_corruption(folder: Path) -> str | None:
-    """The first difference between the folder and its manifest, in words; None if there is none."""
+    """Describe the first difference between a folder and its manifest; None if there is none."""
     if not (folder / NAME).is_file():
         return f"{NAME} is missing, so the save was cut off or the file was deleted"
     try:

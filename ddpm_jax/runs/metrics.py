@@ -1,4 +1,4 @@
-"""Log a run for people: metrics.jsonl, TensorBoard curves and images, and the plot loss.png."""
+"""Log a run: metrics.jsonl, TensorBoard curves and images, and the plot loss.png."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
 
 FLUSH_SECONDS = 30
-"""Seconds between flushes of TensorBoard's file. A full disk loses the points since the last."""
+"""Seconds between flushes of TensorBoard's file. A full disk loses the points in between."""
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -31,15 +31,15 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     `metrics.jsonl` has one object per line, {"step": 10, "loss": 0.03, ...}, written at once. A
     non-finite number is null there, because JSON has no NaN; TensorBoard gets the NaN itself, and
-    `loss.png` shows a gap. A failed write is reported on stderr and ends nothing: lines of
-    metrics.jsonl are retried with the next line, everything else is left out.
+    `loss.png` shows a gap. A failed write is reported on stderr, and training continues: lines of
+    metrics.jsonl are written again with the next line, anything else is lost.
 
-    With start_step > 0 the run resumes from that step's checkpoint. Later lines, which the run is
-    about to write again, and a last line cut off by a crash are removed; the other lines stay byte
-    for byte. TensorBoard hides its later points. With start_step = 0 the metrics of an earlier run
-    are renamed to metrics-1.jsonl, metrics-2.jsonl, ...
+    With start_step > 0 the run resumes from that step's checkpoint. The lines of later steps, which
+    the run will write again, and a last line cut off by a crash are removed; the bytes of the other
+    lines stay. TensorBoard hides its later points. With start_step = 0 the metrics of an earlier
+    run are renamed to metrics-1.jsonl, metrics-2.jsonl, ...
 
-    On several hosts only the primary host may open a log. Raises ValueError if metrics.jsonl has a
+    On several hosts only the primary host may open a log. Raise ValueError if metrics.jsonl has a
     broken line before its last.
     """
 
@@ -62,7 +62,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append a line to metrics.jsonl and a point to each TensorBoard curve.
 
-        Raises ValueError if a value is called "step".
+        Raise ValueError if a value is called "step".
         """
         if "step" in values:
             raise ValueError(
@@ -118,7 +118,7 @@ class RunLog(AbstractContextManager["RunLog"]):
 
 
 class TensorBoardWriter:
-    """Write TensorBoard events with tensorboardX's records; its own event writer starts a thread.
+    """Write TensorBoard events with tensorboardX's RecordWriter, which starts no thread.
 
     After a failed write the file is truncated to its last flush, and the next write opens a new
     file.
@@ -136,7 +136,7 @@ class TensorBoardWriter:
         # Imported late: reading metrics needs no TensorBoard.
         from tensorboardX.summary import scalar
 
-        # tensorboardX warns of NaN, which the reporter has already named.
+        # tensorboardX would warn of a NaN that the reporter has already reported.
         with log_level(logging.ERROR, "tensorboardX.x2num"):
             summaries = [scalar(name, number) for name, number in numbers.items()]
         self._write(*({"step": step, "summary": summary} for summary in summaries))
@@ -149,7 +149,7 @@ class TensorBoardWriter:
         self._write({"step": step, "summary": image(name, pixels, dataformats="HWC")})
 
     def close(self) -> None:
-        """Flush and close the file, if one is open. An OSError loses the points not flushed."""
+        """Flush and close the file if open. An OSError loses the points since the last flush."""
         if self._writer is not None:
             with self._truncate_on_failure():
                 self._writer.flush()
@@ -173,8 +173,8 @@ class TensorBoardWriter:
         try:
             yield
         except OSError:
-            # Close the file even if its buffer cannot be written: the buffer would otherwise
-            # follow later, behind the truncated end.
+            # Close the file even if its buffer cannot be written. Otherwise the buffer would be
+            # written later, after the truncated end.
             if self._writer is not None:
                 with suppress(OSError):
                     self._writer.close()
@@ -198,7 +198,7 @@ class TensorBoardWriter:
         with self._truncate_on_failure():
             self._writer.write(first.SerializeToString())
         if self._purge_step is not None:
-            # At a session start TensorBoard drops the points of this step and later.
+            # At the start of a session TensorBoard drops the points of this and later steps.
             start = SessionLog(status=SessionLog.START)
             self._write({"step": self._purge_step, "session_log": start})
             self._purge_step = None
@@ -206,7 +206,7 @@ class TensorBoardWriter:
 
 
 class NullLog:
-    """The log of every host but the primary one: it writes nothing."""
+    """The log of the other hosts, which writes nothing."""
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
 
@@ -241,8 +241,8 @@ def append(path: Path, lines: bytes) -> None:
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The objects of a metrics.jsonl in the order of its lines.
 
-    Non-finite numbers are None. An incomplete last line is left out: the run may be writing it just
-    now. Raises FileNotFoundError if there is no file, and ValueError with the line's number if
+    Non-finite numbers are None. An incomplete last line is left out, because a run may be writing
+    it. Raise FileNotFoundError if there is no file, and ValueError with the line's number if
     another line is not an object with a step.
     """
     path = Path(path)

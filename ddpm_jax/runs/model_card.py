@@ -14,9 +14,9 @@ from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
 
 LOSS_LINES = 20
-"""Lines of metrics.jsonl whose mean is the training loss in the card."""
-PICTURES = {"samples.png": "samples/*.png", "loss.png": "loss.png"}
-"""Pictures of an export by name, and the pattern of the run's files whose newest is copied."""
+"""Number of last logged losses whose mean is the training loss in the card."""
+PICTURES = {"samples.png": "samples/*[0-9].png", "loss.png": "loss.png"}
+"""{picture of an export: pattern of the run's files}. The last match by name is copied."""
 
 CARD = """---
 library_name: diffusers
@@ -88,7 +88,10 @@ def _base_model(config: Config) -> str:
 
 
 def _use(config: Config, name: str) -> str:
-    """Code that draws images. DDPMPipeline of diffusers cannot pass classes to a network."""
+    """Code that draws images.
+
+    A network with classes gets no code for diffusers, whose DDPMPipeline takes no labels.
+    """
     steps = step_count(config.objective, config.sampling)
     templates = [USE_DIFFUSERS, USE_DDPM_JAX]
     if config.model.num_classes:
@@ -97,7 +100,7 @@ def _use(config: Config, name: str) -> str:
 
 
 def _copy_pictures(run: Path, folder: Path) -> list[Path]:
-    """Copy the newest samples and the loss plot, if they exist. Returns the copies."""
+    """Copy the newest samples and the loss plot, if they exist. Return the copies."""
     copies = []
     for name, pattern in PICTURES.items():
         paths = sorted(run.glob(pattern))

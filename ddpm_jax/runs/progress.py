@@ -30,7 +30,7 @@ from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
 NUM_LEVELS = 8
-"""Noise levels, and images, in a preview and in the rows of predictions."""
+"""Number of noise levels, with one image each, in a preview and in the rows of predictions."""
 PREVIEW_IMAGES = 100
 CURVE_SECONDS = 30
 """Seconds between updates of loss.png."""
@@ -77,9 +77,9 @@ def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
 class Reporter:
     """Report on every training step. The loop calls `after_step` and `draw` once per step.
 
-    Values on the devices are read one log interval late, so that no step waits for the host.
-    `monitor` counts the skipped updates among the steps read so far. `skip_final_plot` leaves out
-    the last loss plot, because the resumed run draws it again.
+    Values on the devices are read one log interval late, so that reading them does not block the
+    step in flight. `monitor` counts the skipped updates among the steps read so far.
+    `skip_final_plot` leaves out the last loss plot, because the resumed run draws it again.
     """
 
     def __init__(self, config: Config, images: ImageSet, workdir: Path, start: int):
@@ -128,10 +128,10 @@ class Reporter:
             self._end_epoch(step)
 
     def draw(self, step: int, state: TrainState) -> None:
-        """Save a grid of samples if one is due, with the averaged parameters of a step's state."""
+        """Draw and save a grid of samples, with the averaged parameters, if one is due."""
         due = step == self._total or (self._sample_every and step % self._sample_every == 0)
         if self._config.log.samples and due:
-            # Gathering needs every host, drawing only the primary one.
+            # All hosts gather the parameters; only the primary one draws.
             params = parallel.gather_to_host(state.ema_params["ema"])
             if hosts.is_primary():
                 with warn_on_write_error("a grid of samples"):
@@ -143,9 +143,9 @@ class Reporter:
             self._bar.write(line)
 
     def _write_waiting(self, extra: dict[str, float] | None = None) -> None:
-        """Write the metrics of the steps that are due, and redraw the loss curve from time to time.
+        """Write the metrics that wait, and redraw the loss curve every CURVE_SECONDS.
 
-        `extra` holds further values for the line.
+        `extra` holds further values for the record.
         """
         for step, metrics in self._waiting:
             self.report_until(step)
@@ -159,7 +159,7 @@ class Reporter:
             self._curve_drawn = time.perf_counter()
 
     def _end_epoch(self, step: int) -> None:
-        """Print the line of an epoch, and write its mean loss if all its steps were run here."""
+        """Print the line of an epoch, and log its mean loss if this process ran all its steps."""
         epoch = -(-step // self._steps_per_epoch)
         epochs = -(-self._total // self._steps_per_epoch)
         num_steps = len(self._epoch_losses)
@@ -170,7 +170,7 @@ class Reporter:
         images_per_second = num_steps * self._config.training.batch_size / seconds
         # An epoch is incomplete if the run resumed or ends within it.
         is_complete = num_steps == self._steps_per_epoch
-        part = "" if is_complete else f" of its last {num_steps} steps"
+        part = "" if is_complete else f" of {num_steps} steps"
         rate = float(self._rate(step - 1))
         self._bar.write(
             f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, "
@@ -220,7 +220,7 @@ def sample_grid(config: Config, params: Params) -> np.ndarray:
 def prediction_rows(
     config: Config, params: Params, images: ImageSet
 ) -> list[tuple[str, np.ndarray]]:
-    """Input, noisy, prediction, as in the corruption tutorial: rows of uint8 images with names.
+    """Named rows of uint8 images: input, noisy and prediction, as in the corruption tutorial.
 
     Each row has eight images at eight noise levels. The prediction is the estimate of x0.
     """
@@ -253,7 +253,7 @@ def preview(config: Config, images: ImageSet, workdir: Path) -> None:
     folder = workdir / "preview"
     image_grids.save_images(pixels.to_uint8(batch["image"]), folder / "data.png")
     x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
-    # Divide each image by its largest value if that exceeds 1: the whole range becomes visible.
+    # Divide each image by its largest magnitude if that exceeds 1, to show the whole range.
     span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
     unclipped = xt / np.maximum(span, 1)
     rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}

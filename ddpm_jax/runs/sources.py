@@ -1,4 +1,4 @@
-"""Open what `--ckpt` names: a run, a model in the diffusers layout, or a file of PyTorch."""
+"""Open what `--ckpt` names: a run, a model in the diffusers layout, or a PyTorch state dict."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class RunSource(NamedTuple):
 
     @property
     def recipe(self) -> Recipe:
-        """The run's config, which is a recipe."""
+        """The config of the run; `Config` is a subclass of `Recipe`."""
         return self.config
 
     @property
@@ -49,7 +49,7 @@ class DiffusersSource(NamedTuple):
     output_folder: Path = Path()
 
     def params(self, weights: str) -> Params:
-        """Load the parameters. Raises ValueError unless `weights` is the default."""
+        """Load the parameters. Raise ValueError unless `weights` is the default."""
         check(
             weights == DEFAULT_WEIGHTS,
             "A model in the diffusers layout has one set of weights: leave out --weights.",
@@ -58,17 +58,17 @@ class DiffusersSource(NamedTuple):
 
 
 class ConvUNetSource(NamedTuple):
-    """A ConvBlock U-Net in a .pt or .pth file of PyTorch, with its project's recipe."""
+    """A ConvBlock U-Net from a .pt or .pth file of PyTorch, with the recipe of its project."""
 
     recipe: Recipe
     weights: Params
     output_folder: Path = Path()
 
     def params(self, weights: str) -> Params:
-        """Return the parameters. Raises ValueError unless `weights` is the default."""
+        """Return the parameters. Raise ValueError unless `weights` is the default."""
         check(
             weights == DEFAULT_WEIGHTS,
-            "A file of PyTorch has one set of weights: leave out --weights.",
+            "A PyTorch file has one set of weights: leave out --weights.",
         )
         return self.weights
 
@@ -77,9 +77,9 @@ Source = RunSource | DiffusersSource | ConvUNetSource
 
 
 def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
-    """Open a run as `open_run` does, a file of PyTorch, or a diffusers model on disk or the hub.
+    """Open a run as `open_run` does, a PyTorch file, or a diffusers model on disk or on the hub.
 
-    Raises FileNotFoundError, ValueError or OSError.
+    Raise FileNotFoundError, ValueError or OSError.
     """
     path = Path(ckpt)
     if (path / saved_steps.FOLDER).is_dir():

@@ -18,7 +18,7 @@ ABANDONED_SUFFIX = ".abandoned"
 def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
     """The run's directory and the step to use, by default the newest that is not corrupt.
 
-    Corrupt steps that are skipped are named on stderr. Raises FileNotFoundError if there is no
+    Corrupt steps that are skipped are named on stderr. Raise FileNotFoundError if there is no
     checkpoint, and ValueError if the named step is missing or no usable one is left.
     """
     workdir = Path(ckpt)
@@ -49,7 +49,7 @@ def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path,
 def newest(workdir: str | Path) -> int:
     """The newest step that is not corrupt, or 0 if none was saved.
 
-    Corrupt steps that are skipped are named on stderr. Raises ValueError if all are corrupt.
+    Corrupt steps that are skipped are named on stderr. Raise ValueError if all are corrupt.
     """
     if not steps(workdir):
         return 0
@@ -75,7 +75,7 @@ def valid_steps(workdir: str | Path, folder: str = FOLDER) -> Iterator[int]:
 
 
 def find_corruption(workdir: str | Path, step: int, folder: str = FOLDER) -> str | None:
-    """The first fault in the files of a step, in words; None if they are as they were saved."""
+    """Describe the first fault in the files of a step; None if they are intact."""
     return manifest.find_corruption(Path(workdir, folder, str(step)))
 
 

@@ -1,4 +1,4 @@
-"""Load the parameters of a saved step: the raw ones, an average, or one rebuilt from snapshots."""
+"""Load the parameters of a saved step: raw, averaged, or an average rebuilt from snapshots."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def load_params(config: Config, workdir: Path, step: int, weights: str) -> Param
     """Load the parameters of a checkpoint, replicated on every local device.
 
     `weights` is "raw", the name of an average such as "ema", or the length of an average to
-    rebuild, such as "0.08". Only the averages needed are read. Raises ValueError if the run has no
+    rebuild, such as "0.08". Only the averages needed are read. Raise ValueError if the run has no
     such average, or too few snapshots to rebuild it.
     """
     template = jax.eval_shape(config.model.init, jax.random.key(0))
@@ -55,7 +55,7 @@ def _parse_length(weights: str, settings: Ema) -> float:
 
 
 def _rebuild(settings: Ema, workdir: Path, step: int, length: float, template: Params) -> Params:
-    """Rebuild an average of a length from the snapshots before a step and that checkpoint."""
+    """Rebuild an average from the checkpoint of a step and the snapshots before it."""
     valid = saved_steps.valid_steps(workdir, saved_steps.SNAPSHOTS)
     past = [t for t in valid if t < step][::-1]
     folders = [workdir / saved_steps.SNAPSHOTS / str(t) for t in past]
@@ -91,7 +91,7 @@ def save_snapshot_if_due(
     total: int,
     averages: dict[str, Params],
 ) -> None:
-    """Save the power-function averages for good, if a snapshot is due at this step of `total`."""
+    """Save the power-function averages permanently if a snapshot is due at `step` of `total`."""
     every = settings.snapshots_every or -(-total // ema.SNAPSHOTS)
     if settings.power_averages and step % every == 0:
         writer.save_snapshot(step, {name: averages[name] for name in settings.power_averages})

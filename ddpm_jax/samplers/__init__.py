@@ -1,10 +1,9 @@
-"""Samplers: `Sampler(init, step)`, and the one `lax.scan` that runs any of them from noise to data.
+"""Samplers: pairs `Sampler(init, step)`, and the `lax.scan` that runs any of them to clean data.
 
 Each file of this package is one sampler. The module's name is the sampler's name, and the keyword
 arguments of the function of that name are its options. `_multistep` is shared by several samplers.
-All noise depends on the sample's own key and the row's index alone, so an image does not depend on
-the batch it is drawn in.
-Imports `diffusion` and `errors`.
+The noise of a sample depends only on its own key and the row's index, not on the rest of its batch.
+Imports only `diffusion` and `errors`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ddpm_jax.diffusion.prediction import Denoiser
 class Sampler:
     """A pair of pure functions.
 
-    init(xT) -> state                                      what a multistep method remembers, or ()
+    init(xT) -> state                       the history of a multistep method, or ()
     step(keys, denoise, xt, row, state) -> (x_next, state)
 
     Both are `jax.tree_util.Partial`s that hold the options. Numeric options are traced, so changing
@@ -44,15 +43,15 @@ class Sampler:
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
     """Denoiser evaluations per step."""
     startup_evaluations: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    """Extra evaluations in each of the first steps. The last step of a walk never has any."""
+    """Extra evaluations in each of the first steps. The last step never has any."""
 
     def num_evaluations(self, steps: int) -> int:
-        """The number of denoiser evaluations in a walk of `steps` steps."""
+        """The number of denoiser evaluations in `steps` steps."""
         return self.evaluations * steps + sum(self.startup_evaluations[: steps - 1])
 
 
 def stateless_init(xT: Array) -> tuple:
-    """The `init` of a method that remembers nothing."""
+    """The `init` of a method without state."""
     return ()
 
 
@@ -67,7 +66,7 @@ def factory(name: str) -> Callable[..., Sampler]:
     """The function that makes the sampler `name`. Raise ValueError for an unknown name."""
     known = names()
     if name not in known:
-        raise ValueError(f"Unknown sampler {name!r}; there are: {', '.join(known)}.")
+        raise ValueError(f"Unknown sampler {name!r}: choose one of {', '.join(known)}.")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
@@ -89,14 +88,14 @@ def make(name: str, **options) -> Sampler:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError as `make` does, without opening a file that an option names."""
+    """Raise ValueError where `make` does, but do not open files that options name."""
     types = options_of(name)
     file_options = {option for option in options if str in get_args(types.get(option))}
     make(name, **{option: options[option] for option in options if option not in file_options})
 
 
 def _as_float(value: Any, option_type: Any) -> Any:
-    """Convert an int to float where the option is a float, so that 1 and 1.0 share a program."""
+    """Convert an int to float where the option is a float, so that 1 and 1.0 compile once."""
     accepted = get_args(option_type) or (option_type,)
     if type(value) is int and float in accepted:
         return float(value)
@@ -150,11 +149,11 @@ def sample_in_chunks(
     xT: Float[Array, "b h w c"],
     chunks: int = 1,
 ) -> Iterator[Float[Array, "b h w c"]]:
-    """Yield xt after each of `chunks` equal parts of the walk, for progress bars and previews.
+    """Yield xt after each of `chunks` equal parts of the grid, for progress bars and previews.
 
-    The last one is x0. All parts run one compiled program. Nothing is called back from inside it,
-    because a callback would keep the program out of the persistent compilation cache. Raise
-    ValueError unless `chunks` divides the number of steps.
+    The last one is x0. All parts share one compiled program. It has no host callback, because JAX
+    does not keep programs with callbacks in the persistent compilation cache. Raise ValueError
+    unless `chunks` divides the number of steps.
     """
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
@@ -180,8 +179,8 @@ def _walk(keys, denoise, sampler, grid, carry, trajectory=False):
 def _start(sampler, xT):
     """The first carry of the scan.
 
-    It is jitted so that its placement on the devices is that of later carries, and all chunks share
-    one program.
+    This function is jitted so that the first carry is placed on the devices like the later ones.
+    Otherwise the first chunk would compile a program of its own.
     """
     return xT, sampler.init(xT)
 

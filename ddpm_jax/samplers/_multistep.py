@@ -1,8 +1,8 @@
 """Shared by multistep methods: a history of values, and integrals of polynomials through it.
 
-Each method moves x by an integral over the step. The integrand, x0 or eps, is known at this level
-and at earlier ones. Methods differ in the variable of the polynomial through these values, and in
-the weight under the integral.
+Each method moves x by an integral over the step. The integrand, x0 or eps, is known at the current
+noise level and at earlier ones. Methods differ in the variable of the polynomial through these
+values, and in the weight under the integral.
 """
 
 import functools
@@ -18,7 +18,7 @@ WEIGHTS = _weights / 2
 
 
 def history(length: int) -> Partial:
-    """The `init` of a method that remembers its `length` newest values and their positions.
+    """The `init` of a method that keeps its `length` newest values and their positions.
 
     The state is values (length, b, h, w, c) and positions (length,), the newest first. An entry at
     position inf is empty.
@@ -45,32 +45,32 @@ def remember(state, value, position):
 
 
 def count_known(positions):
-    """The number of entries, from the newest on, before the first empty one."""
+    """The number of entries before the first empty one, counted from the newest."""
     known = jnp.isfinite(positions).astype(jnp.int32)
     return jnp.sum(jnp.cumprod(known, dtype=jnp.int32), dtype=jnp.int32)
 
 
 def full_order(row, order):
-    """An order rule: the order itself on every row."""
+    """The order rule (row, order) -> order that keeps the order on every row."""
     return order
 
 
 def reduced_final_order(row, order):
-    """An order rule of diffusers: at most the steps left, in walks of fewer than 15 steps."""
+    """The order rule of diffusers: at most the number of steps left, if `steps` is below 15."""
     return jnp.where(row.steps < 15, jnp.minimum(order, row.steps - row.i), order)
 
 
 def integral_weights(nodes, moments, num_nodes):
-    """The weights of values at the nodes in the integral of the polynomial through them.
+    """Quadrature weights: sum_k weight_k value_k is the integral of the interpolating polynomial.
 
-    The polynomial goes through the first `num_nodes` nodes; the other weights are 0. nodes (k,) are
-    in units of the step, which goes from 0 to 1. moments (k,) are the integrals of
+    The polynomial interpolates the values at the first `num_nodes` nodes; the other weights are 0.
+    nodes (k,) are in units of the step, which goes from 0 to 1. moments (k,) are the integrals of
     1, s, ..., s^(k-1). The weights solve sum_k weight_k node_k^j = moment_j for j < num_nodes.
     """
     j = jnp.arange(nodes.size, dtype=jnp.int32)
     used = j < num_nodes
     powers = jnp.where(used, nodes, 0)[None, :] ** j[:, None].astype(nodes.dtype)  # (k, k)
-    # Rows and columns of unused nodes are those of the identity, so that the matrix has an inverse.
+    # Unused nodes have the rows and columns of the identity, so that the matrix is invertible.
     identity = jnp.eye(nodes.size, dtype=nodes.dtype)
     matrix = jnp.where(used[:, None] & used[None, :], powers, identity)
     return jnp.linalg.solve(matrix, jnp.where(used, moments, 0))
@@ -82,7 +82,7 @@ def uniform_moments(length: int, dtype):
 
 
 def exponential_moments(length: int, h, *, growing: bool):
-    """Means over s in [0, 1] of 1, s, s^2, ... under a weight.
+    """Weighted means of 1, s, s^2, ... over s in [0, 1].
 
     The weight is exp(-h s), or exp(-h (1 - s)) if `growing`. The means are computed by quadrature
     with 16 nodes, because the closed forms divide small differences by powers of h.
@@ -94,10 +94,10 @@ def exponential_moments(length: int, h, *, growing: bool):
 
 
 def exponential_mean(h, nodes, values, num_nodes):
-    """The mean over the step of the polynomial through the first values.
+    """The weighted mean over the step of the polynomial through the first `num_nodes` values.
 
-    The mean is under the weight exp(-h (1 - s)), s from 0 to 1 over the step; the polynomial goes
-    through the first `num_nodes` of the values (k, b, h, w, c) at the nodes (k,).
+    The weight is exp(-h (1 - s)), where s goes from 0 to 1 over the step. The values
+    (k, b, h, w, c) are at the nodes (k,).
     """
     moments = exponential_moments(len(nodes), h, growing=True)
     weights = integral_weights(nodes, moments, num_nodes)

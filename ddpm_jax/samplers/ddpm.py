@@ -13,12 +13,12 @@ def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None
 
     variance: fixed_small is the variance of q(x_next | x_t, x_0), fixed_large is beta (section 3.2,
     Ho et al. 2020). learned and learned_range read the network's output (Eq. 15, Nichol & Dhariwal
-    2021); learned holds for steps of one timestep only.
+    2021); learned is valid only for steps of one timestep.
     clip_sample: clamp x_next itself to [-clip_sample, clip_sample] after each step, as the recipes
     of the ConvBlock U-Net do.
     """
     known = ", ".join(VARIANCES)
-    check(variance in VARIANCES, f"Unknown variance {variance!r}; there are: {known}.")
+    check(variance in VARIANCES, f"Unknown variance {variance!r}: choose one of {known}.")
     step = Partial(_step, Partial(VARIANCES[variance]), clip_sample)
     return Sampler(Partial(stateless_init), step)
 
@@ -27,7 +27,7 @@ def _step(variance_for, clip_sample, keys, denoise, xt, row, state):
     x0, _, log_var = denoise(xt, row.t)
     mean, posterior_variance = posterior(row, x0, xt)  # Eq. 7
     variance = variance_for(row, posterior_variance, log_var)
-    # The step to clean data adds no noise, whatever the variance is there.
+    # The step to clean data adds no noise, whatever its variance.
     variance = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, 0)
     x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)
     return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), state

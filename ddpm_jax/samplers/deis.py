@@ -25,7 +25,8 @@ def deis(*, order: Literal[1, 2, 3] = 3, compat: bool = False) -> Sampler:
 
     Eq. 15 of Zhang & Chen 2023, whose own polynomials are in t (tAB) or in rho = sigma (rhoAB). The
     step to clean data, where log sigma is infinite, is Euler's.
-    compat: the order falls to 1 at the end of short walks, as in diffusers.
+    compat: as in diffusers, the order falls to 1 at the end if there are fewer than 15 steps, and
+    the slope is corrected also where sqrt(alpha_bar) is at most 0.001.
     """
     check(order in (1, 2, 3), f"Sampler option order must be 1, 2 or 3, not {order}.")
     order_rule = Partial(reduced_final_order if compat else full_order)

@@ -9,8 +9,9 @@ for any l(lambda), so a step from lambda_s to lambda_t approximates an integral 
     y_t = e^(L_s - L_t) y_s - integral of e^(L - L_t) f,   f = p + e^(S - S_s) g
 
 Here L' = l, S' = s and p' = s p + b, and g is approximated by a polynomial through earlier f (Eq. 8
-and 13-14). The paper's B is p - e^(S - S_s) p_s; a constant in g is free. The statistics l, s and b
-make g as constant as possible. `python -m ddpm_jax.statistics` estimates them from a network.
+and 13-14). The paper's B is p - e^(S - S_s) p_s, which only adds a constant to g. The statistics l,
+s and b make g as constant as possible. `python -m ddpm_jax.statistics` estimates them for a
+network.
 """
 
 import functools
@@ -37,7 +38,7 @@ from ddpm_jax.samplers.ddim import ddim_step
 
 
 class Statistics(NamedTuple):
-    """Tables over increasing lambda, for every number of an image by itself.
+    """Tables over increasing lambda, separate for each pixel and channel of an image.
 
     L and S are the integrals of l and s, and p is a solution of p' = s p + b.
     """
@@ -62,12 +63,13 @@ def dpm_solver_v3(
 ) -> Sampler:
     """Predict with the `order` newest f, then correct the step with the f at its end (Algorithm 2).
 
-    statistics: a file of `python -m ddpm_jax.statistics`. Without one f is -x0, and with the
+    statistics: a file made by `python -m ddpm_jax.statistics`. Without one f is -x0, and with the
     corrector off this is DPM-Solver++ with exact integrals.
 
-    A step to clean data takes x0. The corrector keeps the oldest f, as UniPC's does, which raises
-    orders 2 and 3 by one; the paper's corrector drops it. As in the paper, neither order 1 nor the
-    first step is corrected: all later corrections would carry the error of a single slope.
+    The step to clean data returns x0. The corrector keeps the oldest f, as UniPC's does, which
+    raises orders 2 and 3 by one; the paper's corrector drops it. As in the paper, neither order 1
+    nor the first step is corrected, because all later steps would carry the error of a correction
+    with a single slope.
     """
     loaded = X0 if statistics is None else load(Path(statistics))
     return with_statistics(loaded, order, corrector)
@@ -108,7 +110,7 @@ def _load(path: Path, modified: int) -> Statistics:
 
 
 def _init(history_init, template, xT):
-    """An empty history, and an empty step before xT: its length is infinite."""
+    """An empty history, and an empty previous step, marked by an infinite h."""
     shape = xT.shape[1:]
     check(
         all(n in (1, m) for n, m in zip(template.shape, shape, strict=True)),
@@ -123,20 +125,22 @@ def _step(statistics, correct, keys, denoise, xt, row, state):
     past, step_before = state
     x0 = denoise(xt, row.t).x0
 
-    # At pure noise lambda is -inf and y is infinite. Finite values stand in: the step is DDIM's.
+    # At pure noise lambda is -inf and y is infinite. Finite values replace them, and the DDIM step
+    # replaces the result.
     lambda_ = row.log_snr / 2
     noise_only = row.sqrt_alpha_bar == 0
     lambda_finite = jnp.where(noise_only, 0, lambda_)
     scale = jnp.where(noise_only, 1, row.sqrt_alpha_bar)
 
-    # l is the derivative of the interpolated L, so that the ODE holds between the levels too.
+    # l is the derivative of the interpolated L, so that the ODE also holds between the levels of
+    # the table.
     tables = Partial(_tables, statistics)
     l = jax.jvp(tables, (lambda_finite,), (jnp.ones_like(lambda_),))[1][0]  # (h, w, c)
     df_dx = (1 - l[None]) / scale  # f = (1 - l) x / sqrt(alpha_bar) - x0
     past = remember(past, df_dx * xt - x0, lambda_)
 
     x, past_to_predict = correct(statistics, xt, step_before, past)
-    x0 = x0 + df_dx * (x - xt)  # f stays what it was before the correction: Algorithm 2, line 13
+    x0 = x0 + df_dx * (x - xt)  # f keeps its value from before the correction: Algorithm 2, line 13
     step = x, scale, row.sqrt_alpha_bar_next, lambda_finite, row.h
     x_next = _integrate(statistics, step, past_to_predict)
     x_next = jnp.where(jnp.isfinite(row.h), x_next, ddim_step(row, x, x0))
@@ -192,8 +196,8 @@ def _integrate(statistics, step, past):
 def _tables(statistics, lambda_):
     """L, S and p at a lambda, each (h, w, c).
 
-    Within the table they are cubics with the slopes l, s and s p + b at the levels, outside of it
-    straight lines.
+    Within the table they are cubics with the slopes l, s and s p + b at the levels. Outside of it
+    they are straight lines.
     """
     lambdas, l, s, b, L, S, p = (jnp.asarray(table, lambda_.dtype) for table in statistics)
     i = jnp.clip(jnp.searchsorted(lambdas, lambda_) - 1, 0, len(lambdas) - 2)

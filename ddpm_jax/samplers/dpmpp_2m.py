@@ -13,14 +13,14 @@ def dpmpp_2m(*, compat: bool = False) -> Sampler:
 
     D = x0 + h / (2 h_prev) (x0 - x0_prev). The first step and the step to clean data take D = x0,
     which is the DDIM step.
-    compat: as in diffusers, the last step of a short walk takes D = x0 wherever it leads.
+    compat: as in diffusers, the last of fewer than 15 steps takes D = x0 wherever it leads.
     """
     step = Partial(_step, Partial(order_rule_for(compat)))
     return Sampler(Partial(init_previous), step, order=2)
 
 
 def init_previous(xT):
-    """The state (x0_prev, h_prev) before the first step. h_prev = inf means that there is no x0."""
+    """The state (x0_prev, h_prev) before the first step. h_prev = inf means no x0_prev."""
     return xT, jnp.full((), jnp.inf, xT.dtype)
 
 
@@ -38,7 +38,7 @@ def _step(order_rule, keys, denoise, xt, row, state):
 def extrapolated(x0, h, state, order):
     """D: the line through x0_prev and x0, half a step ahead of x0.
 
-    It is x0 itself for order 1, and where this step or the one before is infinite.
+    It is x0 itself for order 1, and if the h of this step or of the previous one is infinite.
     """
     x0_prev, h_prev = state
     use_line = jnp.isfinite(h) & jnp.isfinite(h_prev) & (order > 1)

@@ -8,11 +8,11 @@ from ddpm_jax.samplers.ddim import ddim_step, ddim_step_by
 
 
 def dpmpp_2s(*, compat: bool = False) -> Sampler:
-    """Take a DDIM step to the middle in log SNR (r = 1/2), then the whole step with that x0.
+    """Take a DDIM step to the middle in log SNR (r = 1/2), then the whole step with the x0 there.
 
     The step to clean data is the DDIM step.
-    compat: as in diffusers, two rows of the grid make one step, and the first row's end is its
-    middle.
+    compat: as in diffusers, two rows of the grid make one step, and its middle is where the first
+    row ends.
     """
     if compat:
         return Sampler(Partial(_init_begin), Partial(_half_step), order=2)
@@ -29,7 +29,7 @@ def _step(keys, denoise, xt, row, state):
 
 
 def _init_begin(xT):
-    """The state: x, x0, log SNR / 2 and sqrt(1 - alpha_bar) where the step began. -inf is empty."""
+    """The state: x, x0, log SNR / 2 (-inf if empty) and sqrt(1 - alpha_bar) at the step's start."""
     return xT, xT, jnp.full((), -jnp.inf, xT.dtype), jnp.ones((), xT.dtype)
 
 

@@ -20,7 +20,8 @@ def dpmpp_3m(*, compat: bool = False) -> Sampler:
     x_next = (std_next / std) x + sqrt(alpha_bar_next) times the integral of e^(s - h) x0(s) over s
     in [0, h], where x0(s) is the parabola in s = lambda - lambda_t, lambda = log SNR / 2.
     compat: the update as printed in the paper and used in diffusers. It takes half the second
-    derivative of the parabola, which is of order 2. The order falls to 1 at the end of short walks.
+    derivative of the parabola, so its order is 2. The order falls to 1 at the end if there are
+    fewer than 15 steps.
     """
     if compat:
         return Sampler(history(3), Partial(_published_step), order=2)

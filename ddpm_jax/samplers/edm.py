@@ -15,8 +15,8 @@ def edm(
     """Add noise up to sigma_hat = (1 + gamma) sigma, then take Heun's step from there.
 
     gamma = min(S_churn / steps, sqrt(2) - 1) where S_min <= sigma <= S_max, else 0. The added noise
-    has standard deviation S_noise. Algorithm 2 uses the grid of `--spacing karras`. sigma_hat never
-    exceeds the sigma of t = T-1, where the schedule ends.
+    is sqrt(sigma_hat^2 - sigma^2) S_noise z. Algorithm 2 uses the grid of `--spacing karras`.
+    sigma_hat never exceeds the sigma of t = T-1, where the schedule ends.
     """
     options = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
     for name, value in options.items():
@@ -30,8 +30,8 @@ def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, state):
     max_gamma = jnp.minimum(S_churn / row.steps.astype(sigma.dtype), 2**0.5 - 1)
     gamma = jnp.where((sigma >= S_min) & (sigma <= S_max), max_gamma, 0)
 
-    # sigma_hat = (1 + gamma) sigma, but within the schedule, and with y = x / sqrt(alpha_bar)
-    # y_hat = y + sqrt(sigma_hat^2 - sigma^2) S_noise z.
+    # sigma_hat = (1 + gamma) sigma, limited to the schedule.
+    # y_hat = y + sqrt(sigma_hat^2 - sigma^2) S_noise z, where y = x / sqrt(alpha_bar).
     hat = row.from_level(row.log_snr - 2 * jnp.log1p(gamma))
     noise_std = jnp.sqrt(jnp.maximum(hat.sigma**2 - sigma**2, 0)) * S_noise
     x_hat = hat.sqrt_alpha_bar * (xt / row.sqrt_alpha_bar + noise_std * step_noise(keys, row, xt))

@@ -28,13 +28,13 @@ def min_signal_for(compat):
 
 
 def euler_step(row, x0, eps, slope_correction=0.0, min_signal=MIN_SIGNAL):
-    """Take Euler's step for x / sqrt(alpha_bar) = x0 + sigma eps, of slope eps + slope_correction.
+    """Take Euler's step for x / sqrt(alpha_bar) = x0 + sigma eps with slope eps + slope_correction.
 
     x_next / sqrt(alpha_bar_next) = x0 + sigma_next eps + (sigma_next - sigma) slope_correction
 
     This form also holds at pure noise, where sigma is infinite. The correction is left out where
-    sqrt(alpha_bar) <= min_signal, as at T-1 of the squared cosine: the network's error in it, times
-    sigma, would drown the image.
+    sqrt(alpha_bar) <= min_signal, as at T-1 of the schedule squaredcos: the network's error in it,
+    times sigma, would drown the image.
     """
     return row.sqrt_alpha_bar_next * (
         x0 + row.sigma_next * eps + sigma_step(row, min_signal) * slope_correction

@@ -8,11 +8,11 @@ from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
 def euler_ancestral(*, eta: float = 1.0) -> Sampler:
-    """Take Euler's step down to sigma_down, then add noise of deviation sigma_up, up to sigma_next.
+    """Take Euler's step to sigma_down, then add noise of standard deviation sigma_up.
 
     sigma_up = eta sigma_next sqrt(1 - sigma_next^2 / sigma^2), at most sigma_next, and
-    sigma_down^2 = sigma_next^2 - sigma_up^2. eta = 1 is the posterior of Ho et al. 2020, eta = 0 is
-    `euler`.
+    sigma_down^2 = sigma_next^2 - sigma_up^2. eta = 1 samples the posterior of Ho et al. 2020,
+    eta = 0 is `euler`.
     """
     check(eta >= 0, f"Sampler option eta must be at least 0, not {eta}.")
     return Sampler(Partial(stateless_init), Partial(_step, eta))

@@ -11,7 +11,7 @@ def heun(*, compat: bool = False) -> Sampler:
     """Take Euler's step, then take it again with the mean of eps at both ends.
 
     The step to clean data is Euler's.
-    compat: as in diffusers, correct the slope also where almost no signal is left.
+    compat: as in diffusers, correct the slope also where sqrt(alpha_bar) is at most 0.001.
     """
     step = Partial(_step, min_signal_for(compat))
     return Sampler(Partial(stateless_init), step, order=2, evaluations=2)

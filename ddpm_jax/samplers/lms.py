@@ -21,7 +21,7 @@ from ddpm_jax.samplers.euler import euler_step, min_signal_for, sigma_step
 def lms(*, order: Literal[1, 2, 3, 4] = 4, compat: bool = False) -> Sampler:
     """Integrate the polynomial in sigma through the `order` newest eps.
 
-    compat: as in diffusers, correct the slope also where almost no signal is left.
+    compat: as in diffusers, correct the slope also where sqrt(alpha_bar) is at most 0.001.
     """
     check(order in (1, 2, 3, 4), f"Sampler option order must be 1, 2, 3 or 4, not {order}.")
     return Sampler(history(order), Partial(_step, min_signal_for(compat)), order=order)

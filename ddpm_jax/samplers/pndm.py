@@ -22,7 +22,7 @@ from ddpm_jax.samplers.euler import euler_step, min_signal_for
 def pndm(
     *, runge_kutta: bool = True, average: Literal["eps", "v"] = "eps", compat: bool = False
 ) -> Sampler:
-    """Take the DDIM step with a mean of the four newest eps, by Adams-Bashforth (PLMS, Eq. 12).
+    """Take the DDIM step with the Adams-Bashforth mean of the four newest eps (PLMS, Eq. 12).
 
     The weights 55/24, -59/24, 37/24, -9/24 are for equally spaced timesteps. The step to clean data
     is the DDIM step.
@@ -30,8 +30,8 @@ def pndm(
     Otherwise the first step is Heun's, and the order rises from there.
     average: v averages v in place of eps, as diffusers does for networks that predict v. The order
     of convergence is then 1.
-    compat: as in diffusers, use the mean also in the step to clean data, and where almost no signal
-    is left.
+    compat: as in diffusers, use the mean also in the step to clean data, and where sqrt(alpha_bar)
+    is at most 0.001.
     """
     check(average in AVERAGES, f"Sampler option average must be eps or v, not {average}.")
     startup = _runge_kutta if runge_kutta else _heun
@@ -80,7 +80,7 @@ def _step(
         return euler_step(row, x0, eps, eps_per_value * change, min_signal)
 
     def change_at(x, t, sqrt_alpha_bar, sqrt_one_minus_alpha_bar):
-        """Evaluate the value at x, less the value at xt."""
+        """The value at x minus the value at xt, by one evaluation."""
         value_at_x, _ = averaged_value(denoise(x, t), sqrt_alpha_bar, sqrt_one_minus_alpha_bar)
         return value_at_x - value
 
@@ -97,7 +97,7 @@ def _heun(ddim_step, change_at, row):
 
 
 def _runge_kutta(ddim_step, change_at, row):
-    """The mean of Eq. 13 less its first term: (e_1 + 2 e_2 + 2 e_3 + e_4) / 6 - e_1."""
+    """The mean of Eq. 13 minus its first term: (e_1 + 2 e_2 + 2 e_3 + e_4) / 6 - e_1."""
     dtype = row.h.dtype
     t_middle = (row.t.astype(dtype) + row.t_next_clamped.astype(dtype)) / 2
     a, b = row.schedule.signal_and_noise(t_middle)

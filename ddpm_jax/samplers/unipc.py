@@ -22,10 +22,10 @@ def unipc(
 
     Both integrate e^(s - h) times a polynomial through known x0. The predictor's polynomial goes
     through the `order` newest x0. The corrector's also goes through the x0 at the end of its step,
-    which raises the order by one. When only one slope is known, the paper takes half of it times
-    B(h), which is h (bh1) or 1 - e^-h (bh2).
-    compat: as in diffusers, the order falls to 1 over the last steps, so that the whole walk has
-    order 2.
+    which raises the order by one. If only one slope is known, the integral is that slope times
+    B(h) / 2 as in the paper, where B(h) is h (bh1) or 1 - e^-h (bh2).
+    compat: as in diffusers, the order falls to 1 over the last steps, so the order of convergence
+    is at most 2.
     """
     check(order in (1, 2, 3), f"Sampler option order must be 1, 2 or 3, not {order}.")
     check(B in B_FUNCTIONS, f"Sampler option B must be bh1 or bh2, not {B}.")
@@ -73,7 +73,7 @@ def _predict(B, xt, step, past, order):
 
 
 def _correct(B, xt, x_before, step_before, past, order):
-    """Take the previous step again, with the x0 at its end in the mean too."""
+    """Repeat the previous step with a mean that includes the x0 at its end."""
     values, positions = past
     *_, h = step_before
     finite = jnp.isfinite(h)
@@ -97,7 +97,7 @@ def _full_order(i, row, past):
 
 
 def _reduced_final_order(i, row, past):
-    """The same, at most the number of steps left."""
+    """The order of `_full_order`, but at most the number of steps left."""
     return jnp.minimum(_full_order(i, row, past), row.steps - i)
 
 

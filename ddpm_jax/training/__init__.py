@@ -1,8 +1,8 @@
-"""The training step and what it is made of.
+"""The training step and its parts.
 
 `step` makes the step (state, batch) -> (state, metrics) of any loss and any optax optimizer.
-`optimizer`, `ema` and `importance` are its parts, each beside its settings. `update_monitor` reads
-losses and gradient norms a few steps late.
-Imports `diffusion`, `models` and `errors`: a user of `make_train_step` loads no command line, no
-config and no sampler.
+`optimizer`, `ema` and `importance` are its parts; the first two also define their settings.
+`update_monitor` reads losses and gradient norms a few steps late.
+Imports only `diffusion`, `models` and `errors`: a user of `make_train_step` loads no command line,
+no config and no sampler.
 """

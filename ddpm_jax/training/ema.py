@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.errors import check
 
-# The length of the mean of all steps, gamma = 0.
+# The longest average: the plain mean of all steps, gamma = 0.
 MAX_LENGTH = 12**-0.5
 
-# The largest residual of `solve_weights` at which an average is still rebuilt.
+# An average is not rebuilt if the residual of `solve_weights` is larger.
 MAX_RESIDUAL = 0.05
 
 # Snapshots in a run whose config sets no cadence. With this many, power averages of 0.05 and 0.1
@@ -65,12 +65,12 @@ class Ema:
 
     @property
     def decays(self) -> dict[str, float]:
-        """The constant decays by the name of their average: "ema", and such as "ema_0.999"."""
+        """The constant decays by the names of their averages, "ema" and for example "ema_0.999"."""
         return {"ema": self.decay} | {f"ema_{decay}": decay for decay in self.extra_decays}
 
     @property
     def power_averages(self) -> dict[str, float]:
-        """The lengths of the power-function averages by name, such as "power_0.05"."""
+        """The lengths of the power-function averages by name, for example "power_0.05"."""
         return {f"power_{length}": length for length in self.power}
 
 
@@ -85,7 +85,7 @@ def decay_rate(decay: float, warmup: bool, t: Float[Array, ""]) -> Float[Array, 
 
 def power_rate(gamma: float, t: Float[Array, ""]) -> Float[Array, ""]:
     """1 - beta(t) of a power-function average, beta(t) = (1 - 1/t)^(gamma + 1) (Eq. 127)."""
-    # In float32, 1 - (1 - 1/t) has a relative error of 5% at t = 10^6.
+    # In float32, 1 - (1 - 1/t) has a relative error of 1% at t = 10^6.
     return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / t))
 
 
@@ -139,7 +139,7 @@ def solve_weights(
 
 
 def reachable_lengths(t: np.ndarray, gamma: np.ndarray, target_t: int) -> list[float]:
-    """The lengths 0.01, 0.02, ... that stored averages (t_i, gamma_i) give within MAX_RESIDUAL."""
+    """The lengths 0.01, 0.02, ... that stored averages (t_i, gamma_i) rebuild to MAX_RESIDUAL."""
 
     def residual(length):
         return solve_weights(t, gamma, target_t, power_gamma(length))[1]

@@ -28,7 +28,7 @@ class LossHistory(NamedTuple):
 
 
 class HistoryState(NamedTuple):
-    """The loss history, and the state of the optimizer that it is kept beside."""
+    """The loss history and the state of the wrapped optimizer."""
 
     loss_history: LossHistory
     inner: Any
@@ -56,9 +56,9 @@ def keep_losses(
 def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
     """Sample a `t` for each `key` of the batch. Return the new batch and the weights of its losses.
 
-    Without a loss history the batch stays the same and the weight is 1. The cumulative sum of p_t
-    is rounded differently on other numbers of devices, so a draw next to the boundary of two
-    timesteps may fall on the other one.
+    Without a loss history the batch stays the same and the weight is 1. The rounding of p_t depends
+    on the number of devices, so a draw next to the boundary of two timesteps may fall on the other
+    one.
     """
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
@@ -83,7 +83,7 @@ def update_history(
 def probabilities(history: LossHistory) -> Float[Array, " T"]:
     """p_t: uniform until every t was drawn in ten steps, then Eq. 18 mixed with 0.001 uniform.
 
-    The uniform fraction is from Nichol & Dhariwal's code. It gives every t a chance, so that the
+    The uniform fraction is from Nichol & Dhariwal's code. It keeps every p_t above 0, so that the
     estimate stays unbiased.
     """
     uniform = jnp.full_like(history.mean_square, 1 / len(history.seen))
@@ -116,7 +116,7 @@ def record(
 ) -> LossHistory:
     """Add the losses of a batch to the history. Non-finite losses are left out.
 
-    The first mean of L_t^2 is taken as it is, later ones enter with the weight 1 - DECAY.
+    The first mean of L_t^2 starts the average. Later ones enter with the weight 1 - DECAY.
     """
     finite = jnp.isfinite(losses**2)
     drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & finite[None, :]  # (T, b)

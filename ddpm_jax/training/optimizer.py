@@ -120,7 +120,7 @@ def make_optimizer(
 
 
 class AccumulationState(NamedTuple):
-    """The micro-batches since the last update, the mean of their gradients, the inner state."""
+    """The micro-batches since the last update, their part of the mean gradient, the inner state."""
 
     mini_step: Int[Array, ""]
     mean_grads: Params
@@ -130,9 +130,9 @@ class AccumulationState(NamedTuple):
 def accumulate(
     inner: optax.GradientTransformation, num_micro_batches: int
 ) -> optax.GradientTransformation:
-    """Update once every `num_micro_batches` micro-batches, by the mean of their gradients.
+    """Update once every `num_micro_batches` micro-batches, with the mean of their gradients.
 
-    optax.MultiSteps clears its sum by a product with 0, which keeps the NaN of an overflow forever.
+    optax.MultiSteps would clear its sum by multiplying it by 0, which keeps the NaN of an overflow.
     """
 
     def init(params):
@@ -158,7 +158,7 @@ def accumulate(
 
 
 class SkipState(NamedTuple):
-    """The number of skipped updates, how many of them in a row up to now, the inner state."""
+    """The number of skipped updates, the number since the last applied one, the inner state."""
 
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
@@ -166,10 +166,10 @@ class SkipState(NamedTuple):
 
 
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Skip and count updates by a non-finite gradient.
+    """Skip and count updates with a non-finite gradient.
 
-    Parameters and the state of `inner` then stay bit for bit the same. The test is whether the
-    norm of the gradient is finite, which the training step computes anyway.
+    A skipped update leaves the parameters and the state of `inner` bit for bit the same. The norm
+    of the gradient decides, because the training step computes it anyway.
     """
 
     def init(params):
@@ -190,7 +190,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 class LossScaleState(NamedTuple):
-    """The loss scale, the finite steps in a row since it last changed, the inner state."""
+    """The loss scale, the consecutive finite steps since it last changed, the inner state."""
 
     loss_scale: Float[Array, ""]
     good_steps: Int[Array, ""]
@@ -202,8 +202,8 @@ def dynamic_loss_scale(
 ) -> optax.GradientTransformation:
     """Unscale the gradients and adapt the loss scale (section 3.2, Micikevicius et al. 2018).
 
-    `inner` is from `skip_nonfinite`. The scale halves at a skipped update and doubles after
-    `period` finite ones in a row, within [1, 2^24].
+    `inner` is made by `skip_nonfinite`. The scale halves at a skipped update and doubles after
+    `period` consecutive finite ones, within [1, 2^24].
     """
 
     def init(params):

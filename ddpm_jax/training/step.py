@@ -15,10 +15,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
-from ddpm_jax.models import Model, Params
+from ddpm_jax.models import Model
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 
+Params = Any
+"""Any pytree of float32 arrays."""
 Loss = Callable[[Params, Key[Array, " b"], dict[str, Array]], Float[Array, " b"]]
 
 
@@ -50,7 +52,7 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
     """Make the loss (params, keys, batch) -> losses (b,) of a model and an objective.
 
     A batch holds `image` and optionally `label` and `t`. Each key is split into one for noise and
-    one for dropout. Labels are hidden with probability `model.label_dropout`.
+    one for dropout. Labels are dropped with probability `model.label_dropout`.
     """
 
     def loss(params, keys, batch):
@@ -82,7 +84,7 @@ def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any
 
 def training_keys(seed: int) -> Key[Array, " 2"]:
     """The key of the parameters and the key of the steps."""
-    # The name keeps them apart from the keys of samples with the same seed.
+    # The name keeps them different from the keys of samples with the same seed.
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
 
 
@@ -106,7 +108,7 @@ def make_train_step(
 
     A batch holds `image`, `key` and optionally `label`. With `axis_name`, the step runs on one
     shard of the batch under `pmap` or `shard_map`. The gradient is pmean(grad(pmean(loss))), which
-    is right under both; with only one of the two means it would be wrong under one of them.
+    is right under both; with only one of these means it would be wrong under `pmap` or `shard_map`.
 
     With a loss history in `tx`, timesteps are importance-sampled. With `skip_nonfinite` in `tx`, a
     non-finite loss makes the gradient NaN, and a skipped update leaves the averages as they are.

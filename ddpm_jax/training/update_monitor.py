@@ -16,10 +16,10 @@ MIN_NORMS = 20
 
 
 class UpdateMonitor:
-    """Counts skipped updates in the steps that were read.
+    """Count skipped updates among the steps read so far.
 
-    `skipped` is the number of skipped updates, `in_a_row` how many of them end the steps read.
-    `last_finite_step` is the last step with a finite loss and gradient, at first the start step.
+    `skipped` is the number of skipped updates, `in_a_row` the number since the last finite step.
+    `last_finite_step` is the last step with a finite loss and gradient, initially the start step.
     """
 
     def __init__(self, start: int = 0):

@@ -27,8 +27,8 @@ def test_data_and_model_are_chosen_by_name(capsys):
     assert config.model == BasicUNet(image_size=8, channels=1)
     assert config.data == Folder(path="pictures")
     for field, name, message in (
-        ("data", "foldr", "Unknown data 'foldr'; there are: folder"),
-        ("model", "convunet", "Unknown model 'convunet'; there are: conv_unet"),
+        ("data", "foldr", "Unknown data 'foldr': choose one of folder"),
+        ("model", "convunet", "Unknown model 'convunet': choose one of conv_unet"),
     ):
         with pytest.raises(ValueError, match=message):
             replace_part(config, field, name)
@@ -67,9 +67,9 @@ def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, capsys):
 
 def test_a_mistake_is_an_error_of_one_line(capsys):
     cases = [
-        ("--config cifar", ["Unknown recipe 'cifar'", "there are: cifar10"]),
+        ("--config cifar", ["Unknown recipe 'cifar'", "choose one of cifar10"]),
         ("--config", ["--config needs a value"]),
-        ("--config digits --init-from x --model unet", ["which network it is: leave --model out"]),
+        ("--config digits --init-from x --model unet", ["the network: leave --model out"]),
     ]
     for args, words in cases:
         message = one_line(capsys, train_main, *args.split())

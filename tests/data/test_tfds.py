@@ -128,7 +128,7 @@ def test_a_set_too_large_for_memory_stays_on_disk(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('"7"', '"8"', "holds 7 records, but its description says 8"),
+        ('"7"', '"8"', "holds 7 records, but its metadata says 8"),
         ('"array_record"', '"tfrecord"', "as tfrecord, not as ArrayRecord"),
     ],
 )

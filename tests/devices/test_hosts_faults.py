@@ -91,7 +91,7 @@ def test_a_mistake_of_the_user_ends_all_hosts(bench, tmp_path):
     with running(2, bench, tmp_path / "run", "--training.batch-size", 6) as runs:
         assert runs[0].exit_status() == 2, runs[0].output
         assert runs[1].exit_status() != 0, runs[1].output
-    assert "A batch of 3 does not divide over 2 devices" in runs[0].output
+    assert "A micro-batch of 3 cannot be split evenly over 2 devices" in runs[0].output
 
 
 def test_hosts_are_described_by_slurm(bench, tmp_path):

@@ -197,7 +197,7 @@ def test_shard_splits_the_batch_and_replicate_does_not():
 def test_the_error_for_an_indivisible_batch_names_the_nearest_multiples():
     parallel.check_divides(24)
     for batch_size, nearest in {12: "8 or 16", 3: "8 or 16", 33: "32 or 40"}.items():
-        message = rf"batch of {batch_size} does not divide over 8 devices: .* such as {nearest}\.$"
+        message = rf"batch of {batch_size} cannot be split .* 8 devices: .* such as {nearest}\.$"
         with pytest.raises(ValueError, match=message):
             parallel.check_divides(batch_size)
 

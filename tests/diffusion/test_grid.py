@@ -174,7 +174,8 @@ def test_a_spacing_of_the_wrong_kind_is_refused():
     with pytest.raises(ValueError, match="leading is not by noise level: use spaced or"):
         spaced_by_noise(from_betas(linear_betas()), 10, "leading")
     with pytest.raises(
-        ValueError, match="Unknown spacing 'equal'; there are: trailing, leading, linspace, karras"
+        ValueError,
+        match="Unknown spacing 'equal': choose one of trailing, leading, linspace, karras",
     ):
         is_noise_spacing("equal")
 

@@ -110,7 +110,7 @@ def test_contradictory_edits_are_refused():
         (masks, "Masks and inversion need images"),
         (invert, "Masks and inversion need images"),
         (images | {"repeats": 2}, "repeats needs masks"),
-        (images | masks | invert, "Masks exclude fractions and inversion"),
-        (images | end_images | masks | fractions, "Masks exclude fractions and inversion"),
+        (images | masks | invert, "Masks do not go with fractions or inversion"),
+        (images | end_images | masks | fractions, "Masks do not go with fractions or inversion"),
     ]
     assert_refused(lambda settings: Edit(**settings), cases)

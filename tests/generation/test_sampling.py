@@ -19,13 +19,16 @@ SMALL = Objective(timesteps=20, beta_start=0.01, beta_end=0.6)
 LEARNED = Objective(timesteps=20, variance="learned", loss_kind="hybrid")
 
 INVALID = [
-    ({"sampler": "nonsense"}, "Unknown sampler 'nonsense'; there are: .*ddpm"),
+    ({"sampler": "nonsense"}, "Unknown sampler 'nonsense': choose one of .*ddpm"),
     (
         {"options": {"nonsense": 1.0}},
         "Sampler ddpm has no option 'nonsense'; it has: variance, clip_sample",
     ),
     ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, not -1.0"),
-    ({"guidance_interval": (9.0, 3.0)}, "guidance_interval must rise, not 9.0 3.0"),
+    (
+        {"guidance_interval": (9.0, 3.0)},
+        "guidance_interval must be in ascending order, not 9.0 3.0",
+    ),
     ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], not 1.5"),
     ({"guidance_rescale": -0.5}, r"guidance_rescale must be in \[0, 1\], not -0.5"),
     ({"guidance_interval": (3.0, 9.0)}, "need guidance: set guidance_scale too, or leave"),
@@ -36,9 +39,9 @@ INVALID = [
         "threshold_limit must be at least 1",
     ),
     ({"offset": -1, "spacing": "leading"}, "offset must be at least 0, not -1"),
-    ({"spacing": "nowhere"}, "Unknown spacing 'nowhere'; there are: trailing, "),
+    ({"spacing": "nowhere"}, "Unknown spacing 'nowhere': choose one of trailing, "),
     ({"end": "nowhere"}, "end must be clean or sigma_min, not nowhere"),
-    ({"grid": "nowhere"}, "Unknown grid 'nowhere'; there are: plain, strides, .*float"),
+    ({"grid": "nowhere"}, "Unknown grid 'nowhere': choose one of plain, strides, .*float"),
 ]
 
 
@@ -71,7 +74,7 @@ def test_steps_and_timesteps_out_of_range_are_refused():
 def test_a_sampling_that_does_not_fit_the_objective_is_refused():
     untrained = {"options": {"variance": "learned_range"}}
     outside = {"guidance_scale": 2.0, "guidance_interval": (20.0, 30.0)}
-    too_few = "Variance learned holds only for steps from t to t - 1: take all 20 steps, not 10"
+    too_few = "Variance learned is valid only for steps from t to t - 1: take all 20 steps, not 10"
     cases = [
         ((SMALL, {"steps": 21}), "between 1 and the schedule's T = 20"),
         ((SMALL, untrained), "was not trained for variance learned_range: use fixed_small"),

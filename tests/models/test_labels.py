@@ -79,7 +79,7 @@ def test_apply_hides_no_labels_even_with_dropout_keys():
     [
         (
             {"num_classes": None, "label_dropout": 0.1},
-            "label_dropout hides labels, but this network has none",
+            "label_dropout drops labels, but this network has none",
         ),
         ({"label_dropout": 1.0}, r"label_dropout must be in \[0, 1\), not 1.0"),
         ({"label_dropout": -0.1}, "label_dropout must be in"),

@@ -129,7 +129,7 @@ def test_a_missing_file_or_folder_is_named(root, tmp_path):
     neither = "neither a folder nor the name of a hub repository: give a folder that exists"
     cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
     assert_refused(load_pretrained, cases, FileNotFoundError)
-    assert_refused(locate_folder, [(root / "config.json", "is a file: give the folder it is in")])
+    assert_refused(locate_folder, [(root / "config.json", "is a file: give its folder")])
 
 
 def test_a_part_outside_the_folder_is_not_read(root, tmp_path_factory):

@@ -102,6 +102,19 @@ def test_a_failed_last_save_ends_the_run_even_with_on_failure_continue(tmp_path,
     assert saved_steps.newest(tmp_path) == 1
 
 
+def test_a_last_save_that_cannot_start_ends_the_run_too(tmp_path):
+    """Orbax refuses at once, not in the background, to save to a folder that exists."""
+    with (
+        pytest.raises(OSError, match="Step 2 was not saved .*already exists"),
+        CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")) as checkpoints,
+    ):
+        checkpoints.save(1, small_items(1), {})
+        checkpoints.wait()
+        (tmp_path / saved_steps.FOLDER / "2").mkdir()
+        checkpoints.save(2, small_items(2), {})
+    assert saved_steps.newest(tmp_path) == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_failed_snapshot_is_reported_like_a_failed_save(tmp_path, monkeypatch, capsys):
     fail_once(monkeypatch, 4)

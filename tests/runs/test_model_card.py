@@ -58,6 +58,15 @@ def test_the_card_states_the_facts_of_the_run(card):
     assert 'from_pretrained("me/cats")' in text
 
 
+def test_the_newest_grid_of_samples_is_copied_and_no_figure_beside_it(card, tmp_path):
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir()
+    for name in ("00000010.png", "00000030.png", "00000030_predictions.png"):
+        (samples / name).write_text(name)
+    assert "![samples](samples.png)" in card()
+    assert (tmp_path / "out" / "samples.png").read_text() == "00000030.png"
+
+
 def test_the_card_names_no_path_of_this_machine(card, tmp_path):
     options = {"statistics": str(tmp_path / "run/statistics.npz")}
     sampling = Sampling(sampler="dpm_solver_v3", options=options)

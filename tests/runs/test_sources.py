@@ -58,5 +58,5 @@ def test_a_ckpt_of_another_kind_is_an_error_that_names_the_choices(tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
         open_checkpoint(str(tmp_path))
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file: give the folder it is in"):
+    with pytest.raises(ValueError, match="is a file: give its folder"):
         open_checkpoint(str(tmp_path / "file"))

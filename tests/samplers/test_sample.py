@@ -44,7 +44,7 @@ def test_a_sampler_is_found_by_the_name_of_its_module():
 
 @pytest.mark.parametrize("name", ["nonsense", "DDPM", "__init__", ""])
 def test_the_error_for_an_unknown_sampler_lists_the_valid_names(name):
-    message = f"Unknown sampler '{name}'; there are: {', '.join(NAMES)}"
+    message = f"Unknown sampler '{name}': choose one of {', '.join(NAMES)}"
     with pytest.raises(ValueError, match=message):
         samplers.make(name)
 
@@ -58,7 +58,7 @@ def test_the_error_for_an_unknown_option_lists_the_valid_options():
 
 
 WRONG_VALUES = [
-    ("ddpm", {"variance": "some"}, "Unknown variance 'some'; there are: fixed_small, fixed"),
+    ("ddpm", {"variance": "some"}, "Unknown variance 'some': choose one of fixed_small, fixed"),
     ("ddim", {"eta": -0.1}, "Sampler option eta must be at least 0, not -0.1"),
     ("euler_ancestral", {"eta": -0.1}, "eta must be at least 0, not -0.1"),
     ("edm", {"S_churn": -1.0}, "S_churn must be at least 0, not -1.0"),

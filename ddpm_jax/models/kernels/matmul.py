@@ -1,4 +1,4 @@
-"""Bilinear JAX primitives with a separate implementation for CPUs, and matrix products as such.
+"""Bilinear JAX primitives with a separate implementation for CPUs, and matrix products made so.
 
 A bilinear f(a, b) comes with two more primitives, because sum(f(a, b) * g) is linear in each of a,
 b and g: every gradient of one of the three primitives is another of the three. So gradients of any
@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 def bilinear(name: str, function: Callable, on_cpu: Callable) -> Primitive:
     """Make a primitive that computes `on_cpu` on a CPU and `function` on every other device.
 
-    Both are called as (a, b, **options) and must be the same function of a and b. The gradients
-    are set by `define_gradients`.
+    Both are called as (a, b, **options) and must compute the same function. `define_gradients` sets
+    the gradients.
     """
     primitive = Primitive(name)
     function = _at_precision(function)
@@ -62,9 +62,9 @@ def bind(primitive: Primitive, a: Array, b: Array, **options: Any) -> Array:
 
 
 def define_gradients(primitive: Primitive, grad_a: Callable, grad_b: Callable) -> None:
-    """Set the gradients by a and by b, called as (g, a, b, **options) with the cotangent g.
+    """Set the gradients for a and b, functions (g, a, b, **options) of the cotangent g.
 
-    The argument that the gradient is taken by is a placeholder: only its `aval` may be read.
+    In `grad_a`, a is a placeholder of which only the `aval` may be read; in `grad_b`, b is.
     """
     ad.defbilinear(primitive, _at_precision(grad_a), _at_precision(grad_b))
 
@@ -101,10 +101,10 @@ def _columns(a, b):
 
 
 def _columns_on_cpu(a, b):
-    """`_columns`, arranged so that XLA transposes neither matrix, or in a stack only b.
+    """`_columns`, arranged so that XLA transposes no single matrix, and in a stack only b.
 
-    XLA's library for CPUs leaves a sum over the rows of a stack of left matrices to a slower
-    product. b is the smaller array in attention. The barriers keep XLA from undoing this.
+    XLA's library for CPUs does not sum over the rows of stacked left matrices; a slower product
+    would run instead. In attention b is the smaller array. The barriers keep XLA from undoing this.
     """
     if a.ndim == 2:
         return _columns(*jax.lax.optimization_barrier((a, b)))

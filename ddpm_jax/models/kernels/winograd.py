@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.models.kernels.matmul import bilinear, bind, define_gradients
 
-# With fewer input or output channels, the convolution is direct. This is not measured: XLA's
-# library for CPUs wants more than 16.
+# With fewer input or output channels, the convolution is direct. The number is not measured: XLA's
+# library for CPUs needs more than 16.
 MIN_CHANNELS = 32
 # Images of at least this many pixels are convolved one by one, so that their tiles fit the cache.
 LARGE_IMAGE = 28 * 28
-# Transforming one weight to one point takes as long as this many multiplications with it (from one
-# timing).
+# Transforming one weight to one point costs as much time as this many multiplications by it. The
+# number is from a single timing.
 KERNEL_COST = 50
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -31,9 +31,9 @@ def conv3x3(
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolve x, padded with zeros to keep its size.
 
-    `stride_offset` None is for stride 1. 0 or 1 is for stride 2, and is the first row and column
-    of the stride-1 result to keep: 0 equals padding by 1 on all sides, 1 equals padding at the
-    right and the bottom only.
+    `stride_offset` None means stride 1. 0 or 1 means stride 2, and is the first row and column of
+    the stride-1 result to keep: 0 equals padding by 1 on all sides, 1 equals padding at the right
+    and the bottom only.
     """
     return bind(_conv_p, x, kernel, stride_offset=stride_offset)
 
@@ -66,9 +66,9 @@ class WinogradTransform(NamedTuple):
 
 
 def winograd_transform(*points: float) -> WinogradTransform:
-    """F(m, 3) by Toom and Cook, for m = len(points) - 1.
+    """F(m, 3) by the Toom-Cook algorithm, for m = len(points) - 1.
 
-    It multiplies polynomials by their values at these points and at infinity.
+    The algorithm multiplies polynomials through their values at these points and at infinity.
     """
     num_points = len(points) + 1
 
@@ -99,12 +99,12 @@ def winograd_conv(x: Array, kernel: Array, f: WinogradTransform = F2) -> Array:
 
 
 def winograd_input_grad(g: Array, kernel: Array, f: WinogradTransform = F4) -> Array:
-    """The gradient of sum(g * direct(x, kernel)) by x: g convolved with the rotated kernel."""
+    """The gradient of sum(g * direct(x, kernel)) for x: g convolved with the rotated kernel."""
     return _convolve(g, _transform_kernel(kernel, f.taps[:, ::-1]), f, "uto,uio->uti")
 
 
 def winograd_kernel_grad(x: Array, g: Array, f: WinogradTransform = F4) -> Array:
-    """The gradient of sum(g * direct(x, kernel)) by the kernel.
+    """The gradient of sum(g * direct(x, kernel)) for the kernel.
 
     This is the transpose of `winograd_conv`, with a sum over all tiles.
     """
@@ -149,18 +149,18 @@ def _convolves_one_by_one(x):
 
 
 def _combine(matrix, parts, axis=0):
-    """Multiply a small constant matrix with a list of arrays, and stack the results.
+    """Multiply a list of arrays by a small constant matrix, and stack the results.
 
-    It is written as sums, because a matrix product with so few rows is slow.
+    The product is written as sums, because a matrix product with so few rows is slow.
     """
     sums = [sum(float(c) * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
     return jnp.stack(sums, axis)
 
 
 def _transform_inputs(x, f):
-    """(b, h, w, i) -> (a * a, tiles, i): the tiles of x, which overlap by 2, at the points.
+    """(b, h, w, i) -> (a * a, tiles, i): the tiles of x, transformed to the points.
 
-    The columns of the points come first.
+    Tiles overlap by 2 pixels. The columns of the points come first.
     """
     h, w = x.shape[1:3]
     m = f.size
@@ -196,7 +196,7 @@ def _transform_kernel(kernel, taps):
 
 
 def _faster_transform(x):
-    """The one of F2 and F4 that takes less time for images such as x."""
+    """F4 or F2, whichever is estimated to be faster for images of this shape."""
     b, h, w, _ = x.shape
 
     def cost(f):
@@ -272,8 +272,8 @@ def _bind_kernel_grad(x, g, stride_offset):
     return bind(_kernel_grad_p, x, g, stride_offset=stride_offset)
 
 
-# The cotangent comes first. It has the shape of the primitive's output, so it is called g, x and
-# kernel below.
+# The cotangent comes first. It has the shape of the primitive's output, so it is named after it:
+# g, x and kernel.
 define_gradients(
     _conv_p,
     lambda g, x, kernel, *, stride_offset: _bind_input_grad(
