@@ -21,8 +21,8 @@ import sampling_loop
 from sides import serve
 
 from ddpm_jax.cli.recipes import load_recipe
-from ddpm_jax.data import InMemory
 from ddpm_jax.data.batches import batch_at, stream
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.devices import parallel
 from ddpm_jax.devices import platform as platforms
 from ddpm_jax.generation.generate import generate

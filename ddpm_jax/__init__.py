@@ -41,7 +41,7 @@ from ddpm_jax.generation.editing import (
     slerp,
     truncate,
 )
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.walk import noise_ladder
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
@@ -59,11 +59,11 @@ __all__ = [
     "Edit",
     "GridRow",
     "Model",
+    "ModelSpec",
     "NoiseSchedule",
     "Pipeline",
     "Prediction",
     "Pretrained",
-    "Recipe",
     "Sampler",
     "TrainState",
     "UNet",

@@ -21,13 +21,13 @@ from ddpm_jax.data import DataSource
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Model
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.version import VERSION
 
-FORMAT = 3
+CONFIG_FORMAT = 3
 """The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
 KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.data}
 """{base class of settings: package whose modules each define one subclass}."""
@@ -140,7 +140,7 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(ModelSpec):
     """All settings of a run. Equal configs give equal runs."""
 
     data: DataSource
@@ -188,7 +188,7 @@ class Config(Recipe):
 
 def config_to_json(config: Config) -> dict[str, Any]:
     """The config as plain JSON values, with the format and the version that writes it."""
-    return {"format": FORMAT, "ddpm_jax": VERSION, **to_json(config)}
+    return {"format": CONFIG_FORMAT, "ddpm_jax": VERSION, **to_json(config)}
 
 
 def config_from_json(value: Any) -> Config:
@@ -204,10 +204,10 @@ def config_from_json(value: Any) -> Config:
     version = str(settings.pop("ddpm_jax", "0.1"))[:20]
     if written is None and "type" not in settings:
         raise ValueError("it does not state its format")
-    if written != FORMAT:
+    if written != CONFIG_FORMAT:
         raise ValueError(
             f"ddpm_jax {version} wrote it in format {str(written or 1)[:20]}, "
-            f"and ddpm_jax {VERSION} reads only format {FORMAT}"
+            f"and ddpm_jax {VERSION} reads only format {CONFIG_FORMAT}"
         )
     return _from_json(Config, settings, "")
 

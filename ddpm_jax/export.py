@@ -47,7 +47,7 @@ class ExportOptions(RunOptions):
 def main(args: list[str]) -> None:
     """Run the command: write the export to --out, upload it to --push, or both."""
     options, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
-    pipeline_folder.check_exportable(run.recipe)
+    pipeline_folder.check_exportable(run.spec)
     if options.push is not None:
         hub.prepare(options.push, options.private)
     beside = None

@@ -1,4 +1,4 @@
-"""Images in one call, from a model in the diffusers layout or from a recipe and its parameters."""
+"""Images in one call, from a model in the diffusers layout or from a spec and its parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.generation.generate import generate_shown
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
 
@@ -26,9 +26,9 @@ class PipelineOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A recipe and its parameters. A call draws images with `generate_shown`."""
+    """A model spec and its parameters. A call draws images with `generate_shown`."""
 
-    recipe: Recipe
+    spec: ModelSpec
     params: Params
 
     @classmethod
@@ -38,11 +38,11 @@ class Pipeline:
         `load_pretrained` explains the options and errors.
         """
         pretrained = load_pretrained(path_or_repo, **options)
-        return cls(pretrained.recipe, pretrained.params)
+        return cls(pretrained.spec, pretrained.params)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does."""
-        save_pretrained(self.recipe, self.params, folder)
+        save_pretrained(self.spec, self.params, folder)
 
     def __call__(
         self,
@@ -56,15 +56,13 @@ class Pipeline:
         """Draw `batch_size` images, in batches of at most 64.
 
         The noise of image i depends only on (seed, i).
-        `sampling` replaces settings of the recipe's `Sampling`, such as sampler="unipc", steps=20.
+        `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
         """
-        recipe = dataclasses.replace(
-            self.recipe, sampling=self.recipe.sampling.override(**sampling)
-        )
+        spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         states = generate_shown(
-            recipe,
+            spec,
             self.params,
             num_images=batch_size,
             batch_size=min(batch_size, MAX_BATCH_SIZE),

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ddpm_jax.config import (
-    FORMAT,
+    CONFIG_FORMAT,
     KINDS,
     PARAMETERS_PER_PIXEL,
     VERSION,
@@ -108,7 +108,7 @@ def test_the_configs_above_have_every_kind_of_model_and_data():
 
 def test_json_holds_the_format_and_kinds_by_their_command_line_names():
     value = json_round_trip(with_(data=Tfds(name="mnist")))
-    assert value["format"] == FORMAT == 3
+    assert value["format"] == CONFIG_FORMAT == 3
     assert value["ddpm_jax"] == VERSION
     assert (value["model"]["kind"], value["data"]["kind"]) == ("unet", "tfds")
     assert value["model"]["widths"] == [32]
@@ -146,7 +146,7 @@ OF_VERSION_0_1 = {
 def test_another_format_is_refused_with_the_version_that_wrote_it(value, version, written):
     message = (
         rf"^ddpm_jax {version} wrote it in format {written}, "
-        rf"and ddpm_jax {VERSION} reads only format {FORMAT}$"
+        rf"and ddpm_jax {VERSION} reads only format {CONFIG_FORMAT}$"
     )
     with pytest.raises(ValueError, match=message):
         config_from_json(value)

@@ -6,7 +6,7 @@ import pytest
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.generate import generate
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline
@@ -14,7 +14,7 @@ from ddpm_jax.pipeline import Pipeline
 MODEL = UNet(
     image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
 )
-RECIPE = Recipe(
+RECIPE = ModelSpec(
     model=MODEL,
     objective=Objective(timesteps=20, beta_end=0.9),
     sampling=Sampling(spacing="leading"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ddpm_jax.cli.recipes import recipe_files
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 
@@ -55,7 +55,7 @@ def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch, capsys):
     """On a tiny pipeline; what prints the shape of an output is traced and not run."""
     small = {"widths": (4,), "attention": (False,), "layers_per_level": 1, "groups": 2}
     model = UNet(image_size=8, channels=1, **small)
-    recipe = Recipe(model=model, objective=Objective(timesteps=20, beta_end=0.9))
+    recipe = ModelSpec(model=model, objective=Objective(timesteps=20, beta_end=0.9))
     save_pretrained(recipe, model.init(jax.random.key(0)), tmp_path / "my_pipeline")
     monkeypatch.chdir(tmp_path)
     draws, prints = re.split(r"(?=^net = )", SCRIPTS[2], flags=re.MULTILINE)

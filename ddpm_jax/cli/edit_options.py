@@ -12,7 +12,7 @@ from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.errors import check
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 
 WHITE_FROM = 128
 DEFAULT_STRENGTH = 0.5
@@ -42,7 +42,7 @@ class EditOptions:
         """The number of images for an inversion, whose further samples repeat these; else None."""
         return len(self.image) if self.invert and not self.interpolate else None
 
-    def edit(self, recipe: Recipe, num_images: int) -> Edit | None:
+    def edit(self, spec: ModelSpec, num_images: int) -> Edit | None:
         """The edit for `num_images` samples; None if the options ask for none.
 
         Raise ValueError or FileNotFoundError for options and files that do not fit.
@@ -50,8 +50,8 @@ class EditOptions:
         self._check_together(num_images)
         if not self.image and not self.interpolate:
             return None
-        images = [to_floats(read(path, "--image", recipe)) for path in self.image]
-        masks = [self._read_mask(path, recipe) for path in self.mask]
+        images = [to_floats(read(path, "--image", spec)) for path in self.image]
+        masks = [self._read_mask(path, spec) for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
         first, last = (images[:1], images[1:]) if self.interpolate else (images, [])
@@ -68,9 +68,9 @@ class EditOptions:
             invert=self.invert,
         )
 
-    def _read_mask(self, path: Path, recipe: Recipe) -> np.ndarray:
+    def _read_mask(self, path: Path, spec: ModelSpec) -> np.ndarray:
         """The mask as bool (h, w, 1), True where the image is redrawn."""
-        pixels = read(path, "--mask", recipe)  # (h, w, c)
+        pixels = read(path, "--mask", spec)  # (h, w, c)
         return pixels.mean(-1, keepdims=True) >= WHITE_FROM
 
     def _check_together(self, num_images: int) -> None:
@@ -111,12 +111,12 @@ class EditOptions:
             check(num_images >= 2, f"--interpolate needs a --num of at least 2, not {num_images}.")
 
 
-def read(path: Path, flag: str, recipe: Recipe) -> np.ndarray:
-    """Read an image as uint8 (h, w, c) for the network, resized like the data of the recipe."""
+def read(path: Path, flag: str, spec: ModelSpec) -> np.ndarray:
+    """Read an image as uint8 (h, w, c) for the network, resized like the training data."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}: check {flag}.")
-    model = recipe.model
-    return decode_image(path, str(path), model.image_size, model.channels, recipe.resize)
+    model = spec.model
+    return decode_image(path, str(path), model.image_size, model.channels, spec.resize)
 
 
 def _stack(arrays: list[np.ndarray]) -> Array | None:

@@ -15,7 +15,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.generate import choose_labels, generate_shown
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
 from ddpm_jax.runs.sources import MISSING, Source, open_checkpoint
@@ -58,13 +58,13 @@ def main(args: list[str]) -> None:
     options, sampling = parse(args, ckpt, source, sampler)
     if options.checkpoint is not None:
         source = open_checkpoint(ckpt, options.checkpoint)
-    recipe = dataclasses.replace(source.recipe, sampling=sampling)
+    spec = dataclasses.replace(source.spec, sampling=sampling)
     num_images = options.num or options.default_num() or DEFAULT_NUM
     options.set_up_jax(num_images)
-    edit = options.edit(recipe, num_images)
-    with options.explain_oom(recipe.model):
+    edit = options.edit(spec, num_images)
+    with options.explain_oom(spec.model):
         params = source.params(options.weights)
-        states = draw_states(recipe, params, options, num_images, edit)
+        states = draw_states(spec, params, options, num_images, edit)
     for path in image_grids.save_states(states, options.out, options.trajectory):
         print(path)
 
@@ -78,8 +78,8 @@ def parse(
     for the recipe's; `--sampler.OPTION` sets its options.
     """
     overrides = {} if sampler is None else {"sampler": sampler}
-    default = source.recipe.sampling.override(**overrides)
-    default = with_learned_variance(source.recipe.objective, default)
+    default = source.spec.sampling.override(**overrides)
+    default = with_learned_variance(source.spec.objective, default)
     sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
     # `--sampler.OPTION` replaces the fields `sampler` and `options` of Sampling.
     replaced = [
@@ -103,7 +103,7 @@ def parse(
 
 
 def draw_states(
-    recipe: Recipe, params: Params, options: SampleOptions, num_images: int, edit: Edit | None
+    spec: ModelSpec, params: Params, options: SampleOptions, num_images: int, edit: Edit | None
 ) -> np.ndarray:
     """Draw uint8 states (k, n, h, w, c), of which the last one holds the samples.
 
@@ -112,12 +112,12 @@ def draw_states(
     trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
     given_labels = arguments.whole_numbers("--label", options.label)
     return generate_shown(
-        recipe,
+        spec,
         params,
         num_images=num_images,
         batch_size=options.batch_size,
         seed=options.seed,
-        labels=choose_labels(recipe.model, given_labels, edit),
+        labels=choose_labels(spec.model, given_labels, edit),
         edit=edit,
         min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
         trajectory=trajectory,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ddpm_jax.data import DECODING_THREADS, Batch, ImageSet
+from ddpm_jax.data import Batch, ImageSet
+from ddpm_jax.data.loading import DECODING_THREADS
 from ddpm_jax.data.pixels import to_floats
 
 

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import DataSource, ImageSet, InMemory
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.decode import resize_image
+from ddpm_jax.data.loading import InMemory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddpm_jax.data import DataSource, ImageSet, load_or_stream
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.loading import load_or_stream
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 

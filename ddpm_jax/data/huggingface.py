@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.data import DataSource, ImageSet, load_or_stream
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
 from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.loading import load_or_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddpm_jax.data import IN_MEMORY_BYTES, DataSource, ImageSet, load_or_stream
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
 from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.loading import IN_MEMORY_BYTES, load_or_stream
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, DatasetInfo

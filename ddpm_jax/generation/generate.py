@@ -15,7 +15,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import Condition, bind, guide
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.recipe import Recipe, check_guidance
+from ddpm_jax.generation.model_spec import ModelSpec, check_guidance
 from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.generation.walk import walk, walk_length
 from ddpm_jax.models import NO_CLASS, Model, Params
@@ -23,7 +23,7 @@ from ddpm_jax.samplers import sample_keys
 
 
 def generate(
-    recipe: Recipe,
+    spec: ModelSpec,
     params: Params,
     *,
     num_images: int,
@@ -46,13 +46,13 @@ def generate(
     Raise ValueError for invalid labels (`choose_labels`), for sampling settings that do not fit the
     objective, and for guidance of a network that was trained without label dropout.
     """
-    sampling = sampling or recipe.sampling
-    model = recipe.model
+    sampling = sampling or spec.sampling
+    model = spec.model
     classes = np.asarray(choose_labels(model, labels, edit), np.int32)
-    check_sampling(recipe.objective, sampling)
+    check_sampling(spec.objective, sampling)
     check_guidance(sampling.guidance_scale, model.label_dropout)
     guidance = None if np.all(classes == NO_CLASS) else sampling
-    steps = walk_length(recipe.objective, sampling, edit)
+    steps = walk_length(spec.objective, sampling, edit)
     chunks = chunk_count(steps, min_chunks)
     saved = evenly_spaced(chunks, min_chunks + 1) if trajectory else [chunks]
     on_chunk = partial(on_steps, steps // chunks)
@@ -68,14 +68,14 @@ def generate(
         apply = parallel.per_shard(model.apply)
         network = guided_network(model, params, condition, guidance, apply)
         rows = None if edit is None else parallel.shard(edit.take(indices))
-        states = walk(keys, recipe.objective, network, model.image_shape, sampling, chunks, rows)
+        states = walk(keys, spec.objective, network, model.image_shape, sampling, chunks, rows)
         size = min(batch_size, num_images - start)
         batches.append(_collect_images(states, saved, size, on_chunk))
     return np.concatenate(batches, axis=1)
 
 
 def generate_shown(
-    recipe: Recipe,
+    spec: ModelSpec,
     params: Params,
     *,
     num_images: int,
@@ -87,13 +87,13 @@ def generate_shown(
     **options: Any,
 ) -> np.ndarray:
     """Call `generate` with a progress bar of the denoising steps of all batches."""
-    sampling = sampling or recipe.sampling
-    steps = walk_length(recipe.objective, sampling, edit)
+    sampling = sampling or spec.sampling
+    steps = walk_length(spec.objective, sampling, edit)
     num_batches = -(-num_images // parallel.padded_batch_size(batch_size, num_images))
     title = f"{num_images} images, {steps} steps"
     with tqdm(total=num_batches * steps, desc=title, disable=not progress) as bar:
         return generate(
-            recipe,
+            spec,
             params,
             num_images=num_images,
             batch_size=batch_size,

@@ -1,6 +1,13 @@
-"""Read and write models in the diffusers layout, in folders and on the hub.
+"""Read and write models in the diffusers layout, in folders and on the hub; read PyTorch files.
 
-The names of diffusers settings appear only in this package. Files may come from anyone: they are
-read within size limits, and nothing in them is executed.
+- `hub` downloads and uploads; `pipeline_folder` reads and writes a whole model.
+- `unet_folder` reads and writes its network: `unet_config` maps the settings, `weight_files` reads
+  the tensors, `weight_names` maps their names.
+- `scheduler_config` maps a scheduler's JSON; `schedulers` is its table of keys and defaults.
+- `conv_unet_weights` reads the state dict of a ConvBlock U-Net.
+- `torch_pickle`, `untrusted_files` and `json_settings` confine what is read: files may come from
+  anyone, so they are read within size limits, and nothing in them is executed.
+
+The names of diffusers settings appear only in this package.
 Imports `generation` and the packages below it.
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Params
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -35,10 +35,10 @@ def is_torch_file(ckpt: str) -> bool:
     return Path(ckpt).suffix in SUFFIXES and Path(ckpt).is_file()
 
 
-def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[Recipe, Params]:
-    """Read a state dict; return the project's recipe and the parameters.
+def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[ModelSpec, Params]:
+    """Read a state dict; return its model spec and the parameters.
 
-    The recipe samples as the project does: 1,000 steps with variance beta, and x clamped to [-1, 1]
+    The spec samples as the project does: 1,000 steps with variance beta, and x clamped to [-1, 1]
     after each step. Raise ValueError for any other file.
     """
     try:
@@ -51,7 +51,7 @@ def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[Recipe, Pa
         ) from error
     modules = _by_kind(path, tensors)
     model = _model(path, modules, image_size)
-    recipe = Recipe(
+    spec = ModelSpec(
         model=model,
         objective=Objective(schedule="linear"),
         sampling=Sampling(
@@ -59,7 +59,7 @@ def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[Recipe, Pa
             clip_x0=False,
         ),
     )
-    return recipe, _params(path, model, modules)
+    return spec, _params(path, model, modules)
 
 
 def _by_kind(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, list[tuple[str, Module]]]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
@@ -24,7 +24,7 @@ PARTS = {"unet", "scheduler"}
 class Pretrained(NamedTuple):
     """A network with its parameters, its training noise schedule, and its sampler.
 
-    `model.apply(params, xt, t)` is the network's output, NHWC. `recipe` describes everything but
+    `model.apply(params, xt, t)` is the network's output, NHWC. `spec` describes everything but
     the parameters.
     """
 
@@ -32,7 +32,7 @@ class Pretrained(NamedTuple):
     params: Params
     schedule: NoiseSchedule
     sampler: Sampler
-    recipe: Recipe
+    spec: ModelSpec
 
 
 def load_pretrained(
@@ -51,25 +51,25 @@ def load_pretrained(
     `image_size` is used if the network's config has none.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
-    recipe = read_recipe(locate_folder(path_or_repo, revision), scheduler, image_size)
-    params = read_params(path_or_repo, recipe, variant, revision)
-    assert isinstance(recipe.model, UNet)
-    sampler = build_sampler(recipe.objective, recipe.sampling)
-    return Pretrained(recipe.model, params, recipe.objective.noise_schedule, sampler, recipe)
+    spec = read_spec(locate_folder(path_or_repo, revision), scheduler, image_size)
+    params = read_params(path_or_repo, spec, variant, revision)
+    assert isinstance(spec.model, UNet)
+    sampler = build_sampler(spec.objective, spec.sampling)
+    return Pretrained(spec.model, params, spec.objective.noise_schedule, sampler, spec)
 
 
 def save_pretrained(
-    recipe: Recipe, params: Params, folder: str | Path, *, for_pipeline: bool = False
+    spec: ModelSpec, params: Params, folder: str | Path, *, for_pipeline: bool = False
 ) -> str:
     """Write a folder for `load_pretrained`, and for `DDPMPipeline.from_pretrained` of diffusers.
 
-    Return the name of its scheduler: the one that steps as the recipe's sampler does, or else
+    Return the name of its scheduler: the one that steps as the spec's sampler does, or else
     DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. Raise
-    ValueError if diffusers cannot represent the recipe.
+    ValueError if diffusers cannot represent the model.
     """
     folder = Path(folder)
-    model, objective = check_exportable(recipe)
-    scheduler = scheduler_config.scheduler_config(objective, recipe.sampling, for_pipeline)
+    model, objective = check_exportable(spec)
+    scheduler = scheduler_config.scheduler_config(objective, spec.sampling, for_pipeline)
     unet_folder.save_net(model, params, folder / "unet")
     (folder / "scheduler").mkdir(exist_ok=True)
     scheduler_path = folder / "scheduler" / scheduler_config.NAME
@@ -79,15 +79,15 @@ def save_pretrained(
     return scheduler["_class_name"]
 
 
-def check_exportable(recipe: Recipe) -> tuple[UNet, Objective]:
-    """The model and objective of a recipe. Raise ValueError if diffusers cannot represent them."""
-    model = recipe.model
-    objective = recipe.objective
+def check_exportable(spec: ModelSpec) -> tuple[UNet, Objective]:
+    """The model and objective of a spec. Raise ValueError if diffusers cannot represent them."""
+    model = spec.model
+    objective = spec.objective
     if not isinstance(model, UNet):
         name = type(model).__name__
         raise ValueError(f"{name} cannot be written in the diffusers layout: only UNet can.")
     unet_to_config(model)
-    scheduler_config.scheduler_config(objective, recipe.sampling)
+    scheduler_config.scheduler_config(objective, spec.sampling)
     return model, objective
 
 
@@ -125,28 +125,28 @@ def looks_like_diffusers(folder: Path) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def read_recipe(
+def read_spec(
     folder: Path, scheduler: str | None = None, image_size: int | None = None
-) -> Recipe:
-    """Read the recipe from the JSON files of a folder. Needs no device."""
+) -> ModelSpec:
+    """Read the model spec from the JSON files of a folder. Needs no device."""
     index = _read_index(folder)
     model = unet_folder.read_net(_part_folder(folder, "unet"), image_size)
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
     config = {"_class_name": index["scheduler"][1]} | read_json(inside(folder, path))
     parsed = parse_scheduler(config, scheduler)
-    return Recipe(model=model, objective=parsed.objective, sampling=parsed.sampling)
+    return ModelSpec(model=model, objective=parsed.objective, sampling=parsed.sampling)
 
 
 def read_params(
     path_or_repo: str | Path,
-    recipe: Recipe,
+    spec: ModelSpec,
     variant: str | None = None,
     revision: str | None = None,
 ) -> Params:
-    """Read the parameters of a model with this recipe, downloading them if needed."""
-    assert isinstance(recipe.model, UNet)
+    """Read the parameters of a model with this spec, downloading them if needed."""
+    assert isinstance(spec.model, UNet)
     folder = locate_folder(path_or_repo, revision, variant, weights=True)
-    return unet_folder.read_params(_part_folder(folder, "unet"), recipe.model, variant)
+    return unet_folder.read_params(_part_folder(folder, "unet"), spec.model, variant)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

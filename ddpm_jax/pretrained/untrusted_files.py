@@ -1,4 +1,7 @@
-"""Read the files of an untrusted folder: JSON of limited size, and no path out of the folder."""
+"""Read the files of an untrusted folder: JSON of limited size, and no path out of the folder.
+
+`torch_pickle` has the limits of pickles, `unet_config` those of networks.
+"""
 
 import json
 import os

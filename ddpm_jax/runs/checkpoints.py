@@ -5,6 +5,7 @@ tracks power-function averages also saves them to `snapshots/STEP/`. Orbax write
 temporary name and renames it. Once all its files are on disk, a manifest with a hash of each file
 is added (`manifest.py`). A step that does not match its manifest is never used.
 `config.Checkpoint` sets how often `loop` saves, and so how many steps a kill can lose.
+`config.CONFIG_FORMAT` is the format number of a saved config.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ddpm_jax.devices import hosts
 from ddpm_jax.files import sync
 from ddpm_jax.runs import manifest
 from ddpm_jax.runs.log_levels import log_level
-from ddpm_jax.runs.steps import FOLDER, SNAPSHOTS, steps
+from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, steps
 
 UNFINISHED_MARK = ".orbax-checkpoint-tmp"
 DROPPED_MARK = ".dropped"

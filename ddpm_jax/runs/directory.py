@@ -14,8 +14,7 @@ from ddpm_jax.config import Config, config_from_json, config_to_json, difference
 from ddpm_jax.devices import hosts
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
-from ddpm_jax.runs import checkpoints
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import checkpoints, saved_steps
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CONFIG = "config.json"

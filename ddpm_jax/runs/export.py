@@ -39,7 +39,7 @@ def export_to_temp(
     """
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
-        scheduler = pipeline_folder.save_pretrained(run.recipe, params, folder, for_pipeline=True)
+        scheduler = pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
         write_card(folder, run, weights, name, scheduler)
         yield folder
 

@@ -32,7 +32,7 @@ def with_pretrained_network(config: Config, ckpt: str) -> Config:
     Its `training.init_from` is `ckpt`. Raise as `sources.open_checkpoint` does, and ValueError
     if the rest of the config does not fit.
     """
-    source = open_checkpoint(ckpt).recipe
+    source = open_checkpoint(ckpt).spec
     objective = _merge_objectives(config.objective, source.objective)
     sampling = config.sampling
     if (sampling.steps or 0) > objective.timesteps:
@@ -63,7 +63,7 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
         return config.model.init(key)
     source = open_checkpoint(ckpt)
     ours = to_json(config.model)
-    theirs = to_json(source.recipe.model)
+    theirs = to_json(source.spec.model)
     names = {*ours, *theirs} - IGNORED_MODEL_FIELDS
     different = sorted(name for name in names if ours.get(name) != theirs.get(name))
     check(

@@ -16,8 +16,7 @@ from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
 from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import build_sampler
-from ddpm_jax.runs import checkpoints, directory, weights
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.initial_weights import first_params
 from ddpm_jax.runs.progress import Reporter, preview

@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 from ddpm_jax.config import Config
 from ddpm_jax.errors import check
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
-from ddpm_jax.runs import directory
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import directory, saved_steps
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 
 ACCEPTED = (
@@ -31,7 +30,7 @@ class RunSource(NamedTuple):
         return load_params(self.config, self.folder, self.step, weights)
 
     @property
-    def recipe(self) -> Recipe:
+    def spec(self) -> ModelSpec:
         """The config of the run; `Config` is a subclass of `Recipe`."""
         return self.config
 
@@ -42,10 +41,10 @@ class RunSource(NamedTuple):
 
 
 class DiffusersSource(NamedTuple):
-    """A model in the diffusers layout, in a folder or hub repository, with its recipe."""
+    """A model in the diffusers layout, in a folder or hub repository, with its spec."""
 
     ckpt: str
-    recipe: Recipe
+    spec: ModelSpec
     output_folder: Path = Path()
 
     def params(self, weights: str) -> Params:
@@ -54,13 +53,13 @@ class DiffusersSource(NamedTuple):
             weights == DEFAULT_WEIGHTS,
             "A model in the diffusers layout has one set of weights: leave out --weights.",
         )
-        return pipeline_folder.read_params(self.ckpt, self.recipe)
+        return pipeline_folder.read_params(self.ckpt, self.spec)
 
 
 class ConvUNetSource(NamedTuple):
-    """A ConvBlock U-Net from a .pt or .pth file of PyTorch, with the recipe of its project."""
+    """A ConvBlock U-Net from a .pt or .pth file of PyTorch, with the spec of its project."""
 
-    recipe: Recipe
+    spec: ModelSpec
     weights: Params
     output_folder: Path = Path()
 
@@ -95,7 +94,7 @@ def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
             f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}: "
             f"give {ACCEPTED}."
         )
-    return DiffusersSource(ckpt, pipeline_folder.read_recipe(pipeline_folder.locate_folder(ckpt)))
+    return DiffusersSource(ckpt, pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt)))
 
 
 def open_run(ckpt: str, step: int | None = None) -> RunSource:

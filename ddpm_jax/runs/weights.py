@@ -9,8 +9,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.devices import parallel
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
-from ddpm_jax.runs import checkpoints
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import checkpoints, saved_steps
 from ddpm_jax.training import ema
 from ddpm_jax.training.ema import Ema
 

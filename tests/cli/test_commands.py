@@ -11,8 +11,7 @@ from helpers.commands import SMALL, arrays, one_line, run, small_main, train_mai
 from helpers.saved_runs import RECIPE, save_run
 from PIL import Image
 
-from ddpm_jax.runs import checkpoints, export, loop
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import checkpoints, export, loop, saved_steps
 from ddpm_jax.runs.directory import load_config
 from ddpm_jax.runs.metrics import read_metrics
 

@@ -32,10 +32,10 @@ def test_sample_draws_from_a_state_dict(ckpt, params, tmp_path):
     out = tmp_path / "samples.npz"
     options = ["--num", "2", "--steps", "3", "--no-compilation-cache", "--out", str(out)]
     sample.main(["--ckpt", ckpt, *options])
-    recipe = open_checkpoint(ckpt).recipe
-    sampling = recipe.sampling.override(steps=3)
+    spec = open_checkpoint(ckpt).spec
+    sampling = spec.sampling.override(steps=3)
     options = {"num_images": 2, "batch_size": 2, "seed": 0, "sampling": sampling}
-    expected = generate(recipe, params, **options)[-1]
+    expected = generate(spec, params, **options)[-1]
     found = np.load(out)["images"]
     assert found.shape == (2, 32, 32, 3)
     assert np.abs(found.astype(int) - expected).max() <= 1

@@ -54,8 +54,8 @@ def ask(monkeypatch, tmp_path):
     """Run sample.py and return its arguments of `generate_shown`, which is replaced."""
     calls = []
 
-    def record(recipe, params, **options):
-        calls.append(SimpleNamespace(recipe=recipe, params=params, **options))
+    def record(spec, params, **options):
+        calls.append(SimpleNamespace(spec=spec, params=params, **options))
         return np.zeros((1, options["num_images"], 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(sample, "generate_shown", record)
@@ -81,7 +81,7 @@ def test_settings_reach_generate(saved, ask, tmp_path):
 
 
 def test_weights_and_checkpoint_select_the_parameters(saved, ask):
-    model = ask(saved).recipe.model
+    model = ask(saved).spec.model
     for args, step, weights in (
         ([], 8, "ema"),
         (["--weights", "raw"], 8, "raw"),
@@ -96,13 +96,13 @@ def test_labels_are_the_given_ones_or_all(with_classes, ask):
     assert list(ask(with_classes).labels) == list(range(10))
     for given in (["3,5,7"], [3, 5, 7]):
         assert list(ask(with_classes, "--label", *given).labels) == [3, 5, 7]
-    assert ask(with_classes).recipe.sampling.guidance_scale == 3
-    assert ask(with_classes, "--guidance-scale", 1).recipe.sampling.guidance_scale == 1
+    assert ask(with_classes).spec.sampling.guidance_scale == 3
+    assert ask(with_classes, "--guidance-scale", 1).spec.sampling.guidance_scale == 1
 
 
 def test_sampling_settings_default_to_the_recipe(saved, ask):
     def sampling(*args):
-        return ask(saved, *args).recipe.sampling
+        return ask(saved, *args).spec.sampling
 
     default = sampling()
     assert (default.sampler, default.steps, default.spacing) == ("ddpm", 10, "trailing")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import data
-from ddpm_jax.data import InMemory, OnDisk, check_labels, load_or_stream
+from ddpm_jax.data import check_labels, loading
 from ddpm_jax.data.batches import batch_at, batch_indices, steps_per_epoch, stream
 from ddpm_jax.data.decode import resize_image
+from ddpm_jax.data.loading import InMemory, OnDisk, load_or_stream
 from ddpm_jax.data.pixels import to_floats
 
 
@@ -120,7 +120,7 @@ def test_stream_raises_the_error_of_make_batch():
 def test_images_on_disk_and_in_memory_give_the_same_batches(images, monkeypatch):
     arguments = (23, lambda i: images.images[i], images.labels, images.images[0].nbytes, "test")
     in_memory = load_or_stream(*arguments)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", images.images.nbytes - 1)
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", images.images.nbytes - 1)
     on_disk = load_or_stream(*arguments)
     assert isinstance(in_memory, InMemory)
     assert isinstance(on_disk, OnDisk)

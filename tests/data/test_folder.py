@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import data
-from ddpm_jax.data import InMemory, OnDisk
+from ddpm_jax.data import loading
 from ddpm_jax.data.folder import Folder
+from ddpm_jax.data.loading import InMemory, OnDisk
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -158,7 +158,7 @@ def test_images_on_disk_equal_images_in_memory(tmp_path, monkeypatch):
         noise = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
         save(tmp_path / f"class{i % 2}" / f"{i}.png", Image.fromarray(noise))
     in_memory = load(tmp_path)
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
     on_disk = load(tmp_path)
     assert isinstance(on_disk, OnDisk)
     indices = np.array([3, 0, 4])

@@ -137,7 +137,7 @@ def test_too_many_corrupt_files_are_an_error_that_counts_them_and_names_the_firs
 
 def test_images_on_disk_are_checked_too(folder, loaded, monkeypatch):
     in_memory, _ = loaded
-    monkeypatch.setattr("ddpm_jax.data.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("ddpm_jax.data.loading.IN_MEMORY_BYTES", 0)
     on_disk, stderr = load(folder)
     rows = np.asarray([0, len(in_memory) - 1])
     np.testing.assert_array_equal(on_disk.read(rows)["image"], in_memory.read(rows)["image"])

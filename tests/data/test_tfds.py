@@ -11,10 +11,10 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-import ddpm_jax.data
-from ddpm_jax.data import InMemory, OnDisk, _tfds_without_tf
+from ddpm_jax.data import _tfds_without_tf, loading
 from ddpm_jax.data import tfds as tfds_source
 from ddpm_jax.data.decode import resize_image
+from ddpm_jax.data.loading import InMemory, OnDisk
 from ddpm_jax.data.tfds import Tfds
 
 
@@ -117,7 +117,7 @@ def test_the_error_for_an_unknown_split_names_the_splits(tiny, split):
 
 def test_a_set_too_large_for_memory_stays_on_disk(tiny, monkeypatch):
     in_memory = tiny().load(9, 3)
-    for module in (ddpm_jax.data, tfds_source):
+    for module in (loading, tfds_source):
         monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
     on_disk = tiny().load(9, 3)
     assert isinstance(on_disk, OnDisk)

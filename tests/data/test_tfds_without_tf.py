@@ -27,8 +27,9 @@ from tensorflow_datasets.core.utils import lazy_imports_utils
 from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeb_a
 from tensorflow_datasets.image_classification import mnist
 
-from ddpm_jax.data import InMemory, _tfds_without_tf
+from ddpm_jax.data import _tfds_without_tf
 from ddpm_jax.data.decode import resize_image
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.tfds import Tfds
 
 RNG = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from helpers.hosts import (
 )
 
 from ddpm_jax.devices import hosts
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 
 
 def test_two_hosts_train_as_one_and_one_host_resumes_their_checkpoints(tmp_path):

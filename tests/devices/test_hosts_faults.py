@@ -9,7 +9,7 @@ from helpers.bench import losses, make_bench
 from helpers.hosts import assert_close, train_by_sgd
 from helpers.processes import STEPS, Run, run_on_hosts, run_under_slurm
 
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 
 pytestmark = pytest.mark.faults
 

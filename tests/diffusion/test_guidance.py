@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.guidance import bind, guide
 from ddpm_jax.diffusion.schedule import per_example
-from ddpm_jax.generation.recipe import check_guidance
+from ddpm_jax.generation.model_spec import check_guidance
 from ddpm_jax.models import NO_CLASS
 
 LABELS = np.array([2, 0, 1], np.int32)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.loading import InMemory
 
 EXAMPLE = Path(ddpm_jax.__file__).parents[1] / "examples" / "corruption.py"
 SHAPE = (4, 4, 1)

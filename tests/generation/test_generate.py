@@ -13,7 +13,7 @@ from helpers.generation import (
     NOISES,
     blur_params,
     random_params,
-    recipe_of,
+    spec_of,
 )
 from jax.tree_util import Partial
 
@@ -25,13 +25,13 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import walk, walk_length
 from ddpm_jax.samplers import sample_keys
 
-RECIPE = recipe_of(BLUR)
+SPEC = spec_of(BLUR)
 PARAMS = blur_params()
 
 
 def draw(num_images=11, batch_size=8, seed=3, **options):
     options |= {"num_images": num_images, "batch_size": batch_size, "seed": seed}
-    return generate(RECIPE, PARAMS, **options)
+    return generate(SPEC, PARAMS, **options)
 
 
 def max_difference(a, b):
@@ -118,14 +118,14 @@ def test_a_given_sampling_overrides_that_of_the_recipe(states_of_11):
 
 def test_the_progress_bar_counts_the_steps_of_all_batches_of_the_given_sampling(capsys):
     settings = {"num_images": 11, "batch_size": 8, "seed": 3, "sampling": Sampling(steps=14)}
-    generate_shown(RECIPE, PARAMS, min_chunks=14, **settings)
+    generate_shown(SPEC, PARAMS, min_chunks=14, **settings)
     shown = capsys.readouterr().err
     assert "11 images, 14 steps: 100%" in shown
     assert "28/28" in shown
 
 
 def test_an_edited_image_has_its_own_row_in_every_batch():
-    steps = walk_length(RECIPE.objective, RECIPE.sampling, MASK)
+    steps = walk_length(SPEC.objective, SPEC.sampling, MASK)
     # Two stretches of 3 rows are repeated, after one row up each.
     assert steps == 7 + 6 + 2
     calls = []
@@ -162,14 +162,14 @@ def test_an_image_does_not_depend_on_the_batch_or_the_devices():
 
     Keep this test at the end of the file: `optimized` stays in effect until then.
     """
-    recipe = recipe_of(CONVOLUTIONS)
+    spec = spec_of(CONVOLUTIONS)
     params = random_params(CONVOLUTIONS)
     options = {"seed": 3, "min_chunks": 7, "trajectory": True}
-    batch = generate(recipe, params, num_images=11, batch_size=11, **options)
+    batch = generate(spec, params, num_images=11, batch_size=11, **options)
     network = bind(Partial(CONVOLUTIONS.apply, params), None)
     key = sample_keys(3, jnp.array([9]))
     shape = CONVOLUTIONS.image_shape
-    states = walk(key, recipe.objective, network, shape, recipe.sampling, 7)
+    states = walk(key, spec.objective, network, shape, spec.sampling, 7)
     single = np.stack([to_uint8(np.asarray(state)) for state in states])
     np.testing.assert_array_equal(single[0], batch[0, 9:10])
     assert max_difference(single, batch[:, 9:10]) <= 1

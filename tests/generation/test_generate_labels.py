@@ -9,7 +9,7 @@ from helpers.generation import (
     MASK,
     NOISES,
     blur_params,
-    recipe_of,
+    spec_of,
 )
 from helpers.refusals import assert_refused
 
@@ -22,7 +22,7 @@ def draw(model, num_images=9, scale=1.0, params=None, seed=3, **options):
     params = params or blur_params(model)
     options |= {"num_images": num_images, "batch_size": 8, "seed": seed}
     options |= {"sampling": Sampling(steps=7, guidance_scale=scale)}
-    states = generate(recipe_of(model), params, **options)
+    states = generate(spec_of(model), params, **options)
     return states[0].astype(int)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from helpers.commands import arrays
 from helpers.processes import STEPS, Run
 
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 
 

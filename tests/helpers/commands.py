@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.cli import arguments, sample, train
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 
 TINY = (
     "--config convunet_mnist --data digits --no-compilation-cache --model.image-size 8 "

@@ -23,7 +23,7 @@ from helpers.processes import (
     flip_bit,
 )
 
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 
 
 def double_first_number(path: Path, rng: random.Random) -> None:

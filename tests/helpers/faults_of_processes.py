@@ -14,7 +14,7 @@ import numpy as np
 from helpers.bench import Bench, assert_clean_stop, losses
 from helpers.processes import EVERY, STEPS, run_on_hosts
 
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import saved_steps
 
 EXIT_SECONDS: list[float] = []
 """Seconds from each signal to the exit of the process, its last step and save included."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Model
 from ddpm_jax.models.layers import GroupNorm, conv
@@ -67,9 +67,9 @@ CLASSES = Blur(num_classes=3)
 HIDING = Blur(num_classes=3, label_dropout=0.1)
 
 
-def recipe_of(model, **sampling) -> Recipe:
+def spec_of(model, **sampling) -> ModelSpec:
     """A recipe with 7 steps on a schedule of 20 timesteps."""
-    return Recipe(
+    return ModelSpec(
         model=model,
         objective=Objective(schedule="squaredcos", timesteps=20),
         sampling=Sampling(**{"steps": 7} | sampling),

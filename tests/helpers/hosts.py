@@ -26,8 +26,8 @@ from helpers.commands import arrays
 from helpers.processes import ENV, free_address
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
-from ddpm_jax.data import InMemory
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.models.conv_unet import ConvUNet

@@ -53,8 +53,8 @@ def save_random(folder):
 def our_end(folder, name, keys):
     """Our x0 before it is clipped, and the noise of each step."""
     model = load_pretrained(folder, scheduler=f"{name}Scheduler")
-    objective = model.recipe.objective
-    sampling = dataclasses.replace(model.recipe.sampling, steps=STEPS)
+    objective = model.spec.objective
+    sampling = dataclasses.replace(model.spec.sampling, steps=STEPS)
     network = Partial(model.model.apply, model.params)
     *_, x0 = walk(keys, objective, network, model.model.image_shape, sampling, 1)
     grid = sampling_grid(objective, sampling)
@@ -107,9 +107,9 @@ def print_pipelines(folder):
     model = load_pretrained(folder)
     for name in SCHEDULERS:
         sampling = parse_scheduler({"_class_name": name}).sampling
-        recipe = dataclasses.replace(model.recipe, sampling=sampling)
+        spec = dataclasses.replace(model.spec, sampling=sampling)
         with tempfile.TemporaryDirectory() as out:
-            scheduler = save_pretrained(recipe, model.params, out, for_pipeline=True)
+            scheduler = save_pretrained(spec, model.params, out, for_pipeline=True)
             pipeline = diffusers.DDPMPipeline.from_pretrained(out)
             pipeline.set_progress_bar_config(disable=True)
             try:

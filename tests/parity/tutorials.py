@@ -144,8 +144,8 @@ def read_conv_unet(model):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "CIFAR_model.pt"
         torch.save(model.state_dict(), path)
-        recipe, params = load_conv_unet(path)
-    return recipe.model, params
+        spec, params = load_conv_unet(path)
+    return spec.model, params
 
 
 def to_nchw(array, dtype=torch.float32):

@@ -16,19 +16,19 @@ def params():
 
 def test_a_state_dict_is_read_as_the_network_that_wrote_it(params, tmp_path):
     save_bin(tmp_path / "CIFAR_model.pt", state_dict(params))
-    recipe, found = load_conv_unet(tmp_path / "CIFAR_model.pt")
-    assert recipe.model == MODEL
+    spec, found = load_conv_unet(tmp_path / "CIFAR_model.pt")
+    assert spec.model == MODEL
     assert jax.tree.structure(found) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_the_recipe_samples_as_the_project_does(params, tmp_path):
     save_bin(tmp_path / "model.pt", state_dict(params))
-    recipe, _ = load_conv_unet(tmp_path / "model.pt", image_size=64)
-    assert recipe.model.image_size == 64
-    assert (recipe.objective.schedule, recipe.objective.timesteps) == ("linear", 1000)
-    assert recipe.sampling.options == {"variance": "fixed_large", "clip_sample": 1.0}
-    assert not recipe.sampling.clip_x0
+    spec, _ = load_conv_unet(tmp_path / "model.pt", image_size=64)
+    assert spec.model.image_size == 64
+    assert (spec.objective.schedule, spec.objective.timesteps) == ("linear", 1000)
+    assert spec.sampling.options == {"variance": "fixed_large", "clip_sample": 1.0}
+    assert not spec.sampling.clip_x0
 
 
 @pytest.mark.parametrize(

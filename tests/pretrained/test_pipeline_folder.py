@@ -13,7 +13,7 @@ from helpers.refusals import assert_refused
 
 import ddpm_jax
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.generation.recipe import Recipe
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
@@ -23,7 +23,7 @@ from ddpm_jax.pretrained.pipeline_folder import (
     load_pretrained,
     locate_folder,
     read_params,
-    read_recipe,
+    read_spec,
     save_pretrained,
 )
 from ddpm_jax.pretrained.weight_files import read_tensors
@@ -76,16 +76,16 @@ def move_to_parts(root):
 
 def test_both_layouts_are_read_with_and_without_an_index(root):
     loaded = load_pretrained(str(root))
-    assert loaded.recipe.model == loaded.model
-    assert loaded.recipe.sampling.sampler == "ddim"
-    assert (loaded.recipe.sampling.clip_x0, loaded.recipe.sampling.steps) == (False, 50)
+    assert loaded.spec.model == loaded.model
+    assert loaded.spec.sampling.sampler == "ddim"
+    assert (loaded.spec.sampling.clip_x0, loaded.spec.sampling.steps) == (False, 50)
     beta = ddpm_jax.scaled_linear_betas(1000, 1e-4, 0.02)
     np.testing.assert_allclose(loaded.schedule.beta, beta, rtol=1e-6)
     assert loaded.sampler.order == 1
 
     def assert_same():
-        assert read_recipe(root) == loaded.recipe
-        params = read_params(root, loaded.recipe)
+        assert read_spec(root) == loaded.spec
+        params = read_params(root, loaded.spec)
         jax.tree.map(np.testing.assert_array_equal, params, loaded.params)
 
     (root / INDEX_JSON).write_text(json.dumps(INDEX))
@@ -99,20 +99,20 @@ def test_both_layouts_are_read_with_and_without_an_index(root):
 def test_the_index_names_the_scheduler_if_its_json_does_not(root):
     unnamed = {key: value for key, value in SCHEDULER.items() if key != "_class_name"}
     (root / SCHEDULER_JSON).write_text(json.dumps(unnamed))
-    assert read_recipe(root).sampling.sampler == "ddpm"
+    assert read_spec(root).sampling.sampler == "ddpm"
     (root / INDEX_JSON).write_text(json.dumps(INDEX))
-    assert read_recipe(root).sampling.sampler == "ddim"
+    assert read_spec(root).sampling.sampler == "ddim"
 
 
 def test_a_scheduler_can_be_read_as_another(root):
-    recipe = read_recipe(root, "UniPCMultistepScheduler")
-    assert (recipe.sampling.sampler, recipe.objective.schedule) == ("unipc", "scaled_linear")
+    spec = read_spec(root, "UniPCMultistepScheduler")
+    assert (spec.sampling.sampler, spec.objective.schedule) == ("unipc", "scaled_linear")
 
 
 def test_an_index_of_another_pipeline_is_refused(root):
     def read(change):
         (root / INDEX_JSON).write_text(json.dumps(INDEX | change))
-        read_recipe(root)
+        read_spec(root)
 
     unnamed = "does not name a unet and a scheduler"
     cases = [
@@ -155,11 +155,11 @@ def test_only_links_into_the_blobs_of_the_hub_cache_are_followed(root, store, tm
             link.symlink_to(real)
         (snapshot / path.name).symlink_to(Path("../../blobs", link.name))
     if store == "elsewhere":
-        for read in (read_recipe, read_tensors):
+        for read in (read_spec, read_tensors):
             with pytest.raises(ValueError, match="lies outside"):
                 read(snapshot)
     else:
-        assert read_recipe(snapshot) == read_recipe(root)
+        assert read_spec(snapshot) == read_spec(root)
         assert read_tensors(snapshot).keys() == read_tensors(root).keys()
 
 
@@ -187,9 +187,9 @@ def test_only_links_into_the_blobs_of_the_hub_cache_are_followed(root, store, tm
 )
 def test_save_and_load_keep_a_model_unchanged(objective, sampling, scheduler, tmp_path, params):
     first, second = tmp_path / "a", tmp_path / "b"
-    recipe = Recipe(model=SMALL, objective=objective, sampling=sampling)
-    assert save_pretrained(recipe, params, first) == f"{scheduler}Scheduler"
-    loaded = read_recipe(first)
+    spec = ModelSpec(model=SMALL, objective=objective, sampling=sampling)
+    assert save_pretrained(spec, params, first) == f"{scheduler}Scheduler"
+    loaded = read_spec(first)
     schedules = (jax.tree.leaves(each.noise_schedule) for each in (objective, loaded.objective))
     for saved, read in zip(*schedules, strict=True):
         np.testing.assert_array_equal(saved, read)
@@ -209,30 +209,30 @@ def test_save_and_load_keep_a_model_unchanged(objective, sampling, scheduler, tm
 
 def test_the_sampling_of_a_diffusers_scheduler_keeps_its_grid(tmp_path, params):
     settings = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
-    recipe = Recipe(model=SMALL, sampling=Sampling(**settings, steps=50, end="clean"))
-    assert save_pretrained(recipe, params, tmp_path) == "DDIMScheduler"
-    assert read_recipe(tmp_path).sampling == recipe.sampling
+    spec = ModelSpec(model=SMALL, sampling=Sampling(**settings, steps=50, end="clean"))
+    assert save_pretrained(spec, params, tmp_path) == "DDIMScheduler"
+    assert read_spec(tmp_path).sampling == spec.sampling
 
 
 def test_for_pipeline_writes_a_scheduler_that_the_pipeline_can_call(tmp_path, params):
     compat = {"options": {"compat": True}, "grid": "inner"}
-    recipe = Recipe(model=SMALL, sampling=Sampling(sampler="unipc", spacing="linspace", **compat))
-    scheduler = save_pretrained(recipe, params, tmp_path, for_pipeline=True)
+    spec = ModelSpec(model=SMALL, sampling=Sampling(sampler="unipc", spacing="linspace", **compat))
+    scheduler = save_pretrained(spec, params, tmp_path, for_pipeline=True)
     assert scheduler == "DDPMScheduler"
-    assert read_recipe(tmp_path).sampling.spacing == "linspace"
+    assert read_spec(tmp_path).sampling.spacing == "linspace"
 
 
 def test_a_model_unknown_to_diffusers_is_refused_before_anything_is_written(tmp_path, params):
-    basic = Recipe(model=BasicUNet(image_size=28, channels=1))
-    edm = Recipe(model=SMALL, objective=Objective(target="edm", schedule="edm"))
-    wider = Recipe(model=dataclasses.replace(SMALL, widths=(8,)))
+    basic = ModelSpec(model=BasicUNet(image_size=28, channels=1))
+    edm = ModelSpec(model=SMALL, objective=Objective(target="edm", schedule="edm"))
+    wider = ModelSpec(model=dataclasses.replace(SMALL, widths=(8,)))
     cases = [
         (edm, "schedule edm does not exist in diffusers: only linear"),
         (basic, "BasicUNet cannot be written in the diffusers layout: only UNet can"),
         (wider, "The parameters do not match the network: "),
     ]
     folder = tmp_path / "none"
-    assert_refused(lambda recipe: save_pretrained(recipe, params, folder), cases)
+    assert_refused(lambda spec: save_pretrained(spec, params, folder), cases)
     assert not folder.exists()
     assert_refused(check_exportable, cases[:2])
 
@@ -243,7 +243,7 @@ def test_a_folder_with_other_weights_is_refused(tmp_path, params):
     other = "diffusion_pytorch_model.safetensors.index.json"
     (tmp_path / "unet" / other).write_text("{}")
     with pytest.raises(ValueError, match=rf"holds other weights \({other}\)"):
-        save_pretrained(Recipe(model=SMALL), params, tmp_path)
+        save_pretrained(ModelSpec(model=SMALL), params, tmp_path)
 
 
 def test_the_error_of_the_hub_names_the_missing_folder_too(monkeypatch):

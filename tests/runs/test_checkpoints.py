@@ -14,10 +14,9 @@ from helpers.saved_runs import small_recipe
 
 from ddpm_jax.config import Checkpoint, config_from_json, config_to_json
 from ddpm_jax.devices import parallel
-from ddpm_jax.runs import checkpoints
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import checkpoints, saved_steps
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.steps import config_file, resolve_checkpoint
+from ddpm_jax.runs.saved_steps import config_file, resolve_checkpoint
 from ddpm_jax.training.optimizer import dynamic_loss_scale, skip_nonfinite
 from ddpm_jax.training.step import TrainState, init_state
 

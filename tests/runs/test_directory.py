@@ -18,7 +18,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory, manifest
 from ddpm_jax.runs import weights as saved_weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.steps import FOLDER, SNAPSHOTS, config_file, steps
+from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, config_file, steps
 from ddpm_jax.runs.weights import load_params
 from ddpm_jax.training.ema import MAX_RESIDUAL, Ema, power_gamma
 from ddpm_jax.training.optimizer import Optimizer

@@ -73,7 +73,7 @@ def test_an_export_holds_the_average_the_objective_and_the_newest_pictures(expor
     assert list(exported.parent.iterdir()) == [exported]
     pretrained = load_pretrained(exported)
     assert_same(pretrained.params, random_params(MODEL, 8, "ema"))
-    assert pretrained.recipe.objective == CONFIG.objective
+    assert pretrained.spec.objective == CONFIG.objective
     for name, shade in (("samples.png", 80), ("loss.png", 120)):
         with Image.open(exported / name) as picture:
             assert picture.getpixel((0, 0)) == shade, name
@@ -82,7 +82,7 @@ def test_an_export_holds_the_average_the_objective_and_the_newest_pictures(expor
 
 def test_an_export_samples_on_the_grid_of_the_run(exported):
     """The test above compares weights and objective, so samples are the same."""
-    recipes = (CONFIG, open_checkpoint(str(exported)).recipe)
+    recipes = (CONFIG, open_checkpoint(str(exported)).spec)
     ours, theirs = (dataclasses.replace(recipe.sampling, steps=10) for recipe in recipes)
     assert (ours.sampler, ours.clip_x0) == (theirs.sampler, theirs.clip_x0)
     grids = (sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs))

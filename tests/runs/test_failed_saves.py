@@ -8,8 +8,7 @@ import pytest
 from helpers.file_limits import no_file_above
 
 from ddpm_jax.config import Checkpoint
-from ddpm_jax.runs import manifest
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import manifest, saved_steps
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 
 
@@ -105,7 +104,7 @@ def test_a_failed_last_save_ends_the_run_even_with_on_failure_continue(tmp_path,
 def test_a_last_save_that_cannot_start_ends_the_run_too(tmp_path):
     """Orbax refuses at once, not in the background, to save to a folder that exists."""
     with (
-        pytest.raises(OSError, match="Step 2 was not saved .*already exists"),
+        pytest.raises(OSError, match=r"Step 2 was not saved .*already exists"),
         CheckpointWriter(tmp_path, Checkpoint(on_failure="continue")) as checkpoints,
     ):
         checkpoints.save(1, small_items(1), {})

@@ -12,9 +12,8 @@ from helpers.commands import arrays
 from helpers.saved_runs import RECIPE, small_recipe
 
 from ddpm_jax.config import Checkpoint, Log, Training
-from ddpm_jax.data import InMemory
-from ddpm_jax.runs import checkpoints, loop, manifest, metrics
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.data.loading import InMemory
+from ddpm_jax.runs import checkpoints, loop, manifest, metrics, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.training import step as training

@@ -8,7 +8,7 @@ from helpers.saved_runs import random_params, small_recipe
 from PIL import Image
 
 from ddpm_jax.config import Log, Training, to_json
-from ddpm_jax.data import InMemory
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.runs import progress

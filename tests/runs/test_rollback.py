@@ -9,7 +9,7 @@ from helpers.saved_runs import small_recipe
 from ddpm_jax.config import Checkpoint, Training
 from ddpm_jax.runs import directory
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.steps import FOLDER, steps
+from ddpm_jax.runs.saved_steps import FOLDER, steps
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CONFIG = small_recipe(training=Training(steps=20))

@@ -36,8 +36,8 @@ def pretrained(tmp_path):
 
 def test_a_diffusers_model_opens_like_a_run(pretrained):
     source = open_checkpoint(str(pretrained))
-    assert source.recipe.sampling.sampler == "ddim"
-    assert source.params("ema").keys() == source.recipe.model.shapes().keys()
+    assert source.spec.sampling.sampler == "ddim"
+    assert source.params("ema").keys() == source.spec.model.shapes().keys()
     with pytest.raises(ValueError, match="has one set of weights: leave out --weights"):
         source.params("raw")
     with pytest.raises(ValueError, match=r"--checkpoint needs a run, and .* is not one"):
@@ -47,7 +47,7 @@ def test_a_diffusers_model_opens_like_a_run(pretrained):
 def test_the_scheduler_may_have_a_folder_of_its_own(pretrained):
     (pretrained / "scheduler").mkdir()
     (pretrained / "scheduler_config.json").rename(pretrained / "scheduler/scheduler_config.json")
-    assert open_checkpoint(str(pretrained)).recipe.sampling.sampler == "ddim"
+    assert open_checkpoint(str(pretrained)).spec.sampling.sampler == "ddim"
 
 
 def test_a_ckpt_of_another_kind_is_an_error_that_names_the_choices(tmp_path):

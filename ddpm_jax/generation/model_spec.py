@@ -1,4 +1,4 @@
-"""The recipe of a sample: network, training objective and sampling settings."""
+"""A model spec: all that sampling needs to know beside the parameters."""
 
 import dataclasses
 from typing import Literal
@@ -10,7 +10,7 @@ from ddpm_jax.models import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ModelSpec:
     """A network, its training objective and its sampling settings, checked together."""
 
     model: Model

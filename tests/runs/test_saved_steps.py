@@ -9,10 +9,9 @@ import pytest
 from helpers.faults_of_disks import HARM
 
 from ddpm_jax.config import Checkpoint
-from ddpm_jax.runs import manifest
-from ddpm_jax.runs import steps as saved_steps
+from ddpm_jax.runs import manifest, saved_steps
 from ddpm_jax.runs.checkpoints import CheckpointWriter, restore
-from ddpm_jax.runs.steps import resolve_checkpoint
+from ddpm_jax.runs.saved_steps import resolve_checkpoint
 
 KEEP_THREE = Checkpoint(keep_last=3)
 
