@@ -66,9 +66,9 @@ def _by_kind(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, list[tu
     """The modules (name, tensors) of each kind, in the order of the state dict."""
     modules: dict[str, Module] = {}
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
+        module_name, _, leaf = name.rpartition(".")
         if leaf in ("weight", "bias"):
-            modules.setdefault(module, {})[leaf] = tensor
+            modules.setdefault(module_name, {})[leaf] = tensor
         else:
             _check_buffer(path, name, tensor)
     kinds: dict[str, list[tuple[str, Module]]] = {kind: [] for kind in KINDS}

@@ -227,10 +227,9 @@ def unet_to_config(net: UNet) -> dict[str, Any]:
     """The config.json of a network. Raise ValueError if UNet2DModel cannot represent it."""
     _check_exportable(net)
     # By default, diffusers' middle attention has no norm with scale_shift: write the groups.
+    middle_groups = net.middle_groups or None
     if net.modulation == "scale_shift" and net.middle_groups is None:
         middle_groups = net.groups_of(net.widths[-1])
-    else:
-        middle_groups = net.middle_groups or None
     has_classes = net.labels_are == "classes" and net.num_classes is not None
     return {
         "_class_name": CLASS,
