@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from exact_adam import exact_adamw
 from nets import NAMED
 
 from ddpm_jax.cli.recipes import load_recipe
@@ -139,26 +140,6 @@ def ours(net, params, data, schedule=OUR_TABLES, tx=None):
     return Run(np.array(losses), grads)
 
 
-def exact_adamw(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, learning_rate=4e-4):
-    """optax's AdamW with 1 - b^n to float32 precision."""
-    adam = optax.scale_by_adam(b1, b2, eps)
-
-    def update(grads, state, params=None):
-        _, state = adam.update(grads, state, params)
-        mean_scale, square_scale = (-jnp.expm1(state.count * np.log(b)) for b in (b1, b2))
-        updates = jax.tree.map(
-            lambda mu, nu: (mu / mean_scale) / (jnp.sqrt(nu / square_scale) + eps),
-            state.mu,
-            state.nu,
-        )
-        return updates, state
-
-    exact = optax.GradientTransformation(adam.init, update)
-    return optax.chain(
-        exact, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
-    )
-
-
 def their_tables():
     """Our schedule with the float32 roots that diffusers computes."""
     alpha_bar = diffusers.DDPMScheduler(num_train_timesteps=1000).alphas_cumprod
@@ -202,7 +183,7 @@ def all_runs():
     print(f"{net.parameter_count():,} parameters, {STEPS} steps of {BATCH_SIZE} images")
     our_options = {
         "ours": {},
-        "ours, with theirs": {"tx": exact_adamw(), "schedule": their_tables()},
+        "ours, with theirs": {"tx": exact_adamw(4e-4, 0.01), "schedule": their_tables()},
     }
     their_options = {REFERENCE: {}, **THREADS, **KERNEL, EXACT: {"dtype": torch.float64}}
     runs = {}
