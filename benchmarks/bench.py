@@ -1,18 +1,19 @@
-"""Compare our speed and memory with diffusers on PyTorch, and measure our own overheads.
+"""Compare our speed and memory with diffusers on PyTorch, and measure our overheads.
 
     python benchmarks/bench.py [--rows training loop ...] [--nets butterflies cifar10 mnist]
         [--pairs 7] [--torch-python PYTHON] [--older-python PYTHON] [--out FILE]
 
-A speed is PyTorch's seconds divided by ours: above 1 ours is faster. Each side is a process of its
-own; the two take turns in pairs, with the same network, the same weights and float32. The table
-shows the median ratio of the pairs, with the lowest and the highest.
+A speed relative to PyTorch is PyTorch's seconds divided by ours: above 1, ours is faster. Each side
+is a separate process. The two take turns in pairs, with the same network and weights, in float32.
+The table shows the median ratio of the pairs, with the lowest and the highest.
 
-PyTorch runs eager or compiled, contiguous or channels last; for each row the fastest of these four
-modes is found first. Its environment (extra `parity`) may differ from that of JAX. With
---older-python, training steps and forward passes also run in an environment with an older JAX.
+PyTorch runs eager or compiled, contiguous or channels last. For each row of speed, the fastest of
+these four modes is found first. PyTorch (extra `parity`) may be in another environment than JAX.
+With --older-python, training steps and forward passes also run in an environment with an older JAX.
 
-Rows that measure one network take the first of --nets. The sampling loop takes the last one, where
-its overhead weighs most. `gpu.py` is the same benchmark for a GPU.
+Most rows about our overheads measure only the first of --nets. The sampling loop is measured with
+the last one, where its overhead weighs most, and recompilations with the recipe digits. For speed
+on a GPU see `gpu.py`.
 """
 
 import argparse
@@ -39,9 +40,10 @@ OWN_ROWS = (
 )
 ROWS = (*beside_torch.ROWS, "memory", *OWN_ROWS)
 TITLE = """# Speed and memory
-`make bench` wrote this page. A ratio is the median of interleaved pairs in one run, with the lowest
-and the highest. `python benchmarks/bench.py --help` explains the method;
-`python benchmarks/gpu.py` is the same benchmark for a GPU.
+`make bench` wrote this page. A speed relative to PyTorch is PyTorch's time divided by ours. A ratio
+with a range is the median of interleaved pairs in one run, with the lowest and the highest pair.
+`python benchmarks/bench.py --help` explains the method. `python benchmarks/gpu.py` measures speed
+on a GPU.
 """
 
 

@@ -1,4 +1,4 @@
-"""Rows that compare us with diffusers on PyTorch: training, forward pass, sampling, peak memory."""
+"""Rows that compare us with diffusers on PyTorch: training, forward pass, sampling, memory."""
 
 import contextlib
 import itertools
@@ -49,7 +49,7 @@ def work_by_row(net: Net) -> dict[str, Work]:
 def speed(
     net: Net, rows: list[str], pairs: int, torch_python: str, older_python: str | None
 ) -> Iterator[Row]:
-    """Measure PyTorch's seconds over ours for each kind of work.
+    """Measure PyTorch's seconds divided by ours for each kind of work.
 
     With `older_python`, some work is also measured with the older JAX of that environment.
     """
@@ -100,11 +100,11 @@ def use_fastest_mode(theirs: Side, function: str, arguments: tuple[int, ...]) ->
 
 
 def memory(net: Net, torch_python: str) -> Iterator[Row]:
-    """Measure our peak memory over PyTorch's smaller one, eager or compiled.
+    """Measure our peak memory relative to PyTorch's, eager or compiled, whichever is smaller.
 
-    Each peak is of a process of its own that takes a few training steps. The peak comes from the
-    kernel and counts everything that the process held at once. A process inherits the peak of the
-    one that starts it, so this process stays small.
+    Each peak is that of a separate process that takes a few training steps. The kernel reports the
+    largest amount of memory that the process ever held. A process inherits the peak of the process
+    that starts it, so this one stays small.
     """
     with tempfile.TemporaryDirectory() as weights, tempfile.TemporaryDirectory() as cache:
         with Side(sys.executable, OURS) as ours:

@@ -2,10 +2,10 @@
 
     python benchmarks/cold_start.py [--recipe butterflies] [--batch-size 16] [settings of train.py]
 
-The real command runs twice: with an empty compilation cache, which it fills, and with the filled
-cache. The data is a folder with one batch of random images. The line of the first epoch, which
-waits for the loss, therefore ends step 1. Then the run is killed. The user's own compilation cache
-is left alone.
+The command runs twice: with an empty compilation cache, which it fills, and with the filled cache.
+The data is a folder with one batch of random images, so an epoch has one step. The line of the
+first epoch needs the loss of step 1, so it marks the end of this step. Then the run is killed. The
+user's own compilation cache is not touched.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 MARKS = {"settings": "imported", "images": "data loaded", "epoch 1/": "first step done"}
-"""The starts of lines that train.py prints, and what is done when it prints them."""
+"""The beginnings of lines that train.py prints, and what is done when it prints them."""
 
 
 def first_steps(
@@ -61,7 +61,7 @@ def seconds_to_marks(args: Sequence[str], env: dict[str, str]) -> dict[str, floa
             if len(seconds) == len(MARKS):
                 process.kill()
                 return seconds
-    raise RuntimeError(f"train.py ended before its first step: {''.join(output[-5:])}")
+    raise RuntimeError(f"train.py ended before the end of its first step: {''.join(output[-5:])}")
 
 
 def main() -> None:

@@ -16,19 +16,22 @@ ACCUMULATION = 4
 
 
 def loop(net: Net, pairs: int) -> Iterator[Row]:
-    """Measure a sampling scan over as many forward passes, each jitted by itself."""
+    """Measure the time of a sampling scan relative to as many separate forward passes."""
     for sampler in ("ddpm", "ddim"):
         with Side(sys.executable, OURS) as ours:
             result = Ratio(
                 *ours.ask("loop_overhead", net.recipe, sampler, LOOP_STEPS, LOOP_BATCH_SIZE, pairs)
             )
-        measurement = f"{sampler}: scan of {LOOP_STEPS} steps over {LOOP_STEPS} forward passes"
-        details = f"{result.seconds[0]:.2f} s, {LOOP_BATCH_SIZE} images"
+        measurement = (
+            f"{sampler}: time of a scan of {LOOP_STEPS} steps, "
+            f"relative to {LOOP_STEPS} forward passes"
+        )
+        details = f"{result.seconds[0]:.2f} s per scan, {LOOP_BATCH_SIZE} images"
         yield Row(measurement, net.recipe, result, Goal("<=", 1.02), details)
 
 
 def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
-    """Measure how much faster batches are made in memory than used, and how long a step waits."""
+    """Measure how much faster batches are made than used, and how long training waits for them."""
     steps = net.steps_per_turn
     fraction = steps / BATCHES_FED
     with Side(sys.executable, OURS) as ours:
@@ -39,11 +42,11 @@ def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
             pairs,
         )
         used, made = (net.batch_size * steps / seconds for seconds in result.seconds)
-        measurement = "input pipeline alone: speed relative to the training step"
+        measurement = "speed of the input pipeline alone, relative to the training step"
         details = f"{made:,.0f} images/s made, {used:,.0f} images/s used"
         yield Row(measurement, net.recipe, result, Goal(">=", 3), details)
         percent_waited = 100 * ours.ask("wait", STEPS_WATCHED)
-        measurement = "fraction of a training step spent waiting for data"
+        measurement = "fraction of training time spent waiting for data"
         details = f"of {STEPS_WATCHED} steps, including the first"
         yield Row(measurement, net.recipe, percent_waited, Goal("<=", 2), details, "%")
 
@@ -62,20 +65,22 @@ def saving(net: Net, pairs: int) -> Iterator[Row]:
 
 
 def accumulation(net: Net, pairs: int) -> Iterator[Row]:
-    """Measure a step of several micro-batches over as many steps of one."""
+    """Measure the time of a step of several micro-batches relative to as many plain steps."""
     with Side(sys.executable, OURS) as accumulated, Side(sys.executable, OURS) as plain:
         accumulated.ask("load", net.recipe, net.batch_size, accumulation=ACCUMULATION)
         plain.ask("load", net.recipe, net.batch_size)
         result = ratio(
             partial(accumulated.ask, "train", 1), partial(plain.ask, "train", ACCUMULATION), pairs
         )
-    measurement = f"one step of {ACCUMULATION} micro-batches over {ACCUMULATION} steps"
-    details = f"micro-batches of {net.batch_size}, {describe_seconds(result)}"
+    measurement = (
+        f"time of one step of {ACCUMULATION} micro-batches, relative to {ACCUMULATION} steps"
+    )
+    details = f"micro-batches of {net.batch_size} images, {describe_seconds(result)}"
     yield Row(measurement, net.recipe, result, Goal("<=", 1.05), details)
 
 
 def routes(net: Net, pairs: int) -> Iterator[Row]:
-    """Measure the training step under pmap on one device over the same step under jit."""
+    """Measure the time of the training step under pmap on one device relative to jit."""
     with Side(sys.executable, OURS) as pmap, Side(sys.executable, OURS) as jit:
         for side, route in ((pmap, "pmap"), (jit, "jit")):
             side.ask("load", net.recipe, net.batch_size, devices=1, route=route)
@@ -84,12 +89,13 @@ def routes(net: Net, pairs: int) -> Iterator[Row]:
             partial(jit.ask, "train", net.steps_per_turn),
             pairs,
         )
-    details = f"{net.steps_per_turn} steps of {net.batch_size}, {describe_seconds(result)}"
-    yield Row("pmap on one device over jit", net.recipe, result, Goal("<=", 1.02), details)
+    measurement = "time of training steps under pmap on one device, relative to jit"
+    details = f"{net.steps_per_turn} steps of {net.batch_size} images, {describe_seconds(result)}"
+    yield Row(measurement, net.recipe, result, Goal("<=", 1.02), details)
 
 
 def devices(net: Net, pairs: int) -> Iterator[Row]:
-    """Measure the training step on one virtual CPU device over the step on two."""
+    """Measure the time of the training step on one virtual CPU device relative to two."""
     with Side(sys.executable, OURS) as one, Side(sys.executable, OURS) as two:
         default = one.ask("load", net.recipe, net.batch_size, devices=1)
         two.ask("load", net.recipe, net.batch_size, devices=2)
@@ -98,12 +104,14 @@ def devices(net: Net, pairs: int) -> Iterator[Row]:
             partial(two.ask, "train", net.steps_per_turn),
             pairs,
         )
-    measurement = f"training step of {net.batch_size} images: one device over two"
-    details = f"{describe_seconds(result)}; train.py uses {default} per two cores"
+    measurement = (
+        f"time of a training step of {net.batch_size} images on one device, relative to two"
+    )
+    details = f"{describe_seconds(result)}; devices of train.py per two cores: {default}"
     yield Row(measurement, net.recipe, result, None, details)
 
 
 def describe_seconds(result: Ratio) -> str:
     """The median seconds of both sides of a ratio."""
     above, below = result.seconds
-    return f"{above:.2f} s over {below:.2f} s"
+    return f"{above:.2f} s against {below:.2f} s"

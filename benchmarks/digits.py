@@ -1,15 +1,16 @@
-"""Measure how good the digits of `make demo` are.
+"""Measure the quality of the digits that `make demo` samples.
 
     python benchmarks/digits.py runs/digits/samples.npz [--in-turn]
 
-Print the Frechet distance of the samples to all 1,797 real digits (8x8 pixels in [0, 1]) beside the
-distance of as many real digits to the rest; the classes that a classifier fitted on the real digits
-finds; and whether the samples are copies. Exit with status 1 if the distance is above 0.20, if a
-class is missing, or if the samples lie nearer to the real digits than 0.7 of the distance of a real
-digit to the others.
+Print the Frechet distance of the samples to all 1,797 real digits (8x8 pixels in [0, 1]), and for
+comparison the distance of as many real digits to the rest. Print how many samples a classifier
+fitted on the real digits assigns to each class. Print the median distance of a sample to the
+nearest real digit, relative to that of a real digit to the nearest other one, because copies would
+have a distance near 0. Exit with status 1 if the Frechet distance is above 0.20, if a class is
+missing, or if the relative distance is below 0.7.
 
-With --in-turn, for classes drawn in turn, print instead the fraction of samples of the requested
-class, and their variance within a class over that of the real digits.
+With --in-turn, for samples whose classes were requested in turn, print instead the fraction of
+samples of the requested class, and their variance within a class relative to the real digits.
 """
 
 import sys
@@ -60,8 +61,8 @@ def print_by_class(path: str) -> int:
     of_samples = variance_within_classes(samples, requested)
     of_real = variance_within_classes(real, digits.target)
     fraction = np.mean(predicted == requested)
-    print(f"samples of the requested class           {fraction:.1%} of {len(samples)}")
-    print(f"variance within a class, over real       {of_samples / of_real:.2f}")
+    print(f"samples of the requested class            {fraction:.1%} of {len(samples)}")
+    print(f"variance within a class, relative to real {of_samples / of_real:.2f}")
     return 0
 
 

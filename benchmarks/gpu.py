@@ -3,11 +3,12 @@
     python benchmarks/gpu.py [--recipe cifar10] [--batch-sizes 128 1024] [--pairs 5]
         [--torch-python PYTHON] [--torch-mode max-autotune] [--peak-tflops 989] [--out FILE]
 
-A speed is PyTorch's seconds divided by ours, as in bench.py: processes that take turns, with the
-same network and the same weights. PyTorch runs compiled (max-autotune with its CUDA graphs),
-channels last, under autocast to bfloat16, with a batch in pinned host memory; our batch is in host
-memory too. MFU, the used fraction of the device's peak, counts three forward passes per training
-step. Without a GPU the benchmark prints one line and ends.
+A speed relative to PyTorch is PyTorch's seconds divided by ours. As in bench.py, two processes take
+turns, with the same network and weights. PyTorch runs compiled (max-autotune with CUDA graphs),
+channels last, under autocast to bfloat16, with its batch in pinned host memory. Our batch is in
+host memory, too. MFU is the fraction of the device's peak that is used; a training step counts as
+three forward passes. The benchmark also measures the cost of --deterministic and the time from the
+start to the end of the first step. Without a GPU it prints one line and ends.
 
 To try the code without a GPU, run it with
 --platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --peak-tflops 1
@@ -95,7 +96,7 @@ def speed(options: argparse.Namespace, batch_size: int, peak: float) -> Iterator
 
 
 def determinism(options: argparse.Namespace) -> Iterator[Row]:
-    """Measure a deterministic training step (train.py --deterministic) over the usual one."""
+    """Measure the time of a deterministic training step relative to the usual one."""
     batch_size = min(options.batch_sizes)
     flags = {"XLA_FLAGS": DETERMINISTIC}
     with (
@@ -111,8 +112,10 @@ def determinism(options: argparse.Namespace) -> Iterator[Row]:
             options.pairs,
         )
     deterministic_step, usual_step = (seconds / STEPS_PER_TURN for seconds in result.seconds)
-    measurement = f"training step of {batch_size} images: deterministic over usual"
-    details = f"{deterministic_step:.4f} s over {usual_step:.4f} s per step"
+    measurement = (
+        f"time of a deterministic training step of {batch_size} images, relative to the usual one"
+    )
+    details = f"{deterministic_step:.4f} s against {usual_step:.4f} s"
     yield Row(measurement, options.recipe, result, DETERMINISM_GOAL, details)
 
 
@@ -133,7 +136,10 @@ def starts(options: argparse.Namespace) -> Iterator[Row]:
     runs = zip(ours, torch_starts(options, batch_size), strict=True)
     for cache, (marks, torch_seconds) in zip(("empty", "filled"), runs, strict=True):
         *_, seconds = marks.values()
-        measurement = f"start to first step of {batch_size} images, compilation cache {cache}"
+        measurement = (
+            f"time from start to end of first step of {batch_size} images, "
+            f"compilation cache {cache}"
+        )
         details = f"PyTorch {torch_seconds:.1f} s"
         yield Row(measurement, options.recipe, seconds, None, details, " s")
 

@@ -1,4 +1,4 @@
-"""Our side of gpu.py: jax_side.py, but samples are drawn in the training's dtype."""
+"""Our side of gpu.py: like jax_side.py, but samples are drawn in the dtype of training."""
 
 import time
 from functools import partial
@@ -23,7 +23,7 @@ def device():
 
 
 def sample(steps, num_images, sampler="ddim"):
-    """Draw images, with the network in the training's dtype. Return the seconds."""
+    """Draw images, with the network in the dtype of training. Return the seconds."""
     config = STATE["config"]
     network = Partial(STATE["apply"], STATE["state"].params)
     began = time.perf_counter()

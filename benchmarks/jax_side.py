@@ -1,6 +1,6 @@
 """Our side of bench.py and gpu.py: training steps, forward passes and samples.
 
-They run the code that train.py and sample.py run.
+It runs the same code as train.py and sample.py.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """A side of bench.py that counts the recompilations of a training run.
 
-It counts JAX's event for each program handed to XLA's compiler, including the smallest operations
-and programs found in the persistent cache. It starts counting after each kind of work was done
-once: a training step, the end of an epoch, a sample grid with predictions, a checkpoint, and the
-variational bound of a few images.
+It counts JAX's event for each program that is passed to XLA's compiler, including single operations
+and programs found in the persistent cache. A program counts as a recompilation after each kind of
+work was done once: a training step, the end of an epoch, a sample grid with predictions, a
+checkpoint, and the variational bound of a few images.
 """
 
 import contextlib

@@ -1,12 +1,13 @@
-"""Which sampler, how many steps? Measure both tables of docs/samplers.md and write them there.
+"""Measure both tables of docs/samplers.md, and write them to that page.
 
     python benchmarks/samplers.py                                   # the first table, a minute
     python benchmarks/samplers.py --ckpt runs/mnist --data-dir DIR  # both, most of an hour
 
-The first table holds errors on data known in closed form, the second distances of samples of a
-trained network from its data. The measurements on a network are kept in runs/samplers.json, so a
-run that was interrupted continues. DPM-Solver-v3 uses statistics of the mixture, or those that
-`python -m ddpm_jax.statistics --ckpt` left in the run's directory.
+The first table holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact; the
+second, the distances of a trained network's samples from its data. The measurements of the second
+are kept in runs/samplers.json, so the same command continues after an interruption. For
+DPM-Solver-v3, the first table uses statistics of the mixture, and the second the statistics that
+`python -m ddpm_jax.statistics --ckpt` wrote to the run's directory.
 """
 
 import argparse
@@ -200,7 +201,7 @@ def keep(key: str, row: str, budget: str, value: float) -> None:
 def exact_table() -> str:
     """The Markdown table of errors on the mixture, by spacing and network evaluations."""
     columns = [f"{spacing}, {n}" for spacing in SPACINGS for n in EXACT_BUDGETS]
-    lines = [["sampler", "order", "evaluations a step", *columns], ["---"] * (3 + len(columns))]
+    lines = [["sampler", "order", "evaluations per step", *columns], ["---"] * (3 + len(columns))]
     for case, (name, options) in tqdm(cases(mixture_statistics()).items(), desc="exact denoiser"):
         sampler = samplers.make(name, **options)
         order = "adds noise" if adds_noise(sampler) else str(sampler.order)

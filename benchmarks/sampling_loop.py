@@ -1,9 +1,9 @@
-"""Measure the overhead of the sampling loop: a scan of N steps over N single forward passes.
+"""Measure the overhead of the sampling loop: a scan relative to as many separate forward passes.
 
     python benchmarks/sampling_loop.py [--recipe mnist] [--steps 50] [--batch-size 16] [--pairs 9]
 
-Print the median ratio of interleaved pairs in one run, with the lowest and the highest. At 1, the
-sampler's own arithmetic, noise and loop cost nothing beside the network.
+Print the median ratio of interleaved pairs in one run, with the lowest and the highest. A ratio of
+1 means that the sampler's own arithmetic, noise and loop cost nothing beside the network.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def seconds(function, *arguments) -> float:
 
 
 def overhead(config, name: str, steps: int, batch_size: int, pairs: int) -> Ratio:
-    """The time of a sampler's walk over the time of its forward passes, each jitted by itself."""
+    """The time of a sampling scan relative to as many forward passes, jitted one by one."""
     model = config.model
     schedule = config.objective.noise_schedule
     sampler = samplers.make(name)

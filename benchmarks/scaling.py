@@ -1,13 +1,13 @@
-"""Calculate what limits training on many chips: sending gradients over links, or arithmetic.
+"""Calculate what limits training on many chips: sending gradients, or arithmetic.
 
     python benchmarks/scaling.py [--recipes cifar10 butterflies]
 
 Each chip holds a copy of the network and a shard of the batch. A step adds up the gradients of all
 n chips in a ring, which sends 2 (n - 1) / n of their bytes through each chip's link. The arithmetic
-is three forward passes, at the fraction of a chip's peak that is this project's goal. At the
-smallest batch per chip that is printed, both take equally long; with a smaller batch a step waits
-for the links. Nothing here is measured: the makers' figures are used for the chips and links, and
-the parameters and operations of the networks are counted.
+is three forward passes, at 40% of the chip's peak, which is this project's goal. The table prints
+the time to send the gradients, and the smallest batch per chip whose arithmetic takes at least as
+long. With a smaller batch, a step waits for the links. Nothing here is measured: the figures of
+chips and links are the makers', and the parameters and operations of the networks are counted.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Two programs side by side: each is a process that does named work on request and times it.
+"""Measure two programs side by side. Each is a process that does named work on request.
 
-They take turns, so that their threads do not compete and both see the same noise of the machine.
+They take turns, so that their threads do not compete and both see the same load of the machine.
 """
 
 import json
@@ -56,7 +56,7 @@ def serve(functions: dict[str, Callable]) -> None:
 
 
 class Ratio(NamedTuple):
-    """The time of one kind of work over that of another, in pairs.
+    """The time of one kind of work relative to another, in pairs.
 
     `seconds` holds the median seconds of both.
     """
@@ -74,9 +74,9 @@ class Ratio(NamedTuple):
 
 
 def ratio(above: Callable[[], float], below: Callable[[], float], pairs: int) -> Ratio:
-    """Measure the seconds of `above` over those of `below`, in pairs of alternating order.
+    """Measure the seconds of `above` divided by those of `below`, in pairs of alternating order.
 
-    Each is called once before, to warm up.
+    Both are called once before, to warm up.
     """
     above()
     below()

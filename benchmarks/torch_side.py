@@ -1,7 +1,7 @@
-"""PyTorch's side of bench.py and gpu.py: diffusers' UNet2DModel, trained and sampled at its best.
+"""PyTorch's side of bench.py and gpu.py: diffusers' UNet2DModel, trained and sampled.
 
-It runs as in diffusers' own scripts, except that AdamW and the moving average are PyTorch's fused
-and foreach forms, which are faster than diffusers' loops.
+It runs as in diffusers' own scripts, except for two faster forms: AdamW is PyTorch's fused one, and
+the moving average is a foreach operation instead of diffusers' loop.
 """
 
 import resource

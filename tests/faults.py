@@ -2,10 +2,11 @@
 
     python tests/faults.py [--only NAME ...] [--out FILE]
 
-Each try is a real process of train.py on a tiny recipe, or a directory that such a process left.
-A run that resumes must end equal to an uninterrupted one, bit for bit (to rounding on another
-number of hosts). The table counts the tries, the survived ones, and the maximum number of training
-steps that had to be repeated: at most one checkpoint interval. No step may be lost.
+A try starts real processes of train.py on a tiny recipe, or changes the directory of a finished
+run. The last rows count tests instead. A resumed run must end with the same arrays and losses as an
+uninterrupted one, bit for bit (up to rounding if the number of hosts changes). The table shows the
+number of tries, how many the run survived, and the maximum number of training steps that had to be
+repeated, which may be at most one checkpoint interval. No step may be lost.
 `tests/runs/test_faults.py` tries the first two faults once.
 """
 
@@ -70,13 +71,13 @@ IN_TESTS = {
     ],
     "200 images, half of them corrupt": ["data/test_fuzz.py"],
     "Out of memory": ["devices/test_memory.py"],
-    "Several hosts: resume, roll back": ["devices/test_hosts_faults.py", "-m", "faults"],
+    "Several hosts: resume and roll back": ["devices/test_hosts_faults.py", "-m", "faults"],
 }
-"""Faults within a process, each with the arguments of pytest that test it."""
+"""Faults that tests cover, each with the arguments of pytest that select these tests."""
 
 
 def attempt(fault: Fault, seed: int, bench: Bench) -> tuple[int | None, str]:
-    """Try a fault once. Returns the repeated steps, None if it was not survived, and the error."""
+    """Try a fault once. Return the repeated steps, or None if the run failed, and the error."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return fault.cause(bench._replace(folder=Path(folder)), random.Random(seed)), ""
@@ -97,7 +98,7 @@ def run_tests(arguments: list[str]) -> tuple[int, int]:
 def main(only: list[str], out: Path | None) -> None:
     """Try the faults, print the table, and write it to `out` if given."""
     lines = [
-        "| fault | tries | survived | steps repeated, at most |",
+        "| fault | tries | survived | maximum of repeated steps |",
         "| --- | --- | --- | --- |",
     ]
     failures = []

@@ -1,13 +1,13 @@
-"""Break the code in named ways, one at a time, and check that the named tests fail.
+"""Break the code in named ways, one at a time, and check that a test fails each time.
 
     python tests/mutants.py                  run all mutants of tests/mutants_table.py
     python tests/mutants.py --only NAME ...  run some
     python tests/mutants.py --list           check that each snippet occurs once in ddpm_jax/
     python tests/mutants.py --unbroken       run the same tests on unchanged code: all must pass
 
-A mutant is caught if pytest exits with status 1, because a test failed. With status 0 it survived.
-Any other status (a collection error, no test selected) is an error, and so is a run of more than
-five minutes.
+A mutant is caught if pytest exits with status 1, which means that a test failed. With status 0 it
+survived. Any other status (a collection error, no test selected) is an error, and so is a run of
+more than five minutes.
 """
 
 import argparse

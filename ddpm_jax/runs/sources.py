@@ -31,7 +31,7 @@ class RunSource(NamedTuple):
 
     @property
     def spec(self) -> ModelSpec:
-        """The config of the run; `Config` is a subclass of `Recipe`."""
+        """The config of the run; `Config` is a subclass of `ModelSpec`."""
         return self.config
 
     @property

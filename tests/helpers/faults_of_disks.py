@@ -47,8 +47,8 @@ HARM = {
 
 
 def corrupt_newest(bench: Bench, rng: random.Random) -> int:
-    """Flipped bit, truncated, empty or missing file, empty folder or other shape in the newest
-    checkpoint: the run resumes from the one before.
+    """A flipped bit, a truncated, empty or missing file, an empty folder or another shape in the
+    newest checkpoint: the run resumes from the previous one.
     """
     shutil.copytree(bench.uninterrupted, bench.workdir)
     folder = newest(bench.workdir)
@@ -79,7 +79,7 @@ def corrupt_all(bench: Bench, rng: random.Random) -> int:
 
 
 def full_disk(bench: Bench, rng: random.Random) -> int:
-    """Full disk: the run stops with one line."""
+    """Full disk: the run stops with a one-line error."""
     with bench.small_disk() as bench, bench.run() as run:
         run.wait_for_step(rng.randrange(EVERY + 1, STEPS - 2 * EVERY))
         ballast = fill_disk(bench.folder)
@@ -108,7 +108,7 @@ def temporarily_full_disk(bench: Bench, rng: random.Random) -> int:
 
 
 def read_only(bench: Bench, rng: random.Random) -> int:
-    """Read-only disk: the run stops with one line."""
+    """Read-only disk: the run stops with a one-line error."""
     bench.copy_without_newest()
     with bench.small_disk() as disk:
         shutil.copytree(bench.workdir, disk.workdir)
@@ -121,7 +121,9 @@ def read_only(bench: Bench, rng: random.Random) -> int:
 
 
 def no_permission(bench: Bench, rng: random.Random) -> int:
-    """Checkpoint folder without write permission, not as root: the run stops with one line."""
+    """No write permission for the checkpoint folder (not run as root): the run stops with a
+    one-line error.
+    """
     bench.copy_without_newest()
     folder = bench.workdir / saved_steps.FOLDER
     folder.chmod(0o555)
@@ -136,7 +138,7 @@ def no_permission(bench: Bench, rng: random.Random) -> int:
 
 
 def file_size_limit(bench: Bench, rng: random.Random) -> int:
-    """Limit on the size of files (RLIMIT_FSIZE): the run stops with one line."""
+    """Limit on the size of files (RLIMIT_FSIZE): the run stops with a one-line error."""
     bench.copy_without_newest()
     limit = rng.randrange(3_000, 60_000)
     with bench.run(launcher=LIMIT_FILE_SIZE % (limit, limit)) as run:
@@ -147,7 +149,9 @@ def file_size_limit(bench: Bench, rng: random.Random) -> int:
 
 
 def lasting_file_size_limit(bench: Bench, rng: random.Random) -> int:
-    """The same with --checkpoint.on-failure continue: only the failed last save ends the run."""
+    """The same limit with --checkpoint.on-failure continue: only a failure of the last save ends
+    the run.
+    """
     bench.copy_without_newest()
     limit = rng.randrange(3_000, 60_000)
     launcher = LIMIT_FILE_SIZE % (limit, limit)

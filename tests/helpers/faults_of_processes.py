@@ -61,7 +61,7 @@ def signalled(bench: Bench, rng: random.Random) -> int:
 
 
 def signalled_twice(bench: Bench, rng: random.Random) -> int:
-    """A second signal: the run exits at once, with its status."""
+    """A second SIGTERM: the run exits at once with status 143."""
     with bench.run("--training.steps", 10**6) as run:
         run.wait_for_step(rng.randrange(1, STEPS))
         assert run.exit_status(signal.SIGTERM, signal.SIGTERM) == 143, run.output
@@ -82,8 +82,8 @@ def second_run(bench: Bench, rng: random.Random) -> int:
 
 
 def host_killed(bench: Bench, rng: random.Random) -> int:
-    """SIGKILL to one of two hosts: the other ends within 60 s with a message, and one host alone
-    resumes.
+    """SIGKILL to one of two hosts: the other ends within 60 s with a message, and a single host
+    resumes the run.
     """
     lost = rng.randrange(2)
     length = ("--training.steps", 10**6)

@@ -1,15 +1,16 @@
-"""Compare whole sampling chains of diffusers and ddpm_jax.
+"""Compare diffusers and ddpm_jax over whole sampling runs.
 
     python tests/parity/chains.py [FOLDER ...] [--out DIR]    # needs the extra `parity`
 
-Both sides open the same models in the diffusers layout: a small network with random weights, and
-every FOLDER, such as an export of a trained run. Both take 50 steps from the same noise, with the
-same noise in the steps. The random network predicts v, because with random weights that predict eps
-DDIM's walk is chaotic: noise times 1 + 1e-7 changes every pixel.
+First, a small network with random weights is exported with every sampler that reproduces a
+scheduler, and DDPMPipeline draws images from each export.
 
-Each line shows the largest difference of the images in steps of 1/255, and of x0 before it is
-clipped to [-1, 1]. With --out, both grids are saved side by side. Before that, the random network
-is exported with every sampler that reproduces a scheduler, and DDPMPipeline draws from each export.
+Then both sides open the same models in the diffusers layout: the random network, and every FOLDER,
+such as an export of a trained run. Both take 50 steps from the same initial noise, and add the same
+noise in each step. The random network predicts v, because DDIM is chaotic with random weights that
+predict eps: initial noise multiplied by 1 + 1e-7 changes every pixel. Each line shows the largest
+difference of the images in units of 1/255, and of x0 before it is clipped to [-1, 1]. With --out,
+the grids of both sides are saved side by side.
 
 The exit status is 1 if images differ by more than 1/255 or the pipeline fails.
 """
@@ -84,7 +85,7 @@ def their_end(folder, name, noise, step_noises):
 
 
 def print_line(model_name, folder, name, out):
-    """Compare one scheduler. Return whether its images are over the bound."""
+    """Compare one scheduler. Return whether its images differ by more than the bound."""
     keys = sample_keys(0, jnp.arange(NUM_IMAGES))
     ours, step_noises = our_end(folder, name, keys)
     noise = np.asarray(initial_noise(keys, ours.shape[1:]))
@@ -123,7 +124,7 @@ def print_pipelines(folder):
 
 
 def main():
-    """Print the table. Return how many lines failed or are over their bound."""
+    """Print the table. Return the number of lines that failed or are over their bound."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="models in the diffusers layout")
     parser.add_argument("--out", type=Path, help="folder for grids of both sides")

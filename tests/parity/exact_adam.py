@@ -1,6 +1,7 @@
-"""AdamW of optax with exact bias corrections, to compare the rest of a training step with torch.
+"""AdamW of optax with exact bias corrections, to compare the rest of a training step with PyTorch.
 
-optax computes 1 - 0.999^n in float32, too large by up to 5e-5 of it in the first steps.
+optax computes 1 - 0.999^n in float32. In the first steps this is too large by up to 5e-5 of its
+value.
 """
 
 import jax
@@ -10,7 +11,7 @@ import optax
 
 
 def exact_adamw(learning_rate, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
-    """optax's AdamW with 1 - b^n to float32 precision."""
+    """optax's AdamW with 1 - b^n accurate to float32 precision."""
     adam = optax.scale_by_adam(b1, b2, eps)
 
     def update(grads, state, params=None):

@@ -1,8 +1,8 @@
-"""Write tests/fixtures/unet2d_*.npz: small networks of diffusers with an input and their output.
+"""Write tests/fixtures/unet2d_*.npz: small networks of diffusers, each with inputs and outputs.
 
     python tests/parity/fixture.py    # needs the extra `parity`
 
-The weights are whole multiples of 2^-10, so that float16 holds them exactly.
+The weights are integer multiples of 2^-10, so that float16 holds them exactly.
 """
 
 import json

@@ -2,18 +2,21 @@
 
     python tests/parity/nets.py    # needs the extra `parity`
 
-Random configs and public topologies, all with random weights, are saved by diffusers and loaded
-here, and exported here and loaded by diffusers. Each line shows
+Networks with random configs and with public topologies, all with random weights, are saved by
+diffusers and loaded by us, then saved by us and loaded by diffusers. Each line shows
 
-float32   the largest difference of the outputs over the largest output
-bfloat16  our largest difference from diffusers' float32 output, and that of diffusers in bfloat16
-back      whether our export gives diffusers the same tensors, bit for bit, and the same output
+float32   the largest difference of the outputs, relative to the largest output
+bfloat16  the difference of our bfloat16 output from diffusers' float32 output, and that of
+          diffusers' bfloat16 output, both relative to the largest float32 output
+back      whether diffusers reads the same tensors from our export, bit for bit, and whether its
+          output is the same within the bound for float32
 
-Then follow the formats that diffusers writes, and ten faults, each injected into the network or its
-weights, with the difference that it makes.
+The next lines compare the defaults of config.json and every format of weights that diffusers
+writes. The last lines show ten faults, each injected into the network or its weights, and the
+difference of the outputs that each causes.
 
-The exit status is 1 if a line is over its bound (5e-6; in bfloat16 1.5 times the difference of
-diffusers) or a fault is within it.
+The exit status is 1 if a difference is over its bound (5e-6 in float32; in bfloat16, 1.5 times that
+of diffusers), if anything that should be the same is not, or if a fault stays within the bound.
 """
 
 import dataclasses
@@ -157,7 +160,7 @@ def theirs(model, inputs, dtype=torch.float32):
 
 
 def relative(result, reference):
-    """The largest difference over the largest reference."""
+    """The largest difference, relative to the largest reference."""
     return np.max(np.abs(result - reference)) / np.max(np.abs(reference))
 
 
@@ -230,7 +233,7 @@ def faults(net, params):
 
 
 def print_faults(folder):
-    """Inject ten faults. Return how many make no difference above the bound."""
+    """Inject ten faults. Return how many cause no difference above the bound."""
     config = {"block_out_channels": [32, 64], **block_types([1], [0], 2), **DDPM}
     model = random_model(config, 0)
     model.save_pretrained(folder / "theirs")
@@ -246,7 +249,7 @@ def print_faults(folder):
 
 
 def print_formats(folder):
-    """Read a network in each format that diffusers writes. Return how many have other numbers."""
+    """Read a network in each format that diffusers writes. Return how many are read wrongly."""
     model = random_model({"block_out_channels": [32, 64], **block_types([1], [0], 2)}, 0)
     wrong = 0
     formats = {
@@ -302,7 +305,7 @@ def main():
         wrong += print_formats(Path(folder))
         print("faults")
         wrong += print_faults(Path(folder))
-    print(f"{wrong} wrong")
+    print(f"{wrong} lines wrong")
     return wrong
 
 

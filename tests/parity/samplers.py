@@ -1,18 +1,20 @@
-"""Compare every scheduler of an installed diffusers with our samplers.
+"""Compare the schedulers of the installed diffusers with our samplers.
 
     python tests/parity/samplers.py    # needs the extra `parity`
 
-Our side reads the scheduler's own JSON. Both sides start from the same noise, with the same network
-and the same noise in the steps. Each line shows
+Our side reads the scheduler's own JSON. Both sides start from the same initial noise, use the same
+network, and add the same noise in each step. Each line shows
 
-exact      the largest difference of the results over the largest value, with diffusers' tables
-           replaced by float64 ones
-as it is   the same with diffusers' own float32 tables, whose 1 - alpha_bar at t = 0 is off by 2e-4
-/255       the largest difference of the images in [-1, 1], in steps of 1/255, with its own tables
-plain      as "as it is", but with our plain grid and without `compat`
+exact      the largest difference of the results, relative to the largest value, with the tables of
+           diffusers replaced by float64 tables
+as it is   the same with the float32 tables of diffusers, whose 1 - alpha_bar has a relative error
+           of 2e-4 at t = 0
+/255       the largest difference of the images in units of 1/255, with the tables of diffusers
+plain      like "as it is", but with our plain grid, and without `compat` and `keep_eps`
 
-The exit status is 1 if "exact" is over the line's bound, if the images differ by more than 1/255,
-or if a scheduler has other keys or defaults than ddpm_jax knows.
+The exit status is 1 if "exact" is over the line's bound, if the images differ by more than 1/255
+(both only on lines with a bound), or if a scheduler has keys or defaults that ddpm_jax does not
+know.
 """
 
 import dataclasses
@@ -151,7 +153,7 @@ def our_end(objective, sampling, net):
 
 
 def relative(ours, theirs):
-    """The largest difference over the largest value of diffusers."""
+    """The largest difference, relative to the largest value of diffusers."""
     return np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
 
 
@@ -192,7 +194,7 @@ GRIDS = (
 
 
 def same_timesteps(name, spacing):
-    """For how many numbers of steps our grid has a scheduler's timesteps."""
+    """For how many numbers of steps our grid has the same timesteps as a scheduler."""
     settings = {} if "Single" in name else {"timestep_spacing": spacing}
     if name == "PNDM":
         settings["skip_prk_steps"] = True
@@ -210,7 +212,7 @@ def same_timesteps(name, spacing):
 
 
 def different_defaults():
-    """Print and yield the schedulers that have other keys or defaults than ddpm_jax knows."""
+    """Print and yield the schedulers that have keys or defaults that ddpm_jax does not know."""
     for name, spec in SCHEDULERS.items():
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
         theirs = {p.name: p.default for p in parameters if p.name != "self"}
@@ -242,8 +244,8 @@ def main():
     jax.config.update("jax_disable_most_optimizations", True)
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     over = len(list(different_defaults()))
-    print(f"{over} of {len(SCHEDULERS)} schedulers have other keys or defaults than ddpm_jax knows")
-    print("numbers of steps for which our grid has a scheduler's timesteps")
+    print(f"{over} of {len(SCHEDULERS)} schedulers have unknown keys or defaults")
+    print("numbers of steps for which our grid has the same timesteps as the scheduler")
     for name in GRIDS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
         counts = ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings)
@@ -256,7 +258,7 @@ def main():
             undefined = case.zero_terminal_snr and target == "eps"
             if not (repeated or undefined):
                 over += print_line(case, target, steps)
-    print(f"{over} over their bounds")
+    print(f"{over} lines over their bounds or with unknown keys or defaults")
     return over
 
 

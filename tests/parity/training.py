@@ -2,22 +2,23 @@
 
     python tests/parity/training.py    # needs the extra `parity`
 
-The butterflies U-Net (18,536,323 parameters) starts from the same random weights of diffusers and
-sees the same images, timesteps and noise: 100 steps of AdamW(lr=4e-4) on
-mse_loss(noise_pred, noise), in PyTorch and by our training step with the optimizer of the recipe
-`butterflies`. Rounding alone drives two runs apart. So PyTorch is also compared with itself, with
-other numbers of threads and another kernel, and with float64. The tables show |difference| of the
-losses over the loss, at some steps and over all of them, and of the gradients of step 1 over the
-network's largest gradient.
+On both sides the butterflies U-Net (18,536,323 parameters) starts from the same random weights and
+sees the same images, timesteps and noise, in 100 steps of AdamW(lr=4e-4) on
+mse_loss(noise_pred, noise). One side is PyTorch; the other is our training step with the optimizer
+of the recipe `butterflies`. Rounding alone drives two runs apart. Therefore PyTorch is also
+compared with itself: with other numbers of threads, another memory format, and float64. The tables
+show the difference of the losses relative to the loss, at some steps and over all steps, and the
+differences of the gradients of step 1 relative to the network's largest gradient.
 
-"ours" is the library as it is. Two of its roundings differ from PyTorch's, and "ours, with theirs"
-takes PyTorch's: optax has 1 - 0.999^n in float32, too large by 5e-5 of it at step 1, and diffusers
-has 1 - alpha_bar in float32, with an error of 2e-4 at t = 0. Rounding grows from step to step, so
+"ours" is the library without changes. Its rounding differs in two places. optax computes
+1 - 0.999^n in float32, which is too large by 5e-5 of its value at step 1; PyTorch does not.
+diffusers computes 1 - alpha_bar in float32, with a relative error of 2e-4 at t = 0; we do not.
+"ours, with theirs" rounds as PyTorch and diffusers do. Rounding errors grow from step to step, so
 the largest difference of two float32 runs, ours and PyTorch's or two of PyTorch's, is a matter of
 chance. The distance from float64 is not.
 
-The exit status is 1 if the losses of "ours" are further from float64 than PyTorch's float32 runs
-are, by the largest difference, or if its gradients are more than 1e-4 from PyTorch's.
+The exit status is 1 if the largest distance of our losses from float64 is larger than that of every
+float32 run of PyTorch, or if our gradients differ from PyTorch's by more than 1e-4.
 """
 
 import copy
@@ -149,7 +150,7 @@ def their_tables():
 
 
 def print_pair(name, run, reference):
-    """Print one line. Return the largest differences of the losses and of the gradients."""
+    """Print one line. Return the largest difference of the losses and that of the gradients."""
     apart = np.abs(run.losses - reference.losses) / reference.losses
     largest = max(np.max(np.abs(g)) for g in reference.grads.values())
     grads = max(np.max(np.abs(run.grads[key] - g)) for key, g in reference.grads.items()) / largest
@@ -212,7 +213,7 @@ def main():
     grads_over = not our_grads <= BOUND
     print(
         f"losses from torch's      ours {from_torch['ours'][0]:.1e}  "
-        f"torch by threads {among_torch:.1e}"
+        f"torch with other numbers of threads {among_torch:.1e}"
     )
     print(
         f"losses from float64      ours {our_losses:.1e}  torch {torch_from_exact:.1e}  "

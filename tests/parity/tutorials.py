@@ -1,18 +1,22 @@
-"""The tutorials' own networks in torch beside ours.
+"""Compare two networks of the tutorials in PyTorch with ours.
 
-    python tests/parity/tutorials.py    # needs the extra `parity`
+    python tests/parity/tutorials.py [--quick]    # needs the extra `parity`
 
-The ConvBlock U-Net (33,260,417 parameters) and BasicUNet (309,057) are written here in torch from
-their description, with random weights, which ours reads. Four comparisons, each with its bound:
+The ConvBlock U-Net (33,260,417 parameters) and BasicUNet (309,057) are written here in PyTorch from
+their descriptions. Our networks read their random weights. There are four comparisons, the last one
+only for the ConvBlock U-Net:
 
-- forward, the largest difference over the largest output: 5e-6
-- gradients of the loss by all parameters, over the largest gradient: 1e-4
-- the losses of 100 training steps: no further from torch in float64 than torch in float32 is,
-  whose rounding depends on its number of threads: the bound is the largest of three distances.
-  Both with exact bias corrections of Adam; the line above has ours with optax's, in float32
-- 1,000 steps of sampling with variance beta, x clamped after each, same noise: 1/255
+- The outputs differ by at most 5e-6 of the largest output.
+- The gradients of the loss differ by at most 1e-4 of the largest gradient.
+- The losses of 100 training steps are at most as far from PyTorch in float64 as PyTorch in float32
+  is. Rounding in PyTorch depends on the number of threads, so the bound is the largest distance of
+  three float32 runs. Adam has exact bias corrections on both sides. A line without a bound shows
+  our losses with optax's own Adam, whose bias corrections are in float32.
+- The images after 1,000 sampling steps with variance beta, in which x is clamped after each step
+  and both sides add the same noise, differ by at most 1/255.
 
-The exit status is 1 if one of them is over its bound. `--quick` takes 10 and 50 steps.
+The exit status is 1 if a comparison is over its bound. `--quick` takes 10 training steps and 50
+sampling steps.
 """
 
 import argparse
@@ -168,7 +172,7 @@ def batches(image_size, channels, steps):
 
 
 def train_torch(model, data, dtype, threads=2):
-    """The loss of each step of Adam on the mean squared error of eps, and the first gradients."""
+    """The loss of each step of Adam on the mean squared error of eps, and step 1's gradients."""
     torch.set_num_threads(threads)
     model = copy.deepcopy(model).to(dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -189,7 +193,7 @@ def train_torch(model, data, dtype, threads=2):
 
 
 def train_jax(model, params, data, tx):
-    """The same by our training step with the optimizer `tx`."""
+    """The losses of our training step with the optimizer `tx`, on the same batches."""
 
     def loss(params, keys, batch):
         xt = q_sample(SCHEDULE, batch["image"], batch["t"], batch["eps"])
@@ -206,7 +210,7 @@ def train_jax(model, params, data, tx):
 
 
 def gradients(model, params, batch):
-    """The gradients of the first step's loss, largest first by their sorted absolute values."""
+    """The gradients of the first step's loss, as a tree like the parameters."""
     x0, t, eps = batch
 
     def loss(params):
@@ -217,7 +221,7 @@ def gradients(model, params, batch):
 
 
 def torch_gradients_as_ours(torch_model, grads, read):
-    """The gradients of torch in our tree: written as weights, then read as weights are."""
+    """PyTorch's gradients in our tree: stored as parameters, then read as weights are read."""
     carrier = copy.deepcopy(torch_model)
     with torch.no_grad():
         for parameter, grad in zip(carrier.parameters(), grads, strict=True):
@@ -226,7 +230,7 @@ def torch_gradients_as_ours(torch_model, grads, read):
 
 
 def chain_torch(model, xT, noises):
-    """The project's sampling: mean of Algorithm 2, sqrt(beta) noise, x clamped after each step."""
+    """Sample as the tutorial does: mean of Algorithm 2, sqrt(beta) noise, x clamped every step."""
     x = to_nchw(xT)
     steps = len(noises)
     with torch.no_grad():
@@ -241,7 +245,7 @@ def chain_torch(model, xT, noises):
 
 
 def chain_jax(model, params, keys, xT, grid):
-    """The same by our sampler; returns the end and the noise of each step."""
+    """Sample with our sampler. Return the final x and the noise of each step."""
     denoise = make_denoiser(SCHEDULE, Partial(model.apply, params), "eps", None)
     sampler = ddpm(variance="fixed_large", clip_sample=1.0)
     step = jax.jit(sampler.step)
@@ -256,14 +260,14 @@ def chain_jax(model, params, keys, xT, grid):
 
 
 def report(name, value, bound):
-    """Print one line; return whether the value is over its bound."""
+    """Print one line. Return whether the value is over its bound."""
     over = not value <= bound
     print(f"  {name:44}{value:9.1e}  bound {bound:.1e}{'  OVER' if over else ''}", flush=True)
     return over
 
 
 def compare(name, torch_model, model, params, read, steps, image_size):
-    """Print the first three comparisons of a network; return how many are over."""
+    """Print the first three comparisons of a network. Return how many are over their bounds."""
     print(f"{name}: {model.parameter_count():,} parameters")
     data = batches(image_size, 1, steps)
     x0, t, _ = data[0]
@@ -283,12 +287,12 @@ def compare(name, torch_model, model, params, read, steps, image_size):
     ]
     runs = [losses, *(train_torch(torch_model, data, torch.float32, n)[0] for n in (1, 4))]
     torch_from_exact = max(np.max(np.abs(run - exact) / exact) for run in runs)
-    print(f"  losses with optax's Adam, from float64        {ours_from_exact[1]:9.1e}")
+    print(f"  losses with optax's Adam, from float64      {ours_from_exact[1]:9.1e}")
     return (
-        report("forward, of the largest output", forward, FORWARD_BOUND)
-        + report("gradients, of the largest", apart / largest, GRADIENT_BOUND)
+        report("outputs, relative to the largest", forward, FORWARD_BOUND)
+        + report("gradients, relative to the largest", apart / largest, GRADIENT_BOUND)
         + report(
-            f"losses of {steps} steps, from float64 (torch: bound)",
+            f"losses of {steps} steps, from float64",
             ours_from_exact[0],
             torch_from_exact,
         )
@@ -296,7 +300,7 @@ def compare(name, torch_model, model, params, read, steps, image_size):
 
 
 def main():
-    """Print all comparisons; return how many are over their bounds."""
+    """Print all comparisons. Return how many are over their bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
@@ -320,7 +324,7 @@ def main():
     grid = make_grid(SCHEDULE, spaced(1000, 1000)[-50:] if quick else spaced(1000, 1000))
     end, noises = chain_jax(model, params, keys, xT, grid)
     apart = np.max(np.abs(end - chain_torch(torch_model, xT, noises)))
-    failed += report(f"end of {len(noises)} clamped steps", apart, CHAIN_BOUND)
+    failed += report(f"images after {len(noises)} clamped steps", apart, CHAIN_BOUND)
     return failed
 
 
