@@ -5,7 +5,7 @@ sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_ui
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet
 training     TrainState, init_state, make_train_step, example_keys, model_loss
-diffusers    Pipeline, Recipe, load_pretrained, save_pretrained
+diffusers    Pipeline, ModelSpec, load_pretrained, save_pretrained
 
 Importing the package touches no device.
 """
