@@ -41,14 +41,11 @@ def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[ModelSpec,
     The spec samples as the project does: 1,000 steps with variance beta, and x clamped to [-1, 1]
     after each step. Raise ValueError for any other file.
     """
+    check(path.is_file(), f"There is no file {path}: give the state dict of a ConvBlock U-Net.")
     try:
         tensors = read_bin(path)
     except ValueError as error:
-        raise ValueError(
-            f"{error} If it holds a whole module, save the state dict by "
-            f"torch.save(torch.load('{path.name}', weights_only=False).state_dict(), 'state.pt') "
-            "in the project's folder."
-        ) from error
+        raise ValueError(f"{error} {_remedy(path)}") from error
     modules = _by_kind(path, tensors)
     model = _model(path, modules, image_size)
     spec = ModelSpec(
@@ -60,6 +57,15 @@ def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[ModelSpec,
         ),
     )
     return spec, _params(path, model, modules)
+
+
+def _remedy(path: Path) -> str:
+    """How to make a state dict of a file that holds a module or a whole training state."""
+    load = f"torch.load('{path.name}', weights_only=False)"
+    return (
+        f"If it holds a whole module, run torch.save({load}.state_dict(), 'state.pt') in the "
+        "project's folder; if it holds a dict of more than weights, save the state dict alone."
+    )
 
 
 def _by_kind(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, list[tuple[str, Module]]]:

@@ -58,8 +58,18 @@ def test_a_pickled_module_is_refused_with_the_line_that_saves_its_state_dict(tmp
         load_conv_unet(tmp_path / "CIFAR_model.pt")
 
 
-def test_only_a_file_with_the_suffix_of_torch_is_taken_for_one(tmp_path):
-    (tmp_path / "a.pt").write_bytes(b"")
-    (tmp_path / "b.bin").write_bytes(b"")
-    names = ("a.pt", "b.bin", "missing.pt")
-    assert [is_torch_file(str(tmp_path / name)) for name in names] == [True, False, False]
+def test_a_dict_of_more_than_weights_is_refused_with_the_remedy(tmp_path):
+    write_bin(tmp_path / "model.pt", pickled({"epoch": 3}))
+    with pytest.raises(ValueError, match=r"model\.pt is not .*save the state dict alone\.$"):
+        load_conv_unet(tmp_path / "model.pt")
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ValueError, match=r"^There is no file .*model\.pt: give the state dict"):
+        load_conv_unet(tmp_path / "model.pt")
+
+
+def test_a_name_with_the_suffix_of_torch_is_a_file_of_torch_unless_it_is_a_folder(tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    names = ("a.pt", "b.pth", "c.bin", "folder.pt")
+    assert [is_torch_file(str(tmp_path / name)) for name in names] == [True, True, False, False]
