@@ -31,8 +31,8 @@ Module = dict[str, LazyTensor]
 
 
 def is_torch_file(ckpt: str) -> bool:
-    """Whether `ckpt` is an existing .pt or .pth file."""
-    return Path(ckpt).suffix in SUFFIXES and Path(ckpt).is_file()
+    """Whether `ckpt` is named like the files that PyTorch projects save, and is no folder."""
+    return Path(ckpt).suffix in SUFFIXES and not Path(ckpt).is_dir()
 
 
 def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[ModelSpec, Params]:
