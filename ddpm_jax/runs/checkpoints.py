@@ -11,9 +11,11 @@ is added (`manifest.py`). A step that does not match its manifest is never used.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -154,6 +156,7 @@ class CheckpointWriter:
             raise
         except Exception as error:
             # Orbax and TensorStore raise errors of many types.
+            _free_failed_tasks(error)
             self._clear_unfinished(folder or self._folder)
             saved = ", ".join(map(str, steps(self._workdir))) or "none"
             description = description or f"Step {self._step_in_progress}"
@@ -188,6 +191,18 @@ class CheckpointWriter:
         reported = self._report_failure(self._continue_on_failure, description, folder.parent)
         with reported, _manifest_after(folder), ocp.StandardCheckpointer() as writer:
             writer.save(folder, _one_copy(dict(trees)), force=True)
+
+
+def _free_failed_tasks(error: BaseException) -> None:
+    """Free the tasks that an error of Orbax keeps alive by its frames.
+
+    A failed task logs its traceback when it is freed. Here asyncio's logger is still quiet.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()
 
 
 @contextlib.contextmanager

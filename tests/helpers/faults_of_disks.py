@@ -137,10 +137,17 @@ def no_permission(bench: Bench, rng: random.Random) -> int:
     return EVERY
 
 
+def limit_below_largest_file(bench: Bench, rng: random.Random) -> int:
+    """A number of bytes that at least one file of a checkpoint exceeds."""
+    files = newest(bench.uninterrupted).rglob("*")
+    largest = max(path.stat().st_size for path in files if path.is_file())
+    return rng.randrange(3_000, int(0.9 * largest))
+
+
 def file_size_limit(bench: Bench, rng: random.Random) -> int:
     """Limit on the size of files (RLIMIT_FSIZE): the run stops with a one-line error."""
     bench.copy_without_newest()
-    limit = rng.randrange(3_000, 60_000)
+    limit = limit_below_largest_file(bench, rng)
     with bench.run(launcher=LIMIT_FILE_SIZE % (limit, limit)) as run:
         assert_clean_stop(run, "was not saved")
     assert saved_steps.newest(bench.workdir) == STEPS - EVERY
@@ -153,7 +160,7 @@ def lasting_file_size_limit(bench: Bench, rng: random.Random) -> int:
     the run.
     """
     bench.copy_without_newest()
-    limit = rng.randrange(3_000, 60_000)
+    limit = limit_below_largest_file(bench, rng)
     launcher = LIMIT_FILE_SIZE % (limit, limit)
     with bench.run("--checkpoint.on-failure", "continue", launcher=launcher) as run:
         assert_clean_stop(run, f"Step {STEPS} was not saved")
