@@ -11,7 +11,6 @@ is added (`manifest.py`). A step that does not match its manifest is never used.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import shutil
 import sys
@@ -156,7 +155,7 @@ class CheckpointWriter:
             raise
         except Exception as error:
             # Orbax and TensorStore raise errors of many types.
-            _free_failed_tasks(error)
+            logging.getLogger("asyncio").addFilter(REPORTED_FAILURES)
             self._clear_unfinished(folder or self._folder)
             saved = ", ".join(map(str, steps(self._workdir))) or "none"
             description = description or f"Step {self._step_in_progress}"
@@ -193,16 +192,19 @@ class CheckpointWriter:
             writer.save(folder, _one_copy(dict(trees)), force=True)
 
 
-def _free_failed_tasks(error: BaseException) -> None:
-    """Free the tasks that an error of Orbax keeps alive by its frames.
+class _ReportedFailures(logging.Filter):
+    """Drop asyncio's reports of failed tasks of Orbax, whose failure has been reported.
 
-    A failed task logs its traceback when it is freed. Here asyncio's logger is still quiet.
+    A failed task is reported when it is freed, which may be as late as the exit of the process.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
-    gc.collect()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        frames = traceback.extract_tb(error.__traceback__ if error else None)
+        return not any("orbax" in Path(frame.filename).parts for frame in frames)
+
+
+REPORTED_FAILURES = _ReportedFailures()
 
 
 @contextlib.contextmanager

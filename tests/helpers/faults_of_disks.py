@@ -141,7 +141,7 @@ def limit_below_largest_file(bench: Bench, rng: random.Random) -> int:
     """A number of bytes that at least one file of a checkpoint exceeds."""
     files = newest(bench.uninterrupted).rglob("*")
     largest = max(path.stat().st_size for path in files if path.is_file())
-    return rng.randrange(3_000, int(0.9 * largest))
+    return rng.randrange(3_000, largest // 2)
 
 
 def file_size_limit(bench: Bench, rng: random.Random) -> int:

@@ -1,5 +1,6 @@
 """A failed save is reported once, deletes no older step and leaves no partial files."""
 
+import logging
 import threading
 
 import numpy as np
@@ -112,6 +113,28 @@ def test_a_last_save_that_cannot_start_ends_the_run_too(tmp_path):
         (tmp_path / saved_steps.FOLDER / "2").mkdir()
         checkpoints.save(2, small_items(2), {})
     assert saved_steps.newest(tmp_path) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_after_a_failed_save_asyncio_does_not_report_it_again(tmp_path):
+    """asyncio reports a failed task when it is freed, which may be at the exit of the process."""
+    with (
+        pytest.raises(OSError, match="Step 2 was not saved") as raised,
+        CheckpointWriter(tmp_path) as checkpoints,
+    ):
+        (tmp_path / saved_steps.FOLDER / "2").mkdir(parents=True)
+        checkpoints.save(2, small_items(2), {})
+    assert not asyncio_reports(raised.value.__cause__)
+    assert asyncio_reports(ValueError("of another task"))
+
+
+def asyncio_reports(error: BaseException) -> bool:
+    """Whether asyncio's logger lets a record about a failed task pass."""
+    logger = logging.getLogger("asyncio")
+    exc_info = (type(error), error, error.__traceback__)
+    text = "Task exception was never retrieved"
+    record = logger.makeRecord("asyncio", logging.ERROR, "events.py", 1, text, (), exc_info)
+    return bool(logger.filter(record))
 
 
 @pytest.mark.filterwarnings("ignore")
