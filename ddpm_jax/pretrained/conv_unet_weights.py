@@ -149,9 +149,8 @@ def _params(path: Path, model: ConvUNet, modules: Mapping[str, list]) -> Params:
         )
         for our_path, (their_name, module) in zip(paths, theirs, strict=True):
             block, _, name = our_path.rpartition("/")
-            parent, parent_shapes = params, shapes
-            if block:
-                parent, parent_shapes = params.setdefault(block, {}), shapes[block]
+            parent = params.setdefault(block, {}) if block else params
+            parent_shapes = shapes[block] if block else shapes
             leaves = _leaves(kind, module)
             got = {leaf: array.shape for leaf, array in leaves.items()}
             expected = {leaf: spec.shape for leaf, spec in parent_shapes[name].items()}

@@ -1,5 +1,7 @@
 """Open what `--ckpt` names: a run, a model in the diffusers layout, or a PyTorch state dict."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,39 +42,23 @@ class RunSource(NamedTuple):
         return self.folder
 
 
-class DiffusersSource(NamedTuple):
-    """A model in the diffusers layout, in a folder or hub repository, with its spec."""
+class PretrainedSource(NamedTuple):
+    """A model in the diffusers layout or in a PyTorch file, with its spec."""
 
-    ckpt: str
     spec: ModelSpec
+    read_params: Callable[[], Params]
     output_folder: Path = Path()
 
     def params(self, weights: str) -> Params:
-        """Load the parameters. Raise ValueError unless `weights` is the default."""
+        """Read the parameters. Raise ValueError unless `weights` is the default."""
         check(
             weights == DEFAULT_WEIGHTS,
-            "A model in the diffusers layout has one set of weights: leave out --weights.",
+            "A pretrained model has one set of weights: leave out --weights.",
         )
-        return pipeline_folder.read_params(self.ckpt, self.spec)
+        return self.read_params()
 
 
-class ConvUNetSource(NamedTuple):
-    """A ConvBlock U-Net from a .pt or .pth file of PyTorch, with the spec of its project."""
-
-    spec: ModelSpec
-    weights: Params
-    output_folder: Path = Path()
-
-    def params(self, weights: str) -> Params:
-        """Return the parameters. Raise ValueError unless `weights` is the default."""
-        check(
-            weights == DEFAULT_WEIGHTS,
-            "A PyTorch file has one set of weights: leave out --weights.",
-        )
-        return self.weights
-
-
-Source = RunSource | DiffusersSource | ConvUNetSource
+Source = RunSource | PretrainedSource
 
 
 def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
@@ -88,13 +74,15 @@ def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
         f"The option --checkpoint needs a run, and {ckpt} is not one: leave out --checkpoint.",
     )
     if conv_unet_weights.is_torch_file(ckpt):
-        return ConvUNetSource(*conv_unet_weights.load_conv_unet(path))
+        spec, params = conv_unet_weights.load_conv_unet(path)
+        return PretrainedSource(spec, lambda: params)
     if path.is_dir() and not pipeline_folder.looks_like_diffusers(path):
         raise FileNotFoundError(
             f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}: "
             f"give {ACCEPTED}."
         )
-    return DiffusersSource(ckpt, pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt)))
+    spec = pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt))
+    return PretrainedSource(spec, partial(pipeline_folder.read_params, ckpt, spec))
 
 
 def open_run(ckpt: str, step: int | None = None) -> RunSource:
