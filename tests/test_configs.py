@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.cli.recipes import load_recipe, recipe_files
+from ddpm_jax.cli.recipes import list_recipes, load_recipe, recipe_files
 from ddpm_jax.config import (
     KINDS,
     Config,
@@ -177,3 +177,9 @@ def test_recipes_have_the_published_settings():
     assert CONFIGS["butterflies"].steps_per_epoch(1000) == 16
     assert CONFIGS["butterflies_long"].steps_per_epoch(1000) == 2
     assert jnp.dtype(flowers.training.dtype) == jnp.float16
+
+
+def test_the_list_of_recipes_separates_each_name_from_its_summary():
+    lines = list_recipes(FOLDER).splitlines()
+    assert [line.split()[0] for line in lines] == sorted(CONFIGS)
+    assert len({len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines}) == 1

@@ -28,7 +28,9 @@ def summary(path: Path) -> str:
 
 def list_recipes(folder: Path) -> str:
     """One line per recipe: its name and its summary."""
-    return "\n".join(f"  {name:<18}{summary(path)}" for name, path in recipe_files(folder).items())
+    files = recipe_files(folder)
+    width = max(map(len, files), default=0)
+    return "\n".join(f"  {name:<{width}}  {summary(path)}" for name, path in files.items())
 
 
 def load_recipe(name: str, folder: Path) -> Config:
