@@ -10,11 +10,7 @@ ConvBlock U-Net. Its recipe gives the default of every other setting. `--ckpt DI
 settings.
 """
 
-import sys
-
 from ddpm_jax.cli import sample
-from ddpm_jax.cli.arguments import one_line_errors
 
 if __name__ == "__main__":
-    with one_line_errors("--debug" in sys.argv):
-        sample.main(sys.argv[1:])
+    sample.run()

@@ -8,12 +8,7 @@
 Run the same command again to resume. `--config NAME --help` lists all settings.
 """
 
-import sys
-from pathlib import Path
-
 from ddpm_jax.cli import train
-from ddpm_jax.cli.arguments import one_line_errors
 
 if __name__ == "__main__":
-    with one_line_errors("--debug" in sys.argv):
-        train.main(sys.argv[1:], Path(__file__).parent / "configs")
+    train.run()

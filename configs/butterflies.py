@@ -14,9 +14,9 @@ at epochs 5, 10, 15, 20, 25 and 30.
 
 import dataclasses
 
-from configs.mnist import config as mnist
 from ddpm_jax.config import Checkpoint, Log, Training
 from ddpm_jax.data.huggingface import HuggingFace
+from ddpm_jax.recipes.mnist import config as mnist
 
 config = dataclasses.replace(
     mnist,

@@ -11,8 +11,8 @@ Expected: a lower loss than in the short run. Not verified by a full run.
 
 import dataclasses
 
-from configs.butterflies import config as butterflies
 from ddpm_jax.config import Checkpoint, Log, Training
+from ddpm_jax.recipes.butterflies import config as butterflies
 
 config = dataclasses.replace(
     butterflies,

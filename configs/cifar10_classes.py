@@ -11,7 +11,7 @@ Expected: images of the requested class. Not verified by a full run.
 
 import dataclasses
 
-from configs.cifar10 import config as cifar10
+from ddpm_jax.recipes.cifar10 import config as cifar10
 
 config = dataclasses.replace(
     cifar10,

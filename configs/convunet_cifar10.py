@@ -11,8 +11,8 @@ Expected: small colour images like those of CIFAR-10. Not verified by a full run
 
 import dataclasses
 
-from configs.convunet_mnist import config as convunet_mnist
 from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.recipes.convunet_mnist import config as convunet_mnist
 
 config = dataclasses.replace(
     convunet_mnist,

@@ -12,7 +12,7 @@ Expected: images of clothes. Not verified by a full run.
 
 import dataclasses
 
-from configs.convunet_mnist import config as convunet_mnist
 from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.recipes.convunet_mnist import config as convunet_mnist
 
 config = dataclasses.replace(convunet_mnist, data=Tfds(name="fashion_mnist", resize="squash"))

@@ -12,8 +12,8 @@ Expected: flowers. Not verified by a full run.
 
 import dataclasses
 
-from configs.convunet_mnist import config as convunet_mnist
 from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.recipes.convunet_mnist import config as convunet_mnist
 
 config = dataclasses.replace(
     convunet_mnist,

@@ -15,7 +15,7 @@ Their variance within a class is 0.81, 0.69 and 0.69 times the real digits'. To 
 
 import dataclasses
 
-from configs.digits import config as digits
+from ddpm_jax.recipes.digits import config as digits
 
 config = dataclasses.replace(
     digits,

@@ -10,7 +10,7 @@ run.
 
 import dataclasses
 
-from configs.mnist import config as mnist
 from ddpm_jax.data.tfds import Tfds
+from ddpm_jax.recipes.mnist import config as mnist
 
 config = dataclasses.replace(mnist, data=Tfds(name="fashion_mnist"))

@@ -12,10 +12,10 @@ Expected: flowers. Not verified by a full run.
 
 import dataclasses
 
-from configs.mnist import config as mnist
 from ddpm_jax.config import Checkpoint, Config, Log, Training
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.recipes.mnist import config as mnist
 from ddpm_jax.training.optimizer import Optimizer
 
 config = Config(

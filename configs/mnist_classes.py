@@ -12,7 +12,7 @@ full run.
 
 import dataclasses
 
-from configs.mnist import config as mnist
+from ddpm_jax.recipes.mnist import config as mnist
 
 config = dataclasses.replace(
     mnist,

@@ -8,7 +8,6 @@ timestep.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,5 +121,4 @@ def save(result: dict, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    with arguments.one_line_errors("--debug" in sys.argv):
-        main(sys.argv[1:])
+    arguments.run(main)

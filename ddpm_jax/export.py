@@ -8,7 +8,6 @@ load the result.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from ddpm_jax.cli import arguments, run_options
@@ -67,5 +66,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with arguments.one_line_errors("--debug" in sys.argv):
-        main(sys.argv[1:])
+    arguments.run(main)

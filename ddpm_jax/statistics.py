@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,5 +61,4 @@ def save(statistics: Statistics, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    with arguments.one_line_errors("--debug" in sys.argv):
-        main(sys.argv[1:])
+    arguments.run(main)

@@ -20,7 +20,7 @@ FLOORS = [
     ("config", "pretrained"),
     ("figures",),
     ("evaluation",),
-    ("pipeline",),
+    ("pipeline", "recipes"),
     ("runs",),
     ("cli",),
     ("evaluate", "export", "statistics"),

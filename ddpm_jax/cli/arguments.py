@@ -86,6 +86,23 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run the main function of a command with the arguments of this process."""
+    with one_line_errors("--debug" in sys.argv):
+        main(sys.argv[1:])
+
+
+def command(name: str) -> str:
+    """How to call the command `train` or `sample`, in the way this process was called.
+
+    That is a script of a checkout, or the command of an installed package.
+    """
+    called = Path(sys.argv[0])
+    if called.name in ("train.py", "sample.py"):
+        return f"python {called.with_name(name)}.py"
+    return f"ddpm-jax-{name}"
+
+
 def set_up_jax(
     batch_size: int,
     platform: str | None,

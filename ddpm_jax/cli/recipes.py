@@ -1,4 +1,4 @@
-"""Find and load the recipes of a folder, and replace the data source or network of one."""
+"""Find and load recipes by name or by path, and replace the data source or network of one."""
 
 import ast
 import dataclasses
@@ -9,9 +9,13 @@ from pathlib import Path
 
 import tyro
 
+from ddpm_jax import recipes
 from ddpm_jax.config import Config, find_kind, nearest
 from ddpm_jax.data import DataSource
 from ddpm_jax.models import Model
+
+FOLDER = Path(recipes.__path__[0])
+"""The recipes that come with ddpm_jax: configs/ in a checkout, ddpm_jax/recipes/ if installed."""
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
@@ -33,29 +37,53 @@ def list_recipes(folder: Path) -> str:
     return "\n".join(f"  {name:<{width}}  {summary(path)}" for name, path in files.items())
 
 
-def load_recipe(name: str, folder: Path) -> Config:
-    """Run the file of a recipe and return its `config`. Raise ValueError for an unknown name."""
+def find_recipe(name: str, folder: Path) -> Path:
+    """The file of a recipe, given by its name in a folder or by the path of a Python file.
+
+    Raise ValueError for an unknown name and FileNotFoundError for a missing file.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no recipe {name}: check --config.")
+        return Path(name).resolve()
     files = recipe_files(folder)
     if name not in files:
-        raise ValueError(f"Unknown recipe {name!r}: {nearest(name, list(files))}.")
-    spec = importlib.util.spec_from_file_location(f"configs.{name}", files[name])
+        valid = nearest(name, list(files))
+        raise ValueError(f"Unknown recipe {name!r}: {valid}, or give the path of a .py file.")
+    return files[name].resolve()
+
+
+def load_recipe(name: str, folder: Path = FOLDER) -> Config:
+    """Run the file of a recipe, which `find_recipe` finds, and return its `config`.
+
+    The file may import other recipes as `ddpm_jax.recipes.NAME`, also those beside it. Raise
+    ValueError if it defines no config.
+    """
+    path = find_recipe(name, folder)
+    recipes.__path__ = [str(FOLDER), str(path.parent)]
+    # Python finds no module by such a name, so this one shadows none.
+    spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(spec.name, module)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.config
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise ValueError(f"The recipe {path} defines no config: add `config = Config(...)`.")
+    return config
 
 
-def explain_recipes(script: str, folder: Path, asked: bool) -> int:
-    """Print the usage of `script` and all recipes; return the exit status.
+def explain_recipes(command: str, folder: Path, asked: bool) -> int:
+    """Print the usage of `command` and all recipes; return the exit status.
 
     If help was asked for, the status is 0. Otherwise `--config` is missing: the status is 2, and
     the text goes to stderr.
     """
     out = sys.stdout if asked else sys.stderr
-    print(f"usage: python {script} --config NAME [settings]\n", file=out)
+    print(f"usage: {command} --config NAME [settings]\n", file=out)
     print(f"recipes:\n{list_recipes(folder)}\n", file=out)
+    print("`--config PATH.py` takes a recipe of your own.", file=out)
     print("`--config NAME --help` lists every setting.", file=out)
     return 0 if asked else 2
 

@@ -1,4 +1,4 @@
-"""The main function of sample.py: draw samples from a trained network and write them to files."""
+"""The main function of sample.py and ddpm-jax-sample: draw samples and write them to files."""
 
 import dataclasses
 from pathlib import Path
@@ -46,12 +46,17 @@ class SampleOptions(EditOptions, BatchedRunOptions):
             image_grids.check_output(path, self.num, gif=True)
 
 
+def run() -> None:
+    """Run the command with the arguments of this process."""
+    arguments.run(main)
+
+
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
     ckpt, args = arguments.take_option(args, "--ckpt")
     if ckpt is None:
         if {"-h", "--help"} & set(args):
-            arguments.parse(SampleOptions, args, None, "sample.py --ckpt DIR")
+            arguments.parse(SampleOptions, args, None, f"{arguments.command('sample')} --ckpt DIR")
         raise ValueError(MISSING)
     source = open_checkpoint(ckpt)
     sampler, args = arguments.take_option(args, "--sampler")
@@ -94,7 +99,8 @@ def parse(
     sampling_defaults = {name: getattr(default, name) for name in shared}
     out = (source.output_folder / "samples.png",)
     defaults = all_options(out=out, **sampling_defaults)
-    options = arguments.parse(all_options, args, defaults, f"sample.py --ckpt {ckpt}")
+    prog = f"{arguments.command('sample')} --ckpt {ckpt}"
+    options = arguments.parse(all_options, args, defaults, prog)
     settings = {name: getattr(options, name) for name in shared}
     sampling = Sampling(
         sampler=default.sampler, options=dataclasses.asdict(options.sampler), **settings

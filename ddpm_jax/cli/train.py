@@ -1,4 +1,4 @@
-"""The main function of train.py: train a recipe, or resume its run."""
+"""The main function of train.py and ddpm-jax-train: train a recipe, or resume its run."""
 
 import dataclasses
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ddpm_jax.cli import arguments
-from ddpm_jax.cli.recipes import explain_recipes, load_recipe, replace_part
+from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_part
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
@@ -62,12 +62,17 @@ class TrainOptions:
         )
 
 
-def main(args: list[str], recipes: Path) -> None:
+def run() -> None:
+    """Run the command with the arguments of this process."""
+    arguments.run(main)
+
+
+def main(args: list[str], recipes: Path = FOLDER) -> None:
     """Run the command with these arguments; `recipes` is the folder of the recipes."""
     name, args = arguments.take_option(args, "--config")
     if name is None:
         asked = bool({"-h", "--help"} & set(args))
-        raise SystemExit(explain_recipes("train.py", recipes, asked))
+        raise SystemExit(explain_recipes(arguments.command("train"), recipes, asked))
     options = parse(name, args, recipes)
     distributed = hosts.distributed(options.coordinator, options.hosts, options.host)
     with distributed, arguments.one_line_errors(options.debug), hosts.explain_lost_host():
@@ -94,8 +99,11 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
     )
     if init_from is not None:
         recipe = with_pretrained_network(recipe, init_from)
-    default = TrainOptions(config=recipe, workdir=Path("runs") / name)
-    return arguments.parse(TrainOptions, args, default, f"train.py --config {name}")
+    workdir = Path("runs") / Path(name.removesuffix(".py")).name
+    default = TrainOptions(config=recipe, workdir=workdir)
+    return arguments.parse(
+        TrainOptions, args, default, f"{arguments.command('train')} --config {name}"
+    )
 
 
 def use_devices(options: TrainOptions) -> Config:
@@ -145,7 +153,7 @@ def train(config: Config, options: TrainOptions) -> int:
             private = options.private
             callbacks["on_start"] = partial(export.prepare_upload, repo, private, config)
             callbacks["on_save"] = export.make_uploader(repo, private, config, workdir)
-        return loop.train(
+        status = loop.train(
             config,
             workdir,
             start,
@@ -153,3 +161,6 @@ def train(config: Config, options: TrainOptions) -> int:
             with_preview=options.preview,
             **callbacks,
         )
+        if status == 0:
+            print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}")
+        return status

@@ -92,7 +92,7 @@ def train(
     if done < total:
         print(f"stopped: step {done} of {total} is saved in {folder}; the same command resumes it")
         return 128 + signal
-    print(f"done: step {total}, in {folder}; draw samples with: python sample.py --ckpt {folder}")
+    print(f"done: step {total}, in {folder}")
     return 0
 
 

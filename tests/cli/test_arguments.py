@@ -1,5 +1,6 @@
 """Command lines: recipes, data sources and networks by name, help, and invalid settings."""
 
+import sys
 from pathlib import Path
 
 import jaxtyping
@@ -42,6 +43,19 @@ def test_a_missing_recipe_lists_all_recipes(capsys):
     with pytest.raises(SystemExit) as end:
         run(train_main, "--help")
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("called", "command"),
+    [
+        ("train.py", "python sample.py"),
+        ("/clone/train.py", "python /clone/sample.py"),
+        ("/usr/bin/ddpm-jax-train", "ddpm-jax-sample"),
+    ],
+)
+def test_a_command_is_named_as_this_one_was_called(called, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [called, "--config", "digits"])
+    assert arguments.command("sample") == command
 
 
 def test_help_lists_every_setting(capsys):

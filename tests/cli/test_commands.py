@@ -1,6 +1,7 @@
 """train.py as a user runs it: the files of a run, exact resume, and what it never deletes."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ def test_a_run_writes_checkpoints_metrics_pictures_and_its_recipe(straight):
     assert list((straight / "tensorboard").iterdir())
 
 
-def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
+def test_resume_matches_an_uninterrupted_run(straight, tmp_path, monkeypatch, capsys):
     """Compare all arrays of the last checkpoint, all snapshots of averages, and all losses."""
     command = [*SMALL, "--log.samples", 0, "--workdir", tmp_path]
     for steps in (5, 8):
@@ -60,8 +61,11 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, capsys):
         jax.tree.map(np.testing.assert_array_equal, resumed, uninterrupted)
 
     capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     run(small_main, *command, "--training.steps", 8)
-    assert "raise --training.steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "raise --training.steps" in printed
+    assert f"draw samples with: python sample.py --ckpt {tmp_path}\n" in printed
 
 
 def test_a_run_of_another_recipe_is_neither_resumed_nor_changed(straight, capsys):

@@ -10,10 +10,10 @@ from helpers.hosts import SHORT
 from helpers.training import linear_batch, linear_loss, linear_params
 from optax import sgd
 
-from configs.digits import config as digits
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.devices import memory, parallel
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.recipes.digits import config as digits
 from ddpm_jax.runs import loop
 from ddpm_jax.training.step import init_state, make_train_step
 
