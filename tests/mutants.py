@@ -31,7 +31,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 PACKAGE = "ddpm_jax"
 FOLDERS = (PACKAGE, "tests", "configs", "examples", "benchmarks")
-FILES = ("train.py", "sample.py", "pyproject.toml")
+FILES = ("train.py", "sample.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 SECONDS = 300
 CACHE_BYTES = 2**31
 PASSED, FAILED = 0, 1

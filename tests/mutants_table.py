@@ -452,6 +452,23 @@ _ROWS = [
      'return "clean" if settings["set_alpha_to_one"] else "sigma_min"',
      'return "clean"',
      "tests/pretrained/test_schedulers.py"),
+    # Recipes and commands
+    ("recipes-not-importable", "Recipes cannot import each other by ddpm_jax.recipes.",
+     'parents[2] / "configs"',
+     'parents[1] / "configs"',
+     "tests/cli/test_recipes.py"),
+    ("recipes-beside-not-found", "A recipe given by its path cannot import those beside it.",
+     "recipes.__path__ = [str(FOLDER), str(path.parent)]",
+     "recipes.__path__ = [str(FOLDER)]",
+     "tests/cli/test_recipes.py"),
+    ("other-command-named", "Texts name a script of a checkout, however the command was called.",
+     'if called.name in ("train.py", "sample.py"):',
+     "if True:",
+     "tests/cli/test_arguments.py"),
+    ("installed-recipes-not-found", "A command takes its recipes from the parent of the package.",
+     "FOLDER = Path(recipes.__path__[0])",
+     'FOLDER = Path(__file__).parents[2] / "configs"',
+     "tests/test_packaging.py"),
 ]
 # fmt: on
 
