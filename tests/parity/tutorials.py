@@ -9,9 +9,10 @@ only for the ConvBlock U-Net:
 - The outputs differ by at most 5e-6 of the largest output.
 - The gradients of the loss differ by at most 1e-4 of the largest gradient.
 - The losses of 100 training steps are at most as far from PyTorch in float64 as PyTorch in float32
-  is. Rounding in PyTorch depends on the number of threads, so the bound is the largest distance of
-  three float32 runs. Adam has exact bias corrections on both sides. A line without a bound shows
-  our losses with optax's own Adam, whose bias corrections are in float32.
+  is. Rounding in PyTorch depends on the number of threads and on the library that convolves, so the
+  bound is the largest distance of four float32 runs: with 1, 2 and 4 threads, and without oneDNN.
+  Adam is accurate to float32 precision (`exact_adam`). A line without a bound shows our losses with
+  optax's own Adam.
 - The images after 1,000 sampling steps with variance beta, in which x is clamped after each step
   and both sides add the same noise, differ by at most 1/255.
 
@@ -171,9 +172,10 @@ def batches(image_size, channels, steps):
     return list(zip(x0, t, eps, strict=True))
 
 
-def train_torch(model, data, dtype, threads=2):
+def train_torch(model, data, dtype, threads=2, onednn=True):
     """The loss of each step of Adam on the mean squared error of eps, and step 1's gradients."""
     torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = onednn
     model = copy.deepcopy(model).to(dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     losses = []
@@ -285,7 +287,9 @@ def compare(name, torch_model, model, params, read, steps, image_size):
         np.max(np.abs(train_jax(model, params, data, tx) - exact) / exact)
         for tx in (exact_adamw(1e-4, 0.0), optax.adam(1e-4))
     ]
-    runs = [losses, *(train_torch(torch_model, data, torch.float32, n)[0] for n in (1, 4))]
+    runs = [losses]
+    for options in ({"threads": 1}, {"threads": 4}, {"onednn": False}):
+        runs.append(train_torch(torch_model, data, torch.float32, **options)[0])
     torch_from_exact = max(np.max(np.abs(run - exact) / exact) for run in runs)
     print(f"  losses with optax's Adam, from float64      {ours_from_exact[1]:9.1e}")
     return (
