@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
 MAX_UPDATES = 1000
 
 
