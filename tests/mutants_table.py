@@ -331,7 +331,7 @@ _ROWS = [
      "np.floor((np.clip(",
      "tests/figures/test_image_grids.py"),
     ("exif-ignored", "The EXIF orientation of an image is ignored.",
-     "image = ImageOps.exif_transpose(image)",
+     "image = upright(image)",
      "image = image.copy()",
      "tests/data/test_folder.py"),
     ("transparent-black", "Transparent pixels become black, not white.",

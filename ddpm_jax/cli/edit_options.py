@@ -6,9 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from PIL import Image, ImageOps
 
-from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.decode import MAX_PIXELS, convert_file, decode_image, upright
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.errors import check
 from ddpm_jax.generation.editing import Edit
@@ -37,6 +36,8 @@ class EditOptions:
     """Interpolate between two images, or without --image between two noises."""
     invert: bool = False
     """Run a deterministic sampler such as ddim backwards to noise, instead of adding noise."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image or mask to decode, in pixels."""
 
     def default_num(self) -> int | None:
         """The number of images for an inversion, whose further samples repeat these; else None."""
@@ -50,7 +51,7 @@ class EditOptions:
         self._check_together(num_images)
         if not self.image and not self.interpolate:
             return None
-        images = [to_floats(read(path, "--image", spec)) for path in self.image]
+        images = [to_floats(self._read(path, "--image", spec)) for path in self.image]
         masks = [self._read_mask(path, spec) for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
@@ -70,8 +71,16 @@ class EditOptions:
 
     def _read_mask(self, path: Path, spec: ModelSpec) -> np.ndarray:
         """The mask as bool (h, w, 1), True where the image is redrawn."""
-        pixels = read(path, "--mask", spec)  # (h, w, c)
+        pixels = self._read(path, "--mask", spec)  # (h, w, c)
         return pixels.mean(-1, keepdims=True) >= WHITE_FROM
+
+    def _read(self, path: Path, flag: str, spec: ModelSpec) -> np.ndarray:
+        """Read an image as uint8 (h, w, c) for the network, resized like the training data."""
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no image {path}: check {flag}.")
+        size = spec.model.image_size
+        limit = (self.max_pixels, "--max-pixels")
+        return decode_image(path, str(path), size, spec.model.channels, spec.resize, *limit)
 
     def _check_together(self, num_images: int) -> None:
         strength = self.strength
@@ -111,14 +120,6 @@ class EditOptions:
             check(num_images >= 2, f"--interpolate needs a --num of at least 2, not {num_images}.")
 
 
-def read(path: Path, flag: str, spec: ModelSpec) -> np.ndarray:
-    """Read an image as uint8 (h, w, c) for the network, resized like the training data."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}: check {flag}.")
-    model = spec.model
-    return decode_image(path, str(path), model.image_size, model.channels, spec.resize)
-
-
 def _stack(arrays: list[np.ndarray]) -> Array | None:
     return jnp.asarray(np.stack(arrays)) if arrays else None
 
@@ -135,5 +136,4 @@ def _check_same_size(mask: Path, images: tuple[Path, ...]) -> None:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).size
+    return convert_file(path, lambda image: upright(image).size)

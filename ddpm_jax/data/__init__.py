@@ -15,20 +15,27 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax.data.decode import MAX_PIXELS, File, decode_image
 from ddpm_jax.errors import check
 
 Batch = dict[str, np.ndarray]
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+"""Usual names of the splits of a data set, in lower case."""
 
 
 @runtime_checkable
 class ImageSet(Protocol):
     """A finite set of uint8 images of one size.
 
-    `read` returns `image` (n, h, w, c) and, for a set with labels, `label` (n,).
+    `read` returns `image` (n, h, w, c) and, for a set with labels, `label` (n,). `classes` holds
+    the names of the labels 0, 1, ..., or None if the data has none.
     """
 
     @property
     def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -45,12 +52,15 @@ class DataSource:
     """How to make an image square: crop to its centre, or squash by changing the aspect ratio."""
     max_corrupt_fraction: float = 0.0
     """Largest fraction of corrupt images to skip, in [0, 1). A larger fraction is an error."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image to decode, in pixels. Protects memory from decompression bombs."""
 
     def __post_init__(self):
         check(
             0 <= self.max_corrupt_fraction < 1,
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",
         )
+        check(self.max_pixels >= 1, f"data.max_pixels must be at least 1, not {self.max_pixels}.")
 
     def describe(self) -> str:
         """One line that names the source. Needs no data on disk."""
@@ -62,6 +72,10 @@ class DataSource:
         Raise FileNotFoundError or ValueError if that is impossible; the message names the remedy.
         """
         raise NotImplementedError
+
+    def decode(self, file: File, name: str, image_size: int, channels: int) -> np.ndarray:
+        """Decode an image file with the settings of this source. Raise as `decode_image` does."""
+        return decode_image(file, name, image_size, channels, self.resize, self.max_pixels)
 
 
 def check_labels(images: ImageSet, num_classes: int | None) -> None:

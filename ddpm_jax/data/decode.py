@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+T = TypeVar("T")
+File = Path | io.BytesIO | str
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit: the pixels of 256 MiB of RGB."""
+ORIENTATION = 0x0112
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""{EXIF orientation: what makes the image upright}."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def resize_image(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
     """Convert `image` to uint8 (image_size, image_size, channels): greyscale (1) or RGB (3).
 
-    Apply the EXIF rotation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
+    Apply the EXIF orientation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
     pixels as white. Cut out the middle square (`resize` "crop") or change the aspect ratio
     ("squash"); interpolate bilinearly with antialiasing. Raise ValueError for pixels of another
     type or range, such as floats.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith(("I", "F")):
-        # PIL's own conversion would clip 16-bit pixels at 255.
-        pixels = np.asarray(image)
-        lowest = pixels.min()
-        highest = pixels.max()
-        if image.mode == "F" or lowest < 0 or highest > 65535:
-            raise ValueError(
-                f"pixels of mode {image.mode} from {lowest} to {highest}, not of 8 or 16 bits"
-            )
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -42,24 +55,116 @@ def resize_image(image: Image.Image, image_size: int, channels: int, resize: str
     return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
 
 
-def decode_image(
-    file: Path | io.BytesIO | str, name: str, image_size: int, channels: int, resize: str
-) -> np.ndarray:
-    """Decode `file` and convert it as `resize_image` does.
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says.
 
-    Raise ValueError if that is impossible; the message calls the image `name`.
+    Pillow's `exif_transpose` also encodes all EXIF tags anew, and fails if one of them is odd.
+    """
+    # Some formats are turned while they are loaded.
+    image.load()
+    try:
+        method = TRANSPOSITIONS.get(image.getexif().get(ORIENTATION, 1))
+    # EXIF that Pillow cannot parse raises errors of many types, and says nothing.
+    except Exception:
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey pixels to 8 bits; PIL's own conversion would clip them at 255."""
+    pixels = np.asarray(image)
+    lowest = pixels.min()
+    highest = pixels.max()
+    if image.mode == "F" or lowest < 0 or highest > 65535:
+        raise ValueError(
+            f"pixels of mode {image.mode} from {lowest} to {highest}, not of 8 or 16 bits"
+        )
+    grey = np.round(pixels / 257).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[pixels == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def convert_file(file: File, convert: Callable[[ImageFile.ImageFile], T]) -> T:
+    """Open an image file and return `convert(image)`. Raise whatever Pillow raises.
+
+    A PNG is read without its metadata if Pillow refuses to read it with them.
     """
     try:
         with Image.open(file) as image:
-            # Up to twice this limit, PIL itself only warns.
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit and image.width * image.height > limit:
-                size = f"{image.width}x{image.height}"
-                raise Image.DecompressionBombError(f"{size} is above {limit} pixels")
-            return resize_image(image, image_size, channels, resize)
+            _scale_transparency(image)
+            return convert(image)
+    except BOMBS:
+        raise
+    except Exception:
+        content = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+        if not content.startswith(PNG_SIGNATURE):
+            raise
+    with PngImagePlugin.PngImageFile(io.BytesIO(without_metadata(content))) as image:
+        _scale_transparency(image)
+        return convert(image)
+
+
+def without_metadata(png: bytes) -> bytes:
+    """Remove the chunks of a PNG that are not necessary for its pixels: its text, its profile, ...
+
+    Pillow refuses a PNG for a large text or colour profile, and for a wrong checksum of either.
+    """
+    kept = [PNG_SIGNATURE]
+    start = len(PNG_SIGNATURE)
+    while start + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        # After its length and kind, a chunk holds `length` bytes and a checksum.
+        end = start + 12 + length
+        # An upper-case first letter marks a chunk that every reader must understand.
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent colour of a PNG to 8 bits. Pillow scales only its pixels."""
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None:
+        return
+    raw_mode = image.tile[0].args
+    if raw_mode in ("L;2", "L;4"):
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[raw_mode]
+    if raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in colour)
+
+
+def decode_image(
+    file: File,
+    name: str,
+    image_size: int,
+    channels: int,
+    resize: str,
+    max_pixels: int = MAX_PIXELS,
+    limit_name: str = "--data.max-pixels",
+) -> np.ndarray:
+    """Decode `file` and convert it as `resize_image` does.
+
+    Raise ValueError if that is impossible, or if the image has more than `max_pixels`; the message
+    calls the image `name` and the limit `limit_name`. A larger limit than `MAX_PIXELS` also raises
+    Pillow's own limit, for the whole process.
+    """
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+    def convert(image: ImageFile.ImageFile) -> np.ndarray:
+        if image.width * image.height > max_pixels:
+            size = f"{image.width}x{image.height}"
+            raise Image.DecompressionBombError(f"{size} is above {max_pixels:,} pixels")
+        return resize_image(image, image_size, channels, resize)
+
+    try:
+        return convert_file(file, convert)
     # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, ...
     except Exception as error:
         unknown_format = isinstance(error, UnidentifiedImageError)
-        cause = "not in a format that Pillow knows" if unknown_format else error
-        message = f"Cannot read the image {name} ({cause}): replace or remove it."
+        cause = "not in a format that Pillow knows, or damaged" if unknown_format else error
+        remedy = f"raise {limit_name}, or " if isinstance(error, BOMBS) else ""
+        message = f"Cannot read the image {name} ({cause}): {remedy}replace or remove it."
         raise ValueError(message) from error

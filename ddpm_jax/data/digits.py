@@ -27,4 +27,4 @@ class Digits(DataSource):
             resize_image(Image.fromarray(image), image_size, channels, self.resize)
             for image in pixels
         ]
-        return InMemory(np.stack(images), digits.target.astype(np.int32))
+        return InMemory(np.stack(images), digits.target.astype(np.int32), tuple("0123456789"))

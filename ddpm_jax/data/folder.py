@@ -10,7 +10,6 @@ from typing import NoReturn
 import numpy as np
 
 from ddpm_jax.data import DataSource, ImageSet
-from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.loading import load_or_stream
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -37,7 +36,7 @@ class Folder(DataSource):
 
         def decode(i: int) -> np.ndarray:
             file = root / names[i]
-            return decode_image(file, str(file), image_size, channels, self.resize)
+            return self.decode(file, str(file), image_size, channels)
 
         return load_or_stream(
             len(names),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -15,16 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.data import DataSource, ImageSet
+from ddpm_jax.data import SPLITS, DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
-from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.loading import load_or_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(?<!\.parquet)")
-SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 PROBE_SECONDS = 6
 
 
@@ -53,7 +52,7 @@ class HuggingFace(DataSource):
         def decode(i: int) -> np.ndarray:
             file = image_source(table[0][i].as_py())
             name = f"in row {i} (from 0) of {self.path}"
-            return decode_image(file, name, image_size, channels, self.resize)
+            return self.decode(file, name, image_size, channels)
 
         return load_or_stream(
             len(table),
@@ -62,6 +61,7 @@ class HuggingFace(DataSource):
             image_size**2 * channels,
             self.describe(),
             self.max_corrupt_fraction,
+            class_names(table.schema),
         )
 
     def table(self) -> pa.Table:
@@ -215,6 +215,16 @@ def read_labels(table: pa.Table, name: str) -> np.ndarray | None:
             "add the labels or remove the rows."
         )
     return table[1].to_numpy().astype(np.int32)
+
+
+def class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    """The names of the labels in column 1, if the metadata that `datasets` writes holds them."""
+    if len(schema) == 1:
+        return None
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = metadata.get("info", {}).get("features", {}).get(schema.names[1], {})
+    names = feature.get("names")
+    return tuple(names) if names else None
 
 
 def hub_table(path: str, split: str) -> pa.Table:

@@ -20,6 +20,7 @@ class InMemory(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -36,6 +37,7 @@ class OnDisk:
     num_images: int
     decode: Callable[[int], np.ndarray]
     labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -52,8 +54,11 @@ def load_or_stream(
     image_bytes: int,
     name: str,
     max_corrupt_fraction: float = 0.0,
+    classes: tuple[str, ...] | None = None,
 ) -> ImageSet:
     """Load all images into memory if they fit into `IN_MEMORY_BYTES`; else leave them on disk.
+
+    `classes` holds the names of the labels, if they have any.
 
     An image is corrupt if `decode` raises ValueError for it. Print the error of each corrupt image
     to stderr and skip the image. Raise ValueError if the fraction of corrupt images is above
@@ -62,7 +67,7 @@ def load_or_stream(
     """
     on_disk = num_images * image_bytes > IN_MEMORY_BYTES
     if on_disk and not max_corrupt_fraction:
-        return OnDisk(num_images, decode, labels)
+        return OnDisk(num_images, decode, labels, classes)
 
     def try_decode(i: int) -> np.ndarray | ValueError | None:
         try:
@@ -78,8 +83,8 @@ def load_or_stream(
     intact = _skip_corrupt(decoded, max_corrupt_fraction)
     labels = None if labels is None else labels[intact]
     if on_disk:
-        return OnDisk(len(intact), lambda i: decode(intact[i]), labels)
-    return InMemory(np.stack([decoded[i] for i in intact]), labels)
+        return OnDisk(len(intact), lambda i: decode(intact[i]), labels, classes)
+    return InMemory(np.stack([decoded[i] for i in intact]), labels, classes)
 
 
 def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:

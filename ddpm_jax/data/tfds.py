@@ -13,7 +13,6 @@ import numpy as np
 
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
-from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.loading import IN_MEMORY_BYTES, load_or_stream
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Tfds(DataSource):
         def decode(index: int) -> np.ndarray:
             (encoded,) = read_feature(records[index], key).bytes_list.value
             name = f"in record {index} of {self.name}"
-            return decode_image(io.BytesIO(encoded), name, image_size, channels, self.resize)
+            return self.decode(io.BytesIO(encoded), name, image_size, channels)
 
         return load_or_stream(
             len(records),
@@ -58,6 +57,7 @@ class Tfds(DataSource):
             image_size**2 * channels,
             self.name,
             self.max_corrupt_fraction,
+            class_names(builder.info.features),
         )
 
 
@@ -198,15 +198,23 @@ def read_feature(record: bytes, key: str) -> Any:
 
 
 def read_labels(records: Sequence[bytes], features: Any) -> np.ndarray | None:
-    """The class labels as int32 (n,), read without decoding images; None if there are none.
-
-    They are the ClassLabel feature `label`, or else the first ClassLabel feature.
-    """
-    from tensorflow_datasets.core.features import ClassLabel
-
-    keys = feature_keys(features, ClassLabel, "label")
-    if not keys:
+    """The class labels as int32 (n,), read without decoding images; None if there are none."""
+    key = label_key(features)
+    if key is None:
         return None
     ordered = records if isinstance(records, list) else read_all(records)
-    labels = (read_feature(record, keys[0]).int64_list.value[0] for record in ordered)
+    labels = (read_feature(record, key).int64_list.value[0] for record in ordered)
     return np.fromiter(labels, np.int32, len(records))
+
+
+def class_names(features: Any) -> tuple[str, ...] | None:
+    """The names of the class labels: numbers if TFDS only knows how many there are."""
+    key = label_key(features)
+    return None if key is None or features[key].num_classes is None else tuple(features[key].names)
+
+
+def label_key(features: Any) -> str | None:
+    """The key of the ClassLabel feature `label`, or else of the first ClassLabel feature."""
+    from tensorflow_datasets.core.features import ClassLabel
+
+    return next(iter(feature_keys(features, ClassLabel, "label")), None)

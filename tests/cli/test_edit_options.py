@@ -131,6 +131,7 @@ def test_default_num_is_one_sample_for_each_inverted_image():
         ({"image": "wide", "mask": "mask"}, "mask.png is 4x4 and the image .*wide.png 12x8"),
         ({"image": "a wide", "mask": "mask"}, "mask.png is 4x4 and the image .*wide.png 12x8"),
         ({"image": "broken"}, "Cannot read the image .*broken.png"),
+        ({"image": "wide", "max_pixels": 95}, r"wide.png \(12x8 is .*\): raise --max-pixels, or"),
         ({"image": "a", "mask": "broken"}, "Cannot read the image .*broken.png"),
     ],
 )

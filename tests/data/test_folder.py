@@ -1,12 +1,14 @@
 """A folder of image files of any kind becomes uint8 images, or an error of one line."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ddpm_jax.data import loading
+from ddpm_jax.data import decode, loading
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.loading import InMemory, OnDisk
 
@@ -218,11 +220,105 @@ def test_an_unreadable_image_is_named_with_cause_and_remedy(tmp_path, name, writ
     assert "\n" not in str(caught.value)
 
 
-# PIL warns above its limit, and raises above twice its limit.
-@pytest.mark.parametrize("times", [1.5, 3])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, times):
-    save_solid(tmp_path / "bomb.png", 0, size=(30, 20))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 / times))
-    with pytest.raises(ValueError, match=r"Cannot read the image .*bomb\.png \(.*pixels"):
+def test_an_image_above_the_limit_is_named_with_the_setting_of_the_limit(tmp_path):
+    save_solid(tmp_path / "large.png", 0, size=(30, 20))
+    message = (
+        r"Cannot read the image .*large\.png \(30x20 is above 599 pixels\): "
+        r"raise --data\.max-pixels, or replace or remove it\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, max_pixels=599)
+    assert_close(only(load(tmp_path, max_pixels=600)), 0)
+
+
+def test_the_limit_may_be_above_that_of_pillow(tmp_path, monkeypatch):
+    for module, name in ((Image, "MAX_IMAGE_PIXELS"), (decode, "MAX_PIXELS")):
+        monkeypatch.setattr(module, name, 200)
+    save_solid(tmp_path / "large.png", 90, size=(30, 20))
+    # Pillow refuses more than twice its own limit before the size is known.
+    with pytest.raises(ValueError, match=r"large\.png \(.*pixels.*\): raise --data\.max-pixels"):
+        load(tmp_path, max_pixels=200)
+    assert_close(only(load(tmp_path, max_pixels=600)), 90)
+    assert Image.MAX_IMAGE_PIXELS == 600
+
+
+def png_chunk(kind, content):
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png(size, depth, colour_type, rows, before=(), after=()):
+    """The bytes of a PNG; `before` and `after` are chunks around the pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    chunks = [header, *before, pixels, *after, png_chunk(b"IEND", b"")]
+    return b"".join([decode.PNG_SIGNATURE, *chunks])
+
+
+LARGE = zlib.compress(bytes(2 * 2**20))
+METADATA = {
+    "profile": png_chunk(b"iCCP", b"name\0\0" + LARGE),
+    "text": png_chunk(b"zTXt", b"Comment\0\0" + LARGE),
+    "wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
+    "odd length": png_chunk(b"pHYs", b"odd"),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("kind", METADATA)
+def test_metadata_that_pillow_refuses_do_not_hide_the_pixels_of_a_png(tmp_path, kind, place):
+    rows = 4 * [bytes([60, 60, 200, 200])]
+    content = png((4, 4), 8, 0, rows, **{place: [METADATA[kind]]})
+    (tmp_path / "a.png").write_bytes(content)
+    pixels = only(load(tmp_path, 4, 1))[..., 0]
+    np.testing.assert_array_equal(pixels, 4 * [[60, 60, 200, 200]])
+
+
+def test_a_png_whose_header_is_damaged_is_called_broken(tmp_path):
+    content = bytearray(png((1, 1), 8, 0, [b"\0"]))
+    content[len(decode.PNG_SIGNATURE) + 8] ^= 1  # the width
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png \(broken PNG file .*IHDR"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "row", "transparent", "expected"),
+    [
+        (2, 0, bytes([0b00011011]), (1,), [0, 255, 170, 255]),
+        (4, 0, bytes([0x01, 0x2F]), (1,), [0, 255, 34, 255]),
+        (8, 0, bytes([4, 5, 6, 7]), (5,), [4, 255, 6, 7]),
+        (16, 0, struct.pack(">4H", 1028, 0, 1029, 257), (1028,), [255, 0, 4, 1]),
+        (16, 2, struct.pack(">6H", 0, 0, 0, 1028, 4, 4), (1028, 4, 4), [0, 255]),
+        (16, 2, struct.pack(">6H", 0, 0, 0, 1028, 4, 4), (4, 0, 0), [255, 1]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_shows_white_at_every_depth(
+    tmp_path, depth, colour_type, row, transparent, expected
+):
+    size = len(expected)
+    chunk = png_chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    (tmp_path / "a.png").write_bytes(png((size, size), depth, colour_type, size * [row], [chunk]))
+    np.testing.assert_array_equal(only(load(tmp_path, size, 1))[0, :, 0], expected)
+
+
+def exif_with_rational_description(orientation):
+    """EXIF of two entries: ImageDescription, whose type should be text, and Orientation."""
+    entries = struct.pack(">HHII", 0x010E, 5, 1, 38)
+    entries += struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">III", 0, 1, 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_applied_whatever_the_other_tags_hold(tmp_path, orientation):
+    image = Image.fromarray(np.arange(0, 240, 15, np.uint8).reshape(4, 4))
+    save(tmp_path / "a.png", image, exif=exif_with_rational_description(orientation))
+    image.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(only(load(tmp_path, 4, 1))[..., 0], expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_exif_that_cannot_be_parsed_does_not_hide_the_pixels(tmp_path, suffix):
+    save_solid(tmp_path / f"a.{suffix}", 100, exif=b"Exif\0\0not a TIFF header")
+    assert_close(only(load(tmp_path, channels=1)), 100)

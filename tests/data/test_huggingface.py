@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,16 @@ def test_a_column_of_integers_becomes_the_labels(tmp_path, name):
     labels = load(tmp_path / "a.parquet").labels
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [5, 4, 3, 2, 1, 0])
+
+
+def test_the_names_of_the_labels_come_from_the_metadata_that_datasets_writes(tmp_path):
+    table = pa.table({"image": structs(), "label": pa.array([0, 1] * 3)})
+    features = {"label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "named.parquet")
+    assert load(tmp_path / "named.parquet").classes == ("dog", "cat")
+    pq.write_table(table, tmp_path / "unnamed.parquet")
+    assert load(tmp_path / "unnamed.parquet").classes is None
 
 
 def test_a_column_of_text_is_ignored(tmp_path):

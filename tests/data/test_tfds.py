@@ -34,6 +34,8 @@ def decoded(png):
 
 PNGS = {"train": [*pngs(3, 3), *pngs(2, 4), *pngs(2)], "test": pngs(3)}
 
+KINDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
 
 class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
     """Images of several modes, with features called `picture` and `kind`."""
@@ -45,7 +47,7 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
         kinds = {
             "number": np.int64,
             "picture": features.Image(),
-            "kind": features.ClassLabel(num_classes=7),
+            "kind": features.ClassLabel(names=KINDS),
         }
         return tensorflow_datasets.core.DatasetInfo(
             builder=self, features=features.FeaturesDict(kinds)
@@ -87,6 +89,7 @@ def test_images_of_every_mode_are_read_with_their_labels(tiny):
     assert isinstance(images, InMemory)
     assert images.labels.dtype == np.int32
     assert sorted(images.labels) == list(range(7))
+    assert images.classes == tuple(KINDS)
     for image, label in zip(images.images, images.labels, strict=True):
         np.testing.assert_array_equal(image, decoded(PNGS["train"][label]))
 
