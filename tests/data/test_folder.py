@@ -1,12 +1,10 @@
 """A folder of image files of any kind becomes uint8 images, or an error of one line."""
 
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ddpm_jax.data import decode, loading
 from ddpm_jax.data.folder import Folder
@@ -39,6 +37,7 @@ def assert_close(image, colour, atol=3):
 
 def test_describe_does_not_need_the_folder():
     assert Folder(path="no/where").describe() == "folder: no/where"
+    assert Folder(path="no/where", split="train").describe() == "folder: no/where, split train"
 
 
 def test_nested_files_of_all_suffixes_are_read_in_sorted_order(tmp_path):
@@ -61,6 +60,35 @@ def test_nested_files_of_all_suffixes_are_read_in_sorted_order(tmp_path):
     np.testing.assert_allclose(images.images[:, 4, 4, 0], 10 + 20 * np.arange(8), atol=2)
 
 
+def test_every_kind_of_file_is_read_or_counted_by_kind(tmp_path, capsys):
+    for suffix in ("png", "jfif", "jpe", "avif", "ppm", "jp2", "tga"):
+        save_solid(tmp_path / f"image.{suffix}", RED, "RGB")
+    for name in ("a.heic", "b.HEIC", "c.mpg", "d.h5", "Makefile", ".hidden.png", ".folder/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert_close(load(tmp_path).images, RED)
+    assert len(load(tmp_path)) == 7
+    kinds = counted(capsys.readouterr().err)
+    assert kinds[:2] == ["2 .heic", "2 hidden"]
+    assert sorted(kinds[2:]) == ["1 .h5", "1 .mpg", "1 without suffix"]
+
+
+def counted(text):
+    """The counts in the first line of `text` that says what is left out."""
+    line = next(line for line in text.splitlines() if "Left out of" in line)
+    return line.rpartition(": ")[2].removesuffix(".").split(", ")
+
+
+def test_a_long_list_of_kinds_is_cut(tmp_path, capsys):
+    save_solid(tmp_path / "a.png", 0)
+    for i in range(13):
+        (tmp_path / f"a.x{i}").write_text("")
+    load(tmp_path)
+    kinds = counted(capsys.readouterr().err)
+    assert len(kinds) == 11
+    assert kinds[-1] == "3 others"
+
+
 def test_hidden_files_and_folders_are_skipped(tmp_path):
     save_solid(tmp_path / "a.png", 50)
     (tmp_path / "._a.png").write_bytes(b"resource fork")
@@ -72,16 +100,54 @@ def test_subfolders_are_classes(tmp_path):
     for name in ("dog/1.png", "cat/1.png", "dog/0.png", "eel/0.png"):
         save_solid(tmp_path / name, 0)
     (tmp_path / "bat").mkdir()
-    labels = load(tmp_path).labels
-    assert labels.dtype == np.int32
-    np.testing.assert_array_equal(labels, [0, 1, 1, 2])
+    images = load(tmp_path)
+    assert images.labels.dtype == np.int32
+    np.testing.assert_array_equal(images.labels, [0, 1, 1, 2])
+    assert images.classes == ("cat", "dog", "eel")
+
+
+def test_classes_are_in_natural_order(tmp_path):
+    for name in ("10", "2", "1", "b2a10", "b2a9", "b", "01"):
+        save_solid(tmp_path / name / "0.png", 0)
+    images = load(tmp_path)
+    assert images.classes == ("01", "1", "2", "10", "b", "b2a9", "b2a10")
+    # The images themselves are in the order of their paths: 01, 1, 10, 2, b, b2a10, b2a9.
+    np.testing.assert_array_equal(images.labels, [0, 1, 3, 2, 4, 6, 5])
+
+
+def test_a_folder_of_splits_needs_a_choice_and_gives_the_classes_of_that_split(tmp_path):
+    for name in ("train/cat/0.png", "train/dog/0.png", "Test/dog/0.png"):
+        save_solid(tmp_path / name, 0)
+    message = (
+        r"holds the splits Test, train: choose one by --data\.split, or give --data\.split \. if"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+    train = load(tmp_path, split="train")
+    assert len(train) == 2
+    assert train.classes == ("cat", "dog")
+    assert load(tmp_path, split="Test").classes == ("dog",)
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder val in .*: choose .* among Test, train\."
+    ):
+        load(tmp_path, split="val")
+
+
+def test_a_dot_as_split_reads_folders_named_like_splits_as_classes(tmp_path):
+    for name in ("train/0.png", "tractor/0.png"):
+        save_solid(tmp_path / name, 0)
+    assert load(tmp_path, split=".").classes == ("tractor", "train")
 
 
 @pytest.mark.parametrize("other", ["top.png", "cat/deep/2.png"])
-def test_an_image_outside_the_direct_subfolders_means_no_labels(tmp_path, other):
+def test_an_image_outside_the_direct_subfolders_means_no_labels(tmp_path, other, capsys):
     for name in ("cat/1.png", "dog/1.png", other):
         save_solid(tmp_path / name, 0)
-    assert load(tmp_path).labels is None
+    images = load(tmp_path)
+    assert images.labels is None
+    assert images.classes is None
+    message = f"The folders are no classes, because {other} is in no direct subfolder."
+    assert message in capsys.readouterr().err
 
 
 def test_a_linked_folder_is_read_and_a_circle_of_links_rejected(tmp_path):
@@ -172,7 +238,7 @@ def test_a_missing_folder_a_file_and_a_folder_without_images_are_errors(tmp_path
     with pytest.raises(FileNotFoundError, match="gone does not exist or is locked: check the path"):
         load(tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"No images under .*\.jpg, \.jpeg, \.png.*\.tiff"):
+    with pytest.raises(FileNotFoundError, match=r"No images under .* \(only 1 \.txt\): give"):
         load(tmp_path)
     with pytest.raises(ValueError, match=r"notes\.txt is a file: give the folder"):
         load(tmp_path / "notes.txt")
@@ -240,85 +306,3 @@ def test_the_limit_may_be_above_that_of_pillow(tmp_path, monkeypatch):
         load(tmp_path, max_pixels=200)
     assert_close(only(load(tmp_path, max_pixels=600)), 90)
     assert Image.MAX_IMAGE_PIXELS == 600
-
-
-def png_chunk(kind, content):
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def png(size, depth, colour_type, rows, before=(), after=()):
-    """The bytes of a PNG; `before` and `after` are chunks around the pixels."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0))
-    pixels = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-    chunks = [header, *before, pixels, *after, png_chunk(b"IEND", b"")]
-    return b"".join([decode.PNG_SIGNATURE, *chunks])
-
-
-LARGE = zlib.compress(bytes(2 * 2**20))
-METADATA = {
-    "profile": png_chunk(b"iCCP", b"name\0\0" + LARGE),
-    "text": png_chunk(b"zTXt", b"Comment\0\0" + LARGE),
-    "wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
-    "odd length": png_chunk(b"pHYs", b"odd"),
-}
-
-
-@pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("kind", METADATA)
-def test_metadata_that_pillow_refuses_do_not_hide_the_pixels_of_a_png(tmp_path, kind, place):
-    rows = 4 * [bytes([60, 60, 200, 200])]
-    content = png((4, 4), 8, 0, rows, **{place: [METADATA[kind]]})
-    (tmp_path / "a.png").write_bytes(content)
-    pixels = only(load(tmp_path, 4, 1))[..., 0]
-    np.testing.assert_array_equal(pixels, 4 * [[60, 60, 200, 200]])
-
-
-def test_a_png_whose_header_is_damaged_is_called_broken(tmp_path):
-    content = bytearray(png((1, 1), 8, 0, [b"\0"]))
-    content[len(decode.PNG_SIGNATURE) + 8] ^= 1  # the width
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.png \(broken PNG file .*IHDR"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("depth", "colour_type", "row", "transparent", "expected"),
-    [
-        (2, 0, bytes([0b00011011]), (1,), [0, 255, 170, 255]),
-        (4, 0, bytes([0x01, 0x2F]), (1,), [0, 255, 34, 255]),
-        (8, 0, bytes([4, 5, 6, 7]), (5,), [4, 255, 6, 7]),
-        (16, 0, struct.pack(">4H", 1028, 0, 1029, 257), (1028,), [255, 0, 4, 1]),
-        (16, 2, struct.pack(">6H", 0, 0, 0, 1028, 4, 4), (1028, 4, 4), [0, 255]),
-        (16, 2, struct.pack(">6H", 0, 0, 0, 1028, 4, 4), (4, 0, 0), [255, 1]),
-    ],
-)
-def test_the_transparent_colour_of_a_png_shows_white_at_every_depth(
-    tmp_path, depth, colour_type, row, transparent, expected
-):
-    size = len(expected)
-    chunk = png_chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-    (tmp_path / "a.png").write_bytes(png((size, size), depth, colour_type, size * [row], [chunk]))
-    np.testing.assert_array_equal(only(load(tmp_path, size, 1))[0, :, 0], expected)
-
-
-def exif_with_rational_description(orientation):
-    """EXIF of two entries: ImageDescription, whose type should be text, and Orientation."""
-    entries = struct.pack(">HHII", 0x010E, 5, 1, 38)
-    entries += struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
-    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">III", 0, 1, 2)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_each_orientation_is_applied_whatever_the_other_tags_hold(tmp_path, orientation):
-    image = Image.fromarray(np.arange(0, 240, 15, np.uint8).reshape(4, 4))
-    save(tmp_path / "a.png", image, exif=exif_with_rational_description(orientation))
-    image.getexif()[0x0112] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(only(load(tmp_path, 4, 1))[..., 0], expected)
-
-
-@pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_exif_that_cannot_be_parsed_does_not_hide_the_pixels(tmp_path, suffix):
-    save_solid(tmp_path / f"a.{suffix}", 100, exif=b"Exif\0\0not a TIFF header")
-    assert_close(only(load(tmp_path, channels=1)), 100)
