@@ -8,6 +8,7 @@ timestep.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ddpm_jax.cli import arguments, run_options
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.config import Config
-from ddpm_jax.data import Batch
+from ddpm_jax.data import Batch, check_labels
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check
@@ -50,7 +51,7 @@ def main(args: list[str]) -> None:
     objective = run.config.objective
     options.set_up_jax(options.num)
     config = with_split(run.config, options.split)
-    batch = draw_images(config, options)
+    batch = draw_images(config, options, run.classes)
     params = run.params(options.weights)
     variance = options.variance
     num_batches = -(-options.num // options.batch_size)
@@ -85,13 +86,14 @@ def with_split(config: Config, split: str | None) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(data, **change))
 
 
-def draw_images(config: Config, options: EvaluateOptions) -> Batch:
+def draw_images(config: Config, options: EvaluateOptions, classes: Sequence[str] | None) -> Batch:
     """Draw `options.num` images of the config's data, with their labels.
 
     No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
-    too few images.
+    too few images, or other classes than those of the network.
     """
     images = config.data.load(config.model.image_size, config.model.channels)
+    check_labels(images, config.model.num_classes, classes)
     check(
         options.num <= len(images),
         f"--num {options.num} is more than the {len(images):,} images of the data: lower it.",

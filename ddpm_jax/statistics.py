@@ -45,7 +45,8 @@ def main(args: list[str]) -> None:
     options.set_up_jax(options.images)
     schedule = objective.noise_schedule
     params = run.params(options.weights)
-    batches = draw_batches(run.config, params, options.images, options.batch_size, options.seed)
+    size = (options.images, options.batch_size, options.seed)
+    batches = draw_batches(run.config, params, *size, run.classes)
     num_levels = len(levels(schedule, options.levels))
     bar = tqdm(total=num_levels, unit="level", desc=f"{options.images} images")
     with options.explain_oom(run.config.model), bar:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from ddpm_jax.config import nearest
 from ddpm_jax.devices import platform as platforms
 
 T = TypeVar("T")
@@ -35,14 +36,26 @@ def take_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return None, rest
 
 
-def whole_numbers(flag: str, words: Sequence[str]) -> list[int]:
-    """The numbers of arguments such as `3,5,7` or `3 5 7`. Raise ValueError for other words."""
+def class_numbers(flag: str, words: Sequence[str], names: Sequence[str] | None) -> list[int]:
+    """The numbers of the classes in arguments such as `cat,dog`, `cat dog` or `3,5,7`.
+
+    A word that is the name of a class stands for that class, even if it is a number too. Raise
+    ValueError for any other word that is not a whole number; the message lists the names.
+    """
+    names = list(names or ())
+    # A name may contain commas.
+    parts = [part for word in words for part in ([word] if word in names else word.split(","))]
+    return [_class_number(flag, part, names) for part in parts]
+
+
+def _class_number(flag: str, word: str, names: Sequence[str]) -> int:
+    if word in names:
+        return names.index(word)
     try:
-        return [int(word) for word in ",".join(words).split(",")] if words else []
+        return int(word)
     except ValueError:
-        raise ValueError(
-            f"{flag} takes whole numbers, not {' '.join(words)}: write them as in {flag} 3,5,7."
-        ) from None
+        remedy = nearest(word, names) if names else f"give whole numbers, as in {flag} 3,5,7"
+        raise ValueError(f"{flag} {word} is no class of this network: {remedy}.") from None
 
 
 def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:

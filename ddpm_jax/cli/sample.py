@@ -1,6 +1,7 @@
 """The main function of sample.py and ddpm-jax-sample: draw samples and write them to files."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class SampleOptions(EditOptions, BatchedRunOptions):
     num: int | None = None
     """Number of images; None for 64, or with --invert for one per image."""
     label: tuple[str, ...] = ()
-    """Classes, such as 3,5,7, which the images take in turn. The default is all classes."""
+    """Classes, such as cat,dog or 3,5,7, which the images take in turn; all classes by default. A
+    word is a number unless it is the name of a class."""
     out: tuple[Path, ...] = ()
     """Files or folders: X.png is a grid, X.npz holds uint8 NHWC under `images`, X.gif shows the
     denoising path, and a folder gets one PNG per image."""
@@ -67,9 +69,11 @@ def main(args: list[str]) -> None:
     num_images = options.num or options.default_num() or DEFAULT_NUM
     options.set_up_jax(num_images)
     edit = options.edit(spec, num_images)
+    given = arguments.class_numbers("--label", options.label, source.classes)
+    labels = choose_labels(spec.model, given, edit)
     with options.explain_oom(spec.model):
         params = source.params(options.weights)
-        states = draw_states(spec, params, options, num_images, edit)
+        states = draw_states(spec, params, options, num_images, edit, labels)
     for path in image_grids.save_states(states, options.out, options.trajectory):
         print(path)
 
@@ -109,21 +113,25 @@ def parse(
 
 
 def draw_states(
-    spec: ModelSpec, params: Params, options: SampleOptions, num_images: int, edit: Edit | None
+    spec: ModelSpec,
+    params: Params,
+    options: SampleOptions,
+    num_images: int,
+    edit: Edit | None,
+    labels: Sequence[int],
 ) -> np.ndarray:
     """Draw uint8 states (k, n, h, w, c), of which the last one holds the samples.
 
     The others show the denoising path. Without an output that shows it, k is 1.
     """
     trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
-    given_labels = arguments.whole_numbers("--label", options.label)
     return generate_shown(
         spec,
         params,
         num_images=num_images,
         batch_size=options.batch_size,
         seed=options.seed,
-        labels=choose_labels(spec.model, given_labels, edit),
+        labels=labels,
         edit=edit,
         min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
         trajectory=trajectory,

@@ -11,6 +11,8 @@ Imports only `errors`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -78,17 +80,20 @@ class DataSource:
         return decode_image(file, name, image_size, channels, self.resize, self.max_pixels)
 
 
-def check_labels(images: ImageSet, num_classes: int | None) -> None:
+def check_labels(
+    images: ImageSet, num_classes: int | None, classes: Sequence[str] | None = None
+) -> None:
     """Raise ValueError unless every image has a label in 0..num_classes-1.
 
-    A network without classes (`num_classes` None) takes any labels, or none.
+    If `classes`, the names of a trained network's classes, are given, they must be those of the
+    images. A network without classes (`num_classes` None) takes any labels, or none.
     """
     if num_classes is None:
         return
     if images.labels is None:
         raise ValueError(
             f"The network is for {num_classes} classes, but this data has no labels: "
-            "leave num_classes out."
+            "leave num_classes out, or give data with labels."
         )
     lowest = images.labels.min()
     highest = images.labels.max()
@@ -97,3 +102,23 @@ def check_labels(images: ImageSet, num_classes: int | None) -> None:
             f"The labels of this data go from {lowest} to {highest}, outside the network's "
             f"classes 0..{num_classes - 1}: set num_classes to {highest + 1}."
         )
+    if classes is not None:
+        check_classes(images.classes, classes, "use data with the same classes")
+
+
+def check_classes(
+    classes: Sequence[str] | None, trained: Sequence[str] | None, remedy: str
+) -> None:
+    """Raise ValueError unless the names of classes are those that a network was trained on."""
+    pairs = itertools.zip_longest(trained or (), classes or (), fillvalue="without a name")
+    for label, (before, now) in enumerate(pairs):
+        check(
+            before == now,
+            f"The classes of this data differ from those of the trained network (label {label} was "
+            f"{before} and is {now}): {remedy}.",
+        )
+
+
+def describe_classes(classes: Sequence[str]) -> str:
+    """The labels with their names as one line of text, such as "0: cat, 1: dog"."""
+    return ", ".join(f"{label}: {name}" for label, name in enumerate(classes))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddpm_jax.config import Config
+from ddpm_jax.data import check_labels
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
@@ -56,16 +57,22 @@ def statistics_batch(
 
 
 def draw_batches(
-    config: Config, params: Params, num_images: int, batch_size: int, seed: int
+    config: Config,
+    params: Params,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    classes: Sequence[str] | None = None,
 ) -> list[StatisticsBatch]:
     """Draw at least `num_images` images of the config's data, in full batches.
 
     No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
-    too few images.
+    too few images, or other classes than those of the network.
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
     images = config.data.load(config.model.image_size, config.model.channels)
+    check_labels(images, config.model.num_classes, classes)
     check(
         num_drawn <= len(images),
         f"--images {num_images} takes {num_drawn:,} images in batches of {batch_size}, but the "

@@ -88,14 +88,14 @@ class CheckpointWriter:
         step: int,
         items: Mapping[str, Any],
         config: Any,
-        num_images: int | None = None,
+        data: Mapping[str, Any] | None = None,
         last_finite_step: int = 0,
     ) -> None:
         """Start to save a step, with `config` as JSON, and return once the arrays are copied.
 
-        The caller may then donate the arrays. `num_images` is the size of the data set, on which
-        the batches depend. The newest step before `last_finite_step` is kept too, to roll back to:
-        the weights of later steps may have no finite loss.
+        The caller may then donate the arrays. `data` describes the data set, as JSON: its size, on
+        which the batches depend, and its classes. The newest step before `last_finite_step` is kept
+        too, to roll back to: the weights of later steps may have no finite loss.
         """
         self.wait()
         with self._report_failure(self._continue_on_failure):
@@ -103,7 +103,7 @@ class CheckpointWriter:
             saved = {name: ocp.args.StandardSave(_one_copy(tree)) for name, tree in items.items()}
             facts = {
                 "config": ocp.args.JsonSave(config),
-                "data": ocp.args.JsonSave({"images": num_images}),
+                "data": ocp.args.JsonSave(dict(data or {})),
             }
             folder = self._folder / str(step)
             writer = _make_writer()

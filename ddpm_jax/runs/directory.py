@@ -44,6 +44,7 @@ CHANGEABLE_SETTINGS = (
     "sampling.",
     "data.data_dir",
     "data.path",
+    "data.max_pixels",
 )
 """Prefixes of the settings that may differ when a run resumes."""
 

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ddpm_jax.config import Config, cadence_in_steps, config_to_json, to_json
-from ddpm_jax.data import Batch, ImageSet, check_labels
+from ddpm_jax.data import Batch, ImageSet, check_classes, check_labels, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
@@ -66,7 +67,9 @@ def train(
     images = load(config)
     total = config.total_steps(len(images))
     per_epoch = config.steps_per_epoch(len(images))
-    hosts.assert_identical([comparable_config(config), len(images), start])
+    hosts.assert_identical([comparable_config(config), describe_data(images), start])
+    if start:
+        check_data(folder, start, images)
     if start >= total:
         print(f"{folder} is at step {start} of {total} already: raise --training.steps to continue")
         return 0
@@ -75,12 +78,11 @@ def train(
     on_start()
     length = f"{per_epoch} steps an epoch, {total - start} steps from {start} to {total}"
     print(f"images    {len(images):,}, {length}")
+    if images.classes is not None:
+        print(f"classes   {describe_classes(images.classes)}")
     with memory.explain_oom(*memory_advice(config)):
         tx = config.make_optimizer(len(images))
-        if start:
-            state = resumed_state(config, tx, folder, start, len(images))
-        else:
-            state = first_state(config, tx)
+        state = resumed_state(config, tx, folder, start) if start else first_state(config, tx)
         train_step = parallel_train_step(config, tx)
         check_memory(config, images, train_step, state)
         if hosts.is_primary():
@@ -120,6 +122,30 @@ def load(config: Config) -> ImageSet:
     return images
 
 
+def describe_data(images: ImageSet) -> dict[str, Any]:
+    """The facts about a data set that a checkpoint holds, as JSON."""
+    return {"images": len(images), "classes": images.classes}
+
+
+def check_data(folder: Path, step: int, images: ImageSet) -> None:
+    """Compare a data set with that of a saved step.
+
+    Raise ValueError if the names of its classes have changed. Warn on stderr if the number of its
+    images has changed.
+    """
+    saved = saved_steps.data_at(folder, step)
+    if "classes" in saved:
+        remedy = "restore their names, choose another --workdir, or start afresh with --overwrite"
+        check_classes(images.classes, saved["classes"], remedy)
+    before = saved.get("images", len(images))
+    if before != len(images):
+        print(
+            f"The data set had {before:,} images so far and has {len(images):,} now: "
+            "the batches change.",
+            file=sys.stderr,
+        )
+
+
 def check_memory(
     config: Config, images: ImageSet, train_step: parallel.ParallelStep, state: TrainState
 ) -> None:
@@ -156,19 +182,9 @@ def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
 
 
 def resumed_state(
-    config: Config, tx: optax.GradientTransformation, folder: Path, step: int, num_images: int
+    config: Config, tx: optax.GradientTransformation, folder: Path, step: int
 ) -> TrainState:
-    """Restore the state of a saved step to the devices.
-
-    Warn on stderr if the number of images in the data set has changed.
-    """
-    num_images_before = saved_steps.num_images_at(folder, step)
-    if num_images_before not in (None, num_images):
-        print(
-            f"The data set had {num_images_before:,} images so far and has {num_images:,} now: "
-            "the batches change.",
-            file=sys.stderr,
-        )
+    """Restore the state of a saved step to the devices."""
 
     def init(key: jax.Array) -> TrainState:
         return init_state(config.model.init(key), tx, config.ema)
@@ -204,6 +220,8 @@ def run_steps(
     save_every = cadence_in_steps(
         cadence.every, cadence.every_epochs, config.steps_per_epoch(len(images))
     )
+    config_json = config_to_json(config)
+    data = describe_data(images)
     agreed_signal = hosts.DelayedMax()
     done = start
     signal = 0
@@ -232,7 +250,7 @@ def run_steps(
                 items = checkpoint_items(state)
                 # Keep a checkpoint to roll back to while updates are skipped.
                 last_finite_step = monitor.last_finite_step if is_skipping else 0
-                writer.save(done, items, config_to_json(config), len(images), last_finite_step)
+                writer.save(done, items, config_json, data, last_finite_step)
                 on_save(done, state)
             reporter.draw(done, state)
             if signal:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ddpm_jax.files import free_name
 from ddpm_jax.runs import manifest
@@ -99,10 +100,13 @@ def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
-def num_images_at(workdir: str | Path, step: int) -> int | None:
-    """The size of the data set at a saved step, or None if it was not recorded."""
+def data_at(workdir: str | Path, step: int) -> dict[str, Any]:
+    """The description of the data set at a saved step: its number of `images`, its `classes`.
+
+    It is empty if none was recorded.
+    """
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
-    return json.loads(path.read_text())["images"] if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def config_file(workdir: str | Path, step: int) -> Path:

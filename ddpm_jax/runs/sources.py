@@ -37,6 +37,12 @@ class RunSource(NamedTuple):
         return self.config
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes that the run was trained on, if its data has any."""
+        names = saved_steps.data_at(self.folder, self.step).get("classes")
+        return None if names is None else tuple(names)
+
+    @property
     def output_folder(self) -> Path:
         """The default folder for samples: the run's directory."""
         return self.folder
@@ -48,6 +54,7 @@ class PretrainedSource(NamedTuple):
     spec: ModelSpec
     read_params: Callable[[], Params]
     output_folder: Path = Path()
+    classes: tuple[str, ...] | None = None
 
     def params(self, weights: str) -> Params:
         """Read the parameters. Raise ValueError unless `weights` is the default."""

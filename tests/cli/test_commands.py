@@ -28,6 +28,8 @@ def straight(tmp_path_factory) -> Path:
 
 def test_a_run_writes_checkpoints_metrics_pictures_and_its_recipe(straight):
     assert saved_steps.steps(straight) == [4, 8]
+    data = {"images": 1797, "classes": list("0123456789")}
+    assert [saved_steps.data_at(straight, step) for step in (4, 8)] == [data, data]
     metrics = read_metrics(straight / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 9))
     for line in metrics:
@@ -45,6 +47,7 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, monkeypatch, ca
     command = [*SMALL, "--log.samples", 0, "--workdir", tmp_path]
     for steps in (5, 8):
         run(small_main, *command, "--training.steps", steps)
+        assert "classes   0: 0, 1: 1, 2: 2," in capsys.readouterr().out
     assert saved_steps.steps(tmp_path) == [5, 8]
     for uninterrupted, resumed in zip(arrays(straight, 8), arrays(tmp_path, 8), strict=True):
         np.testing.assert_array_equal(uninterrupted, resumed)

@@ -10,9 +10,11 @@ from helpers.commands import draw, fails, one_line, run, unboxed
 from helpers.saved_runs import RECIPE, random_params, save_run, small_recipe
 from PIL import Image
 
-from ddpm_jax.cli import sample
+from ddpm_jax.cli import arguments, sample
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
+
+CLASSES = ("1", "2", "10", "ant", "bee", "cat", "dog, puppy", "eel", "fox", "gnu")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,8 @@ def with_classes(tmp_path_factory) -> Path:
     blocks = {"widths": (4,), "attention": (False,), "groups": 2}
     model = UNet(image_size=8, channels=1, num_classes=10, label_dropout=0.5, **blocks)
     config = small_recipe(model=model, sampling=Sampling(guidance_scale=3.0))
-    return save_run(tmp_path_factory.mktemp("with_classes"), config, steps=(1,))
+    folder = tmp_path_factory.mktemp("with_classes")
+    return save_run(folder, config, steps=(1,), classes=CLASSES)
 
 
 def test_samples_are_written_in_every_form(saved, tmp_path, capsys):
@@ -94,8 +97,8 @@ def test_weights_and_checkpoint_select_the_parameters(saved, ask):
 
 def test_labels_are_the_given_ones_or_all(with_classes, ask):
     assert list(ask(with_classes).labels) == list(range(10))
-    for given in (["3,5,7"], [3, 5, 7]):
-        assert list(ask(with_classes, "--label", *given).labels) == [3, 5, 7]
+    for given in (["3,5,7"], [3, 5, 7], ["ant,cat,eel"], ["ant", 5, "eel"]):
+        assert list(ask(with_classes, "--label", *given).labels) == [3, 5, 7], given
     assert ask(with_classes).spec.sampling.guidance_scale == 3
     assert ask(with_classes, "--guidance-scale", 1).spec.sampling.guidance_scale == 1
 
@@ -155,13 +158,30 @@ def test_a_mistake_is_an_error_of_one_line(saved, tmp_path, capsys):
         (["--ckpt", saved, "--weights", "emma"], ["Unknown weights 'emma'"]),
         (["--ckpt", saved, "--sampler", "dpm"], ["Unknown sampler 'dpm'", "ddpm"]),
         (["--ckpt", saved, "--sampler", "ddim", "--sampler.eta", "-1"], ["eta must be at least 0"]),
-        (["--ckpt", saved, "--label", "three"], ["--label takes whole numbers", "three"]),
         (["--ckpt", saved, "--strength", "0.5"], ["--strength is for an image"]),
         (["--ckpt", saved, "--guidance-scale", "2"], ["Guidance needs a network that was trained"]),
     ]
     for args, words in cases:
         message = one_line(capsys, sample.main, *args)
         assert all(word in message for word in words), (args, message)
+
+
+def test_a_label_is_a_name_before_it_is_a_number():
+    cases = [
+        (["1"], [0]),
+        (["10", "2"], [2, 1]),
+        (["0,3"], [0, 3]),
+        (["dog, puppy", "cat"], [6, 5]),
+        (["-1"], [-1]),
+        ([], []),
+    ]
+    for words, numbers in cases:
+        assert arguments.class_numbers("--label", words, CLASSES) == numbers, words
+    unknown = "--label cta is no class of this network: choose one of cat, 1, 2, 10, ant, bee, dog,"
+    with pytest.raises(ValueError, match=unknown):
+        arguments.class_numbers("--label", ["cta"], CLASSES)
+    with pytest.raises(ValueError, match=r"--label three .*: give whole numbers, as in"):
+        arguments.class_numbers("--label", ["three"], None)
 
 
 def test_an_invalid_setting_is_named(saved, capsys):

@@ -172,7 +172,7 @@ def test_resize_image_rejects_pixels_of_unknown_range(pixels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "for 3 classes, but this data has no labels: leave num_classes out."),
+        (None, "for 3 classes, but this data has no labels: leave num_classes out, or"),
         ([0, 1, 3], "go from 0 to 3, outside the network's classes 0..2: set num_classes to 4."),
         ([-1, 0, 1], "go from -1 to 1, outside the network's classes 0..2"),
     ],
@@ -183,3 +183,22 @@ def test_check_labels_rejects_missing_labels_and_unknown_classes(labels, message
     wrong = InMemory(images, None if labels is None else np.array(labels))
     with pytest.raises(ValueError, match=re.escape(message)):
         check_labels(wrong, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (("cat", "cow", "eel"), "label 1 was dog and is cow"),
+        (("cat", "dog"), "label 2 was eel and is without a name"),
+        (("cat", "dog", "eel", "fox"), "label 3 was without a name and is fox"),
+        (None, "label 0 was cat and is without a name"),
+    ],
+)
+def test_check_labels_compares_classes_with_those_of_a_trained_network(names, difference):
+    trained = ("cat", "dog", "eel")
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    check_labels(InMemory(images, np.array([0, 1]), trained), 3, trained)
+    other = InMemory(images, np.array([0, 1]), names)
+    check_labels(other, None, trained)
+    with pytest.raises(ValueError, match=re.escape(f"({difference}): use data")):
+        check_labels(other, 3, trained)

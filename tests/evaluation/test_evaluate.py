@@ -18,7 +18,7 @@ from ddpm_jax.cli import arguments
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
-from ddpm_jax.evaluation import bits_per_dim
+from ddpm_jax.evaluation import bits_per_dim, solver_statistics
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
@@ -131,6 +131,20 @@ def test_a_learned_variance_is_used(config, batch):
     )
     np.testing.assert_array_equal(by_default, by_name)
     assert abs(by_default.mean() - fixed_small.mean()) > 1e-3
+
+
+def test_data_whose_classes_are_not_those_of_the_run_is_refused(config):
+    """Its labels would stand for other classes."""
+    config = dataclasses.replace(config, model=AFFINE)
+    options = evaluate.EvaluateOptions(num=2)
+    digits = tuple("0123456789")
+    assert len(evaluate.draw_images(config, options, digits)["label"]) == 2
+    for draw in (
+        lambda classes: evaluate.draw_images(config, options, classes),
+        lambda classes: solver_statistics.draw_batches(config, NUMBERS, 2, 2, 0, classes),
+    ):
+        with pytest.raises(ValueError, match=r"\(label 1 was 2 and is 1\): use data with the same"):
+            draw(("0", "2", "1"))
 
 
 def test_the_split_of_the_data_can_be_replaced(config):

@@ -55,7 +55,12 @@ def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
     return jax.tree.map(draw, model.shapes())
 
 
-def save_run(folder: Path, config: Config, steps: tuple[int, ...] = (4, 8)) -> Path:
+def save_run(
+    folder: Path,
+    config: Config,
+    steps: tuple[int, ...] = (4, 8),
+    classes: tuple[str, ...] = tuple("0123456789"),
+) -> Path:
     """Save checkpoints of these steps, with parameters from `random_params`."""
     directory.write_config(folder, config)
     with CheckpointWriter(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
@@ -66,5 +71,7 @@ def save_run(folder: Path, config: Config, steps: tuple[int, ...] = (4, 8)) -> P
                 "ema_params": {name: random_params(config.model, step, name) for name in names},
                 "opt_state": {"count": np.zeros(1, np.float32)},
             }
-            checkpoints.save(step, items, config_to_json(config), num_images=1797)
+            checkpoints.save(
+                step, items, config_to_json(config), {"images": 1797, "classes": classes}
+            )
     return folder

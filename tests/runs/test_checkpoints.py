@@ -215,12 +215,13 @@ def test_one_tree_of_a_snapshot_is_read_alone_and_a_wrong_shape_is_refused(tmp_p
         checkpoints.read_trees(folder.parent / "5", one)
 
 
-def test_the_number_of_images_is_saved(tmp_path):
+def test_the_description_of_the_data_is_saved(tmp_path):
+    data = {"images": 1797, "classes": ["cat", "dog"]}
     with CheckpointWriter(tmp_path) as checkpoints:
-        checkpoints.save(1, small_items(1), {}, 1797)
+        checkpoints.save(1, small_items(1), {}, data)
         checkpoints.save(2, small_items(2), {})
-    assert saved_steps.num_images_at(tmp_path, 1) == 1797
-    assert saved_steps.num_images_at(tmp_path, 2) is None
+    assert saved_steps.data_at(tmp_path, 1) == data
+    assert saved_steps.data_at(tmp_path, 2) == {}
 
 
 @pytest.fixture

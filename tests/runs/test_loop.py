@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import arrays
-from helpers.saved_runs import RECIPE, small_recipe
+from helpers.saved_runs import RECIPE, save_run, small_recipe
+from PIL import Image
 
 from ddpm_jax.config import Checkpoint, Log, Training
+from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs import checkpoints, loop, manifest, metrics, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import Reporter
@@ -20,7 +23,8 @@ from ddpm_jax.training import step as training
 from ddpm_jax.training.step import TrainState
 
 PIXELS = np.arange(40 * 64, dtype=np.uint32).astype(np.uint8).reshape(40, 8, 8, 1)
-IMAGES = InMemory(PIXELS, np.arange(40, dtype=np.int32) % 10)
+CLASSES = tuple("abcdefghij")
+IMAGES = InMemory(PIXELS, np.arange(40, dtype=np.int32) % 10, CLASSES)
 CONFIG = dataclasses.replace(
     RECIPE,
     training=dataclasses.replace(
@@ -79,14 +83,15 @@ def test_a_resumed_state_equals_the_saved_one(compiled, tmp_path, capsys):
 
     state = loop.first_state(config, tx)
     assert loop.run_steps(config, tmp_path, IMAGES, train_step, state, on_save) == (2, 0)
-    capsys.readouterr()
-    resumed = loop.resumed_state(config, tx, tmp_path, 2, 40)
+    resumed = loop.resumed_state(config, tx, tmp_path, 2)
     assert_same(resumed, saved[0])
     for leaf in jax.tree.leaves(resumed):
         assert leaf.sharding.device_set == set(jax.devices())
+    capsys.readouterr()
+    loop.check_data(tmp_path, 2, IMAGES)
     assert capsys.readouterr().err == ""
-    loop.resumed_state(config, tx, tmp_path, 2, 41)
-    assert "had 40 images so far and has 41 now" in capsys.readouterr().err
+    loop.check_data(tmp_path, 2, InMemory(np.repeat(PIXELS, 2, 0), classes=CLASSES))
+    assert "had 40 images so far and has 80 now" in capsys.readouterr().err
 
 
 def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(
@@ -164,6 +169,35 @@ def test_on_start_is_called_before_any_write_and_only_if_steps_are_left(tmp_path
     with pytest.raises(ConnectionError, match="no hub"):
         loop.train(CONFIG, folder, 0, on_start=refuse)
     assert not folder.exists()
+
+
+def write_class(folder, name):
+    (folder / name).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / name / "0.png")
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_a_run_whose_classes_have_changed_does_not_resume(tmp_path, num_classes):
+    for name in ("cat", "dog", "eel"):
+        write_class(tmp_path / "data", name)
+    model = UNet(
+        image_size=8,
+        channels=1,
+        widths=(4,),
+        attention=(False,),
+        groups=2,
+        num_classes=num_classes,
+    )
+    config = small_recipe(model=model, data=Folder(path=str(tmp_path / "data")))
+    run = save_run(tmp_path / "run", config, steps=(8,), classes=("cat", "dog", "eel"))
+    assert loop.train(config, run, 8) == 0
+    (tmp_path / "data" / "dog").rename(tmp_path / "data" / "wolf")
+    message = (
+        r"^The classes of this data differ .* \(label 1 was dog and is eel\): restore their names, "
+        r"choose another --workdir, or start afresh with --overwrite\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        loop.train(config, run, 8)
 
 
 def test_a_rollback_at_the_last_step_saves_the_restored_weights(tmp_path):
