@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.config import Config, to_json
+from ddpm_jax.data import describe_classes
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
@@ -123,6 +124,8 @@ def _figures(run: RunSource, weights: str, scheduler: str) -> dict[str, Any]:
         "training loss": loss,
         "scheduler": f"{scheduler}; {samples}",
     }
+    if run.config.model.num_classes is not None and run.classes is not None:
+        figures["classes"] = describe_classes(run.classes)
     path = run.folder / "bits_per_dim.json"
     if path.exists():
         result = json.loads(path.read_text())

@@ -58,6 +58,15 @@ def test_the_card_states_the_facts_of_the_run(card):
     assert 'from_pretrained("me/cats")' in text
 
 
+def test_the_card_names_the_classes_of_a_network_that_takes_labels(card, tmp_path):
+    data = tmp_path / "run" / "checkpoints" / "30" / "data"
+    data.mkdir(parents=True)
+    (data / "metadata").write_text(json.dumps({"images": 2, "classes": ["cat", "dog"]}))
+    assert "- classes:" not in card()
+    text = card(model=dataclasses.replace(MODEL, num_classes=2))
+    assert "- classes: 0: cat, 1: dog\n" in text
+
+
 def test_the_newest_grid_of_samples_is_copied_and_no_figure_beside_it(card, tmp_path):
     samples = tmp_path / "run" / "samples"
     samples.mkdir()
