@@ -7,12 +7,14 @@ import os
 import sys
 import traceback
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import tyro
+from PIL import Image
 
 from ddpm_jax.config import nearest
 from ddpm_jax.devices import platform as platforms
@@ -87,7 +89,10 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     `debug` prints the traceback too. Exit with status 130 at Ctrl-C.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            # Pillow would warn of a large image before `decode_image` refuses it in one line.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,14 +1,17 @@
 """Command lines: recipes, data sources and networks by name, help, and invalid settings."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import jaxtyping
 import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
+from PIL import Image
 
 from ddpm_jax.cli import arguments, train
 from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
+from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.models.basic_unet import BasicUNet
 
@@ -128,3 +131,16 @@ def test_an_interrupted_command_exits_with_the_status_of_sigint(capsys):
         raise KeyboardInterrupt
     assert end.value.code == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_an_image_that_is_too_large_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
+    """Pillow warns above its own limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    Image.new("L", (15, 20)).save(tmp_path / "large.png")
+    file = str(tmp_path / "large.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit), arguments.one_line_errors(False):
+            decode_image(file, file, 8, 1, "crop", max_pixels=200)
+    assert caught == []
+    assert "above 200 pixels): raise --data.max-pixels" in capsys.readouterr().err
