@@ -108,7 +108,8 @@ def convert_file(file: File, convert: Callable[[ImageFile.ImageFile], T]) -> T:
 def without_metadata(png: bytes) -> bytes:
     """Remove the chunks of a PNG that are not necessary for its pixels: its text, its profile, ...
 
-    Pillow refuses a PNG for a large text or colour profile, and for a wrong checksum of either.
+    Pillow refuses a PNG for a large text or colour profile, and for a wrong checksum of either. An
+    orientation is kept if it is in the EXIF chunk, and lost if only a text states it.
     """
     kept = [PNG_SIGNATURE]
     start = len(PNG_SIGNATURE)
