@@ -29,6 +29,6 @@ config = dataclasses.replace(
     ),
     data=HuggingFace(path="huggan/smithsonian_butterflies_subset", flip=True, resize="squash"),
     training=Training(batch_size=64, epochs=30),
-    checkpoint=Checkpoint(every_epochs=5),
+    checkpoint=Checkpoint(every=80),
     log=Log(every=1, samples_every_epochs=5, samples=8),
 )

@@ -17,6 +17,6 @@ from ddpm_jax.recipes.butterflies import config as butterflies
 config = dataclasses.replace(
     butterflies,
     training=Training(batch_size=512, epochs=500),
-    checkpoint=Checkpoint(every_epochs=50),
+    checkpoint=Checkpoint(every=100),
     log=Log(every=1, samples_every_epochs=50, samples=8),
 )

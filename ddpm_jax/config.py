@@ -37,15 +37,25 @@ KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.da
 PARAMETERS_PER_PIXEL = 300
 
 
+# A save takes seconds, in which training waits. An epoch of a small data set is shorter than that.
+MIN_STEPS_BETWEEN_SAVES = 250
+
+
+def multiple_of(steps: int, at_least: int) -> int:
+    """The smallest multiple of `steps` that is at least `at_least`."""
+    return steps * -(-at_least // steps)
+
+
 def cadence_in_steps(
-    every: int | None, every_epochs: int | None, steps_per_epoch: int
+    every: int | None, every_epochs: int | None, steps_per_epoch: int, at_least: int
 ) -> int | None:
-    """A length or cadence in steps: `every` if given, else `every_epochs` epochs, else None."""
-    if every is not None:
+    """A cadence in steps: `every` if given, else `every_epochs` epochs, else None.
+
+    Epochs of fewer steps than `at_least` are multiplied until they are enough.
+    """
+    if every is not None or every_epochs is None:
         return every
-    if every_epochs is not None:
-        return every_epochs * steps_per_epoch
-    return None
+    return multiple_of(every_epochs * steps_per_epoch, at_least)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +109,7 @@ class Checkpoint:
     every: int | None = None
     """Steps between checkpoints; overrides every_epochs."""
     every_epochs: int | None = 1
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints; a multiple of them if they are fewer than 250 steps."""
     keep_last: int = 2
     """Number of newest checkpoints to keep, plus one to roll back to while updates are skipped."""
     keep_every: int | None = None
@@ -125,7 +135,8 @@ class Log:
     samples_every: int | None = None
     """Steps between sample grids; overrides samples_every_epochs."""
     samples_every_epochs: int | None = None
-    """Epochs between sample grids. The last step always draws one."""
+    """Epochs between sample grids, or a multiple of them if they are fewer steps than log.every.
+    The last step always draws a grid."""
     samples: int = 64
     """Images in a sample grid; 0 for no grids."""
     sample_steps: int | None = 100
@@ -182,8 +193,18 @@ class Config(ModelSpec):
 
     def total_steps(self, num_images: int) -> int:
         """The length of a run over `num_images` images in optimizer steps."""
-        per_epoch = self.steps_per_epoch(num_images)
-        return cadence_in_steps(self.training.steps, self.training.epochs, per_epoch) or 0
+        if self.training.steps is not None:
+            return self.training.steps
+        return (self.training.epochs or 0) * self.steps_per_epoch(num_images)
+
+    def steps_between_saves(self, num_images: int) -> int | None:
+        """The steps between checkpoints of a run over `num_images` images."""
+        return cadence_in_steps(
+            self.checkpoint.every,
+            self.checkpoint.every_epochs,
+            self.steps_per_epoch(num_images),
+            MIN_STEPS_BETWEEN_SAVES,
+        )
 
 
 def config_to_json(config: Config) -> dict[str, Any]:

@@ -301,9 +301,19 @@ def test_lengths_are_in_steps():
 
 
 def test_cadences_are_in_steps():
-    assert cadence_in_steps(5, 2, 100) == 5
-    assert cadence_in_steps(None, 2, 100) == 200
-    assert cadence_in_steps(None, None, 100) is None
+    assert cadence_in_steps(5, 2, 100, 150) == 5
+    assert cadence_in_steps(None, 2, 100, 150) == 200
+    assert cadence_in_steps(None, 2, 30, 150) == 180
+    assert cadence_in_steps(None, None, 100, 150) is None
+
+
+def test_epochs_of_a_few_steps_are_not_saved_one_by_one():
+    small = with_(training=Training(epochs=3000, batch_size=128))
+    assert small.steps_between_saves(60) == 250
+    assert small.steps_between_saves(1797) == 255
+    assert small.steps_between_saves(50000) == 391
+    every_step = dataclasses.replace(small, checkpoint=Checkpoint(every=1))
+    assert every_step.steps_between_saves(60) == 1
 
 
 def test_a_config_cannot_be_changed():

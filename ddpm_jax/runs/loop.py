@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.config import Config, cadence_in_steps, config_to_json, to_json
+from ddpm_jax.config import Config, config_to_json, to_json
 from ddpm_jax.data import Batch, ImageSet, check_classes, check_labels, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import hosts, memory, parallel
@@ -39,6 +39,8 @@ def ignore_save(step: int, state: TrainState) -> None:
     """Do nothing: the default `on_save`."""
 
 
+SHORT_RUN = 1000
+"""Number of steps below which a run says that it is short."""
 DATA_LOCATION_FIELDS = ("path", "data_dir")
 """Settings with the location of the data. They may differ between hosts."""
 
@@ -80,6 +82,7 @@ def train(
     print(f"images    {len(images):,}, {length}")
     if images.classes is not None:
         print(f"classes   {describe_classes(images.classes)}")
+    warn_of_short_run(config, len(images))
     with memory.explain_oom(*memory_advice(config)):
         tx = config.make_optimizer(len(images))
         state = resumed_state(config, tx, folder, start) if start else first_state(config, tx)
@@ -96,6 +99,24 @@ def train(
         return 128 + signal
     print(f"done: step {total}, in {folder}")
     return 0
+
+
+def warn_of_short_run(config: Config, num_images: int) -> None:
+    """Print to stderr if the run is shorter than `SHORT_RUN` steps."""
+    total = config.total_steps(num_images)
+    if total >= SHORT_RUN:
+        return
+    settings = config.training
+    if settings.steps is not None:
+        remedy = "raise --training.steps"
+    else:
+        remedy = "set --training.steps instead of epochs, or lower --training.batch-size"
+    print(
+        f"The run has only {total} steps ({num_images:,} images in batches of "
+        f"{settings.batch_size} are {config.steps_per_epoch(num_images)} an epoch), "
+        f"and most networks need thousands: {remedy}.",
+        file=sys.stderr,
+    )
 
 
 def comparable_config(config: Config) -> dict:
@@ -216,10 +237,7 @@ def run_steps(
     start = int(state.step)
     total = config.total_steps(len(images))
     settings = config.training
-    cadence = config.checkpoint
-    save_every = cadence_in_steps(
-        cadence.every, cadence.every_epochs, config.steps_per_epoch(len(images))
-    )
+    save_every = config.steps_between_saves(len(images))
     config_json = config_to_json(config)
     data = describe_data(images)
     agreed_signal = hosts.DelayedMax()

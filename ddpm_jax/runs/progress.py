@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax.config import Config, cadence_in_steps, to_json
+from ddpm_jax.config import Config, cadence_in_steps, multiple_of, to_json
 from ddpm_jax.data import ImageSet, pixels
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.pixels import to_floats
@@ -90,8 +90,13 @@ class Reporter:
         self._steps_per_epoch = config.steps_per_epoch(len(images))
         self._rate = learning_rate(config.optimizer, self._total, self._steps_per_epoch)
         self._sample_every = cadence_in_steps(
-            config.log.samples_every, config.log.samples_every_epochs, self._steps_per_epoch
+            config.log.samples_every,
+            config.log.samples_every_epochs,
+            self._steps_per_epoch,
+            config.log.every,
         )
+        # One line for several epochs that are shorter than the log's interval.
+        self._steps_per_line = multiple_of(self._steps_per_epoch, config.log.every)
         self._log = RunLog(workdir, start) if hosts.is_primary() else NullLog()
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_primary()}
         self._bar = tqdm(total=self._total, initial=start, **options)
@@ -120,7 +125,7 @@ class Reporter:
         self._bar.update()
         self.monitor.add(step, metrics["loss"], metrics["grad_norm"])
         self._epoch_losses.append(metrics["loss"])
-        ends_epoch = step % self._steps_per_epoch == 0
+        ends_epoch = step % self._steps_per_line == 0
         if step % self._config.log.every == 0 or step == self._total or ends_epoch:
             self._write_waiting()
             self._waiting.append((step, metrics))
@@ -169,8 +174,8 @@ class Reporter:
         seconds = time.perf_counter() - self._epoch_began
         images_per_second = num_steps * self._config.training.batch_size / seconds
         # An epoch is incomplete if the run resumed or ends within it.
-        is_complete = num_steps == self._steps_per_epoch
-        part = "" if is_complete else f" of {num_steps} steps"
+        is_complete = num_steps == self._steps_per_line
+        part = "" if num_steps == self._steps_per_epoch else f" of {num_steps} steps"
         rate = float(self._rate(step - 1))
         self._bar.write(
             f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import threading
 
 import jax
@@ -198,6 +199,41 @@ def test_a_run_whose_classes_have_changed_does_not_resume(tmp_path, num_classes)
     )
     with pytest.raises(ValueError, match=message):
         loop.train(config, run, 8)
+
+
+def test_short_epochs_are_not_saved_one_by_one(tmp_path):
+    """The 40 images make 3 steps an epoch in batches of 16."""
+    saved = []
+    run_toy(tmp_path, [1] * 7, Checkpoint(), on_save=lambda step, state: saved.append(step))
+    assert saved == [7]
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"steps": 999}, r"only 999 steps \(40 images in batches of 16 are 3 an epoch\).*: raise"),
+        ({"epochs": 9}, r"only 27 steps .*: set --training\.steps instead of epochs, or lower"),
+    ],
+)
+def test_a_run_of_less_than_a_thousand_steps_is_announced(capsys, length, message):
+    config = dataclasses.replace(CONFIG, training=Training(batch_size=16, **length))
+    loop.warn_of_short_run(config, 40)
+    assert re.fullmatch(rf"The run has {message}.*\.\n", capsys.readouterr().err)
+
+
+def test_a_short_run_is_announced_before_it_starts(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise RuntimeError("started")
+
+    monkeypatch.setattr(loop, "first_state", refuse)
+    with pytest.raises(RuntimeError, match="started"):
+        loop.train(CONFIG, tmp_path / "run", 0)
+    assert "The run has only 16 steps" in capsys.readouterr().err
+
+
+def test_a_run_of_a_thousand_steps_is_not_called_short(capsys):
+    loop.warn_of_short_run(small_recipe(training=Training(steps=1000)), 40)
+    assert not capsys.readouterr().err
 
 
 def test_a_rollback_at_the_last_step_saves_the_restored_weights(tmp_path):

@@ -55,6 +55,20 @@ def test_an_epoch_line_holds_the_mean_of_its_steps(tmp_path, capsys):
     assert "epoch 2/3: mean loss 0.62500" in capsys.readouterr().out
 
 
+def test_epochs_shorter_than_the_log_interval_share_a_line(tmp_path, capsys):
+    """An epoch has three steps, and the log an interval of five."""
+    config = dataclasses.replace(CONFIG, log=Log(every=5, samples=0))
+    report(
+        dataclasses.replace(config, training=Training(batch_size=4, steps=8)), tmp_path, range(1, 9)
+    )
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert {line["epoch"]: line["epoch_loss"] for line in lines if "epoch" in line} == {2: 3.5 / 8}
+    printed = capsys.readouterr().out
+    assert "epoch 2/3: mean loss of 6 steps 0.43750" in printed
+    assert "epoch 3/3: mean loss of 2 steps" in printed
+    assert "epoch 1/3" not in printed
+
+
 def test_a_resumed_run_continues_its_metrics_and_draws_the_loss_curve(tmp_path):
     report(CONFIG, tmp_path, range(1, 5))
     report(CONFIG, tmp_path, range(5, 8), start=4)
@@ -82,6 +96,11 @@ def test_grids_are_drawn_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     log = Log(every=2, samples=4, samples_every_epochs=1)
     report(dataclasses.replace(CONFIG, log=log), tmp_path, range(1, 8))
     assert drawn == [3, 6, 7]
+    drawn.clear()
+    # An epoch has three steps. Grids are as far apart as log records.
+    log = dataclasses.replace(log, every=4)
+    report(dataclasses.replace(CONFIG, log=log), tmp_path, range(1, 8))
+    assert drawn == [6, 7]
 
 
 def test_settings_are_shown_as_command_line_flags():
