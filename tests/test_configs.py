@@ -183,3 +183,9 @@ def test_the_list_of_recipes_separates_each_name_from_its_summary():
     lines = list_recipes(FOLDER).splitlines()
     assert [line.split()[0] for line in lines] == sorted(CONFIGS)
     assert len({len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines}) == 1
+
+
+def test_hidden_files_are_no_recipes(tmp_path):
+    for name in ("._mine.py", "_shared.py", "mine.py"):
+        (tmp_path / name).touch()
+    assert list(recipe_files(tmp_path)) == ["mine"]

@@ -19,9 +19,9 @@ FOLDER = Path(recipes.__path__[0])
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
-    """The Python files of a folder, by the name of their recipe."""
+    """The Python files of a folder, except hidden ones, by the name of their recipe."""
     paths = sorted(folder.glob("*.py"))
-    return {path.stem: path for path in paths if not path.stem.startswith("_")}
+    return {path.stem: path for path in paths if not path.stem.startswith(("_", "."))}
 
 
 def summary(path: Path) -> str:

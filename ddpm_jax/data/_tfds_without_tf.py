@@ -91,7 +91,7 @@ def check_manual_files(builder: DatasetBuilder, manual: Path) -> None:
         return
     # celeb_a_hq needs one tar file, whose name depends on the resolution.
     file_name = getattr(builder.builder_config, "file_name", None)
-    present = (manual / file_name).exists() if file_name else any(manual.glob("*"))
+    present = (manual / file_name).exists() if file_name else any(manual.glob("[!.]*"))
     if present:
         return
     catalog = f"https://www.tensorflow.org/datasets/catalog/{builder.name}"
@@ -104,7 +104,8 @@ def check_manual_files(builder: DatasetBuilder, manual: Path) -> None:
 def missing_downloads(builder: DatasetBuilder, manual: Path) -> list[str]:
     """The URLs of files that are neither in `manual` nor among TFDS's finished downloads."""
     downloads = builder.data_dir_root / "downloads"
-    notes = [*downloads.glob("*.INFO"), *downloads.glob(f"{builder.name}/*.INFO")]
+    folders = (downloads, downloads / builder.name)
+    notes = [note for folder in folders for note in folder.glob("[!.]*.INFO")]
     finished = {url for note in notes for url in json.loads(note.read_text())["urls"]}
     files = builder.url_infos or {}
     return [

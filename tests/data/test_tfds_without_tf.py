@@ -14,6 +14,7 @@ import tarfile
 import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,9 +268,22 @@ def test_celeb_a_hq_is_prepared_from_a_manual_download(tmp_path):
     pixels = random_images(3, 256, 256, 3)
     pngs = {f"data256x256/imgHQ{i:05d}.png": encode(image, "PNG") for i, image in enumerate(pixels)}
     write_files(tmp_path / "downloads" / "manual", {"data256x256.tar": tar(pngs, "w")})
+    # macOS puts such files beside others on some disks.
+    (tmp_path / "downloads" / "._note.INFO").write_bytes(b"\xff")
     images = source.load(256, 3)
     assert images.labels is None
     assert pairs(images.images, [0] * 3) == pairs(pixels, [0] * 3)
+
+
+def test_a_hidden_file_is_no_manual_download(tmp_path):
+    builder = SimpleNamespace(
+        MANUAL_DOWNLOAD_INSTRUCTIONS="Register.", builder_config=None, name="by_hand"
+    )
+    (tmp_path / ".DS_Store").touch()
+    with pytest.raises(FileNotFoundError, match=r"cannot download by_hand: put its files into"):
+        _tfds_without_tf.check_manual_files(builder, tmp_path)
+    (tmp_path / "images.zip").touch()
+    _tfds_without_tf.check_manual_files(builder, tmp_path)
 
 
 def test_a_set_that_needs_tensorflow_is_an_error(tmp_path, monkeypatch):
