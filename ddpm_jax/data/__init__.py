@@ -25,6 +25,10 @@ SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 """Usual names of the splits of a data set, in lower case."""
 
 
+UNLABELED = -1
+"""The label of an image without one, as in TFDS and on the Hugging Face hub."""
+
+
 @runtime_checkable
 class ImageSet(Protocol):
     """A finite set of uint8 images of one size.
@@ -95,9 +99,20 @@ def check_labels(
             f"The network is for {num_classes} classes, but this data has no labels: "
             "leave num_classes out, or give data with labels."
         )
+    num_unlabeled = int(np.count_nonzero(images.labels == UNLABELED))
+    if num_unlabeled:
+        raise ValueError(
+            f"{num_unlabeled:,} of the {len(images):,} images are unlabeled (their label is -1 or "
+            "missing): choose other labels or another split, or leave num_classes out."
+        )
     lowest = images.labels.min()
     highest = images.labels.max()
-    if lowest < 0 or highest >= num_classes:
+    if lowest < 0:
+        raise ValueError(
+            f"The labels of this data go from {lowest} to {highest}: number the classes from 0, "
+            "or leave num_classes out."
+        )
+    if highest >= num_classes:
         raise ValueError(
             f"The labels of this data go from {lowest} to {highest}, outside the network's "
             f"classes 0..{num_classes - 1}: set num_classes to {highest + 1}."

@@ -11,19 +11,26 @@ import io
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.data import SPLITS, DataSource, ImageSet
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
+from ddpm_jax.data.labels import choose_labels, class_labels, first_of
 from ddpm_jax.data.loading import load_or_stream
+from ddpm_jax.data.parquet_files import one_line, parquet_files, read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(?<!\.parquet)")
+IMAGE_NAMES = ("image", "img", "images")
+"""Names of columns that usually hold the images to train on, the most likely first."""
+MAX_HASH_BYTES = 64
+"""Columns of this fixed width or less hold hashes or ids, not images."""
 PROBE_SECONDS = 6
 
 
@@ -31,7 +38,8 @@ PROBE_SECONDS = 6
 class HuggingFace(DataSource):
     """Images of a parquet file, a folder of parquet files, or a data set on the Hugging Face hub.
 
-    A column `label` or `labels` of integers holds the labels.
+    Labels are integers, whole floats, booleans or strings. Images whose label is null, NaN or -1
+    are unlabeled.
     """
 
     path: str
@@ -39,7 +47,9 @@ class HuggingFace(DataSource):
     split: str = "train"
     """Split of the data set. Ignored for a single parquet file."""
     image_column: str | None = None
-    """Column of the images; None for the only one."""
+    """Column of the images; None for the only one, or else image, img or images."""
+    label_column: str | None = None
+    """Column of the labels; None for label, fine_label, class, ... if there is one; '' for none."""
 
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
@@ -48,115 +58,98 @@ class HuggingFace(DataSource):
         table = self.table()
         if not len(table):
             raise ValueError(f"{self.path} has no rows: give a data set with images.")
+        images = table[0]
+        # The paths in a parquet file lead to files on the computer that wrote it.
+        missing = rows_without_image(images, paths_count=not self.is_local())
+        if missing and not self.max_corrupt_fraction:
+            raise missing_image(images, min(missing), self.path)
 
         def decode(i: int) -> np.ndarray:
-            file = image_source(table[0][i].as_py())
+            if i in missing:
+                raise missing_image(images, i, self.path)
             name = f"in row {i} (from 0) of {self.path}"
+            file = image_source(images[i].as_py())
             return self.decode(file, name, image_size, channels)
 
+        labels, classes = read_labels(table, self.path)
         return load_or_stream(
             len(table),
             decode,
-            read_labels(table, self.path),
+            labels,
             image_size**2 * channels,
             self.describe(),
             self.max_corrupt_fraction,
-            class_names(table.schema),
+            classes,
         )
+
+    def is_local(self) -> bool:
+        """Whether `path` is a file or folder."""
+        # Path.exists would raise if a parent folder is locked.
+        return os.path.exists(Path(self.path).expanduser())
 
     def table(self) -> pa.Table:
-        """The data: column 0 holds encoded images, column 1, if there is one, integer labels."""
-        local = Path(self.path).expanduser()
-        # Path.exists would raise if a parent folder is locked.
-        is_local = os.path.exists(local)
-        if is_local:
-            table = parquet_table(parquet_files(local, self.split), self.image_column)
-        elif HUB_ID.fullmatch(self.path):
+        """The data: column 0 holds encoded images, column 1, if there is one, labels."""
+        choose = partial(choose_columns, image=self.image_column, label=self.label_column)
+        if self.is_local():
+            return read_parquet(parquet_files(Path(self.path).expanduser(), self.split), choose)
+        if HUB_ID.fullmatch(self.path):
             table = hub_table(self.path, self.split)
-            table = table.select(choose_columns(table.schema, self.image_column, self.path))
-        else:
-            raise FileNotFoundError(
-                f"{self.path} does not exist or is locked, and is not a hub repository owner/name: "
-                "check the path."
-            )
-        check_images_present(table[0], self.path, embedded=is_local)
-        return table
-
-
-def parquet_files(path: Path, split: str) -> list[Path]:
-    """The file `path`, or the sorted parquet files of a split in the folder `path`.
-
-    A file belongs to `split` if its relative path contains that word. If no relative path contains
-    the name of any split, all files belong to `train`. Raise FileNotFoundError if there is no file.
-    """
-    if path.is_file():
-        return [path]
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*.parquet")}
-    words = {name: set(re.split(r"[^a-z0-9]+", name.lower())) for name in files}
-    chosen = sorted(name for name in files if split.lower() in words[name])
-    if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
-        chosen = sorted(files)
-    if not chosen:
-        if files:
-            cause = f"there are {', '.join(sorted(files)[:5])}"
-            remedy = "give another split or one of the files"
-        else:
-            cause = "there are none at all"
-            remedy = "for image files use the folder source"
+            return table.select(choose(table.schema, self.path))
         raise FileNotFoundError(
-            f"No parquet files of split {split!r} under {path} ({cause}): {remedy}."
+            f"{self.path} does not exist or is locked, and is not a hub repository owner/name: "
+            "check the path."
         )
-    return [files[name] for name in chosen]
 
 
-def parquet_table(files: list[Path], image_column: str | None) -> pa.Table:
-    """Read the image column, and the labels if there are any, of all `files` in order."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def choose_columns(
+    schema: pa.Schema, name: str, image: str | None = None, label: str | None = None
+) -> list[str]:
+    """The names of the image column and of the label column, if there is one.
 
-    parts = []
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                columns = choose_columns(parquet.schema_arrow, image_column, str(file))
-                parts.append(parquet.read(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"Cannot read {file} as parquet ({one_line(error)}): replace the file."
-            ) from error
-        if parts[-1].schema != parts[0].schema:
-            raise ValueError(
-                f"{file} and {files[0]} have different columns or types: "
-                "give one of them as the path."
-            )
-    return pa.concat_tables(parts)
-
-
-def choose_columns(schema: pa.Schema, image_column: str | None, name: str) -> list[str]:
-    """The names of the image column and of the integer labels, if there are any.
-
-    Raise ValueError unless `image_column`, or exactly one column if it is None, can hold images.
+    Without a name, choose the most likely column, and print it to stderr if others are possible.
     """
-    import pyarrow as pa
+    images = choose_images(schema, name, image)
+    others = [field.name for field in schema if not holds_images(field.type)]
+    declared = [column for column in declared_classes(schema) if column in others]
+    labels = choose_labels(label, others, declared, name, "--data.label-column")
+    return [images, labels] if labels else [images]
 
+
+def choose_images(schema: pa.Schema, name: str, requested: str | None) -> str:
+    """The image column `requested`; if it is None, the only one, or else one of `IMAGE_NAMES`.
+
+    Raise ValueError with the names of the image columns if there is none.
+    """
     images = [field.name for field in schema if holds_images(field.type)]
-    if image_column is not None and image_column not in images:
+    if requested is not None:
+        if requested in images:
+            return requested
         raise ValueError(
-            f"{name} has no image column {image_column!r}: "
-            f"its image columns are {images or 'none'}."
+            f"{name} has no image column {requested!r}: its image columns are {images or 'none'}."
         )
-    if image_column is None and len(images) != 1:
-        if images:
-            remedy = "choose one with --data.image-column"
-        else:
-            remedy = f"its columns {schema.names} hold no encoded images"
-        raise ValueError(f"{name} has {len(images)} image columns {images}: {remedy}.")
-    labels = [
-        key
-        for key in ("label", "labels")
-        if key in schema.names and pa.types.is_integer(schema.field(key).type)
-    ]
-    return [image_column or images[0], *labels[:1]]
+    likely = [column for column in IMAGE_NAMES if column in images]
+    if likely or len(images) == 1:
+        ordered = list(dict.fromkeys([*likely, *images]))
+        return first_of(ordered, f"images of {name}", "--data.image-column")
+    if images:
+        remedy = "choose one with --data.image-column"
+    else:
+        remedy = f"its columns {schema.names} hold no encoded images"
+    raise ValueError(f"{name} has {len(images)} image columns {images}: {remedy}.")
+
+
+def declared_classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """{column: class names} of the columns that the package `datasets` marks as class labels."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
+    # Other programs may write anything into the metadata.
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def holds_images(kind: pa.DataType) -> bool:
@@ -164,36 +157,39 @@ def holds_images(kind: pa.DataType) -> bool:
 
     It can if it is binary, or a struct with a binary field `bytes`.
     """
-    import pyarrow as pa
+    from pyarrow import types
 
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_fixed_size_binary(kind):
+        return kind.byte_width > MAX_HASH_BYTES
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def check_images_present(images: pa.ChunkedArray, name: str, embedded: bool) -> None:
-    """Raise ValueError for the first row without an image.
-
-    A row may hold the path of a file instead of its bytes, unless `embedded` is set.
-    """
+def rows_without_image(images: pa.ChunkedArray, paths_count: bool) -> set[int]:
+    """The rows that hold no image, or only the path of one unless `paths_count` is set."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     fields = [field.name for field in images.type] if pa.types.is_struct(images.type) else []
     missing = pc.is_null(pc.struct_field(images, "bytes") if fields else images)
-    if "path" in fields:
-        paths = pc.struct_field(images, "path")
-        missing = missing if embedded else pc.and_(missing, pc.is_null(paths))
-    row = pc.index(missing, True).as_py()
-    if row < 0:
-        return
-    if "path" in fields and paths[row].is_valid:
-        raise ValueError(
-            f"Row {row} (from 0) of {name} holds only the path {paths[row].as_py()!r}, no pixels: "
+    if "path" in fields and paths_count:
+        missing = pc.and_(missing, pc.is_null(pc.struct_field(images, "path")))
+    return set(np.flatnonzero(missing.to_numpy()).tolist())
+
+
+def missing_image(images: pa.ChunkedArray, row: int, name: str) -> ValueError:
+    """The error for a row without an image."""
+    record = images[row].as_py()
+    if record and record.get("path"):
+        return ValueError(
+            f"Row {row} (from 0) of {name} holds only the path {record['path']!r}, no pixels: "
             "write the parquet file with its images embedded, "
             "or use the folder source on the image files."
         )
-    raise ValueError(f"Row {row} (from 0) of {name} has no image: remove such rows.")
+    return ValueError(f"Row {row} (from 0) of {name} has no image: remove such rows.")
 
 
 def image_source(record: bytes | dict) -> io.BytesIO | str:
@@ -205,26 +201,14 @@ def image_source(record: bytes | dict) -> io.BytesIO | str:
     return io.BytesIO(record["bytes"])
 
 
-def read_labels(table: pa.Table, name: str) -> np.ndarray | None:
-    """The labels in column 1 as int32 (n,); None without that column."""
+def read_labels(table: pa.Table, name: str) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The labels in column 1 as int32 (n,), and the names of their classes, if there are any."""
     if table.num_columns == 1:
-        return None
-    if table[1].null_count:
-        raise ValueError(
-            f"{table[1].null_count} rows of {name} have no {table.column_names[1]}: "
-            "add the labels or remove the rows."
-        )
-    return table[1].to_numpy().astype(np.int32)
-
-
-def class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """The names of the labels in column 1, if the metadata that `datasets` writes holds them."""
-    if len(schema) == 1:
-        return None
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = metadata.get("info", {}).get("features", {}).get(schema.names[1], {})
-    names = feature.get("names")
-    return tuple(names) if names else None
+        return None, None
+    column = table.column_names[1]
+    described = f"The values in column {column!r} of {name}"
+    labels, classes = class_labels(table[1], described, "--data.label-column")
+    return labels, classes or declared_classes(table.schema).get(column)
 
 
 def hub_table(path: str, split: str) -> pa.Table:
@@ -262,8 +246,3 @@ def server_answers(url: str) -> bool:
     from huggingface_hub.utils import get_session
 
     return is_reachable(lambda: get_session().head(url, timeout=PROBE_SECONDS), PROBE_SECONDS)
-
-
-def one_line(error: Exception) -> str:
-    """The message of `error` on one line, without a full stop."""
-    return " ".join(str(error).split()).rstrip(".")

@@ -97,12 +97,12 @@ def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:
     for error in errors.values():
         print(error, file=sys.stderr)
     summary = f"{len(errors):,} of {len(decoded):,} images cannot be decoded"
-    if len(errors) > max_corrupt_fraction * len(decoded) or len(errors) == len(decoded):
+    all_corrupt = len(errors) == len(decoded)
+    if all_corrupt or len(errors) > max_corrupt_fraction * len(decoded):
+        # No fraction allows a set without images.
+        other = "" if all_corrupt else ", or raise --data.max-corrupt-fraction"
         first = next(iter(errors.values()))
-        raise ValueError(
-            f"{summary}: replace or remove them, or raise --data.max-corrupt-fraction. "
-            f"The first error: {first}"
-        )
+        raise ValueError(f"{summary}: replace or remove them{other}. The first error: {first}")
     if errors:
         print(f"{summary} and are skipped.", file=sys.stderr)
     return [i for i in range(len(decoded)) if i not in errors]

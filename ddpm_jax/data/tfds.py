@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
+from ddpm_jax.data.labels import choose_labels, class_labels, first_of
 from ddpm_jax.data.loading import IN_MEMORY_BYTES, load_or_stream
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Tfds(DataSource):
     """Folder that holds NAME/VERSION; None for $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     image_feature: str | None = None
     """Feature to train on; None for `image`, or else the first image feature."""
+    label_feature: str | None = None
+    """Feature of the labels; None for `label`, or else the most likely one; '' for no labels."""
 
     def describe(self) -> str:
         return f"tfds: {self.name}, split {self.split}, in {self.data_dir or 'the TFDS folder'}"
@@ -46,18 +49,19 @@ class Tfds(DataSource):
         records = open_records(builder, self.split)
 
         def decode(index: int) -> np.ndarray:
-            (encoded,) = read_feature(records[index], key).bytes_list.value
+            encoded = b"".join(read_feature(records[index], key).bytes_list.value)
             name = f"in record {index} of {self.name}"
             return self.decode(io.BytesIO(encoded), name, image_size, channels)
 
+        labels, classes = read_labels(records, builder.info, self.label_feature)
         return load_or_stream(
             len(records),
             decode,
-            read_labels(records, builder.info.features),
+            labels,
             image_size**2 * channels,
             self.name,
             self.max_corrupt_fraction,
-            class_names(builder.info.features),
+            classes,
         )
 
 
@@ -106,9 +110,10 @@ def image_key(info: DatasetInfo, requested: str | None) -> str:
         for key in feature_keys(info.features, ImageFeature, "image")
         if info.features[key].np_dtype == np.uint8
     ]
-    key = requested or next(iter(images), None)
-    if key in images:
-        return key
+    if requested is None and images:
+        return first_of(images, f"images of {info.name}", "--data.image-feature")
+    if requested in images:
+        return requested
     kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in info.features.items())
     missing = f"8-bit image feature {requested!r}" if requested else "8-bit image feature"
     raise ValueError(
@@ -197,24 +202,41 @@ def read_feature(record: bytes, key: str) -> Any:
     return tf_example_pb2.Example.FromString(record).features.feature[key]
 
 
-def read_labels(records: Sequence[bytes], features: Any) -> np.ndarray | None:
-    """The class labels as int32 (n,), read without decoding images; None if there are none."""
-    key = label_key(features)
-    if key is None:
-        return None
+def read_labels(
+    records: Sequence[bytes], info: DatasetInfo, requested: str | None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The class labels as int32 (n,), and the names of the classes, if there are any.
+
+    Does not decode images.
+    """
+    import pyarrow as pa
+
+    key = label_key(info, requested)
+    if not key:
+        return None, None
     ordered = records if isinstance(records, list) else read_all(records)
-    labels = (read_feature(record, key).int64_list.value[0] for record in ordered)
-    return np.fromiter(labels, np.int32, len(records))
+    values = pa.chunked_array([[only_value(read_feature(record, key)) for record in ordered]])
+    described = f"The values of feature {key!r} of {info.name}"
+    labels, classes = class_labels(values, described, "--data.label-feature")
+    return labels, classes or class_names(info.features[key])
 
 
-def class_names(features: Any) -> tuple[str, ...] | None:
-    """The names of the class labels: numbers if TFDS only knows how many there are."""
-    key = label_key(features)
-    return None if key is None or features[key].num_classes is None else tuple(features[key].names)
-
-
-def label_key(features: Any) -> str | None:
-    """The key of the ClassLabel feature `label`, or else of the first ClassLabel feature."""
+def label_key(info: DatasetInfo, requested: str | None) -> str:
+    """The key of the label feature, as `choose_labels` chooses it among features of one value."""
     from tensorflow_datasets.core.features import ClassLabel
 
-    return next(iter(feature_keys(features, ClassLabel, "label")), None)
+    scalars = [key for key, feature in info.features.items() if feature.shape == ()]
+    declared = feature_keys(info.features, ClassLabel, "label")
+    return choose_labels(requested, scalars, declared, info.name, "--data.label-feature")
+
+
+def only_value(feature: Any) -> int | float | str | None:
+    """The value of a `tf.train.Feature`, or None unless it holds exactly one."""
+    texts = (text.decode(errors="replace") for text in feature.bytes_list.value)
+    values = [*feature.int64_list.value, *feature.float_list.value, *texts]
+    return values[0] if len(values) == 1 else None
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of a ClassLabel feature: numbers if TFDS only knows how many there are."""
+    return tuple(feature.names) if getattr(feature, "num_classes", None) else None

@@ -174,7 +174,9 @@ def test_resize_image_rejects_pixels_of_unknown_range(pixels):
     [
         (None, "for 3 classes, but this data has no labels: leave num_classes out, or"),
         ([0, 1, 3], "go from 0 to 3, outside the network's classes 0..2: set num_classes to 4."),
-        ([-1, 0, 1], "go from -1 to 1, outside the network's classes 0..2"),
+        ([-1, 0, -1], "2 of the 3 images are unlabeled (their label is -1 or missing): choose"),
+        ([-1, -1, -1], "3 of the 3 images are unlabeled"),
+        ([-5, 0, 1], "go from -5 to 1: number the classes from 0, or leave num_classes out."),
     ],
 )
 def test_check_labels_rejects_missing_labels_and_unknown_classes(labels, message):

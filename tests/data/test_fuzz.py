@@ -135,6 +135,13 @@ def test_too_many_corrupt_files_are_an_error_that_counts_them_and_names_the_firs
         load(folder, max_corrupt_fraction=0.01)
 
 
+def test_the_error_for_a_set_without_intact_images_suggests_no_larger_fraction(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    message = r"^1 of 1 images cannot be decoded: replace or remove them\. The first error: "
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, max_corrupt_fraction=0.9)
+
+
 def test_images_on_disk_are_checked_too(folder, loaded, monkeypatch):
     in_memory, _ = loaded
     monkeypatch.setattr("ddpm_jax.data.loading.IN_MEMORY_BYTES", 0)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddpm_jax.data.huggingface import HuggingFace, check_images_present, image_source
+from ddpm_jax.data import check_labels
+from ddpm_jax.data.huggingface import HuggingFace, image_source, rows_without_image
 
 LEVELS = np.array([10, 80, 150, 220, 30, 100], np.uint8)
 
@@ -51,37 +52,101 @@ def test_describe_does_not_need_the_data():
     assert HuggingFace(path="owner/name").describe() == "huggingface: owner/name, split train"
 
 
-@pytest.mark.parametrize("kind", ["struct", pa.binary(), pa.large_binary()])
-def test_a_parquet_file_is_read_in_order(tmp_path, kind):
-    column = structs() if kind == "struct" else pa.array([png(level) for level in LEVELS], kind)
-    write(tmp_path / "any.parquet", text=["a"] * 6, picture=column)
+def binary(kind) -> pa.Array:
+    """One PNG file per level, as an array of a binary type or a dictionary of it."""
+    files = [png(level) for level in LEVELS]
+    if kind == "dictionary":
+        return pa.array(files).dictionary_encode()
+    if kind == "fixed size":
+        # PIL reads a PNG file to its end, whatever follows.
+        width = max(map(len, files)) + 1
+        return pa.array([file.ljust(width, b"\0") for file in files], pa.binary(width))
+    return pa.array(files, kind)
+
+
+BINARY = [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary", "fixed size"]
+
+
+@pytest.mark.parametrize("in_struct", [False, True])
+@pytest.mark.parametrize("kind", BINARY, ids=str)
+def test_a_parquet_file_is_read_in_order(tmp_path, kind, in_struct):
+    column = binary(kind)
+    if in_struct:
+        column = pa.StructArray.from_arrays([column], ["bytes"])
+    # pyarrow cannot write a part of an array of views in a struct.
+    rows = 6 if kind == pa.binary_view() else 4
+    write(tmp_path / "any.parquet", row_group_size=rows, text=["a"] * 6, picture=column)
     images = load(tmp_path / "any.parquet", split="test")
     np.testing.assert_array_equal(levels(images), LEVELS)
     assert images.labels is None
 
 
-@pytest.mark.parametrize("name", ["label", "labels"])
-def test_a_column_of_integers_becomes_the_labels(tmp_path, name):
+@pytest.mark.parametrize("name", ["label", "labels", "fine_label", "target"])
+def test_a_column_with_the_name_of_labels_becomes_the_labels(tmp_path, name):
     column = pa.array([5, 4, 3, 2, 1, 0], pa.int64())
-    write(tmp_path / "a.parquet", image=structs(), **{name: column})
+    write(tmp_path / "a.parquet", image=structs(), text=list("abcdef"), **{name: column})
     labels = load(tmp_path / "a.parquet").labels
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [5, 4, 3, 2, 1, 0])
 
 
-def test_the_names_of_the_labels_come_from_the_metadata_that_datasets_writes(tmp_path):
-    table = pa.table({"image": structs(), "label": pa.array([0, 1] * 3)})
-    features = {"label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "named.parquet")
-    assert load(tmp_path / "named.parquet").classes == ("dog", "cat")
-    pq.write_table(table, tmp_path / "unnamed.parquet")
-    assert load(tmp_path / "unnamed.parquet").classes is None
+def test_strings_become_labels_and_the_names_of_their_classes(tmp_path):
+    write(tmp_path / "a.parquet", image=structs(), label=["swan", None, *4 * ["crow"]])
+    images = load(tmp_path / "a.parquet")
+    assert list(images.labels) == [1, -1, 0, 0, 0, 0]
+    assert images.classes == ("crow", "swan")
 
 
-def test_a_column_of_text_is_ignored(tmp_path):
-    write(tmp_path / "a.parquet", image=structs(), label=list("abcdef"))
-    assert load(tmp_path / "a.parquet").labels is None
+def test_a_column_that_datasets_declares_as_classes_becomes_the_labels(tmp_path):
+    feature = {"names": ["crow", "swan"], "_type": "ClassLabel"}
+    features = {"info": {"features": {"bird": feature, "image": {"_type": "Image"}}}}
+    table = pa.table({"image": structs(), "bird": [0, 1, 0, 1, 1, 0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    images = load(tmp_path / "a.parquet")
+    assert list(images.labels) == [0, 1, 0, 1, 1, 0]
+    assert images.classes == ("crow", "swan")
+
+
+def test_a_column_of_masks_or_one_that_does_not_exist_is_no_column_of_labels(tmp_path):
+    feature = {"names": ["crow", "swan"], "_type": "ClassLabel"}
+    table = pa.table({"image": structs(), "label": structs(LEVELS[::-1])})
+    features = {"info": {"features": {"dropped": feature}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    images = load(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(levels(images), LEVELS)
+    assert images.labels is None
+
+
+def test_the_metadata_of_other_programs_is_ignored(tmp_path):
+    for text in ["", "[]", '{"info": 3}', '{"info": {"features": {"a": "b"}}}']:
+        table = pa.table({"image": structs(), "a": range(6)})
+        pq.write_table(table.replace_schema_metadata({"huggingface": text}), tmp_path / "a.parquet")
+        assert load(tmp_path / "a.parquet").labels is None
+
+
+def test_the_choice_among_several_columns_is_printed(tmp_path, capsys):
+    file = tmp_path / "a.parquet"
+    labels = {"coarse_label": [0] * 6, "fine_label": range(6)}
+    write(file, depth=structs(LEVELS[::-1]), img=structs(), **labels)
+    images = load(file)
+    np.testing.assert_array_equal(levels(images), LEVELS)
+    np.testing.assert_array_equal(images.labels, range(6))
+    printed = capsys.readouterr().err
+    assert "come from 'img': choose 'depth' with --data.image-column." in printed
+    assert "come from 'fine_label': choose 'coarse_label' with --data.label-column." in printed
+    assert load(file, image_column="img", label_column="coarse_label").labels.max() == 0
+    assert load(file, image_column="img", label_column="").labels is None
+    assert "come from" not in capsys.readouterr().err
+
+
+def test_values_that_are_no_classes_are_an_error_that_names_the_setting(tmp_path):
+    write(tmp_path / "a.parquet", image=structs(), label=[0, 1, 0.5, 1, 0, 1])
+    message = r"column 'label' of .*a\.parquet cannot be class labels .* --data\.label-column"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet", label_column="").labels is None
 
 
 def test_images_are_resized_and_transparent_pixels_white(tmp_path):
@@ -115,6 +180,26 @@ def test_files_named_after_no_split_are_train(tmp_path):
     np.testing.assert_array_equal(levels(load(tmp_path)), LEVELS)
 
 
+def test_hidden_files_and_folders_and_folders_with_the_name_of_a_file_are_skipped(tmp_path):
+    write(tmp_path / "data" / "train.parquet", image=structs())
+    (tmp_path / "data" / "._train.parquet").write_bytes(b"resource fork of macOS")
+    write(tmp_path / ".Trash-1000" / "train.parquet", image=structs([1]))
+    (tmp_path / "train.parquet").mkdir()
+    np.testing.assert_array_equal(levels(load(tmp_path)), LEVELS)
+
+
+def test_a_missing_file_of_a_split_is_an_error_that_names_it(tmp_path):
+    write(tmp_path / "train-00000-of-00003-0a1b.parquet", image=structs())
+    write(tmp_path / "train-00002-of-00003-2c3d.parquet", image=structs())
+    write(tmp_path / "test-00000-of-00001.parquet", image=structs([1]))
+    message = r"^train-00001-of-00003\.parquet is missing in .* \(1 of 3 files .*: add it.*\.$"
+    with pytest.raises(FileNotFoundError, match=message):
+        load(tmp_path)
+    np.testing.assert_array_equal(levels(load(tmp_path, split="test")), [1])
+    alone = tmp_path / "train-00002-of-00003-2c3d.parquet"
+    np.testing.assert_array_equal(levels(load(alone)), LEVELS)
+
+
 def test_a_folder_without_parquet_files_points_to_the_folder_source(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there are none at all.*folder source"):
         load(tmp_path)
@@ -122,12 +207,12 @@ def test_a_folder_without_parquet_files_points_to_the_folder_source(tmp_path):
 
 def test_one_of_several_image_columns_must_be_chosen(tmp_path):
     file = tmp_path / "a.parquet"
-    write(file, mask=structs(LEVELS[::-1]), image=structs(), text=list("abcdef"))
-    np.testing.assert_array_equal(levels(load(file, image_column="image")), LEVELS)
-    several = r"2 image columns \['mask', 'image'\]: choose one with --data\.image-column"
+    write(file, left=structs(LEVELS[::-1]), right=structs(), text=list("abcdef"))
+    np.testing.assert_array_equal(levels(load(file, image_column="right")), LEVELS)
+    several = r"2 image columns \['left', 'right'\]: choose one with --data\.image-column"
     with pytest.raises(ValueError, match=several):
         load(file)
-    wrong = r"no image column 'text': its image columns are \['mask', 'image'\]"
+    wrong = r"no image column 'text': its image columns are \['left', 'right'\]"
     with pytest.raises(ValueError, match=wrong):
         load(file, image_column="text")
 
@@ -143,10 +228,6 @@ def write_missing_image(path):
 
 def write_html(path):
     write(path, image=[png(1), b"<html>"])
-
-
-def write_missing_labels(path):
-    write(path, image=structs(), label=[0, 1, None, 3, None, 5])
 
 
 def write_no_images(path):
@@ -168,7 +249,6 @@ def write_two_schemas(path):
         (write_path_only, r"Row 1 .*only the path '/photos/2\.png', no pixels: write .* embedded"),
         (write_missing_image, r"Row 2 .* has no image: remove"),
         (write_html, r"Cannot read the image in row 1 .*not in a format.* remove it\."),
-        (write_missing_labels, r"2 rows of .* have no label: add"),
         (write_no_images, r"0 image columns.*\['url'\] hold no encoded images"),
         (write_no_rows, "has no rows"),
         (lambda path: path.write_bytes(b"PAR1 but not really"), r"Cannot read .* as parquet \("),
@@ -193,15 +273,37 @@ def test_a_path_that_cannot_be_a_hub_id_is_searched_on_disk_only(path):
         load(path)
 
 
+def test_rows_without_an_image_count_as_corrupt_images(tmp_path, capsys):
+    file = tmp_path / "a.parquet"
+    column = [{"bytes": png(level), "path": None} for level in LEVELS]
+    column[1] = None
+    column[4] = {"bytes": None, "path": "/photos/4.png"}
+    write(file, image=column, label=range(6))
+    images = load(file, max_corrupt_fraction=0.4)
+    np.testing.assert_array_equal(levels(images), LEVELS[[0, 2, 3, 5]])
+    np.testing.assert_array_equal(images.labels, [0, 2, 3, 5])
+    printed = capsys.readouterr().err
+    assert "Row 1 (from 0) of" in printed
+    assert "holds only the path '/photos/4.png'" in printed
+    with pytest.raises(ValueError, match=r"^2 of 6 images cannot be decoded"):
+        load(file, max_corrupt_fraction=0.3)
+
+
+def test_rows_without_a_label_are_unlabeled(tmp_path):
+    write(tmp_path / "a.parquet", image=structs(), label=[0, 1, None, 3, -1, 5])
+    images = load(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(images.labels, [0, 1, -1, 3, -1, 5])
+    with pytest.raises(ValueError, match=r"^2 of the 6 images are unlabeled"):
+        check_labels(images, 6)
+
+
 def test_a_record_of_the_hub_may_hold_the_path_of_a_cached_file():
     records = [{"bytes": None, "path": "/cache/1.png"}, {"bytes": png(7), "path": None}]
-    check_images_present(pa.chunked_array([records]), "owner/name", embedded=False)
+    column = pa.chunked_array([[*records, {"bytes": None, "path": None}]])
+    assert rows_without_image(column, paths_count=True) == {2}
     path, file = map(image_source, records)
     assert path == "/cache/1.png"
     assert file.read() == png(7)
-    column = pa.chunked_array([[*records, {"bytes": None, "path": None}]])
-    with pytest.raises(ValueError, match=r"Row 2 .* of owner/name has no image: remove"):
-        check_images_present(column, "owner/name", embedded=False)
 
 
 def test_without_datasets_the_error_names_the_extra(monkeypatch):
@@ -263,12 +365,13 @@ def test_without_a_network_the_hub_is_an_error_of_one_line_within_seconds(
 
 READ_BY_DATASETS = """
 from PIL import Image
-from ddpm_jax.data.huggingface import choose_columns, hub_table, image_source
+from ddpm_jax.data.huggingface import choose_columns, hub_table, image_source, read_labels
 table = hub_table({path!r}, "train")
-images, labels = choose_columns(table.schema, None, "test")
+images, labels = choose_columns(table.schema, "test")
 records = table[images].to_pylist()
 levels = [Image.open(image_source(record)).getpixel((0, 0)) for record in records]
-print(levels, *table[labels].to_pylist())
+values, classes = read_labels(table.select([images, labels]), "test")
+print(levels, values, classes)
 """
 
 
@@ -283,4 +386,5 @@ def test_tables_loaded_by_datasets_are_read_too(tmp_path, layout):
             (tmp_path / "set" / "train" / folder / "0.png").write_bytes(png(level))
     code = READ_BY_DATASETS.format(path=str(tmp_path / "set"))
     printed = python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
-    assert printed.split("\n")[-2] == "[10, 80] 0 1"
+    classes = "None" if layout == "parquet" else "('a', 'b')"
+    assert printed.split("\n")[-2] == f"[10, 80] [0 1] {classes}"

@@ -48,6 +48,9 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
             "number": np.int64,
             "picture": features.Image(),
             "kind": features.ClassLabel(names=KINDS),
+            "name": features.Text(),
+            "weight": np.float32,
+            "box": features.BBoxFeature(),
         }
         return tensorflow_datasets.core.DatasetInfo(
             builder=self, features=features.FeaturesDict(kinds)
@@ -58,7 +61,10 @@ class TinyPictures(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, files):
         for i, png in enumerate(files):
-            yield i, {"number": i, "picture": png, "kind": i}
+            name = f"animal {10 - i}"
+            box = tensorflow_datasets.features.BBox(0.0, 0.0, 1.0, 1.0)
+            labels = {"number": 2**32 + i, "kind": i, "name": name, "weight": i / 2}
+            yield i, {"picture": png, "box": box, **labels}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,37 @@ def test_the_image_feature_is_found_or_chosen(tiny):
     for wrong in ("photo", "kind"):
         with pytest.raises(ValueError, match=rf"'{wrong}'.*picture \(Image\)"):
             tiny(image_feature=wrong).load(9, 3)
+
+
+def test_the_label_feature_is_found_or_chosen(tiny):
+    kinds = tiny().load(9, 3).labels
+    named = tiny(label_feature="name").load(9, 3)
+    assert named.classes == tuple(f"animal {n}" for n in range(4, 11))
+    np.testing.assert_array_equal(named.labels, 6 - kinds)
+    unlabeled = tiny(label_feature="").load(9, 3)
+    assert unlabeled.labels is None
+    assert unlabeled.classes is None
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ("number", r"'number' of tiny_pictures cannot be class labels .* --data\.label-feature"),
+        ("weight", r"'weight' of tiny_pictures cannot be class labels .* --data\.label-feature"),
+        ("box", r"no labels 'box': choose --data\.label-feature among number, kind, name, weight"),
+    ],
+)
+def test_features_that_hold_no_labels_are_an_error_of_one_line(tiny, feature, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny(label_feature=feature).load(9, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_not_stored_is_no_label():
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    empty = tf_example_pb2.Example().features.feature["label"]
+    assert tfds_source.only_value(empty) is None
 
 
 def test_parts_and_sums_of_splits_are_read(tiny):
@@ -146,9 +183,11 @@ def test_a_set_that_does_not_match_its_description_is_an_error(copied, before, a
 
 def test_a_missing_file_is_an_error(copied):
     source, folder = copied
-    next(folder.glob("*-train.array_record*")).unlink()
-    with pytest.raises(ValueError, match="is corrupt"):
+    file = next(folder.glob("*-train.array_record*"))
+    file.unlink()
+    with pytest.raises(ValueError, match=f"is corrupt .*{file.name}.*: delete it") as caught:
         source.load(9, 3)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
