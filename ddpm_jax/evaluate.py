@@ -2,13 +2,14 @@
 
     python -m ddpm_jax.evaluate --ckpt runs/digits --num 256
 
-Write bits_per_dim.json to the run's directory, and bits_per_dim.png with the bound's term at each
-timestep.
+Write bits_per_dim.json to the run's directory or to `--out`, and bits_per_dim.png with the bound's
+term at each timestep.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.bits_per_dim import PROGRESS_PARTS, evaluate, summary
 from ddpm_jax.figures import plots
-from ddpm_jax.files import atomic_file
+from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.generation.generate import chunk_count
 
 NAME = "bits_per_dim"
@@ -37,6 +38,8 @@ class EvaluateOptions(BatchedRunOptions):
     """Number of images, drawn from the recipe's data."""
     split: str | None = None
     """Split of the data, such as test; None for the recipe's. Not all data has splits."""
+    out: Path | None = None
+    """Folder to write to; None for the run's directory."""
     variance: Variance | None = None
     """Variance of the reverse step; None for the objective's."""
 
@@ -51,6 +54,9 @@ def main(args: list[str]) -> None:
     objective = run.config.objective
     options.set_up_jax(options.num)
     config = with_split(run.config, options.split)
+    out = options.out or run.folder
+    for path in output_paths(out):
+        check_writable(path)
     batch = draw_images(config, options, run.classes)
     params = run.params(options.weights)
     variance = options.variance
@@ -72,7 +78,7 @@ def main(args: list[str]) -> None:
         **summary(bound),
     }
     print(describe(result))
-    for path in save(result, run.folder):
+    for path in save(result, out, run.folder):
         print(path)
 
 
@@ -111,15 +117,25 @@ def describe(result: dict) -> str:
     return "\n".join(lines)
 
 
-def save(result: dict, folder: Path) -> list[Path]:
-    """Write the numbers as JSON and their plot as PNG to a folder. Return both paths."""
-    numbers = folder / f"{NAME}.json"
-    plot = folder / f"{NAME}.png"
-    with atomic_file(numbers) as file:
+def output_paths(folder: Path) -> tuple[Path, Path]:
+    """The paths of the numbers and of their plot."""
+    return folder / f"{NAME}.json", folder / f"{NAME}.png"
+
+
+def save(result: dict, folder: Path, run: Path) -> list[Path]:
+    """Write the numbers as JSON and their plot as PNG to a folder. Return both paths.
+
+    The plot's title names the run. Raise OSError as `files.write_all` does.
+    """
+    numbers, plot = output_paths(folder)
+    title = f"{run}: {result['bits_per_dim']:.3f} bits per dimension"
+    draw_plot = partial(plots.bound_curve, result["per_timestep"], title=title)
+    return write_all({numbers: partial(_write_json, result), plot: draw_plot})
+
+
+def _write_json(result: dict, path: Path) -> None:
+    with atomic_file(path) as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
-    title = f"{folder}: {result['bits_per_dim']:.3f} bits per dimension"
-    plots.bound_curve(result["per_timestep"], plot, title)
-    return [numbers, plot]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ddpm_jax.cli import arguments, run_options
 from ddpm_jax.cli.run_options import RunOptions
+from ddpm_jax.devices import platform
 from ddpm_jax.errors import check
+from ddpm_jax.files import check_writable
 from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.runs.export import check_free, export_to_temp, swap_folder
 
@@ -46,23 +48,26 @@ class ExportOptions(RunOptions):
 def main(args: list[str]) -> None:
     """Run the command: write the export to --out, upload it to --push, or both."""
     options, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
+    platform.check_devices()
     pipeline_folder.check_exportable(run.spec)
     if options.push is not None:
         hub.prepare(options.push, options.private)
     beside = None
     if options.out is not None:
         beside = options.out.parent
-        beside.mkdir(parents=True, exist_ok=True)
+        check_writable(beside / f"{options.out.name}.new")
     params = run.params(options.weights)
     name = options.push or str(options.out)
     with export_to_temp(run, params, options.weights, name, beside) as folder:
+        if options.out is not None:
+            # The folder comes first, because an upload may fail for many reasons.
+            swap_folder(options.out, folder)
+            folder = options.out
+            print(options.out)
         if options.push is not None:
             message = f"Step {run.step} of a run"
             address = hub.upload(folder, options.push, private=options.private, message=message)
             print(address)
-        if options.out is not None:
-            swap_folder(options.out, folder)
-            print(options.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ddpm_jax.cli import arguments, run_options
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.solver_statistics import draw_batches, estimate, levels
-from ddpm_jax.files import atomic_file
+from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
 NAME = "statistics.npz"
@@ -43,6 +44,8 @@ def main(args: list[str]) -> None:
     options, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
     objective = run.config.objective
     options.set_up_jax(options.images)
+    out = options.out or run.folder / NAME
+    check_writable(out)
     schedule = objective.noise_schedule
     params = run.params(options.weights)
     size = (options.images, options.batch_size, options.seed)
@@ -51,14 +54,14 @@ def main(args: list[str]) -> None:
     bar = tqdm(total=num_levels, unit="level", desc=f"{options.images} images")
     with options.explain_oom(run.config.model), bar:
         statistics = estimate(schedule, batches, options.levels, bar.update)
-    print(save(statistics, options.out or run.folder / NAME))
+    for path in write_all({out: partial(save, statistics)}):
+        print(path)
 
 
-def save(statistics: Statistics, path: Path) -> Path:
-    """Write statistics to a file for `--sampler.statistics`. Return its path."""
+def save(statistics: Statistics, path: Path) -> None:
+    """Write statistics to a file for `--sampler.statistics`."""
     with atomic_file(path) as file:
         np.savez(file, **statistics._asdict())
-    return path
 
 
 if __name__ == "__main__":

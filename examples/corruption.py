@@ -7,6 +7,7 @@ Pixels are in [0, 1] because BasicUNet ends in a SiLU.
 """
 
 import argparse
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.figures.plots import labelled_rows
+from ddpm_jax.files import check_writable
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.training.step import example_keys, init_state, make_train_step
 
@@ -63,7 +65,7 @@ def row(label: str, *images: Images) -> tuple[str, np.ndarray]:
 
 def main(args: list[str] | None = None) -> None:
     """Train the network; plot its predictions, and its samples at every step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train on corrupted images, and sample.")
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
     parser.add_argument("--data-dir", help="TFDS folder that holds mnist (default: TFDS's own)")
     parser.add_argument("--epochs", type=int, default=3)
@@ -72,6 +74,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/corruption", metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
+    reconstructions = Path(options.out) / "reconstructions.png"
+    check_writable(reconstructions)
     source = Digits() if options.data == "digits" else Tfds(name="mnist", data_dir=options.data_dir)
     images = source.load(MODEL.image_size, MODEL.channels)
 
@@ -95,7 +99,7 @@ def main(args: list[str] | None = None) -> None:
     corrupted = corrupt(x0, jnp.linspace(0, 1, SHOWN)[:, None, None, None], noise)
     prediction = predict_x0(state.params, corrupted)
     rows = [row("input", x0), row("corrupted", corrupted), row("prediction", prediction)]
-    labelled_rows(rows, f"{options.out}/reconstructions.png")
+    labelled_rows(rows, reconstructions)
 
     states, predictions = sample(state.params, noise, SAMPLING_STEPS)
     gap = jnp.ones_like(noise[:1])  # a white image between the states and the predictions

@@ -71,6 +71,8 @@ def main(args: list[str]) -> None:
     edit = options.edit(spec, num_images)
     given = arguments.class_numbers("--label", options.label, source.classes)
     labels = choose_labels(spec.model, given, edit)
+    check(len(options.out) > 0, "--out names no file: give at least one, such as --out x.png.")
+    image_grids.check_paths(options.out, options.trajectory)
     with options.explain_oom(spec.model):
         params = source.params(options.weights)
         states = draw_states(spec, params, options, num_images, edit, labels)

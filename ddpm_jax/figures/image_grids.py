@@ -2,14 +2,15 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
-from ddpm_jax.files import atomic_file
+from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.generation.generate import evenly_spaced
 
 CHAIN_STAGES = 10
@@ -116,19 +117,34 @@ def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[
     """Write the states of a sampling walk (uint8, "k n h w c", samples last) to each of `paths`.
 
     X.gif shows the states, any other path the samples. With `chain`, X_chain.png, named after the
-    first path, shows ten stages of ten samples. Return the paths of all files.
+    first path, shows ten stages of ten samples. Return the paths of all files. Raise OSError as
+    `files.write_all` does.
     """
+    outputs: dict[Path, Callable[[Path], None]] = {}
     for path in paths:
-        if path.suffix.lower() == ".gif":
-            save_gif(states, path)
-        else:
-            save_images(states[-1], path)
-    if not chain:
-        return list(paths)
+        is_gif = path.suffix.lower() == ".gif" and not path.is_dir()
+        outputs[path] = partial(save_gif, states) if is_gif else partial(save_images, states[-1])
+    if chain:
+        outputs[_chain_path(paths)] = partial(_save_chain, states)
+    return write_all(outputs)
+
+
+def check_paths(paths: Sequence[Path], chain: bool) -> None:
+    """Raise OSError if `save_states` cannot write to each path. Missing folders are created."""
+    for path in paths:
+        is_folder = path.is_dir() or not path.suffix
+        check_writable(path / f"{0:05d}.png" if is_folder else path)
+    if chain:
+        check_writable(_chain_path(paths))
+
+
+def _chain_path(paths: Sequence[Path]) -> Path:
+    return paths[0].parent / f"{paths[0].stem}_chain.png"
+
+
+def _save_chain(states: np.ndarray, path: Path) -> None:
     stages = states[evenly_spaced(len(states) - 1, CHAIN_STAGES)]
-    strip = paths[0].with_name(f"{paths[0].stem}_chain.png")
-    save_picture(chain_strip(stages[:, :CHAIN_SAMPLES]), strip)
-    return [*paths, strip]
+    save_picture(chain_strip(stages[:, :CHAIN_SAMPLES]), path)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -77,7 +77,7 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
         figures="\n".join(f"- {title}: {value}" for title, value in figures.items()),
         recipe="\n".join(f"{flag} {value}" for flag, value in flags if not _is_local(value)),
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _base_model(config: Config) -> str:

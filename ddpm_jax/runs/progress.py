@@ -139,8 +139,7 @@ class Reporter:
             # All hosts gather the parameters; only the primary one draws.
             params = parallel.gather_to_host(state.ema_params["ema"])
             if hosts.is_primary():
-                with warn_on_write_error("a grid of samples"):
-                    self._draw_grid(step, params)
+                self._draw_grid(step, params)
 
     def report_until(self, step: int) -> None:
         """Wait for the steps up to this one. Print their skipped updates and gradient spikes."""
@@ -190,9 +189,11 @@ class Reporter:
         began = time.perf_counter()
         folder = self._workdir / "samples"
         grid = sample_grid(self._config, params)
-        image_grids.save_images(grid, folder / f"{step:08d}.png")
+        with warn_on_write_error("a grid of samples"):
+            image_grids.save_images(grid, folder / f"{step:08d}.png")
         rows = prediction_rows(self._config, params, self._images)
-        plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
+        with warn_on_write_error("a plot of predictions"):
+            plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", image_grids.image_grid(grid))
         # The images per second of an epoch line do not count the time spent on sample grids.
         self._epoch_began += time.perf_counter() - began

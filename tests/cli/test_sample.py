@@ -1,5 +1,6 @@
 """sample.py as a user runs it: every form of output, its calls of `generate`, and mistakes."""
 
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +117,41 @@ def test_sampling_settings_default_to_the_recipe(saved, ask):
     unclipped = sampling("--steps", 5, "--no-clip-x0", "--dynamic-threshold", 0.9)
     assert (unclipped.steps, unclipped.clip_x0, unclipped.dynamic_threshold) == (5, False, 0.9)
     assert sampling("--sampler.variance", "fixed_large").options["variance"] == "fixed_large"
+
+
+def test_a_path_that_cannot_be_written_is_found_before_sampling(
+    saved, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(sample, "draw_states", lambda *_: pytest.fail("sampled"))
+    (tmp_path / "new_chain.png").mkdir()
+    (tmp_path / "folder" / "00000.png").mkdir(parents=True)
+    cases = [
+        (["--out", tmp_path / "x.npz", tmp_path / "folder"], "00000.png is a directory"),
+        (["--out", tmp_path / ("x" * 250 + ".gif")], "File name too long"),
+        (["--out", tmp_path / "new.png", "--trajectory"], "new_chain.png is a directory"),
+        (["--out"], "--out names no file"),
+    ]
+    for args, cause in cases:
+        assert cause in one_line(capsys, sample.main, "--ckpt", saved, *args), args
+
+
+def test_samples_are_saved_elsewhere_if_an_output_fails_late(saved, monkeypatch, tmp_path, capsys):
+    """The folder of the first output is replaced by a file while the samples are drawn."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    images = np.arange(128, dtype=np.uint8).reshape(1, 2, 8, 8, 1)
+
+    def draw_and_block(*_):
+        (tmp_path / "lost").rmdir()
+        (tmp_path / "lost").touch()
+        return images
+
+    monkeypatch.setattr(sample, "draw_states", draw_and_block)
+    outs = [tmp_path / "lost" / "x.npz", tmp_path / "good.npz"]
+    message = one_line(capsys, sample.main, "--ckpt", saved, "--num", "2", "--out", *outs)
+    (rescued,) = tmp_path.glob("ddpm_jax-*/x.npz")
+    assert f"written to {rescued} instead" in message
+    for path in (rescued, outs[1]):
+        np.testing.assert_array_equal(np.load(path)["images"], images[0])
 
 
 @pytest.fixture

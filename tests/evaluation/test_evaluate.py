@@ -6,6 +6,7 @@ compiled program for each network and variance.
 
 import dataclasses
 import json
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,27 @@ def test_more_images_than_the_data_has_end_in_one_line(run, capsys):
     assert exit_.value.code == 2
     message = capsys.readouterr().err
     assert message == "error: --num 5000 is more than the 1,797 images of the data: lower it.\n"
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_measurement(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "draw_images", lambda *_: pytest.fail("measured"))
+    (tmp_path / "bits_per_dim.png").mkdir()
+    with pytest.raises(SystemExit) as exit_:
+        run_command(run, "--out", tmp_path)
+    assert exit_.value.code == 2
+    assert "bits_per_dim.png is a directory" in capsys.readouterr().err
+
+
+def test_the_numbers_are_written_if_the_plot_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "bits_per_dim.png").mkdir()
+    result = {"bits_per_dim": 1.0, "per_timestep": [0.5, 0.5]}
+    with pytest.raises(OSError, match=r"bits_per_dim\.png \(.*written to"):
+        evaluate.save(result, tmp_path, tmp_path)
+    assert json.loads((tmp_path / "bits_per_dim.json").read_text()) == result
+    assert len(list(tmp_path.glob("ddpm_jax-*/bits_per_dim.png"))) == 1
 
 
 def test_a_standard_error_needs_two_images():

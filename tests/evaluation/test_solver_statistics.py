@@ -295,6 +295,7 @@ def test_s_is_zero_where_f_does_not_vary():
 
 def test_a_file_restores_the_statistics(mixture, tmp_path):
     _, statistics = mixture
-    path = save(statistics, tmp_path / "new" / "statistics.npz")
+    path = tmp_path / "new" / "statistics.npz"
+    save(statistics, path)
     jax.tree.map(np.testing.assert_array_equal, load(path), statistics)
     samplers.make("dpm_solver_v3", statistics=str(path))

@@ -18,6 +18,13 @@ def test_statistics_are_written_to_the_run(run, config, capsys):
     assert all(np.all(np.isfinite(table)) for table in loaded)
 
 
+def test_an_output_that_cannot_be_written_is_found_before_the_estimate(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(statistics, "draw_batches", lambda *_: pytest.fail("estimated"))
+    args = ["--ckpt", str(run), "--no-compilation-cache", "--out", str(tmp_path)]
+    with pytest.raises(IsADirectoryError, match="is a directory: give the name of a file"):
+        statistics.main(args)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

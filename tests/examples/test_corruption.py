@@ -65,6 +65,12 @@ def run(tmp_path_factory):
     return folder, printed.getvalue()
 
 
+def test_an_output_that_cannot_be_written_is_found_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written"):
+        corruption.main(["--data", "digits", "--max-steps", "1", "--out", str(tmp_path / "file")])
+
+
 def test_the_network_has_309057_parameters():
     assert corruption.MODEL.parameter_count() == 309_057
 

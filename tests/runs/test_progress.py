@@ -103,6 +103,21 @@ def test_grids_are_drawn_at_their_cadence_and_at_the_end(tmp_path, monkeypatch):
     assert drawn == [6, 7]
 
 
+def test_predictions_are_drawn_if_the_grid_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(progress, "sample_grid", lambda *_: IMAGES.images[:4])
+    monkeypatch.setattr(progress, "prediction_rows", lambda *_: [("input", IMAGES.images[:4])])
+    monkeypatch.setattr(progress.image_grids, "save_images", fail)
+    config = dataclasses.replace(CONFIG, log=Log(every=2, samples=4))
+    report(config, tmp_path, range(7, 8))
+    assert (
+        "Could not write a grid of samples, training continues: no room" in capsys.readouterr().err
+    )
+    assert (tmp_path / "samples" / "00000007_predictions.png").exists()
+
+
 def test_settings_are_shown_as_command_line_flags():
     flags = dict(progress.settings_as_flags(to_json(CONFIG)))
     assert flags["--training.batch-size"] == "4"
