@@ -13,7 +13,7 @@ import filelock
 from ddpm_jax.config import Config, config_from_json, config_to_json, differences
 from ddpm_jax.devices import hosts
 from ddpm_jax.errors import check
-from ddpm_jax.files import atomic_file
+from ddpm_jax.files import atomic_file, check_name, check_writable
 from ddpm_jax.runs import checkpoints, saved_steps
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
@@ -79,7 +79,7 @@ def resume(config: Config, workdir: Path) -> int:
     Raise ValueError if the run there has another recipe, with a list of the differences, or if all
     its checkpoints are corrupt.
     """
-    _check_is_no_file(workdir)
+    _check_path(workdir)
     start = saved_steps.newest(workdir)
     if not start and not (workdir / CONFIG).exists():
         return 0
@@ -94,7 +94,8 @@ def resume(config: Config, workdir: Path) -> int:
     return start
 
 
-def _check_is_no_file(workdir: Path) -> None:
+def _check_path(workdir: Path) -> None:
+    check_name(workdir)
     check(
         not workdir.exists() or workdir.is_dir(),
         f"The run directory {workdir} is a file: choose another --workdir.",
@@ -111,8 +112,8 @@ def lock(workdir: Path) -> Iterator[None]:
     if not hosts.is_primary():
         yield
         return
-    _check_is_no_file(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    _check_path(workdir)
+    check_writable(workdir / LOCK)
     try:
         with filelock.FileLock(workdir / LOCK, timeout=0):
             try:

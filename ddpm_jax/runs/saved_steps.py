@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.files import free_name
+from ddpm_jax.files import check_name, free_name
 from ddpm_jax.runs import manifest
 
 FOLDER = "checkpoints"
@@ -23,6 +23,7 @@ def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path,
     checkpoint, and ValueError if the named step is missing or no usable one is left.
     """
     workdir = Path(ckpt)
+    check_name(workdir)
     if not workdir.exists():
         raise FileNotFoundError(
             f"Directory {workdir} does not exist: give the directory of a run, such as runs/digits."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory, manifest
 from ddpm_jax.runs import weights as saved_weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, config_file, steps
+from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, config_file, resolve_checkpoint, steps
 from ddpm_jax.runs.weights import load_params
 from ddpm_jax.training.ema import MAX_RESIDUAL, Ema, power_gamma
 from ddpm_jax.training.optimizer import Optimizer
@@ -273,3 +274,14 @@ def test_a_file_is_refused_as_a_directory(tmp_path):
         directory.lock(tmp_path / "file"),
     ):
         pass
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written"), directory.lock(tmp_path / "file" / "x"):
+        pass
+    name = os.fsdecode(b"r\xfcn")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        directory.resume(CONFIG, tmp_path / name)
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        resolve_checkpoint(tmp_path / name)
