@@ -16,8 +16,10 @@ import jax
 import tyro
 from PIL import Image
 
+from ddpm_jax.cli import console
 from ddpm_jax.config import nearest
 from ddpm_jax.devices import platform as platforms
+from ddpm_jax.files import probe
 
 T = TypeVar("T")
 
@@ -86,22 +88,23 @@ def options_class(function: Callable, overrides: Mapping[str, Any]) -> type:
 def one_line_errors(debug: bool) -> Iterator[None]:
     """Print a ValueError, OSError or ImportError of the block in one line; exit with status 2.
 
-    `debug` prints the traceback too. Exit with status 130 at Ctrl-C.
+    `debug` prints the traceback too. Exit with status 130 at Ctrl-C. Output that cannot be written
+    is dropped.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow would warn of a large image before `decode_image` refuses it in one line.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with console.lenient_output(), warnings.catch_warnings():
+        # Pillow would warn of a large image before `decode_image` refuses it in one line.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
             yield
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError) as error:
-        if debug:
-            traceback.print_exc()
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise SystemExit(130) from None
+        except (ValueError, OSError, ImportError) as error:
+            if debug:
+                traceback.print_exc()
+            message = " ".join(str(error).split())
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -131,8 +134,10 @@ def set_up_jax(
 ) -> int | None:
     """Configure JAX before its first use of a device; return the number of virtual CPU devices.
 
-    The number is None if the user set it by an environment variable.
+    The number is None if the user set it by an environment variable. Raise ValueError if there is
+    no device.
     """
+    platforms.warn_of_slow_settings()
     if cache:
         use_compilation_cache()
     if deterministic:
@@ -140,12 +145,26 @@ def set_up_jax(
     num_devices = platforms.use_cpu_cores(batch_size, cpu_devices, cores_per_device)
     if platform is not None:
         platforms.require_platform(platform)
+    platforms.check_devices()
     return num_devices
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
+    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
+
+    If that folder is unknown or cannot be written, say so on stderr and cache nothing.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            probe(user_cache / "ddpm_jax" / "probe")
+        # Path.home raises RuntimeError if no home directory is known.
+        except (OSError, RuntimeError) as error:
+            print(
+                f"Compiled programs are not cached ({str(error).rstrip('.')}): set "
+                "JAX_COMPILATION_CACHE_DIR to a folder that can be written.",
+                file=sys.stderr,
+            )
+            return
         jax.config.update("jax_compilation_cache_dir", str(user_cache / "ddpm_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -13,6 +13,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image, ImageFile
 
+from ddpm_jax import home
 from ddpm_jax.data import SPLITS, DataSource, ImageSet
 from ddpm_jax.data.loading import load_or_stream
 
@@ -40,7 +41,7 @@ class Folder(DataSource):
         return f"folder: {self.path}{split}"
 
     def load(self, image_size: int, channels: int) -> ImageSet:
-        root = find_root(Path(self.path).expanduser(), self.split)
+        root = find_root(home.expand(self.path), self.split)
         names = image_names(root)
         classes = class_names(names)
 

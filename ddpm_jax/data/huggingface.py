@@ -12,11 +12,11 @@ import json
 import os
 import re
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddpm_jax import home
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of
@@ -85,13 +85,13 @@ class HuggingFace(DataSource):
     def is_local(self) -> bool:
         """Whether `path` is a file or folder."""
         # Path.exists would raise if a parent folder is locked.
-        return os.path.exists(Path(self.path).expanduser())
+        return os.path.exists(home.expand(self.path))
 
     def table(self) -> pa.Table:
         """The data: column 0 holds encoded images, column 1, if there is one, labels."""
         choose = partial(choose_columns, image=self.image_column, label=self.label_column)
         if self.is_local():
-            return read_parquet(parquet_files(Path(self.path).expanduser(), self.split), choose)
+            return read_parquet(parquet_files(home.expand(self.path), self.split), choose)
         if HUB_ID.fullmatch(self.path):
             table = hub_table(self.path, self.split)
             return table.select(choose(table.schema, self.path))
@@ -213,6 +213,7 @@ def read_labels(table: pa.Table, name: str) -> tuple[np.ndarray | None, tuple[st
 
 def hub_table(path: str, split: str) -> pa.Table:
     """Download a split of a data set from the hub into the cache of the package `datasets`."""
+    home.provide_hub_cache()
     try:
         from datasets import config, load_dataset
     except ImportError as error:

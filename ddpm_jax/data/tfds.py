@@ -7,10 +7,12 @@ import difflib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddpm_jax import home
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of
@@ -69,13 +71,20 @@ def find_builder(name: str, data_dir: str | None) -> DatasetBuilder:
     """TFDS's builder of `name`. Raise ValueError with the nearest names if there is none."""
     import tensorflow_datasets
 
-    folder = data_dir and os.path.expanduser(data_dir)
+    folder = home.expand(data_dir) if data_dir else default_folder()
     try:
         return tensorflow_datasets.builder(name, data_dir=folder)
     # TFDS raises ValueError for an unknown name or config, AssertionError for an unknown version,
     # and ImportError for the name of a Hugging Face data set.
     except (ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"TFDS has no data set {name!r}: {suggest(name)}") from error
+
+
+def default_folder() -> Path | None:
+    """A temporary folder if no home directory is known; None leaves the choice to TFDS."""
+    if home.is_known() or os.environ.get("TFDS_DATA_DIR"):
+        return None
+    return home.temporary_cache("the data set", "set TFDS_DATA_DIR or give --data.data-dir")
 
 
 def suggest(name: str) -> str:

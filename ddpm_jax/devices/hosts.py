@@ -77,7 +77,8 @@ def explain_lost_host() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if count() == 1 or not str(error).startswith(LOST_HOST_STATUSES):
+        # Do not count the hosts of another error: JAX may have no device to do so.
+        if not str(error).startswith(LOST_HOST_STATUSES) or count() == 1:
             raise
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(

@@ -1,6 +1,7 @@
 """Configure JAX before its first use of a device. Only scripts call these functions."""
 
 import os
+import sys
 
 import jax
 
@@ -43,8 +44,33 @@ def require_platform(platform: str) -> None:
     """Make JAX use "cpu", "gpu" or "tpu"; raise ValueError if it finds no such device."""
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    elif jax.default_backend() != platform:
+        return
+    check_devices()
+    if jax.default_backend() != platform:
         raise ValueError(
             f"JAX finds no {platform}: install JAX for it, such as 'ddpm_jax[{platform}]', "
             "or omit --platform to use the default device."
         )
+
+
+def warn_of_slow_settings() -> None:
+    """Warn on stderr of a setting that makes every program slow."""
+    if jax.config.values["jax_disable_jit"]:
+        print(
+            "JAX_DISABLE_JIT is set, so nothing is compiled and a step may take minutes: unset it.",
+            file=sys.stderr,
+        )
+
+
+def check_devices() -> None:
+    """Raise ValueError if JAX finds no device, such as that of JAX_PLATFORMS."""
+    try:
+        jax.devices()
+    # JAX asserts that a backend was found.
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or "no backend could be initialized"
+        names = os.environ.get("JAX_PLATFORMS") or "not set"
+        raise ValueError(
+            f"JAX finds no device ({reason}): unset JAX_PLATFORMS, which is {names}, or install "
+            "JAX for that device."
+        ) from error

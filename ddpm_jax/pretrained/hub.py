@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from ddpm_jax import home
 from ddpm_jax.pretrained.unet_config import CLASS
 from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import read_json
@@ -153,6 +154,7 @@ def _client(repo: str) -> ModuleType:
     """Import huggingface_hub. Raise ValueError if `repo` is not a valid name."""
     if not is_repository(repo):
         raise ValueError(f"{repo!r} is not the name of a hub repository: write it as owner/name.")
+    home.provide_hub_cache()
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors, get_cached_repo_tree  # noqa: F401

@@ -56,6 +56,22 @@ def test_jax_accepts_the_devices_and_the_deterministic_flags():
     assert result == "2.0 4 x cpu"
 
 
+def test_an_absent_device_and_disabled_compilation_are_named():
+    code = (
+        "import contextlib, sys\n"
+        "with contextlib.redirect_stderr(sys.stdout):\n"
+        "    platforms.warn_of_slow_settings()\n"
+        "try:\n"
+        "    platforms.check_devices()\n"
+        "except ValueError as error:\n"
+        "    print(error)"
+    )
+    slow, absent = in_a_process(code, JAX_PLATFORMS="cuda", JAX_DISABLE_JIT="1")
+    assert slow.startswith("JAX_DISABLE_JIT is set, so nothing is compiled")
+    assert absent.startswith("JAX finds no device (")
+    assert "unset JAX_PLATFORMS, which is cuda" in absent
+
+
 def test_a_missing_platform_is_refused(updates, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with pytest.raises(ValueError, match=r"JAX finds no gpu: install .*'ddpm_jax\[gpu\]'"):
