@@ -51,6 +51,7 @@ FAULTS = [
     Fault(faults_of_processes.killed, 50),
     Fault(faults_of_processes.signalled, 20),
     Fault(faults_of_processes.signalled_twice, 10),
+    Fault(faults_of_processes.hung_up, 5),
     Fault(faults_of_disks.corrupt_newest, 200),
     Fault(faults_of_disks.corrupt_all, 5),
     Fault(faults_of_processes.second_run, 5),

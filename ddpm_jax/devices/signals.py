@@ -1,18 +1,23 @@
-"""Catch SIGTERM and SIGINT: one signal stops the run after its step, a second exits at once."""
+"""Catch signals that ask to stop: one stops the run after its step, a second exits at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask a run to stop. SIGHUP says that its terminal was closed."""
 
 
 class StopSignal:
     """A context whose `signal` is the number of the first signal that arrives in it, and 0 before.
+
+    A signal that the process ignored stays ignored: `nohup` ignores SIGHUP. SIGHUP does not count
+    as a second signal, because the kernel and the shell of a closed terminal both send it.
 
     A thread reads the signals from a socket, because Python runs handlers in the main thread, which
     one call of XLA may block for a minute. A context entered in another thread, where Python
@@ -32,7 +37,9 @@ class StopSignal:
             )
             # Python writes a signal to the socket only if the signal has a handler.
             self._old_handlers = {
-                number: signal.signal(number, lambda *_: None) for number in SIGNALS
+                number: signal.signal(number, lambda *_: None)
+                for number in SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
             }
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
@@ -52,10 +59,16 @@ class StopSignal:
         while number := self._reader.recv(1):
             if number[0] not in SIGNALS:
                 continue
-            if self.signal:
+            if not self.signal:
+                self.signal = number[0]
+                self._report()
+            elif number[0] != signal.SIGHUP:
                 os._exit(128 + number[0])
-            self.signal = number[0]
-            name = signal.Signals(self.signal).name
+
+    def _report(self) -> None:
+        name = signal.Signals(self.signal).name
+        # A failure must not end the thread, which waits for the second signal.
+        with contextlib.suppress(OSError, ValueError):
             print(
                 f"\n{name}: stopping after this step, which is saved; "
                 "a second signal exits at once.",

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 from helpers.bench import Bench, assert_clean_stop, losses
-from helpers.processes import EVERY, STEPS, run_on_hosts
+from helpers.processes import EVERY, NO_OUTPUT, STEPS, run_on_hosts
 
 from ddpm_jax.runs import saved_steps
 
@@ -44,6 +44,17 @@ def stop(bench: Bench, number: signal.Signals, step: int) -> None:
     assert step_before <= saved < STEPS
 
 
+def hang_up(bench: Bench, step: int) -> None:
+    """Start the run with no reader of stdout and no stderr, and close its terminal after a step.
+
+    The kernel and the shell both send SIGHUP. The run must save and exit with 129.
+    """
+    with bench.run(launcher=NO_OUTPUT) as run:
+        run.wait_for_step(step)
+        assert run.exit_status(signal.SIGHUP, signal.SIGHUP) == 129
+    assert step <= saved_steps.newest(run.workdir) == run.step < STEPS
+
+
 def killed(bench: Bench, rng: random.Random) -> int:
     """SIGKILL at any moment, also during a save."""
     done = kill(bench, rng.randrange(1, STEPS - 1), rng)
@@ -69,6 +80,13 @@ def signalled_twice(bench: Bench, rng: random.Random) -> int:
     assert repeated <= EVERY
     shutil.rmtree(run.workdir)
     return max(repeated, 0)
+
+
+def hung_up(bench: Bench, rng: random.Random) -> int:
+    """SIGHUP, nobody reads stdout, stderr is closed: the step is saved, the exit status is 129."""
+    hang_up(bench, rng.randrange(1, STEPS - 4))
+    bench.resume()
+    return 0
 
 
 def second_run(bench: Bench, rng: random.Random) -> int:

@@ -146,6 +146,14 @@ for capability in (1, 2, 3) if os.getuid() == 0 else ():
     assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+NO_OUTPUT = """
+import os, sys
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+os.close(2)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 LIMIT_FILE_SIZE = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))
