@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from helpers.processes import default_signals
 
 from ddpm_jax.devices.signals import SIGNALS, StopSignal
 
@@ -19,6 +20,12 @@ with StopSignal():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 """A program that is stuck in one call, during which Python runs no handler."""
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    with default_signals():
+        yield
 
 
 def wait_for(condition, seconds=20):

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.commands import TINY
 
+from ddpm_jax.devices.signals import SIGNALS
 from ddpm_jax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,19 @@ ENV = {
     # JAX locks the directory only if its size has a limit.
     "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 * 2**30),
 }
+
+
+@contextlib.contextmanager
+def default_signals() -> Iterator[None]:
+    """Reset the ignored signals, such as SIGHUP under `nohup`, for this block and its processes."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class Run:
@@ -58,9 +73,10 @@ class Run:
         # __exit__ closes the file.
         self._file = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
         self._final_output = ""
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=self._file, stderr=subprocess.STDOUT
-        )
+        with default_signals():
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=self._file, stderr=subprocess.STDOUT
+            )
 
     def __enter__(self) -> "Run":
         return self

@@ -113,6 +113,18 @@ def test_overwrite_replaces_an_export_and_nothing_else(trained, tmp_path, capsys
     assert (out / "thesis.txt").read_text() == "all I have"
 
 
+def test_a_failed_upload_does_not_lose_the_folder(trained, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("The hub does not answer.")
+
+    monkeypatch.setattr(command.hub, "prepare", lambda *_: None)
+    monkeypatch.setattr(command.hub, "upload", fail)
+    out = tmp_path / "model"
+    message = refusal(capsys, "--ckpt", trained, "--out", out, "--push", "us/net")
+    assert "does not answer" in message
+    assert files(out) == FILES
+
+
 def test_a_failed_swap_restores_the_old_folder(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/README.md").write_text("old")
