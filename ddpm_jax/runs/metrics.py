@@ -219,11 +219,13 @@ class NullLog:
 
 @contextmanager
 def warn_on_write_error(description: str) -> Iterator[None]:
-    """Report an OSError of the block in one line on stderr, and continue after the block."""
+    """Report an error of the block in one line on stderr, and continue after the block."""
     try:
         yield
-    except OSError as error:
-        print(f"Could not write {description}, training continues: {error}.", file=sys.stderr)
+    # The user's own settings make matplotlib raise errors of many types.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        print(f"Could not write {description}, training continues: {reason}.", file=sys.stderr)
 
 
 def append(path: Path, lines: bytes) -> None:

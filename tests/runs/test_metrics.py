@@ -5,6 +5,7 @@ import math
 import struct
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 from helpers.file_limits import no_file_above
@@ -224,6 +225,16 @@ def test_a_full_disk_loses_only_the_points_since_the_last_flush(tmp_path, monkey
     assert "Could not write TensorBoard points" in capsys.readouterr().err
     assert [step for step, _ in shown(tmp_path, "loss")] == [1, 4]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_the_users_settings_of_matplotlib_do_not_end_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with matplotlib.rc_context({"text.usetex": True}), RunLog(tmp_path) as log:
+        log.scalars(10, {"loss": 0.5})
+        log.curve()
+    message = capsys.readouterr().err
+    assert message.startswith("Could not write loss.png, training continues: Failed to process")
+    assert message.count("\n") == 1
 
 
 def test_a_failed_write_is_reported_and_the_log_continues(tmp_path, capsys, monkeypatch):
