@@ -3,7 +3,7 @@
 mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_denoiser, guide
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
-networks     Model, UNet, ConvUNet, BasicUNet
+networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
 training     TrainState, init_state, make_train_step, example_keys, model_loss
 diffusers    Pipeline, ModelSpec, load_pretrained, save_pretrained
 
@@ -46,6 +46,7 @@ from ddpm_jax.generation.walk import noise_ladder
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.kernels.switch import use_kernels
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline
 from ddpm_jax.pretrained.pipeline_folder import Pretrained, load_pretrained, save_pretrained
@@ -109,6 +110,7 @@ __all__ = [
     "timesteps_for",
     "to_uint8",
     "truncate",
+    "use_kernels",
     "vlb_loss",
     "zero_terminal_snr",
 ]

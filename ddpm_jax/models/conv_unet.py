@@ -20,6 +20,7 @@ from ddpm_jax.models.layers import (
     dense,
     dropout,
     max_pool,
+    merge_blocks,
     module_keys,
     sinusoidal_embedding,
 )
@@ -130,11 +131,10 @@ class TransposedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c2"]:
-        b, h, w, c = x.shape
+        c = x.shape[-1]
         # PyTorch takes the fan-in of a transposed convolution from its output channels.
         init = param_spec(torch_uniform(4 * self.features))
         kernel = self.param("kernel", init, (c, 2, 2, self.features), jnp.float32)
         bias = self.param("bias", init, (self.features,), jnp.float32)
         blocks = jnp.einsum("bhwc,cijf->bhiwjf", x, kernel.astype(x.dtype))  # (b, h, 2, w, 2, f)
-        pixels = blocks.reshape(b, 2 * h, 2 * w, self.features)
-        return pixels + bias.astype(x.dtype)[None, None, None]
+        return merge_blocks(blocks) + bias.astype(x.dtype)[None, None, None]

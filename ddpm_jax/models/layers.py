@@ -81,9 +81,16 @@ def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False)
 
 
 def embedding(labels: Array, num_embeddings: int, features: int, name: str) -> Array:
-    """Look up a learned vector (features,) per label, initialised from N(0, 1)."""
+    """Look up a learned vector (features,) per label, initialised from N(0, 1).
+
+    A label out of range gives NaN. Raise ValueError for labels that are not integers.
+    """
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"The labels of a table must be integers, not {labels.dtype}: cast them.")
     init = param_spec(InitDistribution("normal", 1.0))
-    return nn.Embed(num_embeddings, features, embedding_init=init, name=name)(labels)
+    table = nn.Embed(num_embeddings, features, embedding_init=init, name=name).embedding
+    # nn.Embed itself cannot look up sharded labels.
+    return table.at[labels].get(mode="fill", out_sharding=jax.typeof(labels).sharding)
 
 
 def sinusoidal_embedding(
@@ -147,8 +154,8 @@ def group_norm(
     group_variance = jnp.mean(channel_terms, -1, keepdims=True)  # (b, groups, 1)
     gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
     shift = bias.reshape(1, groups, -1) - group_mean * gain  # (b, groups, c / groups)
-    gain = gain.reshape(b, 1, 1, c)
-    shift = shift.reshape(b, 1, 1, c)
+    gain = gain.reshape(b, c)[:, None, None]  # (b, 1, 1, c)
+    shift = shift.reshape(b, c)[:, None, None]
     gain, shift = jax.lax.optimization_barrier((gain, shift))
     return (wide * gain + shift).astype(x.dtype)
 
@@ -192,21 +199,19 @@ def module_keys(module: nn.Module, keys: Key[Array, " b"] | None) -> Key[Array, 
     """The keys of one module: the key of each example, folded with the module's path."""
     if keys is None:
         return None
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32("/".join(module.path).encode()))
+    name = np.uint32(zlib.crc32("/".join(module.path).encode()))
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, name)
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Repeat every pixel of x twice in both directions."""
     b, h, w, c = x.shape
-    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
-    return doubled.reshape(b, 2 * h, 2 * w, c)
+    return merge_blocks(jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)))
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """The mean of each 2x2 block."""
-    b, h, w, c = x.shape
-    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    return blocks.mean((2, 4))
+    return _blocks(x).mean((2, 4))
 
 
 def fir_downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
@@ -230,9 +235,20 @@ def _fir(x: Array, gain: float, **options: Any) -> Array:
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """The maximum of each 2x2 block."""
+    return _blocks(x).max((2, 4))
+
+
+# With explicit sharding, JAX splits or merges only one axis per reshape.
+def _blocks(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 2 w//2 2 c"]:
+    """Split x into 2x2 blocks."""
     b, h, w, c = x.shape
-    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    return blocks.max((2, 4))
+    return x.reshape(b, h // 2, 2, w, c).reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def merge_blocks(blocks: Float[Array, "b h 2 w 2 c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Merge 2x2 blocks into an image."""
+    b, h, _, w, _, c = blocks.shape
+    return blocks.reshape(b, 2 * h, w, 2, c).reshape(b, 2 * h, 2 * w, c)
 
 
 def check_image_size(image_size: int, halvings: int) -> None:

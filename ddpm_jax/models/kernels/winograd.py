@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.models.kernels.matmul import bilinear, bind, define_gradients
+from ddpm_jax.models.kernels.bilinear import Bilinear
 
 # With fewer input or output channels, the convolution is direct. The number is not measured: XLA's
 # library for CPUs needs more than 16.
@@ -35,7 +35,7 @@ def conv3x3(
     the stride-1 result to keep: 0 equals padding by 1 on all sides, 1 equals padding at the right
     and the bottom only.
     """
-    return bind(_conv_p, x, kernel, stride_offset=stride_offset)
+    return _conv(x, kernel, stride_offset=stride_offset)
 
 
 def direct(x: Array, kernel: Array, *, stride_offset: int | None = None) -> Array:
@@ -113,7 +113,7 @@ def winograd_kernel_grad(x: Array, g: Array, f: WinogradTransform = F4) -> Array
         return jnp.einsum("uti,uto->uio", _transform_inputs(x, f), _untransform_outputs(g, f))
 
     if _convolves_one_by_one(x):
-        start = jnp.zeros((f.inputs.size, x.shape[-1], g.shape[-1]))
+        start = jnp.zeros_like(x, shape=(f.inputs.size, x.shape[-1], g.shape[-1]))
         at_points, _ = jax.lax.scan(
             lambda total, xg: (total + correlate(*xg), None), start, (x[:, None], g[:, None])
         )
@@ -145,7 +145,7 @@ def _convolve(x, kernel_at_points, f, products):
 
 
 def _convolves_one_by_one(x):
-    return len(x) > 1 and x.shape[1] * x.shape[2] >= LARGE_IMAGE
+    return x.shape[0] != 1 and x.shape[1] * x.shape[2] >= LARGE_IMAGE
 
 
 def _combine(matrix, parts, axis=0):
@@ -196,8 +196,12 @@ def _transform_kernel(kernel, taps):
 
 
 def _faster_transform(x):
-    """F4 or F2, whichever is estimated to be faster for images of this shape."""
+    """F4 or F2, whichever is estimated to be faster for images of this shape.
+
+    In a program that `jax.export` makes for a batch of any size, it is chosen for one image.
+    """
     b, h, w, _ = x.shape
+    b = b if isinstance(b, int) else 1
 
     def cost(f):
         num_tiles = b * -(-h // f.size) * -(-w // f.size)
@@ -217,14 +221,14 @@ def _undo_stride(g, stride_offset, size):
     return jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
 
-def _input_grad(g, kernel, *, stride_offset, size):
-    x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2]), g.dtype)
+def _direct_input_grad(g, kernel, *, stride_offset, size):
+    x = jnp.zeros_like(g, shape=(g.shape[0], *size, kernel.shape[2]))
     transpose = jax.linear_transpose(lambda x: direct(x, kernel, stride_offset=stride_offset), x)
     return transpose(g)[0]
 
 
-def _kernel_grad(x, g, *, stride_offset):
-    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype)
+def _direct_kernel_grad(x, g, *, stride_offset):
+    kernel = jnp.zeros_like(x, shape=(3, 3, x.shape[3], g.shape[3]))
     transpose = jax.linear_transpose(
         lambda kernel: direct(x, kernel, stride_offset=stride_offset), kernel
     )
@@ -232,7 +236,10 @@ def _kernel_grad(x, g, *, stride_offset):
 
 
 def _winograd_pays(x, channels_out):
-    return x.dtype == jnp.float32 and min(x.shape[-1], channels_out) >= MIN_CHANNELS
+    channels_suffice = min(x.shape[-1], channels_out) >= MIN_CHANNELS
+    # `jax.export` allows images of unknown size, whose tiles cannot be counted.
+    size_is_known = all(isinstance(length, int) for length in x.shape[1:3])
+    return x.dtype == jnp.float32 and channels_suffice and size_is_known
 
 
 def _conv_on_cpu(x, kernel, *, stride_offset):
@@ -252,44 +259,29 @@ def _kernel_grad_on_cpu(x, g, *, stride_offset):
     if _winograd_pays(x, g.shape[3]):
         g = _undo_stride(g, stride_offset, x.shape[1:3])
         return winograd_kernel_grad(x, g, _faster_transform(x))
-    return _kernel_grad(x, g, stride_offset=stride_offset)
+    return _direct_kernel_grad(x, g, stride_offset=stride_offset)
 
 
-_conv_p = bilinear("conv3x3", direct, _conv_on_cpu)
-_input_grad_p = bilinear("conv3x3_input_grad", _input_grad, _input_grad_on_cpu)
-_kernel_grad_p = bilinear("conv3x3_kernel_grad", _kernel_grad, _kernel_grad_on_cpu)
-
-
-def _bind_conv(x, kernel, stride_offset):
-    return bind(_conv_p, x, kernel, stride_offset=stride_offset)
-
-
-def _bind_input_grad(g, kernel, stride_offset, size):
-    return bind(_input_grad_p, g, kernel, stride_offset=stride_offset, size=size)
-
-
-def _bind_kernel_grad(x, g, stride_offset):
-    return bind(_kernel_grad_p, x, g, stride_offset=stride_offset)
+_conv = Bilinear("conv3x3", direct, _conv_on_cpu)
+_input_grad = Bilinear("conv3x3_input_grad", _direct_input_grad, _input_grad_on_cpu)
+_kernel_grad = Bilinear("conv3x3_kernel_grad", _direct_kernel_grad, _kernel_grad_on_cpu)
 
 
 # The cotangent comes first. It has the shape of the primitive's output, so it is named after it:
 # g, x and kernel.
-define_gradients(
-    _conv_p,
-    lambda g, x, kernel, *, stride_offset: _bind_input_grad(
-        g, kernel, stride_offset, x.aval.shape[1:3]
+_conv.set_gradients(
+    lambda g, x, kernel, *, stride_offset: _input_grad(
+        g, kernel, stride_offset=stride_offset, size=x.aval.shape[1:3]
     ),
-    lambda g, x, kernel, *, stride_offset: _bind_kernel_grad(x, g, stride_offset),
+    lambda g, x, kernel, *, stride_offset: _kernel_grad(x, g, stride_offset=stride_offset),
 )
-define_gradients(
-    _input_grad_p,
-    lambda x, g, kernel, *, stride_offset, size: _bind_conv(x, kernel, stride_offset),
-    lambda x, g, kernel, *, stride_offset, size: _bind_kernel_grad(x, g, stride_offset),
+_input_grad.set_gradients(
+    lambda x, g, kernel, *, stride_offset, size: _conv(x, kernel, stride_offset=stride_offset),
+    lambda x, g, kernel, *, stride_offset, size: _kernel_grad(x, g, stride_offset=stride_offset),
 )
-define_gradients(
-    _kernel_grad_p,
-    lambda kernel, x, g, *, stride_offset: _bind_input_grad(
-        g, kernel, stride_offset, x.aval.shape[1:3]
+_kernel_grad.set_gradients(
+    lambda kernel, x, g, *, stride_offset: _input_grad(
+        g, kernel, stride_offset=stride_offset, size=x.aval.shape[1:3]
     ),
-    lambda kernel, x, g, *, stride_offset: _bind_conv(x, kernel, stride_offset),
+    lambda kernel, x, g, *, stride_offset: _conv(x, kernel, stride_offset=stride_offset),
 )
