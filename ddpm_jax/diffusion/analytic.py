@@ -27,7 +27,7 @@ def gaussian_x0(
 def _gaussian_x0(schedule, mean, variances, axes, xt, t):
     signal, noise = per_example(schedule.signal_and_noise(t), xt)  # (b, 1, 1, 1)
     # In the eigenvectors' coordinates C and S are diagonal.
-    coordinates = (xt - signal * mean[None]).reshape(len(xt), -1) @ axes  # (b, n)
+    coordinates = (xt - signal * mean[None]).reshape(xt.shape[0], -1) @ axes  # (b, n)
     signal = signal.reshape(-1, 1)  # (b, 1)
     noise = noise.reshape(-1, 1)
     gain = signal * variances[None] / (signal**2 * variances[None] + noise**2)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax.diffusion.schedule import NoiseSchedule
+from ddpm_jax.diffusion.schedule import NoiseSchedule, table_at
 from ddpm_jax.errors import check
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
@@ -104,8 +104,9 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
     zero = jnp.zeros(1, jnp.float32)
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = schedule.signal_and_noise(t)
     # With clean data in front of a table, index t holds the value at t - 1.
-    sqrt_alpha_bar_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])[t]
-    sqrt_one_minus_alpha_bar_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])[t]
+    signal_next = jnp.concatenate([one, schedule.sqrt_alpha_bar])
+    noise_next = jnp.concatenate([zero, schedule.sqrt_one_minus_alpha_bar])
+    h = jnp.diff(schedule.log_snr, prepend=jnp.inf) / -2
     return GridRow(
         i=t,
         steps=jnp.full_like(t, schedule.timesteps),
@@ -113,10 +114,10 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
         t_next=t - 1,
         sqrt_alpha_bar=sqrt_alpha_bar,
         sqrt_one_minus_alpha_bar=sqrt_one_minus_alpha_bar,
-        sqrt_alpha_bar_next=sqrt_alpha_bar_next,
-        sqrt_one_minus_alpha_bar_next=sqrt_one_minus_alpha_bar_next,
-        beta=schedule.beta[t],
-        h=jnp.diff(schedule.log_snr, prepend=jnp.inf)[t] / -2,
+        sqrt_alpha_bar_next=table_at(signal_next, t),
+        sqrt_one_minus_alpha_bar_next=table_at(noise_next, t),
+        beta=table_at(schedule.beta, t),
+        h=table_at(h, t),
     )
 
 

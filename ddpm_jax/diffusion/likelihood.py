@@ -6,11 +6,11 @@
 Timesteps in the code are 0..T-1: the paper's x_1 is the state at t = 0, one step from clean data.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
@@ -62,7 +62,8 @@ def bits_per_dim(
     `keys` holds one key per example. `variance` names the variance of the reverse step, as in the
     ddpm sampler. Raise ValueError for a learned variance if the network predicts none.
     """
-    terms = bound_terms(keys, schedule, denoise, x0, jnp.arange(schedule.timesteps), variance)
+    t = jnp.arange(schedule.timesteps, dtype=jnp.int32)
+    terms = bound_terms(keys, schedule, denoise, x0, t, variance)
     return VariationalBound(terms, prior_term(schedule, x0))
 
 
@@ -82,10 +83,10 @@ def bound_terms(
 def _scan_terms(keys, schedule, denoise, x0, timesteps, variance):
     def term_at(t):
         def noise(key):
-            return jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:])
+            return jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:], jnp.float32)
 
         eps = jax.vmap(noise)(keys)
-        t_per_example = jnp.full(len(x0), t)
+        t_per_example = jnp.broadcast_to(t, x0.shape[:1])
         xt = q_sample(schedule, x0, t_per_example, eps)
         return bound_term(schedule, denoise(xt, t), x0, xt, t_per_example, variance)
 
@@ -117,7 +118,7 @@ def bound_term(
         log_var - log_var_q + jnp.expm1(log_var_q - log_var) + difference**2 * jnp.exp(-log_var)
     )
     nats = jnp.where(per_example(t, x0) == 0, decoder_nll(x0, prediction.x0, log_var), kl)
-    return jnp.mean(nats, (1, 2, 3)) / np.log(2)
+    return jnp.mean(nats, (1, 2, 3)) / math.log(2)
 
 
 def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> Array:
@@ -162,4 +163,4 @@ def prior_term(schedule: NoiseSchedule, x0: Float[Array, "b h w c"]) -> Float[Ar
     """L_T = KL(q(x_T | x_0) || N(0, I)), averaged over dimensions, in bits."""
     alpha_bar = schedule.alpha_bar[-1]
     kl = 0.5 * (alpha_bar * x0**2 - alpha_bar - jnp.log1p(-alpha_bar))
-    return jnp.mean(kl, (1, 2, 3)) / np.log(2)
+    return jnp.mean(kl, (1, 2, 3)) / math.log(2)

@@ -10,6 +10,7 @@ Without `t`, one timestep per example is drawn uniformly.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -110,7 +111,11 @@ def _vlb(output, log_var, schedule, x0, xt, t, target, variance):
 def uniform_timesteps(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Int[Array, " b"]:
     """t uniform in 0..T-1, drawn from each example's own key."""
     t_keys = _split(keys)[0]
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.timesteps))(t_keys)
+
+    def draw(key):
+        return jax.random.randint(key, (), 0, schedule.timesteps, jnp.int32)
+
+    return jax.vmap(draw)(t_keys)
 
 
 def lognormal_timesteps(
@@ -122,7 +127,8 @@ def lognormal_timesteps(
     because sigma = s / (1 - s). Each example's t comes from its own key.
     """
     t_keys = _split(keys)[0]
-    log_sigma = mean + std * jax.vmap(jax.random.normal)(t_keys)
+    normal = partial(jax.random.normal, dtype=jnp.float32)
+    log_sigma = mean + std * jax.vmap(normal)(t_keys)
     return schedule.timestep_at(-2 * log_sigma)
 
 
@@ -134,7 +140,7 @@ def draw_xt(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """xt ~ q(x_t | x_0) and its eps, drawn from each example's own key."""
     eps_keys = _split(keys)[1]
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(eps_keys)
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], jnp.float32))(eps_keys)
     return q_sample(schedule, x0, t, eps), eps
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 
 @jax.tree_util.register_dataclass
@@ -46,20 +46,35 @@ class NoiseSchedule:
         A float t interpolates linearly in log SNR.
         """
         if jnp.issubdtype(t.dtype, jnp.integer):
-            return self.sqrt_alpha_bar[t], self.sqrt_one_minus_alpha_bar[t]
-        log_snr = jnp.interp(t, jnp.arange(self.timesteps, dtype=t.dtype), self.log_snr)
-        # With zero terminal SNR jnp.interp gives NaN at T-2 (0 * -inf), so whole t are looked up.
-        log_snr = jnp.where(t == jnp.floor(t), self.log_snr[t.astype(jnp.int32)], log_snr)
+            return table_at(self.sqrt_alpha_bar, t), table_at(self.sqrt_one_minus_alpha_bar, t)
+        below = jnp.floor(t)
+        fraction = t - below
+        low = table_at(self.log_snr, below.astype(jnp.int32))
+        high = table_at(self.log_snr, below.astype(jnp.int32) + 1)
+        # With zero terminal SNR the line is NaN at T-2 (0 * -inf), so whole t are looked up.
+        log_snr = jnp.where(fraction == 0, low, low + fraction * (high - low))
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     def timestep_at(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
         """The float t in [0, T-1] of a log SNR: the inverse of `signal_and_noise`."""
-        return jnp.interp(-log_snr, -self.log_snr, jnp.arange(self.timesteps, dtype=log_snr.dtype))
+        # The default method of searchsorted is a loop, which cannot carry a sharded array.
+        above = jnp.searchsorted(-self.log_snr, -log_snr, side="right", method="compare_all")
+        above = jnp.clip(above.astype(jnp.int32), 1, self.timesteps - 1)
+        start = table_at(self.log_snr, above - 1)
+        width = start - table_at(self.log_snr, above)
+        fraction = (start - log_snr) / jnp.where(width > 0, width, 1)
+        t = (above - 1).astype(log_snr.dtype) + fraction
+        return jnp.clip(t, 0, self.timesteps - 1)
 
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:
         """The signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t."""
         sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self.signal_and_noise(t)
         return (sqrt_alpha_bar / sqrt_one_minus_alpha_bar) ** 2
+
+
+def table_at(table: Float[Array, " T"], t: Int[Array, "..."]) -> Float[Array, "..."]:
+    """The values of a table at each t, sharded like t."""
+    return table.at[t].get(out_sharding=jax.typeof(t).sharding)
 
 
 def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:

@@ -207,7 +207,7 @@ def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> No
     Run it on one image of this shape with two keys and compare the trajectories.
     """
     denoise = Partial(_zero_x0)
-    xT = jnp.ones((1, *shape))
+    xT = jnp.ones((1, *shape), jnp.float32)
 
     def states(index):
         keys = sample_keys(0, jnp.array([index]))

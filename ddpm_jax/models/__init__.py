@@ -126,7 +126,7 @@ class Model:
         Dropout is applied only with `dropout_keys`, one key per example.
         """
         if self.label_dropout:
-            labels = self.unconditional(len(xt)) if condition is None else condition
+            labels = self.unconditional(xt.shape[0]) if condition is None else condition
             assert labels is not None
             no_class_row = self.label_count - 1
             condition = jnp.where(labels == NO_CLASS, no_class_row, labels)
@@ -144,7 +144,7 @@ class Model:
         """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
 
         def init():
-            xt = jnp.zeros((1, *self.image_shape))
+            xt = jnp.zeros((1, *self.image_shape), jnp.float32)
             t = jnp.zeros(1, jnp.int32)
             labels = jnp.zeros(1, jnp.int32)
             return self.module().init(jax.random.key(0), xt, t, labels, None)["params"]

@@ -99,8 +99,8 @@ def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
 @partial(jax.jit, static_argnums=(1, 2))
 def _draw_block(key, kind: str, size: int):
     if kind == "normal":
-        return jax.random.normal(key, (size,))
-    return jax.random.uniform(key, (size,), minval=-1.0)
+        return jax.random.normal(key, (size,), jnp.float32)
+    return jax.random.uniform(key, (size,), jnp.float32, minval=-1.0)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -192,7 +192,7 @@ class UNetModule(nn.Module):
             return t_emb + self._project(label_waves, width, "class_linear")
         emb = self._project(self._waves(t), width, "time_linear")
         if net.labels_are == "vectors":
-            return emb + labels.reshape(len(labels), -1)
+            return emb + labels.reshape(labels.shape[0], -1)
         return emb + embedding(labels, net.label_count, width, "class_embedding")
 
     def _waves(self, t):

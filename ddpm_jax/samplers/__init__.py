@@ -120,7 +120,10 @@ def step_noise(
 
 
 def _normal(keys, index, shape):
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+    def noise(key):
+        return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+
+    return jax.vmap(noise)(keys)
 
 
 def sample(

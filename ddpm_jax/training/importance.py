@@ -8,12 +8,16 @@ optimizer's state, so that it is saved, restored and the same on every device.
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
+
+from ddpm_jax.diffusion.schedule import table_at
 
 DECAY = 0.9
 MIN_DRAWS = 10
@@ -43,7 +47,7 @@ def keep_losses(
     """
 
     def init(params):
-        history = LossHistory(jnp.zeros(timesteps), jnp.zeros(timesteps, jnp.int32))
+        history = LossHistory(jnp.zeros(timesteps, jnp.float32), jnp.zeros(timesteps, jnp.int32))
         return HistoryState(history, inner.init(params))
 
     def update(grads, state, params=None):
@@ -62,7 +66,7 @@ def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str,
     """
     history = optax.tree.get(opt_state, "loss_history")
     if history is None:
-        return batch, jnp.ones(())
+        return batch, jnp.ones((), jnp.float32)
     t, weights = draw_timesteps(batch["key"], history)
     return batch | {"t": t}, weights
 
@@ -100,12 +104,14 @@ def draw_timesteps(
     """Draw t ~ p_t with each example's own key. Return t and its weight 1 / (T p_t)."""
     p = probabilities(history)
     cumulative = jnp.cumsum(p)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(b"timestep"))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(b"timestep")))
     # The last sum may differ from 1 by rounding.
-    u = jax.vmap(jax.random.uniform)(keys) * cumulative[-1]  # (b,)
-    t = jnp.searchsorted(cumulative, u, side="right")
+    uniform = partial(jax.random.uniform, dtype=jnp.float32)
+    u = jax.vmap(uniform)(keys) * cumulative[-1]  # (b,)
+    # The default method of searchsorted is a loop, which cannot carry a sharded array.
+    t = jnp.searchsorted(cumulative, u, side="right", method="compare_all")
     t = jnp.minimum(t, len(p) - 1).astype(jnp.int32)
-    return t, 1 / (len(p) * p[t])
+    return t, 1 / (len(p) * table_at(p, t))
 
 
 def record(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -72,14 +73,15 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
 
 def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any:
     """Make each example's condition the unconditional one with probability `label_dropout`."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(b"labels"))
-    hidden = jax.vmap(jax.random.uniform)(keys) < model.label_dropout  # (b,)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(b"labels")))
+    uniform = partial(jax.random.uniform, dtype=jnp.float32)
+    hidden = jax.vmap(uniform)(keys) < model.label_dropout  # (b,)
 
     def hide(conditional, unconditional):
         is_hidden = hidden.reshape(-1, *[1] * (conditional.ndim - 1))  # (b, 1, ...)
         return jnp.where(is_hidden, unconditional, conditional)
 
-    return jax.tree.map(hide, condition, model.unconditional(len(keys)))
+    return jax.tree.map(hide, condition, model.unconditional(keys.shape[0]))
 
 
 def training_keys(seed: int) -> Key[Array, " 2"]:
@@ -117,7 +119,7 @@ def make_train_step(
     mean = partial(_mean, axis_name)
 
     def step(state: TrainState, batch: dict[str, Array]):
-        scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones(()))
+        scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
         batch, weight = importance.sample_timesteps(state.opt_state, batch)
 
         def scaled_loss(params):

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.losses import SCHEDULE, TARGETS, example_keys, jitted_simple_loss
+from helpers.meshes import EXPLICIT, ROWS, split
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.losses import draw_xt, lognormal_timesteps, simple_loss, uniform_timesteps
+from ddpm_jax.diffusion.likelihood import prior_term
+from ddpm_jax.diffusion.losses import (
+    draw_xt,
+    lognormal_timesteps,
+    simple_loss,
+    uniform_timesteps,
+    vlb_loss,
+)
 from ddpm_jax.diffusion.prediction import regression_target
 from ddpm_jax.diffusion.schedule import (
     edm_betas,
@@ -33,6 +41,11 @@ def exact_output(target, error, xt, t):
 
 def scaled_input(factor, xt, t):
     return factor * xt
+
+
+def learned(xt, t):
+    """Any output for the target and for the log variance."""
+    return jnp.concatenate([xt, xt], -1)
 
 
 def uniform_images(n):
@@ -152,3 +165,31 @@ def test_timesteps_and_noise_are_independent_and_depend_on_the_examples_key_alon
     correlation = np.corrcoef(t.astype(jnp.float32), eps.ravel())[0, 1]
     assert abs(correlation) < 5 / np.sqrt(2000)
     np.testing.assert_array_equal(draw(keys[5:9], SCHEDULE), t[5:9])
+
+
+def test_losses_and_draws_keep_the_explicit_sharding_of_the_keys():
+    def draws(keys, x0):
+        network = Partial(scaled_input, 0.5)
+        losses = simple_loss(keys, SCHEDULE, network, x0), vlb_loss(keys, SCHEDULE, learned, x0)
+        return *losses, lognormal_timesteps(keys, SCHEDULE)
+
+    arguments = split(EXPLICIT, (example_keys(2), jnp.full((2, 2, 2, 1), X0)))
+    assert [out.sharding.spec for out in jax.eval_shape(draws, *arguments)] == [ROWS] * 3
+
+
+def test_draws_and_losses_under_x64_are_the_same_float32():
+    keys = example_keys(4)
+    x0 = jnp.full((4, 2, 2, 1), X0)
+
+    def draws():
+        t = uniform_timesteps(keys, SCHEDULE)
+        xt, eps = draw_xt(keys, SCHEDULE, x0, t)
+        vlb = vlb_loss(keys, SCHEDULE, learned, x0)
+        return t, xt, eps, lognormal_timesteps(keys, SCHEDULE), vlb, prior_term(SCHEDULE, x0)
+
+    expected = jax.jit(draws)()
+    with jax.enable_x64(True):
+        ours = jax.jit(draws)()
+    assert [out.dtype for out in ours] == [out.dtype for out in expected]
+    for out, plain in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(out, plain, rtol=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.meshes import EXPLICIT, ROWS, split
 
 from ddpm_jax.diffusion.schedule import (
     BETAS,
@@ -206,3 +207,32 @@ def test_a_schedule_passes_through_jit_and_vmap():
     jitted(from_betas(zero_terminal_snr(SMALL)))
     assert jitted._cache_size() == 1
     assert jax.jit(lambda schedule: schedule.timesteps)(schedule) == 12
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
+def test_noise_levels_keep_the_explicit_sharding_of_t(dtype):
+    schedule = from_betas(SMALL)
+    t = jnp.asarray([2, 9], dtype) + jnp.asarray(0.25, jnp.float32).astype(dtype)
+    x0 = jnp.asarray(images(0, 2))
+    eps = jnp.asarray(images(1, 2))
+    for noise in (q_sample, jax.jit(q_sample)):
+        xt = noise(schedule, *split(EXPLICIT, (x0, t, eps)))
+        assert xt.sharding.spec[0] == "data"
+        np.testing.assert_allclose(xt, noise(schedule, x0, t, eps), rtol=1e-6)
+    log_snr = jnp.array([3.0, -3.0])
+    inverse = schedule.timestep_at(split(EXPLICIT, log_snr))
+    assert inverse.sharding.spec == ROWS
+    np.testing.assert_array_equal(inverse, schedule.timestep_at(log_snr))
+
+
+@pytest.mark.parametrize("betas", [linear_betas(), SMALL], ids=len)
+def test_float_t_and_log_snr_are_interpolated_as_by_numpy(betas):
+    schedule = from_betas(betas)
+    last = schedule.timesteps - 1
+    t = np.random.default_rng(0).uniform(0, last, 200).astype(np.float32)
+    log_snr = np.interp(t, np.arange(last + 1), schedule.log_snr)
+    signal, noise = schedule.signal_and_noise(jnp.asarray(t))
+    np.testing.assert_allclose(2 * np.log(signal / noise), log_snr, rtol=1e-4, atol=1e-4)
+    beyond = np.concatenate([log_snr, [schedule.log_snr[0] + 1, schedule.log_snr[-1] - 1]])
+    inverse = schedule.timestep_at(jnp.asarray(beyond, jnp.float32))
+    np.testing.assert_allclose(inverse, [*t, 0, last], rtol=1e-5, atol=1e-2)

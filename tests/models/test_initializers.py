@@ -1,6 +1,7 @@
 """Initialisation: which parameters start at zero, the ranges of the others, and their keys."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -78,3 +79,10 @@ def test_init_works_under_jit():
     eager = SMALLEST.init(jax.random.key(3))
     jitted = jax.jit(SMALLEST.init)(jax.random.key(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), eager, jitted)
+
+
+def test_parameters_under_x64_are_the_same_float32():
+    expected = CONV_UNET.init(jax.random.key(0))
+    with jax.enable_x64(True):
+        ours = CONV_UNET.init(jax.random.key(0))
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), ours, expected)

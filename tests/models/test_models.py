@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.meshes import EXPLICIT, split
 from helpers.nets import BLOCK, NETS, SMALLEST, TWO_LEVELS, UNET, apply, by_path, draw, inputs
+from jax import export
 
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -220,3 +222,55 @@ def test_every_submodule_is_named_explicitly():
         assert isinstance(net.module(), nn.Module)
         for path in by_path(net.shapes()):
             assert path == path.lower(), path
+
+
+VARIANTS = NETS | {
+    "resnet": dataclasses.replace(
+        UNET, modulation="scale_shift", down_kinds=("resnet",) * 2, up_kinds=("resnet",) * 2
+    ),
+    "skip": dataclasses.replace(
+        TWO_LEVELS,
+        num_classes=None,
+        groups=None,
+        attention=(False, False),
+        down_kinds=("skip",) * 2,
+        up_kinds=("skip",) * 2,
+        time_embedding="fourier",
+    ),
+    "learned": dataclasses.replace(
+        SMALLEST, image_size=8, time_embedding="learned", timesteps=1000
+    ),
+    "dropout": dataclasses.replace(TWO_LEVELS, dropout=0.1, label_dropout=0.1),
+}
+
+
+@pytest.mark.parametrize("net", VARIANTS.values(), ids=VARIANTS)
+def test_networks_and_their_gradients_keep_explicit_sharding(net):
+    params = split(EXPLICIT, jax.tree.map(jnp.zeros_like, net.shapes()), jax.P())
+    xt, t, labels = split(EXPLICIT, inputs(net))
+    keys = split(EXPLICIT, jax.random.split(jax.random.key(0), 2))
+    out = jax.eval_shape(partial(net.apply, dropout_keys=keys), params, xt, t, labels)
+    assert out.sharding.spec[0] == "data"
+    loss = lambda params, xt: jnp.sum(net.apply(params, xt, t, labels) ** 2)  # noqa: E731
+    params_grad, xt_grad = jax.eval_shape(jax.grad(loss, (0, 1)), params, xt)
+    assert xt_grad.sharding.spec[0] == "data"
+    assert all(grad.sharding.is_fully_replicated for grad in jax.tree.leaves(params_grad))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks_can_be_exported_for_any_batch(name):
+    net = NETS[name]
+    (batch,) = export.symbolic_shape("b")
+    shapes = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs(net)]
+    exported = export.export(jax.jit(net.apply))(net.shapes(), *shapes)
+    assert exported.out_avals[0].shape == (batch, *net.image_shape)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_and_gradients_under_x64_are_float32(name):
+    net = NETS[name]
+    expected = jax.eval_shape(partial(run, net), net.shapes(), *inputs(net))
+    with jax.enable_x64(True):
+        lowered = run.lower(net, net.shapes(), *inputs(net))
+    dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)  # noqa: E731
+    assert dtypes(lowered.out_info) == dtypes(expected)

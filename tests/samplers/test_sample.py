@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from helpers.meshes import EXPLICIT, ROWS, split
 from helpers.samplers import MEANS, SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows_of
 from jax.tree_util import Partial
 
@@ -211,3 +212,28 @@ def test_a_walk_from_pure_noise_is_finite_for_an_untrained_network():
     denoise = make_denoiser(schedule, lambda xt, t: 0 * xt, "v")
     x0 = sample(keys, denoise, samplers.make("ddpm"), grid_of(20, schedule=schedule), xT)
     assert np.all(np.isfinite(x0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_keep_explicit_sharding(name):
+    if name == "dpm_solver_v3":
+        pytest.skip("needs statistics")
+    keys, xT = split(EXPLICIT, keys_and_noise(0))
+    out = jax.eval_shape(
+        lambda keys, xT: sample(keys, MIXTURE, samplers.make(name), grid_of(6), xT), keys, xT
+    )
+    assert out.sharding.spec[0] == "data"
+    per_shard = jax.shard_map(
+        lambda keys, xT: sample(keys, MIXTURE, samplers.make(name), grid_of(6), xT),
+        mesh=EXPLICIT,
+        in_specs=ROWS,
+        out_specs=ROWS,
+    )
+    assert jax.eval_shape(per_shard, keys, xT) == out
+
+
+def test_noise_under_x64_is_the_same_float32():
+    expected = initial_noise(sample_keys(0, jnp.arange(2)), SHAPE)
+    with jax.enable_x64(True):
+        ours = initial_noise(sample_keys(0, jnp.arange(2)), SHAPE)
+    np.testing.assert_array_equal(ours, expected, strict=True)

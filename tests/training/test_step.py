@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.losses import SCHEDULE
+from helpers.meshes import EXPLICIT, ROWS, split
+from helpers.nets import SMALLEST
 from helpers.training import (
     CONV_UNET,
     SGD,
@@ -21,10 +24,13 @@ from helpers.training import (
     train,
 )
 
+from ddpm_jax.diffusion.losses import simple_loss
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models import Model
+from ddpm_jax.models.kernels.winograd import conv3x3
 from ddpm_jax.models.layers import embedding
 from ddpm_jax.training.ema import Ema, power_gamma
+from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.training.step import (
     example_keys,
     hide_conditions,
@@ -286,3 +292,58 @@ def test_micro_batches_run_in_order_and_their_metrics_are_averaged():
         images, metrics = step_by_micro_batches(step, [], batch, n)
         assert np.concatenate(images).tolist() == [1.0, 3.0, 2.0, 8.0]
         assert (len(images), float(metrics["loss"])) == (n, 3.5)
+
+
+STEPS = {
+    "noise": (Objective(), {}),
+    "lognormal": (Objective(target="edm", schedule="edm", timestep_sampling="lognormal"), {}),
+    "importance": (Objective(), {"dtype": "float16", "importance_timesteps": 1000}),
+}
+
+
+def sharded_batch():
+    """Four images with labels and keys."""
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 1))
+    batch = {
+        "image": jnp.asarray(images, jnp.float32),
+        "key": example_keys(jax.random.key(0), 0, jnp.arange(4)),
+        "label": jnp.arange(4, dtype=jnp.int32) % 3,
+    }
+    return batch, split(EXPLICIT, batch)
+
+
+def step_and_step_per_shard(loss, tx):
+    """The step for one device or a sharded batch, and the step in shard_map with its checks."""
+    specs = {"in_specs": (jax.P(), ROWS), "out_specs": jax.P()}
+    per_shard = make_train_step(loss, tx, axis_name="data")
+    return make_train_step(loss, tx), jax.shard_map(per_shard, mesh=EXPLICIT, **specs)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_kind_of_step_can_be_traced_with_explicit_and_varying_axes(name):
+    objective, options = STEPS[name]
+    net = dataclasses.replace(SMALLEST, num_classes=3, label_dropout=0.2, dropout=0.1)
+    tx = make_optimizer(Optimizer(), 10, 10, **options)
+    loss = model_loss(net, objective, options.get("dtype", "float32"))
+    state = init_state(jax.tree.map(jnp.zeros_like, net.shapes()), tx)
+    for step in step_and_step_per_shard(loss, tx):
+        new_state, metrics = jax.eval_shape(step, state, sharded_batch()[1])
+        assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
+        assert metrics["loss"].shape == ()
+
+
+def test_steps_on_an_explicit_mesh_and_in_shard_map_are_those_of_one_device():
+
+    def loss(params, keys, batch):
+        def network(xt, t):
+            return conv3x3(jnp.sin(conv3x3(xt, params["in"])), params["out"])
+
+        return simple_loss(keys, SCHEDULE, network, batch["image"])
+
+    kernel = jnp.asarray(np.random.default_rng(1).standard_normal((3, 3, 1, 4)), jnp.float32)
+    state = init_state({"in": kernel, "out": kernel.swapaxes(2, 3)}, SGD)
+    batch, sharded = sharded_batch()
+    step, step_per_shard = map(jax.jit, step_and_step_per_shard(loss, SGD))
+    expected = step(state, batch)
+    assert_close(step(state, sharded), expected)
+    assert_close(step_per_shard(state, sharded), expected)
