@@ -20,7 +20,7 @@ import ddpm_jax.models
 from ddpm_jax.data import DataSource
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.devices.parallel import Parallel
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Model
 from ddpm_jax.training.ema import Ema
@@ -94,7 +94,7 @@ class Training:
             f"A batch of {self.batch_size} does not divide into {self.accumulation} micro-batches: "
             "change training.batch_size or training.accumulation.",
         )
-        check(0 <= self.seed < 2**32, f"training.seed must be in [0, 2**32), not {self.seed}.")
+        check_seed(self.seed, "training.seed")
 
     @property
     def micro_batch_size(self) -> int:

@@ -1,7 +1,46 @@
-"""Errors that a user can correct: one line with cause and remedy."""
+"""Errors that a user can correct: one line with cause and remedy.
+
+The checks of arrays read shapes alone, so they cost nothing in a compiled program.
+"""
+
+import numbers
+from typing import Any
+
+import jax
 
 
 def check(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def check_at_least(minimum: int, **values: int | None) -> None:
+    """Raise ValueError for a value below `minimum`. None passes."""
+    for name, value in values.items():
+        check(value is None or value >= minimum, f"{name} must be at least {minimum}, not {value}.")
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raise ValueError for a Python integer outside [0, 2**32). An array passes unread."""
+    if isinstance(seed, numbers.Integral):
+        check(0 <= int(seed) < 2**32, f"{name} must be in [0, 2**32), not {seed}.")
+
+
+def check_shape(shape: tuple[int, ...], **arrays: Any) -> None:
+    """Raise ValueError for an array of another shape, which JAX might broadcast. None passes."""
+    for name, array in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} to match the batch, not {array.shape}."
+            )
+
+
+def check_rows(count: int, **arrays: Any) -> None:
+    """Raise ValueError for an array, or one in a pytree, without `count` rows. None passes."""
+    for name, tree in arrays.items():
+        for array in jax.tree.leaves(tree):
+            if array.shape[:1] != (count,):
+                raise ValueError(
+                    f"{name} must have {count} rows, one per image, not shape {array.shape}."
+                )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
+from ddpm_jax.errors import check_at_least
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
@@ -55,11 +56,12 @@ class Pipeline:
     ) -> PipelineOutput:
         """Draw `batch_size` images, in batches of at most 64.
 
-        The noise of image i depends only on (seed, i).
+        The noise of image i depends only on (seed, i). The seed is in [0, 2**32).
         `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
         """
+        check_at_least(1, batch_size=batch_size)
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         states = generate_shown(
             spec,

@@ -1,11 +1,38 @@
-"""`check` raises a ValueError if its condition is false, and nothing otherwise."""
+"""Each check raises a ValueError with one line, and nothing otherwise."""
 
+import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
 
 
 def test_check_raises_only_if_the_condition_is_false():
     check(True, "Never raised.")
     with pytest.raises(ValueError, match=r"^steps must be at least 1\.$"):
         check(False, "steps must be at least 1.")
+
+
+def test_values_below_the_minimum_are_refused():
+    check_at_least(1, steps=1, batch_size=None)
+    cases = [(0, r"^batch_size must be at least 1, not 0\.$"), (-3, "at least 1, not -3")]
+    assert_refused(lambda size: check_at_least(1, steps=1, batch_size=size), cases)
+
+
+def test_seeds_outside_32_bits_are_refused():
+    for seed in (0, 2**32 - 1, np.uint32(2**32 - 1), np.array(-1)):
+        check_seed(seed)
+    message = r"^seed must be in \[0, 2\*\*32\), not "
+    assert_refused(check_seed, [(seed, message) for seed in (-1, 2**32, np.int64(2**32))])
+
+
+def test_arrays_that_jax_would_broadcast_are_refused():
+    check_shape((2, 3), eps=np.zeros((2, 3)), weight=None)
+    check_rows(2, label=np.zeros((2, 5)), batch={"a": np.zeros(2), "b": None})
+    cases = [((1, 3), r"^eps must have shape \(2, 3\) to match the batch, not \(1, 3\)\.$")]
+    assert_refused(lambda shape: check_shape((2, 3), eps=np.zeros(shape)), cases)
+    cases = [
+        ([np.zeros(2), np.zeros(1)], r"^label must have 2 rows, one per image, not shape \(1,\)"),
+        (np.zeros(()), r"not shape \(\)"),
+    ]
+    assert_refused(lambda label: check_rows(2, label=label), cases)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ddpm_jax"
 # Packages and top-level modules, "rooms" below, from low to high. Rooms on one floor do not import
 # each other.
 FLOORS = [
-    ("errors", "files", "home", "version"),
+    ("draws", "errors", "files", "home", "version"),
     ("diffusion", "models", "data", "devices"),
     ("samplers", "training"),
     ("generation",),
@@ -105,7 +105,7 @@ def test_a_user_of_the_training_step_loads_no_config_no_sampler_and_no_command_l
     for path, tree in SOURCES.items():
         if room(path) == "training":
             rooms |= imported_rooms(tree)
-    assert rooms <= {"errors", "diffusion", "models", "training"}
+    assert rooms <= {"draws", "errors", "diffusion", "models", "training"}
 
 
 def test_the_loop_does_not_know_the_hub():

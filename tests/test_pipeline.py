@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.generate import generate
@@ -66,3 +67,10 @@ def test_a_saved_pipeline_draws_the_same_images(pipeline, drawn, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     loaded = Pipeline.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(drawn, draw(loaded, steps=STEPS))
+
+
+def test_a_seed_or_number_of_images_out_of_range_is_refused(pipeline):
+    message = r"seed must be in \[0, 2\*\*32\), not "
+    cases = [({"seed": seed}, message) for seed in (-1, 2**32)]
+    cases += [({"batch_size": n}, f"batch_size must be at least 1, not {n}") for n in (0, -2)]
+    assert_refused(lambda options: pipeline(steps=STEPS, progress=False, **options), cases)

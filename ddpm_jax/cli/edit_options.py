@@ -56,13 +56,14 @@ class EditOptions:
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
         first, last = (images[:1], images[1:]) if self.interpolate else (images, [])
+        fractions = jnp.linspace(0, 1, num_images, dtype=jnp.float32)
         redo_part = bool(images) and not masks and not self.invert
         default_strength = DEFAULT_STRENGTH if redo_part else 1.0
         return Edit(
             images=_stack(first),
             end_images=_stack(last),
             masks=_stack(masks),
-            fractions=jnp.linspace(0, 1, num_images) if self.interpolate else None,
+            fractions=fractions if self.interpolate else None,
             strength=self.strength or default_strength,
             repeats=self.resample,
             jump_length=DEFAULT_JUMP_LENGTH if self.jump_length is None else self.jump_length,

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.devices import memory
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_seed
 from ddpm_jax.models import Model
 from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
@@ -39,7 +39,7 @@ class BatchedRunOptions(RunOptions):
 
     def __post_init__(self):
         check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}.")
-        check(0 <= self.seed < 2**32, f"--seed must be in [0, 2**32), not {self.seed}.")
+        check_seed(self.seed, "--seed")
 
     def set_up_jax(self, num_images: int) -> None:
         """Configure JAX for `num_images` images, before its first use of a device."""

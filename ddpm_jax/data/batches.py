@@ -9,6 +9,7 @@ import numpy as np
 from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.loading import DECODING_THREADS
 from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.errors import check_at_least, check_seed
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -19,8 +20,12 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
     """The indices (batch_size,) of the images in the global batch of `step`.
 
-    Each epoch is a new permutation of 0..num_images-1, drawn from (seed, epoch).
+    Each epoch is a new permutation of 0..num_images-1, drawn from (seed, epoch). Raise ValueError
+    for a seed outside [0, 2**32), a negative step, and no images or an empty batch.
     """
+    check_seed(seed)
+    check_at_least(0, step=step)
+    check_at_least(1, batch_size=batch_size, num_images=num_images)
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_images
     offsets = positions % num_images

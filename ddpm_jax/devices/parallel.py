@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_at_least
 
 AXIS = "data"
 FSDP = "fsdp"
@@ -181,7 +181,11 @@ def per_shard(function: Callable) -> Callable:
 
 
 def padded_batch_size(batch_size: int, num_images: int) -> int:
-    """The smaller of both numbers, rounded up to a multiple of the number of local devices."""
+    """The smaller of both numbers, rounded up to a multiple of the number of local devices.
+
+    Raise ValueError unless both are at least 1.
+    """
+    check_at_least(1, batch_size=batch_size, num_images=num_images)
     num_devices = jax.local_device_count()
     return -(-min(batch_size, num_images) // num_devices) * num_devices
 

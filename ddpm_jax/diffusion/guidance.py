@@ -19,17 +19,22 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.prediction import Network, split_output
 from ddpm_jax.diffusion.schedule import per_example
+from ddpm_jax.errors import check_rows
 
 Condition = Any
 
 
 def bind(network: Callable, condition: Condition) -> Network:
-    """The network (xt, t) -> output of `network` (xt, t, condition) -> output, as a pytree."""
+    """The network (xt, t) -> output of `network` (xt, t, condition) -> output, as a pytree.
+
+    The network raises ValueError unless the condition has one row per image.
+    """
     network = network if isinstance(network, Partial) else Partial(network)
     return Partial(_call_with_condition, network, condition)
 
 
 def _call_with_condition(network, condition, xt, t):
+    check_rows(len(xt), condition=condition)
     return network(xt, t, condition)
 
 
@@ -49,7 +54,8 @@ def guide(
     (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales each guided output: 0 keeps its
     standard deviation, 1 gives it the conditional one's (Eq. 15-16, Lin et al. 2024). The log
     variance is the conditional one. The result is a pytree: scale, interval, rescale and conditions
-    change without recompilation.
+    change without recompilation. The network raises ValueError unless both conditions have one row
+    per image.
     """
     network = network if isinstance(network, Partial) else Partial(network)
     scale = jnp.float32(scale)
@@ -57,6 +63,7 @@ def guide(
 
 
 def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
+    check_rows(len(xt), condition=condition, unconditional=unconditional)
     # Conditional and unconditional rows alternate, so that each shard holds both rows of an image.
     both = jax.tree.map(_interleave, condition, unconditional)
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # (2b, h, w, out)

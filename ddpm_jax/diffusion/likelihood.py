@@ -15,6 +15,7 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow, one_step
 from ddpm_jax.diffusion.posterior import (
     Variance,
@@ -24,6 +25,7 @@ from ddpm_jax.diffusion.posterior import (
 )
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
+from ddpm_jax.errors import check_shape
 
 HALF_BIN = 1 / 255
 """Half the distance between two levels of a uint8 image in [-1, 1]."""
@@ -76,16 +78,14 @@ def bound_terms(
     variance: Variance = "fixed_small",
 ) -> Float[Array, "b n"]:
     """The bound's terms at the timesteps `t`: all, or a few per call to show progress."""
+    check_shape(x0.shape[:1], keys=keys)
     denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
     return _bound_terms(keys, schedule, denoise, x0, t, variance)
 
 
 def _scan_terms(keys, schedule, denoise, x0, timesteps, variance):
     def term_at(t):
-        def noise(key):
-            return jax.random.normal(jax.random.fold_in(key, t), x0.shape[1:], jnp.float32)
-
-        eps = jax.vmap(noise)(keys)
+        eps = draws.normal(draws.fold_in(keys, t), x0.shape[1:])
         t_per_example = jnp.broadcast_to(t, x0.shape[:1])
         xt = q_sample(schedule, x0, t_per_example, eps)
         return bound_term(schedule, denoise(xt, t), x0, xt, t_per_example, variance)
@@ -108,6 +108,8 @@ def bound_term(
 
     It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or -log p(x_0 | x_1) at t = 0.
     """
+    check_shape(x0.shape[:1], t=t)
+    check_shape(x0.shape, xt=xt)
     row = GridRow(*per_example(one_step(schedule, t)[:-1], x0))._replace(schedule=schedule)
     log_var = _log_variance(variance, row, prediction)
     log_var_q = jnp.log(clipped_posterior_variance(row))

@@ -10,13 +10,13 @@ Without `t`, one timestep per example is drawn uniformly.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.likelihood import Variance, bound_term
 from ddpm_jax.diffusion.prediction import (
     FROM_OUTPUT,
@@ -26,6 +26,7 @@ from ddpm_jax.diffusion.prediction import (
     split_output,
 )
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
+from ddpm_jax.errors import check_shape
 
 Weighting = Literal["simple", "min_snr", "soft_min_snr", "p2"]
 HYBRID_WEIGHT = 0.001
@@ -98,6 +99,7 @@ def vlb_loss(
 def _squared_error(output, schedule, x0, eps, t, target, weight):
     coefficients = per_example(schedule.signal_and_noise(t), x0)
     true_output = regression_target(target, x0, eps, *coefficients)
+    check_shape(x0.shape[:1], weight=weight)
     error = jnp.mean((output - true_output) ** 2, axis=(1, 2, 3))
     return error if weight is None else weight * error
 
@@ -110,12 +112,7 @@ def _vlb(output, log_var, schedule, x0, xt, t, target, variance):
 
 def uniform_timesteps(keys: Key[Array, " b"], schedule: NoiseSchedule) -> Int[Array, " b"]:
     """t uniform in 0..T-1, drawn from each example's own key."""
-    t_keys = _split(keys)[0]
-
-    def draw(key):
-        return jax.random.randint(key, (), 0, schedule.timesteps, jnp.int32)
-
-    return jax.vmap(draw)(t_keys)
+    return draws.integers(_timestep_keys(keys), schedule.timesteps)
 
 
 def lognormal_timesteps(
@@ -126,9 +123,7 @@ def lognormal_timesteps(
     On the schedule flow the noise fraction s is then logit-normal (section 3.1, Esser et al. 2024),
     because sigma = s / (1 - s). Each example's t comes from its own key.
     """
-    t_keys = _split(keys)[0]
-    normal = partial(jax.random.normal, dtype=jnp.float32)
-    log_sigma = mean + std * jax.vmap(normal)(t_keys)
+    log_sigma = mean + std * draws.normal(_timestep_keys(keys))
     return schedule.timestep_at(-2 * log_sigma)
 
 
@@ -139,14 +134,17 @@ def draw_xt(
     t: Num[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """xt ~ q(x_t | x_0) and its eps, drawn from each example's own key."""
-    eps_keys = _split(keys)[1]
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], jnp.float32))(eps_keys)
+    check_shape(x0.shape[:1], keys=keys, t=t)
+    eps = draws.normal(_noise_keys(keys), x0.shape[1:])
     return q_sample(schedule, x0, t, eps), eps
 
 
-def _split(keys):
-    """Each example's key for t and its key for eps."""
-    return jax.vmap(jax.random.split, out_axes=1)(keys)  # (2, b)
+def _timestep_keys(keys):
+    return draws.fold_in(keys, 0)
+
+
+def _noise_keys(keys):
+    return draws.fold_in(keys, 1)
 
 
 # The weight of the squared error in x0 as a function of (SNR, gamma), and the paper's gamma.

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
+from ddpm_jax.errors import check
 
 Target = Literal["eps", "x0", "v", "flow"]
 
@@ -86,10 +87,16 @@ def regression_target(
 def split_output(output: Array, xt: Array) -> tuple[Array, Array | None]:
     """The output for the target and the output for the log variance.
 
-    The latter is None unless the output has twice as many channels as xt.
+    The latter is None unless the output has twice as many channels as xt. Raise ValueError for an
+    output of any other shape.
     """
     channels = xt.shape[-1]
     has_log_var = output.shape[-1] == 2 * channels
+    check(
+        has_log_var or output.shape == xt.shape,
+        f"The network's output must have the shape of its input {xt.shape}, or twice its channels, "
+        f"not {output.shape}.",
+    )
     log_var = output[..., channels:] if has_log_var else None
     return output[..., :channels], log_var
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax.errors import check_shape
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +201,11 @@ def q_sample(
 ) -> Float[Array, "b h w c"]:
     """xt ~ q(x_t | x_0) for eps ~ N(0, I) (Eq. 4, Ho et al. 2020).
 
-    t in [0, T-1] is integer or float.
+    t in [0, T-1] is integer or float. Raise ValueError unless there is one t per image, and eps has
+    the shape of x0.
     """
+    check_shape(x0.shape[:1], t=t)
+    check_shape(x0.shape, eps=eps)
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.signal_and_noise(t), x0)
     return sqrt_alpha_bar * x0 + sqrt_one_minus_alpha_bar * eps
 

@@ -11,7 +11,7 @@ from ddpm_jax.data import Batch
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.likelihood import VariationalBound, bound_terms, prior_term
 from ddpm_jax.diffusion.posterior import Variance
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_rows
 from ddpm_jax.generation.generate import chunk_count, guided_network
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
@@ -41,8 +41,9 @@ def evaluate(
     num_images = len(batch["image"])
     schedule = objective.noise_schedule
     num_parts = chunk_count(schedule.timesteps, PROGRESS_PARTS)
-    parts = jnp.split(jnp.arange(schedule.timesteps), num_parts)
+    parts = jnp.split(jnp.arange(schedule.timesteps, dtype=jnp.int32), num_parts)
     variance = variance or objective.variance
+    check_rows(num_images, **batch)
     labels = batch.get("label", np.zeros(num_images, np.int32))
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     bounds = []

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from ddpm_jax import draws
 from ddpm_jax.config import Config
 from ddpm_jax.data import check_labels
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_at_least, check_shape
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.models import Params
 from ddpm_jax.samplers import initial_noise, sample_keys
@@ -47,13 +48,11 @@ def statistics_batch(
     keys: Key[Array, " b"], denoise: Denoiser, images: Float[Array, "b h w c"]
 ) -> StatisticsBatch:
     """Draw the noise and the signs of each image with its own key."""
+    check_shape(images.shape[:1], keys=keys)
     shape = images.shape[1:]  # (h, w, c)
-    noise = initial_noise(keys, shape)
-
-    def draw_signs(key):
-        return jax.random.rademacher(jax.random.fold_in(key, 1), shape, images.dtype)
-
-    return StatisticsBatch(denoise, images, noise, jax.vmap(draw_signs)(keys))
+    is_plus = draws.uniform(draws.fold_in(keys, 1), shape) < 0.5
+    signs = jnp.where(is_plus, 1, -1).astype(images.dtype)
+    return StatisticsBatch(denoise, images, initial_noise(keys, shape), signs)
 
 
 def draw_batches(
@@ -97,8 +96,9 @@ def levels(schedule: NoiseSchedule, num_levels: int) -> np.ndarray:
     """Timesteps t + 1/2 in decreasing order, at most `num_levels`, evenly spaced in log SNR.
 
     Between two timesteps log SNR is linear in t, so its slope is known. Raise ValueError for a
-    schedule that is too short.
+    schedule that is too short, and unless `num_levels` is at least 3.
     """
+    check_at_least(3, num_levels=num_levels)
     log_snr = np.asarray(schedule.log_snr, np.float64)
     log_snr = log_snr[np.isfinite(log_snr)]
     check(

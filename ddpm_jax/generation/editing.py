@@ -13,7 +13,6 @@ Each has its own function, for any denoiser and sampler; inversion needs a deter
 """
 
 import dataclasses
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow, grid_from_pairs
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import per_example
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_shape
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_keys, step_noise
 
 
@@ -48,8 +48,10 @@ def add_noise(
     """Add the initial noise of `keys` to images, at the noise level where `grid` starts.
 
     xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al. 2020). The first level of a
-    whole grid keeps a trace of the image unless its alpha_bar is 0.
+    whole grid keeps a trace of the image unless its alpha_bar is 0. Raise ValueError unless there
+    is one key per image.
     """
+    check_shape(images.shape[:1], keys=keys)
     first = grid.row(0)
     eps = initial_noise(keys, images.shape[1:])
     return first.sqrt_alpha_bar * images + first.sqrt_one_minus_alpha_bar * eps
@@ -65,7 +67,7 @@ def inpaint(
     sampler's own draws. At clean data the known pixels equal x0.
     On a row to a noisier level, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network
     is not called, and a multistep method forgets its earlier steps.
-    Raise ValueError if masks and images differ in size.
+    Raise ValueError if masks and images differ in size or number, or images and samples do.
     """
     image_size = images.shape[1:3]
     mask_size = masks.shape[1:3]
@@ -73,13 +75,16 @@ def inpaint(
         image_size == mask_size,
         f"Masks of size {mask_size} do not fit images of size {image_size}: resize the masks.",
     )
+    check_shape((*images.shape[:3], 1), masks=masks)
     return dataclasses.replace(sampler, step=Partial(_inpaint_step, sampler, images, masks))
 
 
 def _inpaint_step(sampler, images, masks, keys, denoise, xt, row, state):
+    check_shape(xt.shape, images=images)
+
     def down():
         x_next, state_next = sampler.step(keys, denoise, xt, row, state)
-        eps = step_noise(_stream(keys, "known"), row, xt)
+        eps = step_noise(draws.fold_in_name(keys, "known"), row, xt)
         known = row.sqrt_alpha_bar_next * images + row.sqrt_one_minus_alpha_bar_next * eps
         return jnp.where(masks, x_next, known), state_next
 
@@ -138,7 +143,9 @@ def slerp(
 
     u is the angle between a and b in each image, s is `fraction` in [0, 1] (Shoemake 1985; section
     5.3, Song et al. 2021, DDIM). It keeps the length of noise, which linear interpolation shrinks.
+    Raise ValueError unless a and b have one shape, and fraction one number per image.
     """
+    _check_ends(a, b, fraction)
     a_length = jnp.linalg.norm(a.reshape(len(a), -1), axis=1)  # (b,)
     b_length = jnp.linalg.norm(b.reshape(len(b), -1), axis=1)  # (b,)
     lengths = jnp.maximum(a_length * b_length, 1e-12)
@@ -154,8 +161,14 @@ def slerp(
 def lerp(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], fraction: Float[Array, " b"]
 ) -> Float[Array, "b h w c"]:
-    """Linear interpolation: (1 - fraction) a + fraction b."""
+    """Linear interpolation: (1 - fraction) a + fraction b. Raise ValueError as `slerp` does."""
+    _check_ends(a, b, fraction)
     return per_example(1 - fraction, a) * a + per_example(fraction, b) * b
+
+
+def _check_ends(a, b, fraction):
+    check_shape(a.shape, b=b)
+    check_shape(a.shape[:1], fraction=fraction)
 
 
 def drop_pure_noise(grid: GridRow) -> GridRow:
@@ -210,7 +223,7 @@ def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> No
     xT = jnp.ones((1, *shape), jnp.float32)
 
     def states(index):
-        keys = sample_keys(0, jnp.array([index]))
+        keys = sample_keys(0, jnp.array([index], jnp.int32))
         return sample(keys, denoise, sampler, grid, xT, trajectory=True)
 
     check(
@@ -300,6 +313,7 @@ class Edit:
         """The state at the start of the edited grid. Without images or fractions, it is xT."""
 
         def encode(images):
+            check_shape(xT.shape, images=images)
             if self.invert:
                 return invert(keys, denoise, sampler, grid, images)
             return add_noise(keys, grid, images)
@@ -309,7 +323,7 @@ class Edit:
         if self.fractions is None:
             return start
         if self.end_images is None:
-            end = initial_noise(_stream(keys, "other"), xT.shape[1:])
+            end = initial_noise(draws.fold_in_name(keys, "other"), xT.shape[1:])
         else:
             end = encode(self.end_images)
         # Two noisy images contain the same noise, which lerp keeps. Two noises, drawn or inverted
@@ -317,8 +331,3 @@ class Edit:
         same_noise = self.images is not None and not self.invert
         interpolate = lerp if same_noise else slerp
         return interpolate(start, end, self.fractions)
-
-
-def _stream(keys, name: str):
-    """Derive each sample's key of another random stream, given by name."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))

@@ -14,6 +14,7 @@ from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import Condition, bind, guide
 from ddpm_jax.diffusion.prediction import Network
+from ddpm_jax.errors import check_at_least
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec, check_guidance
 from ddpm_jax.generation.sampling import Sampling, check_sampling
@@ -44,8 +45,10 @@ def generate(
     called with its number of steps. The states of a trajectory are spread evenly over the steps,
     from the initial state to the sample.
     Raise ValueError for invalid labels (`choose_labels`), for sampling settings that do not fit the
-    objective, and for guidance of a network that was trained without label dropout.
+    objective, for guidance of a network that was trained without label dropout, for a number of
+    images, batch size or chunks below 1, and for a seed outside [0, 2**32).
     """
+    check_at_least(1, min_chunks=min_chunks)
     sampling = sampling or spec.sampling
     model = spec.model
     classes = np.asarray(choose_labels(model, labels, edit), np.int32)
@@ -61,7 +64,7 @@ def generate(
     same_noise = edit is not None and edit.fractions is not None
     batches = []
     for start in range(0, num_images, batch_size):
-        indices = jnp.arange(start, start + batch_size)
+        indices = jnp.arange(start, start + batch_size, dtype=jnp.int32)
         key_indices = jnp.zeros_like(indices) if same_noise else indices
         keys = parallel.shard(sample_keys(seed, key_indices))
         condition = parallel.shard(jnp.asarray(classes)[indices % len(classes)])

@@ -105,7 +105,7 @@ def noise_ladder(
 
     Return the noisy images and the timesteps.
     """
-    t = jnp.linspace(0, objective.timesteps - 1, len(images), dtype=jnp.float32)
+    t = jnp.linspace(0, objective.timesteps - 1, len(images), dtype=jnp.float32)  # (b,)
     t = jnp.round(t).astype(jnp.int32)
     eps = samplers.initial_noise(keys, images.shape[1:])
     return q_sample(objective.noise_schedule, images, t, eps), t

@@ -2,7 +2,7 @@
 
 The layers, attention, initialisers and CPU kernels that the architectures share are here too.
 Only this package uses Flax: outside, parameters are a nested dict of float32 arrays, and a network
-is the two functions `init` and `apply`. Imports nothing else of ddpm_jax.
+is the two functions `init` and `apply`. Imports only `draws` and `errors`.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
+from ddpm_jax import draws
+from ddpm_jax.errors import check_rows, check_shape
 from ddpm_jax.models.initializers import ParamSpec, draw_parameters
 
 Params = dict[str, Any]
@@ -123,8 +125,11 @@ class Model:
 
         The condition is an array of class labels (b,), or another array that the network takes. A
         network with label dropout accepts -1, or no condition at all, for no class.
-        Dropout is applied only with `dropout_keys`, one key per example.
+        Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
+        condition and keys have one row per image.
         """
+        check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
+        check_rows(len(xt), condition=condition)
         if self.label_dropout:
             labels = self.unconditional(xt.shape[0]) if condition is None else condition
             assert labels is not None
@@ -147,6 +152,6 @@ class Model:
             xt = jnp.zeros((1, *self.image_shape), jnp.float32)
             t = jnp.zeros(1, jnp.int32)
             labels = jnp.zeros(1, jnp.int32)
-            return self.module().init(jax.random.key(0), xt, t, labels, None)["params"]
+            return self.module().init(draws.make_key(0), xt, t, labels, None)["params"]
 
         return jax.eval_shape(init)

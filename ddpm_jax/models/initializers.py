@@ -1,7 +1,6 @@
 """Fresh parameters: described by shape and distribution, then drawn, each with its own key."""
 
 import math
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Key
+
+from ddpm_jax import draws
 
 Init = Literal["ddpm", "torch"]
 """The initialisation scheme of a network.
@@ -84,9 +85,8 @@ def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
         if spec.distribution.kind == "constant":
             return None
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         block_size = 1 << max(12, (spec.value.size - 1).bit_length())
-        return _draw_block(leaf_key, spec.distribution.kind, block_size)
+        return _draw_block(draws.fold_in_name(key, name), spec.distribution.kind, block_size)
 
     is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
     leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
@@ -99,8 +99,8 @@ def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
 @partial(jax.jit, static_argnums=(1, 2))
 def _draw_block(key, kind: str, size: int):
     if kind == "normal":
-        return jax.random.normal(key, (size,), jnp.float32)
-    return jax.random.uniform(key, (size,), jnp.float32, minval=-1.0)
+        return draws.normal(key, (size,))
+    return 2 * draws.uniform(key, (size,)) - 1
 
 
 @partial(jax.jit, static_argnums=1)

@@ -3,7 +3,6 @@
 Images are NHWC. A layer computes in the dtype of its input; parameters are float32.
 """
 
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
+from ddpm_jax import draws
+from ddpm_jax.errors import check_shape
 from ddpm_jax.models.initializers import (
     ONES,
     ZEROS,
@@ -190,17 +191,15 @@ def dropout(
     if keys is None or rate == 0.0:
         return x
     dropped = min(round(rate * 2**16), 2**16 - 1)
-    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)  # (b, ...)
+    check_shape(x.shape[:1], keys=keys)
+    bits = draws.bits16(keys, x.shape[1:])  # (b, ...)
     gain = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
     return jnp.where(bits >= dropped, x * gain, jnp.zeros_like(x))
 
 
 def module_keys(module: nn.Module, keys: Key[Array, " b"] | None) -> Key[Array, " b"] | None:
     """The keys of one module: the key of each example, folded with the module's path."""
-    if keys is None:
-        return None
-    name = np.uint32(zlib.crc32("/".join(module.path).encode()))
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, name)
+    return None if keys is None else draws.fold_in_name(keys, "/".join(module.path))
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

@@ -207,10 +207,8 @@ def resumed_state(
 ) -> TrainState:
     """Restore the state of a saved step to the devices."""
 
-    def init(key: jax.Array) -> TrainState:
-        return init_state(config.model.init(key), tx, config.ema)
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    init = partial(init_state, tx=tx, ema=config.ema)
+    shapes = jax.eval_shape(init, config.model.shapes())
     template = parallel.state_template(shapes, config.parallel.fsdp)
     step_array = parallel.put_state(jnp.asarray(step, jnp.int32), config.parallel.fsdp)
     items = checkpoints.restore(folder, step, checkpoint_items(template))

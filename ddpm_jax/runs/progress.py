@@ -231,7 +231,7 @@ def prediction_rows(
     Each row has eight images at eight noise levels. The prediction is the estimate of x0.
     """
     x0, xt, t = _noise_levels(config, images)
-    labels = jnp.arange(NUM_LEVELS) % (config.model.num_classes or 1)
+    labels = jnp.arange(NUM_LEVELS, dtype=jnp.int32) % (config.model.num_classes or 1)
     network = guided_network(config.model, params, labels)
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
@@ -245,7 +245,7 @@ def _noise_levels(config: Config, images: ImageSet):
     """The first images x0, noised to xt at timesteps t that are spread evenly over the schedule."""
     indices = np.arange(NUM_LEVELS) % len(images)
     x0 = jnp.asarray(to_floats(images.read(indices)["image"]))  # (8, h, w, c)
-    keys = sample_keys(config.training.seed, jnp.arange(NUM_LEVELS))
+    keys = sample_keys(config.training.seed, jnp.arange(NUM_LEVELS, dtype=jnp.int32))
     xt, t = noise_ladder(keys, config.objective, x0)
     return x0, xt, t
 

@@ -24,7 +24,7 @@ def load_params(config: Config, workdir: Path, step: int, weights: str) -> Param
     rebuild, such as "0.08". Only the averages needed are read. Raise ValueError if the run has no
     such average, or too few snapshots to rebuild it.
     """
-    template = jax.eval_shape(config.model.init, jax.random.key(0))
+    template = config.model.shapes()
     if weights == "raw":
         trees = {"params": parallel.replicated_template(template)}
         return checkpoints.restore(workdir, step, trees)["params"]

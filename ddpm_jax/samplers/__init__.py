@@ -3,7 +3,7 @@
 Each file of this package is one sampler. The module's name is the sampler's name, and the keyword
 arguments of the function of that name are its options. `_multistep` is shared by several samplers.
 The noise of a sample depends only on its own key and the row's index, not on the rest of its batch.
-Imports only `diffusion` and `errors`.
+Imports only `diffusion`, `draws` and `errors`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.prediction import Denoiser
+from ddpm_jax.errors import check_seed, check_shape
 
 
 @jax.tree_util.register_dataclass
@@ -103,27 +105,24 @@ def _as_float(value: Any, option_type: Any) -> Any:
 
 
 def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One key per sample, a function of (seed, sample index) alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+    """One key per sample, a function of (seed, sample index) alone.
+
+    Raise ValueError for a seed outside [0, 2**32).
+    """
+    check_seed(seed)
+    return draws.fold_in_each(draws.make_key(seed), indices)
 
 
 def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """xT ~ N(0, I), drawn with each sample's own key. `shape` is (h, w, c)."""
-    return _normal(keys, 0, shape)
+    return draws.normal(draws.fold_in(keys, 0), shape)
 
 
 def step_noise(
     keys: Key[Array, " b"], row: GridRow, xt: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
     """The noise z ~ N(0, I) of one step, drawn with each sample's own key and the row's index."""
-    return _normal(keys, row.i + 1, xt.shape[1:])
-
-
-def _normal(keys, index, shape):
-    def noise(key):
-        return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
-
-    return jax.vmap(noise)(keys)
+    return draws.normal(draws.fold_in(keys, row.i + 1), xt.shape[1:])
 
 
 def sample(
@@ -137,8 +136,10 @@ def sample(
 ) -> Float[Array, "..."]:
     """Draw x0 (b, h, w, c) from xT by one `lax.scan`.
 
-    With `trajectory`, return all states (steps + 1, b, h, w, c) from xT to x0.
+    With `trajectory`, return all states (steps + 1, b, h, w, c) from xT to x0. Raise ValueError
+    unless there is one key per image.
     """
+    check_shape(xT.shape[:1], keys=keys)
     start = _start(sampler, xT)
     (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, start, trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
@@ -156,8 +157,9 @@ def sample_in_chunks(
 
     The last one is x0. All parts share one compiled program. It has no host callback, because JAX
     does not keep programs with callbacks in the persistent compilation cache. Raise ValueError
-    unless `chunks` divides the number of steps.
+    unless `chunks` divides the number of steps, and there is one key per image.
     """
+    check_shape(xT.shape[:1], keys=keys)
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"Cannot split {steps} steps into {chunks} equal chunks: use a divisor.")

@@ -3,6 +3,6 @@
 `step` makes the step (state, batch) -> (state, metrics) of any loss and any optax optimizer.
 `optimizer`, `ema` and `importance` are its parts; the first two also define their settings.
 `update_monitor` reads losses and gradient norms a few steps late.
-Imports only `diffusion`, `models` and `errors`: a user of `make_train_step` loads no command line,
-no config and no sampler.
+Imports only `diffusion`, `models`, `draws` and `errors`: a user of `make_train_step` loads no
+command line, no config and no sampler.
 """

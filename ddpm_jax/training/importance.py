@@ -6,17 +6,14 @@ E[L_t^2] is an exponential average, where the paper averages the last ten values
 optimizer's state, so that it is saved, restored and the same on every device.
 """
 
-import zlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.schedule import table_at
 
 DECAY = 0.9
@@ -104,10 +101,8 @@ def draw_timesteps(
     """Draw t ~ p_t with each example's own key. Return t and its weight 1 / (T p_t)."""
     p = probabilities(history)
     cumulative = jnp.cumsum(p)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(b"timestep")))
     # The last sum may differ from 1 by rounding.
-    uniform = partial(jax.random.uniform, dtype=jnp.float32)
-    u = jax.vmap(uniform)(keys) * cumulative[-1]  # (b,)
+    u = draws.uniform(draws.fold_in_name(keys, "timestep")) * cumulative[-1]  # (b,)
     # The default method of searchsorted is a loop, which cannot carry a sharded array.
     t = jnp.searchsorted(cumulative, u, side="right", method="compare_all")
     t = jnp.minimum(t, len(p) - 1).astype(jnp.int32)

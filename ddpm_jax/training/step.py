@@ -3,19 +3,18 @@
 It works with any loss, any optimizer and any number of devices.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
 from ddpm_jax.models import Model
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
@@ -52,12 +51,13 @@ def init_state(
 def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Loss:
     """Make the loss (params, keys, batch) -> losses (b,) of a model and an objective.
 
-    A batch holds `image` and optionally `label` and `t`. Each key is split into one for noise and
-    one for dropout. Labels are dropped with probability `model.label_dropout`.
+    A batch holds `image` and optionally `label` and `t`. Each key gives one for noise and one for
+    dropout. Labels are dropped with probability `model.label_dropout`.
     """
 
     def loss(params, keys, batch):
-        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        noise_keys = draws.fold_in(keys, 0)
+        dropout_keys = draws.fold_in(keys, 1)
         condition = batch.get("label")
         if model.label_dropout and condition is not None:
             condition = hide_conditions(dropout_keys, model, condition)
@@ -73,9 +73,8 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
 
 def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any:
     """Make each example's condition the unconditional one with probability `label_dropout`."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(b"labels")))
-    uniform = partial(jax.random.uniform, dtype=jnp.float32)
-    hidden = jax.vmap(uniform)(keys) < model.label_dropout  # (b,)
+    check_rows(len(keys), condition=condition)
+    hidden = draws.uniform(draws.fold_in_name(keys, "labels")) < model.label_dropout  # (b,)
 
     def hide(conditional, unconditional):
         is_hidden = hidden.reshape(-1, *[1] * (conditional.ndim - 1))  # (b, 1, ...)
@@ -84,20 +83,29 @@ def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any
     return jax.tree.map(hide, condition, model.unconditional(keys.shape[0]))
 
 
-def training_keys(seed: int) -> Key[Array, " 2"]:
-    """The key of the parameters and the key of the steps."""
+def training_keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The key of the parameters and the key of the steps.
+
+    Raise ValueError for a seed outside [0, 2**32).
+    """
+    check_seed(seed)
     # The name keeps them different from the keys of samples with the same seed.
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"training")))
+    key = draws.fold_in_name(draws.make_key(seed), "training")
+    return draws.fold_in(key, 0), draws.fold_in(key, 1)
 
 
 def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One key per example, from the optimizer step and the example's row in the global batch."""
+    """One key per example, from the optimizer step and the example's row in the global batch.
+
+    Raise ValueError unless `key` is one key, of an implementation that `draws` accepts.
+    """
+    check(key.shape == (), f"example_keys takes one key, not keys of shape {key.shape}.")
     return _example_keys(key, jnp.asarray(step, jnp.uint32), rows)
 
 
 @jax.jit
 def _example_keys(key, step, rows):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), rows)
+    return draws.fold_in_each(draws.fold_in(key, step), rows)
 
 
 def make_train_step(
@@ -114,16 +122,20 @@ def make_train_step(
 
     With a loss history in `tx`, timesteps are importance-sampled. With `skip_nonfinite` in `tx`, a
     non-finite loss makes the gradient NaN, and a skipped update leaves the averages as they are.
+    The step raises ValueError unless the batch and the loss have one row per key.
     """
     ema = ema or Ema()
     mean = partial(_mean, axis_name)
 
     def step(state: TrainState, batch: dict[str, Array]):
+        num_images = len(batch["key"])
+        check_rows(num_images, **batch)
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
         batch, weight = importance.sample_timesteps(state.opt_state, batch)
 
         def scaled_loss(params):
             losses = loss(params, batch["key"], batch)
+            check_shape((num_images,), loss=losses)
             value = mean(jnp.mean(weight * losses))
             return value * jnp.where(jnp.isfinite(value), scale, jnp.nan), (value, losses)
 
@@ -174,8 +186,13 @@ def _averages(
 
 
 def micro_batches(batch: dict, n: int) -> Iterator[dict]:
-    """Split a batch into `n` equal micro-batches, in order."""
-    size = len(batch["image"]) // n
+    """Split a batch into `n` equal micro-batches, in order.
+
+    Raise ValueError unless n divides the batch.
+    """
+    check_at_least(1, n=n)
+    size, rest = divmod(len(batch["image"]), n)
+    check(rest == 0, f"A batch of {size * n + rest} does not divide into {n} micro-batches.")
     for i in range(n):
         yield {name: x[i * size : (i + 1) * size] for name, x in batch.items()}
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 from PIL import Image
 
 from ddpm_jax.data import check_labels, loading
@@ -204,3 +205,14 @@ def test_check_labels_compares_classes_with_those_of_a_trained_network(names, di
     check_labels(other, None, trained)
     with pytest.raises(ValueError, match=re.escape(f"({difference}): use data")):
         check_labels(other, 3, trained)
+
+
+def test_a_seed_step_and_size_out_of_range_are_refused():
+    cases = [
+        ((-1, 0, 4, 9), r"seed must be in \[0, 2\*\*32\), not -1"),
+        ((2**32, 0, 4, 9), "seed must be in"),
+        ((0, -1, 4, 9), "step must be at least 0, not -1"),
+        ((0, 0, 0, 9), "batch_size must be at least 1, not 0"),
+        ((0, 0, 4, 0), "num_images must be at least 1, not 0"),
+    ]
+    assert_refused(lambda case: batch_indices(*case), cases)

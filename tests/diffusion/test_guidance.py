@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.guidance import bind, guide
@@ -133,3 +134,10 @@ def test_scale_interval_and_rescale_are_traced():
     guided(2.0, interval=(1.0, 500.0), rescale=0.3)
     call(guide(NETWORK, LABELS[::-1], NO_LABELS, 4.0, interval=(0.0, 100.0), rescale=0.5), XT, T)
     assert call._cache_size() == num_programs
+
+
+def test_a_condition_needs_one_row_per_image():
+    networks = [bind(NETWORK, LABELS[:1]), guide(NETWORK, LABELS[:1], NO_LABELS[:1], 2.0)]
+    networks.append(guide(NETWORK, LABELS, NO_LABELS[:1], 2.0))
+    cases = [(network, "condition(al)? must have 3 rows, one per image") for network in networks]
+    assert_refused(lambda network: network(XT, T), cases)

@@ -4,15 +4,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.losses import SCHEDULE, TARGETS, example_keys, jitted_simple_loss
 from helpers.meshes import EXPLICIT, ROWS, split
+from helpers.refusals import assert_refused
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.likelihood import prior_term
+from ddpm_jax.diffusion.likelihood import bits_per_dim, prior_term
 from ddpm_jax.diffusion.losses import (
     draw_xt,
+    hybrid_loss,
     lognormal_timesteps,
     simple_loss,
     uniform_timesteps,
@@ -24,6 +27,7 @@ from ddpm_jax.diffusion.schedule import (
     from_betas,
     linear_betas,
     per_example,
+    q_sample,
     zero_terminal_snr,
 )
 
@@ -193,3 +197,36 @@ def test_draws_and_losses_under_x64_are_the_same_float32():
     assert [out.dtype for out in ours] == [out.dtype for out in expected]
     for out, plain in zip(ours, expected, strict=True):
         np.testing.assert_allclose(out, plain, rtol=1e-5)
+
+
+# Arrays that JAX would broadcast
+
+
+def test_arrays_that_do_not_match_the_images_are_refused(monkeypatch):
+    """One key, timestep, weight, noise or channel would be shared by all images."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    keys = example_keys(2)
+    x0 = uniform_images(2)
+    t = jnp.array([3, 5])
+    arguments = {"keys": keys, "schedule": SCHEDULE, "network": partial(scaled_input, 0.1)}
+    arguments |= {"x0": x0, "t": t}
+    losses = [simple_loss, partial(hybrid_loss, variance="fixed_small")]
+    losses.append(partial(vlb_loss, variance="fixed_small"))
+    cases = [
+        ({"keys": keys[:1]}, r"keys must have shape \(2,\) to match the batch, not \(1,\)"),
+        ({"keys": keys[:1], "t": None}, "keys must have shape"),
+        ({"t": t[:1]}, "t must have shape"),
+        ({"network": lambda xt, t: xt[:1]}, "network's output must have the shape of its input"),
+    ]
+    for loss in losses:
+        assert_refused(lambda change, loss=loss: loss(**arguments | change), cases)
+    weight = [({"weight": jnp.ones(1)}, "weight must have shape")]
+    for loss in losses[:2]:
+        assert_refused(lambda change, loss=loss: loss(**arguments | change), weight)
+
+    noisy = {"schedule": SCHEDULE, "x0": x0, "t": t, "eps": x0}
+    cases = [({"t": t[:1]}, "t must have"), ({"eps": x0[:1]}, "eps must have shape")]
+    assert_refused(lambda change: q_sample(**noisy | change), cases)
+
+    bound = {"keys": keys, "schedule": SCHEDULE, "x0": x0, "denoise": None}
+    assert_refused(lambda change: bits_per_dim(**bound | change), [({"keys": keys[:1]}, "keys")])

@@ -200,3 +200,13 @@ def test_a_mask_of_another_size_is_refused(monkeypatch):
     message = r"Masks of size \(4, 3\) do not fit images of size \(4, 4\)"
     with pytest.raises(ValueError, match=message):
         inpaint(samplers.make("ddpm"), IMAGES, LEFT[:, :, :3])
+
+
+def test_masks_images_and_samples_of_other_numbers_are_refused(monkeypatch):
+    """JAX would share one mask or one image between all samples."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"masks must have shape \(6, 4, 4, 1\)"):
+        inpaint(samplers.make("ddpm"), IMAGES, LEFT[:1])
+    sampler = inpaint(samplers.make("ddpm"), IMAGES[:1], LEFT[:1])
+    with pytest.raises(ValueError, match=r"images must have shape \(6, 4, 4, 1\)"):
+        sampler.step(KEYS, CURVED, NOISE, grid_of(2).row(0), ())

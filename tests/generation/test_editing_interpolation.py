@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from helpers.editing import (
     IMAGES,
@@ -13,10 +14,11 @@ from helpers.editing import (
     signal_and_noise,
     start,
 )
+from helpers.refusals import assert_refused
 
 from ddpm_jax import samplers
 from ddpm_jax.generation import editing
-from ddpm_jax.generation.editing import Edit, lerp
+from ddpm_jax.generation.editing import Edit, add_noise, lerp
 from ddpm_jax.samplers import initial_noise
 
 SAME_KEYS = jnp.broadcast_to(KEYS[0], 6)
@@ -78,3 +80,20 @@ def test_between_two_noises_the_first_comes_from_the_key_and_the_other_is_indepe
     assert abs(correlation) < 5 / np.sqrt(1600)
     for i in (2, 5):
         assert_moments(starts[i], 0, 1)
+
+
+def test_images_ends_and_fractions_must_match(monkeypatch):
+    """JAX would share one end, one fraction, one key or one image between all samples."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    cases = [
+        ((IMAGES, IMAGES[:1], FRACTIONS), r"b must have shape \(6, 4, 4, 1\) .* \(1, 4, 4, 1\)"),
+        ((IMAGES, IMAGES, FRACTIONS[:1]), r"fraction must have shape \(6,\)"),
+    ]
+    for mix in (lerp, editing.slerp):
+        assert_refused(lambda ends, mix=mix: mix(*ends), cases)
+    grid = grid_of(2)
+    assert_refused(lambda keys: add_noise(keys, grid, IMAGES), [(KEYS[:1], "keys must have shape")])
+    arguments = KEYS, None, samplers.make("ddim"), grid, NOISE
+    edits = [Edit(images=IMAGES[:1]), Edit(images=IMAGES[:, :2])]
+    cases = [(edit, r"images must have shape \(6, 4, 4, 1\)") for edit in edits]
+    assert_refused(lambda edit: edit.start(*arguments), cases)

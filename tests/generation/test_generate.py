@@ -15,6 +15,7 @@ from helpers.generation import (
     random_params,
     spec_of,
 )
+from helpers.refusals import assert_refused
 from jax.tree_util import Partial
 
 from ddpm_jax.data.pixels import to_uint8
@@ -175,3 +176,16 @@ def test_an_image_does_not_depend_on_the_batch_or_the_devices():
     assert max_difference(single, batch[:, 9:10]) <= 1
     assert len(np.unique(batch[-1].reshape(11, -1), axis=0)) == 11
     assert len(np.unique(batch[-1])) > 20
+
+
+def test_numbers_and_seeds_out_of_range_are_refused():
+    cases = [
+        ({"num_images": 0}, "num_images must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"min_chunks": 0}, "min_chunks must be at least 1, not 0"),
+        ({"seed": 2**32}, r"seed must be in \[0, 2\*\*32\)"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\)"),
+    ]
+    assert_refused(lambda options: draw(**options), cases)
+    options = {"num_images": 1, "batch_size": 0, "seed": 0, "progress": False}
+    assert_refused(lambda options: generate_shown(SPEC, PARAMS, **options), [(options, "batch_")])

@@ -4,9 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.nets import SMALLEST, apply, draw, inputs
+from helpers.refusals import assert_refused
 
 LABELLED = dataclasses.replace(SMALLEST, num_classes=3)
 NUMBERS = dataclasses.replace(SMALLEST, labels_are="numbers")
@@ -89,3 +91,20 @@ def test_apply_hides_no_labels_even_with_dropout_keys():
 def test_invalid_label_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(LABELLED, **settings)
+
+
+def test_timesteps_labels_and_keys_need_one_row_per_image(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    xt, t, labels = inputs(LABELLED)
+    keys = jax.random.split(jax.random.key(0), 1)
+    cases = [
+        ((t[:1], labels, None), "t must have shape"),
+        ((t, labels[:1], None), "condition must have 2 rows, one per image"),
+        ((t, labels, keys), "dropout_keys must have shape"),
+    ]
+    shapes = LABELLED.shapes()
+
+    def apply_to(case):
+        LABELLED.apply(shapes, xt, *case[:2], dropout_keys=case[2])
+
+    assert_refused(apply_to, cases)

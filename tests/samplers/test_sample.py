@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from helpers.meshes import EXPLICIT, ROWS, split
+from helpers.refusals import assert_refused
 from helpers.samplers import MEANS, SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows_of
 from jax.tree_util import Partial
 
@@ -237,3 +238,14 @@ def test_noise_under_x64_is_the_same_float32():
     with jax.enable_x64(True):
         ours = initial_noise(sample_keys(0, jnp.arange(2)), SHAPE)
     np.testing.assert_array_equal(ours, expected, strict=True)
+
+
+def test_a_key_per_image_and_a_seed_of_32_bits_are_required(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    keys, xT = keys_and_noise(0)
+    walk = MIXTURE, samplers.make("ddpm"), grid_of(4), xT
+    cases = [(keys[:1], r"keys must have shape \(4,\) to match the batch, not \(1,\)")]
+    assert_refused(lambda keys: sample(keys, *walk), cases)
+    assert_refused(lambda keys: next(sample_in_chunks(keys, *walk)), cases)
+    cases = [(seed, r"seed must be in \[0, 2\*\*32\)") for seed in (-1, 2**32)]
+    assert_refused(lambda seed: sample_keys(seed, jnp.arange(2)), cases)

@@ -12,6 +12,7 @@ import pytest
 from helpers.losses import SCHEDULE
 from helpers.meshes import EXPLICIT, ROWS, split
 from helpers.nets import SMALLEST
+from helpers.refusals import assert_refused
 from helpers.training import (
     CONV_UNET,
     SGD,
@@ -36,8 +37,10 @@ from ddpm_jax.training.step import (
     hide_conditions,
     init_state,
     make_train_step,
+    micro_batches,
     model_loss,
     step_by_micro_batches,
+    training_keys,
 )
 
 # Steps
@@ -347,3 +350,24 @@ def test_steps_on_an_explicit_mesh_and_in_shard_map_are_those_of_one_device():
     expected = step(state, batch)
     assert_close(step(state, sharded), expected)
     assert_close(step_per_shard(state, sharded), expected)
+
+
+def test_batches_and_losses_need_one_row_per_key():
+    step = make_train_step(linear_loss, SGD)
+    state = init_state(linear_params(), SGD)
+    batch = linear_batch()
+    cases = [
+        (batch | {"image": batch["image"][:1]}, "image must have 8 rows, one per image"),
+        (batch | {"label": jnp.zeros(1)}, "label must have 8 rows"),
+    ]
+    assert_refused(lambda batch: jax.eval_shape(step, state, batch), cases)
+    step = make_train_step(lambda *arguments: jnp.mean(linear_loss(*arguments)), SGD)
+    message = r"loss must have shape \(8,\) to match the batch, not \(\)"
+    assert_refused(lambda batch: jax.eval_shape(step, state, batch), [(batch, message)])
+    cases = [(3, "batch of 8 does not divide into 3"), (0, "n must be at least 1, not 0")]
+    assert_refused(lambda n: list(micro_batches(batch, n)), cases)
+
+
+def test_seeds_and_keys_of_training_are_checked():
+    message = r"seed must be in \[0, 2\*\*32\), not "
+    assert_refused(training_keys, [(seed, message) for seed in (-1, 2**32)])

@@ -1,0 +1,79 @@
+"""Random keys and draws: the same bits under every default of JAX.
+
+Keys are made as threefry2x32 keys by name. Numbers are drawn as float32 or a named integer type,
+and as with jax_threefry_partitionable, which is JAX's default.
+A function here takes one key, or an array of keys (b,) that it uses one by one. `rbg` and
+`unsafe_rbg` are refused in an array: JAX draws all its numbers from the first key, so the noise of
+an example would depend on its batch.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Integer, Key, UInt
+
+IMPLEMENTATION = "threefry2x32"
+NOT_ONE_BY_ONE = ("rbg", "unsafe_rbg")
+
+
+def make_key(seed: ArrayLike) -> Key[Array, ""]:
+    """The key of a seed."""
+    return jax.random.key(seed, impl=IMPLEMENTATION)
+
+
+def fold_in(keys: Key[Array, "*b"], number: ArrayLike) -> Key[Array, "*b"]:
+    """Derive a key from each key and a number in [0, 2**32).
+
+    For threefry2x32, number i gives the i-th key of `jax.random.split`. But `keys` stay unconsumed,
+    so that others can be derived from them under jax_debug_key_reuse.
+    """
+    return _one_by_one(lambda key: jax.random.fold_in(key, number), keys)
+
+
+def fold_in_name(keys: Key[Array, "*b"], name: str) -> Key[Array, "*b"]:
+    """Derive from each key that of a random stream given by name."""
+    return fold_in(keys, zlib.crc32(name.encode()))
+
+
+def fold_in_each(key: Key[Array, ""], numbers: Integer[Array, " b"]) -> Key[Array, " b"]:
+    """Derive one key per number from a single key."""
+    return _one_by_one(jax.random.fold_in, jnp.broadcast_to(key, numbers.shape), numbers)
+
+
+def normal(keys: Key[Array, "*b"], shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+    """float32 numbers from N(0, 1), an array of this shape per key."""
+    return _one_by_one(lambda key: jax.random.normal(key, shape, jnp.float32), keys)
+
+
+def uniform(keys: Key[Array, "*b"], shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+    """float32 numbers from U[0, 1), an array of this shape per key."""
+    return _one_by_one(lambda key: jax.random.uniform(key, shape, jnp.float32), keys)
+
+
+def integers(keys: Key[Array, "*b"], stop: int) -> Int[Array, "*b"]:
+    """int32 numbers, uniform on 0..stop-1, one per key."""
+    return _one_by_one(lambda key: jax.random.randint(key, (), 0, stop, jnp.int32), keys)
+
+
+def bits16(keys: Key[Array, "*b"], shape: tuple[int, ...]) -> UInt[Array, "..."]:
+    """16 random bits per entry, an array of this shape per key."""
+    return _one_by_one(lambda key: jax.random.bits(key, shape, jnp.uint16), keys)
+
+
+def _one_by_one(draw: Callable[..., Array], keys: Array, *arrays: Array) -> Any:
+    """Call `draw` with a single key, or with each key of (b,) and its row of the arrays."""
+    if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"Keys of {keys.dtype} are not typed: make them with jax.random.key.")
+    implementation = jax.random.key_impl(keys)
+    if keys.ndim and implementation in NOT_ONE_BY_ONE:
+        raise ValueError(
+            f"With {implementation} keys the noise of an example depends on its batch: "
+            f'make them with jax.random.key(seed, impl="{IMPLEMENTATION}").'
+        )
+    # An operation keeps the setting under which it was traced.
+    with jax.threefry_partitionable(True):
+        return jax.vmap(draw)(keys, *arrays) if keys.ndim else draw(keys)
