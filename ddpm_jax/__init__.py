@@ -4,7 +4,7 @@ mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
-training     TrainState, init_state, make_train_step, example_keys, model_loss
+training     TrainState, init_state, make_train_step, training_keys, model_loss
 diffusers    Pipeline, ModelSpec, load_pretrained, save_pretrained
 
 Importing the package touches no device.
@@ -52,7 +52,14 @@ from ddpm_jax.pipeline import Pipeline
 from ddpm_jax.pretrained.pipeline_folder import Pretrained, load_pretrained, save_pretrained
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
 from ddpm_jax.samplers.ddpm import ddpm
-from ddpm_jax.training.step import TrainState, example_keys, init_state, make_train_step, model_loss
+from ddpm_jax.training.step import (
+    TrainState,
+    example_keys,
+    init_state,
+    make_train_step,
+    model_loss,
+    training_keys,
+)
 
 __all__ = [
     "BasicUNet",
@@ -109,6 +116,7 @@ __all__ = [
     "squaredcos_betas",
     "timesteps_for",
     "to_uint8",
+    "training_keys",
     "truncate",
     "use_kernels",
     "vlb_loss",

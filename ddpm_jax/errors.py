@@ -15,10 +15,19 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_at_least(minimum: int, **values: int | None) -> None:
-    """Raise ValueError for a value below `minimum`. None passes."""
+def check_at_least(minimum: int, **values: Any) -> None:
+    """Raise ValueError for a Python number below `minimum`. None passes, and an array unread."""
     for name, value in values.items():
-        check(value is None or value >= minimum, f"{name} must be at least {minimum}, not {value}.")
+        if isinstance(value, numbers.Real):
+            check(value >= minimum, f"{name} must be at least {minimum}, not {value}.")
+
+
+def check_ascending(**ranges: Any) -> None:
+    """Raise ValueError for a pair of Python numbers that descends. None passes."""
+    for name, pair in ranges.items():
+        if pair is not None and all(isinstance(value, numbers.Real) for value in pair):
+            low, high = pair
+            check(low <= high, f"{name} must be in ascending order, not {low} {high}.")
 
 
 def check_seed(seed: Any, name: str = "seed") -> None:

@@ -35,12 +35,13 @@ noisy, _ = dj.noise_ladder(keys, objective, jnp.asarray(x0))  # image i at the i
 dj.save_images(dj.to_uint8(np.asarray(noisy)), OUT / "noise.png")
 
 tx = optax.adamw(4e-4, weight_decay=0.01)
-state = dj.init_state(model.init(jax.random.key(0)), tx)
+init_key, step_key = dj.training_keys(seed=0)
+state = dj.init_state(model.init(init_key), tx)
 train_step = jax.jit(dj.make_train_step(dj.model_loss(model, objective), tx), donate_argnums=0)
 epoch_steps, losses = steps_per_epoch(len(images), BATCH_SIZE), []
 for step in range(EPOCHS * epoch_steps):
     batch = batch_at(images, seed=0, step=step, batch_size=BATCH_SIZE, flip=True)
-    batch["key"] = dj.example_keys(jax.random.key(1), step, jnp.arange(BATCH_SIZE))
+    batch["key"] = dj.example_keys(step_key, step, jnp.arange(BATCH_SIZE))
     state, metrics = train_step(state, batch)
     losses.append(float(metrics["loss"]))
     if (step + 1) % (5 * epoch_steps) == 0:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
+from ddpm_jax import draws
 from ddpm_jax.data.batches import batch_at, steps_per_epoch
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.pixels import to_uint8
@@ -40,9 +41,8 @@ def corrupt(x0: Images, amount: Float[Array, "b 1 1 1"], noise: Images) -> Image
 def loss(params: dict, keys: Key[Array, " b"], batch: dict[str, Array]) -> Float[Array, " b"]:
     """Mean squared error of each predicted clean image, at an amount uniform on [0, 1)."""
     x0 = (batch["image"] + 1) / 2  # [-1, 1] -> [0, 1]
-    amount_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)  # (b,) -> (2, b)
-    amount = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 1)))(amount_keys)
-    noise = jax.vmap(lambda key: jax.random.uniform(key, x0.shape[1:]))(noise_keys)
+    amount = draws.uniform(draws.fold_in(keys, 0), (1, 1, 1))  # (b, 1, 1, 1)
+    noise = draws.uniform(draws.fold_in(keys, 1), x0.shape[1:])  # (b, h, w, c)
     prediction = predict_x0(params, corrupt(x0, amount, noise))
     return jnp.mean((prediction - x0) ** 2, axis=(1, 2, 3))  # (b, h, w, c) -> (b,)
 
@@ -79,7 +79,8 @@ def main(args: list[str] | None = None) -> None:
     source = Digits() if options.data == "digits" else Tfds(name="mnist", data_dir=options.data_dir)
     images = source.load(MODEL.image_size, MODEL.channels)
 
-    init_key, train_key, noise_key = jax.random.split(jax.random.key(options.seed), 3)
+    key = draws.make_key(options.seed)
+    init_key, train_key, noise_key = (draws.fold_in(key, i) for i in range(3))
     tx = optax.adam(LEARNING_RATE)
     state = init_state(MODEL.init(init_key), tx)
     train_step = jax.jit(make_train_step(loss, tx), donate_argnums=0)
@@ -95,7 +96,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"Finished epoch {step // epoch_steps + 1}, mean loss {mean:.4f}", flush=True)
 
     x0 = (batch_at(images, options.seed, 0, SHOWN)["image"] + 1) / 2
-    noise = jax.random.uniform(noise_key, x0.shape)
+    noise = draws.uniform(noise_key, x0.shape)
     corrupted = corrupt(x0, jnp.linspace(0, 1, SHOWN)[:, None, None, None], noise)
     prediction = predict_x0(state.params, corrupted)
     rows = [row("input", x0), row("corrupted", corrupted), row("prediction", prediction)]

@@ -22,9 +22,10 @@ BATCH_SIZE, STEPS = 128, 3000
 
 
 def init(key):
-    he_normal = jax.nn.initializers.he_normal()
+    he_normal = jax.nn.initializers.he_normal(dtype=jnp.float32)
     keys = jax.random.split(key, len(LAYERS))
-    return [(he_normal(k, size), jnp.zeros(size[1])) for k, size in zip(keys, LAYERS, strict=True)]
+    layers = zip(keys, LAYERS, strict=True)
+    return [(he_normal(k, size), jnp.zeros(size[1], jnp.float32)) for k, size in layers]
 
 
 def network(params, xt, t):
@@ -44,11 +45,12 @@ def loss(params, keys, batch):
 schedule = dj.from_betas(dj.squaredcos_betas(1000))
 images = Digits().load(image_size=8, channels=1)
 tx = optax.adam(1e-3)
-state = dj.init_state(init(jax.random.key(0)), tx)
+init_key, step_key = dj.training_keys(seed=0)
+state = dj.init_state(init(init_key), tx)
 train_step = jax.jit(dj.make_train_step(loss, tx), donate_argnums=0)
 for step in range(STEPS):
     batch = batch_at(images, seed=0, step=step, batch_size=BATCH_SIZE)
-    batch["key"] = dj.example_keys(jax.random.key(1), step, jnp.arange(BATCH_SIZE))
+    batch["key"] = dj.example_keys(step_key, step, jnp.arange(BATCH_SIZE))
     state, metrics = train_step(state, batch)
 print(f"loss {metrics['loss']:.4f}")
 

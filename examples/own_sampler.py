@@ -27,7 +27,8 @@ def two_step() -> dj.Sampler:
 
 
 def _init(xT):
-    return jnp.zeros_like(xT), jnp.full((), jnp.inf)  # no eps_before yet: h / inf removes its term
+    # No eps_before yet: h / inf removes its term.
+    return jnp.zeros_like(xT), jnp.full((), jnp.inf, xT.dtype)
 
 
 def _step(keys, denoise, xt, row, state):

@@ -30,11 +30,12 @@ def loss(params, keys, batch):
 
 
 tx = optax.adam(2e-3)
-state = dj.init_state(model.init(jax.random.key(0)), tx)
+init_key, step_key = dj.training_keys(seed=0)
+state = dj.init_state(model.init(init_key), tx)
 train_step = jax.jit(dj.make_train_step(loss, tx), donate_argnums=0)
 for step in range(300):
     batch = batch_at(images, seed=0, step=step, batch_size=64)
-    batch["key"] = dj.example_keys(jax.random.key(1), step, jnp.arange(64))
+    batch["key"] = dj.example_keys(step_key, step, jnp.arange(64))
     state, metrics = train_step(state, batch)
 print(f"loss {metrics['loss']:.3f}")
 

@@ -140,6 +140,20 @@ def test_pmap_appears_only_in_parallel():
     assert [path.name for path in SOURCES if "pmap" in names[path]] == ["parallel.py"]
 
 
+def test_random_numbers_are_drawn_in_draws_alone():
+    """Where their implementation and types are named. `parallel` takes keys apart to move them."""
+    drawing = {
+        path.name
+        for path, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and getattr(node.value, "attr", None) == "random"
+        and ast.unparse(node.value) == "jax.random"
+        and node.attr not in ("key_data", "key_impl", "wrap_key_data")
+    }
+    assert drawing == {"draws.py"}
+
+
 def test_packages_say_what_belongs_in_them():
     """In three to twelve lines; one line is enough for ddpm_jax itself."""
     for path, tree in SOURCES.items():

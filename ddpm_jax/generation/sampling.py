@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_ascending
 from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind, check_grid
 
 
@@ -77,8 +77,7 @@ class Sampling:
             rescale is None or 0 <= rescale <= 1,
             f"guidance_rescale must be in [0, 1], not {rescale}.",
         )
-        low, high = self.guidance_interval or (0, 0)
-        check(low <= high, f"guidance_interval must be in ascending order, not {low} {high}.")
+        check_ascending(guidance_interval=self.guidance_interval)
         check(
             self.guided or (rescale is None and self.guidance_interval is None),
             "guidance_interval and guidance_rescale need guidance: set guidance_scale too, or "

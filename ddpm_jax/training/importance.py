@@ -120,7 +120,9 @@ def record(
     The first mean of L_t^2 starts the average. Later ones enter with the weight 1 - DECAY.
     """
     finite = jnp.isfinite(losses**2)
-    drawn = (t[None, :] == jnp.arange(len(history.seen))[:, None]) & finite[None, :]  # (T, b)
+    drawn = (t[None, :] == jnp.arange(len(history.seen), dtype=t.dtype)[:, None]) & finite[
+        None, :
+    ]  # (T, b)
     squares = mean(jnp.sum(jnp.where(drawn, losses[None, :] ** 2, 0.0), 1))  # (T,)
     counts = mean(jnp.sum(drawn.astype(jnp.float32), 1))  # (T,)
     new = squares / jnp.maximum(counts, 1e-30)

@@ -97,8 +97,10 @@ def training_keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
 def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
     """One key per example, from the optimizer step and the example's row in the global batch.
 
-    Raise ValueError unless `key` is one key, of an implementation that `draws` accepts.
+    Raise ValueError unless `key` is one key, of an implementation that `draws` accepts, and for a
+    negative step.
     """
+    check_at_least(0, step=step)
     check(key.shape == (), f"example_keys takes one key, not keys of shape {key.shape}.")
     return _example_keys(key, jnp.asarray(step, jnp.uint32), rows)
 

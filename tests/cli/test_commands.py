@@ -71,6 +71,17 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, monkeypatch, ca
     assert f"draw samples with: python sample.py --ckpt {tmp_path}\n" in printed
 
 
+def test_a_run_does_not_depend_on_the_random_defaults_of_jax(straight, tmp_path):
+    """JAX also raises for a key that is used twice. test_draws.py tests jax_enable_x64."""
+    command = [*SMALL, "--log.samples", 4, "--workdir", tmp_path]
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.debug_key_reuse(True):
+        run(small_main, *command, "--training.steps", 4)
+    for usual, unusual in zip(arrays(straight, 4), arrays(tmp_path, 4), strict=True):
+        np.testing.assert_array_equal(usual, unusual)
+    grids = [workdir / "samples" / "00000004.png" for workdir in (straight, tmp_path)]
+    assert grids[0].read_bytes() == grids[1].read_bytes()
+
+
 def test_a_run_of_another_recipe_is_neither_resumed_nor_changed(straight, capsys):
     before = {path: path.stat().st_mtime for path in straight.rglob("*")}
     other = [*SMALL, "--workdir", straight, "--optimizer.learning-rate", 1e-4]

@@ -136,6 +136,11 @@ def test_scale_interval_and_rescale_are_traced():
     assert call._cache_size() == num_programs
 
 
+def test_an_interval_that_descends_is_refused():
+    with pytest.raises(ValueError, match="interval must be in ascending order, not 9 3"):
+        guide(NETWORK, LABELS, NO_LABELS, 2.0, interval=(9, 3))
+
+
 def test_a_condition_needs_one_row_per_image():
     networks = [bind(NETWORK, LABELS[:1]), guide(NETWORK, LABELS[:1], NO_LABELS[:1], 2.0)]
     networks.append(guide(NETWORK, LABELS, NO_LABELS[:1], 2.0))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -368,6 +369,13 @@ def test_batches_and_losses_need_one_row_per_key():
     assert_refused(lambda n: list(micro_batches(batch, n)), cases)
 
 
-def test_seeds_and_keys_of_training_are_checked():
+def test_seeds_and_keys_of_training_are_checked(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     message = r"seed must be in \[0, 2\*\*32\), not "
     assert_refused(training_keys, [(seed, message) for seed in (-1, 2**32)])
+    key, _ = training_keys(0)
+    cases = [
+        ((key, -1), "step must be at least 0, not -1"),
+        ((jnp.stack([key, key]), 0), r"takes one key, not keys of shape \(2,\)"),
+    ]
+    assert_refused(lambda case: example_keys(*case, jnp.arange(2)), cases)
