@@ -47,7 +47,6 @@ for step in range(EPOCHS * epoch_steps):
     if (step + 1) % (5 * epoch_steps) == 0:
         print(f"Epoch {(step + 1) // epoch_steps}, mean loss {np.mean(losses[-epoch_steps:]):.5f}")
 loss_curve(np.arange(len(losses)), losses, OUT / "loss.png", "Butterflies")  # linear and log
-
 pipeline = dj.Pipeline(dj.ModelSpec(model=model, objective=objective), state.params)
 drawn = pipeline(batch_size=8, steps=SAMPLING_STEPS).images  # PIL images
 dj.save_images(np.stack(drawn), OUT / "pipeline.png")

@@ -23,8 +23,7 @@ BATCH_SIZE, STEPS = 128, 3000
 
 def init(key):
     he_normal = jax.nn.initializers.he_normal(dtype=jnp.float32)
-    keys = jax.random.split(key, len(LAYERS))
-    layers = zip(keys, LAYERS, strict=True)
+    layers = zip(jax.random.split(key, len(LAYERS)), LAYERS, strict=True)
     return [(he_normal(k, size), jnp.zeros(size[1], jnp.float32)) for k, size in layers]
 
 
@@ -53,7 +52,6 @@ for step in range(STEPS):
     batch["key"] = dj.example_keys(step_key, step, jnp.arange(BATCH_SIZE))
     state, metrics = train_step(state, batch)
 print(f"loss {metrics['loss']:.4f}")
-
 denoise = dj.make_denoiser(schedule, Partial(network, state.params), "x0")
 keys = dj.sample_keys(seed=0, indices=jnp.arange(64))
 grid = dj.make_grid(schedule, dj.spaced(1000, steps=50))

@@ -27,8 +27,7 @@ def two_step() -> dj.Sampler:
 
 
 def _init(xT):
-    # No eps_before yet: h / inf removes its term.
-    return jnp.zeros_like(xT), jnp.full((), jnp.inf, xT.dtype)
+    return jnp.zeros_like(xT), jnp.full((), jnp.inf, xT.dtype)  # h / inf removes the line's slope
 
 
 def _step(keys, denoise, xt, row, state):

@@ -137,8 +137,8 @@ def test_scale_interval_and_rescale_are_traced():
 
 
 def test_an_interval_that_descends_is_refused():
-    with pytest.raises(ValueError, match="interval must be in ascending order, not 9 3"):
-        guide(NETWORK, LABELS, NO_LABELS, 2.0, interval=(9, 3))
+    with pytest.raises(ValueError, match="interval must be in ascending order, not 9.0 3.0"):
+        guide(NETWORK, LABELS, NO_LABELS, 2.0, interval=(9.0, 3.0))
 
 
 def test_a_condition_needs_one_row_per_image():
