@@ -19,7 +19,7 @@ def check_at_least(minimum: int, **values: Any) -> None:
     """Raise ValueError for a Python number below `minimum`. None passes, and an array unread."""
     for name, value in values.items():
         if isinstance(value, numbers.Real):
-            check(value >= minimum, f"{name} must be at least {minimum}, not {value}.")
+            check(float(value) >= minimum, f"{name} must be at least {minimum}, not {value}.")
 
 
 def check_ascending(**ranges: Any) -> None:
