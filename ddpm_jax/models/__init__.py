@@ -24,9 +24,55 @@ NO_CLASS = -1
 """The label that stands for no class."""
 
 
+class Network:
+    """Base class of everything that has parameters: draws, describes and counts them.
+
+    A subclass is a frozen dataclass of hyperparameters and adds `module` and `example_inputs`.
+    """
+
+    def module(self) -> nn.Module:
+        """The Linen module that holds the parameters."""
+        raise NotImplementedError
+
+    def example_inputs(self) -> tuple:
+        """Small inputs of the module, which determine the shapes of the parameters."""
+        raise NotImplementedError
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Draw fresh float32 parameters."""
+        return draw_parameters(key, self._param_specs)
+
+    def shapes(self) -> Params:
+        """The shapes and dtypes of the parameters, without drawing them."""
+        is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
+        return jax.tree.map(lambda spec: spec.value, self._param_specs, is_leaf=is_spec)
+
+    def parameter_count(self) -> int:
+        """The number of scalar parameters, without drawing them."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._param_specs))
+
+    def summary(self) -> str:
+        """A table of the parameter count of each top-level module, and their sum."""
+        sizes = {
+            name: sum(leaf.size for leaf in jax.tree.leaves(module))
+            for name, module in self._param_specs.items()
+        }
+        rows = [*sorted(sizes.items()), ("total", sum(sizes.values()))]
+        return "\n".join(f"  {name:<20}{size:>15,}" for name, size in rows)
+
+    @functools.cached_property
+    def _param_specs(self) -> Any:
+        """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
+
+        def init():
+            return self.module().init(draws.make_key(0), *self.example_inputs())["params"]
+
+        return jax.eval_shape(init)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """Base class of the networks. A subclass adds its hyperparameters and `module`."""
+class Model(Network):
+    """Base class of the networks that denoise images. A subclass adds its hyperparameters."""
 
     image_size: int
     """Height and width of the images in pixels."""
@@ -89,27 +135,11 @@ class Model:
         """The Linen module, called with (xt, t, labels, dropout_keys)."""
         raise NotImplementedError
 
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Draw fresh float32 parameters."""
-        return draw_parameters(key, self._param_specs)
-
-    def shapes(self) -> Params:
-        """The shapes and dtypes of the parameters, without drawing them."""
-        is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
-        return jax.tree.map(lambda spec: spec.value, self._param_specs, is_leaf=is_spec)
-
-    def parameter_count(self) -> int:
-        """The number of scalar parameters, without drawing them."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._param_specs))
-
-    def summary(self) -> str:
-        """A table of the parameter count of each top-level module, and their sum."""
-        sizes = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(module))
-            for name, module in self._param_specs.items()
-        }
-        rows = [*sorted(sizes.items()), ("total", sum(sizes.values()))]
-        return "\n".join(f"  {name:<20}{size:>15,}" for name, size in rows)
+    def example_inputs(self) -> tuple:
+        xt = jnp.zeros((1, *self.image_shape), jnp.float32)
+        t = jnp.zeros(1, jnp.int32)
+        labels = jnp.zeros(1, jnp.int32)
+        return xt, t, labels, None
 
     def apply(
         self,
@@ -143,15 +173,3 @@ class Model:
     def unconditional(self, n: int) -> Int[Array, " n"] | None:
         """The labels of n unconditional images; None for a network without label dropout."""
         return jnp.full(n, NO_CLASS, jnp.int32) if self.label_dropout else None
-
-    @functools.cached_property
-    def _param_specs(self) -> Any:
-        """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
-
-        def init():
-            xt = jnp.zeros((1, *self.image_shape), jnp.float32)
-            t = jnp.zeros(1, jnp.int32)
-            labels = jnp.zeros(1, jnp.int32)
-            return self.module().init(draws.make_key(0), xt, t, labels, None)["params"]
-
-        return jax.eval_shape(init)

@@ -1,26 +1,56 @@
-"""Self-attention over the pixels of an image."""
+"""Attention with several heads, and self-attention over the pixels of an image."""
 
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows
 from ddpm_jax.models.layers import GroupNorm, dense
 
+# From this many keys on, the logits of all queries would take most of a network's memory, so they
+# are computed for one chunk of queries at a time (tests/parity/stable_diffusion.py).
+MANY_KEYS = 4096
+QUERIES_AT_ONCE = 256
+
 
 def attend(
-    q: Float[Array, "b heads n d"], k: Float[Array, "b heads n d"], v: Float[Array, "b heads n d"]
+    q: Float[Array, "b heads n d"],
+    k: Float[Array, "b heads m d"],
+    v: Float[Array, "b heads m d"],
+    mask: Bool[Array, "n m"] | None = None,
 ) -> Float[Array, "b heads n d"]:
     """softmax(q k^T / sqrt(d)) v, Eq. 1, Vaswani et al. 2017. The softmax is float32.
 
+    A query sees only the keys where the mask is true.
     On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
     are plain matrix products with the heads as a leading axis, and the softmax's division comes
     last, where the array is smallest.
     """
+    if k.shape[2] < MANY_KEYS:
+        return _attend_at_once(q, k, v, mask)
+    n = q.shape[2]
+    num_chunks = -(-n // QUERIES_AT_ONCE)
+
+    def split(array):
+        """(..., n, c) -> (chunks, ..., queries of a chunk, c). The last query fills the rest."""
+        rest = [(0, 0)] * (array.ndim - 2)
+        missing = num_chunks * QUERIES_AT_ONCE - n
+        array = jnp.pad(array, [*rest, (0, missing), (0, 0)], mode="edge")
+        array = array.reshape(*array.shape[:-2], num_chunks, QUERIES_AT_ONCE, array.shape[-1])
+        return jnp.moveaxis(array, -3, 0)
+
+    chunks = jax.lax.map(
+        lambda chunk: _attend_at_once(chunk[0], k, v, chunk[1]), jax.tree.map(split, (q, mask))
+    )
+    joined = jnp.moveaxis(chunks, 0, 2)  # (b, heads, chunks, queries of a chunk, d)
+    return joined.reshape(*q.shape[:2], -1, v.shape[-1])[:, :, :n]
+
+
+def _attend_at_once(q, k, v, mask):
     if v.dtype == jnp.float32:
         by_rows = matmul_by_rows
         product = matmul
@@ -28,11 +58,44 @@ def attend(
         # The products accumulate in float32, because float16 would overflow.
         product = partial(jnp.matmul, preferred_element_type=jnp.float32)
         by_rows = lambda a, b: product(a, b.swapaxes(-1, -2))  # noqa: E731
-    logits = by_rows(q * q.shape[-1] ** -0.5, k)  # (b, heads, n, n)
+    logits = by_rows(q * q.shape[-1] ** -0.5, k)  # (b, heads, n, m)
+    if mask is not None:
+        logits = jnp.where(mask[None, None], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
     mixed = product(weights.astype(v.dtype), v)  # (b, heads, n, d)
     total = jnp.sum(weights, -1, keepdims=True)  # (b, heads, n, 1)
     return (mixed / total).astype(v.dtype)
+
+
+def multi_head_attention(
+    x: Float[Array, "b n c"],
+    context: Float[Array, "b m e"],
+    heads: int,
+    names: tuple[str, str, str, str] = ("to_q", "to_k", "to_v", "to_out"),
+    *,
+    init: Init,
+    use_bias: bool = True,
+    zero: bool = False,
+    mask: Bool[Array, "n m"] | None = None,
+) -> Float[Array, "b n c"]:
+    """Attention of x to the context, Vaswani et al. 2017, section 3.2.2.
+
+    `names` are those of the linear layers of queries, keys, values and output. `use_bias` is for
+    the first three, `zero` makes the kernel of the last one start at 0 under the ddpm init.
+    """
+    width = x.shape[-1]
+
+    def project(source, name):
+        projected = dense(source, width, name, init=init, use_bias=use_bias)
+        by_head = projected.reshape(*source.shape[:2], heads, width // heads)
+        return by_head.transpose(0, 2, 1, 3)  # (b, heads, n or m, c / heads)
+
+    q = project(x, names[0])
+    k = project(context, names[1])
+    v = project(context, names[2])
+    mixed = attend(q, k, v, mask)  # (b, heads, n, c / heads)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
+    return dense(mixed, width, names[3], init=init, zero=zero)
 
 
 class SelfAttention(nn.Module):
@@ -61,16 +124,5 @@ class SelfAttention(nn.Module):
         if self.groups:
             normed = GroupNorm(self.groups, self.eps, name="group_norm")(x)
         pixels = normed.reshape(b, h * w, c)
-
-        def project(name):
-            heads = dense(pixels, c, name, init=self.init_scheme)  # (b, h * w, c)
-            heads = heads.reshape(b, h * w, c // head_dim, head_dim)
-            return heads.transpose(0, 2, 1, 3)  # (b, heads, h * w, head_dim)
-
-        q = project("to_q")
-        k = project("to_k")
-        v = project("to_v")
-        mixed = attend(q, k, v)  # (b, heads, h * w, head_dim)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(b, h * w, c)
-        out = dense(mixed, c, "to_out", init=self.init_scheme, zero=True).reshape(x.shape)
-        return (x + out) / self.scale
+        out = multi_head_attention(pixels, pixels, c // head_dim, init=self.init_scheme, zero=True)
+        return (x + out.reshape(x.shape)) / self.scale

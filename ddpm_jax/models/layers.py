@@ -68,7 +68,15 @@ CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
 """Replacements for XLA's convolution, by kernel size."""
 
 
-def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False) -> Array:
+def dense(
+    x: Array,
+    features: int,
+    name: str,
+    *,
+    init: Init,
+    zero: bool = False,
+    use_bias: bool = True,
+) -> Array:
     """Apply a linear layer to the last axis of x.
 
     `zero` makes the kernel start at 0 under the ddpm init.
@@ -76,19 +84,21 @@ def dense(x: Array, features: int, name: str, *, init: Init, zero: bool = False)
     kernel, bias = init_distributions(init, x.shape[-1], features, zero)
     options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     options["dot_general"] = lambda x, kernel, *_, **__: matmul(x, kernel)
-    layer = nn.Dense(features, dtype=x.dtype, name=name, **options)
+    layer = nn.Dense(features, use_bias, dtype=x.dtype, name=name, **options)
     rows = x.reshape(-1, x.shape[-1])  # (n, c)
     return layer(rows).reshape(*x.shape[:-1], features)
 
 
-def embedding(labels: Array, num_embeddings: int, features: int, name: str) -> Array:
-    """Look up a learned vector (features,) per label, initialised from N(0, 1).
+def embedding(
+    labels: Array, num_embeddings: int, features: int, name: str, std: float = 1.0
+) -> Array:
+    """Look up a learned vector (features,) per label, initialised from N(0, std^2).
 
     A label out of range gives NaN. Raise ValueError for labels that are not integers.
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"The labels of a table must be integers, not {labels.dtype}: cast them.")
-    init = param_spec(InitDistribution("normal", 1.0))
+    init = param_spec(InitDistribution("normal", std))
     table = nn.Embed(num_embeddings, features, embedding_init=init, name=name).embedding
     # nn.Embed itself cannot look up sharded labels.
     return table.at[labels].get(mode="fill", out_sharding=jax.typeof(labels).sharding)

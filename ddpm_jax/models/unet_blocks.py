@@ -67,6 +67,7 @@ class ResidualBlock(nn.Module):
     `resample` changes the size of the input and of the first activation. `shortcut` puts a 1x1
     convolution on the input even if the channels stay the same. The groups of the two norms are
     the network's own if `groups_in` or `groups_out` is None. The sum is divided by `scale`.
+    Without `emb` the block has no time embedding.
     """
 
     net: BlockSettings
@@ -79,7 +80,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"], keys
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"] | None, keys
     ) -> Float[Array, "b h2 w2 c2"]:
         net = self.net
         init = net.init_scheme
@@ -93,21 +94,24 @@ class ResidualBlock(nn.Module):
 
         groups_out = self.groups_out or net.groups_of(self.width)
         norm2 = GroupNorm(groups_out, net.norm_eps, name="norm2")
-        scale_and_shift = net.modulation == "scale_shift"
-        emb_width = self.width * (1 + scale_and_shift)
-        emb = dense(activate(emb), emb_width, "time_emb_proj", init=init)  # (b, c2) or (b, 2 * c2)
-        emb = emb[:, None, None]
-        if scale_and_shift:
-            gain, shift = jnp.split(emb, 2, -1)  # each (b, 1, 1, c2)
-            h = norm2(h) * (1 + gain) + shift
-        else:
-            h = norm2(h + emb)
+        h = norm2(h) if emb is None else self._modulate(norm2, h, activate(emb))
         h = dropout(activate(h), net.dropout, module_keys(self, keys))
         h = conv(h, self.width, 3, "conv2", init=init, zero=True)
 
         if self.shortcut or x.shape[-1] != self.width:
             x = conv(x, self.width, 1, "conv_shortcut", init=init)  # (b, h2, w2, c2)
         return (x + h) / self.scale
+
+    def _modulate(self, norm, h, emb):
+        """norm(h), with the time embedding added before, or applied as scale and shift after."""
+        scale_and_shift = self.net.modulation == "scale_shift"
+        emb_width = self.width * (1 + scale_and_shift)
+        emb = dense(emb, emb_width, "time_emb_proj", init=self.net.init_scheme)
+        emb = emb[:, None, None]  # (b, 1, 1, c2), or (b, 1, 1, 2 * c2) for a scale and a shift
+        if not scale_and_shift:
+            return norm(h + emb)
+        gain, shift = jnp.split(emb, 2, -1)  # each (b, 1, 1, c2)
+        return norm(h) * (1 + gain) + shift
 
 
 class UNetLevel(nn.Module):
