@@ -6,6 +6,8 @@ from typing import Any
 MAX_FLOAT = 1e300
 MAX_INT = 2**63
 MAX_STRING_LENGTH = 80  # characters
+MAX_NUMBER = 10**6
+MAX_LEVELS = 16
 VERSION = "0.35.0"
 """The version of diffusers that is written to JSON files."""
 
@@ -78,6 +80,62 @@ def _type_name(default: Any) -> str:
         return f"a list, such as {default}"
     names = {bool: "true or false", int: "a whole number", float: "a number"}
     return names.get(type(default), "a string")
+
+
+def check_class(config: Mapping[str, Any], expected: str, filename: str) -> None:
+    """Raise ValueError if the config names another class than the expected one."""
+    name = config.get("_class_name", expected)
+    if name != expected:
+        raise ValueError(f"{filename} describes a {name}, not a {expected}: it is not read.")
+
+
+def float_keys(defaults: Mapping[str, Any]) -> list[str]:
+    """The keys whose values are floats."""
+    return [key for key, default in defaults.items() if isinstance(default, float)]
+
+
+def check_limits(
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    largest: Mapping[str, int],
+    filename: str,
+) -> None:
+    """Raise ValueError for a network that is too large to be real, or not a network at all.
+
+    Each key of `largest` holds whole numbers from 1 to its limit, or null. Without limits a hostile
+    config could take unlimited memory or time before any weight is read.
+    """
+    for key, maximum in largest.items():
+        setting = settings[key]
+        for value in setting if isinstance(setting, list) else [setting]:
+            if value is None or (isinstance(value, int) and 1 <= value <= maximum):
+                continue
+            limits = f"a whole number from 1 to {maximum}"
+            raise ValueError(f"{filename}: {key} {str(setting)[:80]} is not {limits}.")
+    for key in float_keys(defaults):
+        if not abs(settings[key]) <= MAX_NUMBER:
+            limits = f"between -{MAX_NUMBER} and {MAX_NUMBER}"
+            raise ValueError(f"{filename}: {key} {str(settings[key])[:80]} is not {limits}.")
+    levels = len(settings.get("block_out_channels", ()))
+    if levels > MAX_LEVELS:
+        limit = f"at most {MAX_LEVELS} are supported"
+        raise ValueError(f"{filename}: block_out_channels has {levels} levels: {limit}.")
+
+
+def check_fixed(
+    settings: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    reasons: Mapping[str, str],
+    filename: str,
+) -> None:
+    """Raise ValueError if a setting differs from the only value that is supported.
+
+    `reasons` says of some keys what their other values mean.
+    """
+    for key, only in fixed.items():
+        if settings[key] != only:
+            reason = reasons.get(key, f"only {only!r} is supported")
+            raise ValueError(f"{filename}: {key} is {str(settings[key])[:80]!r}: {reason}.")
 
 
 def lookup(names: Mapping, value: Any, key: str) -> Any:

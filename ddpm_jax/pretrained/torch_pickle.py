@@ -15,7 +15,7 @@ import pickle
 import pickletools
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,10 +46,14 @@ class LazyTensor(NamedTuple):
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
     """Read the tensor as float32. Raise ValueError if the file is corrupt."""
+    is_float: bool = True
 
 
-def read_bin(path: Path) -> dict[str, LazyTensor]:
-    """Find the tensors of a state dict by name. Raise ValueError for any other file."""
+def read_bin(path: Path, buffers: Collection[str] = ()) -> dict[str, LazyTensor]:
+    """Find the tensors of a state dict by name. Raise ValueError for any other file.
+
+    Tensors named in `buffers` are left out. All others must be floats.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing, or not a file.")
     try:
@@ -67,12 +71,15 @@ def read_bin(path: Path) -> dict[str, LazyTensor]:
         named = isinstance(tensors, _Items)
         if not named or not all(isinstance(tensor, LazyTensor) for tensor in tensors.values()):
             raise ValueError("it does not hold only named tensors")
+        integers = [name for name, tensor in tensors.items() if not tensor.is_float]
+        if set(integers) - set(buffers):
+            raise ValueError(f"it holds integers, {integers[0][:80]!r}")
     except MALFORMED as error:
         raise ValueError(f"{path} is not a state dict of floats: {brief(error)}.") from error
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if size > sum(storage.size for storage in unpickler.storages):
         raise ValueError(f"{path} has more numbers in its tensors than in its storages.")
-    return dict(tensors)
+    return {name: tensor for name, tensor in tensors.items() if name not in buffers}
 
 
 class _SmallReads(io.FileIO):
@@ -148,7 +155,7 @@ class _Unpickler(pickle.Unpickler):
         """Return a storage. Raise ValueError unless the archive holds one of this key and size."""
         kind, dtype, key, _, size = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
-            raise ValueError("it has a reference that is not a storage of floats")
+            raise ValueError("it has a reference that is not a storage of numbers")
         member = f"{self.folder}/data/{key}"
         if not isinstance(size, int) or self.sizes.get(member) != size * dtype.itemsize:
             raise ValueError("it has a storage that is not in the archive, or of another size")
@@ -204,7 +211,8 @@ def _tensor(*arguments: Any) -> LazyTensor:
     end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and max(end, math.prod(shape)) > storage.size:
         raise ValueError("it has a tensor that reaches beyond its storage")
-    return LazyTensor(shape, partial(storage.read, offset, shape, strides))
+    is_float = storage.dtype != np.int64
+    return LazyTensor(shape, partial(storage.read, offset, shape, strides), is_float)
 
 
 STAND_INS = {
@@ -215,6 +223,7 @@ STAND_INS = {
     "torch.HalfStorage": np.dtype(np.float16),
     "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.LongStorage": np.dtype(np.int64),
 }
 
 

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained.json_settings import VERSION, lookup, validate
+from ddpm_jax.pretrained.json_settings import (
+    VERSION,
+    check_class,
+    check_limits,
+    float_keys,
+    lookup,
+    validate,
+)
 
 CLASS = "UNet2DModel"
 MID_BLOCK = "UNetMidBlock2D"
@@ -63,8 +70,6 @@ LARGEST = {
 
 Without them a hostile config could take unlimited memory or time before any weight is read.
 """
-MAX_NUMBER = 10**6
-MAX_LEVELS = 16
 
 EMA_KEYS = {
     "decay",
@@ -133,11 +138,9 @@ def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -
 
     `image_size` is used if the config has none. The parameters do not depend on it.
     """
-    class_name = config.get("_class_name", CLASS)
-    if class_name != CLASS:
-        raise ValueError(f"config.json describes a {class_name}, not a {CLASS}: it is not read.")
+    check_class(config, CLASS, "config.json")
     settings = validate(config, DEFAULTS, EMA_KEYS, "config.json", NULLABLE)
-    _check_sizes(settings)
+    check_limits(settings, DEFAULTS, LARGEST, "config.json")
     settings["act_fn"] = settings["act_fn"].lower()
     channels = settings["in_channels"]
     out_channels = settings["out_channels"]
@@ -150,7 +153,7 @@ def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -
     up_names = reversed(settings["up_block_types"])
     down = [_level(name, "Down", settings["downsample_type"]) for name in down_names]
     up = [_level(name, "Up", settings["upsample_type"]) for name in up_names]
-    settings |= {key: float(settings[key]) for key in _float_keys()}
+    settings |= {key: float(settings[key]) for key in float_keys(DEFAULTS)}
     renamed = {ours: settings[key] for key, ours in RENAMED.items()}
     mapped = {ours: lookup(names, settings[key], key) for key, (ours, names) in MAPPED.items()}
     # With scale_shift modulation, null means that the middle attention has no norm.
@@ -178,28 +181,6 @@ def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -
     )
     _check_exportable(net)
     return net
-
-
-def _check_sizes(settings: Mapping[str, Any]) -> None:
-    for key, maximum in LARGEST.items():
-        setting = settings[key]
-        for value in setting if isinstance(setting, list) else [setting]:
-            if value is None or (isinstance(value, int) and 1 <= value <= maximum):
-                continue
-            limits = f"a whole number from 1 to {maximum}"
-            raise ValueError(f"config.json: {key} {str(setting)[:80]} is not {limits}.")
-    for key in _float_keys():
-        if not abs(settings[key]) <= MAX_NUMBER:
-            limits = f"between -{MAX_NUMBER} and {MAX_NUMBER}"
-            raise ValueError(f"config.json: {key} {str(settings[key])[:80]} is not {limits}.")
-    levels = len(settings["block_out_channels"])
-    if levels > MAX_LEVELS:
-        limit = f"at most {MAX_LEVELS} are supported"
-        raise ValueError(f"config.json: block_out_channels has {levels} levels: {limit}.")
-
-
-def _float_keys() -> list[str]:
-    return [key for key, default in DEFAULTS.items() if isinstance(default, float)]
 
 
 def _level(name: str, direction: str, resample_type: str | None) -> tuple[bool, Any]:

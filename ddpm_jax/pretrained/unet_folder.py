@@ -6,7 +6,7 @@ from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.unet_config import unet_from_config, unet_to_config
 from ddpm_jax.pretrained.untrusted_files import inside, read_json, write_json
-from ddpm_jax.pretrained.weight_files import NAME, read_tensors, write_tensors
+from ddpm_jax.pretrained.weight_files import check_no_other_weights, read_tensors, write_tensors
 from ddpm_jax.pretrained.weight_names import from_state_dict, to_state_dict
 
 CONFIG = "config.json"
@@ -43,10 +43,6 @@ def save_net(net: UNet, params: Params, folder: Path) -> None:
     config = unet_to_config(net)
     tensors = to_state_dict(net, params)
     folder.mkdir(parents=True, exist_ok=True)
-    # diffusers looks for shards first, so it would open shards of an earlier save.
-    others = sorted({path.name for path in folder.glob(f"{NAME}*")} - {f"{NAME}.safetensors"})
-    if others:
-        listed = ", ".join(others[:2])
-        raise ValueError(f"{folder} holds other weights ({listed}): save to another folder.")
+    check_no_other_weights(folder)
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors)

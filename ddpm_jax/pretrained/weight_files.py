@@ -7,7 +7,9 @@ is read, and tensors are read lazily.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -18,24 +20,43 @@ from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json
 
 NAME = "diffusion_pytorch_model"
-WEIGHTS = re.compile(
-    rf"{NAME}(?:\.(\w+))?\.(?:safetensors|bin)|{NAME}\.(?:safetensors|bin)\.index(?:\.(\w+))?\.json"
+
+
+class FileNames(NamedTuple):
+    """How a library names the files of a network's weights."""
+
+    safetensors: str
+    bin: str
+    buffers: frozenset[str] = frozenset()
+    """Tensors that may be in the files but are not weights."""
+
+
+DIFFUSERS = FileNames(NAME, NAME)
+# Files from before transformers 4.31 hold the positions 0, 1, ... of the text encoder, as integers.
+TRANSFORMERS = FileNames(
+    "model",
+    "pytorch_model",
+    frozenset({"text_model.embeddings.position_ids", "embeddings.position_ids"}),
 )
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_PATH_LENGTH = 255  # characters
 
 
-def read_tensors(folder: Path, variant: str | None = None) -> dict[str, LazyTensor]:
+def read_tensors(
+    folder: Path, variant: str | None = None, files: FileNames = DIFFUSERS
+) -> dict[str, LazyTensor]:
     """Find the tensors of a network by name. Raise FileNotFoundError or ValueError.
 
     `variant` names the weights, such as "fp16". By default they are the files without a variant, or
     else those of the only variant in the folder.
     """
-    path = folder / weights_file({file.name for file in folder.iterdir()}, variant, str(folder))
-    read = _read_safetensors if ".safetensors" in path.name else read_bin
+    names = {file.name for file in folder.iterdir()}
+    path = folder / weights_file(names, variant, str(folder), files)
+    read_format = _read_safetensors if ".safetensors" in path.name else read_bin
+    read = partial(read_format, buffers=files.buffers)
     if path.suffix == ".json":
-        tensors = _read_shards(folder, path, read)
+        tensors = _read_shards(folder, path, read, files.buffers)
     else:
         tensors = read(inside(folder, path))
     unprintable = [name for name in tensors if not name.isprintable()]
@@ -44,14 +65,23 @@ def read_tensors(folder: Path, variant: str | None = None) -> dict[str, LazyTens
     return tensors
 
 
-def weights_file(names: Collection[str], variant: str | None, source: str) -> str:
+def weights_file(
+    names: Collection[str], variant: str | None, source: str, files: FileNames = DIFFUSERS
+) -> str:
     """Choose the weights, or the index of their shards, among the file names of a network.
 
     Raise FileNotFoundError if there are none; the message names `source`, such as owner/name, and
     the variants that exist.
     """
-    matches = [match for match in map(WEIGHTS.fullmatch, names) if match]
-    available = sorted({match[1] or match[2] or "" for match in matches})
+    stems = {"safetensors": files.safetensors, "bin": files.bin}
+    pattern = re.compile(
+        "|".join(
+            rf"{stem}(?:\.(\w+))?\.{suffix}|{stem}\.{suffix}\.index(?:\.(\w+))?\.json"
+            for suffix, stem in stems.items()
+        )
+    )
+    matches = [match for match in map(pattern.fullmatch, names) if match]
+    available = sorted({next(filter(None, match.groups()), "") for match in matches})
     variants = [name for name in available if name]
     if variant:
         candidates = [variant]
@@ -61,11 +91,12 @@ def weights_file(names: Collection[str], variant: str | None, source: str) -> st
         candidates = [""]
     for name in candidates:
         dot = f".{name}" if name else ""
-        for suffix in ("safetensors", "bin"):
-            for file in (f"{NAME}{dot}.{suffix}", f"{NAME}.{suffix}.index{dot}.json"):
+        for suffix, stem in stems.items():
+            for file in (f"{stem}{dot}.{suffix}", f"{stem}.{suffix}.index{dot}.json"):
                 if file in names:
                     return file
-    expected = f"{NAME}.{variant}.safetensors" if variant else f"{NAME}.safetensors or .bin"
+    stem = files.safetensors
+    expected = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors or .bin"
     message = f"{source} holds no weights ({expected})"
     if available:
         message += f": the variants there are {', '.join(name or 'None' for name in available)}"
@@ -73,7 +104,10 @@ def weights_file(names: Collection[str], variant: str | None, source: str) -> st
 
 
 def _read_shards(
-    folder: Path, index: Path, read: Callable[[Path], dict[str, LazyTensor]]
+    folder: Path,
+    index: Path,
+    read: Callable[[Path], dict[str, LazyTensor]],
+    buffers: frozenset[str],
 ) -> dict[str, LazyTensor]:
     weight_map = read_json(inside(folder, index)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
@@ -85,6 +119,7 @@ def _read_shards(
     # Check each shard before reading the next one, so that `result` never outgrows the index.
     for shard, names in sorted(names_by_shard.items()):
         tensors = read(inside(folder, folder / shard))
+        names -= buffers
         missing = sorted(names - set(tensors))
         if missing:
             listed = brief(", ".join(missing[:4]))
@@ -101,7 +136,7 @@ def _is_file_name(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_PATH_LENGTH and value.isprintable()
 
 
-def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
+def _read_safetensors(path: Path, buffers: Collection[str]) -> dict[str, LazyTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")
     with open(path, "rb") as file:
@@ -114,6 +149,8 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
+                if name in buffers:
+                    continue
                 view = file.get_slice(name)
                 dtypes[name] = view.get_dtype()
                 shapes[name] = tuple(view.get_shape())
@@ -136,8 +173,23 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     return read
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+def check_no_other_weights(folder: Path, files: FileNames = DIFFUSERS) -> None:
+    """Raise ValueError if the folder has weights that `write_tensors` would not replace.
+
+    diffusers looks for shards first, so it would open shards of an earlier save.
+    """
+    written = f"{files.safetensors}.safetensors"
+    found = [path.name for stem in set(files[:2]) for path in folder.glob(f"{stem}*")]
+    others = sorted(set(found) - {written})
+    if others:
+        listed = ", ".join(others[:2])
+        raise ValueError(f"{folder} holds other weights ({listed}): save to another folder.")
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, np.ndarray], files: FileNames = DIFFUSERS
+) -> Path:
     """Write one safetensors file as diffusers does. Return its path."""
-    path = folder / f"{NAME}.safetensors"
+    path = folder / f"{files.safetensors}.safetensors"
     save_file(dict(tensors), path, metadata={"format": "pt"})
     return path

@@ -1,4 +1,8 @@
-"""Convert our parameters to and from the tensor names and layouts of diffusers' UNet2DModel."""
+"""Convert our parameters to and from the tensor names and layouts of diffusers.
+
+The networks of Stable Diffusion have the names of diffusers and transformers themselves. The table
+is for `UNet`, diffusers' UNet2DModel.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.models import Params
+from ddpm_jax.models import Network, Params
+from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.torch_pickle import LazyTensor
 
@@ -21,6 +26,9 @@ LEAVES = {
 }
 LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """{name of an attention layer before diffusers 0.15: its name since}."""
+
+CLIP_PREFIX = "text_model."
+"""What the names of the text encoder begin with, except in some files since transformers 5.6."""
 
 # {pattern of our module paths: module in diffusers}. {i} is the number of the down or up block:
 # diffusers counts each kind in the order in which the blocks run.
@@ -43,8 +51,18 @@ RESAMPLERS = {
 }
 
 
-def state_dict_name(net: UNet, path: str) -> str:
+def state_dict_name(net: Network, path: str) -> str:
     """The diffusers name of our parameter, such as down_blocks.0.resnets.1.conv1.weight."""
+    if isinstance(net, UNet):
+        return _unet_name(net, path)
+    *modules, leaf = path.split("/")
+    module = ".".join(modules)
+    if modules[-1] == "to_out":
+        module += ".0"
+    return f"{module}.{LEAVES[leaf]}"
+
+
+def _unet_name(net: UNet, path: str) -> str:
     *modules, leaf = path.split("/")
     level = re.search(r"\d+", modules[0]) if modules else None
     i = int(level[0]) if level else 0
@@ -77,7 +95,7 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
+def to_state_dict(net: Network, params: Params) -> dict[str, np.ndarray]:
     """Convert parameters to {diffusers name: float32 array in PyTorch's layout}.
 
     Raise ValueError if the parameters do not belong to the network.
@@ -92,15 +110,15 @@ def to_state_dict(net: UNet, params: Params) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
 
 
-def from_state_dict(net: UNet, tensors: Mapping[str, LazyTensor]) -> Params:
+def from_state_dict(net: Network, tensors: Mapping[str, LazyTensor]) -> Params:
     """Convert the tensors of a diffusers state dict to our float32 parameters.
 
     Raise ValueError unless the tensors are exactly those of the network, in its shapes. No tensor
     is read before all names and shapes are checked.
     """
-    renamed = {_current_name(name): tensor for name, tensor in tensors.items()}
+    renamed = {_current_name(net, name): tensor for name, tensor in tensors.items()}
     if len(renamed) != len(tensors):
-        raise ValueError("The weights hold an attention layer under both its old and its new name.")
+        raise ValueError("The weights hold a tensor under both its old and its new name.")
     shapes = net.shapes()
     expected = {
         state_dict_name(net, path): _shape_in_torch(path, leaf.shape)
@@ -143,8 +161,10 @@ def _first(names: list[str], maximum: int = 2) -> str:
     return text
 
 
-def _current_name(name: str) -> str:
-    """Replace a legacy name of an attention layer."""
+def _current_name(net: Network, name: str) -> str:
+    """Replace a legacy name of an attention layer, and the short names of transformers 5.6."""
+    if isinstance(net, ClipText) and not name.startswith(CLIP_PREFIX):
+        return CLIP_PREFIX + name
     parts = name.split(".")
     if len(parts) > 2 and "attentions" in parts and parts[-2] in LEGACY:
         parts[-2] = LEGACY[parts[-2]]
