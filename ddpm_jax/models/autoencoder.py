@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import GroupNorm, conv, upsample_nearest
+from ddpm_jax.models.layers import WIDEST_WINOGRAD, GroupNorm, conv, upsample_nearest
 from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 
 NORM_EPS = 1e-6
@@ -48,12 +48,17 @@ class Autoencoder(Network):
         """How many times smaller latents are than images, in height and in width."""
         return 2 ** (len(self.widths) - 1)
 
+    @property
+    def direct(self) -> bool:
+        """Whether 3x3 convolutions are left to XLA."""
+        return max(self.widths) > WIDEST_WINOGRAD
+
     def module(self) -> nn.Module:
         return AutoencoderModule(self, name="autoencoder")
 
     def example_inputs(self) -> tuple:
-        images = jnp.zeros((1, self.factor, self.factor, self.channels))
-        return images, jnp.zeros((1, 1, 1, self.latent_channels))
+        images = jnp.zeros((1, self.factor, self.factor, self.channels), jnp.float32)
+        return images, jnp.zeros((1, 1, 1, self.latent_channels), jnp.float32)
 
     def encode(
         self, params: Params, images: Float[Array, "b h w c"], *, dtype: Any = jnp.float32
@@ -141,9 +146,11 @@ class AutoencoderModule(nn.Module):
         return self._conv(nn.silu(norm(h)), channels, f"{part}.conv_out")
 
     def _conv(self, h, width, name, stride_offset=None):
-        return conv(h, width, 3, name, init=self.net.init_scheme, stride_offset=stride_offset)
+        net = self.net
+        options: dict[str, Any] = {"stride_offset": stride_offset, "direct": net.direct}
+        return conv(h, width, 3, name, init=net.init_scheme, **options)
 
     def _residual(self, h, width, name):
         net = self.net
         blocks = BlockSettings(groups=net.groups, norm_eps=NORM_EPS, init_scheme=net.init_scheme)
-        return ResidualBlock(blocks, width, name=name)(h, None, None)
+        return ResidualBlock(blocks, width, direct=net.direct, name=name)(h, None, None)

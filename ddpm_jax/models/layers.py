@@ -25,6 +25,7 @@ from ddpm_jax.models.initializers import (
 )
 from ddpm_jax.models.kernels.matmul import matmul
 from ddpm_jax.models.kernels.winograd import conv3x3
+from ddpm_jax.models.kernels.winograd import direct as direct3x3
 
 
 def conv(
@@ -36,19 +37,22 @@ def conv(
     init: Init,
     zero: bool = False,
     stride_offset: int | None = None,
+    direct: bool = False,
 ) -> Array:
     """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
 
     `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 sets the stride
     to 2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
+    `direct` leaves 3x3 convolutions to XLA (see `WIDEST_WINOGRAD`).
     """
     fan_in = size * size * x.shape[-1]
     fan_out = size * size * features
     kernel, bias = init_distributions(init, fan_in, fan_out, zero)
     options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
     if size in CONVOLUTIONS:
-        options["conv_general_dilated"] = lambda x, kernel, *_, **__: CONVOLUTIONS[size](
-            x, kernel, stride_offset
+        convolve = direct3x3 if direct and size == 3 else CONVOLUTIONS[size]
+        options["conv_general_dilated"] = lambda x, kernel, *_, **__: convolve(
+            x, kernel, stride_offset=stride_offset
         )
     return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
 
@@ -66,6 +70,13 @@ def conv1x1(
 
 CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
 """Replacements for XLA's convolution, by kernel size."""
+
+WIDEST_WINOGRAD = 256
+"""The largest width of a network of latents, or of an autoencoder, with Winograd's convolutions.
+
+A wider one is Stable Diffusion's own: its transformed weights and tiles would take several GiB
+(tests/parity/stable_diffusion.py).
+"""
 
 
 def dense(

@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
     `resample` changes the size of the input and of the first activation. `shortcut` puts a 1x1
     convolution on the input even if the channels stay the same. The groups of the two norms are
     the network's own if `groups_in` or `groups_out` is None. The sum is divided by `scale`.
-    Without `emb` the block has no time embedding.
+    Without `emb` the block has no time embedding. `direct` is for its convolutions.
     """
 
     net: BlockSettings
@@ -77,6 +77,7 @@ class ResidualBlock(nn.Module):
     scale: float = 1.0
     resample: Callable[[Array], Array] = lambda x: x
     shortcut: bool = False
+    direct: bool = False
 
     @nn.compact
     def __call__(
@@ -90,13 +91,13 @@ class ResidualBlock(nn.Module):
         h = GroupNorm(groups_in, net.norm_eps, name="norm1")(x)  # (b, h, w, c)
         x = self.resample(x)  # (b, h2, w2, c)
         h = self.resample(activate(h))
-        h = conv(h, self.width, 3, "conv1", init=init)  # (b, h2, w2, c2)
+        h = conv(h, self.width, 3, "conv1", init=init, direct=self.direct)  # (b, h2, w2, c2)
 
         groups_out = self.groups_out or net.groups_of(self.width)
         norm2 = GroupNorm(groups_out, net.norm_eps, name="norm2")
         h = norm2(h) if emb is None else self._modulate(norm2, h, activate(emb))
         h = dropout(activate(h), net.dropout, module_keys(self, keys))
-        h = conv(h, self.width, 3, "conv2", init=init, zero=True)
+        h = conv(h, self.width, 3, "conv2", init=init, zero=True, direct=self.direct)
 
         if self.shortcut or x.shape[-1] != self.width:
             x = conv(x, self.width, 1, "conv_shortcut", init=init)  # (b, h2, w2, c2)

@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import GroupNorm, conv, dense, sinusoidal_embedding, upsample_nearest
+from ddpm_jax.models.layers import (
+    WIDEST_WINOGRAD,
+    GroupNorm,
+    conv,
+    dense,
+    sinusoidal_embedding,
+    upsample_nearest,
+)
 from ddpm_jax.models.transformer import Transformer2D
 from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 
@@ -73,13 +80,18 @@ class ConditionalUNet(Network):
                     "give one value per level."
                 )
 
+    @property
+    def direct(self) -> bool:
+        """Whether 3x3 convolutions are left to XLA."""
+        return max(self.widths) > WIDEST_WINOGRAD
+
     def module(self) -> nn.Module:
         return ConditionalUNetModule(self, name="conditional_unet")
 
     def example_inputs(self) -> tuple:
         size = 2 ** (len(self.widths) - 1)
-        xt = jnp.zeros((1, size, size, self.in_channels))
-        condition = TextCondition(jnp.zeros((1, 1, self.context_dim)))
+        xt = jnp.zeros((1, size, size, self.in_channels), jnp.float32)
+        condition = TextCondition(jnp.zeros((1, 1, self.context_dim), jnp.float32))
         return xt, jnp.zeros(1, jnp.int32), condition
 
     def apply(
@@ -122,14 +134,14 @@ class ConditionalUNetModule(nn.Module):
         net = self.net
         text = condition.states
         emb = self._embed(t, xt.dtype)  # (b, 4 * widths[0])
-        h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)
+        h = self._conv(xt, net.widths[0], "conv_in")
         skips = self._down(h, emb, text)
         h = self._residual(skips[-1], emb, net.widths[-1], "mid_block.resnets.0")
         h = self._transformer(h, text, -1, "mid_block.attentions.0")
         h = self._residual(h, emb, net.widths[-1], "mid_block.resnets.1")
         h = self._up(h, skips, emb, text)  # (b, h, w, widths[0])
         h = nn.silu(GroupNorm(net.groups, net.norm_eps, name="conv_norm_out")(h))
-        return conv(h, net.out_channels, 3, "conv_out", init=net.init_scheme, zero=True)
+        return self._conv(h, net.out_channels, "conv_out", zero=True)
 
     def _embed(self, t, dtype):
         net = self.net
@@ -152,7 +164,7 @@ class ConditionalUNetModule(nn.Module):
             if i + 1 < len(net.widths):
                 # (b, h, w, width) -> (b, ceil(h / 2), ceil(w / 2), width)
                 name = f"{block}.downsamplers.0.conv"
-                skips.append(conv(skips[-1], width, 3, name, init=net.init_scheme, stride_offset=0))
+                skips.append(self._conv(skips[-1], width, name, stride_offset=0))
         return skips
 
     def _up(self, h, skips, emb, text):
@@ -167,7 +179,7 @@ class ConditionalUNetModule(nn.Module):
                 # An odd size was rounded up when it was halved, so the doubled one is cut.
                 rows, columns = skips[-1].shape[1:3]
                 h = upsample_nearest(h)[:, :rows, :columns]
-                h = conv(h, width, 3, f"{block}.upsamplers.0.conv", init=net.init_scheme)
+                h = self._conv(h, width, f"{block}.upsamplers.0.conv")
         return h
 
     def _layer(self, h, emb, text, level, block, j):
@@ -177,12 +189,16 @@ class ConditionalUNetModule(nn.Module):
             h = self._transformer(h, text, level, f"{block}.attentions.{j}")
         return h
 
+    def _conv(self, h, width, name, **options):
+        net = self.net
+        return conv(h, width, 3, name, init=net.init_scheme, direct=net.direct, **options)
+
     def _residual(self, h, emb, width, name):
         net = self.net
         blocks = BlockSettings(
             groups=net.groups, norm_eps=net.norm_eps, init_scheme=net.init_scheme
         )
-        return ResidualBlock(blocks, width, name=name)(h, emb, None)
+        return ResidualBlock(blocks, width, direct=net.direct, name=name)(h, emb, None)
 
     def _transformer(self, h, text, level, name):
         net = self.net

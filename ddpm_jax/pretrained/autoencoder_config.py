@@ -47,7 +47,7 @@ REASONS = dict.fromkeys(
     "autoencoders of later models than Stable Diffusion 1 and 2 are not supported",
 )
 LARGEST = {
-    "layers_per_block": 64,
+    "layers_per_block": 8,
     "block_out_channels": 2**14,
     "sample_size": 2**14,
     "in_channels": 2**10,

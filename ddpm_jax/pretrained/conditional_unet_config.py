@@ -83,7 +83,7 @@ REASONS = {
 }
 PER_LEVEL = ("attention_head_dim", "transformer_layers_per_block")
 LARGEST = {
-    "layers_per_block": 64,
+    "layers_per_block": 8,
     "block_out_channels": 2**14,
     "sample_size": 2**14,
     "in_channels": 2**10,
@@ -91,7 +91,7 @@ LARGEST = {
     "norm_num_groups": 2**14,
     "cross_attention_dim": 2**16,
     "attention_head_dim": 2**14,
-    "transformer_layers_per_block": 64,
+    "transformer_layers_per_block": 16,
 }
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
