@@ -1,0 +1,28 @@
+"""Compare Stable Diffusion by parts with the installed diffusers and transformers.
+
+    python tests/parity/stable_diffusion.py [SECTION ...]    # needs the extra `parity`
+
+Sections (all by default), each in its own file stable_diffusion_SECTION.py:
+
+nets  the outputs, weights and memory of the three networks
+"""
+
+import importlib
+import sys
+
+SECTIONS = ("nets",)
+
+
+def main() -> None:
+    failed = []
+    for section in sys.argv[1:] or SECTIONS:
+        module = importlib.import_module(f"stable_diffusion_{section}")
+        print(f"== {section}")
+        if not module.compare():
+            failed.append(section)
+    if failed:
+        sys.exit(f"Out of bounds: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main()
