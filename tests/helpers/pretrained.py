@@ -112,11 +112,14 @@ def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STOR
 
 
 def save_bin(path: Path, weights: dict[str, np.ndarray]) -> None:
-    """Write weights as torch.save does."""
-    arrays = [np.ascontiguousarray(weight, np.float32) for weight in weights.values()]
-    storages = [Storage(str(i), array) for i, array in enumerate(arrays)]
+    """Write weights as torch.save does: as float32, or as integers where they are."""
+    storages = []
     tensors = {}
-    for name, storage in zip(weights, storages, strict=True):
-        strides = tuple(stride // 4 for stride in storage.array.strides)
+    for i, (name, weight) in enumerate(weights.items()):
+        is_integer = weight.dtype == np.int64
+        array = np.ascontiguousarray(weight, np.int64 if is_integer else np.float32)
+        storage = Storage(str(i), array, kind="LongStorage" if is_integer else "FloatStorage")
+        storages.append(storage)
+        strides = tuple(stride // array.itemsize for stride in array.strides)
         tensors[name] = tensor(storage, storage.array.shape, strides)
     write_bin(path, pickled(OrderedDict(tensors)), storages)

@@ -42,7 +42,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
             "layers_per_block": 1,
             "attention_head_dim": [2, 4],
-            "transformer_layers_per_block": [2, 1],
+            "transformer_layers_per_block": [1, 2],
             "cross_attention_dim": 12,
             "norm_num_groups": 4,
         },
