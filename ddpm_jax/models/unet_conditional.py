@@ -25,7 +25,7 @@ from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 
 
 class TextCondition(NamedTuple):
-    """What the network is conditioned on."""
+    """The condition of a `ConditionalUNet`."""
 
     states: Float[Array, "b n d"]
     """The states of the text encoder."""

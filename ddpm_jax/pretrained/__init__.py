@@ -1,9 +1,8 @@
 """Read and write models in the diffusers layout, in folders and on the hub; read PyTorch files.
 
 - `hub` downloads and uploads; `pipeline_folder` reads and writes a whole model.
-- `unet_folder` reads and writes its network: `unet_config` maps the settings, `weight_files` reads
-  the tensors, `weight_names` maps their names.
-- `part_folder` reads and writes the networks of Stable Diffusion; each has a file of its config.
+- `unet_folder`, and `part_folder` for Stable Diffusion, read and write networks: `*_config` map the
+  settings, `weight_files` reads the tensors, `weight_names` maps their names.
 - `scheduler_config` maps a scheduler's JSON; `schedulers` is its table of keys and defaults.
 - `conv_unet_weights` reads the state dict of a ConvBlock U-Net.
 - `torch_pickle`, `untrusted_files` and `json_settings` confine what is read: files may come from

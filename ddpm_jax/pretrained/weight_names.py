@@ -28,7 +28,7 @@ LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.
 """{name of an attention layer before diffusers 0.15: its name since}."""
 
 CLIP_PREFIX = "text_model."
-"""What the names of the text encoder begin with, except in some files since transformers 5.6."""
+"""Prefix of the text encoder's names, which some files since transformers 5.6 lack."""
 
 # {pattern of our module paths: module in diffusers}. {i} is the number of the down or up block:
 # diffusers counts each kind in the order in which the blocks run.
