@@ -3,6 +3,7 @@
 Arrays outside of PyTorch are NumPy's, images and latents NHWC.
 """
 
+import copy
 from typing import NamedTuple
 
 import diffusers
@@ -49,10 +50,8 @@ def to_numpy(images):
 
 def theirs(sample, dtype=torch.float32):
     """The outputs of PyTorch, as those of `helpers.stable_diffusion.run`."""
-    model = sample.model.to(dtype)
-    outputs = OUTPUTS[sample.part](model, sample.inputs, dtype)
-    model.float()
-    return outputs
+    model = copy.deepcopy(sample.model).to(dtype)
+    return OUTPUTS[sample.part](model, sample.inputs, dtype)
 
 
 def unet_outputs(model, inputs, dtype):
