@@ -91,8 +91,8 @@ class ConditionalUNet(Network):
     def example_inputs(self) -> tuple:
         size = 2 ** (len(self.widths) - 1)
         xt = jnp.zeros((1, size, size, self.in_channels), jnp.float32)
-        condition = TextCondition(jnp.zeros((1, 1, self.context_dim), jnp.float32))
-        return xt, jnp.zeros(1, jnp.int32), condition
+        text = jnp.zeros((1, 1, self.context_dim), jnp.float32)
+        return xt, jnp.zeros(1, jnp.int32), text
 
     def apply(
         self,
@@ -117,8 +117,8 @@ class ConditionalUNet(Network):
                 f"The network takes text states of {self.context_dim} channels, "
                 f"not {states.shape[-1]}: use the text encoder that it was trained with."
             )
-        condition = TextCondition(states.astype(dtype))
-        output: Any = self.module().apply({"params": params}, xt.astype(dtype), t, condition)
+        inputs = xt.astype(dtype), t, states.astype(dtype)
+        output: Any = self.module().apply({"params": params}, *inputs)
         return output.astype(jnp.float32)
 
 
@@ -129,10 +129,9 @@ class ConditionalUNetModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, xt: Float[Array, "b h w c"], t: Num[Array, " b"], condition: TextCondition
+        self, xt: Float[Array, "b h w c"], t: Num[Array, " b"], text: Float[Array, "b n d"]
     ) -> Float[Array, "b h w out"]:
         net = self.net
-        text = condition.states
         emb = self._embed(t, xt.dtype)  # (b, 4 * widths[0])
         h = self._conv(xt, net.widths[0], "conv_in")
         skips = self._down(h, emb, text)

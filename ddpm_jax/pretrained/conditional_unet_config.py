@@ -122,8 +122,8 @@ def conditional_unet_from_config(
     settings = validate(in_lists, DEFAULTS, EMA_KEYS, filename)
     check_fixed(settings, FIXED, REASONS, filename)
     check_limits(settings, DEFAULTS, LARGEST, filename)
-    if not isinstance(settings["sample_size"], int):
-        size = settings["sample_size"]
+    size = settings["sample_size"]
+    if type(size) is not int:
         raise ValueError(f"{filename}: sample_size must be a whole number, not {str(size)[:80]}.")
     widths = settings["block_out_channels"]
     down = [lookup(DOWN_BLOCKS, name, "down_block_types") for name in settings["down_block_types"]]
@@ -139,7 +139,7 @@ def conditional_unet_from_config(
     )
     settings["freq_shift"] = float(settings["freq_shift"])
     return ConditionalUNet(
-        sample_size=settings["sample_size"],
+        sample_size=size,
         widths=tuple(widths),
         cross_attention=tuple(down),
         heads=tuple(heads),
