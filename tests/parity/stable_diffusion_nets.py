@@ -50,6 +50,7 @@ from helpers.stable_diffusion import (
 from ddpm_jax.models import attention, autoencoder, clip_text, transformer, unet_conditional
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.models.layers import upsample_nearest
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 from ddpm_jax.pretrained.part_folder import read_part, read_part_params, save_part
 
@@ -117,6 +118,9 @@ UNET = {
     "attention_head_dim": 4,
     "cross_attention_dim": 32,
 }
+# Even, then odd when it is halved.
+FAULTY_SIZE = (14, 18)
+HALVED_TWICE = (4, 5)
 AUTOENCODER = {
     "block_out_channels": [32, 64, 64],
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -146,22 +150,24 @@ def swapped_geglu(x):
 
 
 def strided_from(offset):
-    """`conv` whose strided convolutions keep other rows and columns."""
+    """`conv` whose strided convolutions of even sizes keep other rows and columns."""
     plain = unet_conditional.conv
 
-    def conv(*args, **options):
-        if options.get("stride_offset") is not None:
+    def conv(x, *args, **options):
+        if options.get("stride_offset") is not None and x.shape[1] % 2 == 0:
             options["stride_offset"] = offset
-        return plain(*args, **options)
+        return plain(x, *args, **options)
 
     return conv
 
 
 def half_pixel_nearest(x):
-    """Upsampling to an odd size by jax.image.resize, whose pixels lie elsewhere than PyTorch's."""
+    """Upsampling by jax.image.resize, which takes other pixels than PyTorch for an odd size."""
     b, h, w, c = x.shape
+    if (h, w) != HALVED_TWICE:
+        return upsample_nearest(x)
     odd = jax.image.resize(x, (b, 2 * h - 1, 2 * w - 1, c), "nearest")
-    return jnp.pad(odd, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    return jnp.pad(odd, ((0, 0), (0, 1), (0, 1), (0, 0)))
 
 
 def without_final_norm(eps, name):
@@ -214,7 +220,7 @@ def clip_faults(net):
 
 
 FAULTS = (
-    ("unet", UNET, (13, 17), unet_faults),
+    ("unet", UNET, FAULTY_SIZE, unet_faults),
     ("vae", AUTOENCODER, (32, 24), autoencoder_faults),
     ("text_encoder", CLIP, None, clip_faults),
 )
