@@ -27,6 +27,7 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/chains.py
 	$(RUN) tests/parity/training.py
 	$(RUN) tests/parity/tutorials.py
+	$(RUN) tests/parity/stable_diffusion.py
 
 faults: $(VENV)/.test
 	$(RUN) tests/faults.py
