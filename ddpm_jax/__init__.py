@@ -6,6 +6,7 @@ editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
 training     TrainState, init_state, make_train_step, training_keys, model_loss
 diffusers    Pipeline, ModelSpec, load_pretrained, save_pretrained
+prompts      text_to_image, TextCondition, load_stable_diffusion, save_stable_diffusion
 
 Importing the package touches no device.
 """
@@ -48,8 +49,14 @@ from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.kernels.switch import use_kernels
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pipeline import Pipeline
+from ddpm_jax.models.unet_conditional import TextCondition
+from ddpm_jax.pipeline import Pipeline, TextToImagePipeline
 from ddpm_jax.pretrained.pipeline_folder import Pretrained, load_pretrained, save_pretrained
+from ddpm_jax.pretrained.stable_diffusion import (
+    StableDiffusion,
+    load_stable_diffusion,
+    save_stable_diffusion,
+)
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
 from ddpm_jax.samplers.ddpm import ddpm
 from ddpm_jax.training.step import (
@@ -73,6 +80,9 @@ __all__ = [
     "Prediction",
     "Pretrained",
     "Sampler",
+    "StableDiffusion",
+    "TextCondition",
+    "TextToImagePipeline",
     "TrainState",
     "UNet",
     "VariationalBound",
@@ -94,6 +104,7 @@ __all__ = [
     "lerp",
     "linear_betas",
     "load_pretrained",
+    "load_stable_diffusion",
     "loss_weight",
     "make_denoiser",
     "make_grid",
@@ -108,6 +119,7 @@ __all__ = [
     "sample_keys",
     "save_images",
     "save_pretrained",
+    "save_stable_diffusion",
     "scaled_linear_betas",
     "sigmoid_betas",
     "simple_loss",

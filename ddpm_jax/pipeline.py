@@ -14,7 +14,16 @@ from ddpm_jax.errors import check_at_least
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
-from ddpm_jax.pretrained.pipeline_folder import load_pretrained, save_pretrained
+from ddpm_jax.pretrained.pipeline_folder import load_pretrained, locate_folder, save_pretrained
+from ddpm_jax.pretrained.stable_diffusion import (
+    StableDiffusion,
+    is_text_to_image,
+    load_stable_diffusion,
+    sampling_for,
+    save_stable_diffusion,
+)
+from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.images import ImageInput
 
 MAX_BATCH_SIZE = 64
 
@@ -33,11 +42,16 @@ class Pipeline:
     params: Params
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, **options) -> Pipeline:
+    def from_pretrained(
+        cls, path_or_repo: str | Path, **options: Any
+    ) -> Pipeline | TextToImagePipeline:
         """Load a pipeline from a folder or a hub repository.
 
-        `load_pretrained` explains the options and errors.
+        One with a text encoder is a `TextToImagePipeline`. `load_pretrained` and
+        `load_stable_diffusion` explain the options and errors.
         """
+        if is_text_to_image(locate_folder(path_or_repo, options.get("revision"))):
+            return TextToImagePipeline(load_stable_diffusion(path_or_repo, **options))
         pretrained = load_pretrained(path_or_repo, **options)
         return cls(pretrained.spec, pretrained.params)
 
@@ -73,3 +87,72 @@ class Pipeline:
             progress=progress,
         )
         return PipelineOutput([to_image(image) for image in states[0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToImagePipeline:
+    """Stable Diffusion. A call draws from prompts, from images, or inside masks."""
+
+    model: StableDiffusion
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder for `from_pretrained`, as `save_stable_diffusion` does."""
+        save_stable_diffusion(self.model, folder)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        image: ImageInput | Sequence[ImageInput] = (),
+        mask: ImageInput | Sequence[ImageInput] = (),
+        num_images: int = 1,
+        strength: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        noise: str = "jax",
+        clip_skip: int = 0,
+        sampler: str | None = None,
+        batch_size: int = 1,
+        progress: bool = True,
+        **sampling: Any,
+    ) -> PipelineOutput:
+        """Draw `num_images` images per prompt, of which `text_to_image.draw.Request` has the rest.
+
+        With an image they start from it, and with a mask only its white part is drawn.
+        `sampling` replaces settings of the model's `Sampling`, such as steps=50,
+        guidance_scale=7.5. `sampler` names another sampler, which reads the model's scheduler as
+        diffusers' own would (`sampling_for`).
+        Raise ValueError as `Request`, `draw_images` and `Sampling` do.
+        """
+        check_at_least(1, batch_size=batch_size)
+        request = Request(
+            prompts=_listed(prompt),
+            negative_prompts=_listed(negative_prompt),
+            images=_listed(image),
+            masks=_listed(mask),
+            num_images=num_images,
+            strength=strength,
+            height=height,
+            width=width,
+            seed=seed,
+            noise=noise,
+            clip_skip=clip_skip,
+        )
+        settings = self.model.sampling
+        if sampler is not None:
+            settings = sampling_for(self.model.scheduler, sampler)
+        images = draw_images(
+            self.model,
+            request,
+            settings.override(**sampling),
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return PipelineOutput([to_image(image) for image in images])
+
+
+def _listed(value: Any) -> list:
+    """A single text or image as a list of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -18,6 +18,8 @@ HEAVY = (
     "datasets",
     "matplotlib",
     "huggingface_hub",
+    "tokenizers",
+    "transformers",
 )
 CODE = f"""
 import importlib, logging, pkgutil, sys

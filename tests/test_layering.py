@@ -19,7 +19,7 @@ FLOORS = [
     ("generation",),
     ("config", "pretrained"),
     ("figures",),
-    ("evaluation",),
+    ("evaluation", "text_to_image"),
     ("pipeline", "recipes"),
     ("runs",),
     ("cli",),
@@ -35,6 +35,7 @@ ONLY_IN = {
     "flax": ("models",),
     "tyro": ("cli", "config"),
     "huggingface_hub": ("pretrained", "data"),
+    "tokenizers": ("text_to_image",),
 }
 """Libraries that may appear only in these rooms."""
 NEVER = {"torch", "tensorflow", "diffusers", "transformers"}

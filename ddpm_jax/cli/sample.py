@@ -3,15 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tyro
 
-from ddpm_jax import samplers
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli import arguments, text_options
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions
+from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.editing import Edit
@@ -60,8 +58,11 @@ def main(args: list[str]) -> None:
         if {"-h", "--help"} & set(args):
             arguments.parse(SampleOptions, args, None, f"{arguments.command('sample')} --ckpt DIR")
         raise ValueError(MISSING)
-    source = open_checkpoint(ckpt)
     sampler, args = arguments.take_option(args, "--sampler")
+    if text_options.reads(ckpt):
+        text_options.main(args, ckpt, sampler)
+        return
+    source = open_checkpoint(ckpt)
     options, sampling = parse(args, ckpt, source, sampler)
     if options.checkpoint is not None:
         source = open_checkpoint(ckpt, options.checkpoint)
@@ -91,27 +92,9 @@ def parse(
     overrides = {} if sampler is None else {"sampler": sampler}
     default = source.spec.sampling.override(**overrides)
     default = with_learned_variance(source.spec.objective, default)
-    sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
-    # `--sampler.OPTION` replaces the fields `sampler` and `options` of Sampling.
-    replaced = [
-        ("sampler", sampler_options, sampler_options()),
-        ("options", tyro.conf.Suppress[Any], None),
-    ]
-    all_options = dataclasses.make_dataclass(
-        "Arguments", replaced, bases=(SampleOptions, Sampling), frozen=True, kw_only=True
-    )
-    fields = [field.name for field in dataclasses.fields(Sampling)]
-    shared = [name for name in fields if name not in ("sampler", "options")]
-    sampling_defaults = {name: getattr(default, name) for name in shared}
     out = (source.output_folder / "samples.png",)
-    defaults = all_options(out=out, **sampling_defaults)
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
-    options = arguments.parse(all_options, args, defaults, prog)
-    settings = {name: getattr(options, name) for name in shared}
-    sampling = Sampling(
-        sampler=default.sampler, options=dataclasses.asdict(options.sampler), **settings
-    )
-    return options, sampling
+    return parse_with_sampling(SampleOptions, args, default, prog, out=out)
 
 
 def draw_states(

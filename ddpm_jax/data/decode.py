@@ -30,13 +30,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def resize_image(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """Convert `image` to uint8 (image_size, image_size, channels): greyscale (1) or RGB (3).
+def to_colour(image: Image.Image, channels: int) -> Image.Image:
+    """Convert `image` to 8-bit greyscale (1 channel) or RGB (3).
 
     Apply the EXIF orientation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
-    pixels as white. Cut out the middle square (`resize` "crop") or change the aspect ratio
-    ("squash"); interpolate bilinearly with antialiasing. Raise ValueError for pixels of another
-    type or range, such as floats.
+    pixels as white. Raise ValueError for pixels of another type or range, such as floats.
     """
     image = upright(image)
     if image.mode.startswith(("I", "F")):
@@ -44,7 +42,16 @@ def resize_image(image: Image.Image, image_size: int, channels: int, resize: str
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert({1: "L", 3: "RGB"}[channels])
+    return image.convert({1: "L", 3: "RGB"}[channels])
+
+
+def resize_image(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
+    """Convert `image` as `to_colour` does, to uint8 (image_size, image_size, channels).
+
+    Cut out the middle square (`resize` "crop") or change the aspect ratio ("squash"); interpolate
+    bilinearly with antialiasing.
+    """
+    image = to_colour(image, channels)
     if resize == "crop":
         side = min(image.size)
         left = (image.width - side) // 2
@@ -154,18 +161,39 @@ def decode_image(
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
-    def convert(image: ImageFile.ImageFile) -> np.ndarray:
+    def convert(image: Image.Image) -> np.ndarray:
+        return resize_image(image, image_size, channels, resize)
+
+    return _decode(file, name, convert, max_pixels, f"raise {limit_name}, or ")
+
+
+def decode_colour(file: File, name: str, channels: int) -> Image.Image:
+    """Decode `file` at its own size and convert it as `to_colour` does.
+
+    Raise ValueError if that is impossible, or if the image has more than `MAX_PIXELS`.
+    """
+    return _decode(file, name, lambda image: to_colour(image, channels), MAX_PIXELS, "")
+
+
+def _decode(
+    file: File,
+    name: str,
+    convert: Callable[[Image.Image], T],
+    max_pixels: int,
+    remedy_for_size: str,
+) -> T:
+    def convert_checked(image: ImageFile.ImageFile) -> T:
         if image.width * image.height > max_pixels:
             size = f"{image.width}x{image.height}"
             raise Image.DecompressionBombError(f"{size} is above {max_pixels:,} pixels")
-        return resize_image(image, image_size, channels, resize)
+        return convert(image)
 
     try:
-        return convert_file(file, convert)
+        return convert_file(file, convert_checked)
     # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, ...
     except Exception as error:
         unknown_format = isinstance(error, UnidentifiedImageError)
         cause = "not in a format that Pillow knows, or damaged" if unknown_format else error
-        remedy = f"raise {limit_name}, or " if isinstance(error, BOMBS) else ""
+        remedy = remedy_for_size if isinstance(error, BOMBS) else ""
         message = f"Cannot read the image {name} ({cause}): {remedy}replace or remove it."
         raise ValueError(message) from error

@@ -34,10 +34,11 @@ def truncate(grid: GridRow, strength: float) -> GridRow:
     Raise ValueError for a strength outside (0, 1].
     """
     check(0 < strength <= 1, f"strength must be above 0 and at most 1, not {strength}.")
-    return _last_rows(grid, max(1, round(strength * len(grid.i))))
+    return last_rows(grid, max(1, round(strength * len(grid.i))))
 
 
-def _last_rows(grid: GridRow, n: int) -> GridRow:
+def last_rows(grid: GridRow, n: int) -> GridRow:
+    """The last n rows of a grid."""
     rows = jax.tree.map(lambda table: table[-n:], grid._replace(schedule=None))
     return rows._replace(schedule=grid.schedule)
 
@@ -182,7 +183,7 @@ def drop_pure_noise(grid: GridRow) -> GridRow:
         "Every step of this grid starts at pure noise, which no image can be inverted to: "
         "take more steps.",
     )
-    return _last_rows(grid, n)
+    return last_rows(grid, n)
 
 
 def reversed_grid(grid: GridRow) -> GridRow:

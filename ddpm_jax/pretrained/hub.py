@@ -14,7 +14,7 @@ from ddpm_jax import home
 from ddpm_jax.pretrained.unet_config import CLASS
 from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import read_json
-from ddpm_jax.pretrained.weight_files import weights_file
+from ddpm_jax.pretrained.weight_files import DIFFUSERS, TRANSFORMERS, FileNames, weights_file
 
 REPOSITORY = re.compile(
     r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII
@@ -27,6 +27,20 @@ JSON_FILES = [
     UNET + CONFIG,
     "scheduler_config.json",
     "scheduler/scheduler_config.json",
+]
+TEXT_ENCODER = "text_encoder"
+TEXT_PARTS = {"unet": DIFFUSERS, "vae": DIFFUSERS, TEXT_ENCODER: TRANSFORMERS}
+"""The networks of a pipeline with a text encoder, and how their files are named."""
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+TEXT_FILES = [
+    *(f"{part}/{CONFIG}" for part in TEXT_PARTS),
+    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
 ]
 
 NO_ACCESS = "check the name and, for a private repository, set HF_TOKEN to a token that can read it"
@@ -49,10 +63,12 @@ def is_repository(name: str) -> bool:
 def download(
     repo: str, *, variant: str | None = None, revision: str | None = None, weights: bool = True
 ) -> Path:
-    """Download the JSON files of a repository and, with `weights`, the weights of its network.
+    """Download the JSON files of a repository and, with `weights`, the weights of its networks.
 
     Return their folder in the hub's cache. Of the weights, only the files that `read_tensors` reads
-    are downloaded, and none if the network, in unet/ or at the root, is not a UNet2DModel.
+    are downloaded. A pipeline with a text encoder also has its tokenizer's files and the weights of
+    `TEXT_PARTS` downloaded. Of others, that is one network, in unet/ or at the root, and none if it
+    is not a UNet2DModel.
     `variant` names the weights, such as "fp16". `revision` is a branch, tag or commit.
     Raise ValueError, ImportError or OSError.
     """
@@ -64,14 +80,22 @@ def download(
         raise FileNotFoundError(
             f"{repo} has neither {INDEX} nor {CONFIG}: name a repository in the diffusers layout."
         )
-    subfolder = UNET if UNET + CONFIG in names else ""
-    if not weights or subfolder + CONFIG not in names:
-        return folder
-    if read_json(folder / subfolder / CONFIG).get("_class_name", CLASS) == CLASS:
+    if INDEX in names and TEXT_ENCODER in read_json(folder / INDEX):
+        with _one_line_errors(repo, revision):
+            client.snapshot_download(repo, revision=folder.name, allow_patterns=TEXT_FILES)
+        parts = {f"{part}/": files for part, files in TEXT_PARTS.items()}
+    else:
+        subfolder = UNET if UNET + CONFIG in names else ""
+        parts = {subfolder: DIFFUSERS} if _has_unet(folder / subfolder / CONFIG) else {}
+    for subfolder, files in parts.items() if weights else ():
         beside = {name.removeprefix(subfolder) for name in names if name.startswith(subfolder)}
         beside = {name for name in beside if "/" not in name}
-        _download_weights(repo, folder, subfolder, beside, variant)
+        _download_weights(repo, folder, subfolder, beside, variant, files)
     return folder
+
+
+def _has_unet(config: Path) -> bool:
+    return config.is_file() and read_json(config).get("_class_name", CLASS) == CLASS
 
 
 def _list_files(repo: str, folder: Path) -> set[str]:
@@ -84,7 +108,12 @@ def _list_files(repo: str, folder: Path) -> set[str]:
 
 
 def _download_weights(
-    repo: str, folder: Path, subfolder: str, names: set[str], variant: str | None
+    repo: str,
+    folder: Path,
+    subfolder: str,
+    names: set[str],
+    variant: str | None,
+    files: FileNames,
 ) -> None:
     """Download the weights among the files `names` of a network's folder."""
 
@@ -93,7 +122,7 @@ def _download_weights(
             path = subfolder + name
             return Path(_client(repo).hf_hub_download(repo, path, revision=folder.name))
 
-    file = fetch(weights_file(names, variant, f"{repo}/{subfolder}".rstrip("/")))
+    file = fetch(weights_file(names, variant, f"{repo}/{subfolder}".rstrip("/"), files))
     weight_map = read_json(file).get("weight_map") if file.suffix == ".json" else None
     shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
     missing = sorted(shards - names)

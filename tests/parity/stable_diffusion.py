@@ -4,13 +4,15 @@
 
 Sections (all by default), each in its own file stable_diffusion_SECTION.py:
 
-nets  the outputs, weights and memory of the three networks
+tokenizer  ids of 3,000 adversarial texts, in both forms of the files
+nets       the outputs, weights and memory of the three networks
+pipelines  the images of whole pipelines, 50 steps, from PyTorch's own seeds
 """
 
 import importlib
 import sys
 
-SECTIONS = ("nets",)
+SECTIONS = ("tokenizer", "nets", "pipelines")
 
 
 def main() -> None:

@@ -1,0 +1,43 @@
+"""Parse a command's options together with the settings of sampling."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from ddpm_jax import samplers
+from ddpm_jax.cli import arguments
+from ddpm_jax.generation.sampling import Sampling
+
+Options = TypeVar("Options")
+
+
+def parse_with_sampling(
+    kind: type[Options], args: Sequence[str], default: Sampling, prog: str, **defaults: Any
+) -> tuple[Options, Sampling]:
+    """Parse the options `kind` of a command and the settings of sampling.
+
+    `default` gives the defaults of the settings, and `defaults` those of options.
+    `--sampler.OPTION` sets options of the sampler.
+    """
+    sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
+    # `--sampler.OPTION` replaces the fields `sampler` and `options` of Sampling.
+    replaced = [
+        ("sampler", sampler_options, sampler_options()),
+        ("options", tyro.conf.Suppress[Any], None),
+    ]
+    all_options = dataclasses.make_dataclass(
+        "Arguments", replaced, bases=(kind, Sampling), frozen=True, kw_only=True
+    )
+    fields = [field.name for field in dataclasses.fields(Sampling)]
+    shared = [name for name in fields if name not in ("sampler", "options")]
+    sampling_defaults = {name: getattr(default, name) for name in shared}
+    options: Any = arguments.parse(
+        all_options, args, all_options(**defaults, **sampling_defaults), prog
+    )
+    settings = {name: getattr(options, name) for name in shared}
+    sampling = Sampling(
+        sampler=default.sampler, options=dataclasses.asdict(options.sampler), **settings
+    )
+    return options, sampling

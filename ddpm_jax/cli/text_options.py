@@ -1,0 +1,136 @@
+"""The main function of sample.py for a model with a text encoder: draw images from prompts."""
+
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+from typing import Literal
+
+from ddpm_jax.cli import arguments
+from ddpm_jax.cli.run_options import BatchedRunOptions
+from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.data.pixels import to_image
+from ddpm_jax.devices import memory
+from ddpm_jax.errors import check
+from ddpm_jax.figures import image_grids
+from ddpm_jax.pretrained import hub, stable_diffusion
+from ddpm_jax.pretrained.pipeline_folder import locate_folder
+from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
+from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.noise import NoiseKind
+
+DEFAULT_OUT = Path("samples.png")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOptions(BatchedRunOptions):
+    """Draw images from prompts with Stable Diffusion, `--ckpt FOLDER`, and any `--sampler NAME`."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts to draw."""
+    prompt_file: Path | None = None
+    """File with one more prompt per line."""
+    negative_prompt: tuple[str, ...] = ("",)
+    """Texts to keep away from: one, or one for each prompt."""
+    num: int = 1
+    """Images per prompt."""
+    image: tuple[Path, ...] = ()
+    """Images to start from, which the samples take in turn."""
+    mask: tuple[Path, ...] = ()
+    """Masks of the images. White is redrawn, black is kept."""
+    strength: float | None = None
+    """Fraction of the steps to run, in (0, 1]; None for 0.8, or 1 with --mask."""
+    height: int | None = None
+    """Height in pixels; None for the network's own, or with --image for the image's."""
+    width: int | None = None
+    """Width in pixels; None as for the height."""
+    noise: NoiseKind = "jax"
+    """jax: image i depends on seed and i. torch-cpu, torch-cuda: PyTorch's numbers for seed + i."""
+    clip_skip: int = 0
+    """Last layers of the text encoder to leave out for the prompts."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which the text encoder and the U-Net compute."""
+    batch_size: int = 1
+    """Images per batch. Does not change the result."""
+    out: tuple[Path, ...] = (DEFAULT_OUT,)
+    """Files or folders: X.png is the image, or a grid of several; X.npz holds uint8 NHWC under
+    `images`, and a folder gets one PNG per image."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.num >= 1, f"--num must be at least 1, not {self.num}.")
+        check(
+            self.weights == DEFAULT_WEIGHTS and self.checkpoint is None,
+            "A pretrained model has one set of weights: leave out --weights and --checkpoint.",
+        )
+        for path in self.out:
+            image_grids.check_output(path)
+
+    def request(self) -> Request:
+        """The images to draw. Raise ValueError or FileNotFoundError for options that do not fit."""
+        prompts = [*self.prompt, *_read_prompts(self.prompt_file)]
+        check(bool(prompts), "There is no prompt: give --prompt TEXT or --prompt-file FILE.")
+        return Request(
+            prompts=prompts,
+            negative_prompts=self.negative_prompt,
+            num_images=self.num,
+            images=self.image,
+            masks=self.mask,
+            strength=self.strength,
+            height=self.height,
+            width=self.width,
+            seed=self.seed,
+            noise=self.noise,
+            clip_skip=self.clip_skip,
+        )
+
+
+def reads(ckpt: str) -> bool:
+    """Whether `ckpt` is a folder or a hub repository of a pipeline with a text encoder."""
+    folder = Path(ckpt)
+    if not folder.exists() and hub.is_repository(ckpt):
+        folder = locate_folder(ckpt)
+    return stable_diffusion.is_text_to_image(folder)
+
+
+def main(args: list[str], ckpt: str, sampler: str | None) -> None:
+    """Draw images from prompts with the model `ckpt`."""
+    warnings.showwarning = _show_in_one_line
+    folder = locate_folder(ckpt)
+    index = stable_diffusion.read_index(folder)
+    scheduler = stable_diffusion.read_scheduler(folder, index["scheduler"][1])
+    default = stable_diffusion.sampling_for(scheduler, sampler)
+    prog = f"{arguments.command('sample')} --ckpt {ckpt}"
+    options, sampling = parse_with_sampling(TextOptions, args, default, prog)
+    request = options.request()
+    options.set_up_jax(request.total)
+    with memory.explain_oom(f"batches of {options.batch_size} images", "lower --batch-size"):
+        model = stable_diffusion.load_stable_diffusion(
+            ckpt, variant=options.variant, dtype=options.dtype
+        )
+        images = draw_images(model, request, sampling, batch_size=options.batch_size)
+    for path in options.out:
+        if len(images) == 1 and path.suffix.lower() == ".png":
+            # A grid would have a border.
+            image_grids.save_picture(to_image(images[0]), path)
+        else:
+            image_grids.save_images(images, path)
+        print(path)
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: check --prompt-file.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): convert it.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _show_in_one_line(message, *_, **__) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,273 @@
+"""Stable Diffusion in the diffusers layout: its parts, read from and written to a folder."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.diffusion.schedule import NoiseSchedule
+from ddpm_jax.errors import check
+from ddpm_jax.generation.sampling import Sampling, build_sampler
+from ddpm_jax.models import Params
+from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.models.unet_conditional import ConditionalUNet
+from ddpm_jax.pretrained import scheduler_config
+from ddpm_jax.pretrained.hub import INDEX, TEXT_ENCODER, TOKENIZER_FILES
+from ddpm_jax.pretrained.json_settings import VERSION
+from ddpm_jax.pretrained.part_folder import PARTS, read_part, read_part_params, save_part
+from ddpm_jax.pretrained.pipeline_folder import locate_folder
+from ddpm_jax.pretrained.scheduler_config import Scheduler, parse_scheduler
+from ddpm_jax.pretrained.schedulers import SCHEDULERS
+from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json, write_json
+from ddpm_jax.samplers import Sampler
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+)
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+DTYPES = ("float32", "bfloat16", "float16")
+STEPS = 50
+GUIDANCE_SCALE = 7.5
+"""The defaults of diffusers' pipelines."""
+FORCED = {"steps_offset": 1, "clip_sample": False}
+"""Settings that diffusers' pipelines force on the scheduler of a folder that has them."""
+MAX_TOKENIZER_BYTES = 16 * 2**20
+
+
+class StableDiffusion(NamedTuple):
+    """The parts of a latent diffusion model whose condition is a text.
+
+    `unet.apply(unet_params, xt, t, condition)` is the network's output for latents (b, h, w, c).
+    """
+
+    tokenizer_files: Mapping[str, bytes]
+    """The files of the tokenizer by name (`hub.TOKENIZER_FILES`)."""
+    text_encoder: ClipText
+    text_params: Params
+    unet: ConditionalUNet
+    unet_params: Params
+    autoencoder: Autoencoder
+    autoencoder_params: Params
+    objective: Objective
+    sampling: Sampling
+    scheduler: Mapping[str, Any]
+    """The scheduler_config.json."""
+    dtype: str = "float32"
+    """The type in which the text encoder and the U-Net compute."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the training."""
+        return self.objective.noise_schedule
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of the scheduler."""
+        return build_sampler(self.objective, self.sampling)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network takes a mask and the latents of a masked image beside xt."""
+        return self.unet.in_channels == 2 * self.autoencoder.latent_channels + 1
+
+
+def load_stable_diffusion(
+    path_or_repo: str | Path,
+    *,
+    scheduler: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+) -> StableDiffusion:
+    """Load Stable Diffusion 1 or 2 from a folder, or from a hub repository owner/name.
+
+    `scheduler`, `variant` and `revision` are as in `load_pretrained`. The parameters of the text
+    encoder and of the U-Net are kept in `dtype`, in which they compute.
+    Raise FileNotFoundError, ValueError, ImportError or OSError.
+    """
+    check(dtype in DTYPES, f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    folder = locate_folder(path_or_repo, revision, variant, weights=True)
+    index = read_index(folder)
+    config = read_scheduler(folder, index["scheduler"][1])
+    parsed = parse_latent_scheduler(config, scheduler)
+    nets = {part: read_part(_part_folder(folder, part), part) for part in PARTS}
+    _check_fit(nets["text_encoder"], nets["unet"], nets["vae"])
+    params = {
+        part: read_part_params(_part_folder(folder, part), part, net, variant)
+        for part, net in nets.items()
+    }
+    in_dtype = {
+        part: jax.tree.map(lambda x: x.astype(dtype), tree)
+        for part, tree in params.items()
+        if part != "vae"
+    }
+    return StableDiffusion(
+        tokenizer_files=read_tokenizer_files(_part_folder(folder, "tokenizer")),
+        text_encoder=nets["text_encoder"],
+        text_params=in_dtype["text_encoder"],
+        unet=nets["unet"],
+        unet_params=in_dtype["unet"],
+        autoencoder=nets["vae"],
+        autoencoder_params=params["vae"],
+        objective=parsed.objective,
+        sampling=parsed.sampling,
+        scheduler={**config, "_class_name": parsed.name},
+        dtype=dtype,
+    )
+
+
+def is_text_to_image(folder: Path) -> bool:
+    """Whether a folder holds a pipeline with a text encoder."""
+    path = folder / INDEX
+    return path.exists() and TEXT_ENCODER in read_json(inside(folder, path))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read model_index.json. Raise ValueError for another pipeline, or if a part is missing."""
+    index = read_json(inside(folder, folder / INDEX))
+    name = index.get("_class_name")
+    check(
+        name in PIPELINES,
+        f"{folder} is a {brief(name)}, which is not supported: only {', '.join(PIPELINES)} are.",
+    )
+    accepted: dict[str, tuple[str, ...]] = {
+        "tokenizer": TOKENIZERS,
+        "scheduler": tuple(SCHEDULERS),
+        **{part: (form.class_name,) for part, form in PARTS.items()},
+    }
+    for part, classes in accepted.items():
+        entry = index.get(part)
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)):
+            raise ValueError(f"{folder / INDEX} names no {part}: a pipeline needs all its parts.")
+        check(
+            entry[1] in classes,
+            f"{folder / INDEX}: the {part} {brief(entry[1])} is not supported: "
+            f"it must be one of {', '.join(classes)}.",
+        )
+    return index
+
+
+def read_scheduler(folder: Path, class_name: str) -> dict[str, Any]:
+    """The scheduler's JSON, with the class of model_index.json if it names none."""
+    path = _part_folder(folder, "scheduler") / scheduler_config.NAME
+    return {"_class_name": class_name, **read_json(inside(folder, path))}
+
+
+def parse_latent_scheduler(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
+    """Read a scheduler's JSON as diffusers' pipelines do; with `name`, as that scheduler would.
+
+    Keys in the JSON are read by the other scheduler too; missing ones get its own defaults. Latents
+    are not clipped. The sampling has 50 steps and guidance 7.5. Raise ValueError as
+    `parse_scheduler` does.
+    """
+    own = SCHEDULERS.get(str(config.get("_class_name")))
+    forced: dict[str, Any] = {
+        key: value for key, value in FORCED.items() if own and key in own.defaults
+    }
+    left_out = config.get("_use_default_values")
+    if isinstance(left_out, list):
+        forced["_use_default_values"] = [key for key in left_out if key not in forced]
+    parsed = parse_scheduler({**config, **forced}, name)
+    # The default of clip_sample is to clip in some schedulers that lack the key in the JSON.
+    sampling = dataclasses.replace(
+        parsed.sampling,
+        clip_x0=False,
+        steps=min(STEPS, parsed.objective.timesteps - 1),
+        guidance_scale=GUIDANCE_SCALE,
+    )
+    return parsed._replace(sampling=sampling)
+
+
+def sampling_for(config: Mapping[str, Any], sampler: str | None = None) -> Sampling:
+    """The sampling of a scheduler's JSON, by its own sampler or by another one.
+
+    If a scheduler of diffusers is the other sampler, it reads the JSON. Otherwise the sampler gets
+    its own default options, and the plain grid.
+    """
+    own = parse_latent_scheduler(config).sampling
+    if sampler in (None, own.sampler):
+        return own
+    for name, spec in SCHEDULERS.items():
+        if spec.sampler(spec.defaults)[0] == sampler:
+            return parse_latent_scheduler(config, name).sampling
+    return own.override(sampler=sampler)
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files of a tokenizer. Raise ValueError for a file that is too large."""
+    files = {}
+    for name in TOKENIZER_FILES:
+        path = inside(folder, folder / name)
+        if path.is_file():
+            size = path.stat().st_size
+            check(
+                size <= MAX_TOKENIZER_BYTES,
+                f"{path} has {size:,} bytes: the limit is {MAX_TOKENIZER_BYTES:,} bytes.",
+            )
+            files[name] = path.read_bytes()
+    return files
+
+
+def save_stable_diffusion(model: StableDiffusion, folder: str | Path) -> None:
+    """Write a folder for `load_stable_diffusion`, and for diffusers.
+
+    Its scheduler is that of the model. Raise ValueError if the folder holds other weights.
+    """
+    folder = Path(folder)
+    nets = {
+        "unet": (model.unet, model.unet_params),
+        "vae": (model.autoencoder, model.autoencoder_params),
+        "text_encoder": (model.text_encoder, model.text_params),
+    }
+    for part, (net, params) in nets.items():
+        save_part(folder / part, part, net, jax.tree.map(jnp.float32, params))
+    for part in ("tokenizer", "scheduler"):
+        (folder / part).mkdir(exist_ok=True)
+    for name, content in model.tokenizer_files.items():
+        (folder / "tokenizer" / name).write_bytes(content)
+    write_json(folder / "scheduler" / scheduler_config.NAME, dict(model.scheduler))
+    write_json(folder / INDEX, _index(model))
+
+
+def _index(model: StableDiffusion) -> dict[str, Any]:
+    """The model_index.json. It names no safety checker."""
+    absent = ("safety_checker", "feature_extractor", "image_encoder")
+    return {
+        "_class_name": PIPELINES[2] if model.inpaints else PIPELINES[0],
+        "_diffusers_version": VERSION,
+        "requires_safety_checker": False,
+        "tokenizer": ["transformers", TOKENIZERS[0]],
+        "scheduler": ["diffusers", model.scheduler["_class_name"]],
+        **{name: [form.library, form.class_name] for name, form in PARTS.items()},
+        **{name: [None, None] for name in absent},
+    }
+
+
+def _part_folder(folder: Path, part: str) -> Path:
+    """The folder of a part. Raise FileNotFoundError if it is missing."""
+    path = folder / part
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder} has no folder {part}: a pipeline needs all its parts.")
+    return inside(folder, path)
+
+
+def _check_fit(text_encoder: ClipText, unet: ConditionalUNet, autoencoder: Autoencoder) -> None:
+    """Raise ValueError unless the parts fit each other."""
+    check(
+        text_encoder.width == unet.context_dim,
+        f"The text encoder gives states of {text_encoder.width} channels, "
+        f"but the unet takes {unet.context_dim}: take both from one model.",
+    )
+    channels = autoencoder.latent_channels
+    check(
+        unet.out_channels == channels and unet.in_channels in (channels, 2 * channels + 1),
+        f"The unet takes {unet.in_channels} channels and gives {unet.out_channels}, but latents "
+        f"have {channels}: it must take {channels}, or {2 * channels + 1} to inpaint.",
+    )

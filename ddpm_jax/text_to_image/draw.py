@@ -1,0 +1,337 @@
+"""Draw images from prompts, images and masks, in batches. The task follows from what is given."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, UInt8
+from tqdm import tqdm
+
+from ddpm_jax.data.pixels import to_floats, to_uint8
+from ddpm_jax.devices import parallel
+from ddpm_jax.diffusion.grid import GridRow
+from ddpm_jax.diffusion.guidance import bind, guide
+from ddpm_jax.diffusion.prediction import Network
+from ddpm_jax.errors import check
+from ddpm_jax.generation.generate import chunk_count
+from ddpm_jax.generation.sampling import Sampling, build_sampler, check_sampling
+from ddpm_jax.generation.scheduler_grids import noise_scale
+from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
+from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
+from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
+from ddpm_jax.samplers import sample_keys
+from ddpm_jax.text_to_image.generate import (
+    image_to_image,
+    inpaint,
+    rows_for_strength,
+    text_to_image,
+)
+from ddpm_jax.text_to_image.images import (
+    ImageInput,
+    divisible_size,
+    open_image,
+    paste_known,
+    resize,
+    resize_mask,
+    shrink_mask,
+)
+from ddpm_jax.text_to_image.latents import decode, encode_moments, posterior_sample
+from ddpm_jax.text_to_image.noise import Noise, check_noise_kind, key_noise, torch_seed_noise
+from ddpm_jax.text_to_image.prompts import encode_text, tokenize
+
+GUIDANCE_SCALE = 7.5
+IMAGE_STRENGTH = 0.8
+MIN_CHUNKS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to draw. Image i has prompt i // num_images, and takes images and masks in turn."""
+
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str] = ("",)
+    """One for all prompts, or one for each."""
+    num_images: int = 1
+    """Images per prompt."""
+    images: Sequence[ImageInput] = ()
+    """Images to start from."""
+    masks: Sequence[ImageInput] = ()
+    """White is redrawn, black is kept."""
+    strength: float | None = None
+    """Fraction of the steps to run, in (0, 1]; None for 0.8, or 1 with masks. With masks, 1 starts
+    from pure noise."""
+    height: int | None = None
+    width: int | None = None
+    """In pixels; None for the image's size without masks, else for the network's own."""
+    seed: int = 0
+    noise: str = "jax"
+    """jax: image i depends on (seed, i). torch-cpu, torch-cuda: PyTorch's numbers for seed + i."""
+    clip_skip: int = 0
+    """Last layers of the text encoder to leave out for the prompts."""
+
+    def __post_init__(self):
+        check(len(self.prompts) > 0, "There is no prompt: give at least one.")
+        check(self.num_images >= 1, f"num_images must be at least 1, not {self.num_images}.")
+        check_noise_kind(self.noise)
+        prompts = len(self.prompts)
+        negative = len(self.negative_prompts)
+        check(
+            negative in (1, prompts),
+            f"{negative} negative prompts do not fit {prompts} prompts: give one, or one for each.",
+        )
+        images = len(self.images)
+        masks = len(self.masks)
+        check(not masks or images > 0, "A mask is for an image: give an image too.")
+        check(self.strength is None or images > 0, "strength is for an image: give an image too.")
+        check(
+            masks in (0, 1, images),
+            f"{masks} masks do not fit {images} images: give one, or one for each.",
+        )
+        check(
+            images <= self.total,
+            f"{images} images do not fit the {self.total} to be drawn: draw at least one of each.",
+        )
+
+    @property
+    def total(self) -> int:
+        """The number of images to draw."""
+        return len(self.prompts) * self.num_images
+
+
+class Plan(NamedTuple):
+    """A request for a model, with all that its batches share."""
+
+    model: StableDiffusion
+    request: Request
+    sampling: Sampling
+    grid: GridRow
+    shape: tuple[int, int, int]
+    """Of the latents."""
+    text: TextCondition
+    """A row per prompt."""
+    empty: TextCondition
+    """A row per negative prompt."""
+    images: UInt8[np.ndarray, "n h w 3"] | None
+    masks: Bool[np.ndarray, "m h w 1"] | None
+    moments: Float[Array, "n h w k2"] | None
+    """Of the encoded images."""
+    masked_moments: Float[Array, "n h w k2"] | None
+    """Of the images without what is redrawn, for networks that inpaint."""
+
+    @property
+    def starts_from_noise(self) -> bool:
+        """Whether the first latents are noise alone."""
+        return self.images is None or (
+            self.masks is not None and self.request.strength in (None, 1)
+        )
+
+    @property
+    def keeps_known(self) -> bool:
+        """Whether the steps set the known latents, which networks that inpaint take as input."""
+        return self.masks is not None and not self.model.inpaints
+
+
+def draw_images(
+    model: StableDiffusion,
+    request: Request,
+    sampling: Sampling | None = None,
+    *,
+    batch_size: int = 1,
+    progress: bool = True,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Draw the images of a request as `draw_pixels` does, as uint8.
+
+    Pixels outside a mask are those of the resized image.
+    """
+    plan = make_plan(model, request, sampling or model.sampling)
+    drawn = to_uint8(_draw(plan, batch_size, progress))
+    if plan.images is None or plan.masks is None:
+        return drawn
+    indices = np.arange(request.total)
+    images = plan.images[indices % len(plan.images)]
+    return paste_known(drawn, images, plan.masks[indices % len(plan.masks)])
+
+
+def draw_pixels(
+    model: StableDiffusion,
+    request: Request,
+    sampling: Sampling | None = None,
+    *,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> Float[np.ndarray, "n h w 3"]:
+    """Draw the images of a request, in batches of one compiled program. Pixels are about [-1, 1].
+
+    Image i depends neither on the batch size nor on the devices, except for rounding. `sampling`
+    replaces the model's. Raise ValueError for a request that does not fit the model.
+    """
+    plan = make_plan(model, request, sampling or model.sampling)
+    return _draw(plan, batch_size, progress)
+
+
+def _draw(plan: Plan, batch_size: int, progress: bool) -> Float[np.ndarray, "n h w 3"]:
+    total = plan.request.total
+    batch_size = parallel.padded_batch_size(batch_size, total)
+    steps = len(plan.grid.i)
+    batches = []
+    with tqdm(
+        total=-(-total // batch_size) * steps,
+        desc=f"{total} images, {steps} steps",
+        disable=not progress,
+    ) as bar:
+        for start in range(0, total, batch_size):
+            indices = np.arange(start, start + batch_size)
+            latents = draw_latents(plan, indices, bar.update)
+            batches.append(np.asarray(decode(plan.model, latents[: total - start])))
+    return np.concatenate(batches)
+
+
+def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> Plan:
+    """Encode prompts and images, and choose size and grid. Raise ValueError as `draw_images`."""
+    check_sampling(model.objective, sampling)
+    masked = len(request.masks) > 0
+    check(
+        masked or not model.inpaints,
+        "This network inpaints: give an image and a mask of what to redraw.",
+    )
+    grid = sampling_grid(model.objective, sampling)
+    if request.images:
+        default_strength = 1.0 if masked else IMAGE_STRENGTH
+        strength = default_strength if request.strength is None else request.strength
+        grid = rows_for_strength(grid, strength)
+    height, width, images, masks = _read_pixels(model, request)
+    factor = model.autoencoder.factor
+    moments = None if images is None else encode_moments(model, to_floats(images))
+    masked_moments = None
+    if images is not None and masks is not None and model.inpaints:
+        kept = to_floats(images) * ~masks  # broadcasts one mask to all images
+        masked_moments = encode_moments(model, kept)
+    text = encode_text(model, tokenize(model, request.prompts), skip=request.clip_skip)
+    empty = encode_text(model, tokenize(model, request.negative_prompts))
+    model = model._replace(unet_params=parallel.replicate(model.unet_params))
+    shape = (height // factor, width // factor, model.autoencoder.latent_channels)
+    return Plan(
+        model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments
+    )
+
+
+def draw_latents(
+    plan: Plan, indices: np.ndarray, on_steps: Callable[[int], None] = lambda steps: None
+) -> Float[Array, "b h w c"]:
+    """The latents of the images at these indices, drawn as one batch."""
+    keys = sample_keys(plan.request.seed, jnp.asarray(indices))
+    noise = _noise(plan, indices, keys)
+    known = _known(plan, indices, noise)
+    arrays = (keys, noise, known, *_conditions(plan, indices, noise))
+    keys, noise, known, text, empty = parallel.shard(arrays)
+    sampler = build_sampler(plan.model.objective, plan.sampling)
+    network = guided_network(plan.model, plan.sampling, text, empty)
+    denoise = sampling_denoiser(plan.model.objective, network, plan.sampling)
+    walk = (keys, denoise, sampler, plan.grid)
+    std = noise_scale(plan.sampling.grid_kind, plan.sampling.spacing, plan.grid)
+    chunks = chunk_count(len(plan.grid.i), MIN_CHUNKS)
+    if plan.keeps_known:
+        latents, masks = known
+        start = std * noise.initial if plan.starts_from_noise else None
+        states = inpaint(*walk, latents, masks, noise.initial, start=start, chunks=chunks)
+    elif plan.starts_from_noise:
+        states = text_to_image(*walk, noise.initial, initial_std=std, chunks=chunks)
+    else:
+        states = image_to_image(*walk, known[0], noise.initial, chunks=chunks)
+    for state in states:
+        # Block, so that a progress bar counts computed steps, not queued ones.
+        latents = jax.block_until_ready(state)
+        on_steps(len(plan.grid.i) // chunks)
+    return latents
+
+
+def guided_network(
+    model: StableDiffusion, sampling: Sampling, text: TextCondition, empty: TextCondition
+) -> Network:
+    """The network (xt, t) -> output for these conditions, guided as `sampling` sets it.
+
+    Prompts, scale and rescale may change without recompilation.
+    """
+    apply = parallel.per_shard(_apply_in(model.unet, model.dtype))
+    network = Partial(apply, model.unet_params)
+    if not sampling.guided:
+        return bind(network, text)
+    return guide(
+        network,
+        text,
+        empty,
+        sampling.guidance_scale,
+        interval=sampling.guidance_interval,
+        rescale=float(sampling.guidance_rescale or 0),
+    )
+
+
+@functools.cache
+def _apply_in(unet: ConditionalUNet, dtype: str) -> Callable:
+    """One function per network and type, so that `jit` does not compile again."""
+    return functools.partial(unet.apply, dtype=jnp.dtype(dtype))
+
+
+def _noise(plan: Plan, indices: np.ndarray, keys: Array) -> Noise:
+    if plan.request.noise == "jax":
+        return key_noise(keys, plan.shape)
+    seeds = [plan.request.seed + int(i) for i in indices]
+    # diffusers does not encode the image if a network that inpaints starts from noise alone.
+    encodes_image = plan.images is not None and (plan.keeps_known or not plan.starts_from_noise)
+    return torch_seed_noise(plan.request.noise, seeds, plan.shape, encodes_image)
+
+
+def _known(plan: Plan, indices: np.ndarray, noise: Noise) -> tuple[Array, Array | None] | None:
+    """The latents of the image of each sample, and its mask in the size of the latents."""
+    if plan.moments is None:
+        return None
+    latents = posterior_sample(plan.moments[indices % len(plan.moments)], noise.image)
+    return plan.model.autoencoder.scaling_factor * latents, _latent_masks(plan, indices)
+
+
+def _latent_masks(plan: Plan, indices: np.ndarray) -> Array | None:
+    if plan.masks is None:
+        return None
+    masks = shrink_mask(plan.masks, plan.model.autoencoder.factor)
+    return jnp.asarray(masks[indices % len(masks)])
+
+
+def _conditions(
+    plan: Plan, indices: np.ndarray, noise: Noise
+) -> tuple[TextCondition, TextCondition]:
+    """The condition of each sample, and its condition of the negative prompt."""
+    image = None
+    if plan.masked_moments is not None:
+        moments = plan.masked_moments[indices % len(plan.masked_moments)]
+        latents = plan.model.autoencoder.scaling_factor * posterior_sample(moments, noise.masked)
+        masks = _latent_masks(plan, indices)
+        image = jnp.concatenate([jnp.asarray(masks, jnp.float32), latents], -1)
+    # The last batch is padded with indices beyond the last prompt.
+    prompts = indices // plan.request.num_images % len(plan.text.states)
+    text = TextCondition(plan.text.states[prompts], image)
+    return text, TextCondition(plan.empty.states[prompts % len(plan.empty.states)], image)
+
+
+def _read_pixels(
+    model: StableDiffusion, request: Request
+) -> tuple[int, int, np.ndarray | None, np.ndarray | None]:
+    """Height and width in pixels, the images and the masks of this size."""
+    factor = model.autoencoder.factor
+    opened = [open_image(image) for image in request.images]
+    height = width = model.unet.sample_size * factor
+    if opened and not request.masks:
+        sizes = {image.size for image in opened}
+        check(
+            len(sizes) == 1 or None not in (request.height, request.width),
+            "The images differ in size: give height and width.",
+        )
+        width, height = (size - size % factor for size in opened[0].size)
+    height, width = divisible_size(request.height or height, request.width or width, factor)
+    images = [resize(image, height, width) for image in opened]
+    masks = [resize_mask(open_image(mask, 1), height, width) for mask in request.masks]
+    return height, width, np.stack(images) if images else None, np.stack(masks) if masks else None

@@ -1,0 +1,74 @@
+"""Images and masks as arrays, prepared as diffusers' pipelines prepare them."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from ddpm_jax.data.decode import decode_colour, to_colour
+from ddpm_jax.errors import check
+
+WHITE_FROM = 128
+ImageInput = Image.Image | np.ndarray | str | Path
+
+
+def open_image(image: ImageInput, channels: int = 3) -> Image.Image:
+    """The image at a path, or in uint8 (h, w, c) or (h, w), in 8-bit RGB (3) or greyscale (1).
+
+    Transparent pixels become white. Raise FileNotFoundError or ValueError.
+    """
+    if isinstance(image, (str, Path)):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"There is no image {image}: check its path.")
+        return decode_colour(Path(image), str(image), channels)
+    if isinstance(image, np.ndarray):
+        valid = image.dtype == np.uint8 and image.ndim in (2, 3) and image.shape[2:] != (2,)
+        check(
+            valid,
+            f"An image must be uint8 (h, w, c), not {image.dtype} {image.shape}: "
+            "convert it with to_uint8.",
+        )
+        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    return to_colour(image, channels)
+
+
+def resize(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w c"]:
+    """Resize by Lanczos' filter to uint8 (height, width, channels)."""
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).reshape(height, width, -1)
+
+
+def resize_mask(mask: Image.Image, height: int, width: int) -> Bool[np.ndarray, "h w 1"]:
+    """A greyscale mask, resized: True where it is white, which is redrawn."""
+    return resize(mask, height, width) >= WHITE_FROM
+
+
+def shrink_mask(masks: Bool[np.ndarray, "b h w 1"], factor: int) -> Bool[np.ndarray, "b h2 w2 1"]:
+    """Masks of latents: the first pixel of each block, as PyTorch's nearest interpolation."""
+    return masks[:, ::factor, ::factor]
+
+
+def paste_known(
+    drawn: UInt8[np.ndarray, "b h w c"],
+    images: UInt8[np.ndarray, "b h w c"],
+    masks: Bool[np.ndarray, "b h w 1"],
+) -> UInt8[np.ndarray, "b h w c"]:
+    """The drawn images inside the masks and the given ones outside.
+
+    The autoencoder changes known pixels too, so latents alone cannot keep them.
+    """
+    return np.where(masks, drawn, images)
+
+
+def divisible_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    """The size (height, width). Raise ValueError unless `factor` divides both."""
+    for name, size in (("height", height), ("width", width)):
+        lower = size - size % factor
+        nearest = f"{lower} or {lower + factor}" if lower else f"{factor}"
+        check(
+            size > 0 and size % factor == 0,
+            f"The {name} must be a multiple of {factor} pixels, not {size}: use {nearest}.",
+        )
+    return height, width

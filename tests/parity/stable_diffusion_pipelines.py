@@ -1,0 +1,238 @@
+"""Whole pipelines on small random weights, beside diffusers: the images of 50 steps.
+
+diffusers draws by torch.Generator("cpu") with a seed, and we by `noise="torch-cpu"` and the same
+seed. Each line shows the largest difference of the pixels in [0, 1], and how many values are equal
+as 8-bit numbers. Bounds: 1e-5 and 99.9 %.
+"""
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import diffusers
+import jax
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from stable_diffusion_tokenizer import write_tokenizer
+
+from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
+from ddpm_jax.text_to_image.draw import Request, draw_pixels
+
+HUB_PNDM = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+"""The scheduler_config.json of CompVis/stable-diffusion-v1-4."""
+PROMPT = "A red heart, beating"
+NEGATIVE = "blurry!"
+SIZE = {"height": 64, "width": 48}
+MAX_DIFFERENCE = 1e-5
+MIN_EQUAL = 0.999
+
+
+class Case(NamedTuple):
+    """A pipeline: its task, its scheduler, and the calls' settings."""
+
+    name: str
+    task: str = "text"
+    scheduler: str | None = None
+    resaved: bool = False
+    """Whether diffusers saved the pipeline again, which makes all keys of the JSON explicit."""
+    seed: int = 1145
+    options: dict = {}  # noqa: RUF012
+    ours: dict = {}  # noqa: RUF012
+    inpaints: bool = False
+
+
+CASES = [
+    Case("PNDM of the hub"),
+    Case("UniPC of the hub's JSON", scheduler="UniPCMultistepScheduler"),
+    Case("UniPC of a saved JSON", scheduler="UniPCMultistepScheduler", resaved=True, seed=37),
+    Case("DPM++ of the hub's JSON", scheduler="DPMSolverMultistepScheduler", seed=2**32 + 5),
+    Case(
+        "Euler of the hub's JSON, rescaled",
+        scheduler="EulerDiscreteScheduler",
+        options={"guidance_rescale": 0.7, "guidance_scale": 5.5},
+    ),
+    Case("image to image, DDIM", "image", "DDIMScheduler", options={"strength": 0.6}),
+    Case(
+        "inpaint, 4 channels, UniPC",
+        "inpaint",
+        "UniPCMultistepScheduler",
+        options={"strength": 0.8},
+    ),
+    Case("inpaint, 9 channels, Euler", "inpaint", "EulerDiscreteScheduler", inpaints=True),
+    Case("Euler of a saved JSON", scheduler="EulerDiscreteScheduler", resaved=True),
+    Case("image to image, DPM++", "image", "DPMSolverMultistepScheduler", resaved=True),
+    Case("inpaint, 4 channels, strength 1", "inpaint", "DDIMScheduler"),
+    Case(
+        "inpaint, 9 channels, strength 0.5",
+        "inpaint",
+        "UniPCMultistepScheduler",
+        options={"strength": 0.5},
+        inpaints=True,
+    ),
+]
+
+
+def write_pipeline(folder: Path, inpaints: bool) -> None:
+    """Write a pipeline of small random networks with the scheduler JSON of the hub."""
+    torch.manual_seed(3)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        in_channels=9 if inpaints else 4,
+    )
+    vae = diffusers.AutoencoderKL(
+        sample_size=64,
+        block_out_channels=(16, 32, 32, 32),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    text_encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=521,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            bos_token_id=519,
+            eos_token_id=520,
+            pad_token_id=520,
+        )
+    )
+    with torch.no_grad():
+        # Fresh norms and biases are 1 and 0, which would hide mistakes.
+        for net in (unet, vae, text_encoder):
+            for parameter in net.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pipeline_class = (
+        diffusers.StableDiffusionInpaintPipeline if inpaints else diffusers.StableDiffusionPipeline
+    )
+    pipeline_class(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=diffusers.PNDMScheduler.from_config(HUB_PNDM),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(HUB_PNDM))
+
+
+def pictures() -> tuple[Image.Image, Image.Image]:
+    """An image and a mask of another size than what is drawn."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    image = Image.fromarray(small).resize((70, 90), Image.Resampling.BICUBIC)
+    mask = np.zeros((90, 70), np.uint8)
+    mask[20:75, 10:45] = 255
+    return image, Image.fromarray(mask)
+
+
+def theirs(folder: Path, case: Case) -> np.ndarray:
+    """The pixels of diffusers, float in [0, 1]."""
+    classes = {
+        "text": diffusers.AutoPipelineForText2Image,
+        "image": diffusers.AutoPipelineForImage2Image,
+        "inpaint": diffusers.AutoPipelineForInpainting,
+    }
+    pipeline = classes[case.task].from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if case.scheduler:
+        scheduler_class = getattr(diffusers, case.scheduler)
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+    image, mask = pictures()
+    inputs = {
+        "text": SIZE,
+        "image": {"image": image.resize((SIZE["width"], SIZE["height"]), Image.Resampling.LANCZOS)},
+        "inpaint": {"image": image, "mask_image": mask, **SIZE},
+    }[case.task]
+    generator = torch.Generator("cpu").manual_seed(case.seed)
+    options = {"guidance_scale": 7.5, **case.options}
+    result = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        generator=generator,
+        num_inference_steps=50,
+        output_type="np",
+        **inputs,
+        **options,
+    )
+    return result.images
+
+
+def ours(folder: Path, case: Case) -> np.ndarray:
+    """Our pixels, float in [0, 1]."""
+    model = load_stable_diffusion(folder, scheduler=case.scheduler)
+    image, mask = pictures()
+    options = dict(case.options)
+    request = Request(
+        prompts=[PROMPT],
+        negative_prompts=[NEGATIVE],
+        seed=case.seed,
+        noise="torch-cpu",
+        images=[] if case.task == "text" else [image],
+        masks=[mask] if case.task == "inpaint" else [],
+        strength=options.pop("strength", None),
+        **SIZE,
+    )
+    sampling = model.sampling.override(**options)
+    return np.clip(draw_pixels(model, request, sampling) / 2 + 0.5, 0, 1)
+
+
+def compare() -> bool:
+    """Print a line per case. Return whether all are within their bounds."""
+    warnings.simplefilter("ignore")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    torch.set_num_threads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    within = True
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in CASES:
+            folder = Path(scratch) / f"{case.inpaints}"
+            if not folder.exists():
+                write_pipeline(folder, case.inpaints)
+            if case.resaved:
+                saved = Path(scratch) / f"{case.inpaints}-saved"
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+                pipeline.save_pretrained(saved)
+                folder = saved
+            expected = theirs(folder, case)
+            drawn = ours(folder, case)
+            difference = np.abs(drawn - expected).max()
+            equal = np.mean(np.round(drawn * 255) == np.round(expected * 255))
+            print(
+                f"{case.name:36} {difference:.1e}  {equal:8.3%}  std {expected.std():.3f}",
+                flush=True,
+            )
+            within &= bool(difference <= MAX_DIFFERENCE and equal >= MIN_EQUAL)
+    return within

@@ -1,0 +1,155 @@
+"""Folders of Stable Diffusion: parts, schedulers as diffusers' pipelines read them, refusals."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from helpers.refusals import assert_refused
+from helpers.text import HUB_SCHEDULER, SAVED_SCHEDULER, tiny_model
+
+from ddpm_jax.generation.walk import sampling_grid
+from ddpm_jax.pretrained.stable_diffusion import (
+    is_text_to_image,
+    load_stable_diffusion,
+    parse_latent_scheduler,
+    sampling_for,
+    save_stable_diffusion,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_stable_diffusion(tiny_model(), folder)
+    return folder
+
+
+def test_a_saved_pipeline_loads_with_the_same_parts(folder):
+    saved = tiny_model()
+    loaded = load_stable_diffusion(folder)
+    for part in ("text_encoder", "unet"):
+        assert getattr(loaded, part) == getattr(saved, part)
+    for part in ("text_params", "unet_params", "autoencoder_params", "tokenizer_files"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(loaded, part), getattr(saved, part))
+    assert loaded.scheduler == saved.scheduler
+    assert (loaded.sampling.steps, loaded.sampling.guidance_scale) == (50, 7.5)
+    assert not loaded.inpaints
+
+
+def test_the_index_names_the_classes_that_diffusers_opens(folder, tmp_path):
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert index["safety_checker"] == [None, None]
+    save_stable_diffusion(tiny_model(inpaints=True), tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionInpaintPipeline"
+    assert load_stable_diffusion(tmp_path).inpaints
+
+
+def test_parameters_are_kept_in_the_dtype_but_the_autoencoders_in_float32(folder):
+    loaded = load_stable_diffusion(folder, dtype="bfloat16", scheduler="EulerDiscreteScheduler")
+    dtypes = {
+        part: {str(leaf.dtype) for leaf in jax.tree.leaves(getattr(loaded, f"{part}_params"))}
+        for part in ("text", "unet", "autoencoder")
+    }
+    assert dtypes == {"text": {"bfloat16"}, "unet": {"bfloat16"}, "autoencoder": {"float32"}}
+    assert loaded.sampling.sampler == "euler"
+    assert loaded.scheduler["_class_name"] == "EulerDiscreteScheduler"
+
+
+def test_another_scheduler_gets_the_keys_of_the_json_and_its_own_defaults_for_the_rest():
+    """The timesteps that diffusers 0.42 gives for 50 steps of Stable Diffusion 1.4."""
+    cases = [
+        (HUB_SCHEDULER, None, [981, 961, 941], [41, 21, 1]),
+        (HUB_SCHEDULER, "ddim", [981, 961, 941], [41, 21, 1]),
+        (HUB_SCHEDULER, "unipc", [999, 979, 959], [60, 40, 20]),
+        (HUB_SCHEDULER, "dpmpp_2m", [999, 979, 959], [60, 40, 20]),
+        (HUB_SCHEDULER, "euler", [999, 978.6122, 958.2245], [40.7755, 20.3878, 0]),
+        (SAVED_SCHEDULER, "unipc", [951, 932, 913], [58, 39, 20]),
+        (SAVED_SCHEDULER, "euler", [981, 961, 941], [41, 21, 1]),
+    ]
+    objective = parse_latent_scheduler(HUB_SCHEDULER).objective
+    for config, sampler, first, last in cases:
+        t = np.asarray(sampling_grid(objective, sampling_for(config, sampler)).t)
+        np.testing.assert_allclose(t[:3], first, atol=1e-3, err_msg=f"{sampler}")
+        np.testing.assert_allclose(t[-3:], last, atol=1e-3, err_msg=f"{sampler}")
+    by_sampler = {sampler: sampling_for(HUB_SCHEDULER, sampler) for sampler in ("ddim", "dpmpp_3m")}
+    assert by_sampler["ddim"].end == "sigma_min"
+    assert by_sampler["dpmpp_3m"].grid == "plain"
+    assert not any(sampling.clip_x0 for sampling in by_sampler.values())
+
+
+def test_settings_that_diffusers_forces_are_forced():
+    """Its pipelines set steps_offset to 1 and clip_sample to false."""
+    config = {
+        **{key: HUB_SCHEDULER[key] for key in ("beta_start", "beta_end", "beta_schedule")},
+        "_class_name": "DDIMScheduler",
+        "_use_default_values": ["steps_offset", "clip_sample"],
+        "steps_offset": 0,
+        "clip_sample": True,
+    }
+    sampling = sampling_for(config)
+    assert (sampling.offset, sampling.clip_x0) == (1, False)
+
+
+def test_only_a_folder_with_a_text_encoder_is_text_to_image(folder, tmp_path):
+    assert is_text_to_image(folder)
+    assert not is_text_to_image(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    assert not is_text_to_image(tmp_path)
+
+
+def test_pipelines_that_are_not_supported_are_refused(folder, tmp_path):
+    index = json.loads((folder / "model_index.json").read_text())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def load(changes):
+        changed = {key: changes.get(key, value) for key, value in index.items()}
+        (tmp_path / "model_index.json").write_text(json.dumps(changed))
+        load_stable_diffusion(tmp_path)
+
+    name = "StableDiffusionDepth2ImgPipeline"
+    cases = [
+        ({"_class_name": name}, f"is a {name}, which is not supported: only StableDiffusionPipe"),
+        ({"vae": [None, None]}, "names no vae: a pipeline needs all its parts"),
+        (
+            {"tokenizer": ["transformers", "T5Tokenizer"]},
+            "the tokenizer T5Tokenizer is not support",
+        ),
+        ({"scheduler": ["diffusers", "LCMScheduler"]}, "the scheduler LCMScheduler is not support"),
+    ]
+    assert_refused(load, cases)
+    assert_refused(
+        lambda dtype: load_stable_diffusion(folder, dtype=dtype),
+        [("int8", "Unknown dtype 'int8': choose one of float32, bfloat16, float16.")],
+    )
+
+
+def test_broken_folders_are_refused(folder, tmp_path):
+    def load(change):
+        name, value = change
+        broken = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(folder, broken)
+        path = broken / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.write_text(json.dumps(json.loads(path.read_text()) | value))
+        load_stable_diffusion(broken)
+
+    cases = [
+        (("scheduler/scheduler_config.json", {"beta_power": 2}), "unsupported keys: .*beta_power"),
+        (
+            ("unet/config.json", {"cross_attention_dim": 16}),
+            "states of 8 channels, but the unet ta",
+        ),
+        (("unet/config.json", {"in_channels": 5}), "must take 4, or 9 to inpaint"),
+    ]
+    assert_refused(load, cases)
+    missing = [(("text_encoder", None), "has no folder text_encoder: a pipeline needs all its")]
+    assert_refused(load, missing, FileNotFoundError)

@@ -1,0 +1,183 @@
+"""Whole drawings with a small random Stable Diffusion."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.refusals import assert_refused
+from helpers.text import tiny_model
+from jax.tree_util import Partial
+
+import ddpm_jax as dj
+from ddpm_jax import samplers
+from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.generation.walk import sampling_grid
+from ddpm_jax.text_to_image import draw
+from ddpm_jax.text_to_image.draw import Request, draw_images, draw_pixels
+from ddpm_jax.text_to_image.generate import image_to_image, rows_for_strength
+from ddpm_jax.text_to_image.noise import key_noise
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+MASK = np.zeros((8, 8), np.uint8)
+MASK[2:6, 4:] = 255
+
+
+def request(**options):
+    return Request(**{"prompts": ["a red heart"], "seed": 37, **options})
+
+
+def pixels(options=None, model=None, batch_size=1, **settings):
+    model = model or tiny_model()
+    sampling = model.sampling.override(**settings)
+    return draw_pixels(model, request(**(options or {})), sampling, batch_size=batch_size)
+
+
+def denoiser(model, text, empty):
+    network = dj.guide(Partial(model.unet.apply, model.unet_params), text, empty, 7.5)
+    return dj.make_denoiser(model.schedule, network, clip_x0=None)
+
+
+def test_the_loop_by_parts_draws_the_same_image():
+    """The loop draws one image on one device, and `draw_pixels` a row on each of 8 devices."""
+    model = tiny_model()
+    text = dj.text_to_image.encode_text(model, dj.text_to_image.tokenize(model, ["a red heart"]))
+    empty = dj.text_to_image.encode_text(model, dj.text_to_image.tokenize(model, [""]))
+    keys = dj.sample_keys(37, jnp.arange(1))
+    xT = dj.initial_noise(keys, (4, 4, 4))
+    grid = sampling_grid(model.objective, model.sampling)
+    latents = dj.sample(keys, denoiser(model, text, empty), model.sampler, grid, xT)
+    expected = dj.text_to_image.decode(model, latents)
+    np.testing.assert_allclose(pixels(), expected, atol=1e-5)
+
+
+def test_prompt_negative_prompt_seed_and_guidance_each_count():
+    base = pixels()
+    for options, settings in (
+        ({"prompts": ["a heart"]}, {}),
+        ({"negative_prompts": ["a red heart!"]}, {}),
+        ({"seed": 38}, {}),
+        ({"noise": "torch-cpu"}, {}),
+        ({"noise": "torch-cuda"}, {}),
+        ({"clip_skip": 1}, {}),
+        ({}, {"guidance_scale": 2.0}),
+        ({}, {"guidance_rescale": 0.7}),
+    ):
+        assert np.abs(pixels(options, **settings) - base).max() > 1e-5, (options, settings)
+
+
+def test_no_change_of_text_seed_guidance_or_timesteps_compiles_again():
+    pixels(timesteps=(900.0, 500.0, 100.0))
+    before = samplers._walk_jit._cache_size()
+    for i in range(3):
+        options = {"prompts": [f"heart {i}"], "negative_prompts": ["red" * i], "seed": i}
+        settings = {"guidance_scale": 2.0 + i, "guidance_rescale": 0.1 * i}
+        pixels(options, timesteps=(900.0, 500.0 - i, 100.0), **settings)
+    assert samplers._walk_jit._cache_size() == before
+
+
+def test_an_image_depends_neither_on_the_batch_nor_on_the_other_prompts():
+    options = {"prompts": ["a red heart", "red"], "num_images": 2}
+    together = pixels(options, batch_size=3)
+    assert together.shape == (4, 8, 8, 3)
+    np.testing.assert_allclose(pixels(batch_size=1), together[:1], atol=1e-5)
+    # The third image has the second prompt.
+    alone = pixels({"prompts": ["red"], "num_images": 3})
+    np.testing.assert_allclose(alone[2], together[2], atol=1e-5)
+
+
+def test_image_to_image_starts_from_the_sampled_latents_of_the_image():
+    model = tiny_model()
+    sampling = model.sampling.override(steps=75)
+    plan = draw.make_plan(model, request(images=[IMAGE], strength=0.04), sampling)
+    keys = dj.sample_keys(37, jnp.arange(1))
+    noise = key_noise(keys, plan.shape)
+    latents = dj.text_to_image.encode_image(model, to_floats(IMAGE[None]), noise.image)
+    mean = dj.text_to_image.encode_image(model, to_floats(IMAGE[None]))
+    assert np.abs(latents - mean).max() > 0.01
+    grid = rows_for_strength(sampling_grid(model.objective, sampling), 0.04)
+    walk = (keys, denoiser(model, plan.text, plan.empty), model.sampler, grid)
+    (expected,) = image_to_image(*walk, latents, noise.initial)
+    np.testing.assert_allclose(draw.draw_latents(plan, np.arange(8))[:1], expected, atol=1e-5)
+
+
+def test_inpainting_pastes_the_pixels_outside_the_mask():
+    model = tiny_model()
+    drawn = draw_images(
+        model, request(images=[IMAGE], masks=[MASK], height=8, width=8), progress=False
+    )
+    white = MASK >= 128
+    np.testing.assert_array_equal(drawn[0][~white], IMAGE[~white])
+    assert np.mean(drawn[0][white] != IMAGE[white]) > 0.9
+
+
+def test_a_network_that_inpaints_gets_the_mask_and_the_masked_image():
+    model = tiny_model(inpaints=True)
+    options = {"images": [IMAGE], "masks": [MASK]}
+    base = pixels(options, model)
+    inside = IMAGE.copy()
+    inside[MASK >= 128] = 0
+    # Noise alone at the start: the masked pixels do not matter, but the others do.
+    np.testing.assert_allclose(pixels(options | {"images": [inside]}, model), base, atol=1e-6)
+    outside = IMAGE.copy()
+    outside[MASK < 128] //= 2
+    assert np.abs(pixels(options | {"images": [outside]}, model) - base).max() > 1e-4
+    assert np.abs(pixels(options | {"masks": [MASK.T]}, model) - base).max() > 1e-4
+
+
+def test_the_size_is_the_networks_own_or_that_of_the_image():
+    tall = np.zeros((13, 9, 3), np.uint8)
+    plans = {
+        (8, 8): request(),
+        (12, 6): request(height=12, width=6),
+        (12, 8): request(images=[tall]),
+    }
+    for (height, width), wanted in plans.items():
+        plan = draw.make_plan(tiny_model(), wanted, tiny_model().sampling)
+        assert plan.shape == (height // 2, width // 2, 4)
+
+
+def test_requests_that_do_not_fit_are_refused():
+    def make(options):
+        model = tiny_model(inpaints=options.pop("inpaints", False))
+        draw.make_plan(model, request(**options), model.sampling)
+
+    other = np.zeros((4, 8, 3), np.uint8)
+    cases = [
+        ({"prompts": []}, "There is no prompt"),
+        ({"num_images": 0}, "num_images must be at least 1, not 0"),
+        ({"noise": "torch"}, "Unknown noise 'torch'"),
+        ({"negative_prompts": ["a", "b"]}, "2 negative prompts do not fit 1 prompts"),
+        ({"masks": [MASK]}, "A mask is for an image"),
+        ({"strength": 0.5}, "strength is for an image"),
+        ({"images": [IMAGE], "strength": 0.0}, "strength must be above 0"),
+        ({"images": [IMAGE], "strength": 0.1}, "leaves none of 3 steps"),
+        ({"images": [IMAGE] * 2}, "2 images do not fit the 1 to be drawn"),
+        ({"images": [IMAGE], "masks": [MASK] * 2}, "2 masks do not fit 1 images"),
+        ({"images": [IMAGE, other], "num_images": 2}, "images differ in size"),
+        ({"height": 9}, "height must be a multiple of 2 pixels, not 9: use 8 or 10"),
+        ({"clip_skip": 2}, "it can skip 0 to 1 of them, not 2"),
+        ({"inpaints": True}, "This network inpaints: give an image and a mask"),
+        ({"inpaints": True, "images": [IMAGE]}, "This network inpaints: give an image and a mask"),
+    ]
+    assert_refused(make, cases)
+
+
+def test_ids_beyond_the_text_encoder_are_refused():
+    model = tiny_model()
+    small = model._replace(text_encoder=dataclasses.replace(model.text_encoder, vocab_size=300))
+    with pytest.raises(ValueError, match="id 520, but the text encoder has 300 embeddings"):
+        dj.text_to_image.encode_text(small, dj.text_to_image.tokenize(small, ["a"]))
+
+
+def test_the_network_computes_in_the_dtype():
+    model = tiny_model()
+    rows = jax.local_device_count()
+    text = dj.TextCondition(jnp.zeros((rows, 2, 8)))
+    counts = {}
+    for dtype in ("float32", "bfloat16"):
+        network = draw.guided_network(model._replace(dtype=dtype), model.sampling, text, text)
+        traced = jax.make_jaxpr(network)(jnp.zeros((rows, 4, 4, 4)), jnp.zeros(rows))
+        counts[dtype] = str(traced).count("bf16")
+    assert counts["float32"] == 0 < counts["bfloat16"]
