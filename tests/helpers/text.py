@@ -3,14 +3,20 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
+from helpers.stable_diffusion import lazy, weights
 from tokenizers import pre_tokenizers
 
+from ddpm_jax.models import Network, Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.models.unet_conditional import ConditionalUNet
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion, parse_latent_scheduler
+from ddpm_jax.pretrained.weight_names import from_state_dict, to_state_dict
 
 MERGES = ["h e", "r e</w>", "a r", "he ar", "hear t</w>", "r ed</w>", "e d</w>"]
 START = 519
@@ -93,18 +99,50 @@ def tiny_model(inpaints: bool = False) -> StableDiffusion:
         init_scheme="torch",
     )
     autoencoder = Autoencoder(sample_size=8, widths=(4, 4), layers_per_level=1, groups=2)
-    keys = jax.random.split(jax.random.key(0), 3)
     # Of the schedulers, DDIM has the smallest program.
     scheduler = parse_latent_scheduler(HUB_SCHEDULER, "DDIMScheduler")
     return StableDiffusion(
         tokenizer_files=tokenizer_files(),
         text_encoder=text_encoder,
-        text_params=text_encoder.init(keys[0]),
+        text_params=_params(text_encoder),
         unet=unet,
-        unet_params=unet.init(keys[1]),
+        unet_params=_params(unet),
         autoencoder=autoencoder,
-        autoencoder_params=autoencoder.init(keys[2]),
+        autoencoder_params=_params(autoencoder),
         objective=scheduler.objective,
         sampling=dataclasses.replace(scheduler.sampling, steps=3),
         scheduler=HUB_SCHEDULER | {"_class_name": "DDIMScheduler"},
     )
+
+
+def _params(net: Network) -> Params:
+    """Random parameters, the same under every version of JAX."""
+    tensors = to_state_dict(net, net.init(jax.random.key(0)))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return from_state_dict(net, lazy(weights(shapes)))
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+MASK = np.zeros((8, 8), np.uint8)
+MASK[2:6, 4:] = 255
+
+
+class Recorded(NamedTuple):
+    """A call of diffusers on `tiny_model`, whose images are in the fixture."""
+
+    task: Literal["text", "image", "inpaint"]
+    inpaints: bool = False
+    strength: float | None = None
+    guidance_rescale: float = 0.0
+
+
+RECORDED = {
+    "text": Recorded("text", guidance_rescale=0.7),
+    "image": Recorded("image", strength=0.7),
+    "inpaint": Recorded("inpaint"),
+    "inpaint-strength": Recorded("inpaint", strength=0.7),
+    "inpaint-9-channels": Recorded("inpaint", inpaints=True),
+    "inpaint-9-channels-strength": Recorded("inpaint", inpaints=True, strength=0.7),
+}
+RECORDED_CALL = {"prompt": "A red heart", "negative_prompt": "blurry!", "seed": 1145, "steps": 3}
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "stable_diffusion_pipelines.npz"

@@ -2,10 +2,15 @@
 
 diffusers draws by torch.Generator("cpu") with a seed, and we by `noise="torch-cpu"` and the same
 seed. Each line shows the largest difference of the pixels in [0, 1], and how many values are equal
-as 8-bit numbers. Bounds: 1e-5 and 99.9 %.
+as 8-bit numbers. Bounds: 1e-5 and 99.9 %. The last line is for a pipeline that we saved and
+diffusers opened, whose images must be the same.
+
+`python tests/parity/stable_diffusion_pipelines.py` writes the images of small pipelines that the
+suite compares with (tests/fixtures/stable_diffusion_pipelines.npz).
 """
 
 import json
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,23 +24,25 @@ import transformers
 from PIL import Image
 from stable_diffusion_tokenizer import write_tokenizer
 
-from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
+sys.path.insert(1, str(Path(__file__).parents[1]))
+from helpers.text import (
+    FIXTURE,
+    HUB_SCHEDULER,
+    IMAGE,
+    MASK,
+    RECORDED,
+    RECORDED_CALL,
+    tiny_model,
+)
+
+from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion, save_stable_diffusion
 from ddpm_jax.text_to_image.draw import Request, draw_pixels
 
-HUB_PNDM = {
-    "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.7.0.dev0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-    "clip_sample": False,
+PIPELINE_CLASSES = {
+    "text": diffusers.AutoPipelineForText2Image,
+    "image": diffusers.AutoPipelineForImage2Image,
+    "inpaint": diffusers.AutoPipelineForInpainting,
 }
-"""The scheduler_config.json of CompVis/stable-diffusion-v1-4."""
 PROMPT = "A red heart, beating"
 NEGATIVE = "blurry!"
 SIZE = {"height": 64, "width": 48}
@@ -53,7 +60,6 @@ class Case(NamedTuple):
     """Whether diffusers saved the pipeline again, which makes all keys of the JSON explicit."""
     seed: int = 1145
     options: dict = {}  # noqa: RUF012
-    ours: dict = {}  # noqa: RUF012
     inpaints: bool = False
 
 
@@ -138,12 +144,12 @@ def write_pipeline(folder: Path, inpaints: bool) -> None:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=diffusers.PNDMScheduler.from_config(HUB_PNDM),
+        scheduler=diffusers.PNDMScheduler.from_config(HUB_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(HUB_PNDM))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(HUB_SCHEDULER))
 
 
 def pictures() -> tuple[Image.Image, Image.Image]:
@@ -158,12 +164,7 @@ def pictures() -> tuple[Image.Image, Image.Image]:
 
 def theirs(folder: Path, case: Case) -> np.ndarray:
     """The pixels of diffusers, float in [0, 1]."""
-    classes = {
-        "text": diffusers.AutoPipelineForText2Image,
-        "image": diffusers.AutoPipelineForImage2Image,
-        "inpaint": diffusers.AutoPipelineForInpainting,
-    }
-    pipeline = classes[case.task].from_pretrained(folder)
+    pipeline = PIPELINE_CLASSES[case.task].from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     if case.scheduler:
         scheduler_class = getattr(diffusers, case.scheduler)
@@ -235,4 +236,49 @@ def compare() -> bool:
                 flush=True,
             )
             within &= bool(difference <= MAX_DIFFERENCE and equal >= MIN_EQUAL)
-    return within
+        saved_by_us = Path(scratch) / "ours"
+        save_stable_diffusion(load_stable_diffusion(Path(scratch) / "False"), saved_by_us)
+        same = np.array_equal(
+            theirs(saved_by_us, CASES[0]), theirs(Path(scratch) / "False", CASES[0])
+        )
+        print(f"{'saved by us, opened by diffusers':36} {'equal' if same else 'different'}")
+    return within and same
+
+
+def write_fixture() -> None:
+    """Write the images that diffusers draws with `tiny_model`, saved by us."""
+    images = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, recorded in RECORDED.items():
+            folder = Path(scratch) / name
+            save_stable_diffusion(tiny_model(recorded.inpaints), folder)
+            options = {"guidance_scale": 7.5, "num_inference_steps": RECORDED_CALL["steps"]}
+            if recorded.strength:
+                options["strength"] = recorded.strength
+            if recorded.guidance_rescale:
+                options["guidance_rescale"] = recorded.guidance_rescale
+            inputs = {
+                "text": {},
+                "image": {"image": Image.fromarray(IMAGE)},
+                "inpaint": {
+                    "image": Image.fromarray(IMAGE),
+                    "mask_image": Image.fromarray(MASK),
+                    "height": 8,
+                    "width": 8,
+                },
+            }[recorded.task]
+            pipeline = PIPELINE_CLASSES[recorded.task].from_pretrained(folder)
+            images[name] = pipeline(
+                RECORDED_CALL["prompt"],
+                negative_prompt=RECORDED_CALL["negative_prompt"],
+                generator=torch.Generator("cpu").manual_seed(RECORDED_CALL["seed"]),
+                output_type="np",
+                **inputs,
+                **options,
+            ).images
+            print(name, images[name].shape, images[name].std())
+    np.savez_compressed(FIXTURE, **images)
+
+
+if __name__ == "__main__":
+    write_fixture()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.refusals import assert_refused
-from helpers.text import tiny_model
+from helpers.text import FIXTURE, IMAGE, MASK, RECORDED, RECORDED_CALL, tiny_model
 from jax.tree_util import Partial
 
 import ddpm_jax as dj
@@ -18,10 +18,6 @@ from ddpm_jax.text_to_image import draw
 from ddpm_jax.text_to_image.draw import Request, draw_images, draw_pixels
 from ddpm_jax.text_to_image.generate import image_to_image, rows_for_strength
 from ddpm_jax.text_to_image.noise import key_noise
-
-IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-MASK = np.zeros((8, 8), np.uint8)
-MASK[2:6, 4:] = 255
 
 
 def request(**options):
@@ -181,3 +177,22 @@ def test_the_network_computes_in_the_dtype():
         traced = jax.make_jaxpr(network)(jnp.zeros((rows, 4, 4, 4)), jnp.zeros(rows))
         counts[dtype] = str(traced).count("bf16")
     assert counts["float32"] == 0 < counts["bfloat16"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_images_equal_those_of_diffusers_from_pytorchs_seed(name):
+    case = RECORDED[name]
+    model = tiny_model(case.inpaints)
+    wanted = Request(
+        prompts=[RECORDED_CALL["prompt"]],
+        negative_prompts=[RECORDED_CALL["negative_prompt"]],
+        seed=RECORDED_CALL["seed"],
+        noise="torch-cpu",
+        images=[] if case.task == "text" else [IMAGE],
+        masks=[MASK] if case.task == "inpaint" else [],
+        strength=case.strength,
+    )
+    sampling = model.sampling.override(guidance_rescale=case.guidance_rescale)
+    drawn = np.clip(draw_pixels(model, wanted, sampling) / 2 + 0.5, 0, 1)
+    with np.load(FIXTURE, allow_pickle=False) as file:
+        np.testing.assert_allclose(drawn, file[name], atol=1e-5)
