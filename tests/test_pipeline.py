@@ -4,13 +4,16 @@ import jax
 import numpy as np
 import pytest
 from helpers.refusals import assert_refused
+from helpers.text import IMAGE, MASK, tiny_model
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pipeline import Pipeline
+from ddpm_jax.pipeline import Pipeline, TextToImagePipeline
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
+from ddpm_jax.text_to_image.draw import Request, draw_images
 
 MODEL = UNet(
     image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
@@ -74,3 +77,23 @@ def test_a_seed_or_number_of_images_out_of_range_is_refused(pipeline):
     cases = [({"seed": seed}, message) for seed in (-1, 2**32)]
     cases += [({"batch_size": n}, f"batch_size must be at least 1, not {n}") for n in (0, -2)]
     assert_refused(lambda options: pipeline(steps=STEPS, progress=False, **options), cases)
+def test_a_folder_with_a_text_encoder_is_drawn_from_prompts(tmp_path):
+    save_stable_diffusion(tiny_model(), tmp_path / "saved")
+    pipeline = Pipeline.from_pretrained(tmp_path / "saved")
+    assert isinstance(pipeline, TextToImagePipeline)
+    options = {"steps": 3, "seed": 37, "progress": False}
+    (image,) = pipeline("a red heart", **options).images
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    request = Request(prompts=["a red heart"], seed=37)
+    sampling = pipeline.model.sampling.override(steps=3)
+    expected = draw_images(pipeline.model, request, sampling, progress=False)
+    np.testing.assert_array_equal(np.asarray(image), expected[0])
+    # The task follows from the arguments.
+    (redrawn,) = pipeline("a heart", image=IMAGE, mask=MASK, **options).images
+    np.testing.assert_array_equal(np.asarray(redrawn)[MASK < 128], IMAGE[MASK < 128])
+    many = pipeline(["a", "b"], num_images=2, sampler="ddim", batch_size=4, **options).images
+    assert len(many) == 4
+    pipeline.save_pretrained(tmp_path / "again")
+    again = Pipeline.from_pretrained(tmp_path / "again")
+    (same,) = again("a red heart", **options).images
+    np.testing.assert_array_equal(np.asarray(same), np.asarray(image))

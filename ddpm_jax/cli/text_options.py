@@ -1,10 +1,14 @@
 """The main function of sample.py for a model with a text encoder: draw images from prompts."""
 
+import contextlib
 import dataclasses
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.cli.run_options import BatchedRunOptions
@@ -97,7 +101,6 @@ def reads(ckpt: str) -> bool:
 
 def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     """Draw images from prompts with the model `ckpt`."""
-    warnings.showwarning = _show_in_one_line
     folder = locate_folder(ckpt)
     index = stable_diffusion.read_index(folder)
     scheduler = stable_diffusion.read_scheduler(folder, index["scheduler"][1])
@@ -106,18 +109,35 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
     options.set_up_jax(request.total)
-    with memory.explain_oom(f"batches of {options.batch_size} images", "lower --batch-size"):
+    workload = f"batches of {options.batch_size} images"
+    with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
         model = stable_diffusion.load_stable_diffusion(
             ckpt, variant=options.variant, dtype=options.dtype
         )
         images = draw_images(model, request, sampling, batch_size=options.batch_size)
     for path in options.out:
-        if len(images) == 1 and path.suffix.lower() == ".png":
-            # A grid would have a border.
-            image_grids.save_picture(to_image(images[0]), path)
-        else:
-            image_grids.save_images(images, path)
+        _save(images, path)
         print(path)
+
+
+def _save(images: np.ndarray, path: Path) -> None:
+    if len(images) == 1 and path.suffix.lower() == ".png":
+        # A grid would have a border.
+        image_grids.save_picture(to_image(images[0]), path)
+    else:
+        image_grids.save_images(images, path)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings of the block without the line of code that raised them."""
+
+    def show(message, *_, **__):
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _read_prompts(path: Path | None) -> list[str]:
@@ -130,7 +150,3 @@ def _read_prompts(path: Path | None) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}): convert it.") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _show_in_one_line(message, *_, **__) -> None:
-    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,134 @@
+"""sample.py with prompts: its outputs, what it asks `draw_images` for, and mistakes."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.commands import fails, one_line, run, unboxed
+from helpers.text import IMAGE, MASK, tiny_model
+from PIL import Image
+
+from ddpm_jax.cli import sample, text_options
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
+from ddpm_jax.text_to_image import tokenize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_stable_diffusion(tiny_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An image and a mask on disk."""
+    paths = [tmp_path / "image.png", tmp_path / "mask.png"]
+    for path, pixels in zip(paths, (IMAGE, MASK), strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def draw(folder, *args):
+    run(sample.main, "--ckpt", folder, "--no-compilation-cache", *args)
+
+
+def test_a_prompt_is_drawn_to_a_png_of_its_own_size_and_to_an_array(folder, tmp_path, capsys):
+    outs = [tmp_path / "heart.png", tmp_path / "hearts.npz"]
+    prompts = ["a red heart"]
+    draw(folder, "--prompt", *prompts, "--steps", 3, "--seed", 37, "--out", *outs)
+    assert capsys.readouterr().out.split() == [str(path) for path in outs]
+    images = np.load(outs[1], allow_pickle=False)["images"]
+    assert (images.shape, images.dtype) == ((1, 8, 8, 3), np.uint8)
+    assert images.std() > 0
+    with Image.open(outs[0]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), images[0])
+
+
+@pytest.fixture
+def ask(monkeypatch, folder, tmp_path):
+    """Run sample.py and return its arguments of `draw_images`, which is replaced."""
+    calls = []
+
+    def record(model, request, sampling, **options):
+        calls.append(SimpleNamespace(model=model, request=request, sampling=sampling, **options))
+        return np.zeros((request.total, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(text_options, "draw_images", record)
+
+    def call(*args):
+        draw(folder, "--out", tmp_path / "out.npz", *args)
+        return calls[-1]
+
+    return call
+
+
+def test_the_options_reach_the_request_and_the_sampling(ask, files, tmp_path):
+    listed = tmp_path / "prompts.txt"
+    listed.write_text("a blue heart\n\n  two hearts \n", encoding="utf-8")
+    call = ask(
+        *("--prompt", "a", "b", "--prompt-file", listed, "--num", 2, "--negative-prompt", "blurry"),
+        *("--image", files[0], "--mask", files[1], "--strength", 0.5, "--height", 4, "--width", 6),
+        *("--noise", "torch-cuda", "--seed", 1145, "--clip-skip", 1, "--dtype", "bfloat16"),
+        *("--sampler", "unipc", "--steps", 20, "--guidance-scale", 5.5, "--batch-size", 3),
+    )
+    request = call.request
+    assert list(request.prompts) == ["a", "b", "a blue heart", "two hearts"]
+    assert list(request.negative_prompts) == ["blurry"]
+    assert (request.num_images, request.total, call.batch_size) == (2, 8, 3)
+    assert (list(request.images), list(request.masks)) == ([files[0]], [files[1]])
+    assert (request.strength, request.height, request.width) == (0.5, 4, 6)
+    assert (request.noise, request.seed, request.clip_skip) == ("torch-cuda", 1145, 1)
+    assert call.model.dtype == "bfloat16"
+    sampling = call.sampling
+    assert (sampling.sampler, sampling.steps, sampling.guidance_scale) == ("unipc", 20, 5.5)
+    # As diffusers' UniPC reads the JSON of the folder.
+    assert (sampling.spacing, sampling.grid, sampling.clip_x0) == ("linspace", "inner", False)
+
+
+def test_the_defaults_are_those_of_diffusers(ask):
+    call = ask("--prompt", "a")
+    assert (call.sampling.sampler, call.sampling.steps) == ("ddim", 50)
+    assert call.sampling.guidance_scale == 7.5
+    request = call.request
+    assert (list(request.negative_prompts), request.num_images) == ([""], 1)
+    assert (request.height, request.width, request.strength) == (None, None, None)
+
+
+def test_mistakes_end_in_one_line(folder, files, tmp_path, capsys):
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00")
+    image = ("--prompt", "a", "--image", files[0])
+    cases = [
+        ((), "There is no prompt: give --prompt TEXT or --prompt-file FILE."),
+        (("--prompt-file", tmp_path / "none.txt"), "There is no file .*none.txt: check --prompt-f"),
+        (("--prompt-file", binary), "is not UTF-8"),
+        (("--prompt", "a", "--height", 9), "height must be a multiple of 2 pixels, not 9"),
+        (("--prompt", "a", "--mask", files[1]), "A mask is for an image"),
+        (("--prompt", "a", "--image", tmp_path / "none.png"), "There is no image .*none.png"),
+        ((*image, "--strength", 0.001), "Strength 0.001 leaves none of 50 steps"),
+        (("--prompt", "a", "--variant", "fp16"), "the variants there are None"),
+    ]
+    for args, pattern in cases:
+        command = ("--ckpt", folder, "--no-compilation-cache", *args)
+        assert re.search(pattern, one_line(capsys, sample.main, *command)), args
+    for args, pattern in (
+        (("--num", 0), "--num must be at least 1, not 0"),
+        (("--weights", "raw"), "leave out --weights and --checkpoint"),
+    ):
+        message = unboxed(fails(capsys, sample.main, "--ckpt", folder, "--prompt", "a", *args))
+        assert pattern in message
+
+
+@pytest.mark.filterwarnings("default")
+def test_words_that_are_cut_off_are_named_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    def tokenize_only(model, request, sampling, **options):
+        tokenize(model, request.prompts)
+        return np.zeros((1, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(text_options, "draw_images", tokenize_only)
+    draw(folder, "--prompt", "a " * 75 + "blue heart", "--out", tmp_path / "out.png")
+    assert capsys.readouterr().err == (
+        "warning: The prompt is longer than 75 tokens, so this is cut off: 'blue heart'.\n"
+    )
