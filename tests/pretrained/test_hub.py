@@ -47,6 +47,18 @@ def sharded(index, shards):
     return {index: json.dumps({"weight_map": dict(enumerate(shards))}).encode(), **weights(*shards)}
 
 
+TEXT_PIPELINE = {
+    "model_index.json": b'{"text_encoder": ["transformers", "CLIPTextModel"]}',
+    # A file with the content of another one is not downloaded again.
+    "scheduler/scheduler_config.json": b'{"a": 1}',
+    "text_encoder/config.json": b'{"a": 2}',
+    "tokenizer/vocab.json": b'{"a": 3}',
+    "tokenizer/merges.txt": b"a b",
+    "unet/config.json": b'{"_class_name": "UNet2DConditionModel"}',
+    "vae/config.json": b'{"a": 4}',
+}
+TEXT_WEIGHTS = ["text_encoder/model.safetensors", f"unet/{PLAIN}", f"vae/{PLAIN}"]
+
 # The files of a repository, the options of the download, and the files it must fetch.
 LAYOUTS = {
     "at-the-root": (
@@ -80,6 +92,15 @@ LAYOUTS = {
         | weights(f"unet/{PLAIN}"),
         {},
         [*PIPELINE, "unet/config.json"],
+    ),
+    "text-to-image": (
+        TEXT_PIPELINE
+        | weights(
+            *TEXT_WEIGHTS, f"unet/{BIN}", f"vae/{FP16}", "text_encoder/model.fp16.safetensors"
+        )
+        | weights("safety_checker/config.json", "safety_checker/model.safetensors", "v1-4.ckpt"),
+        {},
+        [*TEXT_PIPELINE, *TEXT_WEIGHTS],
     ),
     "no-net": ({"model_index.json": b"{}"} | weights(f"vae/{PLAIN}"), {}, ["model_index.json"]),
 }

@@ -1,0 +1,94 @@
+"""Size and compile time of the programs of Stable Diffusion 1, from shapes alone.
+
+A guided walk of 50 steps for one 512x512 image, and the decoder of eight. Times are seconds of CPU,
+of all threads of a process. Bounds: 0.6 and 0.9 GiB of temporaries.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion.guidance import guide
+from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
+from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
+from ddpm_jax.pretrained.stable_diffusion import parse_latent_scheduler
+from ddpm_jax.samplers import sample_keys
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+}
+GIB = 2**30
+BOUNDS = {"walk": 0.6, "decode": 0.9}
+
+
+def lower_walk():
+    """The lowered program of 50 guided steps for one image."""
+    net = ConditionalUNet()
+    scheduler = parse_latent_scheduler(SCHEDULER)
+    text = TextCondition(jnp.zeros((1, 77, net.context_dim)))
+    xT = jnp.zeros((1, 64, 64, 4))
+    grid = sampling_grid(scheduler.objective, scheduler.sampling)
+
+    def run(params, keys, text, empty, scale, xT, grid):
+        network = guide(Partial(net.apply, params), text, empty, scale, rescale=0.0)
+        denoise = sampling_denoiser(scheduler.objective, network, scheduler.sampling)
+        sampler = samplers.make("ddim")
+        return samplers.sample(keys, denoise, sampler, grid, xT)
+
+    keys = sample_keys(0, jnp.arange(1))
+    return jax.jit(run).lower(net.shapes(), keys, text, text, jnp.float32(7.5), xT, grid)
+
+
+def lower_decoder():
+    """The lowered program that decodes eight images."""
+    net = Autoencoder()
+    return jax.jit(net.decode).lower(net.shapes(), jnp.zeros((8, 64, 64, 4)))
+
+
+def measure(name: str) -> None:
+    """Print the temporaries in GiB and the seconds of CPU of one program's compilation."""
+    lowered = {"walk": lower_walk, "decode": lower_decoder}[name]()
+    start = time.process_time()
+    compiled = lowered.compile()
+    seconds = time.process_time() - start
+    print(compiled.memory_analysis().temp_size_in_bytes / GIB, seconds)
+
+
+def compare() -> bool:
+    """Print the figures. Return whether they are within their bounds."""
+    within = True
+    with tempfile.TemporaryDirectory() as cache:
+        for name, label in (("walk", "compiled"), ("walk", "from the cache"), ("decode", "")):
+            options = [
+                "-c",
+                f"import stable_diffusion_programs as p; p.use_cache({cache!r}); "
+                f"p.measure({name!r})",
+            ]
+            done = subprocess.run(
+                [sys.executable, *options], capture_output=True, text=True, check=True
+            )
+            gib, seconds = map(float, done.stdout.split())
+            print(f"{name:7} {label:15} {gib:.2f} GiB of temporaries, {seconds:5.1f} s of CPU")
+            within &= gib <= BOUNDS[name]
+    return within
+
+
+def use_cache(folder: str) -> None:
+    """Keep compiled programs in this folder."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(not compare())
