@@ -611,6 +611,27 @@ _ROWS = [
      "if set(integers) - set(buffers):",
      "if False:",
      "tests/pretrained/test_part_folder.py::test_other_integers_are_refused_in_either_format"),
+    # Text to image
+    ("torch-block-not-redrawn", "torch-cpu noise does not draw an incomplete last block again.",
+     "_box_muller_blocks(_uniform_24_bits(generator, BLOCK))",
+     "_box_muller_blocks(values[-BLOCK:])",
+     "tests/generation/test_torch_noise.py"),
+    ("prompt-case-kept", "The tokenizer does not turn capital letters into small ones.",
+     "normalizers.Lowercase()",
+     "normalizers.NFC()",
+     "tests/text_to_image/test_tokenizer.py"),
+    ("known-latents-noisy", "The known latents of an inpainted image keep noise after the last step.",
+     "jnp.where(is_last, 0.0, row.sqrt_one_minus_alpha_bar_next)",
+     "row.sqrt_one_minus_alpha_bar_next",
+     "tests/text_to_image/test_generate.py"),
+    ("eps-before-image", "Noise by PyTorch's seeds draws eps before the latents of the image.",
+     'DRAWS = ("image", "initial", "masked")',
+     'DRAWS = ("initial", "image", "masked")',
+     "tests/text_to_image/test_images_and_noise.py"),
+    ("scheduler-json-not-reread", "Another sampler does not read the JSON of a latent model.",
+     "return parse_latent_scheduler(config, name).sampling",
+     "return own.override(sampler=sampler)",
+     "tests/pretrained/test_stable_diffusion.py"),
 ]
 # fmt: on
 

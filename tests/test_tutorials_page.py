@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.text import tiny_model
+
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
 PAGE = (Path(__file__).parents[1] / "docs" / "from-the-tutorials.md").read_text()
 PROLOGUE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
@@ -16,6 +19,9 @@ SMALLER = {
     r"widths=\(64, 128, 128, 256\)": "groups=4, layers_per_level=1, widths=(4, 4, 8, 8)",
     r"widths=\(32, 64, 64\)": "groups=4, layers_per_level=1, widths=(4, 4, 8)",
     r"\bsteps=(?:1000|50)\b": "steps=3",
+    r'"[\w-]+/[\w.-]+"': '"stable_diffusion"',
+    r"UniPCMultistepScheduler": "DDIMScheduler",
+    r"\b64, 64\b": "4, 4",
 }
 """Patterns in the page's calls, and what the test runs in their place."""
 
@@ -33,6 +39,7 @@ def names(tmp_path_factory):
     exec(PROLOGUE, names)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("tutorials"))
+        save_stable_diffusion(tiny_model(), "stable_diffusion")
         for section in SECTIONS:
             for call in calls(section):
                 for pattern, smaller in SMALLER.items():
@@ -74,3 +81,9 @@ def test_the_commands_name_recipes_that_exist():
     named = re.findall(r"python train\.py --config (\w+)", PAGE)
     assert len(named) > 5
     assert set(named) <= recipes
+
+
+def test_the_calls_of_the_sixth_tutorial_draw_from_a_prompt(names):
+    assert names["image"].size == (8, 8)
+    assert names["hearts"].shape == (1, 8, 8, 3)
+    np.testing.assert_array_equal(names["ids"][0, :5], [519, 320, 517, 516, 520])
