@@ -620,7 +620,7 @@ _ROWS = [
      "normalizers.Lowercase()",
      "normalizers.NFC()",
      "tests/text_to_image/test_tokenizer.py"),
-    ("known-latents-noisy", "The known latents of an inpainted image keep noise after the last step.",
+    ("known-latents-noisy", "The known latents of an inpainted image keep noise at the end.",
      "jnp.where(is_last, 0.0, row.sqrt_one_minus_alpha_bar_next)",
      "row.sqrt_one_minus_alpha_bar_next",
      "tests/text_to_image/test_generate.py"),

@@ -37,7 +37,7 @@ def resize(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h 
     """Resize by Lanczos' filter to uint8 (height, width, channels)."""
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).reshape(height, width, -1)
+    return np.asarray(image).reshape(height, width, -1)
 
 
 def resize_mask(mask: Image.Image, height: int, width: int) -> Bool[np.ndarray, "h w 1"]:
