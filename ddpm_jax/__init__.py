@@ -5,8 +5,7 @@ sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_ui
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
 training     TrainState, init_state, make_train_step, training_keys, model_loss
-diffusers    Pipeline, ModelSpec, load_pretrained, save_pretrained
-prompts      text_to_image, TextCondition, load_stable_diffusion, save_stable_diffusion
+diffusers    Pipeline, ModelSpec, load_pretrained, load_stable_diffusion, text_to_image
 
 Importing the package touches no device.
 """

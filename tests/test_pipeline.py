@@ -77,6 +77,8 @@ def test_a_seed_or_number_of_images_out_of_range_is_refused(pipeline):
     cases = [({"seed": seed}, message) for seed in (-1, 2**32)]
     cases += [({"batch_size": n}, f"batch_size must be at least 1, not {n}") for n in (0, -2)]
     assert_refused(lambda options: pipeline(steps=STEPS, progress=False, **options), cases)
+
+
 def test_a_folder_with_a_text_encoder_is_drawn_from_prompts(tmp_path):
     save_stable_diffusion(tiny_model(), tmp_path / "saved")
     pipeline = Pipeline.from_pretrained(tmp_path / "saved")

@@ -17,7 +17,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.guidance import bind, guide
 from ddpm_jax.diffusion.prediction import Network
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.generate import chunk_count
 from ddpm_jax.generation.sampling import Sampling, build_sampler, check_sampling
 from ddpm_jax.generation.scheduler_grids import noise_scale
@@ -51,7 +51,7 @@ MIN_CHUNKS = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw. Image i has prompt i // num_images, and takes images and masks in turn."""
+    """A request: image i has prompt i // num_images, and takes images and masks in turn."""
 
     prompts: Sequence[str]
     negative_prompts: Sequence[str] = ("",)
@@ -78,6 +78,8 @@ class Request:
         check(len(self.prompts) > 0, "There is no prompt: give at least one.")
         check(self.num_images >= 1, f"num_images must be at least 1, not {self.num_images}.")
         check_noise_kind(self.noise)
+        if self.noise == "jax":
+            check_seed(self.seed)
         prompts = len(self.prompts)
         negative = len(self.negative_prompts)
         check(
@@ -224,7 +226,8 @@ def draw_latents(
     plan: Plan, indices: np.ndarray, on_steps: Callable[[int], None] = lambda steps: None
 ) -> Float[Array, "b h w c"]:
     """The latents of the images at these indices, drawn as one batch."""
-    keys = sample_keys(plan.request.seed, jnp.asarray(indices))
+    # PyTorch's seeds have 64 bits.
+    keys = sample_keys(plan.request.seed % 2**32, jnp.asarray(indices))
     noise = _noise(plan, indices, keys)
     known = _known(plan, indices, noise)
     arrays = (keys, noise, known, *_conditions(plan, indices, noise))

@@ -144,6 +144,7 @@ def test_requests_that_do_not_fit_are_refused():
         ({"prompts": []}, "There is no prompt"),
         ({"num_images": 0}, "num_images must be at least 1, not 0"),
         ({"noise": "torch"}, "Unknown noise 'torch'"),
+        ({"seed": 2**32}, r"seed must be in \[0, 2\*\*32\)"),
         ({"negative_prompts": ["a", "b"]}, "2 negative prompts do not fit 1 prompts"),
         ({"masks": [MASK]}, "A mask is for an image"),
         ({"strength": 0.5}, "strength is for an image"),
