@@ -36,8 +36,11 @@ def check_seed(seed: Any, name: str = "seed") -> None:
         check(0 <= int(seed) < 2**32, f"{name} must be in [0, 2**32), not {seed}.")
 
 
-def check_shape(shape: tuple[int, ...], **arrays: Any) -> None:
-    """Raise ValueError for an array of another shape, which JAX might broadcast. None passes."""
+def check_shape(shape: tuple[Any, ...], **arrays: Any) -> None:
+    """Raise ValueError for an array of another shape, which JAX might broadcast. None passes.
+
+    A size may be symbolic, as in `jax.export`.
+    """
     for name, array in arrays.items():
         if array is not None and array.shape != shape:
             raise ValueError(
@@ -45,8 +48,11 @@ def check_shape(shape: tuple[int, ...], **arrays: Any) -> None:
             )
 
 
-def check_rows(count: int, **arrays: Any) -> None:
-    """Raise ValueError for an array, or one in a pytree, without `count` rows. None passes."""
+def check_rows(count: Any, **arrays: Any) -> None:
+    """Raise ValueError for an array, or one in a pytree, without `count` rows. None passes.
+
+    The count may be symbolic, as in `jax.export`.
+    """
     for name, tree in arrays.items():
         for array in jax.tree.leaves(tree):
             if array.shape[:1] != (count,):

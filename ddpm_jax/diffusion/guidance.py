@@ -34,7 +34,7 @@ def bind(network: Callable, condition: Condition) -> Network:
 
 
 def _call_with_condition(network, condition, xt, t):
-    check_rows(len(xt), condition=condition)
+    check_rows(xt.shape[0], condition=condition)
     return network(xt, t, condition)
 
 
@@ -64,7 +64,7 @@ def guide(
 
 
 def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
-    check_rows(len(xt), condition=condition, unconditional=unconditional)
+    check_rows(xt.shape[0], condition=condition, unconditional=unconditional)
     # Conditional and unconditional rows alternate, so that each shard holds both rows of an image.
     both = jax.tree.map(_interleave, condition, unconditional)
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # (2b, h, w, out)

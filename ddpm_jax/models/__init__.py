@@ -159,7 +159,7 @@ class Model(Network):
         condition and keys have one row per image.
         """
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
-        check_rows(len(xt), condition=condition)
+        check_rows(xt.shape[0], condition=condition)
         if self.label_dropout:
             labels = self.unconditional(xt.shape[0]) if condition is None else condition
             assert labels is not None

@@ -121,8 +121,11 @@ def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array
 def step_noise(
     keys: Key[Array, " b"], row: GridRow, xt: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """The noise z ~ N(0, I) of one step, drawn with each sample's own key and the row's index."""
-    return draws.normal(draws.fold_in(keys, row.i + 1), xt.shape[1:])
+    """The noise z ~ N(0, I) of one step, drawn with each sample's own key and the row's index.
+
+    It is drawn in float32 and returned in the dtype of xt.
+    """
+    return draws.normal(draws.fold_in(keys, row.i + 1), xt.shape[1:]).astype(xt.dtype)
 
 
 def sample(
