@@ -1,7 +1,7 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
 # make faults: every fault a run is to survive, many times (about an hour).
-# make mutants: break the code in a hundred ways, one at a time; each must turn a test red (half an hour).
+# make mutants: break the code in 150 ways, one at a time; each must turn a test red (half an hour).
 # make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
 PYTHON ?= python3
 VENV ?= .venv
