@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -116,7 +117,8 @@ def without_metadata(png: bytes) -> bytes:
     """Remove the chunks of a PNG that are not necessary for its pixels: its text, its profile, ...
 
     Pillow refuses a PNG for a large text or colour profile, and for a wrong checksum of either. An
-    orientation is kept if it is in the EXIF chunk, and lost if only a text states it.
+    orientation is kept if it is in an EXIF chunk with the right checksum, and lost if only a text
+    states it.
     """
     kept = [PNG_SIGNATURE]
     start = len(PNG_SIGNATURE)
@@ -124,9 +126,11 @@ def without_metadata(png: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", png, start)
         # After its length and kind, a chunk holds `length` bytes and a checksum.
         end = start + 12 + length
+        chunk = png[start:end]
+        is_exif = kind == b"eXIf" and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
         # An upper-case first letter marks a chunk that every reader must understand.
-        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
-            kept.append(png[start:end])
+        if kind[:1].isupper() or kind == b"tRNS" or is_exif:
+            kept.append(chunk)
         start = end
     return b"".join(kept)
 

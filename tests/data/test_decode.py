@@ -40,6 +40,7 @@ METADATA = {
     "profile": png_chunk(b"iCCP", b"name\0\0" + LARGE),
     "text": png_chunk(b"zTXt", b"Comment\0\0" + LARGE),
     "wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
+    "wrong checksum of EXIF": png_chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0")[:-1] + b"!",
     "odd length": png_chunk(b"pHYs", b"odd"),
 }
 
