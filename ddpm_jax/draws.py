@@ -35,7 +35,7 @@ def fold_in(keys: Key[Array, "*b"], number: ArrayLike) -> Key[Array, "*b"]:
 
 
 def fold_in_name(keys: Key[Array, "*b"], name: str) -> Key[Array, "*b"]:
-    """Derive from each key that of a random stream given by name."""
+    """Derive from each key the key of a named random stream, such as "dropout"."""
     return fold_in(keys, zlib.crc32(name.encode()))
 
 

@@ -118,9 +118,10 @@ class TextToImagePipeline:
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
-        """Draw `num_images` images per prompt, of which `text_to_image.draw.Request` has the rest.
+        """Draw `num_images` images per prompt.
 
-        With an image they start from it, and with a mask only its white part is drawn.
+        An image is the start of the drawing, and with a mask only the white part is drawn again.
+        `text_to_image.draw.Request` explains the arguments from `negative_prompt` to `clip_skip`.
         `sampling` replaces settings of the model's `Sampling`, such as steps=50,
         guidance_scale=7.5. `sampler` names another sampler, which reads the model's scheduler as
         diffusers' own would (`sampling_for`).

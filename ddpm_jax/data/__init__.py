@@ -124,7 +124,7 @@ def check_labels(
 def check_classes(
     classes: Sequence[str] | None, trained: Sequence[str] | None, remedy: str
 ) -> None:
-    """Raise ValueError unless the names of classes are those that a network was trained on."""
+    """Raise ValueError, with the `remedy`, if a class has another name than in training."""
     pairs = itertools.zip_longest(trained or (), classes or (), fillvalue="without a name")
     for label, (before, now) in enumerate(pairs):
         check(

@@ -63,7 +63,7 @@ def warn_of_slow_settings() -> None:
 
 
 def check_devices() -> None:
-    """Raise ValueError if JAX finds no device, such as that of JAX_PLATFORMS."""
+    """Raise ValueError if JAX finds no device, or not the one that JAX_PLATFORMS names."""
     try:
         jax.devices()
     # JAX asserts that a backend was found.

@@ -69,9 +69,8 @@ class TransformerBlock(nn.Module):
         x = x + Attention(self.heads, self.init_scheme, name="attn2")(normed, text)
         normed = LayerNorm(name="norm3")(x)
         hidden = geglu(dense(normed, 8 * width, "ff.net.0.proj", init=self.init_scheme))
-        return x + dense(
-            hidden, width, "ff.net.2", init=self.init_scheme
-        )  # (b, n, 4c) -> (b, n, c)
+        # (b, n, 4 * c) -> (b, n, c)
+        return x + dense(hidden, width, "ff.net.2", init=self.init_scheme)
 
 
 class Transformer2D(nn.Module):

@@ -216,9 +216,10 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def save_stable_diffusion(model: StableDiffusion, folder: str | Path) -> None:
-    """Write a folder for `load_stable_diffusion`, and for diffusers.
+    """Write a folder that `load_stable_diffusion` and diffusers can open.
 
-    Its scheduler is that of the model. Raise ValueError if the folder holds other weights.
+    It holds the networks in float32, the tokenizer, and the JSON of the model's scheduler. Raise
+    ValueError if the folder holds other weights.
     """
     folder = Path(folder)
     nets = {

@@ -149,10 +149,10 @@ def describe_data(images: ImageSet) -> dict[str, Any]:
 
 
 def check_data(folder: Path, step: int, images: ImageSet) -> None:
-    """Compare a data set with that of a saved step.
+    """Check that a data set still fits the checkpoint of `step`.
 
-    Raise ValueError if the names of its classes have changed. Warn on stderr if the number of its
-    images has changed.
+    Raise ValueError if a class has another name now. Warn on stderr if the number of images has
+    changed.
     """
     saved = saved_steps.data_at(folder, step)
     if "classes" in saved:
