@@ -9,6 +9,7 @@ an example would depend on its batch.
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ def fold_in(keys: Key[Array, "*b"], number: ArrayLike) -> Key[Array, "*b"]:
     For threefry2x32, number i gives the i-th key of `jax.random.split`. But `keys` stay unconsumed,
     so that others can be derived from them under jax_debug_key_reuse.
     """
-    return _one_by_one(lambda key: jax.random.fold_in(key, number), keys)
+    return _one_by_one(jax.random.fold_in, keys, jnp.asarray(number, jnp.uint32))
 
 
 def fold_in_name(keys: Key[Array, "*b"], name: str) -> Key[Array, "*b"]:
@@ -46,26 +47,28 @@ def fold_in_each(key: Key[Array, ""], numbers: Integer[Array, " b"]) -> Key[Arra
 
 def normal(keys: Key[Array, "*b"], shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
     """float32 numbers from N(0, 1), an array of this shape per key."""
-    return _one_by_one(lambda key: jax.random.normal(key, shape, jnp.float32), keys)
+    return _one_by_one(jax.random.normal, keys, options=(shape, jnp.float32))
 
 
 def uniform(keys: Key[Array, "*b"], shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
     """float32 numbers from U[0, 1), an array of this shape per key."""
-    return _one_by_one(lambda key: jax.random.uniform(key, shape, jnp.float32), keys)
+    return _one_by_one(jax.random.uniform, keys, options=(shape, jnp.float32))
 
 
 def integers(keys: Key[Array, "*b"], stop: int) -> Int[Array, "*b"]:
     """int32 numbers, uniform on 0..stop-1, one per key."""
-    return _one_by_one(lambda key: jax.random.randint(key, (), 0, stop, jnp.int32), keys)
+    return _one_by_one(jax.random.randint, keys, options=((), 0, stop, jnp.int32))
 
 
 def bits16(keys: Key[Array, "*b"], shape: tuple[int, ...]) -> UInt[Array, "..."]:
     """16 random bits per entry, an array of this shape per key."""
-    return _one_by_one(lambda key: jax.random.bits(key, shape, jnp.uint16), keys)
+    return _one_by_one(jax.random.bits, keys, options=(shape, jnp.uint16))
 
 
-def _one_by_one(draw: Callable[..., Array], keys: Array, *arrays: Array) -> Any:
-    """Call `draw` with a single key, or with each key of (b,) and its row of the arrays."""
+def _one_by_one(
+    draw: Callable[..., Array], keys: Array, *numbers: Array, options: tuple[Any, ...] = ()
+) -> Any:
+    """Call `draw` with a single key, or with each key of (b,) and its row of the numbers."""
     if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
         raise ValueError(f"Keys of {keys.dtype} are not typed: make them with jax.random.key.")
     implementation = jax.random.key_impl(keys)
@@ -76,4 +79,15 @@ def _one_by_one(draw: Callable[..., Array], keys: Array, *arrays: Array) -> Any:
         )
     # An operation keeps the setting under which it was traced.
     with jax.threefry_partitionable(True):
-        return jax.vmap(draw)(keys, *arrays) if keys.ndim else draw(keys)
+        return _draw(draw, options, keys, *numbers)
+
+
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _draw(draw, options, keys, *numbers):
+    def draw_one(key, *numbers):
+        return draw(key, *numbers, *options)
+
+    if not keys.ndim:
+        return draw_one(keys, *numbers)
+    in_axes = (0, *(0 if number.ndim else None for number in numbers))
+    return jax.vmap(draw_one, in_axes)(keys, *numbers)

@@ -6,6 +6,7 @@ Rows are built on the host in float64 from log(alpha_bar). A row's beta covers i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -98,6 +99,7 @@ class GridRow(NamedTuple):
         return row._replace(schedule=self.schedule)
 
 
+@partial(jax.jit, inline=True)
 def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
     """The rows from each t to t - 1, and from t = 0 to clean data."""
     one = jnp.ones(1, jnp.float32)

@@ -7,6 +7,7 @@ Timesteps in the code are 0..T-1: the paper's x_1 is the state at t = 0, one ste
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -96,6 +97,7 @@ def _scan_terms(keys, schedule, denoise, x0, timesteps, variance):
 _bound_terms = jax.jit(_scan_terms, static_argnames="variance")
 
 
+@partial(jax.jit, static_argnames="variance", inline=True)
 def bound_term(
     schedule: NoiseSchedule,
     prediction: Prediction,
@@ -141,6 +143,7 @@ def _variance_output(prediction: Prediction) -> Array:
     return prediction.log_var
 
 
+@partial(jax.jit, inline=True)
 def decoder_nll(
     x0: Float[Array, "b h w c"], mean: Float[Array, "b h w c"], log_var: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
@@ -161,6 +164,7 @@ def decoder_nll(
     return -log_mass
 
 
+@partial(jax.jit, inline=True)
 def prior_term(schedule: NoiseSchedule, x0: Float[Array, "b h w c"]) -> Float[Array, " b"]:
     """L_T = KL(q(x_T | x_0) || N(0, I)), averaged over dimensions, in bits."""
     alpha_bar = schedule.alpha_bar[-1]

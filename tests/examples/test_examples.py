@@ -14,7 +14,13 @@ from PIL import Image
 import ddpm_jax
 
 EXAMPLES = Path(ddpm_jax.__file__).parents[1] / "examples"
-BUTTERFLIES = {"WIDTHS": (32, 32, 32, 32), "BATCH_SIZE": 8, "EPOCHS": 10, "SAMPLING_STEPS": 4}
+BUTTERFLIES = {
+    "WIDTHS": (32, 32),
+    "ATTENTION": (False, False),
+    "BATCH_SIZE": 8,
+    "EPOCHS": 10,
+    "SAMPLING_STEPS": 4,
+}
 
 
 def run(name: str, **constants) -> tuple[dict, str]:
