@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -154,7 +155,6 @@ def shard(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))
 
 
-@functools.cache
 def per_shard(function: Callable) -> Callable:
     """Make `function(tree, *arrays)` run on each local device with its shard of the arrays.
 
@@ -162,7 +162,11 @@ def per_shard(function: Callable) -> Callable:
     nothing to partition. Repeated calls return the same object, so that `jit` does not compile
     again.
     """
+    return _per_shard(function, data_mesh())
 
+
+@functools.cache
+def _per_shard(function: Callable, mesh: Mesh) -> Callable:
     def on_shard(tree, arrays):
         return function(tree, *arrays)
 
@@ -170,7 +174,7 @@ def per_shard(function: Callable) -> Callable:
         batch = PartitionSpec(AXIS)
         mapped = jax.shard_map(
             on_shard,
-            mesh=data_mesh(),
+            mesh=mesh,
             in_specs=(PartitionSpec(), batch),
             out_specs=batch,
             check_vma=False,
@@ -180,13 +184,28 @@ def per_shard(function: Callable) -> Callable:
     return on_all_shards
 
 
+def map_rows(function: Callable, tree: Any, rows: jax.Array) -> jax.Array:
+    """Compute `function(tree, rows)` for one row at a time on each local device.
+
+    One program serves any number of rows, and its memory does not grow with them.
+    """
+    num_devices = data_mesh().size
+    missing = -len(rows) % num_devices
+    padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], missing, 0)])
+    apply = jax.jit(per_shard(function))
+    tree = replicate(tree)
+    starts = range(0, len(padded), num_devices)
+    groups = [apply(tree, shard(padded[start : start + num_devices])) for start in starts]
+    return jnp.concatenate(groups)[: len(rows)]
+
+
 def padded_batch_size(batch_size: int, num_images: int) -> int:
     """The smaller of both numbers, rounded up to a multiple of the number of local devices.
 
     Raise ValueError unless both are at least 1.
     """
     check_at_least(1, batch_size=batch_size, num_images=num_images)
-    num_devices = jax.local_device_count()
+    num_devices = data_mesh().size
     return -(-min(batch_size, num_images) // num_devices) * num_devices
 
 

@@ -208,6 +208,11 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
         grid = rows_for_strength(grid, strength)
     height, width, images, masks = _read_pixels(model, request)
     factor = model.autoencoder.factor
+    # Copy the parameters to all devices once, not for every batch.
+    model = model._replace(
+        unet_params=parallel.replicate(model.unet_params),
+        autoencoder_params=parallel.replicate(model.autoencoder_params),
+    )
     moments = None if images is None else encode_moments(model, to_floats(images))
     masked_moments = None
     if images is not None and masks is not None and model.inpaints:
@@ -215,7 +220,6 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
         masked_moments = encode_moments(model, kept)
     text = encode_text(model, tokenize(model, request.prompts), skip=request.clip_skip)
     empty = encode_text(model, tokenize(model, request.negative_prompts))
-    model = model._replace(unet_params=parallel.replicate(model.unet_params))
     shape = (height // factor, width // factor, model.autoencoder.latent_channels)
     return Plan(
         model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments

@@ -1,14 +1,13 @@
 """Latents: images encoded by the autoencoder, times its scaling factor."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.models import Params
+from ddpm_jax.devices import parallel
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 
@@ -20,7 +19,7 @@ def encode_image(
     images: Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"],
     noise: Float[Array, "b h2 w2 k"] | None = None,
 ) -> Float[Array, "b h2 w2 k"]:
-    """The latents of images in [-1, 1], encoded one at a time in float32.
+    """The latents of images in [-1, 1], encoded in float32, one at a time on each device.
 
     They are a sample of the encoder's Gaussian by standard normal `noise`, or without it the mean.
     """
@@ -30,12 +29,12 @@ def encode_image(
 def encode_moments(
     model: StableDiffusion, images: Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
 ) -> Float[Array, "b h2 w2 k2"]:
-    """The means and log variances of the latents of images, encoded one at a time in float32."""
-    rows = [
-        _encode(model.autoencoder, model.autoencoder_params, jnp.asarray(image)[None])
-        for image in images
-    ]
-    return jnp.concatenate(rows)
+    """The means and log variances of the latents of images, in float32.
+
+    Each device encodes one image at a time.
+    """
+    encode = _method(model.autoencoder, "encode")
+    return parallel.map_rows(encode, model.autoencoder_params, jnp.asarray(images))
 
 
 def posterior_sample(
@@ -52,19 +51,16 @@ def posterior_sample(
 
 
 def decode(model: StableDiffusion, latents: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 c"]:
-    """The images of latents, decoded one at a time in float32. Pixels may lie outside [-1, 1]."""
+    """The images of latents, in float32. Pixels may lie outside [-1, 1].
+
+    Each device decodes one image at a time.
+    """
     unscaled = latents / model.autoencoder.scaling_factor
-    rows = [
-        _decode(model.autoencoder, model.autoencoder_params, latent[None]) for latent in unscaled
-    ]
-    return jnp.concatenate(rows)
+    decode_rows = _method(model.autoencoder, "decode")
+    return parallel.map_rows(decode_rows, model.autoencoder_params, unscaled)
 
 
-@functools.partial(jax.jit, static_argnames="autoencoder")
-def _encode(autoencoder: Autoencoder, params: Params, images: Array) -> Any:
-    return autoencoder.encode(params, images)
-
-
-@functools.partial(jax.jit, static_argnames="autoencoder")
-def _decode(autoencoder: Autoencoder, params: Params, latents: Array) -> Any:
-    return autoencoder.decode(params, latents)
+@functools.cache
+def _method(autoencoder: Autoencoder, name: str) -> Callable:
+    """One function for all equal autoencoders, so that `jit` does not compile again."""
+    return getattr(autoencoder, name)

@@ -212,3 +212,18 @@ def test_each_device_sees_only_its_shard():
     x = np.arange(8, dtype=np.float32)
     np.testing.assert_array_equal(jax.jit(mapped)(1.0, x, 10 * x), 1 + x + 10 * x)
     assert parallel.per_shard(sum_of_shard) is mapped
+
+
+def test_rows_are_mapped_one_at_a_time_on_every_device_by_one_program():
+    traced = []
+
+    def add_device(tree, rows):
+        traced.append(rows.shape)
+        return tree + rows + jnp.float32(jax.lax.axis_index("data"))
+
+    for count in (3, 8, 11):
+        rows = jnp.arange(2.0 * count).reshape(count, 2)
+        mapped = parallel.map_rows(add_device, jnp.float32(1), rows)
+        device = np.arange(count)[:, None] % 8
+        np.testing.assert_array_equal(mapped, 1 + np.asarray(rows) + device)
+    assert traced == [(1, 2)]

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from helpers.refusals import assert_refused
 from helpers.text import FIXTURE, IMAGE, MASK, RECORDED, RECORDED_CALL, tiny_model
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 import ddpm_jax as dj
 from ddpm_jax import samplers
 from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.devices import parallel
 from ddpm_jax.generation.walk import sampling_grid
 from ddpm_jax.text_to_image import draw
 from ddpm_jax.text_to_image.draw import Request, draw_images, draw_pixels
 from ddpm_jax.text_to_image.generate import image_to_image, rows_for_strength
+from ddpm_jax.text_to_image.latents import decode
 from ddpm_jax.text_to_image.noise import key_noise
 
 
@@ -73,14 +76,30 @@ def test_no_change_of_text_seed_guidance_or_timesteps_compiles_again():
     assert samplers._walk_jit._cache_size() == before
 
 
-def test_an_image_depends_neither_on_the_batch_nor_on_the_other_prompts():
+def test_an_image_does_not_depend_on_the_other_prompts():
     options = {"prompts": ["a red heart", "red"], "num_images": 2}
-    together = pixels(options, batch_size=3)
+    together = pixels(options)
     assert together.shape == (4, 8, 8, 3)
-    np.testing.assert_allclose(pixels(batch_size=1), together[:1], atol=1e-5)
     # The third image has the second prompt.
     alone = pixels({"prompts": ["red"], "num_images": 3})
     np.testing.assert_allclose(alone[2], together[2], atol=1e-5)
+
+
+def test_image_i_is_the_same_in_every_batch_and_on_1_and_8_devices(monkeypatch):
+    layouts = []
+
+    def decode_and_record(model, latents):
+        layouts.append((len(latents), len(latents.sharding.device_set)))
+        return decode(model, latents)
+
+    monkeypatch.setattr(draw, "decode", decode_and_record)
+    options = {"prompts": ["a red heart", "red"], "num_images": 4}
+    expected = pixels(options, batch_size=8)
+    one_device = Mesh(np.asarray(jax.local_devices()[:1]), ("data",))
+    monkeypatch.setattr(parallel, "data_mesh", lambda: one_device)
+    for batch_size in (1, 3, 8):
+        np.testing.assert_allclose(pixels(options, batch_size=batch_size), expected, atol=1e-5)
+    assert layouts == [(8, 8), *[(1, 1)] * 8, (3, 1), (3, 1), (2, 1), (8, 1)]
 
 
 def test_image_to_image_starts_from_the_sampled_latents_of_the_image():
