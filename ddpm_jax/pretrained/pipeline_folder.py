@@ -163,10 +163,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if unsupported:
         pipeline = str(index.get("_class_name", PIPELINE))[:80]
         listed = ", ".join(unsupported)[:200]
-        raise ValueError(
-            f"{folder} is a {pipeline} with the parts {listed}: "
-            "only a unet and a scheduler are supported."
-        )
+        remedy = "only a unet and a scheduler are supported"
+        if hub.TEXT_ENCODER in parts:
+            remedy = "load_stable_diffusion reads pipelines with a text encoder"
+        raise ValueError(f"{folder} is a {pipeline} with the parts {listed}: {remedy}.")
     valid = all(
         len(part) == 2 and all(isinstance(word, str) for word in part) for part in parts.values()
     )

@@ -117,6 +117,7 @@ def test_an_index_of_another_pipeline_is_refused(root):
     unnamed = "does not name a unet and a scheduler"
     cases = [
         ({"vqvae": ["diffusers", "VQModel"]}, "with the parts vqvae: only a unet and a scheduler"),
+        ({"text_encoder": ["transformers", "CLIPTextModel"]}, "load_stable_diffusion reads"),
         ({"vae": [None, None], "unet": [None, None]}, unnamed),
         ({"unet": ["diffusers", 3]}, unnamed),
         ({"scheduler": ["diffusers"]}, unnamed),
