@@ -1,5 +1,6 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
 # make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
+# make hub-check REPO=CompVis/stable-diffusion-v1-4: the numbers of diffusers' tests, on real weights (5 GB).
 # make faults: every fault a run is to survive, many times (about an hour).
 # make mutants: break the code in 150 ways, one at a time; each must turn a test red (half an hour).
 # make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check parity faults mutants bench
+.PHONY: demo test check parity hub-check faults mutants bench
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -28,6 +29,9 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/training.py
 	$(RUN) tests/parity/tutorials.py
 	$(RUN) tests/parity/stable_diffusion.py
+
+hub-check: $(VENV)/.hub
+	$(RUN) tests/parity/hub_check.py $(REPO)
 
 faults: $(VENV)/.test
 	$(RUN) tests/faults.py
@@ -51,4 +55,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.parity: $(VENV)/.demo
 	$(RUN) -m pip install --quiet --editable ".[parity]"
+	touch $@
+
+$(VENV)/.hub: $(VENV)/.demo
+	$(RUN) -m pip install --quiet --editable ".[hub,text]"
 	touch $@
