@@ -76,6 +76,7 @@ def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
         scale = per_example(jnp.where(inside, scale, 1.0), xt)  # (b, 1, 1, 1)
     guided = uncond + scale * (cond - uncond)
     if rescale is not None:
+        # The ratio is the same with n and with n - 1 as both divisors.
         cond_std = jnp.std(cond, (1, 2, 3), keepdims=True)  # (b, 1, 1, 1)
         ratio = cond_std / jnp.std(guided, (1, 2, 3), keepdims=True)
         guided = guided * (rescale * ratio + 1 - rescale)
