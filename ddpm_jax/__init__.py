@@ -2,6 +2,7 @@
 
 mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_denoiser, guide
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
+attention    attention_maps
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
 training     TrainState, init_state, make_train_step, training_keys, model_loss
@@ -30,6 +31,7 @@ from ddpm_jax.diffusion.schedule import (
     zero_terminal_snr,
 )
 from ddpm_jax.figures.image_grids import image_grid, save_images
+from ddpm_jax.generation.attention_maps import attention_maps
 from ddpm_jax.generation.editing import (
     Edit,
     add_noise,
@@ -86,6 +88,7 @@ __all__ = [
     "UNet",
     "VariationalBound",
     "add_noise",
+    "attention_maps",
     "bits_per_dim",
     "ddpm",
     "drop_pure_noise",

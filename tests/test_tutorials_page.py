@@ -86,4 +86,5 @@ def test_the_commands_name_recipes_that_exist():
 def test_the_calls_of_the_sixth_tutorial_draw_from_a_prompt(names):
     assert names["image"].size == (8, 8)
     assert names["hearts"].shape == (1, 8, 8, 3)
+    assert names["heart"].shape == (1, 4, 4)
     np.testing.assert_array_equal(names["ids"][0, :5], [519, 320, 517, 516, 520])

@@ -16,12 +16,14 @@ from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
-from ddpm_jax.figures import image_grids
+from ddpm_jax.figures import heat, image_grids
+from ddpm_jax.files import check_writable
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind
+from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, check_word_maps, word_maps
 
 DEFAULT_OUT = Path("samples.png")
 
@@ -61,6 +63,9 @@ class TextOptions(BatchedRunOptions):
     out: tuple[Path, ...] = (DEFAULT_OUT,)
     """Files or folders: X.png is the image, or a grid of several; X.npz holds uint8 NHWC under
     `images`, and a folder gets one PNG per image."""
+    attention_maps: bool = False
+    """Also write X_attention.png, named after the first of --out, or for several images a folder
+    X_attention: where each word acts on the image, in all steps, and in early, middle and late."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,6 +76,15 @@ class TextOptions(BatchedRunOptions):
         )
         for path in self.out:
             image_grids.check_output(path)
+
+    def map_files(self, total: int) -> list[Path]:
+        """The files of the attention maps of each image; none unless they are asked for."""
+        if not self.attention_maps:
+            return []
+        base = self.out[0].parent / f"{self.out[0].stem}_attention"
+        if total == 1:
+            return [base.with_suffix(".png")]
+        return [base / f"{i:05d}.png" for i in range(total)]
 
     def request(self) -> Request:
         """The images to draw. Raise ValueError or FileNotFoundError for options that do not fit."""
@@ -108,16 +122,29 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
+    map_files = options.map_files(request.total)
+    for path in map_files:
+        check_writable(path)
     options.set_up_jax(request.total)
     workload = f"batches of {options.batch_size} images"
     with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
         model = stable_diffusion.load_stable_diffusion(
             ckpt, variant=options.variant, dtype=options.dtype
         )
-        images = draw_images(model, request, sampling, batch_size=options.batch_size)
-    for path in options.out:
-        _save(images, path)
-        print(path)
+        maps: list[WordMaps] = []
+        on_states = None
+        if map_files:
+            check_word_maps(model, request.prompts)
+            on_states = lambda *drawn: maps.extend(word_maps(*drawn))  # noqa: E731
+        images = draw_images(
+            model, request, sampling, batch_size=options.batch_size, on_states=on_states
+        )
+        for path in options.out:
+            _save(images, path)
+            print(path)
+        for path, image, words in zip(map_files, images, maps, strict=True):
+            heat.save_heat(image, words.words, words.maps, PERIODS, path)
+            print(path)
 
 
 def _save(images: np.ndarray, path: Path) -> None:

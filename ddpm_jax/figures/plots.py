@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DPI = 128
 """A power of two, so that pixels / DPI is exact and a figure gets exactly that many pixels."""
 MARGIN = 10
+TITLE_HEIGHT = 16
 DARK_BLUE = "#1f4e79"
 LIGHT_BLUE = "#4c78a8"
 
@@ -69,10 +70,13 @@ def bound_curve(terms: Sequence | np.ndarray, path: str | os.PathLike, title: st
     _save_figure(figure, path)
 
 
-def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
+def labelled_rows(
+    rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike, titles: Sequence[str] = ()
+) -> None:
     """Write a PNG with one row of images (uint8, "n h w c") per entry, its label to the left.
 
-    A label may hold TeX between dollar signs. Raise ValueError if there is no row.
+    `titles` are written above the columns. Labels and titles may hold TeX between dollar signs.
+    Raise ValueError if there is no row.
     """
     if not rows:
         raise ValueError("There is nothing to draw: give at least one row.")
@@ -84,9 +88,13 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLik
     label_width = max(label.get_window_extent().width for label in labels)
     indent = 2 * MARGIN + math.ceil(label_width)
     width = indent + MARGIN + max(strip.shape[1] for strip in strips)
-    height = 2 * MARGIN + sum(strip.shape[0] for strip in strips)
+    header = TITLE_HEIGHT if titles else 0
+    height = 2 * MARGIN + header + sum(strip.shape[0] for strip in strips)
     figure.set_size_inches(width / DPI, height / DPI)
-    bottom = height - MARGIN
+    bottom = height - MARGIN - header
+    for i, title in enumerate(titles):
+        centre = indent + (i + 0.5) * strips[0].shape[1] / len(titles)
+        figure.text(centre / width, bottom / height, title, fontsize=8, ha="center", va="bottom")
     for label, strip in zip(labels, strips, strict=True):
         bottom -= strip.shape[0]
         # figimage does not interpolate, so each pixel keeps its value.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check_rows, check_shape
+from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import ParamSpec, draw_parameters
 
 Params = dict[str, Any]
@@ -158,6 +159,26 @@ class Model(Network):
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
         condition and keys have one row per image.
         """
+        inputs = self._inputs(xt, t, condition, dropout_keys, dtype)
+        output: Any = self.module().apply({"params": params}, *inputs)
+        return output.astype(jnp.float32)
+
+    def queries_and_keys(
+        self,
+        params: Params,
+        xt: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        condition: Num[Array, "b ..."] | None = None,
+        *,
+        kind: AttentionKind = "self_attention",
+        dtype: Any = jnp.float32,
+    ) -> dict[str, tuple[Array, Array]]:
+        """The queries and keys of each attention layer, by its path (`collect_attention`)."""
+        inputs = self._inputs(xt, t, condition, None, dtype)
+        return collect_attention(self.module(), params, inputs, kind)
+
+    def _inputs(self, xt, t, condition, dropout_keys, dtype) -> tuple:
+        """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
         if self.label_dropout:
@@ -165,10 +186,7 @@ class Model(Network):
             assert labels is not None
             no_class_row = self.label_count - 1
             condition = jnp.where(labels == NO_CLASS, no_class_row, labels)
-        output: Any = self.module().apply(
-            {"params": params}, xt.astype(dtype), t, condition, dropout_keys
-        )
-        return output.astype(jnp.float32)
+        return xt.astype(dtype), t, condition, dropout_keys
 
     def unconditional(self, n: int) -> Int[Array, " n"] | None:
         """The labels of n unconditional images; None for a network without label dropout."""

@@ -1,6 +1,8 @@
 """Attention with several heads, and self-attention over the pixels of an image."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,9 @@ from ddpm_jax.models.layers import GroupNorm, dense
 # are computed for one chunk of queries at a time (tests/parity/stable_diffusion.py).
 MANY_KEYS = 4096
 QUERIES_AT_ONCE = 256
+
+AttentionKind = Literal["cross_attention", "self_attention"]
+"""The collections in which the layers of a network sow their queries and keys."""
 
 
 def attend(
@@ -77,11 +82,13 @@ def multi_head_attention(
     use_bias: bool = True,
     zero: bool = False,
     mask: Bool[Array, "n m"] | None = None,
+    sow: Callable | None = None,
 ) -> Float[Array, "b n c"]:
     """Attention of x to the context, Vaswani et al. 2017, section 3.2.2.
 
     `names` are those of the linear layers of queries, keys, values and output. `use_bias` is for
-    the first three, `zero` makes the kernel of the last one start at 0 under the ddpm init.
+    the first three, `zero` makes the kernel of the last one start at 0 under the ddpm init. `sow`
+    is the module's own, and keeps queries and keys if they are collected (`collect_attention`).
     """
     width = x.shape[-1]
 
@@ -93,9 +100,37 @@ def multi_head_attention(
     q = project(x, names[0])
     k = project(context, names[1])
     v = project(context, names[2])
+    if sow is not None:
+        kind: AttentionKind = "self_attention" if context is x else "cross_attention"
+        sow(kind, "queries_and_keys", (q, k))
     mixed = attend(q, k, v, mask)  # (b, heads, n, c / heads)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
     return dense(mixed, width, names[3], init=init, zero=zero)
+
+
+def attention_probabilities(
+    q: Float[Array, "b heads n d"], k: Float[Array, "b heads m d"]
+) -> Float[Array, "b heads n m"]:
+    """softmax(q k^T / sqrt(d)), the weights of `attend` without a mask, in float32."""
+    q = q.astype(jnp.float32) * q.shape[-1] ** -0.5
+    return jax.nn.softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k.astype(jnp.float32)))
+
+
+def collect_attention(
+    module: nn.Module, params: Any, inputs: tuple, kind: AttentionKind
+) -> dict[str, tuple[Array, Array]]:
+    """Apply a module and return the queries and keys of each attention layer, by its path.
+
+    They are (b, heads, n, d) and (b, heads, m, d). A program that does not collect them is the same
+    as without `sow`. Layers keep no probabilities, because those of many pixels are large.
+    """
+    _, sown = module.apply({"params": params}, *inputs, mutable=[kind])
+    is_sown = lambda node: isinstance(node, tuple)  # noqa: E731
+    leaves = jax.tree.leaves_with_path(sown.get(kind, {}), is_leaf=is_sown)
+    return {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="."): pair
+        for path, (pair,) in leaves
+    }
 
 
 class SelfAttention(nn.Module):
@@ -124,5 +159,7 @@ class SelfAttention(nn.Module):
         if self.groups:
             normed = GroupNorm(self.groups, self.eps, name="group_norm")(x)
         pixels = normed.reshape(b, h * w, c)
-        out = multi_head_attention(pixels, pixels, c // head_dim, init=self.init_scheme, zero=True)
+        out = multi_head_attention(
+            pixels, pixels, c // head_dim, init=self.init_scheme, zero=True, sow=self.sow
+        )
         return (x + out.reshape(x.shape)) / self.scale

@@ -43,7 +43,9 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b n c"], context: Float[Array, "b m e"]
     ) -> Float[Array, "b n c"]:
-        return multi_head_attention(x, context, self.heads, init=self.init_scheme, use_bias=False)
+        return multi_head_attention(
+            x, context, self.heads, init=self.init_scheme, use_bias=False, sow=self.sow
+        )
 
 
 def geglu(x: Float[Array, "b n c2"]) -> Float[Array, "b n c"]:

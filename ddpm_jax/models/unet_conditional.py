@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models import Network, Params
+from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.layers import (
     WIDEST_WINOGRAD,
@@ -104,6 +105,26 @@ class ConditionalUNet(Network):
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w out"]:
         """Compute the network's output in `dtype` and return it in float32."""
+        inputs = self._inputs(xt, t, condition, dtype)
+        output: Any = self.module().apply({"params": params}, *inputs)
+        return output.astype(jnp.float32)
+
+    def queries_and_keys(
+        self,
+        params: Params,
+        xt: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        condition: TextCondition,
+        *,
+        kind: AttentionKind = "cross_attention",
+        dtype: Any = jnp.float32,
+    ) -> dict[str, tuple[Array, Array]]:
+        """The queries and keys of each attention layer, by its path (`collect_attention`)."""
+        inputs = self._inputs(xt, t, condition, dtype)
+        return collect_attention(self.module(), params, inputs, kind)
+
+    def _inputs(self, xt, t, condition: TextCondition, dtype) -> tuple:
+        """The arguments of the module. Raise ValueError for channels that do not fit."""
         states, image = condition
         if image is not None:
             xt = jnp.concatenate([xt, image], -1)
@@ -117,9 +138,7 @@ class ConditionalUNet(Network):
                 f"The network takes text states of {self.context_dim} channels, "
                 f"not {states.shape[-1]}: use the text encoder that it was trained with."
             )
-        inputs = xt.astype(dtype), t, states.astype(dtype)
-        output: Any = self.module().apply({"params": params}, *inputs)
-        return output.astype(jnp.float32)
+        return xt.astype(dtype), t, states.astype(dtype)
 
 
 class ConditionalUNetModule(nn.Module):

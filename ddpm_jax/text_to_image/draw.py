@@ -31,15 +31,7 @@ from ddpm_jax.text_to_image.generate import (
     rows_for_strength,
     text_to_image,
 )
-from ddpm_jax.text_to_image.images import (
-    ImageInput,
-    divisible_size,
-    open_image,
-    paste_known,
-    resize,
-    resize_mask,
-    shrink_mask,
-)
+from ddpm_jax.text_to_image.images import ImageInput, paste_known, read_pixels, shrink_mask
 from ddpm_jax.text_to_image.latents import decode, encode_moments, posterior_sample
 from ddpm_jax.text_to_image.noise import Noise, check_noise_kind, key_noise, torch_seed_noise
 from ddpm_jax.text_to_image.prompts import encode_text, tokenize
@@ -145,13 +137,14 @@ def draw_images(
     *,
     batch_size: int = 1,
     progress: bool = True,
+    on_states: Callable | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw the images of a request as `draw_pixels` does, as uint8.
 
-    Pixels outside a mask are those of the resized image.
+    Pixels outside a mask are those of the resized image. `on_states` is for `draw_latents`.
     """
     plan = make_plan(model, request, sampling or model.sampling)
-    drawn = to_uint8(_draw(plan, batch_size, progress))
+    drawn = to_uint8(_draw(plan, batch_size, progress, on_states))
     if plan.images is None or plan.masks is None:
         return drawn
     indices = np.arange(request.total)
@@ -176,7 +169,9 @@ def draw_pixels(
     return _draw(plan, batch_size, progress)
 
 
-def _draw(plan: Plan, batch_size: int, progress: bool) -> Float[np.ndarray, "n h w 3"]:
+def _draw(
+    plan: Plan, batch_size: int, progress: bool, on_states: Callable | None = None
+) -> Float[np.ndarray, "n h w 3"]:
     total = plan.request.total
     batch_size = parallel.padded_batch_size(batch_size, total)
     steps = len(plan.grid.i)
@@ -188,7 +183,7 @@ def _draw(plan: Plan, batch_size: int, progress: bool) -> Float[np.ndarray, "n h
     ) as bar:
         for start in range(0, total, batch_size):
             indices = np.arange(start, start + batch_size)
-            latents = draw_latents(plan, indices, bar.update)
+            latents = draw_latents(plan, indices, bar.update, on_states)
             batches.append(np.asarray(decode(plan.model, latents[: total - start])))
     return np.concatenate(batches)
 
@@ -206,12 +201,15 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
         default_strength = 1.0 if masked else IMAGE_STRENGTH
         strength = default_strength if request.strength is None else request.strength
         grid = rows_for_strength(grid, strength)
-    height, width, images, masks = _read_pixels(model, request)
     factor = model.autoencoder.factor
     # Copy the parameters to all devices once, not for every batch.
     model = model._replace(
         unet_params=parallel.replicate(model.unet_params),
         autoencoder_params=parallel.replicate(model.autoencoder_params),
+    )
+    size = request.height, request.width
+    images, masks, height, width = read_pixels(
+        request.images, request.masks, size, model.unet.sample_size * factor, factor
     )
     moments = None if images is None else encode_moments(model, to_floats(images))
     masked_moments = None
@@ -227,9 +225,15 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
 
 
 def draw_latents(
-    plan: Plan, indices: np.ndarray, on_steps: Callable[[int], None] = lambda steps: None
+    plan: Plan,
+    indices: np.ndarray,
+    on_steps: Callable[[int], None] = lambda steps: None,
+    on_states: Callable | None = None,
 ) -> Float[Array, "b h w c"]:
-    """The latents of the images at these indices, drawn as one batch."""
+    """The latents of the images at these indices, drawn as one batch.
+
+    `on_states(plan, indices, text, states)` gets the condition, and the input of each row.
+    """
     # PyTorch's seeds have 64 bits.
     keys = sample_keys(plan.request.seed % 2**32, jnp.asarray(indices))
     noise = _noise(plan, indices, keys)
@@ -240,8 +244,9 @@ def draw_latents(
     network = guided_network(plan.model, plan.sampling, text, empty)
     denoise = sampling_denoiser(plan.model.objective, network, plan.sampling)
     walk = (keys, denoise, sampler, plan.grid)
+    steps = len(plan.grid.i)
     std = noise_scale(plan.sampling.grid_kind, plan.sampling.spacing, plan.grid)
-    chunks = chunk_count(len(plan.grid.i), MIN_CHUNKS)
+    chunks = chunk_count(steps, MIN_CHUNKS if on_states is None else steps)
     if plan.keeps_known:
         latents, masks = known
         start = std * noise.initial if plan.starts_from_noise else None
@@ -250,10 +255,16 @@ def draw_latents(
         states = text_to_image(*walk, noise.initial, initial_std=std, chunks=chunks)
     else:
         states = image_to_image(*walk, known[0], noise.initial, chunks=chunks)
+    latents = next(states)
+    inputs = []
     for state in states:
+        if on_states is not None:
+            inputs.append(latents)
         # Block, so that a progress bar counts computed steps, not queued ones.
         latents = jax.block_until_ready(state)
-        on_steps(len(plan.grid.i) // chunks)
+        on_steps(steps // chunks)
+    if on_states is not None:
+        on_states(plan, indices, text, jnp.stack(inputs))
     return latents
 
 
@@ -322,23 +333,3 @@ def _conditions(
     prompts = indices // plan.request.num_images % len(plan.text.states)
     text = TextCondition(plan.text.states[prompts], image)
     return text, TextCondition(plan.empty.states[prompts % len(plan.empty.states)], image)
-
-
-def _read_pixels(
-    model: StableDiffusion, request: Request
-) -> tuple[int, int, np.ndarray | None, np.ndarray | None]:
-    """Height and width in pixels, the images and the masks of this size."""
-    factor = model.autoencoder.factor
-    opened = [open_image(image) for image in request.images]
-    height = width = model.unet.sample_size * factor
-    if opened and not request.masks:
-        sizes = {image.size for image in opened}
-        check(
-            len(sizes) == 1 or None not in (request.height, request.width),
-            "The images differ in size: give height and width.",
-        )
-        width, height = (size - size % factor for size in opened[0].size)
-    height, width = divisible_size(request.height or height, request.width or width, factor)
-    images = [resize(image, height, width) for image in opened]
-    masks = [resize_mask(open_image(mask, 1), height, width) for mask in request.masks]
-    return height, width, np.stack(images) if images else None, np.stack(masks) if masks else None

@@ -3,7 +3,8 @@
 strength    start from q(x_t | x0) of an image                SDEdit, Meng et al. 2022
 inpainting  set known latents to q(x_next | x0) at each step  SDE, Song et al. 2021
 
-Each is as in diffusers' pipelines: one eps, given by the caller, serves the start and the known
+Each yields the first latents, then those after each of `chunks` equal parts of the grid, and is as
+in diffusers' pipelines: one eps, given by the caller, serves the start and the known
 latents of every step.
 """
 
@@ -31,11 +32,10 @@ def text_to_image(
     initial_std: float | Float[Array, ""] = 1.0,
     chunks: int = 1,
 ) -> Iterator[Float[Array, "b h w c"]]:
-    """Yield the latents after each of `chunks` equal parts of the grid, from initial_std * eps.
-
-    The prompt is part of `denoise`; its guidance too.
-    """
-    yield from sample_in_chunks(keys, denoise, sampler, grid, initial_std * eps, chunks)
+    """Draw from initial_std * eps. The prompt is part of `denoise`; its guidance too."""
+    start = initial_std * eps
+    yield start
+    yield from sample_in_chunks(keys, denoise, sampler, grid, start, chunks)
 
 
 def image_to_image(
@@ -50,6 +50,7 @@ def image_to_image(
 ) -> Iterator[Float[Array, "b h w c"]]:
     """As `text_to_image`, from the latents of images with eps added at the grid's first level."""
     start = noised(grid, latents, eps)
+    yield start
     yield from sample_in_chunks(keys, denoise, sampler, grid, start, chunks)
 
 
@@ -70,6 +71,7 @@ def inpaint(
     `start` replaces the noisy latents at the start, such as noise alone.
     """
     start = noised(grid, latents, eps) if start is None else start
+    yield start
     sampler = keep_known(sampler, latents, masks, eps)
     yield from sample_in_chunks(keys, denoise, sampler, grid, start, chunks)
 

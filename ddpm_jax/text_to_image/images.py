@@ -1,5 +1,6 @@
 """Images and masks as arrays, prepared as diffusers' pipelines prepare them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,37 @@ def open_image(image: ImageInput, channels: int = 3) -> Image.Image:
         )
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     return to_colour(image, channels)
+
+
+def read_pixels(
+    images: Sequence[ImageInput],
+    masks: Sequence[ImageInput],
+    size: tuple[int | None, int | None],
+    default_size: int,
+    factor: int,
+) -> tuple[np.ndarray | None, np.ndarray | None, int, int]:
+    """Images (n, h, w, 3) and masks (m, h, w, 1) of one size, None for none, and the size (h, w).
+
+    The given `size` counts, then the images' own, cut to a multiple of `factor`, if there are no
+    masks, then `default_size`. Raise ValueError for images that differ in size without a given one.
+    """
+    opened = [open_image(image) for image in images]
+    height = width = default_size
+    if opened and not masks:
+        sizes = {image.size for image in opened}
+        check(
+            len(sizes) == 1 or None not in size, "The images differ in size: give height and width."
+        )
+        width, height = (length - length % factor for length in opened[0].size)
+    height, width = divisible_size(size[0] or height, size[1] or width, factor)
+    resized = [resize(image, height, width) for image in opened]
+    resized_masks = [resize_mask(open_image(mask, 1), height, width) for mask in masks]
+    return (
+        np.stack(resized) if resized else None,
+        np.stack(resized_masks) if resized_masks else None,
+        height,
+        width,
+    )
 
 
 def resize(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w c"]:

@@ -19,9 +19,18 @@ from ddpm_jax.text_to_image import tokenizer as tokenizers
 
 def tokenize(model: StableDiffusion, prompts: str | Sequence[str]) -> Int[np.ndarray, "b n"]:
     """The ids of prompts (`tokenizer.tokenize`), no longer than the text encoder takes."""
+    return tokenizers.tokenize(_tokenizer_of(model), prompts)
+
+
+def word_tokens(model: StableDiffusion, prompt: str) -> dict[str, list[int]]:
+    """Where the tokens of each word of a prompt are among its ids (`tokenizer.word_tokens`)."""
+    return tokenizers.word_tokens(_tokenizer_of(model), prompt)
+
+
+def _tokenizer_of(model: StableDiffusion) -> tokenizers.Tokenizer:
+    """The tokenizer, with no more ids than the text encoder takes."""
     tokenizer = _tokenizer(tuple(sorted(model.tokenizer_files.items())))
-    length = min(tokenizer.length, model.text_encoder.max_length)
-    return tokenizers.tokenize(tokenizer._replace(length=length), prompts)
+    return tokenizer._replace(length=min(tokenizer.length, model.text_encoder.max_length))
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ own tokenizer does with ftfy.
 """
 
 import json
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -98,6 +99,22 @@ def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         )
     ids = [tokenizer.start, *encoding.ids[:room], tokenizer.end]
     return ids + [tokenizer.pad] * (tokenizer.length - len(ids))
+
+
+def word_tokens(tokenizer: Tokenizer, prompt: str) -> dict[str, list[int]]:
+    """Where the tokens of each word, in lower case, are among the ids of `tokenize`.
+
+    A word that occurs again has the tokens of all its places. Tokens that are cut off are left out.
+    """
+    # The offsets of the library do not cover the accents that it joins with their letters.
+    prompt = unicodedata.normalize("NFC", prompt)
+    encoding = tokenizer.words.encode(prompt, add_special_tokens=False)
+    places: dict[str, list[int]] = {}
+    for i in range(min(len(encoding.ids), tokenizer.length - 2)):
+        start, end = encoding.word_to_chars(encoding.word_ids[i])
+        # The start is the first id.
+        places.setdefault(prompt[start:end].lower(), []).append(i + 1)
+    return places
 
 
 def _cut_words(encoding: Any, prompt: str, room: int) -> str:

@@ -46,6 +46,23 @@ def test_a_prompt_is_drawn_to_a_png_of_its_own_size_and_to_an_array(folder, tmp_
         np.testing.assert_array_equal(np.asarray(picture), images[0])
 
 
+def test_attention_maps_are_written_beside_the_images(folder, tmp_path, capsys):
+    out = tmp_path / "heart.png"
+    options = ("--steps", 3, "--seed", 37, "--out", out, "--attention-maps")
+    draw(folder, "--prompt", "a $red$ heart", *options)
+    written = tmp_path / "heart_attention.png"
+    assert capsys.readouterr().out.split() == [str(out), str(written)]
+    with Image.open(written) as picture:
+        # The image and four maps of at least 96 pixels beside each of five words.
+        assert picture.width > 5 * 96
+        assert picture.height > 5 * 96
+    draw(folder, "--prompt", "red", "heart", *options)
+    for i in range(2):
+        assert (tmp_path / "heart_attention" / f"{i:05d}.png").is_file()
+    message = one_line(capsys, sample.main, "--ckpt", folder, "--prompt", "", *options)
+    assert "The prompt '' has no word, so there is no map to show" in message
+
+
 @pytest.fixture
 def ask(monkeypatch, folder, tmp_path):
     """Run sample.py and return its arguments of `draw_images`, which is replaced."""

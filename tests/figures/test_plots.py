@@ -87,6 +87,18 @@ def test_labelled_rows_show_every_pixel_beside_their_labels(tmp_path):
     assert picture.shape[0] == top + 10
 
 
+def test_titles_stand_above_the_columns_and_move_no_pixel(tmp_path):
+    rows = [("word", random_images(2, 96, 96, 3))]
+    plots.labelled_rows(rows, tmp_path / "plain.png")
+    plots.labelled_rows(rows, tmp_path / "titled.png", ["left", "right"])
+    plain, titled = (load(tmp_path / f"{name}.png")[..., :3] for name in ("plain", "titled"))
+    room = len(titled) - len(plain)
+    strip = titled.shape[1] - 10 - 198
+    np.testing.assert_array_equal(titled[10 + room :, strip:], plain[10:, strip:])
+    for half in np.array_split(titled[: 10 + room, strip:], 2, axis=1):
+        assert (half < 128).any()
+
+
 def test_the_bound_is_drawn_with_any_number_of_terms(tmp_path):
     for name, terms in {"one": [0.3, 0.0], "many": 1 / np.arange(1, 900)}.items():
         plots.bound_curve(terms, tmp_path / f"{name}.png", title="a$_{$")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.nets import UNET
 from helpers.refusals import assert_refused
 from helpers.stable_diffusion import (
     BOUNDS,
@@ -19,6 +20,7 @@ from helpers.stable_diffusion import (
     weights,
 )
 
+from ddpm_jax.models import attention, transformer
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
@@ -151,6 +153,28 @@ def test_attention_to_many_keys_never_holds_all_logits():
     assert "4096,4096]" not in program
     program = str(jax.make_jaxpr(attend)(*[shape(1, 1, 4095, 8)] * 3))
     assert "4095,4095]" in program
+
+
+@pytest.mark.parametrize("net", [SMALL_UNET, UNET], ids=["cross-attention", "self-attention"])
+def test_a_program_that_collects_no_attention_is_the_same_as_without_it(net, monkeypatch):
+    is_latent = isinstance(net, ConditionalUNet)
+    xt = shape(1, 4, 4, 4) if is_latent else shape(1, *net.image_shape)
+    condition = TextCondition(shape(1, 3, 6)) if is_latent else shape(1, dtype=jnp.int32)
+
+    def program():
+        # A new function, which is traced anew.
+        apply = lambda *inputs: net.apply(*inputs)  # noqa: E731
+        return jax.jit(apply).lower(net.shapes(), xt, shape(1), condition).as_text()
+
+    collecting = program()
+    whole = attention.multi_head_attention
+
+    def without(*arguments, sow, **options):
+        return whole(*arguments, **options)
+
+    for module in (attention, transformer):
+        monkeypatch.setattr(module, "multi_head_attention", without)
+    assert program() == collecting
 
 
 def call_unet(latent_channels=4, image_channels=0, context_dim=6):

@@ -7,13 +7,14 @@ Sections (all by default), each in its own file stable_diffusion_SECTION.py:
 tokenizer  ids of 3,000 adversarial texts, in both forms of the files
 nets       the outputs, weights and memory of the three networks
 programs   size and compile time of the programs of Stable Diffusion 1
+attention  the attention maps of words and pixels
 pipelines  the images of whole pipelines, 50 steps, from PyTorch's own seeds
 """
 
 import importlib
 import sys
 
-SECTIONS = ("tokenizer", "nets", "programs", "pipelines")
+SECTIONS = ("tokenizer", "nets", "programs", "attention", "pipelines")
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def test_image_to_image_starts_from_the_sampled_latents_of_the_image():
     assert np.abs(latents - mean).max() > 0.01
     grid = rows_for_strength(sampling_grid(model.objective, sampling), 0.04)
     walk = (keys, denoiser(model, plan.text, plan.empty), model.sampler, grid)
-    (expected,) = image_to_image(*walk, latents, noise.initial)
+    _, expected = image_to_image(*walk, latents, noise.initial)
     np.testing.assert_allclose(draw.draw_latents(plan, np.arange(8))[:1], expected, atol=1e-5)
 
 

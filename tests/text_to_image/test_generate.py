@@ -42,10 +42,11 @@ def final(states):
     return np.asarray(list(states)[-1])
 
 
-def test_text_to_image_starts_from_scaled_noise_and_yields_every_chunk():
+def test_text_to_image_yields_the_scaled_noise_and_every_chunk():
     ddim = samplers.make("ddim")
     states = list(text_to_image(KEYS, EXACT, ddim, GRID, EPS, initial_std=0.5, chunks=2))
-    assert len(states) == 2
+    assert len(states) == 3
+    np.testing.assert_array_equal(states[0], 0.5 * EPS)
     first = GRID.row(0)
     x0 = (0.5 - first.sqrt_one_minus_alpha_bar) * EPS / first.sqrt_alpha_bar
     np.testing.assert_allclose(states[-1], x0, rtol=1e-4, atol=1e-5)

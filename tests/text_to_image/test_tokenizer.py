@@ -9,7 +9,7 @@ import pytest
 from helpers.refusals import assert_refused
 from helpers.text import END, START, tokenizer_files
 
-from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize
+from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize, word_tokens
 
 # Given by transformers 5.24 for the files of helpers.text.
 IDS = {
@@ -62,6 +62,28 @@ def test_a_long_prompt_keeps_75_tokens_and_the_warning_names_the_cut_words():
     # The third token of "blue" is over the limit, so the word is not kept whole.
     with pytest.warns(UserWarning, match="cut off: 'blue'"):
         tokenize(tokenizer, f"{fits[:-4]} blue")
+
+
+def test_each_word_has_all_its_places_among_the_ids():
+    tokenizer = make_tokenizer(tokenizer_files())
+    prompt = "A  blue heart, Heart's e\u0301"
+    ids = tokenize(tokenizer, prompt)[0]
+    places = word_tokens(tokenizer, prompt)
+    assert list(places) == ["a", "blue", "heart", ",", "'s", "é"]
+    assert places["heart"] == [6, 8]
+    assert len(places["blue"]) == 4
+    assert sorted(i for found in places.values() for i in found) == list(range(1, 13))
+    np.testing.assert_array_equal(ids[places["heart"]], [516, 516])
+    for word in ("blue", "'s", "é"):
+        own = [id for id in tokenize(tokenizer, word)[0] if id not in (START, END)]
+        np.testing.assert_array_equal(ids[places[word]], own)
+
+
+def test_tokens_that_are_cut_off_have_no_place():
+    tokenizer = make_tokenizer(tokenizer_files())._replace(length=5)
+    # Two tokens of "blue" are within the three that are kept.
+    assert word_tokens(tokenizer, "a blue heart") == {"a": [1], "blue": [2, 3]}
+    assert word_tokens(tokenizer, " ") == {}
 
 
 def test_the_length_is_that_of_the_config():

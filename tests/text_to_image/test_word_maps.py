@@ -1,0 +1,75 @@
+"""Maps of words while images are drawn: which states, which words, which part of the steps."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.refusals import assert_refused
+from helpers.text import tiny_model
+
+import ddpm_jax as dj
+from ddpm_jax.generation.walk import sampling_grid
+from ddpm_jax.models.unet_conditional import ConditionalUNet
+from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.word_maps import PERIODS, check_word_maps, word_maps
+
+PROMPTS = ["a red, red heart", "red"]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Three images of two prompts, the maps of each, and the states of the only batch."""
+    model = tiny_model()
+    maps = []
+    states = []
+
+    def on_states(plan, indices, text, saved):
+        states.append((plan.grid, saved))
+        maps.extend(word_maps(plan, indices, text, saved))
+
+    request = Request(prompts=PROMPTS, num_images=2, seed=37)
+    images = draw_images(model, request, batch_size=4, progress=False, on_states=on_states)
+    return images, maps, states
+
+
+def test_the_states_are_the_inputs_of_each_row_and_the_images_stay_the_same(drawn):
+    model = tiny_model()
+    images, _, [(grid, states)] = drawn
+    keys = dj.sample_keys(37, jnp.arange(8))
+    assert states.shape == (3, 8, 4, 4, 4)
+    np.testing.assert_array_equal(states[0], dj.initial_noise(keys, (4, 4, 4)))
+    assert (
+        np.asarray(grid.t).tolist()
+        == np.asarray(sampling_grid(model.objective, model.sampling).t).tolist()
+    )
+    request = Request(prompts=PROMPTS, num_images=2, seed=37)
+    without = draw_images(model, request, batch_size=4, progress=False)
+    assert np.abs(images.astype(int) - without).max() <= 1
+
+
+def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_thirds(drawn):
+    model = tiny_model()
+    _, maps, [(grid, states)] = drawn
+    assert [found.words for found in maps] == [["a", "red", ",", "heart"]] * 2 + [["red"]] * 2
+    assert {found.maps.shape[1:] for found in maps} == {(len(PERIODS), 4, 4)}
+    text = dj.text_to_image.encode_text(model, dj.text_to_image.tokenize(model, PROMPTS[:1]))
+    arguments = (model.unet, model.unet_params)
+    # "red" is the second and the fourth token after the start.
+    whole = dj.attention_maps(*arguments, states[:, 1:2], grid, text)[0]
+    np.testing.assert_allclose(maps[1].maps[1, 0], whole[..., [2, 4]].mean(-1), atol=1e-5)
+    for third in range(3):
+        row = grid.split(3)[third]
+        part = dj.attention_maps(*arguments, states[third : third + 1, 1:2], row, text)[0]
+        np.testing.assert_allclose(maps[1].maps[3, 1 + third], part[..., 5], atol=1e-5)
+
+
+def test_prompts_and_networks_without_maps_are_refused():
+    plain = ConditionalUNet(
+        widths=(8,), cross_attention=(False,), heads=(2,), transformer_layers=(1,), context_dim=8
+    )
+    assert_refused(
+        lambda case: check_word_maps(tiny_model()._replace(unet=case[0]), case[1]),
+        [
+            ((tiny_model().unet, ["red", " "]), "The prompt ' ' has no word"),
+            ((plain, ["red"]), "Only the middle of this network attends to the text"),
+        ],
+    )
