@@ -142,8 +142,8 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
         for path in options.out:
             _save(images, path)
             print(path)
-        for path, image, words in zip(map_files, images, maps, strict=True):
-            heat.save_heat(image, words.words, words.maps, PERIODS, path)
+        for i, path in enumerate(map_files):
+            heat.save_heat(images[i], maps[i].words, maps[i].maps, PERIODS, path)
             print(path)
 
 

@@ -53,13 +53,15 @@ def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_third
     assert {found.maps.shape[1:] for found in maps} == {(len(PERIODS), 4, 4)}
     text = dj.text_to_image.encode_text(model, dj.text_to_image.tokenize(model, PROMPTS[:1]))
     arguments = (model.unet, model.unet_params)
-    # "red" is the second and the fourth token after the start.
-    whole = dj.attention_maps(*arguments, states[:, 1:2], grid, text)[0]
-    np.testing.assert_allclose(maps[1].maps[1, 0], whole[..., [2, 4]].mean(-1), atol=1e-5)
-    for third in range(3):
-        row = grid.split(3)[third]
+    for third, row in enumerate(grid.split(3)):
         part = dj.attention_maps(*arguments, states[third : third + 1, 1:2], row, text)[0]
+        # "red" is the second and the fourth token after the start.
+        expected = part[..., [2, 4]].mean(-1)
+        np.testing.assert_allclose(maps[1].maps[1, 1 + third], expected, atol=1e-5)
         np.testing.assert_allclose(maps[1].maps[3, 1 + third], part[..., 5], atol=1e-5)
+    # The layers have the size of the latents, so nothing is clamped.
+    of_all, *of_thirds = np.moveaxis(maps[1].maps, 1, 0)
+    np.testing.assert_allclose(of_all, sum(of_thirds), atol=1e-5)
 
 
 def test_prompts_and_networks_without_maps_are_refused():
