@@ -2,9 +2,8 @@
 
 mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_denoiser, guide
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
-attention    attention_maps
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
-networks     Model, UNet, ConvUNet, BasicUNet, use_kernels
+networks     Model, UNet, ConvUNet, BasicUNet, use_kernels, attention_maps
 training     TrainState, init_state, make_train_step, training_keys, model_loss
 diffusers    Pipeline, ModelSpec, load_pretrained, load_stable_diffusion, text_to_image
 
