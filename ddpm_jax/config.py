@@ -24,6 +24,7 @@ from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Model
 from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.lora import Lora
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.version import VERSION
 
@@ -159,8 +160,17 @@ class Config(ModelSpec):
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     ema: Ema = dataclasses.field(default_factory=Ema)
+    lora: Lora = dataclasses.field(default_factory=Lora)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            not self.lora.rank or self.training.init_from is not None,
+            "A LoRA changes weights that are there: name them by --init-from, or leave out "
+            "--lora.rank.",
+        )
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

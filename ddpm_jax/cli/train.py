@@ -24,7 +24,7 @@ class TrainOptions:
     `--data NAME` and `--model NAME` select another data source or network; the settings `--data.*`
     and `--model.*` are then those of the new one. `--init-from` starts from the network, weights,
     noise schedule and target of a run, of a folder or hub repository in the diffusers layout, or of
-    a state dict of the ConvBlock U-Net.
+    a state dict of the ConvBlock U-Net; with `--lora.rank` it trains a LoRA on them.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -59,6 +59,11 @@ class TrainOptions:
         check(
             self.push is not None or not self.private,
             "--private is for --push: add --push owner/name, or leave --private out.",
+        )
+        check(
+            self.push is None or not self.config.lora.rank,
+            "A LoRA run cannot --push while it trains: push it afterwards with "
+            "python -m ddpm_jax.export.",
         )
 
 

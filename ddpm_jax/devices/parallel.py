@@ -234,14 +234,16 @@ def rows_of_host(batch_size: int, accumulation: int = 1) -> np.ndarray:
 class ParallelStep:
     """A training step on all devices, `mapped(state, shard_batch(batch))`.
 
-    The batch holds the rows of this host. The state is donated.
+    The batch holds the rows of this host. The state is donated. `frozen` are further arguments of
+    the step, which it does not change.
     """
 
     mapped: Any
     shard_batch: Callable
+    frozen: tuple[Any, ...] = ()
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        return self.mapped(state, self.shard_batch(batch))
+        return self.mapped(state, self.shard_batch(batch), *self.frozen)
 
     def host_memory(self, state: Any, batch: Any) -> int:
         """The bytes of host memory that a step needs besides state and batch; 0 if not on a CPU.
@@ -250,14 +252,15 @@ class ParallelStep:
         """
         if jax.default_backend() != "cpu":
             return 0
-        needed = self.mapped.lower(state, self.shard_batch(batch)).compile().memory_analysis()
+        lowered = self.mapped.lower(state, self.shard_batch(batch), *self.frozen)
+        needed = lowered.compile().memory_analysis()
         outputs = needed.output_size_in_bytes - needed.alias_size_in_bytes
         per_device = needed.temp_size_in_bytes + outputs
         return per_device * jax.local_device_count()
 
 
-def pmap_step(step: Callable) -> ParallelStep:
-    """Run `step(state, batch)` on every device, each with a shard of the batch.
+def pmap_step(step: Callable, frozen: tuple[Any, ...] = ()) -> ParallelStep:
+    """Run `step(state, batch, *frozen)` on every device, each with a shard of the batch.
 
     Since JAX 0.8 `jax.pmap` is `jit` of `shard_map`; with `None` axes the state stays unstacked. On
     several hosts `jax.pmap` would split and reassemble the arrays at every step, so `jit` and
@@ -267,35 +270,38 @@ def pmap_step(step: Callable) -> ParallelStep:
         mesh = training_mesh()
         replicated = PartitionSpec()
         split = PartitionSpec(AXIS)
+        in_specs = (replicated, split, *[replicated for _ in frozen])
         mapped = jax.shard_map(
-            step, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
+            step, mesh=mesh, in_specs=in_specs, out_specs=replicated, check_vma=False
         )
         shard_batch = functools.partial(_global_batch, NamedSharding(mesh, split))
-        return ParallelStep(jax.jit(mapped, donate_argnums=0), shard_batch)
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-    return ParallelStep(mapped, functools.partial(_stack_shards, jax.local_device_count()))
+        return ParallelStep(jax.jit(mapped, donate_argnums=0), shard_batch, frozen)
+    in_axes = (None, 0, *[None for _ in frozen])
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0)
+    stack_shards = functools.partial(_stack_shards, jax.local_device_count())
+    return ParallelStep(mapped, stack_shards, frozen)
 
 
-def jit_step(step: Callable, fsdp: int = 1) -> ParallelStep:
-    """Run `step(state, batch)` on global arrays with a sharded batch; XLA inserts the collectives.
+def jit_step(step: Callable, fsdp: int = 1, frozen: tuple[Any, ...] = ()) -> ParallelStep:
+    """Run `step(state, batch, *frozen)` on global arrays, with a sharded batch.
 
-    With fsdp above 1 a step first gathers the parameters; each device keeps and updates only its
-    shard of the state.
+    XLA inserts the collectives. With fsdp above 1 a step first gathers the parameters, those in
+    `frozen` too; each device keeps and updates only its shard of the state.
     """
     mesh = training_mesh(fsdp)
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def fsdp_step(state, batch):
-        params = jax.lax.with_sharding_constraint(state.params, replicated)
-        state, metrics = step(state._replace(params=params), batch)
+    def fsdp_step(state, batch, *frozen):
+        params, frozen = jax.lax.with_sharding_constraint((state.params, frozen), replicated)
+        state, metrics = step(state._replace(params=params), batch, *frozen)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, fsdp)), metrics
 
     if fsdp == 1:
         mapped = jax.jit(step, out_shardings=replicated, donate_argnums=0)
     else:
         mapped = jax.jit(fsdp_step, out_shardings=None, donate_argnums=0)
-    return ParallelStep(mapped, functools.partial(_global_batch, split))
+    return ParallelStep(mapped, functools.partial(_global_batch, split), frozen)
 
 
 def _stack_shards(num_devices: int, batch: Any) -> Any:
@@ -318,16 +324,19 @@ def _global_batch(sharding: NamedSharding, batch: Any) -> Any:
 
 
 def parallelize(
-    make_step: Callable[[str | None], Callable], route: str, fsdp: int = 1
+    make_step: Callable[[str | None], Callable],
+    route: str,
+    fsdp: int = 1,
+    frozen: tuple[Any, ...] = (),
 ) -> ParallelStep:
     """Run the training step `make_step(axis_name)` on all devices by the route "pmap" or "jit".
 
     With fsdp above 1 the route is always jit. The step takes a state from `put_state` and this
-    host's rows of the batch.
+    host's rows of the batch. `frozen`, from `put_state` too, are further arguments of the step.
     """
     if route == "pmap" and fsdp == 1:
-        return pmap_step(make_step(AXIS))
-    return jit_step(make_step(None), fsdp)
+        return pmap_step(make_step(AXIS), frozen)
+    return jit_step(make_step(None), fsdp, frozen)
 
 
 def describe_devices() -> str:

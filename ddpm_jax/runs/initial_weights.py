@@ -1,18 +1,19 @@
 """Initialise training from a run, a model in the diffusers layout or a PyTorch state dict."""
 
 import dataclasses
+from pathlib import Path
+from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Key
 
-from ddpm_jax.config import Config, to_json
+from ddpm_jax.config import Config
+from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check
 from ddpm_jax.models import Params
-from ddpm_jax.runs.sources import open_checkpoint
-from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
+from ddpm_jax.runs.sources import base_params, check_base, open_checkpoint, weights_hash
+from ddpm_jax.training.lora import init_lora, merge_lora
 
-IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme"}
-"""Fields of a network that may differ, because its weights fit any value."""
 OUTPUT_FIELDS = (
     "schedule",
     "timesteps",
@@ -58,17 +59,41 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
     Draw them from `key`, or read them from `training.init_from` if it is set. Raise ValueError if
     that model has another network than the config.
     """
-    ckpt = config.training.init_from
-    if ckpt is None:
+    if config.training.init_from is None:
         return config.model.init(key)
-    source = open_checkpoint(ckpt)
-    ours = to_json(config.model)
-    theirs = to_json(source.spec.model)
-    names = {*ours, *theirs} - IGNORED_MODEL_FIELDS
-    different = sorted(name for name in names if ours.get(name) != theirs.get(name))
-    check(
-        not different,
-        f"The network of {ckpt} differs from the recipe's in model.{', model.'.join(different)}: "
-        "leave out these settings.",
-    )
-    return source.params(DEFAULT_WEIGHTS)
+    return base_params(config)
+
+
+def first_trained(config: Config, key: Key[Array, ""]) -> Params:
+    """What is trained, before the first step: a LoRA, or all parameters as in `first_params`."""
+    if config.lora.rank:
+        return init_lora(key, config.model.shapes(), config.lora)
+    return first_params(config, key)
+
+
+class Base(NamedTuple):
+    """The frozen parameters under a LoRA, on the devices, and their hash."""
+
+    params: Params
+    hash: str
+
+
+def load_base(config: Config, folder: Path, step: int) -> Base | None:
+    """Load the parameters under the LoRA of a recipe; None if all parameters are trained.
+
+    Raise ValueError if the LoRA saved at `step` was trained on others. Step 0 is a new run.
+    """
+    if not config.lora.rank:
+        return None
+    params = base_params(config)
+    if step:
+        check_base(config, folder, step, params)
+    return Base(parallel.put_state(params, config.parallel.fsdp), weights_hash(params))
+
+
+def network_params(config: Config, base: Base | None, trained: Params) -> Params:
+    """The parameters of the network: what is trained or, with a base, both merged."""
+    return trained if base is None else _merge(base.params, trained, config.lora.scale)
+
+
+_merge = jax.jit(merge_lora)

@@ -19,8 +19,9 @@ from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.initial_weights import first_params
+from ddpm_jax.runs.initial_weights import Base, first_trained, load_base, network_params
 from ddpm_jax.runs.progress import Reporter, preview
+from ddpm_jax.training.lora import lora_loss
 from ddpm_jax.training.step import (
     TrainState,
     example_keys,
@@ -85,15 +86,16 @@ def train(
     warn_of_short_run(config, len(images))
     with memory.explain_oom(*memory_advice(config)):
         tx = config.make_optimizer(len(images))
+        base = load_base(config, folder, start)
         state = resumed_state(config, tx, folder, start) if start else first_state(config, tx)
-        train_step = parallel_train_step(config, tx)
+        train_step = parallel_train_step(config, tx, base)
         check_memory(config, images, train_step, state)
         if hosts.is_primary():
             directory.prepare(folder, config, start, overwrite)
             if with_preview:
                 preview(config, images, folder)
         hosts.barrier("directory")
-        done, signal = run_steps(config, folder, images, train_step, state, on_save)
+        done, signal = run_steps(config, folder, images, train_step, state, on_save, base)
     if done < total:
         print(f"stopped: step {done} of {total} is saved in {folder}; the same command resumes it")
         return 128 + signal
@@ -196,7 +198,7 @@ def memory_advice(config: Config) -> tuple[str, str]:
 def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
     """Initialise the state before the first step, on the devices."""
     key, _ = training_keys(config.training.seed)
-    params = parallel.put_state(first_params(config, key), config.parallel.fsdp)
+    params = parallel.put_state(first_trained(config, key), config.parallel.fsdp)
     init = partial(init_state, tx=tx, ema=config.ema)
     shardings = parallel.state_shardings(jax.eval_shape(init, params), config.parallel.fsdp)
     return jax.jit(init, out_shardings=shardings)(params)
@@ -208,7 +210,7 @@ def resumed_state(
     """Restore the state of a saved step to the devices."""
 
     init = partial(init_state, tx=tx, ema=config.ema)
-    shapes = jax.eval_shape(init, config.model.shapes())
+    shapes = jax.eval_shape(init, config.lora.trained_shapes(config.model.shapes()))
     template = parallel.state_template(shapes, config.parallel.fsdp)
     step_array = parallel.put_state(jnp.asarray(step, jnp.int32), config.parallel.fsdp)
     items = checkpoints.restore(folder, step, checkpoint_items(template))
@@ -227,6 +229,7 @@ def run_steps(
     train_step: Callable,
     state: TrainState,
     on_save: OnSave = ignore_save,
+    base: Base | None = None,
 ) -> tuple[int, int]:
     """Run the steps that follow `state.step`; save, report and roll back as configured.
 
@@ -237,12 +240,12 @@ def run_steps(
     settings = config.training
     save_every = config.steps_between_saves(len(images))
     config_json = config_to_json(config)
-    data = describe_data(images)
+    data = describe_data(images) | ({"base": base.hash} if base else {})
     agreed_signal = hosts.DelayedMax()
     done = start
     signal = 0
     writer = CheckpointWriter(folder, config.checkpoint)
-    reporter = Reporter(config, images, folder, start)
+    reporter = Reporter(config, images, folder, start, partial(network_params, config, base))
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
@@ -275,11 +278,16 @@ def run_steps(
     return done, signal
 
 
-def parallel_train_step(config: Config, tx: optax.GradientTransformation) -> parallel.ParallelStep:
+def parallel_train_step(
+    config: Config, tx: optax.GradientTransformation, base: Base | None = None
+) -> parallel.ParallelStep:
     """The training step of a recipe on all devices."""
     loss = model_loss(config.model, config.objective, config.training.dtype)
+    if base is not None:
+        loss = lora_loss(loss, config.lora.scale)
     make_step = partial(make_train_step, loss, tx, config.ema)
-    return parallel.parallelize(make_step, config.parallel.route, config.parallel.fsdp)
+    frozen = (base.params,) if base else ()
+    return parallel.parallelize(make_step, config.parallel.route, config.parallel.fsdp, frozen)
 
 
 def batches(config: Config, images: ImageSet, start: int, stop: int) -> Iterator[dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,23 @@ def banner(config: Config, workdir: Path) -> str:
     rows = {
         "data": config.data.describe(),
         "model": model,
+        **_describe_lora(config),
         "devices": f"{parallel.describe_devices()}, by {config.parallel.description}",
         "length": f"{length}, {batch}",
         "workdir": str(workdir),
     }
     facts = [f"{name:<10}{value}" for name, value in rows.items()]
     return "\n".join(["settings", *flags, "", "parameters", config.model.summary(), "", *facts])
+
+
+def _describe_lora(config: Config) -> dict[str, str]:
+    """The size of the LoRA and the name of its base, if the recipe trains one."""
+    if not config.lora.rank:
+        return {}
+    pairs = config.lora.trained_shapes(config.model.shapes())
+    count = sum(leaf.size for leaf in jax.tree.leaves(pairs))
+    layers = f"rank {config.lora.rank} in {len(pairs)} layers, {count} parameters"
+    return {"lora": f"{layers}, on {config.training.init_from}"}
 
 
 def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
@@ -80,12 +92,21 @@ class Reporter:
     Values on the devices are read one log interval late, so that reading them does not block the
     step in flight. `monitor` counts the skipped updates among the steps read so far.
     `skip_final_plot` leaves out the last loss plot, because the resumed run draws it again.
+    `to_network` makes the parameters of the network from what is trained.
     """
 
-    def __init__(self, config: Config, images: ImageSet, workdir: Path, start: int):
+    def __init__(
+        self,
+        config: Config,
+        images: ImageSet,
+        workdir: Path,
+        start: int,
+        to_network: Callable[[Params], Params] = lambda trained: trained,
+    ):
         self._config = config
         self._images = images
         self._workdir = workdir
+        self._to_network = to_network
         self._total = config.total_steps(len(images))
         self._steps_per_epoch = config.steps_per_epoch(len(images))
         self._rate = learning_rate(config.optimizer, self._total, self._steps_per_epoch)
@@ -137,7 +158,7 @@ class Reporter:
         due = step == self._total or (self._sample_every and step % self._sample_every == 0)
         if self._config.log.samples and due:
             # All hosts gather the parameters; only the primary one draws.
-            params = parallel.gather_to_host(state.ema_params["ema"])
+            params = parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
             if hosts.is_primary():
                 self._draw_grid(step, params)
 

@@ -1,22 +1,28 @@
 """Open what `--ckpt` names: a run, a model in the diffusers layout, or a PyTorch state dict."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm_jax.config import Config
+import numpy as np
+
+from ddpm_jax.config import Config, to_json
 from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
 from ddpm_jax.runs import directory, saved_steps
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
+from ddpm_jax.training.lora import by_path, merge_lora
 
 ACCEPTED = (
     "a run such as runs/digits, a folder or hub repository owner/name in the diffusers layout, "
     "or a state dict of the ConvBlock U-Net such as CIFAR_model.pt"
 )
+IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme"}
+"""Fields of a network that may differ, because its weights fit any value."""
 MISSING = "The option --ckpt is missing: give the directory of a run, such as --ckpt runs/digits."
 
 
@@ -28,8 +34,16 @@ class RunSource(NamedTuple):
     config: Config
 
     def params(self, weights: str) -> Params:
-        """Load the parameters as `weights.load_params` does."""
-        return load_params(self.config, self.folder, self.step, weights)
+        """Load the parameters as `weights.load_params` does, and merge a LoRA with its base.
+
+        Raise ValueError, FileNotFoundError or OSError if the base is not there or has changed.
+        """
+        trained = load_params(self.config, self.folder, self.step, weights)
+        if not self.config.lora.rank:
+            return trained
+        base = base_params(self.config)
+        check_base(self.config, self.folder, self.step, base)
+        return merge_lora(base, trained, self.config.lora.scale)
 
     @property
     def spec(self) -> ModelSpec:
@@ -90,6 +104,46 @@ def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
         )
     spec = pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt))
     return PretrainedSource(spec, partial(pipeline_folder.read_params, ckpt, spec))
+
+
+def base_params(config: Config) -> Params:
+    """The parameters of `training.init_from`.
+
+    Raise ValueError if that model has another network than the config. Also raise as
+    `open_checkpoint` does.
+    """
+    ckpt = str(config.training.init_from)
+    source = open_checkpoint(ckpt)
+    ours = to_json(config.model)
+    theirs = to_json(source.spec.model)
+    names = {*ours, *theirs} - IGNORED_MODEL_FIELDS
+    different = sorted(name for name in names if ours.get(name) != theirs.get(name))
+    check(
+        not different,
+        f"The network of {ckpt} differs from the recipe's in model.{', model.'.join(different)}: "
+        "leave out these settings.",
+    )
+    return source.params(DEFAULT_WEIGHTS)
+
+
+def weights_hash(params: Params) -> str:
+    """A SHA-256 of the paths, shapes and values of parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(by_path(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def check_base(config: Config, folder: Path, step: int, base: Params) -> None:
+    """Raise ValueError unless `base` has the weights under which a step's LoRA was trained."""
+    check(
+        saved_steps.data_at(folder, step).get("base") == weights_hash(base),
+        f"The LoRA in {folder} was trained on other weights than those in "
+        f"{config.training.init_from} now: put the old ones back there, or train it again with "
+        "--overwrite.",
+    )
 
 
 def open_run(ckpt: str, step: int | None = None) -> RunSource:

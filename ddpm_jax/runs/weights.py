@@ -18,13 +18,14 @@ DEFAULT_WEIGHTS = "ema"
 
 
 def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
-    """Load the parameters of a checkpoint, replicated on every local device.
+    """Load the trained parameters of a checkpoint, replicated on every local device.
 
+    A LoRA run trains a LoRA alone; `sources.RunSource.params` adds it to its base.
     `weights` is "raw", the name of an average such as "ema", or the length of an average to
     rebuild, such as "0.08". Only the averages needed are read. Raise ValueError if the run has no
     such average, or too few snapshots to rebuild it.
     """
-    template = config.model.shapes()
+    template = config.lora.trained_shapes(config.model.shapes())
     if weights == "raw":
         trees = {"params": parallel.replicated_template(template)}
         return checkpoints.restore(workdir, step, trees)["params"]

@@ -21,7 +21,8 @@ from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 
 Params = Any
 """Any pytree of float32 arrays."""
-Loss = Callable[[Params, Key[Array, " b"], dict[str, Array]], Float[Array, " b"]]
+Loss = Callable[..., Float[Array, " b"]]
+"""Of (params, keys (b,), batch), and of what the step takes besides and does not train."""
 
 
 class TrainState(NamedTuple):
@@ -115,12 +116,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     ema: Ema | None = None,
     axis_name: str | None = None,
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """Make the step (state, batch) -> (state, {"loss", "grad_norm"}).
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Make the step (state, batch, *frozen) -> (state, {"loss", "grad_norm"}).
 
     A batch holds `image`, `key` and optionally `label`. With `axis_name`, the step runs on one
     shard of the batch under `pmap` or `shard_map`. The gradient is pmean(grad(pmean(loss))), which
     is right under both; with only one of these means it would be wrong under `pmap` or `shard_map`.
+    `frozen` are further arguments of the loss that are not trained, such as those of `lora_loss`.
 
     With a loss history in `tx`, timesteps are importance-sampled. With `skip_nonfinite` in `tx`, a
     non-finite loss makes the gradient NaN, and a skipped update leaves the averages as they are.
@@ -129,14 +131,14 @@ def make_train_step(
     ema = ema or Ema()
     mean = partial(_mean, axis_name)
 
-    def step(state: TrainState, batch: dict[str, Array]):
+    def step(state: TrainState, batch: dict[str, Array], *frozen: Params):
         num_images = len(batch["key"])
         check_rows(num_images, **batch)
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
         batch, weight = importance.sample_timesteps(state.opt_state, batch)
 
         def scaled_loss(params):
-            losses = loss(params, batch["key"], batch)
+            losses = loss(params, batch["key"], batch, *frozen)
             check_shape((num_images,), loss=losses)
             value = mean(jnp.mean(weight * losses))
             return value * jnp.where(jnp.isfinite(value), scale, jnp.nan), (value, losses)
