@@ -5,6 +5,7 @@ sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_ui
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels, attention_maps
 training     TrainState, init_state, make_train_step, training_keys, model_loss
+LoRA         Lora, init_lora, lora_loss, merge_lora, load_lora, save_lora, add_lora, with_lora
 diffusers    Pipeline, ModelSpec, load_pretrained, load_stable_diffusion, text_to_image
 
 Importing the package touches no device.
@@ -51,6 +52,7 @@ from ddpm_jax.models.kernels.switch import use_kernels
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.models.unet_conditional import TextCondition
 from ddpm_jax.pipeline import Pipeline, TextToImagePipeline
+from ddpm_jax.pretrained.lora_files import add_lora, load_lora, save_lora, with_lora
 from ddpm_jax.pretrained.pipeline_folder import Pretrained, load_pretrained, save_pretrained
 from ddpm_jax.pretrained.stable_diffusion import (
     StableDiffusion,
@@ -59,6 +61,7 @@ from ddpm_jax.pretrained.stable_diffusion import (
 )
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_in_chunks, sample_keys
 from ddpm_jax.samplers.ddpm import ddpm
+from ddpm_jax.training.lora import Lora, init_lora, lora_loss, merge_lora
 from ddpm_jax.training.step import (
     TrainState,
     example_keys,
@@ -73,6 +76,7 @@ __all__ = [
     "ConvUNet",
     "Edit",
     "GridRow",
+    "Lora",
     "Model",
     "ModelSpec",
     "NoiseSchedule",
@@ -86,6 +90,7 @@ __all__ = [
     "TrainState",
     "UNet",
     "VariationalBound",
+    "add_lora",
     "add_noise",
     "attention_maps",
     "bits_per_dim",
@@ -98,18 +103,22 @@ __all__ = [
     "guide",
     "hybrid_loss",
     "image_grid",
+    "init_lora",
     "init_state",
     "initial_noise",
     "inpaint",
     "invert",
     "lerp",
     "linear_betas",
+    "load_lora",
     "load_pretrained",
     "load_stable_diffusion",
+    "lora_loss",
     "loss_weight",
     "make_denoiser",
     "make_grid",
     "make_train_step",
+    "merge_lora",
     "model_loss",
     "noise_ladder",
     "q_posterior",
@@ -119,6 +128,7 @@ __all__ = [
     "sample_in_chunks",
     "sample_keys",
     "save_images",
+    "save_lora",
     "save_pretrained",
     "save_stable_diffusion",
     "scaled_linear_betas",
@@ -133,5 +143,6 @@ __all__ = [
     "truncate",
     "use_kernels",
     "vlb_loss",
+    "with_lora",
     "zero_terminal_snr",
 ]

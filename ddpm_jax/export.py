@@ -3,6 +3,9 @@
     python -m ddpm_jax.export --ckpt runs/digits --out my_pipeline
     python -m ddpm_jax.export --ckpt runs/digits --push owner/name --private
 
+    python -m ddpm_jax.export --ckpt runs/style --out style.safetensors
+
+The last line writes the LoRA of a LoRA run alone; a folder gets the network with the LoRA merged.
 Both `diffusers.DDPMPipeline.from_pretrained("my_pipeline")` and `sample.py --ckpt my_pipeline`
 load the result.
 """
@@ -16,7 +19,7 @@ from ddpm_jax.devices import platform
 from ddpm_jax.errors import check
 from ddpm_jax.files import check_writable
 from ddpm_jax.pretrained import hub, pipeline_folder
-from ddpm_jax.runs.export import check_free, export_to_temp, swap_folder
+from ddpm_jax.runs.export import check_free, export_lora, export_to_temp, swap_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class ExportOptions(RunOptions):
     """Export a run to the diffusers layout; `--ckpt DIR` names the run."""
 
     out: Path | None = None
-    """The folder to write."""
+    """The folder to write, or X.safetensors for the LoRA of a run that trained one."""
     overwrite: bool = False
     """Replace an earlier export in the output folder."""
     push: str | None = None
@@ -41,14 +44,27 @@ class ExportOptions(RunOptions):
             self.push is not None or not self.private,
             "--private is for --push: add --push owner/name, or leave --private out.",
         )
-        if self.out is not None:
+        if self.out is not None and not self.writes_lora:
             check_free(self.out, self.overwrite)
+        check(
+            not self.writes_lora or self.push is None,
+            "--push uploads a folder: leave --out X.safetensors out.",
+        )
+
+    @property
+    def writes_lora(self) -> bool:
+        """Whether the output is the file of a LoRA."""
+        return self.out is not None and self.out.suffix == ".safetensors"
 
 
 def main(args: list[str]) -> None:
     """Run the command: write the export to --out, upload it to --push, or both."""
     options, run = run_options.parse(ExportOptions, args, "python -m ddpm_jax.export")
     platform.check_devices()
+    if options.out is not None and options.writes_lora:
+        export_lora(run, options.weights, options.out, options.overwrite)
+        print(options.out)
+        return
     pipeline_folder.check_exportable(run.spec)
     if options.push is not None:
         hub.prepare(options.push, options.private)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.cli import arguments, text_options
 from ddpm_jax.cli.edit_options import EditOptions
+from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.errors import check
@@ -17,6 +18,7 @@ from ddpm_jax.generation.generate import choose_labels, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
+from ddpm_jax.pretrained.lora_files import add_lora
 from ddpm_jax.runs.sources import MISSING, Source, open_checkpoint
 
 DEFAULT_NUM = 64
@@ -25,7 +27,7 @@ GIF_FRAMES = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions(EditOptions, BatchedRunOptions):
+class SampleOptions(LoraOptions, EditOptions, BatchedRunOptions):
     """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
 
     num: int | None = None
@@ -74,8 +76,11 @@ def main(args: list[str]) -> None:
     labels = choose_labels(spec.model, given, edit)
     check(len(options.out) > 0, "--out names no file: give at least one, such as --out x.png.")
     image_grids.check_paths(options.out, options.trajectory)
+    loras = options.lora_files()
     with options.explain_oom(spec.model):
         params = source.params(options.weights)
+        for path, scale in loras:
+            params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
         states = draw_states(spec, params, options, num_images, edit, labels)
     for path in image_grids.save_states(states, options.out, options.trajectory):
         print(path)

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.cli import arguments
+from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data.pixels import to_image
@@ -19,6 +20,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.figures import heat, image_grids
 from ddpm_jax.files import check_writable
 from ddpm_jax.pretrained import hub, stable_diffusion
+from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
@@ -29,7 +31,7 @@ DEFAULT_OUT = Path("samples.png")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextOptions(BatchedRunOptions):
+class TextOptions(LoraOptions, BatchedRunOptions):
     """Draw images from prompts with Stable Diffusion, `--ckpt FOLDER`, and any `--sampler NAME`."""
 
     prompt: tuple[str, ...] = ()
@@ -125,12 +127,15 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     map_files = options.map_files(request.total)
     for path in map_files:
         check_writable(path)
+    loras = options.lora_files()
     options.set_up_jax(request.total)
     workload = f"batches of {options.batch_size} images"
     with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
         model = stable_diffusion.load_stable_diffusion(
             ckpt, variant=options.variant, dtype=options.dtype
         )
+        for path, scale in loras:
+            model = with_lora(model, path, scale)
         maps: list[WordMaps] = []
         on_states = None
         if map_files:

@@ -45,16 +45,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MAX_JSON_BYTES:
         limit = f"the limit of a JSON file is {MAX_JSON_BYTES:,} bytes"
         raise ValueError(f"{path} has {size:,} bytes: {limit}.")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object.")
+    value = parse_json(path.read_bytes(), str(path))
     names = [*value, value.get("_class_name", "")]
     if not all(_is_name(name) for name in names):
         limit = f"a printable string of at most {MAX_NAME_LENGTH} characters"
         raise ValueError(f"{path} has a key or _class_name that is not {limit}.")
+    return value
+
+
+def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
+    """Read a JSON object. Raise ValueError, which names `source`, for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{source} does not hold a JSON object.")
     return value
 
 

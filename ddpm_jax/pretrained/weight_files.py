@@ -14,8 +14,9 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
+from ddpm_jax.files import atomic_file
 from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json
 
@@ -171,6 +172,28 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
             return np.asarray(file.get_tensor(name), np.float32)
 
     return read
+
+
+def read_tensor_file(path: Path) -> dict[str, LazyTensor]:
+    """Find the tensors of one file by name: .safetensors, or else what PyTorch saved."""
+    return _read_safetensors(path, ()) if path.suffix == ".safetensors" else read_bin(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file that `read_tensor_file` read; of others there is none."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def write_tensor_file(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file atomically, with its metadata."""
+    data = save(dict(tensors), metadata={"format": "pt", **metadata})
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def check_no_other_weights(folder: Path, files: FileNames = DIFFUSERS) -> None:

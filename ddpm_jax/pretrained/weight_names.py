@@ -104,7 +104,7 @@ def to_state_dict(net: Network, params: Params) -> dict[str, np.ndarray]:
     given = {path: leaf.shape for path, leaf in _paths(params)}
     _check_shapes(expected, given, "The parameters do not match the network")
     tensors = {
-        state_dict_name(net, path): _to_torch(path, np.asarray(leaf))
+        state_dict_name(net, path): to_torch(path, np.asarray(leaf))
         for path, leaf in _paths(params)
     }
     return {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
@@ -121,7 +121,7 @@ def from_state_dict(net: Network, tensors: Mapping[str, LazyTensor]) -> Params:
         raise ValueError("The weights hold a tensor under both its old and its new name.")
     shapes = net.shapes()
     expected = {
-        state_dict_name(net, path): _shape_in_torch(path, leaf.shape)
+        state_dict_name(net, path): shape_in_torch(path, leaf.shape)
         for path, leaf in _paths(shapes)
     }
     given = {name: tensor.shape for name, tensor in renamed.items()}
@@ -131,7 +131,7 @@ def from_state_dict(net: Network, tensors: Mapping[str, LazyTensor]) -> Params:
 
     def read_leaf(path, leaf):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(_from_torch(path, renamed[state_dict_name(net, path)].read()))
+        return jnp.asarray(from_torch(path, renamed[state_dict_name(net, path)].read()))
 
     return jax.tree_util.tree_map_with_path(read_leaf, shapes)
 
@@ -148,13 +148,16 @@ def _check_shapes(expected: Mapping[str, tuple], given: Mapping[str, tuple], pro
         ],
     }
     listed = [
-        f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names
+        f"{len(names)} {kind} ({first_names(names)})"
+        for kind, names in differences.items()
+        if names
     ]
     if listed:
         raise ValueError(f"{problem}: {', '.join(listed)}.")
 
 
-def _first(names: list[str], maximum: int = 2) -> str:
+def first_names(names: list[str], maximum: int = 2) -> str:
+    """The first names of a list, and the number of the others."""
     text = ", ".join(name[:120] for name in names[:maximum])
     if len(names) > maximum:
         text += f" and {len(names) - maximum} more"
@@ -171,21 +174,24 @@ def _current_name(net: Network, name: str) -> str:
     return ".".join(parts)
 
 
-def _to_torch(path: str, array: np.ndarray) -> np.ndarray:
+def to_torch(path: str, array: np.ndarray) -> np.ndarray:
+    """Our array in PyTorch's layout. Only kernels differ."""
     if not path.endswith("kernel"):
         return array
     # Convolutions: (h, w, in, out) -> (out, in, h, w). Dense layers: (in, out) -> (out, in).
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def _from_torch(path: str, array: np.ndarray) -> np.ndarray:
+def from_torch(path: str, array: np.ndarray) -> np.ndarray:
+    """An array of PyTorch's layout in ours."""
     if not path.endswith("kernel"):
         return array
     # Convolutions: (out, in, h, w) -> (h, w, in, out). Dense layers: (out, in) -> (in, out).
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _shape_in_torch(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def shape_in_torch(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of our array in PyTorch's layout."""
     if not path.endswith("kernel"):
         return shape
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

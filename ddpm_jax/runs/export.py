@@ -9,11 +9,13 @@ from pathlib import Path
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
+from ddpm_jax.files import check_writable
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
+from ddpm_jax.pretrained.lora_files import save_lora
 from ddpm_jax.runs.model_card import PICTURES, write_card
 from ddpm_jax.runs.sources import RunSource
-from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
+from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 from ddpm_jax.training.step import TrainState
 
 FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, "unet", "scheduler"}
@@ -26,6 +28,22 @@ def check_free(out: Path, overwrite: bool) -> None:
         is_export = out.is_dir() and {path.name for path in out.iterdir()} <= FILES
         remedy = "choose another --out" + (", or add --overwrite" if is_export else "")
         check(is_export and overwrite, f"The output {out} exists already: {remedy}.")
+
+
+def export_lora(run: RunSource, weights: str, out: Path, overwrite: bool) -> None:
+    """Write the LoRA of a run to a file, without its base.
+
+    Raise ValueError if the run trained no LoRA, or if the file exists, except with `overwrite`.
+    """
+    check(
+        run.trains_lora,
+        f"The run {run.folder} trained no LoRA, but all parameters: give a folder as --out.",
+    )
+    remedy = "choose another --out, or add --overwrite"
+    check(overwrite or not out.exists(), f"The output {out} exists already: {remedy}.")
+    check_writable(out)
+    lora = load_params(run.config, run.folder, run.step, weights)
+    save_lora(out, {"unet": lora}, {"unet": run.config.model}, run.config.lora)
 
 
 @contextmanager

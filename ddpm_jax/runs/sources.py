@@ -39,11 +39,16 @@ class RunSource(NamedTuple):
         Raise ValueError, FileNotFoundError or OSError if the base is not there or has changed.
         """
         trained = load_params(self.config, self.folder, self.step, weights)
-        if not self.config.lora.rank:
+        if not self.trains_lora:
             return trained
         base = base_params(self.config)
         check_base(self.config, self.folder, self.step, base)
         return merge_lora(base, trained, self.config.lora.scale)
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether the run trains a LoRA on frozen weights."""
+        return self.config.lora.rank > 0
 
     @property
     def spec(self) -> ModelSpec:

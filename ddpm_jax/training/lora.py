@@ -76,7 +76,7 @@ def find_targets(params: Params, targets: Sequence[str]) -> list[str]:
     Raise ValueError for a target that matches nothing; the message lists the paths, with `*` for
     each number.
     """
-    shapes = {path: leaf.shape for path, leaf in by_path(params).items() if _fits(path, leaf)}
+    shapes = lora_shapes(params)
     found: set[str] = set()
     for target in targets:
         matched = {path for path, shape in shapes.items() if _matches(target, path, shape)}
@@ -88,6 +88,11 @@ def find_targets(params: Params, targets: Sequence[str]) -> list[str]:
             )
         found |= matched
     return [path for path in shapes if path in found]
+
+
+def lora_shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    """The shapes of all kernels that a LoRA may change, by path. `params` may be shapes."""
+    return {path: leaf.shape for path, leaf in by_path(params).items() if _fits(path, leaf)}
 
 
 def by_path(params: Params) -> dict[str, Any]:

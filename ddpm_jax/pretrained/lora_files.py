@@ -1,0 +1,313 @@
+"""Read and write LoRA files of Stable Diffusion, and of our networks in the same form.
+
+Five dialects name the tensors of a layer in different ways: that of peft (`to_q.lora_A.weight`),
+two of diffusers (`to_q.lora.down.weight`, `processor.to_q_lora.down.weight`), that of kohya
+(`lora_unet_..._to_q.lora_down.weight`), and any of them without the prefix `unet.`. kohya replaces
+dots by underscores, so names are compared with the spellings of the network's own layers.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ddpm_jax.errors import check
+from ddpm_jax.models import Network, Params
+from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
+from ddpm_jax.pretrained.torch_pickle import LazyTensor
+from ddpm_jax.pretrained.untrusted_files import brief, parse_json
+from ddpm_jax.pretrained.weight_files import read_metadata, read_tensor_file, write_tensor_file
+from ddpm_jax.pretrained.weight_names import (
+    CLIP_PREFIX,
+    first_names,
+    from_torch,
+    shape_in_torch,
+    state_dict_name,
+    to_torch,
+)
+from ddpm_jax.training.lora import (
+    QUERY_KEY_VALUE_OUT,
+    Lora,
+    LoraParams,
+    lora_shapes,
+    merge_lora,
+)
+
+NAME = "pytorch_lora_weights.safetensors"
+"""The name of the file in a folder."""
+METADATA = "lora_adapter_metadata"
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+"""{part of a pipeline: its prefix in kohya's dialect}."""
+MATRIX = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)[._](A|B|down|up)\.weight")
+ROLES = {"down": "A", "up": "B"}
+OTHER_KINDS = {
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "oft_": "an OFT",
+    "lora_mid": "a LoRA with a core tensor",
+    "lora_bias": "a LoRA with biases",
+    "lora_B.bias": "a LoRA with biases",
+    "lora_up.bias": "a LoRA with biases",
+}
+"""{part of a tensor's name: the kind of file that has it, which is not read}."""
+
+
+class Target(NamedTuple):
+    """A layer of a network."""
+
+    part: str
+    path: str
+    """The path of its kernel."""
+    module: str
+    """Its name in diffusers."""
+    shape: tuple[int, ...]
+    """The shape of its kernel in PyTorch's layout."""
+
+
+def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraParams]:
+    """Read a LoRA file, safetensors or .bin, or the file NAME of a folder: {part: LoRA}.
+
+    `nets` are the networks that it may change, {"unet": ..., "text_encoder": ...}; a network of
+    pixels is a unet. B includes alpha / rank. Alpha is the tensor of the layer, else that of the
+    metadata, else the rank. Raise FileNotFoundError, or ValueError for a file of another kind or
+    for other networks.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no LoRA file {path}: check its path.")
+    layers = _by_module(path, read_tensor_file(path))
+    found = _find_layers(path, layers, nets)
+    settings = {part: _settings(path, part) for part in nets}
+    scales = {
+        module: _scale(path, target, layers[module], settings[target.part])
+        for module, target in found.items()
+    }
+    # All names and shapes are checked before a tensor is read.
+    loras: dict[str, LoraParams] = {}
+    for module, target in found.items():
+        pair = _read_pair(target, layers[module], scales[module])
+        loras.setdefault(target.part, {})[target.path] = pair
+    return loras
+
+
+def add_lora(
+    nets: Mapping[str, tuple[Network, Params]], path: str | Path, scale: float = 1.0
+) -> dict[str, Params]:
+    """The parameters of each part with a LoRA file added. Raise as `load_lora` does."""
+    loras = load_lora(path, {part: net for part, (net, _) in nets.items()})
+    return {
+        part: merge_lora(params, loras.get(part, {}), scale) for part, (_, params) in nets.items()
+    }
+
+
+def with_lora(model: StableDiffusion, path: str | Path, scale: float = 1.0) -> StableDiffusion:
+    """Add a LoRA file to the U-Net and the text encoder. Raise as `load_lora` does."""
+    nets = {
+        "unet": (model.unet, model.unet_params),
+        "text_encoder": (model.text_encoder, model.text_params),
+    }
+    params = add_lora(nets, path, scale)
+    return model._replace(unet_params=params["unet"], text_params=params["text_encoder"])
+
+
+def save_lora(
+    path: str | Path,
+    loras: Mapping[str, LoraParams],
+    nets: Mapping[str, Network],
+    settings: Lora,
+) -> None:
+    """Write the LoRA of each part in peft's dialect, with rank and alpha in the metadata.
+
+    `settings` are those with which they were trained.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, Any] = {}
+    for part, lora in loras.items():
+        modules = []
+        for kernel, (a, b) in lora.items():
+            module = _module(nets[part], kernel)
+            # B is the kernel (1, 1, r, o) of a convolution.
+            window = (1,) * (a.ndim - 2)
+            wide_b = np.asarray(b).reshape(*window, *b.shape)
+            tensors[f"{part}.{module}.lora_A.weight"] = to_torch(kernel, np.asarray(a))
+            tensors[f"{part}.{module}.lora_B.weight"] = to_torch(kernel, wide_b)
+            # peft compares the ends of names, and transformers 5.6 dropped this prefix.
+            modules.append(module.removeprefix(CLIP_PREFIX))
+        config = {
+            "r": settings.rank,
+            "lora_alpha": settings.scale * settings.rank,
+            "target_modules": sorted(modules),
+        }
+        metadata |= {f"{part}.{key}": value for key, value in config.items()}
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    text = json.dumps(metadata, indent=2, sort_keys=True)
+    write_tensor_file(Path(path), tensors, {METADATA: text})
+
+
+def _module(net: Network, kernel: str) -> str:
+    return state_dict_name(net, kernel).removesuffix(".weight")
+
+
+def _by_module(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
+    """The tensors A, B and alpha of each layer. Raise ValueError for a file of another kind."""
+    layers: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if match := MATRIX.fullmatch(name):
+            layers[match[1]][ROLES.get(match[2], match[2])] = tensor
+        elif name.endswith(".alpha"):
+            layers[name.removesuffix(".alpha").removesuffix("_lora")]["alpha"] = tensor
+        else:
+            kinds = [kind for part, kind in OTHER_KINDS.items() if part in name]
+            kind = kinds[0] if kinds else "no LoRA that can be read"
+            raise ValueError(f"{path} is {kind}: it has {brief(name)}; use a plain LoRA.")
+    check(len(layers) > 0, f"{path} holds no tensor: give a LoRA file.")
+    for module, pair in layers.items():
+        missing = {"A", "B"} - set(pair)
+        check(not missing, f"{path}: {brief(module)} has no {' and no '.join(sorted(missing))}.")
+    return dict(layers)
+
+
+def _targets(nets: Mapping[str, Network]) -> dict[str, Target]:
+    """The layers of the networks, by each spelling of their names."""
+    spelled = {}
+    for part, net in nets.items():
+        for kernel, shape in lora_shapes(net.shapes()).items():
+            module = _module(net, kernel)
+            target = Target(part, kernel, module, shape_in_torch(kernel, shape))
+            for name in _old_names(module):
+                spelled[f"{part}.{name}"] = target
+                spelled[f"{KOHYA[part]}_{name.replace('.', '_')}"] = target
+                if part == "unet":
+                    spelled[name] = target
+                elif isinstance(net, ClipText):
+                    spelled[f"{part}.{name.removeprefix(CLIP_PREFIX)}"] = target
+    return spelled
+
+
+def _old_names(module: str) -> Iterator[str]:
+    """The name of a layer, and that of an attention in old files, which is to_q for q_proj too."""
+    yield module
+    parent, _, name = module.removesuffix(".0").rpartition(".")
+    for names in QUERY_KEY_VALUE_OUT:
+        if name in names:
+            yield f"{parent}.{QUERY_KEY_VALUE_OUT[0][names.index(name)]}"
+
+
+def _find_layers(
+    path: Path, layers: Mapping[str, Mapping[str, LazyTensor]], nets: Mapping[str, Network]
+) -> dict[str, Target]:
+    """The layer of each module of a file. Raise ValueError unless all fit the networks."""
+    spelled = _targets(nets)
+    found = {module: spelled.get(module.replace(".processor.", ".")) for module in layers}
+    unknown = [module for module, target in found.items() if target is None]
+    check(
+        not unknown,
+        f"{path} is for another network: this one has no layer for {len(unknown)} of its "
+        f"{len(layers)} ({brief(first_names(unknown))}).",
+    )
+    known = {module: target for module, target in found.items() if target is not None}
+    for module, target in known.items():
+        _check_shapes(path, target, layers[module])
+    paths = {(target.part, target.path) for target in known.values()}
+    check(len(paths) == len(known), f"{path} has a layer under two names: use one dialect.")
+    return known
+
+
+def _check_shapes(path: Path, target: Target, pair: Mapping[str, LazyTensor]) -> None:
+    a = _without_ones(pair["A"].shape)
+    b = _without_ones(pair["B"].shape)
+    check(
+        len(a) >= 2 and len(b) == 2 and a[0] == b[1],
+        f"{path}: the ranks of {target.module} differ: A has the shape {pair['A'].shape} and B "
+        f"{pair['B'].shape}.",
+    )
+    change = (b[0], *a[1:])
+    check(
+        change == _without_ones(target.shape),
+        f"{path} is for another network: it changes {target.module} as {change}, but the weight is "
+        f"{target.shape}.",
+    )
+    check(
+        math.prod(pair["alpha"].shape) == 1 if "alpha" in pair else True,
+        f"{path}: alpha of {target.module} is no number.",
+    )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the window of a 1x1 convolution, which files may omit."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def _settings(path: Path, part: str) -> dict[str, Any]:
+    """The settings of a part in the metadata of a file; empty if there are none."""
+    text = read_metadata(path).get(METADATA)
+    if text is None:
+        return {}
+    values = parse_json(text, f"The {METADATA} of {path}")
+    prefix = f"{part}."
+    own = {
+        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
+    }
+    if not own and part == "unet":
+        own = {key: value for key, value in values.items() if "." not in key}
+    kinds = {
+        "DoRA": own.get("use_dora"),
+        str(own.get("peft_type")): own.get("peft_type", "LORA") != "LORA",
+        "LoRA with biases": own.get("lora_bias"),
+    }
+    for kind, is_so in kinds.items():
+        check(not is_so, f"{path} is a {brief(kind)}, says its {METADATA}: use a plain LoRA.")
+    return own
+
+
+def _scale(
+    path: Path, target: Target, pair: Mapping[str, LazyTensor], settings: Mapping[str, Any]
+) -> float:
+    """alpha / rank of a layer. Raise ValueError if the metadata has another rank or no number."""
+    rank = pair["A"].shape[0]
+    noted = _of_layer(settings, "rank_pattern", "r", target.module)
+    check(
+        noted in (None, rank),
+        f"{path}: the rank of {target.module} is {rank} by its shape and {brief(noted)} by its "
+        f"{METADATA}.",
+    )
+    if "alpha" in pair:
+        alpha = float(pair["alpha"].read().ravel()[0])
+    else:
+        alpha = _of_layer(settings, "alpha_pattern", "lora_alpha", target.module)
+    if alpha is None:
+        return 1.0
+    is_number = isinstance(alpha, (int, float)) and math.isfinite(alpha)
+    check(is_number, f"{path}: alpha of {target.module} is {brief(alpha)}, not a number.")
+    has_root = "alpha" not in pair and settings.get("use_rslora")
+    return alpha / math.sqrt(rank) if has_root else alpha / rank
+
+
+def _of_layer(settings: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:
+    """The setting of a layer: that of a pattern that ends its name, or the default."""
+    by_name = settings.get(patterns)
+    for key, value in (by_name if isinstance(by_name, dict) else {}).items():
+        name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if f".{module}".endswith(f".{name}"):
+            return value
+    return settings.get(default)
+
+
+def _read_pair(target: Target, pair: Mapping[str, LazyTensor], scale: float) -> tuple[Array, Array]:
+    """A (..., i, r) and B (r, o) of a layer in our layout, with the scale in B."""
+    a = pair["A"].read()
+    b = pair["B"].read()
+    a = from_torch(target.path, a.reshape(len(a), *target.shape[1:]))
+    return jnp.asarray(a), jnp.asarray(np.float32(scale) * b.reshape(len(b), -1).T)
