@@ -157,13 +157,13 @@ def merge_lora(params: Params, lora: LoraParams, scale: ArrayLike = 1.0) -> Para
     return jax.tree_util.tree_map_with_path(merge, params)
 
 
-def _add(path: str, w: Array, a: Array, b: Array, scale: ArrayLike) -> Array:
+def _add(path: str, w: Any, a: Array, b: Array, scale: ArrayLike) -> Array:
     change = jnp.asarray(scale, jnp.float32) * jnp.tensordot(a, b, 1, precision="highest")
     check(
         change.shape == w.shape,
         f"The LoRA changes {path} as an array of {change.shape}, but it has {w.shape}.",
     )
-    return (w.astype(jnp.float32) + change).astype(w.dtype)
+    return (jnp.asarray(w, jnp.float32) + change).astype(w.dtype)
 
 
 def lora_loss(loss: Callable, scale: float) -> Callable:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.nets import CONV_UNET, UNET, by_path, draw, inputs, random_like
+from helpers.nets import BLOCK, CONV_UNET, UNET, apply, by_path, draw, inputs, random_like
 from helpers.refusals import assert_refused
 from helpers.training import SGD, assert_close, assert_same
 
@@ -115,13 +115,13 @@ def test_mistakes_are_an_error_of_one_line():
 
 
 def test_a_new_lora_leaves_the_network_as_it_is_and_draws_a_by_path():
-    net, params = draw(UNET)
+    net, params = draw(CONV_UNET)
     lora = init_lora(KEY, params, Lora(rank=4, targets=ALL))
     assert_same(merge_lora(params, lora), params)
     some = init_lora(KEY, net.shapes(), Lora(rank=4, targets=("attention",)))
     assert_same(some, {path: lora[path] for path in some})
     numbers = np.concatenate([np.ravel(a) for a, _ in lora.values()])
-    np.testing.assert_allclose(np.std(numbers), 1 / 4, rtol=0.05)
+    np.testing.assert_allclose(np.std(numbers), 1 / 4, rtol=0.1)
     assert len({float(a.ravel()[0]) for a, _ in lora.values()}) == len(lora)
 
 
@@ -184,14 +184,11 @@ def test_every_route_takes_the_same_step(route, fsdp):
 
 def test_the_output_follows_the_scale():
     """From the network alone at scale 0; with one compiled program for all scales."""
-    net, params = draw(UNET)
-    lora = random_lora(params)
+    net, params = draw(BLOCK)
+    lora = random_lora(params, ("linear", "conv"))
     xt, t, labels = inputs(net)
-
-    @jax.jit
-    def apply(scale):
-        return net.apply(merge_lora(params, lora, scale), xt, t, labels)
-
-    assert_same(apply(jnp.float32(0)), jax.jit(net.apply)(params, xt, t, labels))
-    assert float(jnp.max(jnp.abs(apply(jnp.float32(1)) - apply(jnp.float32(0))))) > 1e-2
-    assert apply._cache_size() == 1
+    merge = jax.jit(merge_lora)
+    outputs = {scale: apply(net, merge(params, lora, scale), xt, t, labels) for scale in (0.0, 1.0)}
+    assert_same(outputs[0.0], apply(net, params, xt, t, labels))
+    assert float(jnp.max(jnp.abs(outputs[1.0] - outputs[0.0]))) > 1e-2
+    assert merge._cache_size() == 1
