@@ -29,6 +29,7 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/training.py
 	$(RUN) tests/parity/tutorials.py
 	$(RUN) tests/parity/stable_diffusion.py
+	$(RUN) tests/parity/lora.py
 
 hub-check: $(VENV)/.hub
 	$(RUN) tests/parity/hub_check.py $(REPO)

@@ -3,15 +3,20 @@
 import re
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import fails, one_line, run, unboxed
+from helpers.nets import random_like
 from helpers.text import IMAGE, MASK, tiny_model
 from PIL import Image
 
 from ddpm_jax.cli import sample, text_options
+from ddpm_jax.pretrained.lora_files import save_lora, with_lora
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image import tokenize
+from ddpm_jax.training.lora import Lora, init_lora
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,24 @@ def ask(monkeypatch, folder, tmp_path):
         return calls[-1]
 
     return call
+
+
+def test_lora_files_change_the_unet_and_the_text_encoder(ask, tmp_path):
+    model = tiny_model()
+    settings = Lora(rank=2)
+    nets = {"unet": model.unet, "text_encoder": model.text_encoder}
+    loras = {
+        part: random_like(init_lora(jax.random.key(0), net.shapes(), settings))
+        for part, net in nets.items()
+    }
+    file = tmp_path / "style.safetensors"
+    save_lora(file, loras, nets, settings)
+    expected = with_lora(with_lora(model, file), file, -0.5)
+    drawn = ask("--prompt", "a", "--lora", file, f"{file}:-0.5").model
+    for part in ("unet_params", "text_params"):
+        ours = getattr(drawn, part)
+        jax.tree.map(np.testing.assert_array_equal, ours, getattr(expected, part))
+        assert not all(jax.tree.leaves(jax.tree.map(jnp.array_equal, ours, getattr(model, part))))
 
 
 def test_the_options_reach_the_request_and_the_sampling(ask, files, tmp_path):
