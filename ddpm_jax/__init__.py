@@ -4,9 +4,8 @@ mathematics  NoiseSchedule, from_betas, q_sample, simple_loss, Prediction, make_
 sampling     Sampler, ddpm, make_grid, sample_keys, initial_noise, sample, to_uint8, save_images
 editing      Edit, add_noise, truncate, inpaint, invert, slerp
 networks     Model, UNet, ConvUNet, BasicUNet, use_kernels, attention_maps
-training     TrainState, init_state, make_train_step, training_keys, model_loss
-LoRA         Lora, init_lora, lora_loss, merge_lora, load_lora, save_lora, add_lora, with_lora
-diffusers    Pipeline, ModelSpec, load_pretrained, load_stable_diffusion, text_to_image
+training     TrainState, init_state, make_train_step, training_keys, model_loss, init_lora
+diffusers    Pipeline, ModelSpec, load_pretrained, load_stable_diffusion, text_to_image, load_lora
 
 Importing the package touches no device.
 """

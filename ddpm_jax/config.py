@@ -164,13 +164,20 @@ class Config(ModelSpec):
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
 
-    def __post_init__(self):
-        super().__post_init__()
+    @property
+    def base(self) -> str | None:
+        """The origin of the frozen weights under a LoRA; None if all parameters are trained.
+
+        Raise ValueError if the recipe has a LoRA and no such weights.
+        """
+        if not self.lora.rank:
+            return None
         check(
-            not self.lora.rank or self.training.init_from is not None,
+            self.training.init_from is not None,
             "A LoRA changes weights that are there: name them by --init-from, or leave out "
             "--lora.rank.",
         )
+        return self.training.init_from
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

@@ -156,6 +156,22 @@ def save_lora(
     write_tensor_file(Path(path), tensors, {METADATA: text})
 
 
+def split_parts(net: Network, lora: LoraParams) -> tuple[dict[str, LoraParams], dict[str, Network]]:
+    """The LoRA and the network of each part of a network, as `save_lora` takes them.
+
+    A network that has a `unet` and a `text_encoder` has its parameters under these names. Any other
+    one is a unet.
+    """
+    nets = {part: getattr(net, part) for part in KOHYA if hasattr(net, part)}
+    if not nets:
+        return {"unet": lora}, {"unet": net}
+    loras: dict[str, LoraParams] = {}
+    for path, pair in lora.items():
+        part, _, rest = path.partition("/")
+        loras.setdefault(part, {})[rest] = pair
+    return loras, nets
+
+
 def _module(net: Network, kernel: str) -> str:
     return state_dict_name(net, kernel).removesuffix(".weight")
 

@@ -12,7 +12,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.files import check_writable
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
-from ddpm_jax.pretrained.lora_files import save_lora
+from ddpm_jax.pretrained.lora_files import save_lora, split_parts
 from ddpm_jax.runs.model_card import PICTURES, write_card
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
@@ -43,7 +43,7 @@ def export_lora(run: RunSource, weights: str, out: Path, overwrite: bool) -> Non
     check(overwrite or not out.exists(), f"The output {out} exists already: {remedy}.")
     check_writable(out)
     lora = load_params(run.config, run.folder, run.step, weights)
-    save_lora(out, {"unet": lora}, {"unet": run.config.model}, run.config.lora)
+    save_lora(out, *split_parts(run.config.model, lora), run.config.lora)
 
 
 @contextmanager

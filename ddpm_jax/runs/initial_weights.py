@@ -66,7 +66,7 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
 
 def first_trained(config: Config, key: Key[Array, ""]) -> Params:
     """What is trained, before the first step: a LoRA, or all parameters as in `first_params`."""
-    if config.lora.rank:
+    if config.base is not None:
         return init_lora(key, config.model.shapes(), config.lora)
     return first_params(config, key)
 
@@ -83,7 +83,7 @@ def load_base(config: Config, folder: Path, step: int) -> Base | None:
 
     Raise ValueError if the LoRA saved at `step` was trained on others. Step 0 is a new run.
     """
-    if not config.lora.rank:
+    if config.base is None:
         return None
     params = base_params(config)
     if step:

@@ -64,12 +64,13 @@ def banner(config: Config, workdir: Path) -> str:
 
 def _describe_lora(config: Config) -> dict[str, str]:
     """The size of the LoRA and the name of its base, if the recipe trains one."""
-    if not config.lora.rank:
+    base = config.base
+    if base is None:
         return {}
     pairs = config.lora.trained_shapes(config.model.shapes())
     count = sum(leaf.size for leaf in jax.tree.leaves(pairs))
     layers = f"rank {config.lora.rank} in {len(pairs)} layers, {count} parameters"
-    return {"lora": f"{layers}, on {config.training.init_from}"}
+    return {"lora": f"{layers}, on {base}"}
 
 
 def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ class RunSource(NamedTuple):
     @property
     def trains_lora(self) -> bool:
         """Whether the run trains a LoRA on frozen weights."""
-        return self.config.lora.rank > 0
+        return self.config.base is not None
 
     @property
     def spec(self) -> ModelSpec:

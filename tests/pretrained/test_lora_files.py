@@ -11,9 +11,18 @@ from helpers.refusals import assert_refused
 from helpers.text import tiny_model
 from safetensors import safe_open
 
-from ddpm_jax.pretrained.lora_files import METADATA, NAME, add_lora, load_lora, save_lora, with_lora
+from ddpm_jax.models import Network
+from ddpm_jax.pretrained.lora_files import (
+    METADATA,
+    NAME,
+    add_lora,
+    load_lora,
+    save_lora,
+    split_parts,
+    with_lora,
+)
 from ddpm_jax.pretrained.weight_names import state_dict_name, to_torch
-from ddpm_jax.training.lora import Lora, init_lora, lora_shapes
+from ddpm_jax.training.lora import Lora, init_lora, lora_shapes, merge_lora
 
 MODEL = tiny_model()
 NETS = {"unet": MODEL.unet, "text_encoder": MODEL.text_encoder}
@@ -171,6 +180,24 @@ def test_a_saved_lora_is_loaded_again(net, tmp_path):
     assert set(noted["unet.target_modules"]) == names
     with pytest.raises(ValueError, match="is for another network"):
         load_lora(path, NETS)
+
+
+class Both(Network):
+    """A network of two parts, trained together."""
+
+    unet = MODEL.unet
+    text_encoder = MODEL.text_encoder
+
+
+def test_the_lora_of_a_network_with_a_text_encoder_is_saved_by_parts(tmp_path):
+    settings = Lora(rank=2)
+    lora = random_like(init_lora(jax.random.key(0), PARAMS, settings))
+    path = tmp_path / "style.safetensors"
+    save_lora(path, *split_parts(Both(), lora), settings)
+    merged = with_lora(MODEL, path)
+    expected = merge_lora(PARAMS, lora)
+    jax.tree.map(np.testing.assert_array_equal, merged.unet_params, expected["unet"])
+    jax.tree.map(np.testing.assert_array_equal, merged.text_params, expected["text_encoder"])
 
 
 def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
