@@ -165,21 +165,6 @@ class Config(ModelSpec):
     log: Log = dataclasses.field(default_factory=Log)
 
     @property
-    def base(self) -> str | None:
-        """The origin of the frozen weights under a LoRA; None if all parameters are trained.
-
-        Raise ValueError if the recipe has a LoRA and no such weights.
-        """
-        if not self.lora.rank:
-            return None
-        check(
-            self.training.init_from is not None,
-            "A LoRA changes weights that are there: name them by --init-from, or leave out "
-            "--lora.rank.",
-        )
-        return self.training.init_from
-
-    @property
     def resize(self) -> Literal["crop", "squash"]:
         return self.data.resize
 

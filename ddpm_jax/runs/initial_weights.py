@@ -11,7 +11,13 @@ from ddpm_jax.config import Config
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models import Params
-from ddpm_jax.runs.sources import base_params, check_base, open_checkpoint, weights_hash
+from ddpm_jax.runs.sources import (
+    base_params,
+    check_base,
+    lora_base,
+    open_checkpoint,
+    weights_hash,
+)
 from ddpm_jax.training.lora import init_lora, merge_lora
 
 OUTPUT_FIELDS = (
@@ -65,8 +71,8 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
 
 
 def first_trained(config: Config, key: Key[Array, ""]) -> Params:
-    """What is trained, before the first step: a LoRA, or all parameters as in `first_params`."""
-    if config.base is not None:
+    """The parameters to train, before the first step: a LoRA, or those of `first_params`."""
+    if lora_base(config) is not None:
         return init_lora(key, config.model.shapes(), config.lora)
     return first_params(config, key)
 
@@ -83,7 +89,7 @@ def load_base(config: Config, folder: Path, step: int) -> Base | None:
 
     Raise ValueError if the LoRA saved at `step` was trained on others. Step 0 is a new run.
     """
-    if config.base is None:
+    if lora_base(config) is None:
         return None
     params = base_params(config)
     if step:

@@ -25,6 +25,7 @@ from ddpm_jax.generation.sampling import step_count, with_learned_variance
 from ddpm_jax.generation.walk import noise_ladder, predict_x0
 from ddpm_jax.models import Params
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
+from ddpm_jax.runs.sources import lora_base
 from ddpm_jax.samplers import sample_keys
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.step import TrainState
@@ -64,7 +65,7 @@ def banner(config: Config, workdir: Path) -> str:
 
 def _describe_lora(config: Config) -> dict[str, str]:
     """The size of the LoRA and the name of its base, if the recipe trains one."""
-    base = config.base
+    base = lora_base(config)
     if base is None:
         return {}
     pairs = config.lora.trained_shapes(config.model.shapes())

@@ -48,7 +48,7 @@ class RunSource(NamedTuple):
     @property
     def trains_lora(self) -> bool:
         """Whether the run trains a LoRA on frozen weights."""
-        return self.config.base is not None
+        return lora_base(self.config) is not None
 
     @property
     def spec(self) -> ModelSpec:
@@ -109,6 +109,21 @@ def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
         )
     spec = pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt))
     return PretrainedSource(spec, partial(pipeline_folder.read_params, ckpt, spec))
+
+
+def lora_base(config: Config) -> str | None:
+    """The origin of the frozen weights under a LoRA; None if all parameters are trained.
+
+    Raise ValueError if the recipe has a LoRA and no such weights.
+    """
+    if not config.lora.rank:
+        return None
+    check(
+        config.training.init_from is not None,
+        "A LoRA changes weights that are there: name them by --init-from, or leave out "
+        "--lora.rank.",
+    )
+    return config.training.init_from
 
 
 def base_params(config: Config) -> Params:
