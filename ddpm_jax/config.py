@@ -214,8 +214,8 @@ def config_to_json(config: Config) -> dict[str, Any]:
     return {"format": CONFIG_FORMAT, "ddpm_jax": VERSION, **to_json(config)}
 
 
-def config_from_json(value: Any) -> Config:
-    """Read the config that `config_to_json` wrote.
+def config_from_json(value: Any, kind: type[Config] = Config) -> Config:
+    """Read the config of a kind that `config_to_json` wrote.
 
     Raise ValueError for another format, and for unknown, missing or invalid settings. Messages
     about the JSON itself begin in lower case, because the caller puts the file's name before them.
@@ -232,7 +232,7 @@ def config_from_json(value: Any) -> Config:
             f"ddpm_jax {version} wrote it in format {str(written or 1)[:20]}, "
             f"and ddpm_jax {VERSION} reads only format {CONFIG_FORMAT}"
         )
-    return _from_json(Config, settings, "")
+    return _from_json(kind, settings, "")
 
 
 def to_json(value: Any) -> Any:
@@ -274,8 +274,9 @@ def find_kind(base: type, kind: Any, setting: str) -> type:
 def _from_json(cls: type, value: Any, path: str) -> Any:
     """Build an instance of the settings class `cls`, or of the subclass that "kind" names."""
     value = _object(value, path)
-    if cls in KINDS:
-        cls = find_kind(cls, value.pop("kind", None), path)
+    base = next((base for base in KINDS if issubclass(cls, base)), None)
+    if base is not None:
+        cls = find_kind(base, value.pop("kind", None), path)
     fields = dataclasses.fields(cls)
     unknown = sorted(set(value) - {field.name for field in fields})
     if unknown:

@@ -51,6 +51,7 @@ class EvaluateOptions(BatchedRunOptions):
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
     options, run = run_options.parse(EvaluateOptions, args, "python -m ddpm_jax.evaluate")
+    run_options.check_denoises_images(run)
     objective = run.config.objective
     options.set_up_jax(options.num)
     config = with_split(run.config, options.split)

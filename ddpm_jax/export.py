@@ -7,7 +7,7 @@
 
 The last line writes the LoRA of a LoRA run alone; a folder gets the network with the LoRA merged.
 Both `diffusers.DDPMPipeline.from_pretrained("my_pipeline")` and `sample.py --ckpt my_pipeline`
-load the result.
+load the result. A run that draws from prompts is for `diffusers.AutoPipelineForText2Image`.
 """
 
 import dataclasses
@@ -18,8 +18,14 @@ from ddpm_jax.cli.run_options import RunOptions
 from ddpm_jax.devices import platform
 from ddpm_jax.errors import check
 from ddpm_jax.files import check_writable
-from ddpm_jax.pretrained import hub, pipeline_folder
-from ddpm_jax.runs.export import check_free, export_lora, export_to_temp, swap_folder
+from ddpm_jax.pretrained import hub
+from ddpm_jax.runs.export import (
+    check_exportable,
+    check_free,
+    export_lora,
+    export_to_temp,
+    swap_folder,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,7 @@ def main(args: list[str]) -> None:
         export_lora(run, options.weights, options.out, options.overwrite)
         print(options.out)
         return
-    pipeline_folder.check_exportable(run.spec)
+    check_exportable(run.config)
     if options.push is not None:
         hub.prepare(options.push, options.private)
     beside = None

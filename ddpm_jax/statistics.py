@@ -42,6 +42,7 @@ class StatisticsOptions(BatchedRunOptions):
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
     options, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
+    run_options.check_denoises_images(run)
     objective = run.config.objective
     options.set_up_jax(options.images)
     out = options.out or run.folder / NAME

@@ -698,6 +698,27 @@ _ROWS = [
      'alpha = float(pair["alpha"].read().ravel()[0])',
      'alpha = _of_layer(settings, "alpha_pattern", "lora_alpha", target.module)',
      "tests/pretrained/test_lora_files.py -k alpha"),
+    # A model of one's own
+    ("missing-caption-empty", "An image without a caption is trained on with an empty one.",
+     "if captions is not None and captions[i] is None:",
+     "if False:",
+     "tests/data/test_captions.py"),
+    ("merges-of-single-pairs", "A learnt tokenizer merges pairs that occur once.",
+     "if count < 2:",
+     "if count < 1:",
+     "tests/text_to_image/test_learn_tokenizer.py"),
+    ("empty-caption-without-start", "A hidden caption is not the tokenizer's empty text.",
+     "jnp.int32).at[0].set(START_ID)",
+     "jnp.int32)",
+     "tests/text_to_image/test_learn_tokenizer.py"),
+    ("kl-of-wide-latents", "The divergence of latents lacks its variance.",
+     "(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2",
+     "(mean**2 - log_variance) / 2",
+     "tests/training/test_autoencoder_loss.py -k divergence"),
+    ("other-autoencoder-used", "A run resumes on the latents of another autoencoder.",
+     "trained == fingerprint,",
+     "True,",
+     "tests/runs/test_latent_runs.py -k another_autoencoder"),
 ]
 # fmt: on
 

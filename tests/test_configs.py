@@ -15,12 +15,13 @@ from ddpm_jax.cli.recipes import list_recipes, load_recipe, recipe_files
 from ddpm_jax.config import (
     KINDS,
     Config,
-    config_from_json,
     config_to_json,
     differences,
     settings_classes,
 )
+from ddpm_jax.latent_config import read_config
 from ddpm_jax.models import Model
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -31,6 +32,7 @@ PARAMETERS = {
     "cifar10": 35_746_307,
     "cifar10_classes": 35_751_939,
     "fashion_mnist": 1_707_009,
+    "emoji": 3_048_040,
     "flowers128": 113_673_219,
     "mnist": 1_707_009,
     "mnist_classes": 1_708_417,
@@ -60,11 +62,14 @@ def shrunk_recipe(name: str) -> Config:
 
 
 def batch_for(model: Model) -> dict:
-    """A batch with labels, which a network without classes ignores."""
+    """A batch with labels, which a network without classes ignores, or with captions."""
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (BATCH, *model.image_shape)).astype(np.float32)
     keys = jax.random.split(jax.random.key(2), BATCH)
-    return {"image": image, "label": np.arange(BATCH, dtype=np.int32), "key": keys}
+    label = np.arange(BATCH, dtype=np.int32)
+    if isinstance(model, TextUNet):
+        label = np.asarray(model.empty_captions(BATCH))
+    return {"image": image, "label": label, "key": keys}
 
 
 def test_docstrings_give_command_hardware_time_data_and_expectation():
@@ -78,7 +83,7 @@ def test_docstrings_give_command_hardware_time_data_and_expectation():
 
 def test_every_recipe_survives_json():
     for name, config in CONFIGS.items():
-        assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config, name
+        assert read_config(json.loads(json.dumps(config_to_json(config)))) == config, name
 
 
 def words(value) -> set[str]:

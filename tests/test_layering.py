@@ -18,7 +18,7 @@ FLOORS = [
     ("samplers", "training"),
     ("generation",),
     ("config", "pretrained"),
-    ("figures",),
+    ("figures", "latent_config"),
     ("evaluation", "text_to_image"),
     ("pipeline", "recipes"),
     ("runs",),

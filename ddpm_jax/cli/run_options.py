@@ -8,6 +8,7 @@ from ddpm_jax.cli import arguments
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.models import Model
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
@@ -51,6 +52,16 @@ class BatchedRunOptions(RunOptions):
         height, width, channels = model.image_shape
         workload = f"batches of {self.batch_size} images of {height}x{width}x{channels} in float32"
         return memory.explain_oom(workload, "lower --batch-size")
+
+
+def check_denoises_images(run: RunSource) -> None:
+    """Raise ValueError for a run of an autoencoder or on latents, whose loss bounds no image's."""
+    model = run.config.model
+    check(
+        not model.denoises_latents and not isinstance(model, ImageAutoencoder),
+        f"{run.folder} does not denoise images themselves: give a run that does, without an "
+        "autoencoder.",
+    )
 
 
 Options = TypeVar("Options", bound=RunOptions)

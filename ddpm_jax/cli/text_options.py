@@ -19,9 +19,12 @@ from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
 from ddpm_jax.figures import heat, image_grids
 from ddpm_jax.files import check_writable
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
+from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.text_model import is_text_run, open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind
@@ -32,7 +35,7 @@ DEFAULT_OUT = Path("samples.png")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextOptions(LoraOptions, BatchedRunOptions):
-    """Draw images from prompts with Stable Diffusion, `--ckpt FOLDER`, and any `--sampler NAME`."""
+    """Draw images from prompts with Stable Diffusion or a run on latents, and any `--sampler`."""
 
     prompt: tuple[str, ...] = ()
     """Texts to draw."""
@@ -72,10 +75,6 @@ class TextOptions(LoraOptions, BatchedRunOptions):
     def __post_init__(self):
         super().__post_init__()
         check(self.num >= 1, f"--num must be at least 1, not {self.num}.")
-        check(
-            self.weights == DEFAULT_WEIGHTS and self.checkpoint is None,
-            "A pretrained model has one set of weights: leave out --weights and --checkpoint.",
-        )
         for path in self.out:
             image_grids.check_output(path)
 
@@ -106,10 +105,24 @@ class TextOptions(LoraOptions, BatchedRunOptions):
             clip_skip=self.clip_skip,
         )
 
+    def load(self, ckpt: str) -> stable_diffusion.StableDiffusion:
+        """Load the model. Raise ValueError for options that are for the other kind of model."""
+        if is_text_run(Path(ckpt)):
+            check(self.variant is None, "A run has no variants of weights: leave out --variant.")
+            run = open_run(ckpt, self.checkpoint)
+            return open_text_model(run, run.params(self.weights), self.dtype)
+        check(
+            self.weights == DEFAULT_WEIGHTS and self.checkpoint is None,
+            "A pretrained model has one set of weights: leave out --weights and --checkpoint.",
+        )
+        return stable_diffusion.load_stable_diffusion(ckpt, variant=self.variant, dtype=self.dtype)
+
 
 def reads(ckpt: str) -> bool:
-    """Whether `ckpt` is a folder or a hub repository of a pipeline with a text encoder."""
+    """Whether `ckpt` is a latent run, or a folder or hub repository with a text encoder."""
     folder = Path(ckpt)
+    if is_text_run(folder):
+        return True
     if not folder.exists() and hub.is_repository(ckpt):
         folder = locate_folder(ckpt)
     return stable_diffusion.is_text_to_image(folder)
@@ -117,10 +130,7 @@ def reads(ckpt: str) -> bool:
 
 def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     """Draw images from prompts with the model `ckpt`."""
-    folder = locate_folder(ckpt)
-    index = stable_diffusion.read_index(folder)
-    scheduler = stable_diffusion.read_scheduler(folder, index["scheduler"][1])
-    default = stable_diffusion.sampling_for(scheduler, sampler)
+    default = _default_sampling(ckpt, sampler)
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
@@ -131,9 +141,7 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     options.set_up_jax(request.total)
     workload = f"batches of {options.batch_size} images"
     with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
-        model = stable_diffusion.load_stable_diffusion(
-            ckpt, variant=options.variant, dtype=options.dtype
-        )
+        model = options.load(ckpt)
         for path, scale in loras:
             model = with_lora(model, path, scale)
         maps: list[WordMaps] = []
@@ -150,6 +158,17 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
         for i, path in enumerate(map_files):
             heat.save_heat(images[i], maps[i].words, maps[i].maps, PERIODS, path)
             print(path)
+
+
+def _default_sampling(ckpt: str, sampler: str | None) -> Sampling:
+    """The sampling of a run, or of the scheduler of a pipeline; by another `sampler` if given."""
+    if is_text_run(Path(ckpt)):
+        own = open_run(ckpt).config.sampling
+        return own if sampler is None else own.override(sampler=sampler)
+    folder = locate_folder(ckpt)
+    index = stable_diffusion.read_index(folder)
+    scheduler = stable_diffusion.read_scheduler(folder, index["scheduler"][1])
+    return stable_diffusion.sampling_for(scheduler, sampler)
 
 
 def _save(images: np.ndarray, path: Path) -> None:

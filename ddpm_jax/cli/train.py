@@ -12,7 +12,8 @@ from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_p
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
-from ddpm_jax.runs import directory, export, loop
+from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.runs import directory, export, latents, loop
 from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.progress import banner
 
@@ -147,25 +148,49 @@ def dry_run(config: Config, options: TrainOptions) -> int:
 
 
 def train(config: Config, options: TrainOptions) -> int:
-    """Train or resume the run in the workdir; return the exit status."""
+    """Train or resume the run in the workdir; return the exit status.
+
+    A latent run begins with the run of its autoencoder, in a folder of the workdir. It does not if
+    it starts from another run, whose autoencoder it shares.
+    """
     workdir = options.workdir
+    check(
+        options.push is None or not isinstance(config, LatentConfig),
+        "A run on latents is uploaded when it has ended: leave out --push, and run "
+        "python -m ddpm_jax.export --push.",
+    )
     with directory.lock(workdir):
-        start = 0 if options.overwrite else hosts.broadcast(directory.resume(config, workdir))
-        print(banner(config, workdir))
+        if isinstance(config, LatentConfig) and config.training.init_from is None:
+            first = config.autoencoder_config
+            # The second run has no use for the files of an earlier autoencoder.
+            clear = {"on_start": partial(latents.clear, workdir)} if options.overwrite else {}
+            status = _train_run(first, workdir / latents.AUTOENCODER, options, clear)
+            if status:
+                return status
+            options = dataclasses.replace(options, overwrite=False)
         callbacks: dict[str, Any] = {}
         if options.push is not None:
             repo = options.push
             private = options.private
             callbacks["on_start"] = partial(export.prepare_upload, repo, private, config)
             callbacks["on_save"] = export.make_uploader(repo, private, config, workdir)
-        status = loop.train(
-            config,
-            workdir,
-            start,
-            overwrite=options.overwrite,
-            with_preview=options.preview,
-            **callbacks,
-        )
+        status = _train_run(config, workdir, options, callbacks)
         if status == 0:
             print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}")
         return status
+
+
+def _train_run(
+    config: Config, folder: Path, options: TrainOptions, callbacks: dict[str, Any]
+) -> int:
+    """Train or resume the run in one folder."""
+    start = 0 if options.overwrite else hosts.broadcast(directory.resume(config, folder))
+    print(banner(config, folder))
+    return loop.train(
+        config,
+        folder,
+        start,
+        overwrite=options.overwrite,
+        with_preview=options.preview,
+        **callbacks,
+    )

@@ -34,7 +34,8 @@ class ImageSet(Protocol):
     """A finite set of uint8 images of one size.
 
     `read` returns `image` (n, h, w, c) and, for a set with labels, `label` (n,). `classes` holds
-    the names of the labels 0, 1, ..., or None if the data has none.
+    the names of the labels 0, 1, ..., or None if the data has none. `captions` holds the text of
+    each image, or None if the source was not asked for captions.
     """
 
     @property
@@ -42,6 +43,9 @@ class ImageSet(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def captions(self) -> tuple[str, ...] | None: ...
 
     def __len__(self) -> int: ...
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from ddpm_jax import home
 from ddpm_jax.data import SPLITS, DataSource, ImageSet
+from ddpm_jax.data.captions import check_caption, folder_captions
 from ddpm_jax.data.loading import load_or_stream
 
 NO_SUFFIX = "without suffix"
@@ -35,6 +36,8 @@ class Folder(DataSource):
     """Folder of the images."""
     split: str | None = None
     """Subfolder to read, such as train. A dot reads a folder whose train and test are classes."""
+    caption_column: str | None = None
+    """Key of the captions in the folder's metadata.jsonl, such as text; None for no captions."""
 
     def describe(self) -> str:
         split = f", split {self.split}" if self.split else ""
@@ -44,9 +47,13 @@ class Folder(DataSource):
         root = find_root(home.expand(self.path), self.split)
         names = image_names(root)
         classes = class_names(names)
+        captions = None
+        if self.caption_column is not None:
+            captions = folder_captions(root, names, self.caption_column)
 
         def decode(i: int) -> np.ndarray:
             file = root / names[i]
+            check_caption(captions, i, str(file))
             return self.decode(file, str(file), image_size, channels)
 
         return load_or_stream(
@@ -57,6 +64,7 @@ class Folder(DataSource):
             self.describe(),
             self.max_corrupt_fraction,
             classes,
+            captions,
         )
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from ddpm_jax import home
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
-from ddpm_jax.data.labels import choose_labels, class_labels, first_of
+from ddpm_jax.data.captions import check_caption, only_texts
+from ddpm_jax.data.labels import choose_labels, class_labels, first_of, is_text
 from ddpm_jax.data.loading import load_or_stream
 from ddpm_jax.data.parquet_files import one_line, parquet_files, read_parquet
 
@@ -50,6 +51,8 @@ class HuggingFace(DataSource):
     """Column of the images; None for the only one, or else image, img or images."""
     label_column: str | None = None
     """Column of the labels; None for label, fine_label, class, ... if there is one; '' for none."""
+    caption_column: str | None = None
+    """Column of the captions, such as text; None for no captions."""
 
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
@@ -60,6 +63,9 @@ class HuggingFace(DataSource):
             raise ValueError(f"{self.path} has no rows: give a data set with images.")
         images = table[0]
         # The paths in a parquet file lead to files on the computer that wrote it.
+        captions = None
+        if self.caption_column is not None:
+            captions = only_texts(table[self.caption_column].to_pylist())
         missing = rows_without_image(images, paths_count=not self.is_local())
         if missing and not self.max_corrupt_fraction:
             raise missing_image(images, min(missing), self.path)
@@ -68,10 +74,11 @@ class HuggingFace(DataSource):
             if i in missing:
                 raise missing_image(images, i, self.path)
             name = f"in row {i} (from 0) of {self.path}"
+            check_caption(captions, i, name)
             file = image_source(images[i].as_py())
             return self.decode(file, name, image_size, channels)
 
-        labels, classes = read_labels(table, self.path)
+        labels, classes = read_labels(table, self.path, self.caption_column)
         return load_or_stream(
             len(table),
             decode,
@@ -80,6 +87,7 @@ class HuggingFace(DataSource):
             self.describe(),
             self.max_corrupt_fraction,
             classes,
+            captions,
         )
 
     def is_local(self) -> bool:
@@ -88,8 +96,13 @@ class HuggingFace(DataSource):
         return os.path.exists(home.expand(self.path))
 
     def table(self) -> pa.Table:
-        """The data: column 0 holds encoded images, column 1, if there is one, labels."""
-        choose = partial(choose_columns, image=self.image_column, label=self.label_column)
+        """The data: column 0 holds encoded images, column 1 labels, the last one captions."""
+        choose = partial(
+            choose_columns,
+            image=self.image_column,
+            label=self.label_column,
+            caption=self.caption_column,
+        )
         if self.is_local():
             return read_parquet(parquet_files(home.expand(self.path), self.split), choose)
         if HUB_ID.fullmatch(self.path):
@@ -102,17 +115,30 @@ class HuggingFace(DataSource):
 
 
 def choose_columns(
-    schema: pa.Schema, name: str, image: str | None = None, label: str | None = None
+    schema: pa.Schema,
+    name: str,
+    image: str | None = None,
+    label: str | None = None,
+    caption: str | None = None,
 ) -> list[str]:
-    """The names of the image column and of the label column, if there is one.
+    """The names of the image column, and of the label and caption columns if there are any.
 
     Without a name, choose the most likely column, and print it to stderr if others are possible.
+    Raise ValueError unless the caption column holds texts.
     """
     images = choose_images(schema, name, image)
-    others = [field.name for field in schema if not holds_images(field.type)]
+    texts = [field.name for field in schema if is_text(field.type)]
+    if caption is not None and caption not in texts:
+        raise ValueError(
+            f"{name} has no captions {caption!r}: choose --data.caption-column among "
+            f"{', '.join(texts) or 'columns of texts, of which there are none'}."
+        )
+    others = [
+        field.name for field in schema if not holds_images(field.type) and field.name != caption
+    ]
     declared = [column for column in declared_classes(schema) if column in others]
     labels = choose_labels(label, others, declared, name, "--data.label-column")
-    return [images, labels] if labels else [images]
+    return [column for column in (images, labels, caption) if column]
 
 
 def choose_images(schema: pa.Schema, name: str, requested: str | None) -> str:
@@ -201,11 +227,16 @@ def image_source(record: bytes | dict) -> io.BytesIO | str:
     return io.BytesIO(record["bytes"])
 
 
-def read_labels(table: pa.Table, name: str) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """The labels in column 1 as int32 (n,), and the names of their classes, if there are any."""
-    if table.num_columns == 1:
+def read_labels(
+    table: pa.Table, name: str, caption: str | None = None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The labels in column 1 as int32 (n,), and the names of their classes, if there are any.
+
+    `caption` names the column of the captions, which are no labels.
+    """
+    column = next((column for column in table.column_names[1:] if column != caption), None)
+    if column is None:
         return None, None
-    column = table.column_names[1]
     described = f"The values in column {column!r} of {name}"
     labels, classes = class_labels(table[1], described, "--data.label-column")
     return labels, classes or declared_classes(table.schema).get(column)

@@ -10,17 +10,22 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.data import Batch, ImageSet
+from ddpm_jax.data.captions import Captions
 
 IN_MEMORY_BYTES = 2 * 1024**3
 DECODING_THREADS = 16
 
 
 class InMemory(NamedTuple):
-    """Images held as one uint8 array (n, h, w, c), with int32 labels (n,) or None."""
+    """Images held as one array (n, h, w, c): uint8, or the float32 latents of images.
+
+    Labels are int32 (n,), or the token ids (n, length) of captions, or None.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -38,6 +43,7 @@ class OnDisk:
     decode: Callable[[int], np.ndarray]
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -55,10 +61,12 @@ def load_or_stream(
     name: str,
     max_corrupt_fraction: float = 0.0,
     classes: tuple[str, ...] | None = None,
+    captions: Captions | None = None,
 ) -> ImageSet:
     """Load all images into memory if they fit into `IN_MEMORY_BYTES`; else leave them on disk.
 
-    `classes` holds the names of the labels, if they have any.
+    `classes` holds the names of the labels, if they have any. `decode` refuses an image without a
+    caption if there are captions.
 
     An image is corrupt if `decode` raises ValueError for it. Print the error of each corrupt image
     to stderr and skip the image. Raise ValueError if the fraction of corrupt images is above
@@ -67,7 +75,7 @@ def load_or_stream(
     """
     on_disk = num_images * image_bytes > IN_MEMORY_BYTES
     if on_disk and not max_corrupt_fraction:
-        return OnDisk(num_images, decode, labels, classes)
+        return OnDisk(num_images, decode, labels, classes, _texts(captions))
 
     def try_decode(i: int) -> np.ndarray | ValueError | None:
         try:
@@ -82,9 +90,15 @@ def load_or_stream(
         decoded = list(bar)
     intact = _skip_corrupt(decoded, max_corrupt_fraction)
     labels = None if labels is None else labels[intact]
+    texts = None if captions is None else _texts([captions[i] for i in intact])
     if on_disk:
-        return OnDisk(len(intact), lambda i: decode(intact[i]), labels, classes)
-    return InMemory(np.stack([decoded[i] for i in intact]), labels, classes)
+        return OnDisk(len(intact), lambda i: decode(intact[i]), labels, classes, texts)
+    return InMemory(np.stack([decoded[i] for i in intact]), labels, classes, texts)
+
+
+def _texts(captions: Captions | None) -> tuple[str, ...] | None:
+    """The captions as texts; empty for an image that `decode` refuses."""
+    return None if captions is None else tuple(caption or "" for caption in captions)
 
 
 def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:
@@ -96,7 +110,7 @@ def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:
     errors = {i: result for i, result in enumerate(decoded) if isinstance(result, ValueError)}
     for error in errors.values():
         print(error, file=sys.stderr)
-    summary = f"{len(errors):,} of {len(decoded):,} images cannot be decoded"
+    summary = f"{len(errors):,} of {len(decoded):,} images cannot be used"
     all_corrupt = len(errors) == len(decoded)
     if all_corrupt or len(errors) > max_corrupt_fraction * len(decoded):
         # No fraction allows a set without images.

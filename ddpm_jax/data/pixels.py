@@ -8,7 +8,9 @@ from PIL import Image
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
-    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]. Floats stay: they are latents."""
+    if np.issubdtype(images.dtype, np.floating):
+        return images
     levels = np.linspace(-1.0, 1.0, 256, dtype=np.float32)
     return levels[images]
 

@@ -1,7 +1,7 @@
 """A model spec: all that sampling needs to know beside the parameters."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
@@ -13,6 +13,9 @@ from ddpm_jax.models import Model
 class ModelSpec:
     """A network, its training objective and its sampling settings, checked together."""
 
+    has_autoencoder: ClassVar[bool] = False
+    """Whether the network's images are the latents of an autoencoder."""
+
     model: Model
     objective: Objective = dataclasses.field(default_factory=Objective)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
@@ -20,7 +23,12 @@ class ModelSpec:
     def __post_init__(self):
         check_sampling(self.objective, self.sampling)
         check(
-            self.model.channels in (1, 3),
+            self.model.denoises_latents == self.has_autoencoder,
+            "A network of latents and a recipe that trains an autoencoder go together: start from "
+            "--config emoji, and leave its --model as it is.",
+        )
+        check(
+            self.has_autoencoder or self.model.channels in (1, 3),
             f"model.channels must be 1 (grey) or 3 (RGB), not {self.model.channels}.",
         )
         check(

@@ -7,7 +7,7 @@ is the two functions `init` and `apply`. Imports only `draws` and `errors`.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -75,6 +75,9 @@ class Network:
 class Model(Network):
     """Base class of the networks that denoise images. A subclass adds its hyperparameters."""
 
+    denoises_latents: ClassVar[bool] = False
+    """Whether the images are latents, whose size and channels are those of the network."""
+
     image_size: int
     """Height and width of the images in pixels."""
     channels: int
@@ -105,7 +108,7 @@ class Model(Network):
             rate = getattr(self, name, 0.0)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {rate}.")
-        if self.label_dropout and self.num_classes is None:
+        if self.label_dropout and not self.takes_condition:
             raise ValueError(
                 "label_dropout drops labels, but this network has none: set num_classes too."
             )
@@ -113,6 +116,11 @@ class Model(Network):
 
     def check(self) -> None:
         """Raise ValueError if the settings contradict each other. Subclasses override this."""
+
+    @property
+    def takes_condition(self) -> bool:
+        """Whether the network has labels, or another condition."""
+        return self.num_classes is not None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 
 NORM_EPS = 1e-6
 """Added to the variance in the group norms."""
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,19 @@ class Autoencoder(Network):
 
     def _apply(self, params, images, latents) -> Any:
         return self.module().apply({"params": params}, images, latents)
+
+
+def posterior_sample(
+    moments: Float[Array, "b h w k2"], noise: Float[Array, "b h w k"] | None
+) -> Float[Array, "b h w k"]:
+    """mean + std * noise, or the mean. The moments are mean and log variance (Eq. 9, Kingma 2014).
+
+    The log variance is clipped to [-30, 20].
+    """
+    mean, log_variance = jnp.split(moments, 2, -1)
+    if noise is None:
+        return mean
+    return mean + jnp.exp(jnp.clip(log_variance, *LOG_VARIANCE_RANGE) / 2) * noise
 
 
 class AutoencoderModule(nn.Module):

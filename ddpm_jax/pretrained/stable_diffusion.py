@@ -185,6 +185,12 @@ def parse_latent_scheduler(config: Mapping[str, Any], name: str | None = None) -
     return parsed._replace(sampling=sampling)
 
 
+def latent_scheduler_config(objective: Objective, sampling: Sampling) -> dict[str, Any]:
+    """The scheduler's JSON of `scheduler_config`, with the settings that diffusers forces on it."""
+    config = scheduler_config.scheduler_config(objective, sampling)
+    return {**config, **{key: value for key, value in FORCED.items() if key in config}}
+
+
 def sampling_for(config: Mapping[str, Any], sampler: str | None = None) -> Sampling:
     """The sampling of a scheduler's JSON, by its own sampler or by another one.
 

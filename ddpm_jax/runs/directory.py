@@ -10,10 +10,11 @@ from typing import Any
 
 import filelock
 
-from ddpm_jax.config import Config, config_from_json, config_to_json, differences
+from ddpm_jax.config import Config, config_to_json, differences
 from ddpm_jax.devices import hosts
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_name, check_writable
+from ddpm_jax.latent_config import read_config
 from ddpm_jax.runs import checkpoints, saved_steps
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
@@ -42,6 +43,9 @@ CHANGEABLE_SETTINGS = (
     "ema.snapshots_every",
     "log.",
     "sampling.",
+    "captions",
+    "autoencoder.training.steps",
+    "autoencoder.training.epochs",
     "data.data_dir",
     "data.path",
     "data.max_pixels",
@@ -56,7 +60,7 @@ def load_config(workdir: Path, step: int | None) -> Config:
     """
     path = workdir / CONFIG if step is None else saved_steps.config_file(workdir, step)
     try:
-        return config_from_json(json.loads(path.read_text()))
+        return read_config(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(

@@ -10,15 +10,20 @@ from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
 from ddpm_jax.files import check_writable
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.pretrained.lora_files import save_lora, split_parts
+from ddpm_jax.pretrained.scheduler_config import scheduler_config
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.runs.model_card import PICTURES, write_card
 from ddpm_jax.runs.sources import RunSource
+from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 from ddpm_jax.training.step import TrainState
 
-FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, "unet", "scheduler"}
+PARTS = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
+FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, *PARTS}
 """Names at the top of an export. A folder with any other name in it is never overwritten."""
 
 
@@ -57,9 +62,26 @@ def export_to_temp(
     """
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
-        scheduler = pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
+        scheduler = _save(run, params, folder)
         write_card(folder, run, weights, name, scheduler)
         yield folder
+
+
+def _save(run: RunSource, params: Params, folder: Path) -> str:
+    """Write the networks and the scheduler of a run. Return the name of the scheduler."""
+    if isinstance(run.config, LatentConfig):
+        model = open_text_model(run, params)
+        save_stable_diffusion(model, folder)
+        return str(model.scheduler["_class_name"])
+    return pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
+
+
+def check_exportable(config: Config) -> None:
+    """Raise ValueError if diffusers cannot hold the network or the objective."""
+    if isinstance(config, LatentConfig):
+        scheduler_config(config.objective, config.sampling)
+    else:
+        pipeline_folder.check_exportable(config)
 
 
 def swap_folder(out: Path, folder: Path) -> None:
@@ -81,7 +103,7 @@ def prepare_upload(repo: str, private: bool, config: Config) -> None:
     Raise ValueError if diffusers cannot hold the network, and ValueError, ImportError or OSError
     if the repository cannot be written to.
     """
-    pipeline_folder.check_exportable(config)
+    check_exportable(config)
     if hosts.is_primary():
         hub.prepare(repo, private)
 

@@ -17,10 +17,14 @@ from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
 from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import build_sampler
+from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.initial_weights import Base, first_trained, load_base, network_params
+from ddpm_jax.runs.latents import Latents, check_autoencoder, load_latents
 from ddpm_jax.runs.progress import Reporter, preview
+from ddpm_jax.training.autoencoder_loss import autoencoder_loss
 from ddpm_jax.training.lora import lora_loss
 from ddpm_jax.training.step import (
     TrainState,
@@ -67,7 +71,7 @@ def train(
         hosts.count() == 1 or config.checkpoint.on_failure == "stop",
         "Several hosts cannot continue after a failed save: set --checkpoint.on-failure stop.",
     )
-    images = load(config)
+    images = load(config, folder)
     total = config.total_steps(len(images))
     per_epoch = config.steps_per_epoch(len(images))
     hosts.assert_identical([comparable_config(config), describe_data(images), start])
@@ -130,15 +134,18 @@ def comparable_config(config: Config) -> dict:
     return settings | {"data": data}
 
 
-def load(config: Config) -> ImageSet:
-    """Load the images of a recipe.
+def load(config: Config, folder: Path) -> ImageSet:
+    """Load the images of a recipe; the latents of a latent run, which it keeps in its folder.
 
     The primary host loads before the others, so that it alone prepares a data set on a shared disk.
     """
     with memory.explain_oom("the images of the data set", "use smaller or fewer images"):
         if not hosts.is_primary():
             hosts.barrier("data")
-        images = config.data.load(config.model.image_size, config.model.channels)
+        if isinstance(config, LatentConfig):
+            images: ImageSet = load_latents(config, folder)
+        else:
+            images = config.data.load(config.model.image_size, config.model.channels)
         if hosts.is_primary():
             hosts.barrier("data")
     check_labels(images, config.model.num_classes)
@@ -147,7 +154,10 @@ def load(config: Config) -> ImageSet:
 
 def describe_data(images: ImageSet) -> dict[str, Any]:
     """The facts about a data set that a checkpoint holds, as JSON."""
-    return {"images": len(images), "classes": images.classes}
+    facts: dict[str, Any] = {"images": len(images), "classes": images.classes}
+    if isinstance(images, Latents):
+        facts |= {"scaling_factor": images.scaling_factor, "autoencoder": images.autoencoder}
+    return facts
 
 
 def check_data(folder: Path, step: int, images: ImageSet) -> None:
@@ -160,6 +170,8 @@ def check_data(folder: Path, step: int, images: ImageSet) -> None:
     if "classes" in saved:
         remedy = "restore their names, choose another --workdir, or start afresh with --overwrite"
         check_classes(images.classes, saved["classes"], remedy)
+    if isinstance(images, Latents):
+        check_autoencoder(folder, step, images.autoencoder)
     before = saved.get("images", len(images))
     if before != len(images):
         print(
@@ -282,7 +294,10 @@ def parallel_train_step(
     config: Config, tx: optax.GradientTransformation, base: Base | None = None
 ) -> parallel.ParallelStep:
     """The training step of a recipe on all devices."""
-    loss = model_loss(config.model, config.objective, config.training.dtype)
+    if isinstance(config.model, ImageAutoencoder):
+        loss = autoencoder_loss(config.model, config.training.dtype)
+    else:
+        loss = model_loss(config.model, config.objective, config.training.dtype)
     if base is not None:
         loss = lora_loss(loss, config.lora.scale)
     make_step = partial(make_train_step, loss, tx, config.ema)

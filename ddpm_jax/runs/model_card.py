@@ -10,6 +10,7 @@ import numpy as np
 from ddpm_jax.config import Config, to_json
 from ddpm_jax.data import describe_classes
 from ddpm_jax.generation.sampling import step_count
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
@@ -21,8 +22,8 @@ PICTURES = {"samples.png": "samples/*[0-9].png", "loss.png": "loss.png"}
 
 CARD = """---
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags: [diffusers, ddpm, unconditional-image-generation, jax, ddpm_jax]
+pipeline_tag: {task}
+tags: [diffusers, ddpm, {task}, jax, ddpm_jax]
 {base}---
 # {title}
 A U-Net of {parameters:,} parameters that draws {kind} images of {size} x {size} pixels,
@@ -48,6 +49,19 @@ diffusers.DDPMPipeline.from_pretrained("{name}")(batch_size=4, num_inference_ste
 ```
 
 """
+PROMPT_DIFFUSERS = """```python
+import diffusers
+
+pipeline = diffusers.AutoPipelineForText2Image.from_pretrained("{name}")
+pipeline("a prompt", num_inference_steps={steps}, guidance_scale=3).images
+```
+
+"""
+PROMPT_DDPM_JAX = """```python
+import ddpm_jax
+
+ddpm_jax.Pipeline.from_pretrained("{name}")("a prompt", steps={steps}, guidance_scale=3).images
+```"""
 USE_DDPM_JAX = """```python
 import ddpm_jax
 
@@ -61,6 +75,8 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
     `name` is the folder or repository from which the export will be loaded.
     """
     config = run.config
+    draws_text = isinstance(config, LatentConfig)
+    shown = config.autoencoder.model if isinstance(config, LatentConfig) else config.model
     pictures = _copy_pictures(run.folder, folder)
     figures = _figures(run, weights, scheduler)
     flags = settings_as_flags(to_json(config))
@@ -68,8 +84,9 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
         base=_base_model(config),
         title=Path(name).name,
         parameters=config.model.parameter_count(),
-        kind="grey" if config.model.channels == 1 else "colour",
-        size=config.model.image_size,
+        task="text-to-image" if draws_text else "unconditional-image-generation",
+        kind="grey" if shown.channels == 1 else "colour",
+        size=shown.image_size,
         steps=run.step,
         data=_describe_data(config),
         pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
@@ -95,6 +112,8 @@ def _use(config: Config, name: str) -> str:
     """
     steps = step_count(config.objective, config.sampling)
     templates = [USE_DIFFUSERS, USE_DDPM_JAX]
+    if isinstance(config, LatentConfig):
+        templates = [PROMPT_DIFFUSERS, PROMPT_DDPM_JAX]
     if config.model.num_classes:
         templates = [USE_DDPM_JAX]
     return "".join(template.format(name=name, steps=steps) for template in templates)

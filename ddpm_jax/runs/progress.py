@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -20,10 +19,11 @@ from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.figures import image_grids, plots
-from ddpm_jax.generation.generate import generate, guided_network
-from ddpm_jax.generation.sampling import step_count, with_learned_variance
+from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.walk import noise_ladder, predict_x0
 from ddpm_jax.models import Params
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.runs.grids import sample_grid
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
 from ddpm_jax.runs.sources import lora_base
 from ddpm_jax.samplers import sample_keys
@@ -211,39 +211,22 @@ class Reporter:
     def _draw_grid(self, step: int, params: Params) -> None:
         began = time.perf_counter()
         folder = self._workdir / "samples"
-        grid = sample_grid(self._config, params)
+        grid = sample_grid(self._config, params, self._images, self._workdir)
         with warn_on_write_error("a grid of samples"):
             image_grids.save_images(grid, folder / f"{step:08d}.png")
-        rows = prediction_rows(self._config, params, self._images)
-        with warn_on_write_error("a plot of predictions"):
-            plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
+        if shows_noising(self._config):
+            rows = prediction_rows(self._config, params, self._images)
+            with warn_on_write_error("a plot of predictions"):
+                plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", image_grids.image_grid(grid))
         # The images per second of an epoch line do not count the time spent on sample grids.
         self._epoch_began += time.perf_counter() - began
 
 
-def sample_grid(config: Config, params: Params) -> np.ndarray:
-    """Draw the uint8 samples (n, h, w, c) of a grid during training, with the run's seed.
-
-    `log.sample_steps` limits the sampling steps, except with variance `learned`, which needs all.
-    """
-    num_images = config.log.samples
-    steps = step_count(config.objective, config.sampling)
-    maximum = config.log.sample_steps
-    sampling = config.sampling
-    options = with_learned_variance(config.objective, sampling).options
-    needs_all_steps = options.get("variance") == "learned"
-    if maximum is not None and maximum < steps and not needs_all_steps:
-        sampling = dataclasses.replace(sampling, steps=maximum, timesteps=None)
-    states = generate(
-        config,
-        params,
-        num_images=num_images,
-        batch_size=num_images,
-        seed=config.training.seed,
-        sampling=sampling,
-    )
-    return states[-1]
+def shows_noising(config: Config) -> bool:
+    """Whether the run adds noise to what can be shown: neither an autoencoder's nor latents."""
+    is_autoencoder = isinstance(config.model, ImageAutoencoder)
+    return not is_autoencoder and not config.model.denoises_latents
 
 
 def prediction_rows(
@@ -277,7 +260,10 @@ def preview(config: Config, images: ImageSet, workdir: Path) -> None:
     """Save pictures of the data and of the noising process to the folder `preview`.
 
     data.png shows the first 100 images of the run, noise.png eight images at eight noise levels.
+    A run on latents has no preview, because its autoencoder's run has one.
     """
+    if config.model.denoises_latents:
+        return
     batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
     folder = workdir / "preview"
     image_grids.save_images(pixels.to_uint8(batch["image"]), folder / "data.png")

@@ -8,10 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddpm_jax.devices import parallel
-from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.models.autoencoder import Autoencoder, posterior_sample
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
-
-LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 def encode_image(
@@ -35,19 +33,6 @@ def encode_moments(
     """
     encode = _method(model.autoencoder, "encode")
     return parallel.map_rows(encode, model.autoencoder_params, jnp.asarray(images))
-
-
-def posterior_sample(
-    moments: Float[Array, "b h w k2"], noise: Float[Array, "b h w k"] | None
-) -> Float[Array, "b h w k"]:
-    """mean + std * noise, or the mean. The moments are mean and log variance (Eq. 9, Kingma 2014).
-
-    The log variance is clipped to [-30, 20].
-    """
-    mean, log_variance = jnp.split(moments, 2, -1)
-    if noise is None:
-        return mean
-    return mean + jnp.exp(jnp.clip(log_variance, *LOG_VARIANCE_RANGE) / 2) * noise
 
 
 def decode(model: StableDiffusion, latents: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 c"]:

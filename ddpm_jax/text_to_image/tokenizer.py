@@ -143,7 +143,14 @@ def _build(library: ModuleType, model: _Model) -> Any:
         end_of_word_suffix="</w>",
         unk_token=_content(model.special["unk_token"]),
     )
-    words = library.Tokenizer(bpe)
+    words = _word_splitter(library, bpe)
+    words.add_special_tokens([_added_token(library, token) for token in _added(model)])
+    return words
+
+
+def _word_splitter(library: ModuleType, model: Any) -> Any:
+    """A `tokenizers.Tokenizer` that normalizes and splits a text as CLIP does."""
+    words = library.Tokenizer(model)
     normalizers = library.normalizers
     words.normalizer = normalizers.Sequence(
         [
@@ -155,8 +162,20 @@ def _build(library: ModuleType, model: _Model) -> Any:
     split = library.pre_tokenizers.Split(library.Regex(WORDS), behavior="removed", invert=True)
     to_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.pre_tokenizer = library.pre_tokenizers.Sequence([split, to_bytes])
-    words.add_special_tokens([_added_token(library, token) for token in _added(model)])
     return words
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, as characters that stand for bytes (`byte_alphabet`)."""
+    library = _library()
+    splitter = _word_splitter(library, library.models.BPE())
+    normalized = splitter.normalizer.normalize_str(text)
+    return [word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normalized)]
+
+
+def byte_alphabet() -> list[str]:
+    """The characters that stand for the 256 bytes, sorted."""
+    return sorted(_library().pre_tokenizers.ByteLevel.alphabet())
 
 
 def _added(model: _Model) -> list[Any]:

@@ -113,7 +113,7 @@ def test_each_file_is_loaded_or_named_in_an_error(folder, loaded):
         assert name[:3].isdigit(), name
         # An intact TIFF of floats is an error too, because the range of its pixels is unknown.
         assert int(name[:3]) >= 100 or name.endswith("tif"), name
-    assert f"{len(named)} of 200 images cannot be decoded and are skipped." in stderr
+    assert f"{len(named)} of 200 images cannot be used and are skipped." in stderr
 
 
 def test_skipped_files_do_not_shift_the_other_images(folder, loaded, tmp_path):
@@ -128,7 +128,7 @@ def test_skipped_files_do_not_shift_the_other_images(folder, loaded, tmp_path):
 
 def test_too_many_corrupt_files_are_an_error_that_counts_them_and_names_the_first(folder):
     message = (
-        r"^\d+ of 200 images cannot be decoded: replace or remove them, "
+        r"^\d+ of 200 images cannot be used: replace or remove them, "
         r"or raise --data\.max-corrupt-fraction\. The first error: Cannot read the image .*\.$"
     )
     with pytest.raises(ValueError, match=message):
@@ -137,7 +137,7 @@ def test_too_many_corrupt_files_are_an_error_that_counts_them_and_names_the_firs
 
 def test_the_error_for_a_set_without_intact_images_suggests_no_larger_fraction(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    message = r"^1 of 1 images cannot be decoded: replace or remove them\. The first error: "
+    message = r"^1 of 1 images cannot be used: replace or remove them\. The first error: "
     with pytest.raises(ValueError, match=message):
         load(tmp_path, max_corrupt_fraction=0.9)
 

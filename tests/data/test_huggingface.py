@@ -285,7 +285,7 @@ def test_rows_without_an_image_count_as_corrupt_images(tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "Row 1 (from 0) of" in printed
     assert "holds only the path '/photos/4.png'" in printed
-    with pytest.raises(ValueError, match=r"^2 of 6 images cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^2 of 6 images cannot be used"):
         load(file, max_corrupt_fraction=0.3)
 
 

@@ -9,12 +9,13 @@ nets       the outputs, weights and memory of the three networks
 programs   size and compile time of the programs of Stable Diffusion 1
 attention  the attention maps of words and pixels
 pipelines  the images of whole pipelines, 50 steps, from PyTorch's own seeds
+emoji      the images of a model of our own, exported and opened by diffusers
 """
 
 import importlib
 import sys
 
-SECTIONS = ("tokenizer", "nets", "programs", "attention", "pipelines")
+SECTIONS = ("tokenizer", "nets", "programs", "attention", "pipelines", "emoji")
 
 
 def main() -> None:

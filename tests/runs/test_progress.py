@@ -1,6 +1,7 @@
 """Report the loss of each logged step, epoch means, sample grids and settings as flags."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from ddpm_jax.config import Log, Training, to_json
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.runs import progress
+from ddpm_jax.runs import grids, progress
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.training.optimizer import Optimizer
 from ddpm_jax.training.step import TrainState
@@ -145,7 +146,7 @@ def test_sample_steps_limits_the_steps_of_a_grid(monkeypatch):
         samplings.append(sampling)
         return IMAGES.images[None]
 
-    monkeypatch.setattr(progress, "generate", record)
+    monkeypatch.setattr(grids, "generate", record)
     objective = Objective(timesteps=10, beta_start=0.1, beta_end=0.8)
     log = Log(samples=4, sample_steps=3)
     for sampling, expected in (
@@ -155,5 +156,5 @@ def test_sample_steps_limits_the_steps_of_a_grid(monkeypatch):
         (Sampling(timesteps=(9.0, 5.0)), Sampling(timesteps=(9.0, 5.0))),
     ):
         config = dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log)
-        progress.sample_grid(config, {})
+        grids.sample_grid(config, {}, IMAGES, Path())
         assert samplings[-1] == expected, sampling

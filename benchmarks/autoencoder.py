@@ -1,0 +1,61 @@
+"""PSNR of the reconstructions of a run's autoencoder, on the images that it was trained on.
+
+    python benchmarks/autoencoder.py --ckpt runs/emoji/autoencoder --out reconstructions.png
+
+PSNR = 10 log10(1 / MSE) of pixels in [0, 1], of each image's mean squared error. The picture shows
+images and their reconstructions in turn.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.data.pixels import to_floats, to_uint8
+from ddpm_jax.figures import image_grids
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.runs.grids import reconstruct
+from ddpm_jax.runs.sources import open_run
+
+BATCH = 64
+SHOWN = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--weights", default="ema")
+    parser.add_argument("--num", type=int, help="images to measure; all by default")
+    parser.add_argument("--path", help="another place of the data")
+    parser.add_argument("--out", type=Path, help="a picture to write")
+    options = parser.parse_args()
+    run = open_run(options.ckpt)
+    model = run.config.model
+    if not isinstance(model, ImageAutoencoder):
+        parser.error(f"{options.ckpt} is no run of an autoencoder: give RUN/autoencoder.")
+    images = run.config.data.load(model.image_size, model.channels)
+    params = run.params(options.weights)
+    count = min(options.num or len(images), len(images))
+    # Spread over the set, which is in the order of the files' names.
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    psnr = []
+    for start in range(0, count, BATCH):
+        # The last batch is filled up, so that all have one shape.
+        rows = chosen[np.arange(start, start + BATCH) % count]
+        originals = images.read(rows)["image"]
+        restored = to_uint8(np.asarray(reconstruct(model, params, to_floats(originals))))
+        error = np.mean((originals / 255 - restored / 255) ** 2, (1, 2, 3))
+        psnr.append(10 * np.log10(1 / np.maximum(error, 1e-10)))
+        if start == 0 and options.out is not None:
+            pairs = np.stack([originals[:SHOWN], restored[:SHOWN]], 1)
+            image_grids.save_images(pairs.reshape(-1, *originals.shape[1:]), options.out)
+    values = np.concatenate(psnr)[:count]
+    low, middle, high = np.percentile(values, [5, 50, 95])
+    print(
+        f"step {run.step}, {count} images, PSNR in dB: mean {values.mean():.2f}, "
+        f"median {middle:.2f}, 5 % below {low:.2f}, 5 % above {high:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

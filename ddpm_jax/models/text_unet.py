@@ -1,0 +1,127 @@
+"""A text encoder and the U-Net that attends to its states, trained together on latents."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num
+
+from ddpm_jax.errors import check_rows, check_shape
+from ddpm_jax.models import Model, Params
+from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.models.initializers import Init
+from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
+
+START_ID = 0
+END_ID = 1
+"""The tokens around a text. The second one also fills the rest of its row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextUNet(Model):
+    """`ClipText` and `ConditionalUNet`, whose condition is the token ids (b, n) of captions.
+
+    `image_size` and `channels` are those of the latents. `label_dropout` drops captions.
+    """
+
+    denoises_latents: ClassVar[bool] = True
+
+    vocab_size: int = 1536
+    """Largest number of tokens. They are learnt from the captions."""
+    max_length: int = 24
+    """Number of tokens of each caption, with the tokens around it."""
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    widths: tuple[int, ...] = (48, 96)
+    """Channels of each level, finest first. Each further level halves the size."""
+    attention: tuple[bool, ...] = (True, True)
+    """Which levels have transformers, finest first. The middle always has one."""
+    head_dim: int | None = 24
+    """Channels per attention head; None for a single head."""
+    layers_per_level: int = 1
+    """Residual blocks per level on the way down. The way up has one more per level."""
+    groups: int = 16
+    """Groups of the group norms."""
+    init_scheme: Init = "ddpm"
+    """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
+
+    def check(self) -> None:
+        if self.num_classes is not None or self.learned_variance:
+            raise ValueError(
+                "A network for captions has neither classes nor a learned variance: leave out "
+                "num_classes and learned_variance."
+            )
+        # Each raises ValueError for settings that contradict each other.
+        _ = self.text_encoder, self.unet
+
+    @property
+    def takes_condition(self) -> bool:
+        return True
+
+    @property
+    def text_encoder(self) -> ClipText:
+        """The text encoder, whose parameters are params["text_encoder"]."""
+        return ClipText(
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            width=self.text_width,
+            hidden_width=4 * self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            init_scheme="torch",
+        )
+
+    @property
+    def unet(self) -> ConditionalUNet:
+        """The network of the latents, whose parameters are params["unet"]."""
+        return ConditionalUNet(
+            sample_size=self.image_size,
+            in_channels=self.channels,
+            out_channels=self.channels,
+            widths=self.widths,
+            cross_attention=self.attention,
+            heads=tuple(width // (self.head_dim or width) for width in self.widths),
+            transformer_layers=(1,) * len(self.widths),
+            layers_per_level=self.layers_per_level,
+            context_dim=self.text_width,
+            groups=self.groups,
+            init_scheme=self.init_scheme,
+        )
+
+    @functools.cached_property
+    def _param_specs(self) -> Any:
+        return {
+            "text_encoder": self.text_encoder._param_specs,
+            "unet": self.unet._param_specs,
+        }
+
+    def apply(
+        self,
+        params: Params,
+        xt: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        condition: Int[Array, "b n"] | None = None,
+        *,
+        dropout_keys: Key[Array, " b"] | None = None,
+        dtype: Any = jnp.float32,
+    ) -> Float[Array, "b h w c"]:
+        """Compute the network's output for token ids in `dtype` and return it in float32.
+
+        No condition stands for the empty caption. There is no dropout within the network.
+        """
+        check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
+        check_rows(xt.shape[0], condition=condition)
+        ids = self.empty_captions(xt.shape[0]) if condition is None else condition
+        states = self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype)
+        return self.unet.apply(params["unet"], xt, t, TextCondition(states), dtype=dtype)
+
+    def empty_captions(self, n: int) -> Int[Array, "n length"]:
+        """The token ids of n empty captions."""
+        row = jnp.full(self.max_length, END_ID, jnp.int32).at[0].set(START_ID)
+        return jnp.broadcast_to(row, (n, self.max_length))
+
+    def unconditional(self, n: int) -> Int[Array, "n length"] | None:
+        """The token ids of n empty captions; None for a network without caption dropout."""
+        return self.empty_captions(n) if self.label_dropout else None

@@ -1,0 +1,83 @@
+"""A text encoder and its U-Net as one network, and an autoencoder in batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.latent_runs import AUTOENCODER, TEXT_UNET
+
+from ddpm_jax import draws
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.models.text_unet import TextUNet
+from ddpm_jax.models.unet_conditional import TextCondition
+from ddpm_jax.training.step import hide_conditions
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(
+        lambda leaf: 0.2 * draws.normal(draws.make_key(leaf.size), leaf.shape),
+        TEXT_UNET.shapes(),
+    )
+
+
+def test_it_is_the_unet_on_the_states_of_the_text_encoder(params):
+    ids = jnp.array([[0, 5, 7, 1, 1, 1], [0, 9, 1, 1, 1, 1]], jnp.int32)
+    xt = draws.normal(draws.make_key(1), (2, 4, 4, 4))
+    t = jnp.array([3, 500], jnp.int32)
+    apply = jax.jit(TEXT_UNET.apply)
+    output = apply(params, xt, t, ids)
+
+    @jax.jit
+    def by_parts(params, xt, t, ids):
+        states = TEXT_UNET.text_encoder.apply(params["text_encoder"], ids)
+        return TEXT_UNET.unet.apply(params["unet"], xt, t, TextCondition(states))
+
+    np.testing.assert_allclose(output, by_parts(params, xt, t, ids), atol=1e-5)
+    assert np.abs(output[0] - apply(params, xt, t, ids[::-1])[0]).max() > 1e-4
+    empty = apply(params, xt, t, TEXT_UNET.unconditional(2))
+    np.testing.assert_allclose(apply(params, xt, t), empty, atol=1e-5)
+
+
+def test_its_parameters_are_those_of_both_parts():
+    parts = TEXT_UNET.text_encoder.parameter_count() + TEXT_UNET.unet.parameter_count()
+    assert TEXT_UNET.parameter_count() == parts
+    drawn = TEXT_UNET.init(draws.make_key(0))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, drawn)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, TEXT_UNET.shapes())
+
+
+def test_a_hidden_caption_is_the_empty_one():
+    n = 400
+    ids = np.full((n, TEXT_UNET.max_length), 7, np.int32)
+    hidden = hide_conditions(jax.random.split(jax.random.key(0), n), TEXT_UNET, ids)
+    is_empty = (np.asarray(hidden) == TEXT_UNET.empty_captions(n)).all(1)
+    assert (np.asarray(hidden)[~is_empty] == 7).all()
+    assert 0.05 < is_empty.mean() < 0.15
+
+
+def test_batches_of_the_autoencoder_are_its_images_one_by_one():
+    params = AUTOENCODER.init(draws.make_key(0))
+    images = draws.normal(draws.make_key(1), (3, 8, 8, 3))
+    moments = jax.jit(AUTOENCODER.encode)(params, images)
+    assert moments.shape == (3, 4, 4, 8)
+    np.testing.assert_allclose(moments, jax.jit(AUTOENCODER.net.encode)(params, images), atol=1e-5)
+    latents = moments[..., :4]
+    restored = jax.jit(AUTOENCODER.decode)(params, latents)
+    one_by_one = jax.jit(AUTOENCODER.net.decode)(params, latents)
+    np.testing.assert_allclose(restored, one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TextUNet, {"num_classes": 3}, "neither classes nor a learned variance"),
+        (TextUNet, {"text_heads": 3}, "3 heads do not divide 128 channels"),
+        (TextUNet, {"attention": (True,)}, "cross_attention names 1 levels"),
+        (ImageAutoencoder, {"widths": (8, 8, 8, 8, 8)}, "use a multiple of 16"),
+        (ImageAutoencoder, {"learned_variance": True}, "neither classes nor"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(image_size=8, channels=3, **settings)

@@ -1,0 +1,171 @@
+"""train.py on captions: an autoencoder's run, then a run on its latents; drawing and exporting."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.bench import losses
+from helpers.commands import SMALL, arrays, draw, run, small_main
+from helpers.latent_runs import AUTOENCODER, COLOURS, CONFIG, captioned_images
+
+from ddpm_jax import evaluate, export, statistics
+from ddpm_jax.config import config_to_json
+from ddpm_jax.latent_config import read_config
+from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
+from ddpm_jax.runs import loop, manifest, saved_steps
+from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.text_model import open_text_model
+from ddpm_jax.text_to_image.draw import Request, draw_pixels
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return captioned_images(tmp_path_factory.mktemp("images"))
+
+
+def train(images, workdir, *options):
+    """Run train.py with the small recipe."""
+    command = ["--config", "latent", "--no-compilation-cache", "--data.path", images]
+    run(small_main, *command, "--workdir", workdir, *options)
+
+
+@pytest.fixture(scope="module")
+def straight(images, tmp_path_factory) -> Path:
+    """An uninterrupted run: 4 steps of the autoencoder, and 8 steps of the network."""
+    workdir = tmp_path_factory.mktemp("straight")
+    train(images, workdir)
+    return workdir
+
+
+def draw_prompts(model, sampling=None):
+    request = Request(prompts=["red square", "blue"], seed=3)
+    return draw_pixels(model, request, sampling or model.sampling, batch_size=2)
+
+
+def own_model(workdir):
+    """The model of a run, with its averaged parameters."""
+    source = open_run(str(workdir))
+    return open_text_model(source, source.params("ema"))
+
+
+def test_one_command_leaves_two_runs_and_the_files_between_them(straight):
+    assert saved_steps.steps(straight / "autoencoder") == [4]
+    assert saved_steps.steps(straight) == [4, 8]
+    for grid in ("autoencoder/samples/00000004.png", "samples/00000008.png"):
+        assert (straight / grid).stat().st_size > 0
+    vocabulary = json.loads((straight / "tokenizer" / "vocab.json").read_text())
+    assert len(vocabulary) <= CONFIG.model.vocab_size
+    with np.load(straight / "latents.npz") as file:
+        saved = file["latents"]
+        scale = float(file["scaling_factor"])
+    assert saved.shape == (2 * len(COLOURS), *AUTOENCODER.latent_shape)
+    assert scale * saved.std() == pytest.approx(1)
+    assert saved_steps.data_at(straight, 8)["scaling_factor"] == pytest.approx(scale)
+
+
+def test_the_config_of_a_latent_run_survives_json():
+    assert read_config(json.loads(json.dumps(config_to_json(CONFIG)))) == CONFIG
+
+
+def test_resume_matches_an_uninterrupted_run(straight, images, tmp_path):
+    """Continue the network from step 4, after the file of latents was lost."""
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    (workdir / "latents.npz").unlink()
+    train(images, workdir, "--log.samples", 0)
+    for uninterrupted, resumed in zip(arrays(straight, 8), arrays(workdir, 8), strict=True):
+        np.testing.assert_array_equal(uninterrupted, resumed)
+    assert losses(straight) == losses(workdir)
+
+
+def test_overwrite_removes_both_runs_before_the_first_step(straight, images, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    calls = []
+
+    def record(config, folder, start, *, overwrite, on_start=lambda: None, **_):
+        on_start()
+        left = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
+        calls.append((folder, start, overwrite, left))
+        return 0
+
+    monkeypatch.setattr(loop, "train", record)
+    train(images, workdir, "--overwrite")
+    assert calls == [
+        (workdir / "autoencoder", 0, True, ["autoencoder"]),
+        (workdir, 0, False, ["autoencoder"]),
+    ]
+
+
+def last_line(capsys, command, *args) -> str:
+    """Run a command that must exit with status 2; return the last line on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command(*args)
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_another_autoencoder_refuses_to_resume(straight, images, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    replace_autoencoder(workdir / "autoencoder" / "checkpoints" / "4")
+    message = last_line(capsys, partial(train, images, workdir), "--training.steps", 9)
+    assert "has changed since step 8" in message
+    assert saved_steps.steps(workdir) == [4, 8]
+    drawn = last_line(capsys, partial(draw, workdir), "--prompt", "red")
+    assert "has changed since step 8" in drawn
+
+
+def replace_autoencoder(step: Path) -> None:
+    """Make the files of a saved step those of other training: one of them is new."""
+    (step / "other").write_text("of other training")
+    manifest.write(step)
+
+
+def test_a_run_draws_prompts_with_its_own_sampling(straight, tmp_path):
+    out = tmp_path / "drawn.npz"
+    draw(straight, "--prompt", "red square", "blue", "--seed", 3, "--out", out)
+    images = np.load(out, allow_pickle=False)["images"]
+    assert images.shape == (2, 8, 8, 3)
+    drawn = draw_prompts(own_model(straight))
+    np.testing.assert_array_equal(images, np.rint((drawn.clip(-1, 1) + 1) * 127.5))
+
+
+def test_an_export_draws_the_same_images(straight, tmp_path, capsys):
+    out = tmp_path / "pipeline"
+    run(export.main, "--ckpt", straight, "--out", out)
+    text = (out / "README.md").read_text()
+    assert "pipeline_tag: text-to-image" in text
+    assert "AutoPipelineForText2Image" in text
+    exported = load_stable_diffusion(out)
+    sampling = exported.sampling.override(steps=4, guidance_scale=3.0)
+    theirs = draw_prompts(exported, sampling)
+    np.testing.assert_allclose(draw_prompts(own_model(straight)), theirs, atol=1e-5)
+
+
+def test_mistakes_end_in_one_line_before_anything_is_written(straight, images, tmp_path, capsys):
+    workdir = tmp_path / "new"
+    trains = partial(last_line, capsys, partial(train, images, workdir))
+    assert "--data.caption-column" in trains("--data.caption-column", "None")
+    assert "group, text" in trains("--data.caption-column", "title")
+    assert "latents of (4, 4, 4)" in trains("--model.channels", 8)
+    assert "cannot be flipped" in trains("--data.flip")
+    assert "python -m ddpm_jax.export --push" in trains("--push", "owner/name")
+    small = partial(run, small_main, *SMALL, "--workdir", workdir)
+    assert "go together" in last_line(capsys, small, "--model", "text_unet")
+    assert not workdir.exists()
+    draws = last_line(capsys, partial(draw, straight / "autoencoder"))
+    assert "An autoencoder does not denoise" in draws
+    for measure in (evaluate.main, statistics.main):
+        for folder in (straight, straight / "autoencoder"):
+            message = last_line(capsys, run, measure, "--ckpt", folder)
+            assert "does not denoise images themselves" in message
+    options = ["--prompt", "x", "--variant", "fp16"]
+    assert "leave out --variant" in last_line(capsys, partial(draw, straight), *options)
