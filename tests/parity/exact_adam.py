@@ -19,11 +19,14 @@ MAX_UPDATES = 1000
 
 
 class State(NamedTuple):
-    """The number of updates, and the moving averages of the gradient and of its square."""
+    """The number of updates, and the moving averages of the gradient and of its square.
+
+    The names are those of optax's own state.
+    """
 
     count: jax.Array
-    mean: optax.Params
-    square: optax.Params
+    mu: optax.Params
+    nu: optax.Params
 
 
 def exact_adamw(learning_rate, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
@@ -37,8 +40,8 @@ def exact_adamw(learning_rate, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
         return State(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(grads, state, params=None):
-        mean = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mean, grads)
-        square = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.square, grads)
+        mean = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
+        square = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
         mean_scale = jnp.asarray(mean_scales)[state.count]
         square_scale = jnp.asarray(square_scales)[state.count]
         updates = jax.tree.map(

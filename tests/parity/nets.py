@@ -2,12 +2,15 @@
 
     python tests/parity/nets.py    # needs the extra `parity`
 
+It takes about MINUTES on two cores, and 8 GiB of memory.
+
 Networks with random configs and with public topologies, all with random weights, are saved by
 diffusers and loaded by us, then saved by us and loaded by diffusers. Each line shows
 
 float32   the largest difference of the outputs, relative to the largest output
 bfloat16  the difference of our bfloat16 output from diffusers' float32 output, and that of
-          diffusers' bfloat16 output, both relative to the largest float32 output
+          diffusers' bfloat16 output, both relative to the largest float32 output; "-" if diffusers
+          cannot compute with the network's labels in bfloat16
 back      whether diffusers reads the same tensors from our export, bit for bit, and whether its
           output is the same within the bound for float32
 
@@ -19,6 +22,9 @@ The exit status is 1 if a difference is over its bound (5e-6 in float32; in bflo
 of diffusers), if anything that should be the same is not, or if a fault stays within the bound.
 """
 
+import shared  # before torch
+
+# isort: split
 import dataclasses
 import inspect
 import sys
@@ -85,6 +91,10 @@ NAMED = {
 }
 
 
+SIZES = {"google/ddpm-*-256": 64, "google/ncsnpp-*-256": 64}
+"""Images of networks with so many levels that 32 pixels would be less than one."""
+
+
 def random_config(rng):
     """A random config that UNet2DModel accepts."""
 
@@ -128,7 +138,7 @@ def random_config(rng):
     return config
 
 
-def example(net, size):
+def example(net, size, num_images=4):
     """Images (b, h, w, c), timesteps and labels for a network, as NumPy arrays."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, size, size, net.channels)).astype(np.float32)
@@ -138,7 +148,8 @@ def example(net, size):
         "vectors": rng.normal(size=(4, width)).astype(np.float32),
         "classes": None if net.num_classes is None else np.array([1, 5, 0, 6]),
     }
-    return images, np.array([3, 941, 250, 600]), labels[net.labels_are]
+    arrays = (images, np.array([3, 941, 250, 600]), labels[net.labels_are])
+    return tuple(None if array is None else array[:num_images] for array in arrays)
 
 
 def ours(net, params, inputs, dtype=jnp.float32):
@@ -173,15 +184,15 @@ def random_model(config, seed):
     return model
 
 
-def print_line(name, config, seed, folder, size):
-    """Compare one network, there and back. Return whether it is over a bound."""
+def print_line(name, config, seed, folder, size, num_images):
+    """Compare one network, there and back. Return its figures and whether it came back wrong."""
     model = random_model({"sample_size": size} | config, seed)
     model.save_pretrained(folder / "theirs")
     net, params = load_net(folder / "theirs")
-    inputs = example(net, size)
+    inputs = example(net, size, num_images)
     reference = theirs(model, inputs)
     float32 = relative(ours(net, params, inputs), reference)
-    bfloat16 = relative(ours(net, params, inputs, jnp.bfloat16), reference)
+    figures = [shared.Figure(f"{name}, float32, relative to the largest output", float32, BOUND)]
     save_net(net, params, folder / "ours")
     again = diffusers.UNet2DModel.from_pretrained(folder / "ours").eval()
     before = model.state_dict()
@@ -190,18 +201,18 @@ def print_line(name, config, seed, folder, size):
         torch.equal(before[key], after[key]) for key in before
     )
     same = same and relative(theirs(again, inputs), reference) <= BOUND
-    # diffusers cannot compute with labels that are numbers in bfloat16.
-    if net.labels_are == "numbers":
-        their_bfloat16 = np.inf
-    else:
+    shown = f"{'-':>17}"
+    if net.labels_are != "numbers":
+        our_bfloat16 = relative(ours(net, params, inputs, jnp.bfloat16), reference)
         their_bfloat16 = relative(theirs(model, inputs, torch.bfloat16), reference)
-    within = float32 <= BOUND and bfloat16 <= BFLOAT16_BOUND * their_bfloat16
-    over = not (within and same)
-    differences = f"{float32:7.1e}  {bfloat16:8.1e} {their_bfloat16:8.1e}"
+        ratio = our_bfloat16 / their_bfloat16
+        figures.append(shared.Figure(f"{name}, bfloat16, times diffusers'", ratio, BFLOAT16_BOUND))
+        shown = f"{our_bfloat16:8.1e} {their_bfloat16:8.1e}"
     back = "same" if same else "DIFFERS"
-    mark = "OVER" if over else ""
-    print(f"{name:38}{net.parameter_count():>13,}  {differences}  {back}  {mark}", flush=True)
-    return over
+    mark = "OVER" if any(figure.over for figure in figures) else ""
+    counts = f"{name:38}{net.parameter_count():>13,}"
+    print(f"{counts}  {float32:7.1e}  {shown}  {back}  {mark}", flush=True)
+    return figures, not same
 
 
 def faults(net, params):
@@ -288,26 +299,35 @@ def print_defaults():
 
 
 def main():
-    """Print the tables. Return how many lines are wrong."""
+    """Print the tables. Return the exit status."""
+    shared.make_parser(__doc__).parse_args()
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_default_matmul_precision", "highest")
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     print(f"{'net':38}{'parameters':>13}  float32  bfloat16: ours and theirs  back")
     rng = np.random.default_rng(0)
-    nets = [(f"random {i}", random_config(rng), 16) for i in range(NUM_RANDOM_NETS)]
-    nets += [(name, config, 64) for name, config in NAMED.items()]
+    nets = [(f"random {i}", random_config(rng), 16, 4) for i in range(NUM_RANDOM_NETS)]
+    # With 32 pixels the coarsest of four levels has 4x4. Two images show whether rows mix.
+    nets += [(name, config, SIZES.get(name, 32), 2) for name, config in NAMED.items()]
+    figures = []
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        for seed, (name, config, size) in enumerate(nets):
-            wrong += print_line(name, config, seed, Path(folder), size)
+        for seed, (name, config, size, num_images) in enumerate(nets):
+            its_figures, came_back_wrong = print_line(
+                name, config, seed, Path(folder), size, num_images
+            )
+            figures += its_figures
+            wrong += came_back_wrong
+            if size > 16:
+                shared.print_progress(name)
         wrong += print_defaults()
         print("formats")
         wrong += print_formats(Path(folder))
         print("faults")
         wrong += print_faults(Path(folder))
-    print(f"{wrong} lines wrong")
-    return wrong
+    what = f"{len(nets)} networks there and back, 8 formats of weights and 10 faults"
+    return shared.conclude(what, figures, wrong)
 
 
 if __name__ == "__main__":
-    sys.exit(int(main() > 0))
+    sys.exit(main())

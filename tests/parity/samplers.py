@@ -2,6 +2,8 @@
 
     python tests/parity/samplers.py    # needs the extra `parity`
 
+It takes about MINUTES on two cores.
+
 Our side reads the scheduler's own JSON. Both sides start from the same initial noise, use the same
 network, and add the same noise in each step. Each line shows
 
@@ -10,13 +12,17 @@ exact      the largest difference of the results, relative to the largest value,
 as it is   the same with the float32 tables of diffusers, whose 1 - alpha_bar has a relative error
            of 2e-4 at t = 0
 /255       the largest difference of the images in units of 1/255, with the tables of diffusers
-plain      like "as it is", but with our plain grid, and without `compat` and `keep_eps`
+plain      like "as it is", but with our plain grid, and without `compat` and `keep_eps`; only for
+           10 steps, because it has no bound and takes a compilation
 
 The exit status is 1 if "exact" is over the line's bound, if the images differ by more than 1/255
 (both only on lines with a bound), or if a scheduler has keys or defaults that ddpm_jax does not
 know.
 """
 
+import shared  # before torch
+
+# isort: split
 import dataclasses
 import functools
 import inspect
@@ -48,6 +54,8 @@ MIX = RNG.normal(size=(3, 3)).astype(np.float32)
 PHASE = RNG.uniform(0, 6, 3).astype(np.float32)
 KEYS = sample_keys(0, jnp.arange(4))
 NOISE = initial_noise(KEYS, (8, 8, 3))  # (4, 8, 8, 3)
+DRAW = jax.jit(step_noise)
+PLAIN_STEPS = 10
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction"}
 
 
@@ -152,6 +160,12 @@ def our_end(objective, sampling, net):
     return np.asarray(x0)
 
 
+def noises(grid):
+    """Yield the noise of each step. Most schedulers draw none."""
+    for i in range(len(grid.i)):
+        yield np.asarray(DRAW(KEYS, grid.row(i), NOISE))
+
+
 def relative(ours, theirs):
     """The largest difference, relative to the largest value of diffusers."""
     return np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
@@ -165,9 +179,8 @@ def compare(case, target, steps):
     alpha_bar = np.cumprod(1 - np.asarray(objective.betas(), float))
     net = (objective.target, tuple(alpha_bar), case.learns_variance)
     grid = sampling_grid(objective, sampling)
-    noises = [np.asarray(step_noise(KEYS, grid.row(i), NOISE)) for i in range(len(grid.i))]
     exact, theirs = (
-        their_end(case, make_scheduler(case, target, steps, exact), net, noises)
+        their_end(case, make_scheduler(case, target, steps, exact), net, noises(grid))
         for exact in (True, False)
     )
     ours = our_end(objective, sampling, net)
@@ -175,7 +188,7 @@ def compare(case, target, steps):
     plain = None
     options = {key: value for key, value in sampling.options.items() if key != "compat"}
     plain_sampling = dataclasses.replace(sampling, options=options, grid="plain", keep_eps=False)
-    if plain_sampling != sampling:
+    if plain_sampling != sampling and steps == PLAIN_STEPS:
         plain = relative(our_end(objective, plain_sampling, net), theirs)
     return relative(ours, exact), relative(ours, theirs), images_apart, plain
 
@@ -222,9 +235,8 @@ def different_defaults():
 
 
 def print_line(case, target, steps):
-    """Compare a case. Return whether it is over its bound."""
+    """Compare a case. Return its figures: two, or none if the case has no bound."""
     exact, as_it_is, images_apart, plain = compare(case, target, steps)
-    over = case.bound is not None and not (exact <= case.bound and images_apart <= 1)
     settings = {**case.config, **case.step}.items()
     words = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings]
     if case.read_as:
@@ -232,35 +244,45 @@ def print_line(case, target, steps):
     name = " ".join([case.scheduler, *words])
     line = f"{name:64} {target:6} {steps:5}  {exact:5.0e}  {as_it_is:8.0e}  {images_apart:6.2f}"
     plain, bound = ("-" if value is None else f"{value:.0e}" for value in (plain, case.bound))
-    mark = "OVER " if over else ""
+    figures = []
+    if case.bound is not None:
+        name = f"{name}, {target}, {steps} steps"
+        figures = [
+            shared.Figure(f"{name}, relative to the largest value", exact, case.bound),
+            shared.Figure(f"{name}, images in 1/255,", images_apart, 1.0),
+        ]
+    mark = "OVER " if any(figure.over for figure in figures) else ""
     print(f"{line}  {plain:>5}  {bound:>5}  {mark}{case.note}", flush=True)
-    return over
+    return figures
 
 
 def main():
-    """Print the table. Return how many lines are over their bounds."""
+    """Print the table. Return the exit status."""
+    shared.make_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     jax.config.update("jax_disable_most_optimizations", True)
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
-    over = len(list(different_defaults()))
-    print(f"{over} of {len(SCHEDULERS)} schedulers have unknown keys or defaults")
+    unknown = len(list(different_defaults()))
+    print(f"{unknown} of {len(SCHEDULERS)} schedulers have unknown keys or defaults")
     print("numbers of steps for which our grid has the same timesteps as the scheduler")
     for name in GRIDS:
         spacings = ("linspace",) if "Single" in name else SPACINGS
         counts = ", ".join(f"{spacing} {same_timesteps(name, spacing)}" for spacing in spacings)
         print(f"{name:20} {counts}", flush=True)
     print(f"{'scheduler':64} target steps  exact  as it is    /255  plain  bound")
+    shared.print_progress("results")
+    figures = []
     for case in CASES:
         for target, steps in (("eps", 10), ("eps", 50), ("v", 10), ("v", 50)):
             # A case with its own prediction type runs once per number of steps.
             repeated = "prediction_type" in case.config and target == "v"
             undefined = case.zero_terminal_snr and target == "eps"
             if not (repeated or undefined):
-                over += print_line(case, target, steps)
-    print(f"{over} lines over their bounds or with unknown keys or defaults")
-    return over
+                figures += print_line(case, target, steps)
+    what = f"{len(CASES)} settings of {len(SCHEDULERS)} schedulers, their defaults and results"
+    return shared.conclude(what, figures, unknown)
 
 
 if __name__ == "__main__":
-    sys.exit(int(main() > 0))
+    sys.exit(main())

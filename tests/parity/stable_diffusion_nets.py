@@ -19,6 +19,9 @@ anything that should be the same is not, if a fault stays within the bound, or i
 more memory than stated.
 """
 
+import shared  # before torch
+
+# isort: split
 import dataclasses
 import json
 import sys
@@ -78,36 +81,41 @@ def exported_as_read(folder, sample, net, params):
 
 
 def print_line(part, config, seed, folder):
-    """Compare one network, there and back. Return whether the line is wrong."""
+    """Compare one network, there and back. Return its figure, and whether another is wrong."""
     sample = random_sample(part, config, seed)
     sample.model.save_pretrained(folder / "theirs")
     net, params = load(folder / "theirs", part)
     reference = theirs(sample)
     float32 = largest_difference(run(net, params, sample.inputs), reference)
     shown = " " * 16
-    wrong = float32 > BOUNDS[part]
+    figure = shared.Figure(f"{part} {seed}, float32,", float32, BOUNDS[part])
+    wrong = False
     if seed % 4 == 0:
         ours = largest_difference(run(net, params, sample.inputs, jnp.bfloat16), reference)
         other = largest_difference(theirs(sample, torch.bfloat16), reference)
-        wrong = wrong or ours > max(BFLOAT16_BOUND, BFLOAT16_RATIO * other)
+        wrong = ours > max(BFLOAT16_BOUND, BFLOAT16_RATIO * other)
         shown = f"{ours:7.1e} {other:7.1e} "
     same = exported_as_read(folder / "ours", sample, net, params)
     wrong = wrong or not same
     size = "x".join(map(str, sample.inputs[0].shape[1:3]))
     counts = f"{size:>7}{net.parameter_count():>12,}"
-    marks = f"{'same' if same else 'DIFFERS'}  {'OVER' if wrong else ''}"
+    marks = f"{'same' if same else 'DIFFERS'}  {'OVER' if wrong or figure.over else ''}"
     print(f"{part + f' {seed}':16}{counts}  {float32:7.1e} {shown}  {marks}", flush=True)
-    return wrong
+    return figure, wrong
 
 
 def print_random(folder):
-    """Compare networks of random configs. Return how many lines are wrong."""
+    """Compare networks of random configs. Return their figures, and how many else are wrong."""
+    figures = []
     wrong = 0
     for part, random_config in RANDOM_CONFIGS.items():
         rng = np.random.default_rng(0)
         for seed in range(NUM_RANDOM_NETS):
-            wrong += print_line(part, random_config(rng), seed, folder)
-    return wrong
+            figure, its_wrong = print_line(part, random_config(rng), seed, folder)
+            figures.append(figure)
+            wrong += its_wrong
+        shared.print_progress(part)
+    return figures, wrong
 
 
 UNET = {
@@ -305,15 +313,14 @@ def compare():
     print(f"{versions}, torch {torch.__version__}, jax {jax.__version__}")
     print("net                 size  parameters  float32 bfloat16: ours, theirs  back")
     with tempfile.TemporaryDirectory() as folder:
-        wrong = print_random(Path(folder))
+        figures, wrong = print_random(Path(folder))
         print("faults")
         wrong += print_faults(Path(folder))
     print("parameters and tensors")
     wrong += print_counts()
     print("temporary memory of compiled programs")
     wrong += print_memory()
-    print(f"{wrong} lines wrong")
-    return wrong == 0
+    return shared.conclude("the networks of Stable Diffusion", figures, wrong) == 0
 
 
 def write_fixture():

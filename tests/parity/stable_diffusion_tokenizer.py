@@ -140,7 +140,8 @@ def compare() -> bool:
     """Print how many texts get equal ids. Return whether all do."""
     warnings.simplefilter("ignore")
     texts = _texts()
-    all_equal = True
+    compared = 0
+    equal = 0
     for pad in ("<|endoftext|>", "!"):
         with tempfile.TemporaryDirectory() as scratch:
             hub = Path(scratch) / "hub"
@@ -153,7 +154,9 @@ def compare() -> bool:
                 ours = make_tokenizer(files)
                 expected = theirs(texts, padding="max_length", max_length=77, truncation=True)
                 ids = tokenize(ours, texts).tolist()
-                equal = sum(map(list.__eq__, ids, expected.input_ids))
-                print(f"pad {pad:14} {', '.join(files):66} {equal} of {len(texts)} equal")
-                all_equal &= equal == len(texts)
-    return all_equal
+                same = sum(map(list.__eq__, ids, expected.input_ids))
+                print(f"pad {pad:14} {', '.join(files):66} {same} of {len(texts)} equal")
+                compared += len(texts)
+                equal += same
+    print(f"ids of texts: {equal} of {compared} equal, and all must be")
+    return equal == compared

@@ -2,25 +2,30 @@
 
     python tests/parity/tutorials.py [--quick]    # needs the extra `parity`
 
-The ConvBlock U-Net (33,260,417 parameters) and BasicUNet (309,057) are written here in PyTorch from
-their descriptions. Our networks read their random weights. There are four comparisons, the last one
-only for the ConvBlock U-Net:
+It takes about MINUTES on two cores, and 2 GiB of memory.
+
+The ConvBlock U-Net (33,260,417 parameters) and BasicUNet (309,057) are written in PyTorch from
+their descriptions (`tutorials_nets`). Our networks read their random weights. There are four
+comparisons, the last one only for the ConvBlock U-Net:
 
 - The outputs differ by at most 5e-6 of the largest output.
 - The gradients of the loss differ by at most 1e-4 of the largest gradient.
 - The losses of 100 training steps are at most as far from PyTorch in float64 as PyTorch in float32
   is. Rounding in PyTorch depends on the number of threads and on the library that convolves, so the
-  bound is the largest distance of four float32 runs: with 1, 2 and 4 threads, and without oneDNN.
-  Adam is accurate to float32 precision (`exact_adam`). A line without a bound shows our losses with
+  bound is the largest distance of several float32 runs: with 2, 1 and 4 threads, and without
+  oneDNN. A run is left out if an earlier one is as far from float64 as ours. Adam is accurate to
+  float32 precision (`exact_adam`). A line without a bound shows our losses of BasicUNet with
   optax's own Adam.
-- The images after 1,000 sampling steps with variance beta, in which x is clamped after each step
-  and both sides add the same noise, differ by at most 1/255.
+- The image after 1,000 sampling steps with variance beta, in which x is clamped after each step and
+  both sides add the same noise, differs by at most 1/255.
 
 The exit status is 1 if a comparison is over its bound. `--quick` takes 10 training steps and 50
 sampling steps.
 """
 
-import argparse
+import shared  # before torch
+
+# isort: split
 import copy
 import sys
 import tempfile
@@ -33,7 +38,7 @@ import optax
 import torch
 from exact_adam import exact_adamw
 from jax.tree_util import Partial
-from torch import nn
+from tutorials_nets import ConvBlockUNet, TorchBasicUNet
 
 from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
@@ -47,92 +52,16 @@ from ddpm_jax.training.step import init_state, make_train_step
 FORWARD_BOUND = 5e-6
 GRADIENT_BOUND = 1e-4
 CHAIN_BOUND = 2 / 255  # one level of 255, in [-1, 1]
-BATCH = 4
+LEARNING_RATE = 1e-4
 SCHEDULE = from_betas(linear_betas(1000))
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 ALPHA_BAR = torch.cumprod(1 - BETAS, 0)
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of t 10000^(-i/half), interleaved."""
-
-    def __init__(self, size):
-        super().__init__()
-        exponents = -torch.arange(size // 2, dtype=torch.float64) / (size // 2)
-        self.register_buffer("frequencies", (10000.0**exponents).float())
-
-    def forward(self, t):
-        angles = t[:, None] * self.frequencies[None]  # (b, size / 2)
-        return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)  # (b, size)
-
-
-class ConvBlock(nn.Module):
-    """conv, norm, SiLU, + SiLU(linear(time)), conv, norm, SiLU, + shortcut."""
-
-    def __init__(self, channels_in, channels, time_size):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.norm1 = nn.GroupNorm(32, channels)
-        self.time = nn.Linear(time_size, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(32, channels)
-        same = channels_in == channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
-
-    def forward(self, x, time):
-        silu = nn.functional.silu
-        h = silu(self.norm1(self.conv1(x))) + silu(self.time(time))[:, :, None, None]
-        return silu(self.norm2(self.conv2(h))) + self.shortcut(x)
-
-
-class ConvBlockUNet(nn.Module):
-    """Five levels of ConvBlocks, max pooling down, transposed convolutions up."""
-
-    def __init__(self, channels=1, widths=(64, 128, 256, 512, 1024), time_size=256):
-        super().__init__()
-        self.time = nn.Sequential(
-            TimeEmbedding(time_size), nn.Linear(time_size, time_size), nn.ReLU()
-        )
-        ins = (channels, *widths[:-1])
-        pairs = list(zip(widths[::-1], widths[-2::-1], strict=False))  # (1024, 512), ...
-        self.down = nn.ModuleList(
-            ConvBlock(i, o, time_size) for i, o in zip(ins, widths, strict=True)
-        )
-        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairs)
-        self.up = nn.ModuleList(ConvBlock(i, o, time_size) for i, o in pairs)
-        self.output = nn.Conv2d(widths[0], channels, 1)
-
-    def forward(self, x, t):
-        time = self.time(t)
-        skips = []
-        for i, block in enumerate(self.down):
-            x = block(x, time)
-            if i < len(self.down) - 1:
-                skips.append(x)
-                x = nn.functional.max_pool2d(x, 2)
-        for enlarge, block in zip(self.enlarge, self.up, strict=True):
-            x = block(torch.cat([skips.pop(), enlarge(x)], dim=1), time)
-        return self.output(x)
-
-
-class TorchBasicUNet(nn.Module):
-    """Six 5x5 convolutions with SiLU, max pooling, nearest upsampling, additive skips."""
-
-    def __init__(self):
-        super().__init__()
-        pairs = ((1, 32), (32, 64), (64, 64), (64, 64), (64, 32), (32, 1))
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 5, padding=2) for i, o in pairs)
-
-    def forward(self, x, t):
-        skips = []
-        for i, convolution in enumerate(self.convolutions):
-            if i > 3:
-                x = nn.functional.interpolate(x, scale_factor=2) + skips.pop()
-            x = nn.functional.silu(convolution(x))
-            if i < 2:
-                skips.append(x)
-                x = nn.functional.max_pool2d(x, 2)
-        return x
+FLOAT32_RUNS = {
+    "2 threads": {},
+    "1 thread": {"threads": 1},
+    "4 threads": {"threads": 4},
+    "no oneDNN": {"onednn": False},
+}
 
 
 def basic_params(model):
@@ -160,24 +89,26 @@ def to_nchw(array, dtype=torch.float32):
     return torch.tensor(np.asarray(array).transpose(0, 3, 1, 2)).to(dtype)
 
 
-def batches(image_size, channels, steps):
+def batches(image_size, batch_size, steps):
     """Each step's smooth images in [-1, 1], timesteps and noise."""
     rng = np.random.default_rng(0)
     k = np.arange(4)
     waves = np.cos(np.pi * k * (np.arange(image_size)[:, None] + 0.5) / image_size)  # (size, 4)
-    weights = rng.normal(size=(steps, BATCH, 4, 4, channels)) / (1 + k[:, None, None] + k[:, None])
+    weights = rng.normal(size=(steps, batch_size, 4, 4, 1)) / (1 + k[:, None, None] + k[:, None])
     x0 = np.tanh(np.einsum("yk,xl,sbklc->sbyxc", waves, waves, weights)).astype(np.float32)
-    t = rng.integers(0, 1000, (steps, BATCH)).astype(np.int32)
+    t = rng.integers(0, 1000, (steps, batch_size)).astype(np.int32)
     eps = rng.normal(size=x0.shape).astype(np.float32)
     return list(zip(x0, t, eps, strict=True))
 
 
-def train_torch(model, data, dtype, threads=2, onednn=True):
+def train_torch(model, data, dtype=torch.float32, threads=2, onednn=True):
     """The loss of each step of Adam on the mean squared error of eps, and step 1's gradients."""
     torch.set_num_threads(threads)
     torch.backends.mkldnn.enabled = onednn
     model = copy.deepcopy(model).to(dtype)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    # The fused form takes a fifth of the time. In float32 the default rounds as users see it.
+    fused = dtype == torch.float64
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=fused)
     losses = []
     grads = []
     for x0, t, eps in data:
@@ -185,7 +116,7 @@ def train_torch(model, data, dtype, threads=2, onednn=True):
         t = torch.tensor(t)
         alpha_bar = ALPHA_BAR[t].to(dtype)[:, None, None, None]
         xt = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
-        loss = nn.functional.mse_loss(model(xt, t.to(dtype)), eps)
+        loss = torch.nn.functional.mse_loss(model(xt, t.to(dtype)), eps)
         optimizer.zero_grad()
         loss.backward()
         grads = grads or [parameter.grad.numpy().copy() for parameter in model.parameters()]
@@ -195,7 +126,10 @@ def train_torch(model, data, dtype, threads=2, onednn=True):
 
 
 def train_jax(model, params, data, tx):
-    """The losses of our training step with the optimizer `tx`, on the same batches."""
+    """The losses of our training step on the same batches, and step 1's gradients.
+
+    One program gives both, because XLA takes a minute to compile the ConvBlock U-Net's.
+    """
 
     def loss(params, keys, batch):
         xt = q_sample(SCHEDULE, batch["image"], batch["t"], batch["eps"])
@@ -204,22 +138,16 @@ def train_jax(model, params, data, tx):
     step = jax.jit(make_train_step(loss, tx))
     state = init_state(params, tx)
     losses = []
+    grads = None
+    keys = sample_keys(0, jnp.arange(len(data[0][0])))  # this loss draws nothing
     for x0, t, eps in data:
-        batch = {"image": x0, "t": jnp.asarray(t), "eps": eps, "key": None}
+        batch = {"image": x0, "t": jnp.asarray(t), "eps": eps, "key": keys}
         state, metrics = step(state, batch)
+        if grads is None:
+            # Adam's mean starts at 0, so after one step it is 0.1 of the gradient.
+            grads = jax.tree.map(lambda mu: mu / 0.1, optax.tree.get(state.opt_state, "mu"))
         losses.append(float(metrics["loss"]))
-    return np.array(losses)
-
-
-def gradients(model, params, batch):
-    """The gradients of the first step's loss, as a tree like the parameters."""
-    x0, t, eps = batch
-
-    def loss(params):
-        xt = q_sample(SCHEDULE, jnp.asarray(x0), jnp.asarray(t), jnp.asarray(eps))
-        return jnp.mean((model.apply(params, xt, jnp.asarray(t)) - eps) ** 2)
-
-    return jax.jit(jax.grad(loss))(params)
+    return np.array(losses), grads
 
 
 def torch_gradients_as_ours(torch_model, grads, read):
@@ -233,6 +161,8 @@ def torch_gradients_as_ours(torch_model, grads, read):
 
 def chain_torch(model, xT, noises):
     """Sample as the tutorial does: mean of Algorithm 2, sqrt(beta) noise, x clamped every step."""
+    torch.set_num_threads(2)
+    torch.backends.mkldnn.enabled = True
     x = to_nchw(xT)
     steps = len(noises)
     with torch.no_grad():
@@ -247,7 +177,10 @@ def chain_torch(model, xT, noises):
 
 
 def chain_jax(model, params, keys, xT, grid):
-    """Sample with our sampler. Return the final x and the noise of each step."""
+    """Sample with our sampler, one compiled step at a time.
+
+    Return the final x and the noise of each step.
+    """
     denoise = make_denoiser(SCHEDULE, Partial(model.apply, params), "eps", None)
     sampler = ddpm(variance="fixed_large", clip_sample=1.0)
     step = jax.jit(sampler.step)
@@ -258,79 +191,114 @@ def chain_jax(model, params, keys, xT, grid):
         row = grid.row(i)
         noises.append(np.asarray(draw(keys, row, xt)))
         xt, state = step(keys, denoise, xt, row, state)
+        if (i + 1) % 250 == 0:
+            shared.print_progress(f"{i + 1} of our sampling steps")
     return np.asarray(xt), noises
 
 
 def report(name, value, bound):
-    """Print one line. Return whether the value is over its bound."""
-    over = not value <= bound
-    print(f"  {name:44}{value:9.1e}  bound {bound:.1e}{'  OVER' if over else ''}", flush=True)
-    return over
+    """Print one line. Return its figure."""
+    figure = shared.Figure(name, float(value), float(bound))
+    mark = "  OVER" if figure.over else ""
+    print(f"  {name:58}{value:9.1e}  bound {bound:.1e}{mark}", flush=True)
+    return figure
 
 
-def compare(name, torch_model, model, params, read, steps, image_size):
-    """Print the first three comparisons of a network. Return how many are over their bounds."""
-    print(f"{name}: {model.parameter_count():,} parameters")
-    data = batches(image_size, 1, steps)
-    x0, t, _ = data[0]
+def furthest_from(exact, losses):
+    """The largest difference of losses from those in float64, relative to the loss."""
+    return np.max(np.abs(losses - exact) / exact)
+
+
+def compare_outputs(name, torch_model, model, params, batch):
+    """The figure of the outputs for one batch."""
+    x0, t, _ = batch
     with torch.no_grad():
         theirs = torch_model(to_nchw(x0), torch.tensor(t).float()).numpy().transpose(0, 2, 3, 1)
     ours = np.asarray(jax.jit(model.apply)(params, jnp.asarray(x0), jnp.asarray(t)))
-    forward = np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
-    losses, grads = train_torch(torch_model, data, torch.float32)
+    apart = np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))
+    return report(f"{name}: outputs, relative to the largest", apart, FORWARD_BOUND)
+
+
+def compare_gradients(name, ours, theirs):
+    """The figure of the gradients, in trees like the parameters."""
+    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    largest = max(np.max(np.abs(grad)) for grad in theirs)
+    apart = max(np.max(np.abs(a - b)) for a, b in zip(ours, theirs, strict=True))
+    return report(f"{name}: gradients, relative to the largest", apart / largest, GRADIENT_BOUND)
+
+
+def compare_training(name, torch_model, model, params, read, data):
+    """The figures of the gradients and of the losses."""
+    losses, grads = train_jax(model, params, data, exact_adamw(LEARNING_RATE, 0.0))
+    shared.print_progress(f"{len(data)} of our training steps")
     exact, _ = train_torch(torch_model, data, torch.float64)
-    our_grads = jax.tree.leaves(gradients(model, params, data[0]))
-    their_grads = jax.tree.leaves(torch_gradients_as_ours(torch_model, grads, read)[1])
-    largest = max(np.max(np.abs(grad)) for grad in their_grads)
-    apart = max(np.max(np.abs(a - b)) for a, b in zip(our_grads, their_grads, strict=True))
-    ours_from_exact = [
-        np.max(np.abs(train_jax(model, params, data, tx) - exact) / exact)
-        for tx in (exact_adamw(1e-4, 0.0), optax.adam(1e-4))
-    ]
-    runs = [losses]
-    for options in ({"threads": 1}, {"threads": 4}, {"onednn": False}):
-        runs.append(train_torch(torch_model, data, torch.float32, **options)[0])
-    torch_from_exact = max(np.max(np.abs(run - exact) / exact) for run in runs)
-    print(f"  losses with optax's Adam, from float64      {ours_from_exact[1]:9.1e}")
-    return (
-        report("outputs, relative to the largest", forward, FORWARD_BOUND)
-        + report("gradients, relative to the largest", apart / largest, GRADIENT_BOUND)
-        + report(
-            f"losses of {steps} steps, from float64",
-            ours_from_exact[0],
-            torch_from_exact,
-        )
-    )
+    shared.print_progress("PyTorch in float64")
+    ours_from_exact = furthest_from(exact, losses)
+    torch_from_exact = []
+    for run, options in FLOAT32_RUNS.items():
+        their_losses, their_grads = train_torch(torch_model, data, **options)
+        torch_from_exact.append(furthest_from(exact, their_losses))
+        shared.print_progress(f"PyTorch in float32, {run}: {torch_from_exact[-1]:.1e}")
+        if run == "2 threads":
+            their_grads = torch_gradients_as_ours(torch_model, their_grads, read)[1]
+            gradients = compare_gradients(name, grads, their_grads)
+        if torch_from_exact[-1] >= ours_from_exact:
+            break
+    name = f"{name}: losses of {len(data)} steps, from float64"
+    return gradients, report(name, ours_from_exact, max(torch_from_exact))
+
+
+def compare_basic(steps):
+    """The figures of BasicUNet."""
+    torch_model = TorchBasicUNet()
+    model = BasicUNet(image_size=28, channels=1)
+    params = basic_params(torch_model)
+    read = lambda torch_model: (model, basic_params(torch_model))  # noqa: E731
+    print(f"BasicUNet: {model.parameter_count():,} parameters")
+    data = batches(28, 4, steps)
+    outputs = compare_outputs("BasicUNet", torch_model, model, params, data[0])
+    training = compare_training("BasicUNet", torch_model, model, params, read, data)
+    losses, _ = train_jax(model, params, data, optax.adam(LEARNING_RATE))
+    apart = furthest_from(train_torch(torch_model, data, torch.float64)[0], losses)
+    print(f"  losses with optax's own Adam, from float64 {apart:.1e}")
+    return outputs, *training
+
+
+def compare_conv_block(steps, sampling_steps):
+    """The figures of the ConvBlock U-Net.
+
+    Its images have 32 pixels: with 16, the coarsest level would have one pixel, which only the
+    middle of a 3x3 kernel sees. Two images in a batch show whether rows mix and whether the loss is
+    their mean; more take more time. The chain draws one image for the same reason.
+    """
+    torch_model = ConvBlockUNet()
+    model, params = read_conv_unet(torch_model)
+    name = "ConvBlock U-Net"
+    print(f"{name}: {model.parameter_count():,} parameters")
+    data = batches(model.image_size, 2, steps)
+    outputs = compare_outputs(name, torch_model, model, params, data[0])
+    training = compare_training(name, torch_model, model, params, read_conv_unet, data)
+    keys = sample_keys(0, jnp.arange(1))
+    xT = initial_noise(keys, model.image_shape)
+    grid = make_grid(SCHEDULE, spaced(1000, 1000)[-sampling_steps:])
+    end, noises = chain_jax(model, params, keys, xT, grid)
+    apart = np.max(np.abs(end - chain_torch(torch_model, xT, noises)))
+    chain = report(f"{name}: image after {sampling_steps} clamped steps", apart, CHAIN_BOUND)
+    return outputs, *training, chain
 
 
 def main():
-    """Print all comparisons. Return how many are over their bounds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print all comparisons. Return the exit status."""
+    parser = shared.make_parser(__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, jax {jax.__version__}")
-    steps = 10 if quick else 100
-
-    basic = TorchBasicUNet()
-    ours = BasicUNet(image_size=28, channels=1)
-    read = lambda torch_model: (ours, basic_params(torch_model))  # noqa: E731
-    failed = compare("BasicUNet", basic, ours, basic_params(basic), read, steps, 28)
-
-    torch_model = ConvBlockUNet()
-    model, params = read_conv_unet(torch_model)
-    failed += compare(
-        "ConvBlock U-Net", torch_model, model, params, read_conv_unet, steps, model.image_size
-    )
-    keys = sample_keys(0, jnp.arange(2))
-    xT = initial_noise(keys, model.image_shape)
-    grid = make_grid(SCHEDULE, spaced(1000, 1000)[-50:] if quick else spaced(1000, 1000))
-    end, noises = chain_jax(model, params, keys, xT, grid)
-    apart = np.max(np.abs(end - chain_torch(torch_model, xT, noises)))
-    failed += report(f"images after {len(noises)} clamped steps", apart, CHAIN_BOUND)
-    return failed
+    steps, sampling_steps = (10, 50) if quick else (100, 1000)
+    figures = compare_basic(steps) + compare_conv_block(steps, sampling_steps)
+    return shared.conclude("two networks of the tutorials, in PyTorch and here", figures)
 
 
 if __name__ == "__main__":
-    sys.exit(int(main() > 0))
+    sys.exit(main())
