@@ -1,5 +1,6 @@
 # make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
-# make parity: our samplers, nets and training beside those of diffusers (installs PyTorch).
+# make parity: our samplers, nets and training beside those of PyTorch and diffusers (installs both;
+#   --help of each script in tests/parity says how long it takes).
 # make hub-check REPO=CompVis/stable-diffusion-v1-4: the numbers of diffusers' tests, on real weights (5 GB).
 # make faults: every fault a run is to survive, many times (about an hour).
 # make mutants: break the code in 150 ways, one at a time; each must turn a test red (half an hour).

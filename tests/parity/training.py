@@ -2,7 +2,7 @@
 
     python tests/parity/training.py [--their-rounding]    # needs the extra `parity`
 
-It takes about MINUTES on two cores, and 2 GiB of memory.
+It takes about 10 minutes of CPU time.
 
 On both sides the butterflies U-Net (18,536,323 parameters) starts from the same random weights and
 sees the same images, timesteps and noise, in 100 steps of AdamW(lr=4e-4) on

@@ -2,7 +2,7 @@
 
     python tests/parity/tutorials.py [--quick]    # needs the extra `parity`
 
-It takes about MINUTES on two cores, and 2 GiB of memory.
+It takes about 15 minutes of CPU time and 5 GiB of memory.
 
 The ConvBlock U-Net (33,260,417 parameters) and BasicUNet (309,057) are written in PyTorch from
 their descriptions (`tutorials_nets`). Our networks read their random weights. There are four
