@@ -249,7 +249,11 @@ def compare_training(name, torch_model, model, params, read, data):
 
 
 def compare_basic(steps):
-    """The figures of BasicUNet."""
+    """The figures of BasicUNet.
+
+    With 2 images in a batch, the rounding of the sum that XLA prints as the loss is larger than the
+    distance of the training runs: 7.1e-7, of which 2.2e-7 remain if rows are summed first.
+    """
     torch_model = TorchBasicUNet()
     model = BasicUNet(image_size=28, channels=1)
     params = basic_params(torch_model)
