@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ddpm_jax.data.pixels import to_image
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
 from ddpm_jax.figures import heat, image_grids
-from ddpm_jax.files import check_writable
+from ddpm_jax.files import check_writable, write_all
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
@@ -135,6 +136,7 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
     map_files = options.map_files(request.total)
+    image_grids.check_paths(options.out, chain=False)
     for path in map_files:
         check_writable(path)
     loras = options.lora_files()
@@ -152,11 +154,10 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
         images = draw_images(
             model, request, sampling, batch_size=options.batch_size, on_states=on_states
         )
-        for path in options.out:
-            _save(images, path)
-            print(path)
+        outputs = {path: functools.partial(_save, images) for path in options.out}
         for i, path in enumerate(map_files):
-            heat.save_heat(images[i], maps[i].words, maps[i].maps, PERIODS, path)
+            outputs[path] = functools.partial(_save_maps, images[i], maps[i])
+        for path in write_all(outputs):
             print(path)
 
 
@@ -177,6 +178,10 @@ def _save(images: np.ndarray, path: Path) -> None:
         image_grids.save_picture(to_image(images[0]), path)
     else:
         image_grids.save_images(images, path)
+
+
+def _save_maps(image: np.ndarray, maps: WordMaps, path: Path) -> None:
+    heat.save_heat(image, maps.words, maps.maps, PERIODS, path)
 
 
 @contextlib.contextmanager

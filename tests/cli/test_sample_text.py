@@ -86,6 +86,15 @@ def ask(monkeypatch, folder, tmp_path):
     return call
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_drawing(folder, tmp_path, capsys):
+    """A file stands where the folder of the second output would be."""
+    (tmp_path / "file").touch()
+    outs = ("--out", tmp_path / "heart.png", tmp_path / "file" / "heart.png")
+    message = one_line(capsys, sample.main, "--ckpt", folder, "--prompt", "a heart", *outs)
+    assert "heart.png cannot be written" in message
+    assert not (tmp_path / "heart.png").exists()
+
+
 def test_lora_files_change_the_unet_and_the_text_encoder(ask, tmp_path):
     model = tiny_model()
     settings = Lora(rank=2)
