@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+from helpers.latent_runs import AUTOENCODER
+from helpers.latent_runs import CONFIG as LATENT_CONFIG
 
 from ddpm_jax.config import (
     CONFIG_FORMAT,
@@ -27,6 +29,7 @@ from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.latent_config import read_config
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.unet import UNet
@@ -81,6 +84,8 @@ CONFIGS = [
         parallel=Parallel(route="jit", cpu_devices=2, fsdp=2),
         training=Training(steps=3, init_from="owner/name"),
     ),
+    with_(model=AUTOENCODER),
+    LATENT_CONFIG,
 ]
 
 
@@ -91,7 +96,7 @@ def json_round_trip(config: Config) -> dict:
 
 def test_every_kind_of_config_survives_json_text():
     for config in CONFIGS:
-        restored = config_from_json(json_round_trip(config))
+        restored = read_config(json_round_trip(config))
         assert restored == config, config
         for field in dataclasses.fields(config):
             ours = getattr(restored, field.name)

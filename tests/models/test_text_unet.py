@@ -16,7 +16,7 @@ from ddpm_jax.training.step import hide_conditions
 @pytest.fixture(scope="module")
 def params():
     return jax.tree.map(
-        lambda leaf: 0.2 * draws.normal(draws.make_key(leaf.size), leaf.shape),
+        lambda leaf: 0.5 * draws.normal(draws.make_key(leaf.size), leaf.shape),
         TEXT_UNET.shapes(),
     )
 
