@@ -61,14 +61,21 @@ class Network:
         rows = [*sorted(sizes.items()), ("total", sum(sizes.values()))]
         return "\n".join(f"  {name:<20}{size:>15,}" for name, size in rows)
 
-    @functools.cached_property
+    @property
     def _param_specs(self) -> Any:
         """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
+        # The specs of a network in an explicit mesh hold the mesh.
+        return _param_specs(self, jax.sharding.get_abstract_mesh())
 
-        def init():
-            return self.module().init(draws.make_key(0), *self.example_inputs())["params"]
 
-        return jax.eval_shape(init)
+@functools.lru_cache(maxsize=64)
+def _param_specs(network: Network, _mesh: jax.sharding.AbstractMesh) -> Any:
+    """Trace the initialisation once for all equal networks."""
+
+    def init():
+        return network.module().init(draws.make_key(0), *network.example_inputs())["params"]
+
+    return jax.eval_shape(init)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
