@@ -176,7 +176,8 @@ def train(config: Config, options: TrainOptions) -> int:
             callbacks["on_save"] = export.make_uploader(repo, private, config, workdir)
         status = _train_run(config, workdir, options, callbacks)
         if status == 0:
-            print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}")
+            prompt = " --prompt TEXT" if isinstance(config, LatentConfig) else ""
+            print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}{prompt}")
         return status
 
 

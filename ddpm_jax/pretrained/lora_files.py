@@ -213,7 +213,7 @@ def _targets(nets: Mapping[str, Network]) -> dict[str, Target]:
 
 
 def _old_names(module: str) -> Iterator[str]:
-    """The name of a layer, and that of an attention in old files, which is to_q for q_proj too."""
+    """Yield a layer's name and, for attention, its name in old files (to_q also for q_proj)."""
     yield module
     parent, _, name = module.removesuffix(".0").rpartition(".")
     for names in QUERY_KEY_VALUE_OUT:
@@ -312,7 +312,7 @@ def _scale(
 
 
 def _of_layer(settings: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:
-    """The setting of a layer: that of a pattern that ends its name, or the default."""
+    """The value of the pattern that ends the layer's name, or else the default."""
     by_name = settings.get(patterns)
     for key, value in (by_name if isinstance(by_name, dict) else {}).items():
         name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")

@@ -13,6 +13,7 @@ from ddpm_jax.cli import arguments, train
 from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
 from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import Folder
+from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.models.basic_unet import BasicUNet
 
 
@@ -37,6 +38,13 @@ def test_data_and_model_are_chosen_by_name(capsys):
         with pytest.raises(ValueError, match=message):
             replace_part(config, field, name)
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_another_source_of_data_keeps_the_column_of_the_captions():
+    chosen = ["--data", "huggingface", "--data.path", "a.parquet"]
+    config = train.parse("emoji", chosen, CONFIGS).config
+    assert config.data == HuggingFace(path="a.parquet", caption_column="text")
 
 
 def test_a_missing_recipe_lists_all_recipes(capsys):
