@@ -3,9 +3,9 @@
 Files name a layer's tensors in one of five ways: `unet.to_q.lora_A.weight` (peft's names, as
 diffusers writes them), `base_model.model.to_q.lora_A.weight` (peft itself, with its settings in
 adapter_config.json), `unet.to_q.lora.down.weight` and `unet.processor.to_q_lora.down.weight`
-(diffusers before peft), and `lora_unet_to_q.lora_down.weight` (kohya). Any form may omit `unet.`.
-kohya replaces dots by underscores, so names are compared with the spellings of the network's own
-layers.
+(diffusers before peft), and `lora_unet_to_q.lora_down.weight` (kohya). Any form with a dot after
+the part may omit it. kohya replaces dots by underscores, so names are compared with the spellings
+of the network's own layers.
 """
 
 import json
@@ -142,7 +142,7 @@ def save_lora(
     nets: Mapping[str, Network],
     settings: Lora,
 ) -> None:
-    """Write the LoRA of each part in peft's dialect, with rank and alpha in the metadata.
+    """Write the LoRA of each part with peft's names, and rank and alpha in the metadata.
 
     `settings` are those with which they were trained.
     """

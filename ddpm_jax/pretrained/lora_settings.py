@@ -73,13 +73,13 @@ def _part_settings(
         f"{path} is for a network whose weights {brief(start)} changed, {says}",
     )
     ranks, alphas = (
-        _by_module(f"The {name} in the {source} of {path}", values.get(name), modules)
+        _matches(f"The {name} in the {source} of {path}", values.get(name), modules)
         for name in ("rank_pattern", "alpha_pattern")
     )
     return Settings(source, values, ranks, alphas)
 
 
-def _by_module(source: str, patterns: Any, modules: Sequence[str]) -> dict[str, Any]:
+def _matches(source: str, patterns: Any, modules: Sequence[str]) -> dict[str, Any]:
     """{module: value} of {pattern: value}. As in peft, the first match of a name's end counts.
 
     Patterns are regular expressions from an untrusted file, so RE2 matches them, in linear time.
@@ -97,8 +97,9 @@ def _by_module(source: str, patterns: Any, modules: Sequence[str]) -> dict[str, 
         try:
             matches = pc.match_substring_regex(names, rf"^(.*\.)?({pattern})$").to_numpy(False)
         except pa.ArrowInvalid as error:
-            message = f"{source} has {brief(pattern)!r}, which is no pattern that can be read."
-            raise ValueError(message) from error
+            raise ValueError(
+                f"{source} has {brief(pattern)!r}, which cannot be read: use the name of a layer."
+            ) from error
         is_named = np.any(matches.reshape(2, -1), 0)
         found |= {modules[i]: value for i in np.flatnonzero(is_named)}
     return found
