@@ -131,7 +131,7 @@ class Plan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What was drawn for one batch of images. The last ones may only fill it."""
+    """A drawn batch of images, of which the last ones may only fill it."""
 
     indices: Int[np.ndarray, " b"]
     text: TextCondition
