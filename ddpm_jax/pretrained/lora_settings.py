@@ -92,7 +92,7 @@ def _matches(source: str, patterns: Any, modules: Sequence[str]) -> dict[str, An
     check(isinstance(patterns, dict), f"{source} must be an object, not {brief(patterns)}.")
     # transformers 5.6 dropped the prefix, so a pattern may be for either name.
     names = pa.array([*modules, *(module.removeprefix(CLIP_PREFIX) for module in modules)])
-    found = {}
+    found: dict[str, Any] = {}
     for pattern, value in reversed(patterns.items()):
         try:
             matches = pc.match_substring_regex(names, rf"^(.*\.)?({pattern})$").to_numpy(False)
