@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def shared(monkeypatch):
         ([*WITHIN, ("losses", 2e-6, 1e-6)], 0, 1, "1 wrong; worst: losses 2.0e-06, bound 1.0e-06"),
         ([*WITHIN, ("image", float("nan"), 1)], 0, 1, "1 wrong; worst: image nan, bound 1.0e+00"),
         (WITHIN, 2, 1, "2 wrong; worst: gradients 5.0e-05, bound 1.0e-04"),
+        ([], 0, 0, "all within their bounds"),
     ],
 )
 def test_the_last_line_names_the_worst_figure_and_the_status_is_1_if_any_is_over(
@@ -35,10 +37,29 @@ def test_the_last_line_names_the_worst_figure_and_the_status_is_1_if_any_is_over
     assert last == f"networks: {len(figures)} figures, {end}"
 
 
-@pytest.mark.parametrize(
-    "name", ["samplers", "nets", "chains", "training", "tutorials", "stable_diffusion"]
-)
-def test_the_help_of_a_script_says_how_long_it_takes(name):
+def scripts_of_make_parity():
+    """The names of the scripts that `make parity` runs."""
+    names = re.findall(r"tests/parity/(\w+)\.py\n", (PARITY.parents[1] / "Makefile").read_text())
+    assert len(names) >= 7
+    return names
+
+
+@pytest.mark.parametrize("name", scripts_of_make_parity())
+def test_each_script_says_how_long_it_takes_and_ends_with_its_worst_figure(name):
     source = (PARITY / f"{name}.py").read_text()
     assert "It takes about " in ast.get_docstring(ast.parse(source))
     assert "make_parser(__doc__)" in source
+    assert "return shared.conclude(" in source
+    assert "sys.exit(main())" in source
+
+
+def test_torch_is_loaded_after_the_settings_of_its_threads():
+    for path in PARITY.glob("*.py"):
+        names = [
+            alias.name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        ]
+        if "make_parser" in path.read_text() and {"torch", "diffusers"} & set(names):
+            assert names[0] == "shared", path

@@ -29,7 +29,7 @@ from ddpm_jax.runs.text_model import is_text_run, open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind
-from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, check_word_maps, word_maps
+from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, draw_with_maps
 
 DEFAULT_OUT = Path("samples.png")
 
@@ -71,7 +71,8 @@ class TextOptions(LoraOptions, BatchedRunOptions):
     `images`, and a folder gets one PNG per image."""
     attention_maps: bool = False
     """Also write X_attention.png, named after the first of --out, or for several images a folder
-    X_attention: where each word acts on the image, in all steps, and in early, middle and late."""
+    X_attention: where each word acts on the image, in all steps and, of three or more, in early,
+    middle and late ones."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,13 +81,24 @@ class TextOptions(LoraOptions, BatchedRunOptions):
             image_grids.check_output(path)
 
     def map_files(self, total: int) -> list[Path]:
-        """The files of the attention maps of each image; none unless they are asked for."""
+        """The files of the attention maps of each image; none unless they are asked for.
+
+        Raise ValueError if they would replace one of --out, or mix with older pictures.
+        """
         if not self.attention_maps:
             return []
-        base = self.out[0].parent / f"{self.out[0].stem}_attention"
+        parent = self.out[0].parent
+        name = f"{self.out[0].stem}_attention"
         if total == 1:
-            return [base.with_suffix(".png")]
-        return [base / f"{i:05d}.png" for i in range(total)]
+            files = [parent / f"{name}.png"]
+        else:
+            folder = parent / name
+            image_grids.check_unused(folder, self.out)
+            image_grids.check_not_mixed(folder, total)
+            files = [folder / f"{i:05d}.png" for i in range(total)]
+        for file in files:
+            image_grids.check_unused(file, self.out)
+        return files
 
     def request(self) -> Request:
         """The images to draw. Raise ValueError or FileNotFoundError for options that do not fit."""
@@ -136,6 +148,8 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
     map_files = options.map_files(request.total)
+    for path in options.out:
+        image_grids.check_output(path, request.total)
     image_grids.check_paths(options.out, chain=False)
     for path in map_files:
         check_writable(path)
@@ -147,13 +161,10 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
         for path, scale in loras:
             model = with_lora(model, path, scale)
         maps: list[WordMaps] = []
-        on_states = None
         if map_files:
-            check_word_maps(model, request.prompts)
-            on_states = lambda *drawn: maps.extend(word_maps(*drawn))  # noqa: E731
-        images = draw_images(
-            model, request, sampling, batch_size=options.batch_size, on_states=on_states
-        )
+            images, maps = draw_with_maps(model, request, sampling, batch_size=options.batch_size)
+        else:
+            images = draw_images(model, request, sampling, batch_size=options.batch_size)
         outputs = {path: functools.partial(_save, images) for path in options.out}
         for i, path in enumerate(map_files):
             outputs[path] = functools.partial(_save_maps, images[i], maps[i])
@@ -181,7 +192,7 @@ def _save(images: np.ndarray, path: Path) -> None:
 
 
 def _save_maps(image: np.ndarray, maps: WordMaps, path: Path) -> None:
-    heat.save_heat(image, maps.words, maps.maps, PERIODS, path)
+    heat.save_heat(image, maps.words, maps.maps, PERIODS[: maps.maps.shape[1]], path)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
+from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.generation.generate import evenly_spaced
 
@@ -61,7 +62,7 @@ def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bo
     """
     path = Path(path)
     if path.is_dir():
-        _check_not_mixed(path, num_images)
+        check_not_mixed(path, num_images)
     elif path.suffix.lower() not in ("", ".png", ".npz", *[".gif"] * gif):
         gif_form = ", .gif (the path)" if gif else ""
         raise ValueError(
@@ -130,12 +131,25 @@ def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[
 
 
 def check_paths(paths: Sequence[Path], chain: bool) -> None:
-    """Raise OSError if `save_states` cannot write to each path. Missing folders are created."""
+    """Raise OSError if `save_states` cannot write to each path. Missing folders are created.
+
+    Raise ValueError if X_chain.png is itself one of the paths.
+    """
+    if chain:
+        check_unused(_chain_path(paths), paths)
     for path in paths:
         is_folder = path.is_dir() or not path.suffix
         check_writable(path / f"{0:05d}.png" if is_folder else path)
     if chain:
         check_writable(_chain_path(paths))
+
+
+def check_unused(path: Path, outputs: Sequence[Path]) -> None:
+    """Raise ValueError if a file beside the outputs would replace one of them."""
+    check(
+        path.resolve() not in {output.resolve() for output in outputs},
+        f"'{path}' is written besides the images: give the output of this name another one.",
+    )
 
 
 def _chain_path(paths: Sequence[Path]) -> Path:
@@ -166,7 +180,8 @@ def check_images(images: np.ndarray, axes: str) -> None:
         )
 
 
-def _check_not_mixed(folder: Path, num_images: int | None) -> None:
+def check_not_mixed(folder: Path, num_images: int | None) -> None:
+    """Raise ValueError if a folder holds a picture whose number is not below `num_images`."""
     numbers = (int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal())
     if num_images is not None and any(number >= num_images for number in numbers):
         raise ValueError(

@@ -77,7 +77,7 @@ def attention_sums(
     middle: bool = False,
     parts: int = 1,
 ) -> dict[str, Array]:
-    """The sums of each layer's maps over the steps of each of `parts` parts of the grid.
+    """Sum each layer's maps over the steps, separately for each of `parts` parts of the grid.
 
     `attention` (xt, t) -> queries and keys by layer is a network with its condition bound. The sums
     (parts, b, heads, h, w, n) have the sizes of the layers; `merge_maps` takes them. They take
@@ -95,6 +95,10 @@ def attention_sums(
             0 <= row < height and 0 <= column < width,
             f"Pixel ({row}, {column}) is outside of {height}x{width}: choose one inside.",
         )
+    check(
+        1 <= parts <= rows,
+        f"{rows} rows of a grid cannot be split into {parts} parts: choose 1 to {rows}.",
+    )
     queries = None if pixels is None else jnp.asarray(pixels, jnp.int32).reshape(-1, 2)
     return _sums(attention, jnp.asarray(states), jnp.asarray(grid.t), queries, middle, parts)
 
@@ -154,8 +158,8 @@ def layer_size(num_pixels: int, height: int, width: int) -> tuple[int, int]:
         rows, columns = -(-rows // 2), -(-columns // 2)
     check(
         rows * columns == num_pixels,
-        f"A layer with attention over {num_pixels} pixels is no halving of {height}x{width}: "
-        "its maps cannot be drawn.",
+        f"A layer with attention over {num_pixels} pixels does not fit {height}x{width} halved any "
+        "number of times: its maps cannot be drawn.",
     )
     return rows, columns
 

@@ -82,13 +82,15 @@ def multi_head_attention(
     use_bias: bool = True,
     zero: bool = False,
     mask: Bool[Array, "n m"] | None = None,
+    kind: AttentionKind = "self_attention",
     sow: Callable | None = None,
 ) -> Float[Array, "b n c"]:
     """Attention of x to the context, Vaswani et al. 2017, section 3.2.2.
 
     `names` are those of the linear layers of queries, keys, values and output. `use_bias` is for
-    the first three, `zero` makes the kernel of the last one start at 0 under the ddpm init. `sow`
-    is the module's own, and keeps queries and keys if they are collected (`collect_attention`).
+    the first three, `zero` makes the kernel of the last one start at 0 under the ddpm init. Pass
+    the module's `sow` to record queries and keys, by their kind, when they are collected
+    (`collect_attention`).
     """
     width = x.shape[-1]
 
@@ -101,7 +103,6 @@ def multi_head_attention(
     k = project(context, names[1])
     v = project(context, names[2])
     if sow is not None:
-        kind: AttentionKind = "self_attention" if context is x else "cross_attention"
         sow(kind, "queries_and_keys", (q, k))
     mixed = attend(q, k, v, mask)  # (b, heads, n, c / heads)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ddpm_jax.errors import check_rows, check_shape
 from ddpm_jax.models import Model, Params
+from ddpm_jax.models.attention import AttentionKind
 from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
@@ -116,6 +117,21 @@ class TextUNet(Model):
         ids = self.empty_captions(xt.shape[0]) if condition is None else condition
         states = self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype)
         return self.unet.apply(params["unet"], xt, t, TextCondition(states), dtype=dtype)
+
+    def queries_and_keys(
+        self,
+        params: Params,
+        xt: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        condition: Int[Array, "b n"] | None = None,
+        *,
+        kind: AttentionKind = "cross_attention",
+        dtype: Any = jnp.float32,
+    ) -> dict[str, tuple[Array, Array]]:
+        """The queries and keys of each attention layer of the U-Net (`collect_attention`)."""
+        ids = self.empty_captions(xt.shape[0]) if condition is None else condition
+        text = TextCondition(self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype))
+        return self.unet.queries_and_keys(params["unet"], xt, t, text, kind=kind, dtype=dtype)
 
     def empty_captions(self, n: int) -> Int[Array, "n length"]:
         """The token ids of n empty captions."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.models.attention import multi_head_attention
+from ddpm_jax.models.attention import AttentionKind, multi_head_attention
 from ddpm_jax.models.initializers import ONES, ZEROS, Init, param_spec
 from ddpm_jax.models.layers import GroupNorm, conv, dense
 
@@ -36,6 +36,7 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Attention of x to the context. Queries, keys and values have no bias."""
 
+    kind: AttentionKind
     heads: int
     init_scheme: Init
 
@@ -44,7 +45,13 @@ class Attention(nn.Module):
         self, x: Float[Array, "b n c"], context: Float[Array, "b m e"]
     ) -> Float[Array, "b n c"]:
         return multi_head_attention(
-            x, context, self.heads, init=self.init_scheme, use_bias=False, sow=self.sow
+            x,
+            context,
+            self.heads,
+            init=self.init_scheme,
+            use_bias=False,
+            kind=self.kind,
+            sow=self.sow,
         )
 
 
@@ -66,9 +73,11 @@ class TransformerBlock(nn.Module):
     ) -> Float[Array, "b n c"]:
         width = x.shape[-1]
         normed = LayerNorm(name="norm1")(x)
-        x = x + Attention(self.heads, self.init_scheme, name="attn1")(normed, normed)
+        to_itself = Attention("self_attention", self.heads, self.init_scheme, name="attn1")
+        x = x + to_itself(normed, normed)
         normed = LayerNorm(name="norm2")(x)
-        x = x + Attention(self.heads, self.init_scheme, name="attn2")(normed, text)
+        to_text = Attention("cross_attention", self.heads, self.init_scheme, name="attn2")
+        x = x + to_text(normed, text)
         normed = LayerNorm(name="norm3")(x)
         hidden = geglu(dense(normed, 8 * width, "ff.net.0.proj", init=self.init_scheme))
         # (b, n, 4 * c) -> (b, n, c)

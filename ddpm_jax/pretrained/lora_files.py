@@ -1,9 +1,11 @@
 """Read and write LoRA files of Stable Diffusion, and of our networks in the same form.
 
-Five dialects name the tensors of a layer in different ways: that of peft (`to_q.lora_A.weight`),
-two of diffusers (`to_q.lora.down.weight`, `processor.to_q_lora.down.weight`), that of kohya
-(`lora_unet_..._to_q.lora_down.weight`), and any of them without the prefix `unet.`. kohya replaces
-dots by underscores, so names are compared with the spellings of the network's own layers.
+Files name a layer's tensors in one of five ways: `unet.to_q.lora_A.weight` (peft's names, as
+diffusers writes them), `base_model.model.to_q.lora_A.weight` (peft itself, with its settings in
+adapter_config.json), `unet.to_q.lora.down.weight` and `unet.processor.to_q_lora.down.weight`
+(diffusers before peft), and `lora_unet_to_q.lora_down.weight` (kohya). Any form with a dot after
+the part may omit it. kohya replaces dots by underscores, so names are compared with the spellings
+of the network's own layers.
 """
 
 import json
@@ -21,10 +23,11 @@ from jaxtyping import Array
 from ddpm_jax.errors import check
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.pretrained.lora_settings import METADATA, Settings, read_settings
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.pretrained.torch_pickle import LazyTensor
-from ddpm_jax.pretrained.untrusted_files import brief, parse_json
-from ddpm_jax.pretrained.weight_files import read_metadata, read_tensor_file, write_tensor_file
+from ddpm_jax.pretrained.untrusted_files import brief
+from ddpm_jax.pretrained.weight_files import read_tensor_file, write_tensor_file
 from ddpm_jax.pretrained.weight_names import (
     CLIP_PREFIX,
     first_names,
@@ -42,8 +45,9 @@ from ddpm_jax.training.lora import (
 )
 
 NAME = "pytorch_lora_weights.safetensors"
-"""The name of the file in a folder."""
-METADATA = "lora_adapter_metadata"
+PEFT_NAME = "adapter_model.safetensors"
+"""The names of the file in folders of diffusers and of peft."""
+PEFT_PREFIX = "base_model.model."
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
 """{part of a pipeline: its prefix in kohya's dialect}."""
 MATRIX = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)[._](A|B|down|up)\.weight")
@@ -75,21 +79,22 @@ class Target(NamedTuple):
 
 
 def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraParams]:
-    """Read a LoRA file, safetensors or .bin, or the file NAME of a folder: {part: LoRA}.
+    """Read a LoRA file, safetensors or .bin, or the one in a folder: {part: LoRA}.
 
     `nets` are the networks that it may change, {"unet": ..., "text_encoder": ...}; a network of
     pixels is a unet. B includes alpha / rank. Alpha is the tensor of the layer, else that of the
-    metadata, else the rank. Raise FileNotFoundError, or ValueError for a file of another kind or
+    settings, else the rank. Raise FileNotFoundError, or ValueError for a file of another kind or
     for other networks.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no LoRA file {path}: check its path.")
-    layers = _by_module(path, read_tensor_file(path))
+    path = _file(Path(path))
+    tensors = read_tensor_file(path)
+    layers = _by_module(path, tensors)
     found = _find_layers(path, layers, nets)
-    settings = {part: _settings(path, part) for part in nets}
+    modules: dict[str, list[str]] = {part: [] for part in nets}
+    for target in found.values():
+        modules[target.part].append(target.module)
+    is_peft = any(name.startswith(PEFT_PREFIX) for name in tensors)
+    settings = read_settings(path, is_peft, modules)
     scales = {
         module: _scale(path, target, layers[module], settings[target.part])
         for module, target in found.items()
@@ -100,6 +105,15 @@ def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraPa
         pair = _read_pair(target, layers[module], scales[module])
         loras.setdefault(target.part, {})[target.path] = pair
     return loras
+
+
+def _file(path: Path) -> Path:
+    """The LoRA file of a path or, in a folder, that of diffusers or else of peft."""
+    if path.is_dir():
+        path /= next((name for name in (NAME, PEFT_NAME) if (path / name).exists()), NAME)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no LoRA file {path}: check its path.")
+    return path
 
 
 def add_lora(
@@ -128,7 +142,7 @@ def save_lora(
     nets: Mapping[str, Network],
     settings: Lora,
 ) -> None:
-    """Write the LoRA of each part in peft's dialect, with rank and alpha in the metadata.
+    """Write the LoRA of each part with peft's names, and rank and alpha in the metadata.
 
     `settings` are those with which they were trained.
     """
@@ -179,7 +193,8 @@ def _module(net: Network, kernel: str) -> str:
 def _by_module(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
     """The tensors A, B and alpha of each layer. Raise ValueError for a file of another kind."""
     layers: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
+    for full_name, tensor in tensors.items():
+        name = full_name.removeprefix(PEFT_PREFIX)
         if match := MATRIX.fullmatch(name):
             layers[match[1]][ROLES.get(match[2], match[2])] = tensor
         elif name.endswith(".alpha"):
@@ -205,10 +220,10 @@ def _targets(nets: Mapping[str, Network]) -> dict[str, Target]:
             for name in _old_names(module):
                 spelled[f"{part}.{name}"] = target
                 spelled[f"{KOHYA[part]}_{name.replace('.', '_')}"] = target
-                if part == "unet":
-                    spelled[name] = target
-                elif isinstance(net, ClipText):
-                    spelled[f"{part}.{name.removeprefix(CLIP_PREFIX)}"] = target
+                spelled[name] = target
+                if isinstance(net, ClipText):
+                    short = name.removeprefix(CLIP_PREFIX)
+                    spelled |= {short: target, f"{part}.{short}": target}
     return spelled
 
 
@@ -244,6 +259,7 @@ def _find_layers(
 def _check_shapes(path: Path, target: Target, pair: Mapping[str, LazyTensor]) -> None:
     a = _without_ones(pair["A"].shape)
     b = _without_ones(pair["B"].shape)
+    check(0 not in (*a, *b), f"{path}: A and B of {target.module} are empty: use another file.")
     check(
         len(a) >= 2 and len(b) == 2 and a[0] == b[1],
         f"{path}: the ranks of {target.module} differ: A has the shape {pair['A'].shape} and B "
@@ -255,10 +271,9 @@ def _check_shapes(path: Path, target: Target, pair: Mapping[str, LazyTensor]) ->
         f"{path} is for another network: it changes {target.module} as {change}, but the weight is "
         f"{target.shape}.",
     )
-    check(
-        math.prod(pair["alpha"].shape) == 1 if "alpha" in pair else True,
-        f"{path}: alpha of {target.module} is no number.",
-    )
+    if "alpha" in pair:
+        is_one_number = math.prod(pair["alpha"].shape) == 1
+        check(is_one_number, f"{path}: alpha of {target.module} is no number.")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -266,59 +281,26 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def _settings(path: Path, part: str) -> dict[str, Any]:
-    """The settings of a part in the metadata of a file; empty if there are none."""
-    text = read_metadata(path).get(METADATA)
-    if text is None:
-        return {}
-    values = parse_json(text, f"The {METADATA} of {path}")
-    prefix = f"{part}."
-    own = {
-        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
-    }
-    if not own and part == "unet":
-        own = {key: value for key, value in values.items() if "." not in key}
-    kinds = {
-        "DoRA": own.get("use_dora"),
-        str(own.get("peft_type")): own.get("peft_type", "LORA") != "LORA",
-        "LoRA with biases": own.get("lora_bias"),
-    }
-    for kind, is_so in kinds.items():
-        check(not is_so, f"{path} is a {brief(kind)}, says its {METADATA}: use a plain LoRA.")
-    return own
-
-
-def _scale(
-    path: Path, target: Target, pair: Mapping[str, LazyTensor], settings: Mapping[str, Any]
-) -> float:
-    """alpha / rank of a layer. Raise ValueError if the metadata has another rank or no number."""
+def _scale(path: Path, target: Target, pair: Mapping[str, LazyTensor], settings: Settings) -> float:
+    """alpha / rank of a layer. Raise ValueError for settings of another rank, or without number."""
+    values = settings.values
     rank = pair["A"].shape[0]
-    noted = _of_layer(settings, "rank_pattern", "r", target.module)
+    noted = settings.ranks.get(target.module, values.get("r"))
     check(
         noted in (None, rank),
         f"{path}: the rank of {target.module} is {rank} by its shape and {brief(noted)} by its "
-        f"{METADATA}.",
+        f"{settings.source}.",
     )
     if "alpha" in pair:
         alpha = float(pair["alpha"].read().ravel()[0])
     else:
-        alpha = _of_layer(settings, "alpha_pattern", "lora_alpha", target.module)
+        alpha = settings.alphas.get(target.module, values.get("lora_alpha"))
     if alpha is None:
         return 1.0
     is_number = isinstance(alpha, (int, float)) and math.isfinite(alpha)
     check(is_number, f"{path}: alpha of {target.module} is {brief(alpha)}, not a number.")
-    has_root = "alpha" not in pair and settings.get("use_rslora")
+    has_root = "alpha" not in pair and values.get("use_rslora")
     return alpha / math.sqrt(rank) if has_root else alpha / rank
-
-
-def _of_layer(settings: Mapping[str, Any], patterns: str, default: str, module: str) -> Any:
-    """The value of the pattern that ends the layer's name, or else the default."""
-    by_name = settings.get(patterns)
-    for key, value in (by_name if isinstance(by_name, dict) else {}).items():
-        name = key.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if f".{module}".endswith(f".{name}"):
-            return value
-    return settings.get(default)
 
 
 def _read_pair(target: Target, pair: Mapping[str, LazyTensor], scale: float) -> tuple[Array, Array]:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from ddpm_jax.data.pixels import to_floats, to_uint8
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
     sampling: Sampling
     grid: GridRow
     shape: tuple[int, int, int]
-    """Of the latents."""
+    """Shape of one latent."""
     text: TextCondition
     """A row per prompt."""
     empty: TextCondition
@@ -113,9 +113,9 @@ class Plan(NamedTuple):
     images: UInt8[np.ndarray, "n h w 3"] | None
     masks: Bool[np.ndarray, "m h w 1"] | None
     moments: Float[Array, "n h w k2"] | None
-    """Of the encoded images."""
+    """Moments of the encoded images."""
     masked_moments: Float[Array, "n h w k2"] | None
-    """Of the images without what is redrawn, for networks that inpaint."""
+    """Moments of the encoded images without what is redrawn, for networks that inpaint."""
 
     @property
     def starts_from_noise(self) -> bool:
@@ -126,8 +126,18 @@ class Plan(NamedTuple):
 
     @property
     def keeps_known(self) -> bool:
-        """Whether the steps set the known latents, which networks that inpaint take as input."""
+        """Whether each step resets known latents. Inpainting networks get them as input instead."""
         return self.masks is not None and not self.model.inpaints
+
+
+class Batch(NamedTuple):
+    """A drawn batch of images, of which the last ones may only fill it."""
+
+    indices: Int[np.ndarray, " b"]
+    text: TextCondition
+    latents: Float[Array, "b h w c"]
+    states: Float[Array, "steps b h w c"] | None
+    """The latents before each row of the grid, if they were kept."""
 
 
 def draw_images(
@@ -137,19 +147,14 @@ def draw_images(
     *,
     batch_size: int = 1,
     progress: bool = True,
-    on_states: Callable | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw the images of a request as `draw_pixels` does, as uint8.
 
-    Pixels outside a mask are those of the resized image. `on_states` is for `draw_latents`.
+    Pixels outside a mask are those of the resized image.
     """
     plan = make_plan(model, request, sampling or model.sampling)
-    drawn = to_uint8(_draw(plan, batch_size, progress, on_states))
-    if plan.images is None or plan.masks is None:
-        return drawn
-    indices = np.arange(request.total)
-    images = plan.images[indices % len(plan.images)]
-    return paste_known(drawn, images, plan.masks[indices % len(plan.masks)])
+    batches = draw_batches(plan, batch_size, progress)
+    return to_images(plan, np.concatenate([decode_batch(plan, batch) for batch in batches]))
 
 
 def draw_pixels(
@@ -166,26 +171,40 @@ def draw_pixels(
     replaces the model's. Raise ValueError for a request that does not fit the model.
     """
     plan = make_plan(model, request, sampling or model.sampling)
-    return _draw(plan, batch_size, progress)
+    batches = draw_batches(plan, batch_size, progress)
+    return np.concatenate([decode_batch(plan, batch) for batch in batches])
 
 
-def _draw(
-    plan: Plan, batch_size: int, progress: bool, on_states: Callable | None = None
-) -> Float[np.ndarray, "n h w 3"]:
+def draw_batches(
+    plan: Plan, batch_size: int, progress: bool, keep_states: bool = False
+) -> Iterator[Batch]:
+    """Yield the images of a plan in batches of one compiled program."""
     total = plan.request.total
     batch_size = parallel.padded_batch_size(batch_size, total)
     steps = len(plan.grid.i)
-    batches = []
     with tqdm(
         total=-(-total // batch_size) * steps,
         desc=f"{total} images, {steps} steps",
         disable=not progress,
     ) as bar:
         for start in range(0, total, batch_size):
-            indices = np.arange(start, start + batch_size)
-            latents = draw_latents(plan, indices, bar.update, on_states)
-            batches.append(np.asarray(decode(plan.model, latents[: total - start])))
-    return np.concatenate(batches)
+            yield draw_batch(plan, np.arange(start, start + batch_size), bar.update, keep_states)
+
+
+def decode_batch(plan: Plan, batch: Batch) -> Float[np.ndarray, "n h w 3"]:
+    """The pixels of a batch, without those that only fill it."""
+    is_asked_for = batch.indices < plan.request.total
+    return np.asarray(decode(plan.model, batch.latents[: is_asked_for.sum()]))
+
+
+def to_images(plan: Plan, pixels: Float[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """The images of all pixels of a plan. Outside of masks they are the images given."""
+    drawn = to_uint8(pixels)
+    if plan.images is None or plan.masks is None:
+        return drawn
+    indices = np.arange(plan.request.total)
+    images = plan.images[indices % len(plan.images)]
+    return paste_known(drawn, images, plan.masks[indices % len(plan.masks)])
 
 
 def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> Plan:
@@ -224,16 +243,13 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
     )
 
 
-def draw_latents(
+def draw_batch(
     plan: Plan,
-    indices: np.ndarray,
+    indices: Int[np.ndarray, " b"],
     on_steps: Callable[[int], None] = lambda steps: None,
-    on_states: Callable | None = None,
-) -> Float[Array, "b h w c"]:
-    """The latents of the images at these indices, drawn as one batch.
-
-    `on_states(plan, indices, text, states)` gets the condition, and the input of each row.
-    """
+    keep_states: bool = False,
+) -> Batch:
+    """Draw the latents of the images at these indices as one batch."""
     # PyTorch's seeds have 64 bits.
     keys = sample_keys(plan.request.seed % 2**32, jnp.asarray(indices))
     noise = _noise(plan, indices, keys)
@@ -246,7 +262,7 @@ def draw_latents(
     walk = (keys, denoise, sampler, plan.grid)
     steps = len(plan.grid.i)
     std = noise_scale(plan.sampling.grid_kind, plan.sampling.spacing, plan.grid)
-    chunks = chunk_count(steps, MIN_CHUNKS if on_states is None else steps)
+    chunks = chunk_count(steps, steps if keep_states else MIN_CHUNKS)
     if plan.keeps_known:
         latents, masks = known
         start = std * noise.initial if plan.starts_from_noise else None
@@ -256,16 +272,14 @@ def draw_latents(
     else:
         states = image_to_image(*walk, known[0], noise.initial, chunks=chunks)
     latents = next(states)
-    inputs = []
+    kept = []
     for state in states:
-        if on_states is not None:
-            inputs.append(latents)
+        if keep_states:
+            kept.append(latents)
         # Block, so that a progress bar counts computed steps, not queued ones.
         latents = jax.block_until_ready(state)
         on_steps(steps // chunks)
-    if on_states is not None:
-        on_states(plan, indices, text, jnp.stack(inputs))
-    return latents
+    return Batch(indices, text, latents, jnp.stack(kept) if keep_states else None)
 
 
 def guided_network(
@@ -322,7 +336,7 @@ def _latent_masks(plan: Plan, indices: np.ndarray) -> Array | None:
 def _conditions(
     plan: Plan, indices: np.ndarray, noise: Noise
 ) -> tuple[TextCondition, TextCondition]:
-    """The condition of each sample, and its condition of the negative prompt."""
+    """The conditions of the prompts and of the negative prompts."""
     image = None
     if plan.masked_moments is not None:
         moments = plan.masked_moments[indices % len(plan.masked_moments)]

@@ -3,9 +3,8 @@
 strength    start from q(x_t | x0) of an image                SDEdit, Meng et al. 2022
 inpainting  set known latents to q(x_next | x0) at each step  SDE, Song et al. 2021
 
-Each yields the first latents, then those after each of `chunks` equal parts of the grid, and is as
-in diffusers' pipelines: one eps, given by the caller, serves the start and the known
-latents of every step.
+Each yields the first latents, then the latents after each of `chunks` equal parts of the grid. As
+in diffusers, one eps, given by the caller, serves the start and the known latents of every step.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ is split into tokens by byte pair encoding. Equal to transformers' CLIPTokenizer
 own tokenizer does with ftfy.
 """
 
+import functools
 import json
 import unicodedata
 import warnings
@@ -102,7 +103,7 @@ def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def word_tokens(tokenizer: Tokenizer, prompt: str) -> dict[str, list[int]]:
-    """Where the tokens of each word, in lower case, are among the ids of `tokenize`.
+    """{word in lower case: positions of its tokens among the ids of `tokenize`}.
 
     A word that occurs again has the tokens of all its places. Tokens that are cut off are left out.
     """
@@ -165,10 +166,16 @@ def _word_splitter(library: ModuleType, model: Any) -> Any:
     return words
 
 
+@functools.cache
+def _empty_splitter() -> Any:
+    """The word splitter of a tokenizer without tokens, built once for all texts."""
+    library = _library()
+    return _word_splitter(library, library.models.BPE())
+
+
 def split_words(text: str) -> list[str]:
     """The words of a text, as characters that stand for bytes (`byte_alphabet`)."""
-    library = _library()
-    splitter = _word_splitter(library, library.models.BPE())
+    splitter = _empty_splitter()
     normalized = splitter.normalizer.normalize_str(text)
     return [word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normalized)]
 

@@ -7,16 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, UInt8
 
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import bind
 from ddpm_jax.errors import check
 from ddpm_jax.generation.attention_maps import attention_of, attention_sums, merge_maps
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.scheduler_grids import at_whole_timesteps, needs_whole_timesteps
 from ddpm_jax.models.unet_conditional import TextCondition
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
-from ddpm_jax.text_to_image.draw import Plan
+from ddpm_jax.text_to_image.draw import (
+    Batch,
+    Plan,
+    Request,
+    decode_batch,
+    draw_batches,
+    make_plan,
+    to_images,
+)
 from ddpm_jax.text_to_image.prompts import word_tokens
 
 PERIODS = ("all steps", "early", "middle", "late")
@@ -28,7 +37,7 @@ class WordMaps(NamedTuple):
 
     words: list[str]
     maps: Float[np.ndarray, "words periods h w"]
-    """Over all steps and over each third of them, as in `PERIODS`."""
+    """Over all steps, then over each third of them (`PERIODS`) if there are at least three."""
 
 
 def check_word_maps(model: StableDiffusion, prompts: Sequence[str]) -> None:
@@ -45,22 +54,36 @@ def check_word_maps(model: StableDiffusion, prompts: Sequence[str]) -> None:
     )
 
 
-def word_maps(
-    plan: Plan,
-    indices: Int[np.ndarray, " b"],
-    text: TextCondition,
-    states: Float[Array, "steps b h w c"],
-) -> list[WordMaps]:
-    """The maps of the images at these indices; an `on_states` of `draw_images`.
+def draw_with_maps(
+    model: StableDiffusion,
+    request: Request,
+    sampling: Sampling | None = None,
+    *,
+    batch_size: int = 1,
+    progress: bool = True,
+) -> tuple[UInt8[np.ndarray, "n h w 3"], list[WordMaps]]:
+    """Draw images as `draw_images` does, and the maps of each. Raise as `check_word_maps` does."""
+    check_word_maps(model, request.prompts)
+    plan = make_plan(model, request, sampling or model.sampling)
+    pixels = []
+    maps: list[WordMaps] = []
+    for batch in draw_batches(plan, batch_size, progress, keep_states=True):
+        pixels.append(decode_batch(plan, batch))
+        maps += word_maps(plan, batch)
+    return to_images(plan, np.concatenate(pixels)), maps
 
-    The map of a word is the mean of those of its tokens, wherever it occurs (DAAM). Indices beyond
-    the last image fill the batch and have no maps.
+
+def word_maps(plan: Plan, batch: Batch) -> list[WordMaps]:
+    """The maps of the images of a batch whose states were kept, without those that only fill it.
+
+    The map of a word is the mean of those of its tokens, wherever it occurs (DAAM).
     """
-    maps = period_maps(plan, text, states)
+    assert batch.states is not None
+    maps = period_maps(plan, batch.text, batch.states)
     prompts = plan.request.prompts
     return [
         _of_words(word_tokens(plan.model, prompts[index // plan.request.num_images]), maps[:, i])
-        for i, index in enumerate(indices)
+        for i, index in enumerate(batch.indices)
         if index < plan.request.total
     ]
 
@@ -68,14 +91,16 @@ def word_maps(
 def period_maps(
     plan: Plan, text: TextCondition, states: Float[Array, "steps b h w c"]
 ) -> Float[np.ndarray, "periods b h w tokens"]:
-    """The maps of all tokens over all steps, then over each third of them."""
+    """The maps of all tokens over all steps, then over each third of them if there are three."""
     model = plan.model
     function = attention_of(model.unet, "cross_attention", model.dtype)
     attention = bind(Partial(parallel.per_shard(function), model.unet_params), text)
     if needs_whole_timesteps(plan.sampling.grid_kind):
         attention = at_whole_timesteps(attention)
-    thirds = attention_sums(attention, states, plan.grid, parts=THIRDS)
-    sums = jax.tree.map(lambda parts: jnp.concatenate([parts.sum(0, keepdims=True), parts]), thirds)
+    parts = THIRDS if len(states) >= THIRDS else 1
+    sums = attention_sums(attention, states, plan.grid, parts=parts)
+    if parts > 1:
+        sums = jax.tree.map(lambda x: jnp.concatenate([x.sum(0, keepdims=True), x]), sums)
     return np.asarray(merge_maps(sums, states.shape[2:4]))
 
 

@@ -20,7 +20,8 @@ from ddpm_jax import draws
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 
-LoraParams = dict[str, tuple[Float[Array, "*hw i r"], Float[Array, "r o"]]]
+# The underscores keep jaxtyping from comparing the sizes, which differ between layers.
+LoraParams = dict[str, tuple[Float[Array, "*_hw _i _r"], Float[Array, "_r _o"]]]
 """{path of a kernel: (A, B)}."""
 
 QUERY_KEY_VALUE_OUT = (
@@ -46,8 +47,8 @@ class Lora:
     alpha: float | None = None
     """The change is multiplied by alpha / rank; None for alpha = rank."""
     targets: tuple[str, ...] = ("attention",)
-    """Layers: attention, linear or conv (larger than 1x1), or patterns of paths, such as to_v
-    down_*/conv1."""
+    """Layers: attention, linear or conv (larger than 1x1), or patterns of parts of paths, such as
+    to_v down_*/conv1."""
 
     def __post_init__(self):
         check(self.rank >= 0, f"lora.rank must be at least 0, not {self.rank}.")
@@ -56,14 +57,18 @@ class Lora:
             f"lora.alpha must be positive, not {self.alpha}.",
         )
         check(len(self.targets) > 0, "lora.targets names no layer: give one, such as attention.")
+        check(
+            self.rank > 0 or (self.alpha is None and self.targets == Lora.targets),
+            "lora.alpha and lora.targets are for a LoRA, but lora.rank is 0: set it, such as 4.",
+        )
 
     @property
     def scale(self) -> float:
-        """The factor s = alpha / rank of a change."""
+        """The factor s = alpha / rank of a change; 1 without a LoRA."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def trained_shapes(self, shapes: Params) -> Params:
-        """The shapes of what is trained, of a network's: its LoRA, or with rank 0 all of them."""
+        """Shapes of the trained parameters: the LoRA's or, with rank 0, the network's."""
         if not self.rank:
             return shapes
         return jax.eval_shape(lambda: init_lora(draws.make_key(0), shapes, self))
@@ -72,9 +77,9 @@ class Lora:
 def find_targets(params: Params, targets: Sequence[str]) -> list[str]:
     """The paths of the kernels that `targets` name, in order. `params` may be shapes.
 
-    A target is a name of `SETS`, or a pattern with `*` and `?` that matches whole parts of a path.
-    Raise ValueError for a target that matches nothing; the message lists the paths, with `*` for
-    each number.
+    A target is a name of `SETS`, or a pattern with `*` and `?` that matches one or more whole parts
+    of a path; `*` also matches across parts. Raise ValueError for a target that matches nothing.
+    The message lists the paths, with `*` for each number.
     """
     shapes = lora_shapes(params)
     found: set[str] = set()
@@ -145,7 +150,7 @@ def _init_pair(key: Key[Array, ""], shape: tuple[int, ...], rank: int) -> tuple[
 def merge_lora(params: Params, lora: LoraParams, scale: ArrayLike = 1.0) -> Params:
     """The parameters W + scale A B. Several LoRAs add up, one call each; `scale` may be traced.
 
-    Raise ValueError if a path or a shape of the LoRA is not that of a parameter.
+    Raise ValueError unless the paths and shapes of the LoRA fit the parameters.
     """
     missing = sorted(set(lora) - set(by_path(params)))
     check(not missing, f"The LoRA is for other parameters: there is no {', '.join(missing[:4])}.")
@@ -158,6 +163,10 @@ def merge_lora(params: Params, lora: LoraParams, scale: ArrayLike = 1.0) -> Para
 
 
 def _add(path: str, w: Any, a: Array, b: Array, scale: ArrayLike) -> Array:
+    check(
+        jnp.shape(a)[-1:] == jnp.shape(b)[:1],
+        f"The ranks of the LoRA differ for {path}: A is {jnp.shape(a)} and B is {jnp.shape(b)}.",
+    )
     change = jnp.asarray(scale, jnp.float32) * jnp.tensordot(a, b, 1, precision="highest")
     check(
         change.shape == w.shape,

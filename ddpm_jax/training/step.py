@@ -22,7 +22,7 @@ from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 Params = Any
 """Any pytree of float32 arrays."""
 Loss = Callable[..., Float[Array, " b"]]
-"""Of (params, keys (b,), batch), and of what the step takes besides and does not train."""
+"""(params, keys (b,), batch, *frozen) -> losses (b,)."""
 
 
 class TrainState(NamedTuple):

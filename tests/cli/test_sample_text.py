@@ -13,6 +13,7 @@ from helpers.text import IMAGE, MASK, tiny_model
 from PIL import Image
 
 from ddpm_jax.cli import sample, text_options
+from ddpm_jax.cli.text_options import TextOptions
 from ddpm_jax.pretrained.lora_files import save_lora, with_lora
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image import tokenize
@@ -68,6 +69,26 @@ def test_attention_maps_are_written_beside_the_images(folder, tmp_path, capsys):
     assert "The prompt '' has no word, so there is no map to show" in message
 
 
+@pytest.mark.parametrize("total", [1, 2])
+def test_maps_are_named_after_the_first_output_and_replace_no_other(total, tmp_path):
+    def files(*outs):
+        options = TextOptions(out=tuple(tmp_path / out for out in outs), attention_maps=True)
+        return [str(file.relative_to(tmp_path)) for file in options.map_files(total)]
+
+    folder = ["heart.v2_attention/00000.png", "heart.v2_attention/00001.png"]
+    assert files("heart.v2.png", "x.npz") == (["heart.v2_attention.png"] if total == 1 else folder)
+    taken = "x_attention.png" if total == 1 else "x_attention/00001.png"
+    with pytest.raises(ValueError, match="is written besides the images"):
+        files("x.png", taken)
+    if total == 2:
+        with pytest.raises(ValueError, match="x_attention' is written besides the images"):
+            files("x.png", "x_attention")
+        (tmp_path / "old_attention").mkdir()
+        (tmp_path / "old_attention" / "00002.png").touch()
+        with pytest.raises(ValueError, match="more numbered pictures than the 2 to be written"):
+            files("old.png")
+
+
 @pytest.fixture
 def ask(monkeypatch, folder, tmp_path):
     """Run sample.py and return its arguments of `draw_images`, which is replaced."""
@@ -91,6 +112,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_drawing(folder, tmp_
     message = one_line(capsys, sample.main, "--ckpt", folder, "--prompt", "a heart", *outs)
     assert "/proc/heart.png cannot be written" in message
     assert not (tmp_path / "heart.png").exists()
+
+
+def test_a_folder_with_more_images_than_are_drawn_is_refused_before_drawing(
+    folder, tmp_path, capsys
+):
+    (tmp_path / "00002.png").touch()
+    command = ("--ckpt", folder, "--no-compilation-cache", "--prompt", "a", "b", "--out", tmp_path)
+    message = one_line(capsys, sample.main, *command)
+    assert "more numbered pictures than the 2 to be written" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["00002.png"]
 
 
 def test_lora_files_change_the_unet_and_the_text_encoder(ask, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.figures import image_grids
-from ddpm_jax.figures.image_grids import check_output, image_grid, save_images
+from ddpm_jax.figures.image_grids import check_output, check_paths, image_grid, save_images
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -136,6 +136,12 @@ def test_check_output_and_save_images_reject_the_same_paths(tmp_path):
     for name in ("x.png", "x.npz", "folder", "deep/er/x.png", ""):
         check_output(tmp_path / name)
     assert files(tmp_path) == ["file"]
+
+
+def test_a_chain_replaces_no_other_output(tmp_path):
+    check_paths([tmp_path / "y.png", tmp_path / "x_chain.png"], chain=True)
+    with pytest.raises(ValueError, match=r"x_chain.png' is written besides the images"):
+        check_paths([tmp_path / "x.png", tmp_path / "x_chain.png"], chain=True)
 
 
 def test_old_and_new_samples_do_not_mix_in_a_directory(tmp_path):

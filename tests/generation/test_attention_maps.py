@@ -243,6 +243,8 @@ def test_mistakes_are_refused():
             ({"pixels": [(0, -1)]}, r"Pixel \(0, -1\) is outside of 5x6"),
         ],
     )
+    with pytest.raises(ValueError, match="3 rows of a grid cannot be split into 4 parts"):
+        attention_sums(ATTENTION, STATES, GRID, parts=4)
     assert_refused(
         maps_of_plain,
         [
@@ -253,5 +255,5 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="condition must have 2 rows"):
         bound = bind(ATTENTION, TEXT._replace(states=TEXT.states[:1]))
         attention_sums(bound, STATES, GRID)
-    with pytest.raises(ValueError, match="attention over 29 pixels is no halving of 5x6"):
+    with pytest.raises(ValueError, match="attention over 29 pixels does not fit 5x6 halved any"):
         module.layer_size(29, *SIZE)

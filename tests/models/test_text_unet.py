@@ -7,6 +7,9 @@ import pytest
 from helpers.latent_runs import AUTOENCODER, TEXT_UNET
 
 from ddpm_jax import draws
+from ddpm_jax.diffusion.grid import make_grid
+from ddpm_jax.diffusion.schedule import from_betas, linear_betas
+from ddpm_jax.generation.attention_maps import attention_maps
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet_conditional import TextCondition
@@ -37,6 +40,18 @@ def test_it_is_the_unet_on_the_states_of_the_text_encoder(params):
     assert np.abs(output[0] - apply(params, xt, t, ids[::-1])[0]).max() > 1e-4
     empty = apply(params, xt, t, TEXT_UNET.unconditional(2))
     np.testing.assert_allclose(apply(params, xt, t), empty, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [None, [(0, 3)]])
+def test_its_attention_is_that_of_the_unet_on_the_states_of_the_text_encoder(params, pixels):
+    ids = jnp.array([[0, 5, 7, 1, 1, 1]], jnp.int32)
+    states = draws.normal(draws.make_key(1), (2, 1, 4, 4, 4))
+    grid = make_grid(from_betas(linear_betas(1000)), np.array([900, 100]))
+    maps = attention_maps(TEXT_UNET, params, states, grid, ids, pixels=pixels)
+    text = TextCondition(TEXT_UNET.text_encoder.apply(params["text_encoder"], ids))
+    expected = attention_maps(TEXT_UNET.unet, params["unet"], states, grid, text, pixels=pixels)
+    assert maps.shape == (1, 4, 4, 6 if pixels is None else 1)
+    np.testing.assert_allclose(maps, expected, atol=1e-5)
 
 
 def test_its_parameters_are_those_of_both_parts():

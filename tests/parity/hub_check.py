@@ -100,7 +100,7 @@ VARIANTS = {"stabilityai/stable-diffusion-2": "fp16"}
 
 
 def measure(model: StableDiffusion, case: Case, load: LoadNoise) -> np.ndarray:
-    """The values of one case. Of the batch of diffusers' tests, one row is computed."""
+    """The values of one case. Compute only the row that diffusers' tests slice."""
     size = model.unet.sample_size
     if case.part == "unet":
         xt = load(case.seed, (4, model.unet.in_channels, size, size))[-1:]

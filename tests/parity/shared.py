@@ -52,11 +52,11 @@ def conclude(what, figures, wrong=0):
     `wrong` counts what failed without being a figure.
     """
     wrong += sum(figure.over for figure in figures)
-    worst = max(figures, key=lambda figure: (figure.over, figure.value / figure.bound))
     result = f"{wrong} wrong" if wrong else "all within their bounds"
+    summary = f"{what}: {len(figures)} figures, {result}"
+    if figures:
+        worst = max(figures, key=lambda figure: (figure.over, figure.value / figure.bound))
+        summary += f"; worst: {worst.name} {worst.value:.1e}, bound {worst.bound:.1e}"
     print_progress("end")
-    print(
-        f"{what}: {len(figures)} figures, {result}; "
-        f"worst: {worst.name} {worst.value:.1e}, bound {worst.bound:.1e}"
-    )
+    print(summary)
     return int(wrong > 0)

@@ -305,7 +305,7 @@ def print_memory():
 
 
 def compare():
-    """Print the tables. Return whether every line is right."""
+    """Print the tables. Return the figures, and how many lines are wrong without one."""
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -320,7 +320,7 @@ def compare():
     wrong += print_counts()
     print("temporary memory of compiled programs")
     wrong += print_memory()
-    return shared.conclude("the networks of Stable Diffusion", figures, wrong) == 0
+    return figures, wrong
 
 
 def write_fixture():

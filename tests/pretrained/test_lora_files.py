@@ -1,4 +1,4 @@
-"""Read the five dialects of LoRA files, refuse other kinds, and write peft's."""
+"""Read each form of LoRA files, refuse other kinds, and write peft's names."""
 
 import json
 
@@ -13,14 +13,15 @@ from safetensors import safe_open
 
 from ddpm_jax.models import Network
 from ddpm_jax.pretrained.lora_files import (
-    METADATA,
     NAME,
+    PEFT_NAME,
     add_lora,
     load_lora,
     save_lora,
     split_parts,
     with_lora,
 )
+from ddpm_jax.pretrained.lora_settings import METADATA, PEFT_CONFIG
 from ddpm_jax.pretrained.weight_names import state_dict_name, to_torch
 from ddpm_jax.training.lora import Lora, init_lora, lora_shapes, merge_lora
 
@@ -76,13 +77,12 @@ def assert_changed_by(path, expected, scale=1.0):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_makes_the_same_change(dialect, tmp_path):
-    """The old names of attention are for its layers alone, and bare names for the U-Net's."""
+    """The old names of attention are for its layers alone."""
     patterns = [".attn1.", ".attn2.", "self_attn"]
     if dialect != "old diffusers":
         patterns += [".ff.net", ".proj_in", "mlp.fc1", "resnets.0.conv", "time_emb_proj"]
-    parts = ("unet",) if dialect == "bare" else ("unet", "text_encoder")
-    pairs = pairs_of(*patterns, parts=parts)
-    assert len(pairs) > 10 * len(parts)
+    pairs = pairs_of(*patterns)
+    assert len(pairs) > 20
     path = write(tmp_path / "style.safetensors", spell(dialect, pairs))
     assert_changed_by(path, changes(pairs))
 
@@ -116,6 +116,9 @@ def metadata(**settings):
         ("peft", None, {"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
         ("peft", None, {"r": 4, "lora_alpha": 8, "alpha_pattern": {f"^{Q}$": 1}}, 1 / 4),
         ("peft", None, {"r": 9, "lora_alpha": 4, "rank_pattern": {"attn1.to_q": 4}}, 1.0),
+        ("peft", None, {"lora_alpha": 8, "alpha_pattern": {r"down_blocks\.\d.*to_q": 1}}, 1 / 4),
+        ("peft", None, {"lora_alpha": 8, "alpha_pattern": {"attn1.*": 1, "to_q": 2}}, 1 / 4),
+        ("peft", None, {"lora_alpha": 8, "alpha_pattern": {"^attn1.to_q": 1, "o_q": 1}}, 2.0),
         ("peft", 2.0, {"r": 4, "lora_alpha": 8}, 1 / 2),
         ("bare", None, {}, 1.0),
     ],
@@ -143,6 +146,48 @@ def test_names_of_metadata_without_a_part_are_those_of_the_unet(tmp_path):
     text = json.dumps({"r": 4, "lora_alpha": 2})
     path = write(tmp_path / "style.safetensors", spell("bare", pairs), **{METADATA: text})
     assert_changed_by(path, changes(pairs, 1 / 2))
+
+
+def save_as_peft(folder, pairs, **settings):
+    """The folder that peft's `save_pretrained` writes for one network."""
+    folder.mkdir(exist_ok=True)
+    tensors = {f"base_model.model.{module}": pair for (_, module), pair in pairs.items()}
+    named = {
+        f"{name}.lora_{letter}.weight": matrix
+        for name, pair in tensors.items()
+        for letter, matrix in zip("AB", pair, strict=True)
+    }
+    if settings:
+        (folder / PEFT_CONFIG).write_text(json.dumps({"peft_type": "LORA", **settings}))
+    return write(folder / PEFT_NAME, named)
+
+
+@pytest.mark.parametrize("part", NETS)
+def test_a_folder_that_peft_saved_has_its_settings_beside_the_file(part, tmp_path):
+    pairs = pairs_of(".attn1.", ".ff.net", "self_attn", parts=(part,), rank=4)
+    ranks = {key: len(pair[0]) for key, pair in pairs.items()}
+    settings = {"rank_pattern": {module: rank for (_, module), rank in ranks.items()}}
+    save_as_peft(tmp_path, pairs, r=9, lora_alpha=8, use_rslora=True, **settings)
+    expected = {}
+    for key, pair in pairs.items():
+        expected |= changes({key: pair}, 8 / np.sqrt(ranks[key]))
+    assert_changed_by(tmp_path, expected)
+
+
+def test_a_file_of_peft_without_its_settings_is_refused(tmp_path):
+    file = save_as_peft(tmp_path, pairs_of(".attn1."))
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing"):
+        load_lora(file, NETS)
+
+
+def test_patterns_from_a_file_are_matched_in_linear_time(tmp_path):
+    """Python's `re` would take hours for this one."""
+    pairs = pairs_of("attn1.to_q", parts=("unet",))
+    patterns = {f"{'(.*)*' * 20}x": 7, Q: 2}
+    noted = metadata(lora_alpha=5, alpha_pattern=patterns)
+    path = write(tmp_path / "style.safetensors", spell("peft", pairs), **noted)
+    lora = load_lora(path, NETS)["unet"]
+    assert len(lora) == len(pairs)
 
 
 def test_a_1x1_convolution_may_be_a_matrix(tmp_path):
@@ -226,6 +271,7 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
          r"another network: this one has no layer for 1 of its 2 \(unet.mid_block.q\)"),
         ((spell("kohya", {("text_encoder", "q"): (a, b)}), {}), r"its 1 \(lora_te_q\)"),
         ((spell("peft", {("unet", Q): (a[:2], b)}), {}), r"the ranks of .*to_q differ"),
+        ((spell("peft", {("unet", Q): (a[:0], b[:, :0])}, 1.0), {}), r"A and B of .*to_q are empt"),
         ((spell("peft", {("unet", Q): (a[:, :3], b)}), {}), r"changes .*to_q as \(8, 3\), but"),
         ((plain | spell("kohya", {("unet", Q): (a, b)}), {}), "a layer under two names"),
         ((plain, {"r": 8, "lora_alpha": 8}), "rank of .*to_q is 4 by its shape and 8 by its"),
@@ -234,6 +280,10 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
         ((plain | {f"{q}.alpha": bias}, {}), "alpha of .*to_q is no number"),
         ((plain, {"use_dora": True}), "is a DoRA, says its lora_adapter_metadata"),
         ((plain, {"peft_type": "LOHA"}), "is a LOHA, says its"),
+        ((plain, {"lora_bias": True}), "is a LoRA with biases, says its"),
+        ((plain, {"init_lora_weights": "pissa_niter_4"}), "whose weights pissa_niter_4 changed"),
+        ((plain, {"alpha_pattern": {"(?=x)": 1}}), r"alpha_pattern in .* has '\(\?=x\)', which ca"),
+        ((plain, {"rank_pattern": [1]}), r"rank_pattern in .* must be an object"),
     ])  # fmt: skip
     (tmp_path / "bad.safetensors").write_bytes(b"no file")
     write(tmp_path / "json.safetensors", plain, **{METADATA: "[" * 10_000})

@@ -114,7 +114,7 @@ def test_image_to_image_starts_from_the_sampled_latents_of_the_image():
     grid = rows_for_strength(sampling_grid(model.objective, sampling), 0.04)
     walk = (keys, denoiser(model, plan.text, plan.empty), model.sampler, grid)
     _, expected = image_to_image(*walk, latents, noise.initial)
-    np.testing.assert_allclose(draw.draw_latents(plan, np.arange(8))[:1], expected, atol=1e-5)
+    np.testing.assert_allclose(draw.draw_batch(plan, np.arange(8)).latents[:1], expected, atol=1e-5)
 
 
 def test_inpainting_pastes_the_pixels_outside_the_mask():

@@ -8,32 +8,27 @@ from helpers.text import tiny_model
 
 import ddpm_jax as dj
 from ddpm_jax.generation.walk import sampling_grid
-from ddpm_jax.models.unet_conditional import ConditionalUNet
-from ddpm_jax.text_to_image.draw import Request, draw_images
-from ddpm_jax.text_to_image.word_maps import PERIODS, check_word_maps, word_maps
+from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
+from ddpm_jax.text_to_image.draw import Batch, Request, draw_batches, draw_images, make_plan
+from ddpm_jax.text_to_image.word_maps import PERIODS, check_word_maps, draw_with_maps, word_maps
 
 PROMPTS = ["a red, red heart", "red"]
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Three images of two prompts, the maps of each, and the states of the only batch."""
+    """Four images of two prompts, their maps, and the grid and states of the only batch."""
     model = tiny_model()
-    maps = []
-    states = []
-
-    def on_states(plan, indices, text, saved):
-        states.append((plan.grid, saved))
-        maps.extend(word_maps(plan, indices, text, saved))
-
     request = Request(prompts=PROMPTS, num_images=2, seed=37)
-    images = draw_images(model, request, batch_size=4, progress=False, on_states=on_states)
-    return images, maps, states
+    images, maps = draw_with_maps(model, request, batch_size=4, progress=False)
+    plan = make_plan(model, request, model.sampling)
+    [batch] = draw_batches(plan, 4, progress=False, keep_states=True)
+    return images, maps, plan.grid, batch.states
 
 
 def test_the_states_are_the_inputs_of_each_row_and_the_images_stay_the_same(drawn):
     model = tiny_model()
-    images, _, [(grid, states)] = drawn
+    images, _, grid, states = drawn
     keys = dj.sample_keys(37, jnp.arange(8))
     assert states.shape == (3, 8, 4, 4, 4)
     np.testing.assert_array_equal(states[0], dj.initial_noise(keys, (4, 4, 4)))
@@ -48,7 +43,7 @@ def test_the_states_are_the_inputs_of_each_row_and_the_images_stay_the_same(draw
 
 def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_thirds(drawn):
     model = tiny_model()
-    _, maps, [(grid, states)] = drawn
+    _, maps, grid, states = drawn
     assert [found.words for found in maps] == [["a", "red", ",", "heart"]] * 2 + [["red"]] * 2
     assert {found.maps.shape[1:] for found in maps} == {(len(PERIODS), 4, 4)}
     text = dj.text_to_image.encode_text(model, dj.text_to_image.tokenize(model, PROMPTS[:1]))
@@ -62,6 +57,18 @@ def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_third
     # The layers have the size of the latents, so nothing is clamped.
     of_all, *of_thirds = np.moveaxis(maps[1].maps, 1, 0)
     np.testing.assert_allclose(of_all, sum(of_thirds), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fewer_steps_than_three_have_no_thirds(steps):
+    model = tiny_model()
+    plan = make_plan(model, Request(prompts=PROMPTS), model.sampling.override(steps=steps))
+    text = TextCondition(plan.text.states[np.arange(8) % 2])
+    states = dj.initial_noise(dj.sample_keys(0, jnp.arange(steps)), (8, 4, 4, 4))
+    found = word_maps(plan, Batch(np.arange(8), text, states[-1], states))
+    assert [maps.maps.shape[:2] for maps in found] == [(4, 1), (1, 1)]
+    whole = dj.attention_maps(model.unet, model.unet_params, states, plan.grid, text)
+    np.testing.assert_allclose(found[1].maps[0, 0], whole[1, ..., 1], atol=1e-5)
 
 
 def test_prompts_and_networks_without_maps_are_refused():

@@ -99,6 +99,8 @@ def test_mistakes_are_an_error_of_one_line():
         ({"rank": -1}, r"rank must be at least 0, not -1"),
         ({"rank": 4, "alpha": 0.0}, r"alpha must be positive, not 0.0"),
         ({"rank": 4, "targets": ()}, r"targets names no layer"),
+        ({"alpha": 8.0}, r"lora.alpha and lora.targets are for a LoRA, but lora.rank is 0"),
+        ({"targets": ("conv",)}, r"but lora.rank is 0: set it, such as 4"),
     ])  # fmt: skip
     listed = r"matches no layer: choose attention, linear, conv, or one of conv_in, conv_out, down_"
     assert_refused(lambda target: layers(UNET, target), [
@@ -110,6 +112,7 @@ def test_mistakes_are_an_error_of_one_line():
     assert_refused(lambda lora: merge_lora(params, lora), [
         ({"other/kernel": pair}, r"for other parameters: there is no other/kernel"),
         ({"time_linear/kernel": pair}, r"changes time_linear/kernel as an array of \(2, 2\)"),
+        ({"time_linear/kernel": (pair[0], jnp.ones((2, 2)))}, r"The ranks .* differ for time_"),
     ])  # fmt: skip
     assert_refused(lambda rank: init_lora(KEY, params, Lora(rank=rank)), [(0, "needs a rank")])
 
