@@ -10,12 +10,17 @@ from pathlib import Path
 import tyro
 
 from ddpm_jax import recipes
-from ddpm_jax.config import Config, find_kind, nearest
+from ddpm_jax.config import Config
 from ddpm_jax.data import DataSource
 from ddpm_jax.models import Model
+from ddpm_jax.settings_json import find_kind, nearest
 
 FOLDER = Path(recipes.__path__[0])
 """The recipes that come with ddpm_jax: configs/ in a checkout, ddpm_jax/recipes/ if installed."""
+
+
+KEPT = {"image_size", "channels", "caption_column"}
+"""Settings that another network or data source keeps."""
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
@@ -91,17 +96,16 @@ def explain_recipes(command: str, folder: Path, asked: bool) -> int:
 def replace_part(config: Config, field: str, name: str) -> Config:
     """The config with another data source (`field` "data") or another network (`field` "model").
 
-    `name` is the module of the new source or network, which gets its own default settings. A new
-    network keeps image_size and channels of the old one. Any other setting without a default
+    `name` is the module of the new source or network, which gets its own default settings. It keeps
+    the `KEPT` settings of the old one. Any other setting without a default
     becomes tyro.MISSING, so that the command line must give it. Raise ValueError with the valid
     names if there is no such module.
     """
     base = {"data": DataSource, "model": Model}[field]
     kind = find_kind(base, name, field)
+    fields = dataclasses.fields(kind)
     # Both are dataclasses.MISSING for a field without a default.
-    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory]
-    kept: dict[str, int] = {}
-    if field == "model":
-        kept = {"image_size": config.model.image_size, "channels": config.model.channels}
-    values = {key: kept.get(key, tyro.MISSING) for key in required}
+    values = {f.name: tyro.MISSING for f in fields if f.default is f.default_factory}
+    old = vars(getattr(config, field))
+    values |= {f.name: old[f.name] for f in fields if f.name in KEPT & set(old)}
     return dataclasses.replace(config, **{field: kind(**values)})
