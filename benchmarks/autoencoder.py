@@ -7,13 +7,14 @@ images and their reconstructions in turn.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from ddpm_jax.data.pixels import to_floats, to_uint8
 from ddpm_jax.figures import image_grids
-from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.latent_config import AutoencoderConfig
 from ddpm_jax.runs.grids import reconstruct
 from ddpm_jax.runs.sources import open_run
 
@@ -30,10 +31,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a picture to write")
     options = parser.parse_args()
     run = open_run(options.ckpt)
-    model = run.config.model
-    if not isinstance(model, ImageAutoencoder):
+    config = run.config
+    if not isinstance(config, AutoencoderConfig):
         parser.error(f"{options.ckpt} is no run of an autoencoder: give RUN/autoencoder.")
-    images = run.config.data.load(model.image_size, model.channels)
+    model = config.model
+    if options.path is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, path=options.path)
+        )
+    images = config.load_images()
     params = run.params(options.weights)
     count = min(options.num or len(images), len(images))
     # Spread over the set, which is in the order of the files' names.

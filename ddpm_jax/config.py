@@ -1,28 +1,18 @@
-"""The config of a run: all settings, their checks, and their form in JSON.
-
-The name of a network or data source is the name of its module, on the command line and in JSON:
-`--model conv_unet`, {"kind": "conv_unet", ...}.
-"""
+"""The config of a run: all settings, their checks, and their form in JSON."""
 
 import dataclasses
-import difflib
-import importlib
-import pkgutil
-import typing
-from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, Literal
 
 import optax
 
-import ddpm_jax.data
-import ddpm_jax.models
-from ddpm_jax.data import DataSource
+from ddpm_jax import settings_json
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.model_spec import ModelSpec
-from ddpm_jax.models import Model
+from ddpm_jax.models import ImageNetwork, Model
+from ddpm_jax.settings_json import from_json, to_json
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.lora import Lora
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
@@ -30,9 +20,6 @@ from ddpm_jax.version import VERSION
 
 CONFIG_FORMAT = 3
 """The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
-KINDS: dict[type, ModuleType] = {Model: ddpm_jax.models, DataSource: ddpm_jax.data}
-"""{base class of settings: package whose modules each define one subclass}."""
-
 # On two cores, two devices trained faster than one at 17 and 79 parameters per pixel of a batch,
 # and slower at 1,130 (`python benchmarks/bench.py --rows devices`).
 PARAMETERS_PER_PIXEL = 300
@@ -152,9 +139,10 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ModelSpec):
-    """All settings of a run. Equal configs give equal runs."""
+class RunConfig:
+    """The settings of any run, whatever its network learns. Equal configs give equal runs."""
 
+    model: ImageNetwork
     data: DataSource
     training: Training
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
@@ -165,8 +153,18 @@ class Config(ModelSpec):
     log: Log = dataclasses.field(default_factory=Log)
 
     @property
-    def resize(self) -> Literal["crop", "squash"]:
-        return self.data.resize
+    def importance_timesteps(self) -> int | None:
+        """The number of timesteps whose losses set how often each is drawn; None for no such."""
+        return None
+
+    @property
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that the devices must divide."""
+        return (self.training.micro_batch_size,)
+
+    def load_images(self) -> ImageSet:
+        """Load the images of the data in the network's size. Raise as `DataSource.load` does."""
+        return self.data.load(self.model.image_size, self.model.channels)
 
     def cores_per_device(self) -> int:
         """The number of CPU cores per virtual device in training: 2 for large networks, else 1.
@@ -183,14 +181,13 @@ class Config(ModelSpec):
 
     def make_optimizer(self, num_images: int) -> optax.GradientTransformation:
         """Make the optimizer of a run over `num_images` images."""
-        importance = self.objective.timestep_sampling == "importance"
         return make_optimizer(
             self.optimizer,
             self.total_steps(num_images),
             self.steps_per_epoch(num_images),
             dtype=self.training.dtype,
             accumulation=self.training.accumulation,
-            importance_timesteps=self.objective.timesteps if importance else None,
+            importance_timesteps=self.importance_timesteps,
         )
 
     def total_steps(self, num_images: int) -> int:
@@ -209,12 +206,28 @@ class Config(ModelSpec):
         )
 
 
-def config_to_json(config: Config) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig, ModelSpec):
+    """All settings of a run of a network that denoises images."""
+
+    model: Model
+
+    @property
+    def resize(self) -> Literal["crop", "squash"]:
+        return self.data.resize
+
+    @property
+    def importance_timesteps(self) -> int | None:
+        is_importance = self.objective.timestep_sampling == "importance"
+        return self.objective.timesteps if is_importance else None
+
+
+def config_to_json(config: RunConfig) -> dict[str, Any]:
     """The config as plain JSON values, with the format and the version that writes it."""
     return {"format": CONFIG_FORMAT, "ddpm_jax": VERSION, **to_json(config)}
 
 
-def config_from_json(value: Any, kind: type[Config] = Config) -> Config:
+def config_from_json(value: Any, kind: type[RunConfig] = Config) -> RunConfig:
     """Read the config of a kind that `config_to_json` wrote.
 
     Raise ValueError for another format, and for unknown, missing or invalid settings. Messages
@@ -232,117 +245,9 @@ def config_from_json(value: Any, kind: type[Config] = Config) -> Config:
             f"ddpm_jax {version} wrote it in format {str(written or 1)[:20]}, "
             f"and ddpm_jax {VERSION} reads only format {CONFIG_FORMAT}"
         )
-    return _from_json(kind, settings, "")
+    return from_json(kind, settings, "")
 
 
-def to_json(value: Any) -> Any:
-    """Settings as plain JSON values."""
-    if dataclasses.is_dataclass(value):
-        fields = {
-            field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-        for base, package in KINDS.items():
-            if isinstance(value, base):
-                return {"kind": _kind_of(value, package), **fields}
-        return fields
-    if isinstance(value, dict):
-        return {str(name): to_json(item) for name, item in value.items()}
-    return [to_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _kind_of(value: Any, package: ModuleType) -> str:
-    kind = type(value).__module__.rpartition(".")[2]
-    if settings_classes(package).get(kind) is not type(value):
-        raise ValueError(
-            f"{type(value).__name__} is not in {package.__name__}, so JSON has no name for it: "
-            "define it in a module of that package."
-        )
-    return kind
-
-
-def find_kind(base: type, kind: Any, setting: str) -> type:
-    """The settings class in the module `kind` of the package that KINDS gives for `base`.
-
-    Raise ValueError with the valid names if there is none.
-    """
-    kinds = settings_classes(KINDS[base])
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"Unknown {setting} {kind!r}: {nearest(str(kind), list(kinds))}.")
-    return kinds[kind]
-
-
-def _from_json(cls: type, value: Any, path: str) -> Any:
-    """Build an instance of the settings class `cls`, or of the subclass that "kind" names."""
-    value = _object(value, path)
-    base = next((base for base in KINDS if issubclass(cls, base)), None)
-    if base is not None:
-        cls = find_kind(base, value.pop("kind", None), path)
-    fields = dataclasses.fields(cls)
-    unknown = sorted(set(value) - {field.name for field in fields})
-    if unknown:
-        names = ", ".join(_dotted(path, name) for name in unknown)
-        raise ValueError(f"unknown settings: {names}")
-    # Both are dataclasses.MISSING for a field without a default.
-    required = {field.name for field in fields if field.default is field.default_factory}
-    missing = sorted(required - set(value))
-    if missing:
-        names = ", ".join(_dotted(path, name) for name in missing)
-        raise ValueError(f"settings are missing: {names}")
-    types = typing.get_type_hints(cls)
-    values = {name: _value(types[name], item, _dotted(path, name)) for name, item in value.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        # A check in __post_init__ met a value of another type.
-        raise ValueError(f"settings of {path or 'the config'} do not fit ({error})") from error
-
-
-def _value(kind: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _from_json(typing.cast(type, kind), value, path)
-    if typing.get_origin(kind) is Mapping:
-        return _object(value, path)
-    return tuple(_value(None, item, path) for item in value) if isinstance(value, list) else value
-
-
-def _object(value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be an object, not {str(value)[:80]}")
-    return dict(value)
-
-
-def _dotted(path: str, name: str) -> str:
-    return f"{path}.{name}".strip(".")
-
-
-def differences(ours: Config, theirs: Config) -> list[str]:
+def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """The settings in which two configs differ, as dotted names."""
-    return _differences(to_json(ours), to_json(theirs), "")
-
-
-def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return [] if ours == theirs else [path]
-    different: list[str] = []
-    for name in sorted(set(ours) | set(theirs)):
-        different += _differences(ours.get(name), theirs.get(name), _dotted(path, name))
-    return different
-
-
-def settings_classes(package: ModuleType) -> dict[str, type]:
-    """{module name: settings class} of a package. Modules without such a class are left out."""
-    classes = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for cls in vars(module).values():
-            is_settings = isinstance(cls, type) and issubclass(cls, tuple(KINDS))
-            if is_settings and cls.__module__ == module.__name__:
-                classes[info.name] = cls
-    return classes
-
-
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """The valid names as "choose one of cifar10, digits", with the nearest to `name` first."""
-    close = difflib.get_close_matches(name, valid, n=3)
-    others = [other for other in valid if other not in close]
-    return f"choose one of {', '.join([*close, *others])}"
+    return settings_json.differences(to_json(ours), to_json(theirs))

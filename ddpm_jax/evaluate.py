@@ -51,10 +51,10 @@ class EvaluateOptions(BatchedRunOptions):
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
     options, run = run_options.parse(EvaluateOptions, args, "python -m ddpm_jax.evaluate")
-    run_options.check_denoises_images(run)
-    objective = run.config.objective
+    config = run_options.image_config(run)
+    objective = config.objective
     options.set_up_jax(options.num)
-    config = with_split(run.config, options.split)
+    config = with_split(config, options.split)
     out = options.out or run.folder
     for path in output_paths(out):
         check_writable(path)
@@ -99,7 +99,7 @@ def draw_images(config: Config, options: EvaluateOptions, classes: Sequence[str]
     No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
     too few images, or other classes than those of the network.
     """
-    images = config.data.load(config.model.image_size, config.model.channels)
+    images = config.load_images()
     check_labels(images, config.model.num_classes, classes)
     check(
         options.num <= len(images),

@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
         export_lora(run, options.weights, options.out, options.overwrite)
         print(options.out)
         return
-    check_exportable(run.config)
+    check_exportable(run.spec)
     if options.push is not None:
         hub.prepare(options.push, options.private)
     beside = None

@@ -3,11 +3,23 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from ddpm_jax.config import Config, Training, config_from_json
+from ddpm_jax.config import Config, RunConfig, Training, config_from_json
+from ddpm_jax.data import ImageSet
 from ddpm_jax.errors import check
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(RunConfig):
+    """All settings of the run of an autoencoder."""
+
+    FORMER_FIELDS: ClassVar = ("objective", "sampling")
+    """Settings in the JSON of older runs, where they had no meaning."""
+
+    model: ImageAutoencoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +31,6 @@ class AutoencoderRun:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     ema: Ema = dataclasses.field(default_factory=Ema)
 
-    def __post_init__(self):
-        check(
-            isinstance(self.model, ImageAutoencoder),
-            "autoencoder.model must be an image_autoencoder.",
-        )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentConfig(Config):
@@ -32,9 +38,10 @@ class LatentConfig(Config):
 
     has_autoencoder: ClassVar[bool] = True
 
+    model: TextUNet
     autoencoder: AutoencoderRun
     captions: tuple[str, ...] = ()
-    """Captions of the sample grids, which repeat; if there are none, the first ones of the data."""
+    """Captions to draw in sample grids, repeated to fill one; by default the first of the data."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,6 +52,12 @@ class LatentConfig(Config):
             f"{self.model.image_shape}: change model.image_size and model.channels, or "
             "autoencoder.model.",
         )
+        channels = self.autoencoder.model.channels
+        check(
+            channels == 3,
+            f"The images of a run on latents are in colour: set autoencoder.model.channels to 3, "
+            f"not {channels}.",
+        )
         check(
             getattr(self.data, "caption_column", None) is not None,
             "The network learns from captions, and the data is read without: set "
@@ -53,14 +66,34 @@ class LatentConfig(Config):
         check(not self.data.flip, "Latents cannot be flipped as images are: leave out --data.flip.")
 
     @property
-    def autoencoder_config(self) -> Config:
+    def trains_autoencoder(self) -> bool:
+        """Whether the run trains its autoencoder, and does not share that of `init_from`."""
+        return self.training.init_from is None
+
+    @property
+    def autoencoder_config(self) -> AutoencoderConfig:
         """The config of the first run."""
         own = vars(self.autoencoder)
         shared = {name: getattr(self, name) for name in ("data", "parallel", "checkpoint", "log")}
-        return Config(**own, **shared)
+        return AutoencoderConfig(**own, **shared)
+
+    @property
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        first = self.autoencoder_config.micro_batch_sizes if self.trains_autoencoder else ()
+        return (*super().micro_batch_sizes, *first)
+
+    def load_images(self) -> ImageSet:
+        return self.autoencoder_config.load_images()
 
 
-def read_config(value: Any) -> Config:
-    """Read the config of a run as `config_from_json` does, of a run on latents or of another."""
-    is_latent = isinstance(value, dict) and "autoencoder" in value
-    return config_from_json(value, LatentConfig if is_latent else Config)
+def read_config(value: Any) -> RunConfig:
+    """Read a run's config; one with an autoencoder becomes a `LatentConfig`."""
+    return config_from_json(value, _config_class(value))
+
+
+def _config_class(value: Any) -> type[RunConfig]:
+    if isinstance(value, dict) and "autoencoder" in value:
+        return LatentConfig
+    model = value.get("model") if isinstance(value, dict) else None
+    is_autoencoder = isinstance(model, dict) and model.get("kind") == "image_autoencoder"
+    return AutoencoderConfig if is_autoencoder else Config

@@ -42,18 +42,18 @@ class StatisticsOptions(BatchedRunOptions):
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
     options, run = run_options.parse(StatisticsOptions, args, "python -m ddpm_jax.statistics")
-    run_options.check_denoises_images(run)
-    objective = run.config.objective
+    config = run_options.image_config(run)
+    objective = config.objective
     options.set_up_jax(options.images)
     out = options.out or run.folder / NAME
     check_writable(out)
     schedule = objective.noise_schedule
     params = run.params(options.weights)
     size = (options.images, options.batch_size, options.seed)
-    batches = draw_batches(run.config, params, *size, run.classes)
+    batches = draw_batches(config, params, *size, run.classes)
     num_levels = len(levels(schedule, options.levels))
     bar = tqdm(total=num_levels, unit="level", desc=f"{options.images} images")
-    with options.explain_oom(run.config.model), bar:
+    with options.explain_oom(config.model), bar:
         statistics = estimate(schedule, batches, options.levels, bar.update)
     for path in write_all({out: partial(save, statistics)}):
         print(path)

@@ -4,12 +4,10 @@ import dataclasses
 import json
 
 import pytest
-from helpers.latent_runs import AUTOENCODER
 from helpers.latent_runs import CONFIG as LATENT_CONFIG
 
 from ddpm_jax.config import (
     CONFIG_FORMAT,
-    KINDS,
     PARAMETERS_PER_PIXEL,
     VERSION,
     Checkpoint,
@@ -20,8 +18,8 @@ from ddpm_jax.config import (
     config_from_json,
     config_to_json,
     differences,
-    settings_classes,
 )
+from ddpm_jax.data import DataSource
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
@@ -30,9 +28,12 @@ from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.latent_config import read_config
+from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.settings_json import KINDS, settings_classes
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
@@ -84,7 +85,7 @@ CONFIGS = [
         parallel=Parallel(route="jit", cpu_devices=2, fsdp=2),
         training=Training(steps=3, init_from="owner/name"),
     ),
-    with_(model=AUTOENCODER),
+    LATENT_CONFIG.autoencoder_config,
     LATENT_CONFIG,
 ]
 
@@ -106,9 +107,12 @@ def test_every_kind_of_config_survives_json_text():
 
 
 def test_the_configs_above_have_every_kind_of_model_and_data():
-    for field, package in zip(("model", "data"), KINDS.values(), strict=True):
-        tried = {json_round_trip(config)[field]["kind"] for config in CONFIGS}
-        assert tried == set(settings_classes(package)), field
+    kinds = {Model: "model", ImageAutoencoder: "model", DataSource: "data"}
+    assert kinds.keys() == KINDS.keys()
+    for base, field in kinds.items():
+        values = [config for config in CONFIGS if isinstance(getattr(config, field), base)]
+        tried = {json_round_trip(config)[field]["kind"] for config in values}
+        assert tried == set(settings_classes(base)), base
 
 
 def test_json_holds_the_format_and_kinds_by_their_command_line_names():

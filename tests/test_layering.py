@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ddpm_jax"
 FLOORS = [
     ("draws", "errors", "files", "home", "version"),
     ("diffusion", "models", "data", "devices"),
-    ("samplers", "training"),
+    ("samplers", "training", "settings_json"),
     ("generation",),
     ("config", "pretrained"),
     ("figures", "latent_config"),

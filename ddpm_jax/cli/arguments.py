@@ -17,9 +17,9 @@ import tyro
 from PIL import Image
 
 from ddpm_jax.cli import console
-from ddpm_jax.config import nearest
 from ddpm_jax.devices import platform as platforms
 from ddpm_jax.files import probe
+from ddpm_jax.settings_json import nearest
 
 T = TypeVar("T")
 

@@ -10,12 +10,17 @@ from pathlib import Path
 import tyro
 
 from ddpm_jax import recipes
-from ddpm_jax.config import Config, find_kind, nearest
+from ddpm_jax.config import Config
 from ddpm_jax.data import DataSource
 from ddpm_jax.models import Model
+from ddpm_jax.settings_json import find_kind, nearest
 
 FOLDER = Path(recipes.__path__[0])
 """The recipes that come with ddpm_jax: configs/ in a checkout, ddpm_jax/recipes/ if installed."""
+
+
+KEPT = {"image_size", "channels", "caption_column"}
+"""Settings that another network or data source keeps."""
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:
@@ -88,14 +93,10 @@ def explain_recipes(command: str, folder: Path, asked: bool) -> int:
     return 0 if asked else 2
 
 
-KEPT = {"image_size", "channels", "caption_column"}
-"""Settings that another network or data source takes over from that of the recipe."""
-
-
 def replace_part(config: Config, field: str, name: str) -> Config:
     """The config with another data source (`field` "data") or another network (`field` "model").
 
-    `name` is the module of the new source or network, which gets its own default settings and keeps
+    `name` is the module of the new source or network, which gets its own default settings. It keeps
     the `KEPT` settings of the old one. Any other setting without a default becomes tyro.MISSING, so
     that the command line must give it. Raise ValueError with the valid names if there is no such
     module.

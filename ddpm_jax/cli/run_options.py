@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager
 from typing import Literal, TypeVar
 
 from ddpm_jax.cli import arguments
+from ddpm_jax.config import Config
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check, check_seed
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Model
-from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
@@ -54,14 +55,18 @@ class BatchedRunOptions(RunOptions):
         return memory.explain_oom(workload, "lower --batch-size")
 
 
-def check_denoises_images(run: RunSource) -> None:
-    """Raise ValueError for a run of an autoencoder or on latents, whose loss bounds no image's."""
-    model = run.config.model
-    check(
-        not model.denoises_latents and not isinstance(model, ImageAutoencoder),
-        f"{run.folder} does not denoise images themselves: give a run that does, without an "
-        "autoencoder.",
-    )
+def image_config(run: RunSource) -> Config:
+    """The config of a run that denoises images.
+
+    Raise ValueError for runs without a bound on image likelihood: autoencoders and latent runs.
+    """
+    config = run.config
+    if not isinstance(config, Config) or isinstance(config, LatentConfig):
+        raise ValueError(
+            f"{run.folder} does not denoise images themselves: give a run that does, without an "
+            "autoencoder."
+        )
+    return config
 
 
 Options = TypeVar("Options", bound=RunOptions)

@@ -17,9 +17,10 @@ from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.generate import choose_labels, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained.lora_files import add_lora
-from ddpm_jax.runs.sources import MISSING, Source, open_checkpoint
+from ddpm_jax.runs.sources import MISSING, RunSource, Source, open_checkpoint
 
 DEFAULT_NUM = 64
 PROGRESS_CHUNKS = 20
@@ -61,10 +62,14 @@ def main(args: list[str]) -> None:
             arguments.parse(SampleOptions, args, None, f"{arguments.command('sample')} --ckpt DIR")
         raise ValueError(MISSING)
     sampler, args = arguments.take_option(args, "--sampler")
-    if text_options.reads(ckpt):
-        text_options.main(args, ckpt, sampler)
+    pipeline = text_options.find_pipeline(ckpt)
+    if pipeline is not None:
+        text_options.main(args, ckpt, sampler, pipeline)
         return
     source = open_checkpoint(ckpt)
+    if isinstance(source, RunSource) and isinstance(source.config, LatentConfig):
+        text_options.main(args, ckpt, sampler, source)
+        return
     options, sampling = parse(args, ckpt, source, sampler)
     if options.checkpoint is not None:
         source = open_checkpoint(ckpt, options.checkpoint)

@@ -24,8 +24,8 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
-from ddpm_jax.runs.sources import open_run
-from ddpm_jax.runs.text_model import is_text_run, open_text_model
+from ddpm_jax.runs.sources import RunSource, open_run
+from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind
@@ -118,11 +118,13 @@ class TextOptions(LoraOptions, BatchedRunOptions):
             clip_skip=self.clip_skip,
         )
 
-    def load(self, ckpt: str) -> stable_diffusion.StableDiffusion:
-        """Load the model. Raise ValueError for options that are for the other kind of model."""
-        if is_text_run(Path(ckpt)):
+    def load(self, ckpt: str, run: RunSource | None) -> stable_diffusion.StableDiffusion:
+        """Load the model of a run or, if `run` is None, of the pipeline `ckpt`.
+
+        Raise ValueError for options that are for the other kind of model.
+        """
+        if run is not None:
             check(self.variant is None, "A run has no variants of weights: leave out --variant.")
-            run = open_run(ckpt, self.checkpoint)
             return open_text_model(run, run.params(self.weights), self.dtype)
         check(
             self.weights == DEFAULT_WEIGHTS and self.checkpoint is None,
@@ -131,21 +133,24 @@ class TextOptions(LoraOptions, BatchedRunOptions):
         return stable_diffusion.load_stable_diffusion(ckpt, variant=self.variant, dtype=self.dtype)
 
 
-def reads(ckpt: str) -> bool:
-    """Whether `ckpt` is a latent run, or a folder or hub repository with a text encoder."""
+def find_pipeline(ckpt: str) -> Path | None:
+    """The folder of a pipeline with a text encoder, on disk or of the hub; None if it is none."""
     folder = Path(ckpt)
-    if is_text_run(folder):
-        return True
     if not folder.exists() and hub.is_repository(ckpt):
         folder = locate_folder(ckpt)
-    return stable_diffusion.is_text_to_image(folder)
+    return folder if stable_diffusion.is_text_to_image(folder) else None
 
 
-def main(args: list[str], ckpt: str, sampler: str | None) -> None:
-    """Draw images from prompts with the model `ckpt`."""
-    default = _default_sampling(ckpt, sampler)
+def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Path) -> None:
+    """Draw images from prompts with a run on latents, or with the pipeline in a folder."""
+    run = source if isinstance(source, RunSource) else None
+    default = _default_sampling(source, sampler)
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
+    if run is not None:
+        # Check guidance and sampling against the network.
+        dataclasses.replace(run.spec, sampling=sampling)
+        run = run if options.checkpoint is None else open_run(ckpt, options.checkpoint)
     request = options.request()
     map_files = options.map_files(request.total)
     for path in options.out:
@@ -157,7 +162,7 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
     options.set_up_jax(request.total)
     workload = f"batches of {options.batch_size} images"
     with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
-        model = options.load(ckpt)
+        model = options.load(ckpt, run)
         for path, scale in loras:
             model = with_lora(model, path, scale)
         maps: list[WordMaps] = []
@@ -172,14 +177,13 @@ def main(args: list[str], ckpt: str, sampler: str | None) -> None:
             print(path)
 
 
-def _default_sampling(ckpt: str, sampler: str | None) -> Sampling:
+def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling:
     """The sampling of a run, or of the scheduler of a pipeline; by another `sampler` if given."""
-    if is_text_run(Path(ckpt)):
-        own = open_run(ckpt).config.sampling
+    if isinstance(source, RunSource):
+        own = source.spec.sampling
         return own if sampler is None else own.override(sampler=sampler)
-    folder = locate_folder(ckpt)
-    index = stable_diffusion.read_index(folder)
-    scheduler = stable_diffusion.read_scheduler(folder, index["scheduler"][1])
+    index = stable_diffusion.read_index(source)
+    scheduler = stable_diffusion.read_scheduler(source, index["scheduler"][1])
     return stable_diffusion.sampling_for(scheduler, sampler)
 
 

@@ -1,6 +1,8 @@
 """The main function of train.py and ddpm-jax-train: train a recipe, or resume its run."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +11,11 @@ import tyro
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_part
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
 from ddpm_jax.latent_config import LatentConfig
-from ddpm_jax.runs import directory, export, latents, loop
+from ddpm_jax.runs import directory, export, latents, loop, tasks
 from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.progress import banner
 
@@ -120,20 +122,21 @@ def use_devices(options: TrainOptions) -> Config:
     """
     config = options.config
     settings = config.parallel
-    batch_size = config.training.micro_batch_size
+    batch_sizes = config.micro_batch_sizes
     single_host = options.coordinator is None
     previous = None
     if single_host and not options.overwrite:
         previous = directory.cpu_devices(options.workdir)
     num_devices = arguments.set_up_jax(
-        batch_size,
+        math.gcd(*batch_sizes),
         options.platform,
         options.compilation_cache,
         cpu_devices=settings.cpu_devices or (previous if single_host else 1),
         cores_per_device=config.cores_per_device(),
         deterministic=options.deterministic,
     )
-    parallel.check_divides(batch_size, settings.fsdp)
+    for batch_size in batch_sizes:
+        parallel.check_divides(batch_size, settings.fsdp)
     if single_host:
         settings = dataclasses.replace(settings, cpu_devices=num_devices)
     return dataclasses.replace(config, parallel=settings)
@@ -160,12 +163,9 @@ def train(config: Config, options: TrainOptions) -> int:
         "python -m ddpm_jax.export --push.",
     )
     with directory.lock(workdir):
-        if isinstance(config, LatentConfig) and config.training.init_from is None:
-            first = config.autoencoder_config
-            # The second run has no use for the files of an earlier autoencoder.
-            clear = {"on_start": partial(latents.clear, workdir)} if options.overwrite else {}
-            status = _train_run(first, workdir / latents.AUTOENCODER, options, clear)
-            if status:
+        start = _start(config, workdir, options)
+        if isinstance(config, LatentConfig) and config.trains_autoencoder:
+            if status := _train_autoencoder(config, start, options):
                 return status
             options = dataclasses.replace(options, overwrite=False)
         callbacks: dict[str, Any] = {}
@@ -174,18 +174,47 @@ def train(config: Config, options: TrainOptions) -> int:
             private = options.private
             callbacks["on_start"] = partial(export.prepare_upload, repo, private, config)
             callbacks["on_save"] = export.make_uploader(repo, private, config, workdir)
-        status = _train_run(config, workdir, options, callbacks)
+        status = _train_run(config, workdir, start, options, callbacks)
         if status == 0:
             prompt = " --prompt TEXT" if isinstance(config, LatentConfig) else ""
             print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}{prompt}")
         return status
 
 
+def _train_autoencoder(config: LatentConfig, start: int, options: TrainOptions) -> int:
+    """Train or resume the autoencoder of a latent run at step `start`; return the exit status."""
+    # Raise now what would end the second run.
+    tasks.task_of(config).check(config)
+    workdir = options.workdir
+    first = config.autoencoder_config
+    folder = workdir / directory.AUTOENCODER
+    callbacks: dict[str, Callable] = {}
+    if options.overwrite:
+        # The second run has no use for the files of an earlier one.
+        callbacks["on_start"] = partial(_clear, workdir)
+    elif start:
+        callbacks["on_start"] = partial(latents.check_not_trained_further, workdir, start)
+    return _train_run(first, folder, _start(first, folder, options), options, callbacks)
+
+
+def _clear(workdir: Path) -> None:
+    if hosts.is_primary():
+        directory.clear(workdir)
+
+
+def _start(config: RunConfig, folder: Path, options: TrainOptions) -> int:
+    """The step that the run in a folder goes on from. Raise as `directory.resume` does."""
+    return 0 if options.overwrite else hosts.broadcast(directory.resume(config, folder))
+
+
 def _train_run(
-    config: Config, folder: Path, options: TrainOptions, callbacks: dict[str, Any]
+    config: RunConfig,
+    folder: Path,
+    start: int,
+    options: TrainOptions,
+    callbacks: dict[str, Any],
 ) -> int:
-    """Train or resume the run in one folder."""
-    start = 0 if options.overwrite else hosts.broadcast(directory.resume(config, folder))
+    """Train the run in one folder from step `start`."""
     print(banner(config, folder))
     return loop.train(
         config,

@@ -17,10 +17,7 @@ DECODING_THREADS = 16
 
 
 class InMemory(NamedTuple):
-    """Images held as one array (n, h, w, c): uint8, or the float32 latents of images.
-
-    Labels are int32 (n,), or the token ids (n, length) of captions, or None.
-    """
+    """Images held as one array (n, h, w, c) of uint8. Labels are int32 (n,), or None."""
 
     images: np.ndarray
     labels: np.ndarray | None = None

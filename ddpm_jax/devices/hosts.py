@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ddpm_jax.devices import parallel
 from ddpm_jax.errors import check
+
+T = TypeVar("T")
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a heartbeat after which a host counts as lost."""
@@ -146,6 +148,19 @@ def barrier(name: str) -> None:
     """Block until every host has reached the barrier of this name."""
     if count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def primary_first(name: str, function: Callable[[], T]) -> T:
+    """Return the result of a function that the primary host calls before the others.
+
+    It alone prepares files on a shared disk. `name` is that of the barrier between them.
+    """
+    if not is_primary():
+        barrier(name)
+    result = function()
+    if is_primary():
+        barrier(name)
+    return result
 
 
 def broadcast(number: int) -> int:

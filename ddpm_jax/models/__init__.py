@@ -79,23 +79,13 @@ def _param_specs(network: Network, _mesh: jax.sharding.AbstractMesh) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model(Network):
-    """Base class of the networks that denoise images. A subclass adds its hyperparameters."""
-
-    denoises_latents: ClassVar[bool] = False
-    """Whether the images are latents, whose size and channels are those of the network."""
+class ImageNetwork(Network):
+    """Base class of the networks of square images. A subclass adds its hyperparameters."""
 
     image_size: int
     """Height and width of the images in pixels."""
     channels: int
     """1 for grey, 3 for RGB."""
-
-    num_classes: int | None = None
-    """Number of class labels; None for a network without labels."""
-    label_dropout: float = 0.0
-    """Fraction of labels dropped in training, in [0, 1). Guidance needs a value above 0."""
-    learned_variance: bool = False
-    """Double the output channels; the second half sets the log variance of the reverse step."""
 
     def __post_init__(self):
         """Raise ValueError if a setting is out of range or `check` finds a conflict."""
@@ -107,6 +97,9 @@ class Model(Network):
             "layers_per_level",
             "head_dim",
             "time_embedding_dim",
+            "text_width",
+            "text_layers",
+            "text_heads",
         ):
             value = getattr(self, name, None)
             if value is not None and value < 1:
@@ -115,24 +108,42 @@ class Model(Network):
             rate = getattr(self, name, 0.0)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {rate}.")
-        if self.label_dropout and not self.takes_condition:
-            raise ValueError(
-                "label_dropout drops labels, but this network has none: set num_classes too."
-            )
         self.check()
 
     def check(self) -> None:
         """Raise ValueError if the settings contradict each other. Subclasses override this."""
 
     @property
-    def takes_condition(self) -> bool:
-        """Whether the network has labels, or another condition."""
-        return self.num_classes is not None
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape (h, w, c) of one image."""
         return self.image_size, self.image_size, self.channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(ImageNetwork):
+    """Base class of the networks that denoise images. A subclass adds its hyperparameters."""
+
+    denoises_latents: ClassVar[bool] = False
+    """Whether the images are latents, whose size and channels are those of the network."""
+
+    num_classes: int | None = None
+    """Number of class labels; None for a network without labels."""
+    label_dropout: float = 0.0
+    """Fraction of labels dropped in training, in [0, 1). Guidance needs a value above 0."""
+    learned_variance: bool = False
+    """Double the output channels; the second half sets the log variance of the reverse step."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_dropout and not self.takes_condition:
+            raise ValueError(
+                "label_dropout drops labels, but this network has none: set num_classes too."
+            )
+
+    @property
+    def takes_condition(self) -> bool:
+        """Whether the network has labels, or another condition."""
+        return self.num_classes is not None
 
     @property
     def out_channels(self) -> int:

@@ -40,7 +40,7 @@ class Autoencoder(Network):
     groups: int = 32
     """Groups of the group norms."""
     scaling_factor: float = 0.18215
-    """The diffusion is of the latents times this, of standard deviation 1 or so."""
+    """Latents are multiplied by this before diffusion, so that their std is about 1."""
     init_scheme: Init = "torch"
     """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
 

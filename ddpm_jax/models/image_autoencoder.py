@@ -1,20 +1,23 @@
-"""An autoencoder that is trained on images: `Autoencoder`, in batches."""
+"""Settings to train an `Autoencoder`; it encodes whole batches."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.models import Model, Params
+from ddpm_jax.models import ImageNetwork, Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.initializers import Init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageAutoencoder(Model):
+class ImageAutoencoder(ImageNetwork):
     """The settings of an `Autoencoder`, and the weight of its loss's second term."""
+
+    FORMER_FIELDS: ClassVar = ("num_classes", "label_dropout", "learned_variance")
+    """Settings in the JSON of older runs, where they had no meaning."""
 
     latent_channels: int = 4
     widths: tuple[int, ...] = (32, 64, 64)
@@ -34,8 +37,6 @@ class ImageAutoencoder(Model):
                 f"The autoencoder halves {self.image_size} pixels {len(self.widths) - 1} times: "
                 f"use a multiple of {self.net.factor}, or fewer widths."
             )
-        if self.num_classes is not None or self.learned_variance:
-            raise ValueError("An autoencoder has neither classes nor a learned variance.")
 
     @property
     def net(self) -> Autoencoder:
@@ -75,12 +76,6 @@ class ImageAutoencoder(Model):
         """The images of latents, decoded as one batch."""
         _, images = self._run(params, None, latents.astype(dtype))
         return images.astype(jnp.float32)
-
-    def apply(self, params: Params, xt: Any, t: Any, condition: Any = None, **options: Any) -> Any:
-        """Raise ValueError: an autoencoder does not denoise."""
-        raise ValueError(
-            "An autoencoder does not denoise: draw from the run that was trained on its latents."
-        )
 
     def _run(self, params, images, latents) -> Any:
         return self.module().apply({"params": params}, images, latents)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -16,7 +17,12 @@ from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 
 START_ID = 0
 END_ID = 1
-"""The tokens around a text. The second one also fills the rest of its row."""
+"""The tokens around a text. END_ID also pads."""
+NUM_BYTES = 256
+MIN_VOCABULARY = 2 + 2 * NUM_BYTES
+"""Two special tokens, and each byte within and at the end of a word."""
+MIN_LENGTH = 3
+"""The tokens around a text, and one between them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,26 @@ class TextUNet(Model):
                 "A network for captions has neither classes nor a learned variance: leave out "
                 "num_classes and learned_variance."
             )
+        if self.vocab_size < MIN_VOCABULARY:
+            raise ValueError(
+                f"vocab_size must be at least {MIN_VOCABULARY}, two special tokens and "
+                f"{2 * NUM_BYTES} for bytes, not {self.vocab_size}."
+            )
+        if self.max_length < MIN_LENGTH:
+            raise ValueError(
+                f"max_length must be at least {MIN_LENGTH}, one token between start and end, "
+                f"not {self.max_length}."
+            )
         # Each raises ValueError for settings that contradict each other.
         _ = self.text_encoder, self.unet
+        # The middle has the width of the last level, and always attends.
+        attends = (*self.attention[:-1], True)
+        for width in itertools.compress(self.widths, attends):
+            if width % (self.head_dim or width):
+                raise ValueError(
+                    f"Heads of {self.head_dim} channels do not divide {width} channels: "
+                    "change head_dim or the width."
+                )
 
     @property
     def takes_condition(self) -> bool:
@@ -110,7 +134,7 @@ class TextUNet(Model):
     ) -> Float[Array, "b h w c"]:
         """Compute the network's output for token ids in `dtype` and return it in float32.
 
-        No condition stands for the empty caption. There is no dropout within the network.
+        Without a condition, the caption is empty. There is no dropout within the network.
         """
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)

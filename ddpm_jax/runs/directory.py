@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from ddpm_jax.config import Config, config_to_json, differences
+from ddpm_jax.config import RunConfig, config_to_json, differences
 from ddpm_jax.devices import hosts
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_name, check_writable
@@ -20,6 +20,9 @@ from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CONFIG = "config.json"
 LOCK = ".lock"
+AUTOENCODER = "autoencoder"
+TOKENIZER = "tokenizer"
+LATENTS = "latents.npz"
 RUN_FILES = (
     "checkpoints",
     "snapshots",
@@ -30,6 +33,9 @@ RUN_FILES = (
     "loss.png",
     "bits_per_dim.*",
     "statistics.npz",
+    AUTOENCODER,
+    TOKENIZER,
+    LATENTS,
     CONFIG,
 )
 """Patterns of the files that a run, its evaluation and its statistics write to the directory."""
@@ -53,7 +59,7 @@ CHANGEABLE_SETTINGS = (
 """Prefixes of the settings that may differ when a run resumes."""
 
 
-def load_config(workdir: Path, step: int | None) -> Config:
+def load_config(workdir: Path, step: int | None) -> RunConfig:
     """The resolved config saved with a checkpoint, or with the run if `step` is None.
 
     Needs no device. Raise ValueError if the config cannot be read.
@@ -70,14 +76,18 @@ def load_config(workdir: Path, step: int | None) -> Config:
 
 
 def cpu_devices(workdir: Path) -> int | None:
-    """The number of virtual CPU devices in the newest readable config of a run, or None."""
-    for step in [*reversed(saved_steps.steps(workdir)), None]:
-        with contextlib.suppress(ValueError):
-            return load_config(workdir, step).parallel.cpu_devices
+    """The number of virtual CPU devices in the newest readable config of a run, or None.
+
+    A run that still trains its autoencoder has a config in that folder alone.
+    """
+    for folder in (workdir, workdir / AUTOENCODER):
+        for step in [*reversed(saved_steps.steps(folder)), None]:
+            with contextlib.suppress(ValueError):
+                return load_config(folder, step).parallel.cpu_devices
     return None
 
 
-def resume(config: Config, workdir: Path) -> int:
+def resume(config: RunConfig, workdir: Path) -> int:
     """The step from which the config resumes, or 0 if the directory holds no run.
 
     Raise ValueError if the run there has another recipe, with a list of the differences, or if all
@@ -142,7 +152,7 @@ def clear(workdir: Path) -> None:
 
 
 def rollback(
-    config: Config, workdir: Path, done: int, template: dict[str, Any], monitor: UpdateMonitor
+    config: RunConfig, workdir: Path, done: int, template: dict[str, Any], monitor: UpdateMonitor
 ) -> dict[str, Any]:
     """Restore the newest checkpoint before the updates that were skipped up to step `done`.
 
@@ -174,7 +184,7 @@ def rollback(
     return checkpoints.restore(workdir, target, template)
 
 
-def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
+def prepare(workdir: Path, config: RunConfig, start: int, overwrite: bool) -> None:
     """Prepare the directory for the steps after `start`, and write the config.
 
     Checkpoints later than `start` are renamed. `overwrite` first removes the files of an earlier
@@ -186,7 +196,7 @@ def prepare(workdir: Path, config: Config, start: int, overwrite: bool) -> None:
     write_config(workdir, config)
 
 
-def write_config(workdir: Path, config: Config) -> None:
+def write_config(workdir: Path, config: RunConfig) -> None:
     """Write the resolved config to `config.json`."""
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_file(workdir / CONFIG) as file:

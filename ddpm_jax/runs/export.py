@@ -10,6 +10,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
 from ddpm_jax.files import check_writable
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
@@ -76,12 +77,12 @@ def _save(run: RunSource, params: Params, folder: Path) -> str:
     return pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
 
 
-def check_exportable(config: Config) -> None:
+def check_exportable(spec: ModelSpec) -> None:
     """Raise ValueError if diffusers cannot hold the network or the objective."""
-    if isinstance(config, LatentConfig):
-        scheduler_config(config.objective, config.sampling)
+    if isinstance(spec, LatentConfig):
+        scheduler_config(spec.objective, spec.sampling)
     else:
-        pipeline_folder.check_exportable(config)
+        pipeline_folder.check_exportable(spec)
 
 
 def swap_folder(out: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The images that a run shows while it trains: samples, reconstructions, or drawn captions."""
+"""The images that a run shows while it trains: samples, reconstructions, drawn captions, noise."""
 
 import dataclasses
 import functools
@@ -6,31 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
+from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.pixels import to_floats, to_uint8
-from ddpm_jax.generation.generate import generate
+from ddpm_jax.figures import image_grids, plots
+from ddpm_jax.generation.generate import generate, guided_network
 from ddpm_jax.generation.sampling import Sampling, step_count, with_learned_variance
-from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.generation.walk import noise_ladder, predict_x0
+from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.models.autoencoder import posterior_sample
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
-from ddpm_jax.runs.latents import Latents, load_autoencoder
+from ddpm_jax.runs.latents import Latents
 from ddpm_jax.runs.text_model import text_model
+from ddpm_jax.samplers import sample_keys
 from ddpm_jax.text_to_image.draw import Request, draw_images
 
+NUM_LEVELS = 8
+"""Number of noise levels, with one image each, in a preview and in the rows of predictions."""
+PREVIEW_IMAGES = 100
 
-def sample_grid(config: Config, params: Params, images: ImageSet, workdir: Path) -> np.ndarray:
-    """Draw the uint8 images (n, h, w, c) of a grid during training, with the run's seed.
 
-    An autoencoder shows images and their reconstructions in turn.
-    """
-    if isinstance(config, LatentConfig):
-        return _draw_captions(config, params, images, workdir)
-    if isinstance(config.model, ImageAutoencoder):
-        return _reconstructions(config, params, images)
+def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
+    """Draw the uint8 samples (n, h, w, c) of a grid during training, with the run's seed."""
     num_images = config.log.samples
     states = generate(
         config,
@@ -58,20 +60,20 @@ def shortened(config: Config) -> Sampling:
     return dataclasses.replace(sampling, steps=maximum, timesteps=None)
 
 
-def _draw_captions(config: LatentConfig, params: Params, images: Any, workdir: Path) -> np.ndarray:
-    """One image for each of the captions, which repeat."""
-    assert isinstance(images, Latents)
-    autoencoder, _ = load_autoencoder(config, workdir)
-    model = text_model(config, workdir, params, autoencoder, images.scaling_factor)
+def drawn_captions(config: LatentConfig, params: Params, latents: Latents) -> np.ndarray:
+    """One image (n, h, w, c) for each of the captions, which repeat."""
+    model = text_model(
+        config, params, latents.autoencoder, latents.tokenizer_files, latents.scaling_factor
+    )
     count = config.log.samples
-    captions = config.captions or images.captions
+    captions = config.captions or latents.captions
     prompts = [captions[i % len(captions)] for i in range(count)]
     request = Request(prompts=prompts, seed=config.training.seed)
     return draw_images(model, request, shortened(config), batch_size=count, progress=False)
 
 
-def _reconstructions(config: Config, params: Params, images: ImageSet) -> np.ndarray:
-    """The first images and their reconstructions in turn."""
+def reconstructions(config: AutoencoderConfig, params: Params, images: ImageSet) -> np.ndarray:
+    """The first images and their reconstructions in turn, as uint8 (n, h, w, c)."""
     count = max(config.log.samples // 2, 1)
     originals = images.read(np.arange(count) % len(images))["image"]
     restored = to_uint8(reconstruct(config.model, params, to_floats(originals)))
@@ -83,3 +85,48 @@ def _reconstructions(config: Config, params: Params, images: ImageSet) -> np.nda
 def reconstruct(model: ImageAutoencoder, params: Params, images: Any) -> Any:
     """The images that an autoencoder makes of the means of their latents."""
     return model.decode(params, posterior_sample(model.encode(params, images), None))
+
+
+def prediction_rows(
+    config: Config, params: Params, images: ImageSet
+) -> list[tuple[str, np.ndarray]]:
+    """Named rows of uint8 images: input, noisy and prediction, as in the corruption tutorial.
+
+    Each row has eight images at eight noise levels. The prediction is the estimate of x0.
+    """
+    x0, xt, t = _noise_levels(config, images)
+    labels = jnp.arange(NUM_LEVELS, dtype=jnp.int32) % (config.model.num_classes or 1)
+    network = guided_network(config.model, params, labels)
+    prediction = _predict(config.objective, network, xt, t)
+    rows = {"input": x0, "noisy": xt, "prediction": prediction}
+    return [(name, to_uint8(np.asarray(row))) for name, row in rows.items()]
+
+
+_predict = jax.jit(predict_x0, static_argnums=0)
+
+
+def _noise_levels(config: Config, images: ImageSet):
+    """The first images x0, noised to xt at timesteps t that are spread evenly over the schedule."""
+    indices = np.arange(NUM_LEVELS) % len(images)
+    x0 = jnp.asarray(to_floats(images.read(indices)["image"]))  # (8, h, w, c)
+    keys = sample_keys(config.training.seed, jnp.arange(NUM_LEVELS, dtype=jnp.int32))
+    xt, t = noise_ladder(keys, config.objective, x0)
+    return x0, xt, t
+
+
+def preview_data(config: RunConfig, images: ImageSet, workdir: Path) -> None:
+    """Save the first 100 images of a run to preview/data.png."""
+    batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
+    image_grids.save_images(to_uint8(batch["image"]), workdir / "preview" / "data.png")
+
+
+def preview_noising(config: Config, images: ImageSet, workdir: Path) -> None:
+    """Save preview/data.png, and eight images at eight noise levels to preview/noise.png."""
+    preview_data(config, images, workdir)
+    x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
+    # Divide each image by its largest magnitude if that exceeds 1, to show the whole range.
+    span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
+    unclipped = xt / np.maximum(span, 1)
+    rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
+    uint8 = [(name, to_uint8(row)) for name, row in rows.items()]
+    plots.labelled_rows(uint8, workdir / "preview" / "noise.png")

@@ -2,22 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Key
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
-from ddpm_jax.runs.sources import (
-    base_params,
-    check_base,
-    lora_base,
-    open_checkpoint,
-    weights_hash,
-)
+from ddpm_jax.runs.provenance import check_trained_with, weights_hash
+from ddpm_jax.runs.sources import base_params, lora_base, open_checkpoint
 from ddpm_jax.training.lora import init_lora, merge_lora
 
 OUTPUT_FIELDS = (
@@ -36,8 +32,8 @@ OUTPUT_FIELDS = (
 def with_pretrained_network(config: Config, ckpt: str) -> Config:
     """The config with the network, noise schedule and target of the model that `ckpt` names.
 
-    Its `training.init_from` is `ckpt`. Raise as `sources.open_checkpoint` does, and ValueError
-    if the rest of the config does not fit.
+    One on latents gets its autoencoder too. `training.init_from` is `ckpt`. Raise as
+    `sources.open_checkpoint` does, and ValueError if the rest of the config does not fit.
     """
     source = open_checkpoint(ckpt).spec
     objective = _merge_objectives(config.objective, source.objective)
@@ -45,8 +41,16 @@ def with_pretrained_network(config: Config, ckpt: str) -> Config:
     if (sampling.steps or 0) > objective.timesteps:
         sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
+    shared: dict[str, Any] = {}
+    if isinstance(config, LatentConfig) and isinstance(source, LatentConfig):
+        shared = {"autoencoder": source.autoencoder}
     return dataclasses.replace(
-        config, model=source.model, objective=objective, sampling=sampling, training=training
+        config,
+        model=source.model,
+        objective=objective,
+        sampling=sampling,
+        training=training,
+        **shared,
     )
 
 
@@ -59,7 +63,7 @@ def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:
     return dataclasses.replace(ours, loss_kind=loss_kind, **inherited)
 
 
-def first_params(config: Config, key: Key[Array, ""]) -> Params:
+def first_params(config: RunConfig, key: Key[Array, ""]) -> Params:
     """The parameters that training starts from.
 
     Draw them from `key`, or read them from `training.init_from` if it is set. Raise ValueError if
@@ -70,7 +74,7 @@ def first_params(config: Config, key: Key[Array, ""]) -> Params:
     return base_params(config)
 
 
-def first_trained(config: Config, key: Key[Array, ""]) -> Params:
+def first_trained(config: RunConfig, key: Key[Array, ""]) -> Params:
     """The parameters to train, before the first step: a LoRA, or those of `first_params`."""
     if lora_base(config) is not None:
         return init_lora(key, config.model.shapes(), config.lora)
@@ -84,7 +88,7 @@ class Base(NamedTuple):
     hash: str
 
 
-def load_base(config: Config, folder: Path, step: int) -> Base | None:
+def load_base(config: RunConfig, folder: Path, step: int) -> Base | None:
     """Load the parameters under the LoRA of a recipe; None if all parameters are trained.
 
     Raise ValueError if the LoRA saved at `step` was trained on others. Step 0 is a new run.
@@ -92,13 +96,14 @@ def load_base(config: Config, folder: Path, step: int) -> Base | None:
     if lora_base(config) is None:
         return None
     params = base_params(config)
+    weights = weights_hash(params)
     if step:
-        check_base(config, folder, step, params)
-    return Base(parallel.put_state(params, config.parallel.fsdp), weights_hash(params))
+        check_trained_with(folder, step, "base", weights, str(config.training.init_from))
+    return Base(parallel.put_state(params, config.parallel.fsdp), weights)
 
 
-def network_params(config: Config, base: Base | None, trained: Params) -> Params:
-    """The parameters of the network: what is trained or, with a base, both merged."""
+def network_params(config: RunConfig, base: Base | None, trained: Params) -> Params:
+    """The network's parameters: the trained ones, or the base with the LoRA merged."""
     return trained if base is None else _merge(base.params, trained, config.lora.scale)
 
 

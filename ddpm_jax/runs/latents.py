@@ -6,7 +6,6 @@
 
 import functools
 import hashlib
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,87 +14,150 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.pixels import to_floats
-from ddpm_jax.devices import hosts
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.models.autoencoder import posterior_sample
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
-from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.pretrained.hub import TOKENIZER_FILES
-from ddpm_jax.runs import directory, manifest, saved_steps
-from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
+from ddpm_jax.runs import saved_steps
+from ddpm_jax.runs.directory import AUTOENCODER, LATENTS, TOKENIZER
+from ddpm_jax.runs.provenance import check_trained_with, is_trained_with, weights_hash
+from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize
 
-AUTOENCODER = "autoencoder"
-TOKENIZER = "tokenizer"
-LATENTS = "latents.npz"
 BATCH = 64
+
+
+class TrainedAutoencoder(NamedTuple):
+    """The autoencoder of a run, with its averaged parameters and their hash."""
+
+    folder: Path
+    model: ImageAutoencoder
+    params: Params
+    hash: str
 
 
 class Latents(NamedTuple):
     """An `ImageSet` of scaled latents (n, h, w, c) float32 with token ids (n, length)."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    means: Float[np.ndarray, "n h w c"]
+    """The means of the latents of the images, not scaled."""
+    labels: Int[np.ndarray, "n length"]
     scaling_factor: float
-    """1 / std of all latents."""
-    autoencoder: str
-    """The fingerprint of the autoencoder that made them."""
     captions: tuple[str, ...]
+    autoencoder: TrainedAutoencoder
+    tokenizer_files: dict[str, bytes]
+    made_of: str
+    """The hashes of the autoencoder and of the images."""
     classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.means)
 
     def read(self, indices: np.ndarray) -> Batch:
-        return {"image": self.images[indices], "label": self.labels[indices]}
+        scaled = np.float32(self.scaling_factor) * self.means[indices]
+        return {"image": scaled, "label": self.labels[indices]}
 
 
-def first_folder(config: LatentConfig, workdir: Path) -> Path:
-    """The folder of the autoencoder and the tokenizer: of the run that training starts from."""
-    return Path(config.training.init_from or workdir)
+def owner_of(config: LatentConfig, workdir: Path) -> Path:
+    """The run that owns autoencoder and tokenizer: this run, or that of `init_from`."""
+    if config.trains_autoencoder:
+        return workdir
+    source = open_run(str(config.training.init_from))
+    assert isinstance(source.config, LatentConfig)
+    return owner_of(source.config, source.folder)
 
 
-def load_latents(config: LatentConfig, workdir: Path) -> Latents:
-    """The latents of the images of a run, and the ids of their captions.
+def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSet) -> Latents:
+    """The latents of the images of a run that goes on from `step`, and the ids of their captions.
 
-    Learn the tokenizer if there is none yet, and encode the images if the file of latents is
-    missing or was made by another autoencoder or of other captions. Raise FileNotFoundError if the
-    autoencoder is not trained.
+    All hosts must call this together. Raise FileNotFoundError if the autoencoder is not trained or
+    the tokenizer is lost, and ValueError if the autoencoder is not the one of the steps so far.
     """
-    model = config.autoencoder.model
-    images = config.data.load(model.image_size, model.channels)
+    owner = owner_of(config, workdir)
+    autoencoder = load_autoencoder(owner)
+    check(
+        autoencoder.model == config.autoencoder.model,
+        f"The settings autoencoder.model are not those of {autoencoder.folder}: leave them out.",
+    )
     captions = images.captions
     assert captions is not None, "LatentConfig needs a source of captions."
-    first = first_folder(config, workdir)
-    net = config.model
-    assert isinstance(net, TextUNet)
-    files = tokenizer_files(first)
-    if not files:
-        files = learn_tokenizer(captions, net.vocab_size, net.max_length)
-        if hosts.is_primary():
-            for name, content in files.items():
-                _write(first / TOKENIZER / name, content)
+    files = tokenizer_for(config, workdir, step, captions)
     with warnings.catch_warnings():
         # A caption that is cut is still a caption.
         warnings.simplefilter("ignore")
         ids = tokenize(make_tokenizer(files), captions)
-    return _encoded(config, workdir, images, ids)
+    made_of = f"{autoencoder.hash} {images_hash(images)}"
+    means = _read(workdir / LATENTS, made_of)
+    if means is None:
+        means = encode_means(autoencoder.model, autoencoder.params, images)
+    scale = scaling_factor(config, workdir, step, autoencoder, means)
+    return Latents(means, ids, scale, captions, autoencoder, files, made_of)
 
 
-def clear(workdir: Path) -> None:
-    """Remove the files of a latent run from its directory, except those of its autoencoder."""
-    if hosts.is_primary():
-        directory.clear(workdir)
-        (workdir / LATENTS).unlink(missing_ok=True)
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+def save_latents(config: LatentConfig, workdir: Path, latents: Latents) -> None:
+    """Write the file of latents and the tokenizer to a run's directory, unless they are there."""
+    if config.trains_autoencoder and tokenizer_files(workdir) != latents.tokenizer_files:
+        for name, content in latents.tokenizer_files.items():
+            with atomic_file(workdir / TOKENIZER / name) as file:
+                file.write(content)
+    if _read(workdir / LATENTS, latents.made_of) is None:
+        with atomic_file(workdir / LATENTS) as file:
+            np.savez(file, latents=latents.means, made_of=latents.made_of)
+
+
+def load_autoencoder(owner: Path) -> TrainedAutoencoder:
+    """The autoencoder of the run that owns it. All hosts must call this together."""
+    source = open_run(str(owner / AUTOENCODER))
+    model = source.config.model
+    assert isinstance(model, ImageAutoencoder)
+    params = source.params(DEFAULT_WEIGHTS)
+    return TrainedAutoencoder(source.folder, model, params, weights_hash(params))
+
+
+def check_not_trained_further(workdir: Path, step: int) -> None:
+    """Raise ValueError if the network at `step` was trained on the autoencoder as it is now.
+
+    The latents would change. An autoencoder that lost its last steps may train them again.
+    """
+    folder = workdir / AUTOENCODER
+    if not saved_steps.newest(folder):
+        return
+    autoencoder = load_autoencoder(workdir)
+    check(
+        not is_trained_with(workdir, step, AUTOENCODER, autoencoder.hash),
+        f"The network in {workdir} was trained on the autoencoder as it is: leave "
+        "--autoencoder.training.steps and epochs and the number of images as they were, or start "
+        "afresh with --overwrite.",
+    )
+
+
+def tokenizer_for(
+    config: LatentConfig, workdir: Path, step: int, captions: tuple[str, ...]
+) -> dict[str, bytes]:
+    """The files of the tokenizer by name, which a new run learns from its captions."""
+    if config.trains_autoencoder and not step:
+        return learn_tokenizer(captions, config.model.vocab_size, config.model.max_length)
+    return read_tokenizer(owner_of(config, workdir))
+
+
+def read_tokenizer(owner: Path) -> dict[str, bytes]:
+    """The files of a run's tokenizer by name. Raise FileNotFoundError if they are lost."""
+    files = tokenizer_files(owner)
+    if not files:
+        raise FileNotFoundError(
+            f"There is no tokenizer in {owner / TOKENIZER}: restore it, or start the run afresh "
+            "with --overwrite."
+        )
+    return files
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -104,39 +166,55 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
 
 
-def _write(path: Path, content: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(content)
+def scaling_factor(
+    config: LatentConfig,
+    workdir: Path,
+    step: int,
+    autoencoder: TrainedAutoencoder,
+    means: Float[np.ndarray, "n h w c"],
+) -> float:
+    """The factor of the steps so far, of this run or of `init_from`; at first 1 / std of all means.
+
+    Raise ValueError if those steps were trained on another autoencoder.
+    """
+    if step:
+        folder = workdir
+    elif config.training.init_from is not None:
+        folder, step = saved_steps.resolve_checkpoint(config.training.init_from)
+    else:
+        return float(1 / np.std(means))
+    return saved_scaling_factor(folder, step, autoencoder)
 
 
-def _encoded(config, workdir, images: ImageSet, ids: np.ndarray) -> Latents:
-    """The latents of images with their ids, from the file if it has them."""
-    folder = first_folder(config, workdir) / AUTOENCODER
-    _, step = saved_steps.resolve_checkpoint(folder)
-    fingerprint = autoencoder_fingerprint(folder, step)
-    captions = images.captions or ()
-    texts = "\n".join(captions)
-    made_of = f"{fingerprint} {hashlib.sha256(texts.encode()).hexdigest()}"
-    path = workdir / LATENTS
-    saved = _read(path, made_of)
-    if saved is None:
-        params = load_params(config.autoencoder_config, folder, step, DEFAULT_WEIGHTS)
-        latents = encode_means(config.autoencoder.model, params, images)
-        saved = {"latents": latents, "scaling_factor": 1 / np.std(latents), "made_of": made_of}
-        if hosts.is_primary():
-            with atomic_file(path) as file:
-                np.savez(file, **saved)
-    scale = float(saved["scaling_factor"])
-    scaled = np.float32(scale) * saved["latents"]
-    return Latents(scaled, ids, scale, fingerprint, captions)
+def saved_scaling_factor(folder: Path, step: int, autoencoder: TrainedAutoencoder) -> float:
+    """The factor of the latents of a saved step.
+
+    Raise ValueError if it is unknown, or if the step was trained on another autoencoder.
+    """
+    check_trained_with(folder, step, AUTOENCODER, autoencoder.hash, autoencoder.folder)
+    scale = saved_steps.data_at(folder, step).get("scaling_factor")
+    if scale is None:
+        raise ValueError(
+            f"Checkpoint {step} of {folder} does not say how its latents are scaled: use another "
+            "checkpoint."
+        )
+    return float(scale)
 
 
-def _read(path: Path, made_of: str) -> dict[str, Any] | None:
-    """The arrays of a file of latents, or None if they are missing or of other origin."""
+def images_hash(images: ImageSet) -> str:
+    """A SHA-256 of all pixels, in order."""
+    digest = hashlib.sha256()
+    for start in range(0, len(images), BATCH):
+        indices = np.arange(start, min(start + BATCH, len(images)))
+        digest.update(np.ascontiguousarray(images.read(indices)["image"]).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, made_of: str) -> Any:
+    """The latents in a file, or None if they are missing or of other origin."""
     try:
         with np.load(path) as file:
-            arrays = dict(file)
-        return arrays if str(arrays["made_of"]) == made_of else None
+            return file["latents"] if str(file["made_of"]) == made_of else None
     # A damaged file raises errors of many types, and is made again.
     except Exception:
         return None
@@ -159,27 +237,3 @@ def encode_means(
 @functools.partial(jax.jit, static_argnums=0)
 def _means(model: ImageAutoencoder, params: Params, pixels: jax.Array) -> jax.Array:
     return posterior_sample(model.encode(params, pixels), None)
-
-
-def autoencoder_fingerprint(folder: Path, step: int) -> str:
-    """A hash of the files of a saved step of the autoencoder's run."""
-    content = (folder / saved_steps.FOLDER / str(step) / manifest.NAME).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def check_autoencoder(folder: Path, step: int, fingerprint: str) -> None:
-    """Raise ValueError if the latents of a saved step came from another autoencoder."""
-    trained = saved_steps.data_at(folder, step).get("autoencoder", fingerprint)
-    check(
-        trained == fingerprint,
-        f"The autoencoder of {folder} has changed since step {step}, so the network's latents are "
-        "of another kind: restore it, or start afresh with --overwrite.",
-    )
-
-
-def load_autoencoder(config: LatentConfig, workdir: Path) -> tuple[Params, str]:
-    """The averaged parameters of the autoencoder of a run, and its fingerprint."""
-    folder = first_folder(config, workdir) / AUTOENCODER
-    _, step = saved_steps.resolve_checkpoint(folder)
-    own = directory.load_config(folder, step)
-    return load_params(own, folder, step, DEFAULT_WEIGHTS), autoencoder_fingerprint(folder, step)

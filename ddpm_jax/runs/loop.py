@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.config import Config, config_to_json, to_json
-from ddpm_jax.data import Batch, ImageSet, check_classes, check_labels, describe_classes
+from ddpm_jax.config import RunConfig, config_to_json
+from ddpm_jax.data import Batch, ImageSet, check_classes, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
 from ddpm_jax.errors import check
-from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.latent_config import LatentConfig
-from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
+from ddpm_jax.runs.directory import AUTOENCODER
 from ddpm_jax.runs.initial_weights import Base, first_trained, load_base, network_params
-from ddpm_jax.runs.latents import Latents, check_autoencoder, load_latents
-from ddpm_jax.runs.progress import Reporter, preview
-from ddpm_jax.training.autoencoder_loss import autoencoder_loss
+from ddpm_jax.runs.latents import Latents, save_latents
+from ddpm_jax.runs.progress import Reporter
+from ddpm_jax.runs.tasks import task_of
+from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import lora_loss
 from ddpm_jax.training.step import (
     TrainState,
@@ -32,7 +32,6 @@ from ddpm_jax.training.step import (
     init_state,
     make_train_step,
     micro_batches,
-    model_loss,
     step_by_micro_batches,
     training_keys,
 )
@@ -51,7 +50,7 @@ DATA_LOCATION_FIELDS = ("path", "data_dir")
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     folder: Path,
     start: int,
     *,
@@ -71,7 +70,8 @@ def train(
         hosts.count() == 1 or config.checkpoint.on_failure == "stop",
         "Several hosts cannot continue after a failed save: set --checkpoint.on-failure stop.",
     )
-    images = load(config, folder)
+    task = task_of(config)
+    images = load(config, folder, start)
     total = config.total_steps(len(images))
     per_epoch = config.steps_per_epoch(len(images))
     hosts.assert_identical([comparable_config(config), describe_data(images), start])
@@ -80,8 +80,7 @@ def train(
     if start >= total:
         print(f"{folder} is at step {start} of {total} already: raise --training.steps to continue")
         return 0
-    # A file that the sampler reads may be missing: raise now, not at the first sample grid.
-    build_sampler(config.objective, config.sampling)
+    task.check(config)
     on_start()
     length = f"{per_epoch} steps an epoch, {total - start} steps from {start} to {total}"
     print(f"images    {len(images):,}, {length}")
@@ -96,8 +95,10 @@ def train(
         check_memory(config, images, train_step, state)
         if hosts.is_primary():
             directory.prepare(folder, config, start, overwrite)
+            if isinstance(config, LatentConfig) and isinstance(images, Latents):
+                save_latents(config, folder, images)
             if with_preview:
-                preview(config, images, folder)
+                task.preview(config, images, folder)
         hosts.barrier("directory")
         done, signal = run_steps(config, folder, images, train_step, state, on_save, base)
     if done < total:
@@ -107,7 +108,7 @@ def train(
     return 0
 
 
-def warn_of_short_run(config: Config, num_images: int) -> None:
+def warn_of_short_run(config: RunConfig, num_images: int) -> None:
     """Print to stderr if the run is shorter than `SHORT_RUN` steps."""
     total = config.total_steps(num_images)
     if total >= SHORT_RUN:
@@ -125,7 +126,7 @@ def warn_of_short_run(config: Config, num_images: int) -> None:
     )
 
 
-def comparable_config(config: Config) -> dict:
+def comparable_config(config: RunConfig) -> dict:
     """The config without the location of its data, as JSON, to compare between hosts."""
     settings = to_json(config)
     data = {
@@ -134,30 +135,23 @@ def comparable_config(config: Config) -> dict:
     return settings | {"data": data}
 
 
-def load(config: Config, folder: Path) -> ImageSet:
-    """Load the images of a recipe; the latents of a latent run, which it keeps in its folder.
+def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
+    """Load what the steps of a run after `step` are trained on: images, or their latents.
 
-    The primary host loads before the others, so that it alone prepares a data set on a shared disk.
+    The primary host loads the images before the others, so that it alone prepares a data set on a
+    shared disk. All hosts prepare them together, because that may restore a checkpoint.
     """
     with memory.explain_oom("the images of the data set", "use smaller or fewer images"):
-        if not hosts.is_primary():
-            hosts.barrier("data")
-        if isinstance(config, LatentConfig):
-            images: ImageSet = load_latents(config, folder)
-        else:
-            images = config.data.load(config.model.image_size, config.model.channels)
-        if hosts.is_primary():
-            hosts.barrier("data")
-    check_labels(images, config.model.num_classes)
-    return images
+        images = hosts.primary_first("data", config.load_images)
+        return task_of(config).prepare(config, folder, step, images)
 
 
-def describe_data(images: ImageSet) -> dict[str, Any]:
-    """The facts about a data set that a checkpoint holds, as JSON."""
-    facts: dict[str, Any] = {"images": len(images), "classes": images.classes}
+def describe_data(images: ImageSet, base: Base | None = None) -> dict[str, Any]:
+    """The record of what a step is trained on, as JSON: its data, and hashes of frozen weights."""
+    record: dict[str, Any] = {"images": len(images), "classes": images.classes}
     if isinstance(images, Latents):
-        facts |= {"scaling_factor": images.scaling_factor, "autoencoder": images.autoencoder}
-    return facts
+        record |= {"scaling_factor": images.scaling_factor, AUTOENCODER: images.autoencoder.hash}
+    return record if base is None else record | {"base": base.hash}
 
 
 def check_data(folder: Path, step: int, images: ImageSet) -> None:
@@ -170,8 +164,6 @@ def check_data(folder: Path, step: int, images: ImageSet) -> None:
     if "classes" in saved:
         remedy = "restore their names, choose another --workdir, or start afresh with --overwrite"
         check_classes(images.classes, saved["classes"], remedy)
-    if isinstance(images, Latents):
-        check_autoencoder(folder, step, images.autoencoder)
     before = saved.get("images", len(images))
     if before != len(images):
         print(
@@ -182,7 +174,7 @@ def check_data(folder: Path, step: int, images: ImageSet) -> None:
 
 
 def check_memory(
-    config: Config, images: ImageSet, train_step: parallel.ParallelStep, state: TrainState
+    config: RunConfig, images: ImageSet, train_step: parallel.ParallelStep, state: TrainState
 ) -> None:
     """Compile the step. Raise MemoryError if it needs more memory than the host has left."""
     start = int(state.step)
@@ -191,7 +183,7 @@ def check_memory(
     memory.check_fits(train_step.host_memory(state, micro_batch))
 
 
-def memory_advice(config: Config) -> tuple[str, str]:
+def memory_advice(config: RunConfig) -> tuple[str, str]:
     """Describe the memory load of a training step, and how to reduce it."""
     settings = config.training
     height, width, channels = config.model.image_shape
@@ -207,7 +199,7 @@ def memory_advice(config: Config) -> tuple[str, str]:
     return description, remedy
 
 
-def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
+def first_state(config: RunConfig, tx: optax.GradientTransformation) -> TrainState:
     """Initialise the state before the first step, on the devices."""
     key, _ = training_keys(config.training.seed)
     params = parallel.put_state(first_trained(config, key), config.parallel.fsdp)
@@ -217,7 +209,7 @@ def first_state(config: Config, tx: optax.GradientTransformation) -> TrainState:
 
 
 def resumed_state(
-    config: Config, tx: optax.GradientTransformation, folder: Path, step: int
+    config: RunConfig, tx: optax.GradientTransformation, folder: Path, step: int
 ) -> TrainState:
     """Restore the state of a saved step to the devices."""
 
@@ -235,7 +227,7 @@ def checkpoint_items(state: TrainState) -> dict:
 
 
 def run_steps(
-    config: Config,
+    config: RunConfig,
     folder: Path,
     images: ImageSet,
     train_step: Callable,
@@ -252,7 +244,7 @@ def run_steps(
     settings = config.training
     save_every = config.steps_between_saves(len(images))
     config_json = config_to_json(config)
-    data = describe_data(images) | ({"base": base.hash} if base else {})
+    data = describe_data(images, base)
     agreed_signal = hosts.DelayedMax()
     done = start
     signal = 0
@@ -291,13 +283,10 @@ def run_steps(
 
 
 def parallel_train_step(
-    config: Config, tx: optax.GradientTransformation, base: Base | None = None
+    config: RunConfig, tx: optax.GradientTransformation, base: Base | None = None
 ) -> parallel.ParallelStep:
     """The training step of a recipe on all devices."""
-    if isinstance(config.model, ImageAutoencoder):
-        loss = autoencoder_loss(config.model, config.training.dtype)
-    else:
-        loss = model_loss(config.model, config.objective, config.training.dtype)
+    loss = task_of(config).loss(config)
     if base is not None:
         loss = lora_loss(loss, config.lora.scale)
     make_step = partial(make_train_step, loss, tx, config.ema)
@@ -305,7 +294,7 @@ def parallel_train_step(
     return parallel.parallelize(make_step, config.parallel.route, config.parallel.fsdp, frozen)
 
 
-def batches(config: Config, images: ImageSet, start: int, stop: int) -> Iterator[dict]:
+def batches(config: RunConfig, images: ImageSet, start: int, stop: int) -> Iterator[dict]:
     """Yield this host's rows of the global batches of steps start..stop-1, with their keys.
 
     Worker threads prepare batches ahead.

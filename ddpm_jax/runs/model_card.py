@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.config import Config, to_json
+from ddpm_jax.config import Config
 from ddpm_jax.data import describe_classes
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
+from ddpm_jax.settings_json import to_json
 
 LOSS_LINES = 20
 """Number of last logged losses whose mean is the training loss in the card."""
@@ -26,7 +27,7 @@ pipeline_tag: {task}
 tags: [diffusers, ddpm, {task}, jax, ddpm_jax]
 {base}---
 # {title}
-A U-Net of {parameters:,} parameters that draws {kind} images of {size} x {size} pixels,
+{network} {kind} images of {size} x {size} pixels,
 trained for {steps:,} steps on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
 
 {pictures}
@@ -53,14 +54,15 @@ PROMPT_DIFFUSERS = """```python
 import diffusers
 
 pipeline = diffusers.AutoPipelineForText2Image.from_pretrained("{name}")
-pipeline("a prompt", num_inference_steps={steps}, guidance_scale=3).images
+pipeline("a prompt", num_inference_steps={steps}, guidance_scale={guidance:g}).images
 ```
 
 """
 PROMPT_DDPM_JAX = """```python
 import ddpm_jax
 
-ddpm_jax.Pipeline.from_pretrained("{name}")("a prompt", steps={steps}, guidance_scale=3).images
+pipeline = ddpm_jax.Pipeline.from_pretrained("{name}")
+pipeline("a prompt", steps={steps}, guidance_scale={guidance:g}).images
 ```"""
 USE_DDPM_JAX = """```python
 import ddpm_jax
@@ -75,15 +77,16 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
     `name` is the folder or repository from which the export will be loaded.
     """
     config = run.config
+    assert isinstance(config, Config)
     draws_text = isinstance(config, LatentConfig)
     shown = config.autoencoder.model if isinstance(config, LatentConfig) else config.model
     pictures = _copy_pictures(run.folder, folder)
-    figures = _figures(run, weights, scheduler)
+    figures = _figures(run, config, weights, scheduler)
     flags = settings_as_flags(to_json(config))
     text = CARD.format(
         base=_base_model(config),
         title=Path(name).name,
-        parameters=config.model.parameter_count(),
+        network=_network(config),
         task="text-to-image" if draws_text else "unconditional-image-generation",
         kind="grey" if shown.channels == 1 else "colour",
         size=shown.image_size,
@@ -95,6 +98,15 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
         recipe="\n".join(f"{flag} {value}" for flag, value in flags if not _is_local(value)),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _network(config: Config) -> str:
+    """The networks with their sizes, and the verb of what they do."""
+    count = f"{config.model.parameter_count():,} parameters"
+    if not isinstance(config, LatentConfig):
+        return f"A U-Net of {count} that draws"
+    autoencoder = f"{config.autoencoder.model.parameter_count():,}"
+    return f"A text encoder and a U-Net of {count} with an autoencoder of {autoencoder} that draw"
 
 
 def _base_model(config: Config) -> str:
@@ -116,7 +128,8 @@ def _use(config: Config, name: str) -> str:
         templates = [PROMPT_DIFFUSERS, PROMPT_DDPM_JAX]
     if config.model.num_classes:
         templates = [USE_DDPM_JAX]
-    return "".join(template.format(name=name, steps=steps) for template in templates)
+    values = {"name": name, "steps": steps, "guidance": config.sampling.guidance_scale}
+    return "".join(template.format(**values) for template in templates)
 
 
 def _copy_pictures(run: Path, folder: Path) -> list[Path]:
@@ -129,12 +142,12 @@ def _copy_pictures(run: Path, folder: Path) -> list[Path]:
     return copies
 
 
-def _figures(run: RunSource, weights: str, scheduler: str) -> dict[str, Any]:
+def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> dict[str, Any]:
     losses = [row["loss"] for row in _metrics(run) if row.get("loss") is not None][-LOSS_LINES:]
     loss = "not logged"
     if losses:
         loss = f"{np.mean(losses):.4f}, the mean of the last {len(losses)} logged losses"
-    sampling = run.config.sampling
+    sampling = config.sampling
     samples = (
         f"the run's samples are drawn by {sampling.sampler} in {sampling.steps or 'all'} steps"
     )
@@ -143,7 +156,7 @@ def _figures(run: RunSource, weights: str, scheduler: str) -> dict[str, Any]:
         "training loss": loss,
         "scheduler": f"{scheduler}; {samples}",
     }
-    if run.config.model.num_classes is not None and run.classes is not None:
+    if config.model.num_classes is not None and run.classes is not None:
         figures["classes"] = describe_classes(run.classes)
     path = run.folder / "bits_per_dim.json"
     if path.exists():

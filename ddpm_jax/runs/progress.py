@@ -1,4 +1,4 @@
-"""Report on training: banner, progress bar, metrics, epoch lines, sample grids, previews."""
+"""Report on training: banner, progress bar, metrics, epoch lines, sample grids."""
 
 from __future__ import annotations
 
@@ -9,36 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax.config import Config, cadence_in_steps, multiple_of, to_json
-from ddpm_jax.data import ImageSet, pixels
-from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.config import RunConfig, cadence_in_steps, multiple_of
+from ddpm_jax.data import ImageSet
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.figures import image_grids, plots
-from ddpm_jax.generation.generate import guided_network
-from ddpm_jax.generation.walk import noise_ladder, predict_x0
 from ddpm_jax.models import Params
-from ddpm_jax.models.image_autoencoder import ImageAutoencoder
-from ddpm_jax.runs.grids import sample_grid
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
 from ddpm_jax.runs.sources import lora_base
-from ddpm_jax.samplers import sample_keys
+from ddpm_jax.runs.tasks import task_of
+from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
-NUM_LEVELS = 8
-"""Number of noise levels, with one image each, in a preview and in the rows of predictions."""
-PREVIEW_IMAGES = 100
 CURVE_SECONDS = 30
 """Seconds between updates of loss.png."""
 
 
-def banner(config: Config, workdir: Path) -> str:
+def banner(config: RunConfig, workdir: Path) -> str:
     """The resolved recipe, the network's parts with their parameter counts, and the devices.
 
     Loads no data.
@@ -63,7 +54,7 @@ def banner(config: Config, workdir: Path) -> str:
     return "\n".join(["settings", *flags, "", "parameters", config.model.summary(), "", *facts])
 
 
-def _describe_lora(config: Config) -> dict[str, str]:
+def _describe_lora(config: RunConfig) -> dict[str, str]:
     """The size of the LoRA and the name of its base, if the recipe trains one."""
     base = lora_base(config)
     if base is None:
@@ -99,7 +90,7 @@ class Reporter:
 
     def __init__(
         self,
-        config: Config,
+        config: RunConfig,
         images: ImageSet,
         workdir: Path,
         start: int,
@@ -211,66 +202,14 @@ class Reporter:
     def _draw_grid(self, step: int, params: Params) -> None:
         began = time.perf_counter()
         folder = self._workdir / "samples"
-        grid = sample_grid(self._config, params, self._images, self._workdir)
+        task = task_of(self._config)
+        grid = task.grid(self._config, params, self._images)
         with warn_on_write_error("a grid of samples"):
             image_grids.save_images(grid, folder / f"{step:08d}.png")
-        if shows_noising(self._config):
-            rows = prediction_rows(self._config, params, self._images)
+        if task.predictions is not None:
+            rows = task.predictions(self._config, params, self._images)
             with warn_on_write_error("a plot of predictions"):
                 plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", image_grids.image_grid(grid))
         # The images per second of an epoch line do not count the time spent on sample grids.
         self._epoch_began += time.perf_counter() - began
-
-
-def shows_noising(config: Config) -> bool:
-    """Whether the run adds noise to what can be shown: neither an autoencoder's nor latents."""
-    is_autoencoder = isinstance(config.model, ImageAutoencoder)
-    return not is_autoencoder and not config.model.denoises_latents
-
-
-def prediction_rows(
-    config: Config, params: Params, images: ImageSet
-) -> list[tuple[str, np.ndarray]]:
-    """Named rows of uint8 images: input, noisy and prediction, as in the corruption tutorial.
-
-    Each row has eight images at eight noise levels. The prediction is the estimate of x0.
-    """
-    x0, xt, t = _noise_levels(config, images)
-    labels = jnp.arange(NUM_LEVELS, dtype=jnp.int32) % (config.model.num_classes or 1)
-    network = guided_network(config.model, params, labels)
-    prediction = _predict(config.objective, network, xt, t)
-    rows = {"input": x0, "noisy": xt, "prediction": prediction}
-    return [(name, pixels.to_uint8(np.asarray(row))) for name, row in rows.items()]
-
-
-_predict = jax.jit(predict_x0, static_argnums=0)
-
-
-def _noise_levels(config: Config, images: ImageSet):
-    """The first images x0, noised to xt at timesteps t that are spread evenly over the schedule."""
-    indices = np.arange(NUM_LEVELS) % len(images)
-    x0 = jnp.asarray(to_floats(images.read(indices)["image"]))  # (8, h, w, c)
-    keys = sample_keys(config.training.seed, jnp.arange(NUM_LEVELS, dtype=jnp.int32))
-    xt, t = noise_ladder(keys, config.objective, x0)
-    return x0, xt, t
-
-
-def preview(config: Config, images: ImageSet, workdir: Path) -> None:
-    """Save pictures of the data and of the noising process to the folder `preview`.
-
-    data.png shows the first 100 images of the run, noise.png eight images at eight noise levels.
-    A run on latents has no preview, because its autoencoder's run has one.
-    """
-    if config.model.denoises_latents:
-        return
-    batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
-    folder = workdir / "preview"
-    image_grids.save_images(pixels.to_uint8(batch["image"]), folder / "data.png")
-    x0, xt, _ = (np.asarray(x) for x in _noise_levels(config, images))
-    # Divide each image by its largest magnitude if that exceeds 1, to show the whole range.
-    span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
-    unclipped = xt / np.maximum(span, 1)
-    rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
-    uint8 = [(name, pixels.to_uint8(row)) for name, row in rows.items()]
-    plots.labelled_rows(uint8, folder / "noise.png")

@@ -102,9 +102,10 @@ def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
 
 
 def data_at(workdir: str | Path, step: int) -> dict[str, Any]:
-    """The description of the data set at a saved step: its number of `images`, its `classes`.
+    """What a saved step was trained on: the number of `images`, and their `classes`.
 
-    A LoRA run adds the hash of its `base`. It is empty if nothing was recorded.
+    A LoRA run adds the hash of its `base`, a run on latents that of its `autoencoder`, and their
+    `scaling_factor`. It is empty if nothing was recorded.
     """
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
     return json.loads(path.read_text()) if path.exists() else {}

@@ -1,21 +1,20 @@
 """Open what `--ckpt` names: a run, a model in the diffusers layout, or a PyTorch state dict."""
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from ddpm_jax.config import Config, to_json
+from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
 from ddpm_jax.runs import directory, saved_steps
+from ddpm_jax.runs.provenance import check_trained_with, weights_hash
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
-from ddpm_jax.training.lora import by_path, merge_lora
+from ddpm_jax.settings_json import to_json
+from ddpm_jax.training.lora import merge_lora
 
 ACCEPTED = (
     "a run such as runs/digits, a folder or hub repository owner/name in the diffusers layout, "
@@ -31,7 +30,7 @@ class RunSource(NamedTuple):
 
     folder: Path
     step: int
-    config: Config
+    config: RunConfig
 
     def params(self, weights: str) -> Params:
         """Load the parameters as `weights.load_params` does, and merge a LoRA with its base.
@@ -42,7 +41,8 @@ class RunSource(NamedTuple):
         if not self.trains_lora:
             return trained
         base = base_params(self.config)
-        check_base(self.config, self.folder, self.step, base)
+        place = str(self.config.training.init_from)
+        check_trained_with(self.folder, self.step, "base", weights_hash(base), place)
         return merge_lora(base, trained, self.config.lora.scale)
 
     @property
@@ -52,7 +52,15 @@ class RunSource(NamedTuple):
 
     @property
     def spec(self) -> ModelSpec:
-        """The config of the run; `Config` is a subclass of `ModelSpec`."""
+        """The config of the run; `Config` is a subclass of `ModelSpec`.
+
+        Raise ValueError for the run of an autoencoder.
+        """
+        if not isinstance(self.config, Config):
+            raise ValueError(
+                f"{self.folder} is the run of an autoencoder, which does not denoise: give the run "
+                "that was trained on its latents."
+            )
         return self.config
 
     @property
@@ -111,7 +119,7 @@ def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
     return PretrainedSource(spec, partial(pipeline_folder.read_params, ckpt, spec))
 
 
-def lora_base(config: Config) -> str | None:
+def lora_base(config: RunConfig) -> str | None:
     """The origin of the frozen weights under a LoRA; None if all parameters are trained.
 
     Raise ValueError if the recipe has a LoRA and no such weights.
@@ -120,13 +128,12 @@ def lora_base(config: Config) -> str | None:
         return None
     check(
         config.training.init_from is not None,
-        "A LoRA changes weights that are there: name them by --init-from, or leave out "
-        "--lora.rank.",
+        "A LoRA needs a trained network: give --init-from, or leave out --lora.rank.",
     )
     return config.training.init_from
 
 
-def base_params(config: Config) -> Params:
+def base_params(config: RunConfig) -> Params:
     """The parameters of `training.init_from`.
 
     Raise ValueError if that model has another network than the config. Also raise as
@@ -144,26 +151,6 @@ def base_params(config: Config) -> Params:
         "leave out these settings.",
     )
     return source.params(DEFAULT_WEIGHTS)
-
-
-def weights_hash(params: Params) -> str:
-    """A SHA-256 of the paths, shapes and values of parameters."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(by_path(params).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def check_base(config: Config, folder: Path, step: int, base: Params) -> None:
-    """Raise ValueError unless `base` has the weights under which a step's LoRA was trained."""
-    check(
-        saved_steps.data_at(folder, step).get("base") == weights_hash(base),
-        f"The LoRA in {folder} was trained on other weights than those in "
-        f"{config.training.init_from} now: put the old ones back there, or train it again with "
-        "--overwrite.",
-    )
 
 
 def open_run(ckpt: str, step: int | None = None) -> RunSource:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import RunConfig
 from ddpm_jax.devices import parallel
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
@@ -17,7 +17,7 @@ DEFAULT_WEIGHTS = "ema"
 """The average that samples are drawn with by default."""
 
 
-def load_params(config: Config, workdir: Path, step: int, weights: str) -> Params:
+def load_params(config: RunConfig, workdir: Path, step: int, weights: str) -> Params:
     """Load the trained parameters of a checkpoint, replicated on every local device.
 
     A LoRA run trains a LoRA alone; `sources.RunSource.params` adds it to its base.

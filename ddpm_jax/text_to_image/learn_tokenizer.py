@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from ddpm_jax.errors import check
-from ddpm_jax.models.text_unet import END_ID, START_ID
+from ddpm_jax.models.text_unet import END_ID, MIN_VOCABULARY, START_ID
 from ddpm_jax.text_to_image.tokenizer import (
     CONFIG,
     DEFAULT_SPECIAL,
@@ -27,15 +27,15 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int, length: int) -> di
 
     The vocabulary is the two tokens around a text, each byte within and at the end of a word, and
     the merged pairs. `length` is the number of ids of a text. Raise ValueError for a vocabulary
-    that has no room for the bytes.
+    of fewer than `MIN_VOCABULARY` tokens.
     """
     alphabet = byte_alphabet()
     bytes_and_ends = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
-    room = vocab_size - len(bytes_and_ends) - 2
+    room = vocab_size - MIN_VOCABULARY
     check(
         room >= 0,
-        f"A vocabulary of {vocab_size} tokens has no room for the {vocab_size - room} of bytes: "
-        "raise model.vocab_size.",
+        f"A vocabulary needs at least {MIN_VOCABULARY} tokens, two special ones and "
+        f"{len(bytes_and_ends)} for bytes, not {vocab_size}: raise model.vocab_size.",
     )
     counts = Counter(word for caption in captions for word in split_words(caption))
     words = {(*word[:-1], word[-1] + END_OF_WORD): count for word, count in counts.items()}
@@ -53,9 +53,9 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int, length: int) -> di
 
 
 def learn_merges(words: dict[Word, int], most: int) -> list[tuple[str, str]]:
-    """At most `most` pairs to merge, each the commonest of its turn; the smaller one of equals.
+    """Merge the most frequent pair, ties by order, at most `most` times; return the pairs.
 
-    `words` maps the symbols of each word to its count. A pair that occurs once is left apart.
+    Stop at pairs that occur once. `words` maps the symbols of each word to its count.
     """
     symbols = [list(word) for word in words]
     weights = list(words.values())

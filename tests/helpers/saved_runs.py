@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.config import Checkpoint, Config, Log, Training, config_to_json
+from ddpm_jax.config import Checkpoint, Config, Log, RunConfig, Training, config_to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.models import Model
+from ddpm_jax.models import ImageNetwork
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.runs import directory
 from ddpm_jax.runs.checkpoints import CheckpointWriter
@@ -45,7 +45,7 @@ def small_recipe(**settings: Any) -> Config:
     return Config(**defaults | settings)
 
 
-def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
+def random_params(model: ImageNetwork, step: int = 0, weights: str = "ema") -> dict:
     """Random parameters as NumPy arrays, a function of the step and the name of the weights."""
     rng = np.random.default_rng(zlib.crc32(f"{step} {weights}".encode()))
 
@@ -57,9 +57,9 @@ def random_params(model: Model, step: int = 0, weights: str = "ema") -> dict:
 
 def save_run(
     folder: Path,
-    config: Config,
+    config: RunConfig,
     steps: tuple[int, ...] = (4, 8),
-    classes: tuple[str, ...] = tuple("0123456789"),
+    classes: tuple[str, ...] | None = tuple("0123456789"),
 ) -> Path:
     """Save checkpoints of these steps, with parameters from `random_params`."""
     directory.write_config(folder, config)

@@ -90,7 +90,11 @@ def test_batches_of_the_autoencoder_are_its_images_one_by_one():
         (TextUNet, {"text_heads": 3}, "3 heads do not divide 128 channels"),
         (TextUNet, {"attention": (True,)}, "cross_attention names 1 levels"),
         (ImageAutoencoder, {"widths": (8, 8, 8, 8, 8)}, "use a multiple of 16"),
-        (ImageAutoencoder, {"learned_variance": True}, "neither classes nor"),
+        (TextUNet, {"text_heads": 0}, "text_heads must be at least 1, not 0"),
+        (TextUNet, {"head_dim": 64}, "Heads of 64 channels do not divide 48 channels"),
+        (TextUNet, {"head_dim": 32}, "Heads of 32 channels do not divide 48 channels"),
+        (TextUNet, {"vocab_size": 513}, "vocab_size must be at least 514, two special tokens"),
+        (TextUNet, {"max_length": 2}, "max_length must be at least 3"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(kind, settings, message):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from helpers.bench import losses
 from helpers.commands import SMALL, arrays, draw, run, small_main
-from helpers.latent_runs import AUTOENCODER, COLOURS, CONFIG, captioned_images
+from helpers.latent_runs import AUTOENCODER, COLOURS, CONFIG, TEXT_UNET, captioned_images
+from helpers.saved_runs import save_run
 
 from ddpm_jax import evaluate, export, statistics
 from ddpm_jax.config import config_to_json
 from ddpm_jax.latent_config import read_config
 from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
-from ddpm_jax.runs import loop, manifest, saved_steps
+from ddpm_jax.runs import loop, saved_steps
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import Request, draw_pixels
@@ -60,10 +61,9 @@ def test_one_command_leaves_two_runs_and_the_files_between_them(straight):
     assert len(vocabulary) <= CONFIG.model.vocab_size
     with np.load(straight / "latents.npz") as file:
         saved = file["latents"]
-        scale = float(file["scaling_factor"])
+    scale = saved_steps.data_at(straight, 8)["scaling_factor"]
     assert saved.shape == (2 * len(COLOURS), *AUTOENCODER.latent_shape)
     assert scale * saved.std() == pytest.approx(1)
-    assert saved_steps.data_at(straight, 8)["scaling_factor"] == pytest.approx(scale)
 
 
 def test_the_config_of_a_latent_run_survives_json():
@@ -96,8 +96,8 @@ def test_overwrite_removes_both_runs_before_the_first_step(straight, images, tmp
     monkeypatch.setattr(loop, "train", record)
     train(images, workdir, "--overwrite")
     assert calls == [
-        (workdir / "autoencoder", 0, True, ["autoencoder"]),
-        (workdir, 0, False, ["autoencoder"]),
+        (workdir / "autoencoder", 0, True, []),
+        (workdir, 0, False, []),
     ]
 
 
@@ -115,18 +115,16 @@ def last_line(capsys, command, *args) -> str:
 def test_another_autoencoder_refuses_to_resume(straight, images, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
-    replace_autoencoder(workdir / "autoencoder" / "checkpoints" / "4")
-    message = last_line(capsys, partial(train, images, workdir), "--training.steps", 9)
-    assert "has changed since step 8" in message
+    resume = partial(last_line, capsys, partial(train, images, workdir))
+    message = resume("--autoencoder.training.steps", 8)
+    assert "was trained on the autoencoder as it is: leave --autoencoder" in message
+    assert saved_steps.steps(workdir / "autoencoder") == [4]
+    shutil.rmtree(workdir / "autoencoder")
+    save_run(workdir / "autoencoder", CONFIG.autoencoder_config, steps=(4,), classes=None)
+    message = f"Step 8 of {workdir} was trained on other weights than those in"
+    assert message in resume("--training.steps", 9)
     assert saved_steps.steps(workdir) == [4, 8]
-    drawn = last_line(capsys, partial(draw, workdir), "--prompt", "red")
-    assert "has changed since step 8" in drawn
-
-
-def replace_autoencoder(step: Path) -> None:
-    """Make the files of a saved step those of other training: one of them is new."""
-    (step / "other").write_text("of other training")
-    manifest.write(step)
+    assert message in last_line(capsys, partial(draw, workdir), "--prompt", "red")
 
 
 def test_a_run_draws_prompts_with_its_own_sampling(straight, tmp_path):
@@ -144,6 +142,9 @@ def test_an_export_draws_the_same_images(straight, tmp_path, capsys):
     text = (out / "README.md").read_text()
     assert "pipeline_tag: text-to-image" in text
     assert "AutoPipelineForText2Image" in text
+    assert "guidance_scale=3).images" in text
+    assert f"A text encoder and a U-Net of {TEXT_UNET.parameter_count():,} parameters with" in text
+    assert f"an autoencoder of {AUTOENCODER.parameter_count():,} that draw colour images" in text
     exported = load_stable_diffusion(out)
     sampling = exported.sampling.override(steps=4, guidance_scale=3.0)
     theirs = draw_prompts(exported, sampling)
@@ -162,7 +163,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(straight, images, t
     assert "go together" in last_line(capsys, small, "--model", "text_unet")
     assert not workdir.exists()
     draws = last_line(capsys, partial(draw, straight / "autoencoder"))
-    assert "An autoencoder does not denoise" in draws
+    assert "the run of an autoencoder, which does not denoise" in draws
     for measure in (evaluate.main, statistics.main):
         for folder in (straight, straight / "autoencoder"):
             message = last_line(capsys, run, measure, "--ckpt", folder)

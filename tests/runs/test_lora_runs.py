@@ -17,7 +17,8 @@ from ddpm_jax.pretrained.lora_files import load_lora
 from ddpm_jax.runs import loop, metrics, saved_steps
 from ddpm_jax.runs.initial_weights import load_base
 from ddpm_jax.runs.progress import Reporter
-from ddpm_jax.runs.sources import open_run, weights_hash
+from ddpm_jax.runs.provenance import weights_hash
+from ddpm_jax.runs.sources import open_run
 from ddpm_jax.training.lora import Lora, find_targets, merge_lora
 
 TARGETS = ("linear", "conv")
@@ -129,7 +130,7 @@ def test_mistakes_end_in_one_line(runs, tmp_path, capsys):
 def test_training_needs_a_base_and_targets_that_it_has(runs, tmp_path, capsys):
     command = (small_main, "--config", "small", "--no-compilation-cache", "--workdir", tmp_path)
     message = one_line(capsys, *command, "--lora.rank", 4)
-    assert "name them by --init-from, or leave out --lora.rank." in message
+    assert "give --init-from, or leave out --lora.rank." in message
     command += ("--init-from", runs / "base", "--lora.rank", 4)
     message = one_line(capsys, *command, "--dry-run")
     assert "The LoRA target 'attention' matches no layer: choose attention, linear" in message
@@ -147,7 +148,7 @@ def test_another_base_is_refused(runs, tmp_path):
     moved = open_run(str(style), 2)._replace(step=4, config=config)
     assert_same(moved.params("ema"), open_run(str(runs / "style")).params("ema"))
     save_run(base, small_recipe(), steps=(9,))
-    message = f"The LoRA in {style} was trained on other weights than those in {base} now"
+    message = f"Step 4 of {style} was trained on other weights than those in {base} now"
     with pytest.raises(ValueError, match=message):
         moved.params("ema")
     with pytest.raises(ValueError, match=message):

@@ -1,19 +1,19 @@
 """Report the loss of each logged step, epoch means, sample grids and settings as flags."""
 
 import dataclasses
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from helpers.saved_runs import random_params, small_recipe
 from PIL import Image
 
-from ddpm_jax.config import Log, Training, to_json
+from ddpm_jax.config import Log, Training
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.runs import grids, progress
+from ddpm_jax.runs import grids, progress, tasks
 from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.optimizer import Optimizer
 from ddpm_jax.training.step import TrainState
 
@@ -108,8 +108,11 @@ def test_predictions_are_drawn_if_the_grid_cannot_be_written(tmp_path, monkeypat
     def fail(*_):
         raise OSError("no room")
 
-    monkeypatch.setattr(progress, "sample_grid", lambda *_: IMAGES.images[:4])
-    monkeypatch.setattr(progress, "prediction_rows", lambda *_: [("input", IMAGES.images[:4])])
+    task = tasks.task_of(CONFIG)._replace(
+        grid=lambda *_: IMAGES.images[:4],
+        predictions=lambda *_: [("input", IMAGES.images[:4])],
+    )
+    monkeypatch.setitem(tasks.TASKS, type(CONFIG), task)
     monkeypatch.setattr(progress.image_grids, "save_images", fail)
     config = dataclasses.replace(CONFIG, log=Log(every=2, samples=4))
     report(config, tmp_path, range(7, 8))
@@ -127,11 +130,11 @@ def test_settings_are_shown_as_command_line_flags():
 
 
 def test_previews_and_prediction_rows_run_from_clean_images_to_noise(tmp_path):
-    progress.preview(CONFIG, IMAGES, tmp_path)
+    grids.preview_noising(CONFIG, IMAGES, tmp_path)
     for name in ("data.png", "noise.png"):
         with Image.open(tmp_path / "preview" / name) as picture:
             assert min(picture.size) > 48
-    rows = dict(progress.prediction_rows(CONFIG, random_params(CONFIG.model), IMAGES))
+    rows = dict(grids.prediction_rows(CONFIG, random_params(CONFIG.model), IMAGES))
     assert list(rows) == ["input", "noisy", "prediction"]
     error = np.abs(rows["noisy"].astype(int) - rows["input"]).mean((1, 2, 3))
     assert error[0] < 3
@@ -156,5 +159,5 @@ def test_sample_steps_limits_the_steps_of_a_grid(monkeypatch):
         (Sampling(timesteps=(9.0, 5.0)), Sampling(timesteps=(9.0, 5.0))),
     ):
         config = dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log)
-        grids.sample_grid(config, {}, IMAGES, Path())
+        grids.samples(config, {}, IMAGES)
         assert samplings[-1] == expected, sampling
