@@ -36,7 +36,7 @@ def test_the_last_line_names_the_worst_figure_and_the_status_is_1_if_any_is_over
 
 
 @pytest.mark.parametrize(
-    "name", ["samplers", "nets", "chains", "training", "tutorials", "stable_diffusion"]
+    "name", ["samplers", "nets", "chains", "training", "tutorials", "stable_diffusion", "features"]
 )
 def test_the_help_of_a_script_says_how_long_it_takes(name):
     source = (PARITY / f"{name}.py").read_text()
