@@ -61,7 +61,7 @@ def read_bin(path: Path, buffers: Collection[str] = ()) -> dict[str, LazyTensor]
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing, or not a file.")
-    file = _OlderFile(path) if _is_older(path) else _Archive(path)
+    file: _Archive | _OlderFile = _OlderFile(path) if _is_older(path) else _Archive(path)
     try:
         unpickler = _Unpickler(file.state(), file)
         tensors = unpickler.load()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,11 @@ def map_images(
         batch = to_colour(images[np.arange(start, start + size) % len(images)])
         features.append(apply(params, parallel.shard(batch)))
     return np.concatenate(jax.device_get(features))[: len(images)]
+
+
+def on_devices(function: Callable, params: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """`map_images` with the parameters on the devices, where all calls find them."""
+    return partial(map_images, function, parallel.replicate(params))
 
 
 def to_colour(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -6,7 +6,6 @@ The network has no squeeze-and-excitation, and ReLU6 for its activation. The pac
 
 import importlib.util
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from ddpm_jax.evaluation.features._networks import (
     Layer,
     convolve,
     fold,
-    map_images,
     named_hash,
+    on_devices,
     read_arrays,
     resize,
 )
@@ -45,7 +44,7 @@ def load(images: ImageSet | None = None) -> Features:
     """
     path = find_weights()
     weights = named_hash(path)
-    apply = partial(map_images, pooled, network(read_arrays(path)))
+    apply = on_devices(pooled, network(read_arrays(path)))
     return Features("efficientnet", weights, f"bicubic to {SIZE}, without antialiasing", apply)
 
 

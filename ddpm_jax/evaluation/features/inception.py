@@ -26,9 +26,9 @@ from ddpm_jax.evaluation.features._networks import (
     bilinear_matrix,
     convolve,
     fold,
-    map_images,
     max_pool,
     named_hash,
+    on_devices,
     read_arrays,
     resize,
 )
@@ -51,7 +51,7 @@ def load(images: ImageSet | None = None) -> Features:
     """
     path = find_weights(ADDRESS)
     weights = named_hash(path)
-    apply = partial(map_images, pooled, network(read_arrays(path)))
+    apply = on_devices(pooled, network(read_arrays(path)))
     return Features("inception", weights, f"bilinear to {SIZE}, without antialiasing", apply)
 
 
