@@ -31,6 +31,7 @@ parity: $(VENV)/.parity
 	$(RUN) tests/parity/tutorials.py
 	$(RUN) tests/parity/stable_diffusion.py
 	$(RUN) tests/parity/lora.py
+	$(RUN) tests/parity/features.py
 
 hub-check: $(VENV)/.hub
 	$(RUN) tests/parity/hub_check.py $(REPO)

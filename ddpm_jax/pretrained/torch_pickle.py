@@ -1,7 +1,9 @@
 """Read state dicts from PyTorch's .bin files, without PyTorch and without running their code.
 
 torch.save (since PyTorch 1.6) writes a zip archive: one pickle, NAME/data.pkl, and one file per
-storage, NAME/data/KEY. A pickle is a program that may call any function. Three rules confine it:
+storage, NAME/data/KEY. Older versions wrote pickles (a magic number, a version, the byte order, the
+state dict, the keys of the storages), then each storage after its number of elements.
+A pickle is a program that may call any function. Three rules confine it:
 
 1. `_confined` accepts only the instructions that torch.save writes for a state dict.
 2. `STAND_INS` holds the only names a pickle may refer to. Each stands for code in this file.
@@ -35,6 +37,9 @@ INSTRUCTIONS = set(
     "LONG_BINGET SETITEM SETITEMS REDUCE BUILD BINPERSID NONE NEWTRUE NEWFALSE BINUNICODE BININT "
     "BININT1 BININT2 LONG1 STOP".split()
 )
+LIST_INSTRUCTIONS = set("PROTO EMPTY_LIST MARK APPEND APPENDS BINPUT LONG_BINPUT STOP".split())
+OLDER = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+"""The first two pickles of a file from before PyTorch 1.6."""
 REPLACED = {"EMPTY_DICT": b"ccollections\nOrderedDict\n)R", "BUILD": pickle.POP}
 DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, KeyError)
 MALFORMED = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, TypeError, ValueError)
@@ -52,34 +57,120 @@ class LazyTensor(NamedTuple):
 def read_bin(path: Path, buffers: Collection[str] = ()) -> dict[str, LazyTensor]:
     """Find the tensors of a state dict by name. Raise ValueError for any other file.
 
-    Tensors named in `buffers` are left out. All others must be floats.
+    Tensors whose names end in one of `buffers` are left out. All others must be floats.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing, or not a file.")
+    file: _Archive | _OlderFile = _OlderFile(path) if _is_older(path) else _Archive(path)
     try:
-        with _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
-            folder, sizes = _members(path, archive)
-            data = archive.read(f"{folder}/data.pkl")
-    except DAMAGED as error:
-        raise ValueError(
-            f"{path} is not a complete zip archive, the format of torch.save since PyTorch 1.6: "
-            "save it again, or as safetensors."
-        ) from error
-    try:
-        unpickler = _Unpickler(_confined(data), path, folder, sizes)
+        unpickler = _Unpickler(file.state(), file)
         tensors = unpickler.load()
+        file.locate(unpickler.storages)
         named = isinstance(tensors, _Items)
         if not named or not all(isinstance(tensor, LazyTensor) for tensor in tensors.values()):
             raise ValueError("it does not hold only named tensors")
-        integers = [name for name, tensor in tensors.items() if not tensor.is_float]
-        if set(integers) - set(buffers):
+        weights = {k: tensor for k, tensor in tensors.items() if not k.endswith(tuple(buffers))}
+        integers = [name for name, tensor in weights.items() if not tensor.is_float]
+        if integers:
             raise ValueError(f"it holds integers, {integers[0][:80]!r}")
     except MALFORMED as error:
         raise ValueError(f"{path} is not a state dict of floats: {brief(error)}.") from error
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if size > sum(storage.size for storage in unpickler.storages):
         raise ValueError(f"{path} has more numbers in its tensors than in its storages.")
-    return {name: tensor for name, tensor in tensors.items() if name not in buffers}
+    return weights
+
+
+class _Archive:
+    """A zip archive of torch.save. Raise ValueError unless it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
+                self.folder, self.sizes = _members(path, archive)
+                self.pickle = archive.read(f"{self.folder}/data.pkl")
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path} is not a complete zip archive, the format of torch.save since PyTorch "
+                "1.6, and not in the older format: save it again, or as safetensors."
+            ) from error
+
+    def state(self) -> bytes:
+        """The pickle of the state dict, made safe to run."""
+        return _confined(io.BytesIO(self.pickle))
+
+    def name(self, key: str) -> str:
+        return f"{self.folder}/data/{key}"
+
+    def locate(self, storages: set["_Storage"]) -> None:
+        """Raise ValueError unless the archive has every storage in its size."""
+        if any(self.sizes.get(each.name) != each.num_bytes for each in storages):
+            raise ValueError("it has a storage that is not in the archive, or of another size")
+
+    def read(self, storage: "_Storage") -> bytes:
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(storage.name)
+
+
+def _is_older(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(OLDER)) == OLDER
+
+
+class _OlderFile:
+    """A file of torch.save before PyTorch 1.6, whose pickles must lie in its first 4 MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets: dict[str, int] = {}
+        with open(path, "rb") as file:
+            self.pickles = io.BytesIO(file.read(MAX_PART_BYTES))
+        self.pickles.seek(len(OLDER))
+
+    def state(self) -> bytes:
+        """The pickle of the state dict, made safe to run."""
+        settings = _Unpickler(_confined(self.pickles), self).load()
+        if settings["little_endian"] is not True:
+            raise ValueError("it was not written in little-endian byte order")
+        return _confined(self.pickles)
+
+    def name(self, key: str) -> str:
+        return key
+
+    def locate(self, storages: set["_Storage"]) -> None:
+        """Find each storage, after its number of elements. Call this after `state`."""
+        by_name = {storage.name: storage for storage in storages}
+        names = _strings(self.pickles)
+        if len(by_name) < len(storages) or sorted(names) != sorted(by_name):
+            raise ValueError("its storages are not those of its tensors")
+        offset = self.pickles.tell()
+        with open(self.path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            for name in names:
+                file.seek(offset)
+                if int.from_bytes(file.read(8), "little") != by_name[name].size:
+                    raise ValueError("it has a storage of another size than its tensors say")
+                self.offsets[name] = offset + 8
+                offset += 8 + by_name[name].num_bytes
+                if offset > end:
+                    raise ValueError("it ends before its last storage")
+
+    def read(self, storage: "_Storage") -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offsets[storage.name])
+            return file.read(storage.num_bytes)
+
+
+def _strings(file: io.BytesIO) -> list[str]:
+    """The strings of a pickled list, without running the pickle. Raise ValueError for another."""
+    strings = []
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "BINUNICODE":
+            strings.append(argument)
+        elif opcode.name not in LIST_INSTRUCTIONS:
+            raise ValueError(f"its list of storages has the instruction {opcode.name}: nothing ran")
+    return strings
 
 
 class _SmallReads(io.FileIO):
@@ -114,8 +205,8 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, int]]
     return pickles[0].partition("/")[0], sizes
 
 
-def _confined(data: bytes) -> bytes:
-    """The pickle, made safe to run. Raise ValueError for an unknown instruction or name.
+def _confined(file: io.BytesIO) -> bytes:
+    """The next pickle, made safe to run. Raise ValueError for an unknown instruction or name.
 
     Two instructions would bypass the code of this file, so they are replaced:
     - EMPTY_DICT makes a dict, which hashes its keys. Hashing nested tuples can take exponential
@@ -123,7 +214,7 @@ def _confined(data: bytes) -> bytes:
     - BUILD sets attributes of any object. In a state dict these are metadata. It becomes POP.
     """
     parts = []
-    file = io.BytesIO(data)
+    data = file.getvalue()
     argument: Any
     for count, (opcode, argument, start) in enumerate(pickletools.genops(file)):
         if count == MAX_INSTRUCTIONS:
@@ -141,47 +232,47 @@ def _confined(data: bytes) -> bytes:
 class _Unpickler(pickle.Unpickler):
     """Unpickle the result of `_confined`, and keep the storages it refers to."""
 
-    def __init__(self, data: bytes, path: Path, folder: str, sizes: dict[str, int]) -> None:
+    def __init__(self, data: bytes, file: _Archive | _OlderFile) -> None:
         super().__init__(io.BytesIO(data))
-        self.path = path
-        self.folder = folder
-        self.sizes = sizes
+        self.file = file
         self.storages: set[_Storage] = set()
 
     def find_class(self, module: str, name: str, /) -> Any:
         return _stand_in(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> "_Storage":
-        """Return a storage. Raise ValueError unless the archive holds one of this key and size."""
-        kind, dtype, key, _, size = pid
+        """Return a storage. Raise ValueError for anything else."""
+        kind, dtype, key, _, size, *view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
             raise ValueError("it has a reference that is not a storage of numbers")
-        member = f"{self.folder}/data/{key}"
-        if not isinstance(size, int) or self.sizes.get(member) != size * dtype.itemsize:
-            raise ValueError("it has a storage that is not in the archive, or of another size")
-        storage = _Storage(self.path, member, dtype, size)
+        if not isinstance(size, int) or size < 0 or view not in ([], [None]):
+            raise ValueError("it has a storage of impossible size, or a part of one")
+        storage = _Storage(self.file, self.file.name(key), dtype, size)
         self.storages.add(storage)
         return storage
 
 
 class _Storage(NamedTuple):
-    """A flat array: one file of the archive."""
+    """A flat array in a file."""
 
-    path: Path
-    member: str
+    file: _Archive | _OlderFile
+    name: str
     dtype: np.dtype
     size: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
     def read(self, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
         """Read a view of the array as float32. Offset and strides count elements."""
         itemsize = self.dtype.itemsize
         steps = [stride * itemsize for stride in strides]
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                data = archive.read(self.member)
+            data = self.file.read(self)
             view = np.ndarray(shape, self.dtype, data, offset * itemsize, steps)
         except (*DAMAGED, TypeError, ValueError) as error:
-            message = f"{self.path} is damaged at {brief(self.member)}: {brief(error)}."
+            message = f"{self.file.path} is damaged at {brief(self.name)}: {brief(error)}."
             raise ValueError(message) from error
         return view.astype(np.float32)
 

@@ -9,7 +9,15 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from helpers.pretrained import Call, Global, Storage, pickled, tensor, write_bin
+from helpers.pretrained import (
+    Call,
+    Global,
+    Storage,
+    pickled,
+    tensor,
+    write_bin,
+    write_older_bin,
+)
 
 ROOT = Path(__file__).parents[2]
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
@@ -17,6 +25,7 @@ BIN = "diffusion_pytorch_model.bin"
 CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
 INDEX = "model_index.json"
+OLDER = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 NUMBERS = Storage("0", np.zeros(8, np.float32))
 
 
@@ -36,6 +45,17 @@ def bin_of(data, storages=(NUMBERS,), **options):
 def state(value):
     """Write a .bin file whose state dict holds one value."""
     return bin_of(pickled(OrderedDict({"conv_in.weight": value})))
+
+
+def older(data, storages=(NUMBERS,), **options):
+    """Write a .bin file with this pickle in the format before PyTorch 1.6."""
+    return lambda folder: write_older_bin(folder / BIN, data, storages, **options)
+
+
+def older_state(storage, **options):
+    """Write a state dict of one tensor of 8 numbers, with its storage, in that format."""
+    data = pickled(OrderedDict({"conv_in.weight": tensor(storage, (8,), (1,))}))
+    return older(data, (storage,), **options)
 
 
 def second_pickle(name):
@@ -231,6 +251,34 @@ PAYLOADS = {
     "a truncated archive": cut(BIN, bin_of(pickled({}))),
     "a pickle without an archive": lambda folder: (folder / BIN).write_bytes(pickle.dumps({})),
     "two pickles": second_pickle("other/data.pkl"),
+    "os.system in the older format": older(calls("os\nsystem", "touch executed")),
+    "os.system as the older list of storages": older_state(
+        NUMBERS, keys=calls("os\nsystem", "touch executed")
+    ),
+    "an older list with other storages": older_state(NUMBERS, keys=pickle.dumps(["1"], 2)),
+    "an older list with a storage too many": older_state(NUMBERS, keys=pickle.dumps(["0", "1"], 2)),
+    "an older storage of another size": older(
+        pickled({"conv_in.weight": tensor(NUMBERS, (8,), (1,))}),
+        (Storage("0", NUMBERS.array, size=7),),
+    ),
+    "an older storage larger than the file": older_state(Storage("0", NUMBERS.array, size=10**15)),
+    "an older storage of negative size": older_state(Storage("0", NUMBERS.array, size=-8)),
+    "a part of an older storage": older_state(Storage("0", NUMBERS.array, view=(("1", 0, 8),))),
+    "an older storage of two types": older(
+        pickled(
+            {
+                "conv_in.weight": tensor(NUMBERS, (8,), (1,)),
+                "conv_in.bias": tensor(Storage("0", NUMBERS.array, "LongStorage"), (8,), (1,)),
+            }
+        )
+    ),
+    "a big-endian older file": older_state(NUMBERS, little_endian=False),
+    "older settings of 3 MiB of dicts": lambda folder: (folder / BIN).write_bytes(
+        OLDER + b"}" * (3 * 2**20) + b"."
+    ),
+    "older pickles of 16 MiB": older(b"}" * 2**24 + b"."),
+    "truncated older storages": cut(BIN, older_state(Storage("0", np.zeros(16, np.float32)))),
+    "an older file of two numbers": lambda folder: (folder / BIN).write_bytes(OLDER),
     "a header of 8 GB": header(b"{}", size=8 * 2**30),
     "a header of 2^64 - 1 bytes": header(b"{}", size=2**64 - 1),
     "tensors that overlap": header({"a": part(), "b": part(start=16, end=48)}),
@@ -316,6 +364,19 @@ CAUSES = {
     "one storage for many tensors": "more numbers in its tensors than in its storages",
     "a tensor with many axes": "with over 8 axes",
     "a compressed pickle": "compressed",
+    "os.system in the older format": "asks for 'os.system'",
+    "os.system as the older list of storages": "its list of storages has the instruction GLOBAL",
+    "an older list with other storages": "its storages are not those of its tensors",
+    "an older list with a storage too many": "its storages are not those of its tensors",
+    "an older storage of another size": "a storage of another size than its tensors say",
+    "an older storage larger than the file": "it ends before its last storage",
+    "an older storage of negative size": "a storage of impossible size",
+    "a part of an older storage": "a part of one",
+    "an older storage of two types": "its storages are not those of its tensors",
+    "a big-endian older file": "not written in little-endian byte order",
+    "older settings of 3 MiB of dicts": "more than 131,072 instructions",
+    "older pickles of 16 MiB": "more than 131,072 instructions",
+    "truncated older storages": "it ends before its last storage",
     "a network too wide for memory": "block_out_channels",
     "a network of a billion layers": "layers_per_block",
     "a loop of links": "link",

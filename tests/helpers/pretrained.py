@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import sys
 import types
 import zipfile
@@ -68,11 +69,18 @@ class Storage:
     """A flat array that is stored beside the pickle."""
 
     def __init__(
-        self, key: str, array: np.ndarray, kind: str = "FloatStorage", size: int | None = None
+        self,
+        key: str,
+        array: np.ndarray,
+        kind: str = "FloatStorage",
+        size: int | None = None,
+        view: tuple = (),
     ):
         self.key = key
         self.array = array
         self.kind = kind
+        # The end of the reference: (None,) in the older format.
+        self.view = view
         # The number of elements that the pickle claims.
         self.size = array.size if size is None else size
 
@@ -80,7 +88,8 @@ class Storage:
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return "storage", _importable(Global("torch", obj.kind)), obj.key, "cpu", obj.size
+            kind = _importable(Global("torch", obj.kind))
+            return "storage", kind, obj.key, "cpu", obj.size, *obj.view
         return None
 
 
@@ -109,6 +118,18 @@ def write_bin(path: Path, data: bytes, storages=(), compression=zipfile.ZIP_STOR
         archive.writestr("archive/byteorder", "little")
         for storage in storages:
             archive.writestr(f"archive/data/{storage.key}", storage.array.tobytes())
+
+
+def write_older_bin(path: Path, data: bytes, storages=(), keys=None, little_endian=True) -> None:
+    """Write a pickle and its storages in the format of torch.save before PyTorch 1.6.
+
+    `keys` is the pickle of the storages' keys, by default the right one.
+    """
+    settings = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}
+    head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, settings)]
+    keys = keys or pickle.dumps([storage.key for storage in storages], 2)
+    counted = [struct.pack("<q", each.size) + each.array.tobytes() for each in storages]
+    path.write_bytes(b"".join([*head, data, keys, *counted]))
 
 
 def save_bin(path: Path, weights: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,62 @@
+"""The classifier learns the reference images once, and gives the same features again."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.loading import InMemory
+from ddpm_jax.evaluation.features import classifier, load_features
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits().load(8, 1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty folder of caches, a narrow network, and a training of two steps."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = {"STEPS": 2, "BATCH": 64, "WIDTHS": (16, 32), "STRIDES": (1, 2), "RATE": 1e-2}
+    for name, value in settings.items():
+        monkeypatch.setattr(classifier, name, value)
+    return tmp_path / "ddpm_jax"
+
+
+def test_digits_are_learnt_and_the_accuracy_is_that_of_the_held_out_images(digits, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 100)
+    layers = classifier.train(digits, 0)
+    held_out = np.arange(9, len(digits), 10)
+    assert not set(held_out) & set(classifier.training_rows(len(digits)))
+    images = jnp.asarray(classifier.to_colour(digits.images[held_out]))
+    seen = np.argmax(classifier.logits(layers, images), 1)
+    right = float(np.mean(seen == digits.labels[held_out]))
+    assert right > 0.7
+    assert classifier.accuracy(layers, digits) == pytest.approx(right, abs=0.01)
+
+
+def test_a_classifier_is_trained_once_per_data_set_and_seed(digits, cache, monkeypatch, capsys):
+    first = classifier.load(digits)
+    assert "held-out images. Its features are comparable only" in capsys.readouterr().err
+    other_seed = classifier.load(digits, seed=1)
+    other_labels = classifier.load(InMemory(digits.images, digits.labels[::-1]))
+    assert len({first.weights, other_seed.weights, other_labels.weights}) == 3
+    (path,) = cache.glob(f"classifier-{classifier.fingerprint(digits)}-0.npz")
+    path.unlink()
+    assert classifier.load(digits).weights == first.weights
+    monkeypatch.setattr(classifier, "train", None)
+    again = load_features("classifier", digits)
+    assert again[:3] == ("classifier", first.weights, "none")
+    features = again.apply(digits.images[:5])
+    assert features.shape == (5, 32)
+    np.testing.assert_array_equal(features, first.apply(digits.images[:5]))
+
+
+@pytest.mark.parametrize(
+    "labels", [None, np.array([0, -1] * 10, np.int32), np.zeros((20, 3), np.int32)]
+)
+def test_images_without_labels_are_refused(labels):
+    images = InMemory(np.zeros((20, 8, 8, 1), np.uint8), labels)
+    with pytest.raises(ValueError, match="trained on labels, which some of the images lack"):
+        classifier.load(images)
