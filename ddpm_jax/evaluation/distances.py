@@ -10,7 +10,7 @@ PAIRS = 2**23
 
 
 def row_blocks(a: np.ndarray, b: np.ndarray) -> list[slice]:
-    """Slices of the rows of `a` that have at most `PAIRS` pairs with the rows of `b`, or one row."""
+    """Slices of the rows of `a` with at most `PAIRS` pairs with the rows of `b`, or of one row."""
     size = max(PAIRS // len(b), 1)
     return [slice(start, start + size) for start in range(0, len(a), size)]
 

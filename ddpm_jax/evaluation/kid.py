@@ -1,6 +1,6 @@
 """The kernel inception distance: the squared maximum mean discrepancy with a cubic kernel.
 
-k(x, y) = (x.y / d + 1)^3                                             section 4, Binkowski et al. 2018
+k(x, y) = (x.y / d + 1)^3                                           section 4, Binkowski et al. 2018
 
 The estimate is unbiased: its mean is 0 for sets of the same distribution, so it can be negative.
 """
