@@ -38,6 +38,14 @@ def temporary_cache(contents: str, remedy: str) -> Path:
     return Path(folder.name)
 
 
+def cache_folder(contents: str, remedy: str) -> Path:
+    """The folder of this package in the user's cache, or a temporary one without a home."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not caches.startswith("~"):
+        return Path(caches) / "ddpm_jax"
+    return temporary_cache(contents, remedy)
+
+
 def provide_hub_cache() -> None:
     """Make the hub's client use a temporary cache if it has none. Call this before its import.
 

@@ -27,16 +27,14 @@ from jaxtyping import Array, Float
 
 from ddpm_jax import draws
 from ddpm_jax.data import Batch
-from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.likelihood import bound_term
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule, q_sample
-from ddpm_jax.errors import check, check_rows
-from ddpm_jax.generation.generate import guided_network
+from ddpm_jax.errors import check
+from ddpm_jax.evaluation.network_batches import network_batches
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
-from ddpm_jax.samplers import sample_keys
 
 STEPS = 50
 """Runge-Kutta steps of order 4. Each evaluates the network four times."""
@@ -85,30 +83,18 @@ def ode_bits(
     Raise ValueError if a number is not finite.
     """
     schedule = spec.objective.noise_schedule
-    num_images = len(batch["image"])
-    check_rows(num_images, **batch)
-    labels = batch.get("label", np.zeros(num_images, np.int32))
-    batch_size = parallel.padded_batch_size(batch_size, num_images)
+    variance = variance or spec.objective.variance
     bits = []
-    for start in range(0, num_images, batch_size):
-        rows = np.arange(start, start + batch_size)
-        keys = sample_keys(seed, jnp.asarray(rows))
-        # The last batch is padded with the first images, which are dropped at the end.
-        images = batch["image"][rows % num_images]  # (b, h, w, c)
-        keys, x0, label = parallel.shard((keys, images, labels[rows % num_images]))
-        network, target = spec.objective.network_and_target(
-            guided_network(spec.model, params, label)
-        )
+    for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):
+        network, target = spec.objective.network_and_target(network)
         # A limit of x0 would have kinks, which the trace does not see.
         denoise = make_denoiser(schedule, network, target, None)
-        decoder, log_q, z = _encode(
-            keys, schedule, denoise, x0, variance or spec.objective.variance
-        )
+        decoder, log_q, z = _encode(keys, schedule, denoise, x0, variance)
         signs = random_signs(keys, x0.shape[1:], PROBES)
         log_p = log_density(schedule, denoise, z, signs, steps, on_step)  # (b, probes)
         nats = np.asarray(log_q, np.float64)[:, None] - log_p
         bits.append(np.asarray(decoder)[:, None] + nats / (x0[0].size * math.log(2)))
-    result = np.concatenate(bits)[:num_images]
+    result = np.concatenate(bits)[: len(batch["image"])]
     check(
         bool(np.isfinite(result).all()),
         "The likelihood is not finite: look for NaN in the weights.",
@@ -150,7 +136,7 @@ def log_density(
     log_snr = np.asarray(schedule.log_snr, np.float64)
     log_snr = log_snr[np.isfinite(log_snr)]
     lambdas, h = np.linspace(log_snr[0] / 2, log_snr[-1] / 2, steps, endpoint=False, retstep=True)
-    state = (z, jnp.zeros(signs.shape[:2], jnp.float32))
+    state = _start(z, signs)
     for lambda_ in lambdas:
         state = _runge_kutta_step(schedule, denoise, signs, state, np.float32([lambda_, h]))
         # JAX returns before it has computed. Block, so that progress bars count finished work.
@@ -159,6 +145,16 @@ def log_density(
     xT, divergence = state
     log_p = np.asarray(log_normal(xT), np.float64)[:, None]
     return log_p + np.asarray(divergence, np.float64).T
+
+
+@jax.jit
+def _start(z, signs):
+    """The first state: z, and a divergence of 0 (probes, b).
+
+    It is placed on the devices like the later ones. Otherwise the first step would compile a
+    program of its own.
+    """
+    return z, 0 * jnp.sum(signs, (2, 3, 4))
 
 
 @jax.jit
