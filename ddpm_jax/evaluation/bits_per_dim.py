@@ -1,29 +1,29 @@
 """Measure the variational bound of a network on images, in bits per dimension."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.config import Config
 from ddpm_jax.data import Batch
-from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.likelihood import VariationalBound, bound_terms, prior_term
 from ddpm_jax.diffusion.posterior import Variance
-from ddpm_jax.errors import check, check_rows
-from ddpm_jax.generation.generate import chunk_count, guided_network
+from ddpm_jax.errors import check
+from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.generation.generate import chunk_count
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
 from ddpm_jax.models import Params
-from ddpm_jax.samplers import sample_keys
 
 PROGRESS_PARTS = 20
 """The timesteps are split into at least this many equal parts, for the progress bar."""
 
 
 def evaluate(
-    config: Config,
+    spec: ModelSpec,
     params: Params,
     batch: Batch,
     batch_size: int,
@@ -37,23 +37,13 @@ def evaluate(
     variance of the reverse step, by default the objective's. `on_part()` is called after each part
     of the timesteps of each batch.
     """
-    objective = config.objective
-    num_images = len(batch["image"])
+    objective = spec.objective
     schedule = objective.noise_schedule
     num_parts = chunk_count(schedule.timesteps, PROGRESS_PARTS)
     parts = jnp.split(jnp.arange(schedule.timesteps, dtype=jnp.int32), num_parts)
     variance = variance or objective.variance
-    check_rows(num_images, **batch)
-    labels = batch.get("label", np.zeros(num_images, np.int32))
-    batch_size = parallel.padded_batch_size(batch_size, num_images)
     bounds = []
-    for start in range(0, num_images, batch_size):
-        rows = np.arange(start, start + batch_size)
-        keys = sample_keys(seed, jnp.asarray(rows))
-        # The last batch is padded with the first images; their bounds are dropped at the end.
-        images = batch["image"][rows % num_images]  # (b, h, w, c)
-        keys, x0, label = parallel.shard((keys, images, labels[rows % num_images]))
-        network = guided_network(config.model, params, label)
+    for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):
         denoise = sampling_denoiser(objective, network, Sampling())
         terms = []
         for t in parts:
@@ -62,11 +52,12 @@ def evaluate(
             jax.block_until_ready(terms)
             on_part()
         bounds.append(VariationalBound(jnp.concatenate(terms, 1), prior_term(schedule, x0)))
+    num_images = len(batch["image"])
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[:num_images], *bounds)
 
 
-def summary(bound: VariationalBound) -> dict:
-    """Averages of a bound over its images as plain numbers, in bits per dimension.
+def summary(bound: VariationalBound) -> dict[str, Any]:
+    """Averages of a bound over its images, its standard error and its parts, in bits per dimension.
 
     Raise ValueError if the bound of an image is not finite.
     """
@@ -74,9 +65,11 @@ def summary(bound: VariationalBound) -> dict:
     check(bool(np.isfinite(total).all()), "The bound is not finite: look for NaN in the weights.")
     return {
         "bits_per_dim": float(total.mean()),
-        "standard_error": float(total.std(ddof=1) / np.sqrt(len(total))),
-        "prior": float(np.mean(bound.prior)),
-        "steps": float(np.mean(np.sum(bound.terms[:, 1:], 1))),
-        "decoder": float(np.mean(bound.decoder)),
-        "per_timestep": np.mean(bound.terms, 0).tolist(),
+        "bits_per_dim_error": float(total.std(ddof=1) / np.sqrt(len(total))),
+        "bound": {
+            "prior": float(np.mean(bound.prior)),
+            "steps": float(np.mean(np.sum(bound.terms[:, 1:], 1))),
+            "decoder": float(np.mean(bound.decoder)),
+            "per_timestep": np.mean(bound.terms, 0).tolist(),
+        },
     }

@@ -291,6 +291,7 @@ def _scale(path: Path, target: Target, pair: Mapping[str, LazyTensor], settings:
         f"{path}: the rank of {target.module} is {rank} by its shape and {brief(noted)} by its "
         f"{settings.source}.",
     )
+    alpha: Any
     if "alpha" in pair:
         alpha = float(pair["alpha"].read().ravel()[0])
     else:

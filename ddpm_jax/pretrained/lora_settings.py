@@ -101,5 +101,5 @@ def _matches(source: str, patterns: Any, modules: Sequence[str]) -> dict[str, An
                 f"{source} has {brief(pattern)!r}, which cannot be read: use the name of a layer."
             ) from error
         is_named = np.any(matches.reshape(2, -1), 0)
-        found |= {modules[i]: value for i in np.flatnonzero(is_named)}
+        found |= {modules[i]: value for i in np.flatnonzero(is_named).tolist()}
     return found

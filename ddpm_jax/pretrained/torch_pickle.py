@@ -167,7 +167,7 @@ def _strings(file: io.BytesIO) -> list[str]:
     strings = []
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "BINUNICODE":
-            strings.append(argument)
+            strings.append(str(argument))
         elif opcode.name not in LIST_INSTRUCTIONS:
             raise ValueError(f"its list of storages has the instruction {opcode.name}: nothing ran")
     return strings

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.evaluate` on a tiny run: the bound, the files, and errors in one line.
+"""`python -m ddpm_jax.evaluate --measures bits` on a tiny run: the bound, files and errors.
 
 Every bound is over 12 images in batches of 8 and 4 parts of 2 timesteps, so that all tests share a
 compiled program for each network and variance.
@@ -7,6 +7,7 @@ compiled program for each network and variance.
 import dataclasses
 import json
 import tempfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from PIL import Image
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli import arguments
+from ddpm_jax.data import check_labels
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
-from ddpm_jax.evaluation import bits_per_dim, solver_statistics
+from ddpm_jax.evaluation import bits_per_dim, ode_likelihood, solver_statistics
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
@@ -27,14 +29,15 @@ from ddpm_jax.models import Model
 from ddpm_jax.samplers import sample_keys
 
 NUM_IMAGES, BATCH_SIZE, SEED = 12, 8, 3
-SIZE = ("--num", NUM_IMAGES, "--batch-size", BATCH_SIZE, "--seed", SEED)
+BITS = ("--measures", "bits")
+SIZE = (*BITS, "--bits-num", NUM_IMAGES, "--batch-size", BATCH_SIZE, "--seed", SEED)
 
 
 def run_command(run, *args) -> dict:
     """Run the command and read the JSON that it writes to the run's folder."""
     with arguments.one_line_errors(False):
         evaluate.main([str(arg) for arg in ("--ckpt", run, *args, "--no-compilation-cache")])
-    return json.loads((run / "bits_per_dim.json").read_text())
+    return json.loads((run / "evaluation.json").read_text())
 
 
 def measure(config, params, batch, variance=None) -> VariationalBound:
@@ -44,8 +47,7 @@ def measure(config, params, batch, variance=None) -> VariationalBound:
 
 @pytest.fixture(autouse=True)
 def few_parts(monkeypatch):
-    for module in (bits_per_dim, evaluate):
-        monkeypatch.setattr(module, "PROGRESS_PARTS", 4)
+    monkeypatch.setattr(bits_per_dim, "PROGRESS_PARTS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -66,34 +68,45 @@ def average(params):
 def test_the_command_measures_the_first_images_of_the_seed(run, config, average, batch, capsys):
     result = run_command(run, *SIZE)
     printed = capsys.readouterr().out
-    assert (result["num"], result["seed"], result["step"]) == (NUM_IMAGES, SEED, 5)
-    assert result["weights"] == "ema"
-    with Image.open(run / "bits_per_dim.png") as plot:
+    assert result["bits_num"] == NUM_IMAGES
+    assert "step 5, weights ema" in result["samples"]
+    with Image.open(run / "evaluation_bits.png") as plot:
         assert plot.size[0] > 400
-    assert "bits_per_dim.png" in printed
-    bound_and_error = f"{result['bits_per_dim']:.4f} +- {result['standard_error']:.4f}"
-    assert f"at most {bound_and_error} (12 images" in printed
-    parts = result["prior"] + result["steps"] + result["decoder"]
-    np.testing.assert_allclose(result["bits_per_dim"], parts, rtol=1e-5)
-    terms = result["per_timestep"]
-    np.testing.assert_allclose(np.sum(terms[1:]), result["steps"], rtol=1e-5)
-    np.testing.assert_allclose(terms[0], result["decoder"], rtol=1e-5)
+    assert "evaluation_bits.png" in printed
+    bound_and_error = f"{result['bits_per_dim']:.4f} +- {result['bits_per_dim_error']:.4f}"
+    assert f"bits per dimension, at most  {bound_and_error}" in printed
+    parts = result["bound"]
+    total = parts["prior"] + parts["steps"] + parts["decoder"]
+    np.testing.assert_allclose(result["bits_per_dim"], total, rtol=1e-5)
+    terms = parts["per_timestep"]
+    np.testing.assert_allclose(np.sum(terms[1:]), parts["steps"], rtol=1e-5)
+    np.testing.assert_allclose(terms[0], parts["decoder"], rtol=1e-5)
 
     bound = measure(config, average, batch)
     total = np.asarray(bound.total)
     standard_error = total.std(ddof=1) / np.sqrt(NUM_IMAGES)
     np.testing.assert_allclose(result["bits_per_dim"], total.mean(), rtol=1e-4)
-    np.testing.assert_allclose(result["standard_error"], standard_error, rtol=1e-3)
+    np.testing.assert_allclose(result["bits_per_dim_error"], standard_error, rtol=1e-3)
     np.testing.assert_allclose(terms, np.mean(bound.terms, 0), rtol=1e-3, atol=1e-6)
 
 
 def test_the_options_choose_weights_and_variance(run, config, params, average, batch):
     result = run_command(run, *SIZE, "--weights", "raw", "--variance", "fixed_large")
-    assert (result["weights"], result["variance"]) == ("raw", "fixed_large")
+    assert "weights raw" in result["samples"]
+    assert result["variance"] == "fixed_large"
     expected = float(np.mean(measure(config, params, batch, "fixed_large").total))
     others = [measure(config, average, batch, "fixed_large"), measure(config, params, batch)]
     np.testing.assert_allclose(result["bits_per_dim"], expected, rtol=1e-6)
     assert all(abs(float(np.mean(other.total)) - expected) > 1e-3 for other in others)
+
+
+def test_the_command_measures_the_likelihood_by_the_ode(run, monkeypatch):
+    monkeypatch.setattr(ode_likelihood, "STEPS", 4)
+    result = run_command(run, "--measures", "ode_bits", *SIZE[2:])
+    assert np.isfinite(result["ode_bits_per_dim"])
+    assert result["ode_bits_per_dim_error"] > 0
+    assert result["ode_trace_error"] > 0
+    assert result["ode_steps"] == 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,11 +150,10 @@ def test_a_learned_variance_is_used(config, batch):
 def test_data_whose_classes_are_not_those_of_the_run_is_refused(config):
     """Its labels would stand for other classes."""
     config = dataclasses.replace(config, model=AFFINE)
-    options = evaluate.EvaluateOptions(num=2)
-    digits = tuple("0123456789")
-    assert len(evaluate.draw_images(config, options, digits)["label"]) == 2
+    images = config.data.load(4, 1)
+    check_labels(images, 10, tuple("0123456789"))
     for draw in (
-        lambda classes: evaluate.draw_images(config, options, classes),
+        lambda classes: check_labels(images, 10, classes),
         lambda classes: solver_statistics.draw_batches(config, NUMBERS, 2, 2, 0, classes),
     ):
         with pytest.raises(ValueError, match=r"\(label 1 was 2 and is 1\): use data with the same"):
@@ -149,45 +161,43 @@ def test_data_whose_classes_are_not_those_of_the_run_is_refused(config):
 
 
 def test_the_split_of_the_data_can_be_replaced(config):
-    assert evaluate.with_split(config, None) is config
+    assert evaluate.with_split(config.data, None) is config.data
     with pytest.raises(ValueError, match=r"The data has no splits \(.*\): leave out --split"):
-        evaluate.with_split(config, "test")
-    tfds = dataclasses.replace(config, data=Tfds(name="mnist"))
-    assert evaluate.with_split(tfds, "test").data == Tfds(name="mnist", split="test")
+        evaluate.with_split(config.data, "test")
+    assert evaluate.with_split(Tfds(name="mnist"), "test") == Tfds(name="mnist", split="test")
 
 
 def test_more_images_than_the_data_has_end_in_one_line(run, capsys):
     with pytest.raises(SystemExit) as exit_:
-        run_command(run, "--num", 5000)
+        run_command(run, *BITS, "--bits-num", 5000)
     assert exit_.value.code == 2
     message = capsys.readouterr().err
-    assert message == "error: --num 5000 is more than the 1,797 images of the data: lower it.\n"
+    assert (
+        message == "error: --bits-num 5000 is more than the 1,797 images of the data: lower it.\n"
+    )
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_measurement(
     run, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(evaluate, "draw_images", lambda *_: pytest.fail("measured"))
-    (tmp_path / "bits_per_dim.png").mkdir()
+    monkeypatch.setattr(evaluate, "reference_of", lambda *_: pytest.fail("measured"))
+    (tmp_path / "x_bits.png").mkdir()
     with pytest.raises(SystemExit) as exit_:
-        run_command(run, "--out", tmp_path)
+        run_command(run, "--out", tmp_path / "x.json")
     assert exit_.value.code == 2
-    assert "bits_per_dim.png is a directory" in capsys.readouterr().err
+    assert "x_bits.png is a directory" in capsys.readouterr().err
 
 
 def test_the_numbers_are_written_if_the_plot_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "bits_per_dim.png").mkdir()
-    result = {"bits_per_dim": 1.0, "per_timestep": [0.5, 0.5]}
-    with pytest.raises(OSError, match=r"bits_per_dim\.png \(.*written to"):
-        evaluate.save(result, tmp_path, tmp_path)
-    assert json.loads((tmp_path / "bits_per_dim.json").read_text()) == result
-    assert len(list(tmp_path.glob("ddpm_jax-*/bits_per_dim.png"))) == 1
-
-
-def test_a_standard_error_needs_two_images():
-    with pytest.raises(ValueError, match="--num must be at least 2, for a standard error, not 1"):
-        evaluate.EvaluateOptions(num=1)
+    (tmp_path / "x_bits.png").mkdir()
+    numbers = {"bits_per_dim": 1.0, "bound": {"per_timestep": [0.5, 0.5]}}
+    result = {"bits_num": 2, "against": "x", "against_n": 2, "against_images": "y", "samples": "z"}
+    plot = {"bits.png": partial(evaluate.draw_bound, numbers)}
+    with pytest.raises(OSError, match=r"x_bits\.png \(.*written to"):
+        evaluate.finish(numbers | result, tmp_path / "x.json", plot)
+    assert json.loads((tmp_path / "x.json").read_text())["bits_per_dim"] == 1
+    assert len(list(tmp_path.glob("ddpm_jax-*/x_bits.png"))) == 1
 
 
 def test_a_bound_that_is_not_finite_is_refused():

@@ -46,7 +46,7 @@ def convolve(
     """Apply a layer. SAME pads as TensorFlow does: the odd pixel goes to the bottom and right."""
     y = lax.conv_general_dilated(
         x,
-        layer.kernel,
+        jnp.asarray(layer.kernel),
         (stride, stride),
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

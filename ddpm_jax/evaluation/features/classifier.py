@@ -89,7 +89,7 @@ def train(images: ImageSet, seed: int) -> Layers:
     """Train on the images that are not held out, on one device: more would round differently."""
     params_key, key = training_keys(seed)
     rows = training_rows(len(images))
-    num_classes = int(np.max(images.labels)) + 1
+    num_classes = int(np.asarray(images.labels).max()) + 1
     settings = Optimizer(learning_rate=RATE, decay="cosine")
     tx = make_optimizer(settings, STEPS, steps_per_epoch(len(rows), BATCH))
     train_step = jax.jit(make_train_step(cross_entropy, tx), donate_argnums=0)

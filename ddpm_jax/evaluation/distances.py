@@ -1,0 +1,35 @@
+"""Distances between all pairs of two sets of vectors, a block of rows at a time, in float64."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+PAIRS = 2**23
+"""Pairs in a block: 64 MiB of float64."""
+
+
+def row_blocks(a: np.ndarray, b: np.ndarray) -> list[slice]:
+    """Slices of the rows of `a` with at most `PAIRS` pairs with the rows of `b`, or of one row."""
+    size = max(PAIRS // len(b), 1)
+    return [slice(start, start + size) for start in range(0, len(a), size)]
+
+
+def squared_distances(
+    a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "n d"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "rows n"]]]:
+    """Yield blocks of rows of `a`, and the squared distances of these rows to all rows of `b`."""
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y loses the digits of a common offset.
+    centre = b.mean(0, dtype=np.float64)
+    b = b - centre[None]
+    b_norms = np.sum(b * b, 1)
+    for rows in row_blocks(a, b):
+        block = a[rows] - centre[None]
+        norms = np.sum(block * block, 1)
+        yield rows, np.maximum(norms[:, None] + b_norms[None] - 2 * block @ b.T, 0)
+
+
+def leave_out(squared: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Set one distance of each row to infinity, that of a vector to itself, in place."""
+    squared[np.arange(len(squared)), columns] = np.inf
+    return squared

@@ -1,0 +1,71 @@
+"""The training loss of a network by noise level: its mean in eight bands of t."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ddpm_jax import draws
+from ddpm_jax.data import Batch
+from ddpm_jax.errors import check
+from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.models import Params
+
+BANDS = 8
+
+
+def band_losses(
+    spec: ModelSpec,
+    params: Params,
+    batch: Batch,
+    batch_size: int,
+    seed: int,
+    on_part: Callable[[], object] = lambda: None,
+) -> Float[np.ndarray, "n bands"]:
+    """The loss of each image of `batch` at one random t in each band of t.
+
+    The bands split 0..T-1 evenly. t and the noise of image i depend only on (seed, i). There is no
+    dropout. `on_part()` is called after each band of each batch. Raise ValueError if a loss is not
+    finite.
+    """
+    timesteps = spec.objective.timesteps
+    edges = np.arange(BANDS + 1) * timesteps // BANDS
+    check(timesteps >= BANDS, f"A loss by band of t needs T of at least {BANDS}, not {timesteps}.")
+    losses = []
+    for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):
+        by_band = []
+        for band in range(BANDS):
+            ends = np.float32(edges[band : band + 2])
+            band_keys = draws.fold_in(keys, band)
+            by_band.append(np.asarray(_losses(spec.objective, band_keys, network, x0, ends)))
+            on_part()
+        losses.append(np.stack(by_band, 1))
+    result = np.concatenate(losses)[: len(batch["image"])]
+    check(bool(np.isfinite(result).all()), "The loss is not finite: look for NaN in the weights.")
+    return result
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(objective, keys, network, x0, ends):
+    u = draws.uniform(draws.fold_in(keys, 0))  # (b,)
+    start, stop = ends
+    t = jnp.floor(start + u * (stop - start))
+    t = jnp.minimum(t, stop - 1).astype(jnp.int32)
+    return objective.loss(draws.fold_in(keys, 1), network, x0, t)
+
+
+def summary(losses: Float[np.ndarray, "n bands"]) -> dict[str, Any]:
+    """The mean over all t and in each band, with standard errors."""
+    per_image = losses.mean(1)
+    root = np.sqrt(len(losses))
+    return {
+        "loss": float(per_image.mean()),
+        "loss_error": float(per_image.std(ddof=1) / root),
+        "loss_bands": losses.mean(0).tolist(),
+        "loss_bands_error": (losses.std(0, ddof=1) / root).tolist(),
+    }
