@@ -138,7 +138,8 @@ def log_density(
     lambdas, h = np.linspace(log_snr[0] / 2, log_snr[-1] / 2, steps, endpoint=False, retstep=True)
     state = _start(z, signs)
     for lambda_ in lambdas:
-        state = _runge_kutta_step(schedule, denoise, signs, state, np.array([lambda_, h], np.float32))
+        interval = np.array([lambda_, h], np.float32)
+        state = _runge_kutta_step(schedule, denoise, signs, state, interval)
         # JAX returns before it has computed. Block, so that progress bars count finished work.
         jax.block_until_ready(state)
         on_step()
