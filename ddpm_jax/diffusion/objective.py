@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.diffusion import preconditioning
 from ddpm_jax.diffusion.losses import (
@@ -146,19 +146,16 @@ class Objective:
         keys: Key[Array, " b"],
         network: Network,
         images: Float[Array, "b h w c"],
-        t: Int[Array, " b"] | None = None,
+        t: Num[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
         """The loss of each example, for images in [-1, 1].
 
-        Without `t`, timesteps are drawn from `keys`: lognormal if so set, otherwise uniform.
-        For importance sampling the training step draws `t`.
+        Without `t`, timesteps are those of `draw_timesteps`.
         """
         schedule = self.noise_schedule
         network, target = self.network_and_target(network)
-        if t is None and self.timestep_sampling == "lognormal":
-            t = lognormal_timesteps(keys, schedule, self.log_sigma_mean, self.log_sigma_std)
-        elif t is None:
-            t = uniform_timesteps(keys, schedule)
+        if t is None:
+            t = self.draw_timesteps(keys)
         arguments = (keys, schedule, network, images, target)
         if self.loss_kind == "vlb":
             return vlb_loss(*arguments, self.variance, t=t)
@@ -166,6 +163,16 @@ class Objective:
         if self.loss_kind == "hybrid":
             return hybrid_loss(*arguments, self.variance, t=t, weight=weight)
         return simple_loss(*arguments, t=t, weight=weight)
+
+    def draw_timesteps(self, keys: Key[Array, " b"]) -> Num[Array, " b"]:
+        """The timesteps that `loss` draws from its keys: lognormal if so set, otherwise uniform.
+
+        For importance sampling the training step draws others.
+        """
+        schedule = self.noise_schedule
+        if self.timestep_sampling == "lognormal":
+            return lognormal_timesteps(keys, schedule, self.log_sigma_mean, self.log_sigma_std)
+        return uniform_timesteps(keys, schedule)
 
     def network_and_target(self, network: Network) -> tuple[Network, Target]:
         """The network and its target; for target edm, the preconditioned network and x0."""

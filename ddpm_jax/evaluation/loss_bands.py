@@ -15,8 +15,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.evaluation.network_batches import network_batches
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
-
-BANDS = 8
+from ddpm_jax.training.loss_bands import BANDS, band_edges
 
 
 def band_losses(
@@ -29,12 +28,12 @@ def band_losses(
 ) -> Float[np.ndarray, "n bands"]:
     """The loss of each image of `batch` at one random t in each band of t.
 
-    The bands split 0..T-1 evenly. t and the noise of image i depend only on (seed, i). There is no
-    dropout. `on_part()` is called after each band of each batch. Raise ValueError if a loss is not
-    finite.
+    The bands are those of `training.loss_bands`. t and the noise of image i depend only on
+    (seed, i). There is no dropout. `on_part()` is called after each band of each batch. Raise
+    ValueError if a loss is not finite.
     """
     timesteps = spec.objective.timesteps
-    edges = np.arange(BANDS + 1) * timesteps // BANDS
+    edges = band_edges(timesteps)
     check(timesteps >= BANDS, f"A loss by band of t needs T of at least {BANDS}, not {timesteps}.")
     losses = []
     for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):

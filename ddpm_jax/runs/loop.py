@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.config import RunConfig, config_to_json
+from ddpm_jax.config import Config, RunConfig, config_to_json
 from ddpm_jax.data import Batch, ImageSet, check_classes, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.devices import hosts, memory, parallel
@@ -289,7 +289,8 @@ def parallel_train_step(
     loss = task_of(config).loss(config)
     if base is not None:
         loss = lora_loss(loss, config.lora.scale)
-    make_step = partial(make_train_step, loss, tx, config.ema)
+    objective = config.objective if isinstance(config, Config) else None
+    make_step = partial(make_train_step, loss, tx, config.ema, objective=objective)
     frozen = (base.params,) if base else ()
     return parallel.parallelize(make_step, config.parallel.route, config.parallel.fsdp, frozen)
 

@@ -59,23 +59,23 @@ class RunLog(AbstractContextManager["RunLog"]):
                 self._remember_loss(record)
         self._board = TensorBoardWriter(self.workdir / "tensorboard", start_step)
 
-    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat | np.ndarray]) -> None:
         """Append a line to metrics.jsonl and a point to each TensorBoard curve.
 
-        Raise ValueError if a value is called "step".
+        A value is a number or a row of numbers, such as the loss in each band of t, whose curves
+        are called loss_bands/0, loss_bands/1, ... Raise ValueError if a value is called "step".
         """
         if "step" in values:
             raise ValueError(
                 'A value cannot be called "step", the name of the line\'s own step: rename it.'
             )
-        numbers = {name: float(value) for name, value in values.items()}
         record: dict = {"step": int(step)}
-        record |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        record |= {name: _to_json(value) for name, value in values.items()}
         self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._write_lines()
         self._remember_loss(record)
         with warn_on_write_error("TensorBoard points"):
-            self._board.scalars(int(step), numbers)
+            self._board.scalars(int(step), _curves(values))
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Show a picture in TensorBoard under this name and step."""
@@ -115,6 +115,25 @@ class RunLog(AbstractContextManager["RunLog"]):
         if "loss" in record:
             loss = math.nan if record["loss"] is None else record["loss"]
             self._losses.append((record["step"], loss))
+
+
+def _to_json(value: SupportsFloat | np.ndarray) -> float | list[float | None] | None:
+    """A number or a row of numbers, with None for what is not finite."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return [float(x) if math.isfinite(x) else None for x in value]
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _curves(values: Mapping[str, SupportsFloat | np.ndarray]) -> dict[str, float]:
+    """The point of each TensorBoard curve. Bands without an example have none."""
+    points: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.ndim:
+            points |= {f"{name}/{i}": float(x) for i, x in enumerate(value) if math.isfinite(x)}
+        else:
+            points[name] = float(value)
+    return points
 
 
 class TensorBoardWriter:
@@ -208,7 +227,7 @@ class TensorBoardWriter:
 class NullLog:
     """The log of the other hosts, which writes nothing."""
 
-    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat | np.ndarray]) -> None: ...
 
     def image(self, step: int, name: str, picture: Image.Image) -> None: ...
 

@@ -21,6 +21,7 @@ from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
 from ddpm_jax.runs.sources import lora_base
 from ddpm_jax.runs.tasks import task_of
 from ddpm_jax.settings_json import to_json
+from ddpm_jax.training.loss_bands import mean_by_band
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.step import TrainState
 from ddpm_jax.training.update_monitor import UpdateMonitor
@@ -114,10 +115,11 @@ class Reporter:
         self._log = RunLog(workdir, start) if hosts.is_primary() else NullLog()
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_primary()}
         self._bar = tqdm(total=self._total, initial=start, **options)
-        self._waiting: list[tuple[int, dict]] = []
+        self._waiting: list[tuple[int, dict, list[jax.Array]]] = []
         self.monitor = UpdateMonitor(start)
         self.skip_final_plot = False
         self._epoch_losses: list[jax.Array] = []
+        self._bands: list[jax.Array] = []
         now = time.perf_counter()
         self._epoch_began = now
         self._curve_drawn = now
@@ -139,10 +141,14 @@ class Reporter:
         self._bar.update()
         self.monitor.add(step, metrics["loss"], metrics["grad_norm"])
         self._epoch_losses.append(metrics["loss"])
+        metrics = dict(metrics)
+        if (bands := metrics.pop("loss_bands", None)) is not None:
+            self._bands.append(bands)
         ends_epoch = step % self._steps_per_line == 0
         if step % self._config.log.every == 0 or step == self._total or ends_epoch:
             self._write_waiting()
-            self._waiting.append((step, metrics))
+            self._waiting.append((step, metrics, self._bands))
+            self._bands = []
         if ends_epoch or step == self._total:
             self._end_epoch(step)
 
@@ -165,11 +171,13 @@ class Reporter:
 
         `extra` holds further values for the record.
         """
-        for step, metrics in self._waiting:
+        for step, metrics, bands in self._waiting:
             self.report_until(step)
             facts = {"learning_rate": self._rate(step - 1), "skipped": self.monitor.skipped}
-            values = {"loss": metrics["loss"]} | metrics | facts | (extra or {})
-            self._log.scalars(step, {name: float(value) for name, value in values.items()})
+            values: dict[str, Any] = {"loss": metrics["loss"]} | metrics | facts | (extra or {})
+            if bands:
+                values["loss_bands"] = mean_by_band(np.stack(jax.device_get(bands)))
+            self._log.scalars(step, values)
             self._bar.set_postfix(loss=f"{float(values['loss']):.4f}")
         self._waiting = []
         if time.perf_counter() - self._curve_drawn > CURVE_SECONDS:

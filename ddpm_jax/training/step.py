@@ -18,6 +18,7 @@ from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check
 from ddpm_jax.models import Model
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
+from ddpm_jax.training.loss_bands import sum_by_band
 
 Params = Any
 """Any pytree of float32 arrays."""
@@ -57,7 +58,7 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
     """
 
     def loss(params, keys, batch):
-        noise_keys = draws.fold_in(keys, 0)
+        noise_keys = _noise_keys(keys)
         dropout_keys = draws.fold_in(keys, 1)
         condition = batch.get("label")
         if model.label_dropout and condition is not None:
@@ -70,6 +71,10 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
         return objective.loss(noise_keys, network, batch["image"], batch.get("t"))
 
     return loss
+
+
+def _noise_keys(keys):
+    return draws.fold_in(keys, 0)
 
 
 def hide_conditions(keys: Key[Array, " b"], model: Model, condition: Any) -> Any:
@@ -116,6 +121,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     ema: Ema | None = None,
     axis_name: str | None = None,
+    objective: Objective | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Make the step (state, batch, *frozen) -> (state, {"loss", "grad_norm"}).
 
@@ -123,6 +129,9 @@ def make_train_step(
     shard of the batch under `pmap` or `shard_map`. The gradient is pmean(grad(pmean(loss))), which
     is right under both; with only one of these means it would be wrong under `pmap` or `shard_map`.
     `frozen` are further arguments of the loss that are not trained, such as those of `lora_loss`.
+
+    With the `objective` of `model_loss`, the metrics also hold "loss_bands", the losses by bands of
+    t as `loss_bands.sum_by_band` gives them. Nothing else changes.
 
     With a loss history in `tx`, timesteps are importance-sampled. With `skip_nonfinite` in `tx`, a
     non-finite loss makes the gradient NaN, and a skipped update leaves the averages as they are.
@@ -136,6 +145,8 @@ def make_train_step(
         check_rows(num_images, **batch)
         scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
         batch, weight = importance.sample_timesteps(state.opt_state, batch)
+        if objective is not None and "t" not in batch:
+            batch = batch | {"t": objective.draw_timesteps(_noise_keys(batch["key"]))}
 
         def scaled_loss(params):
             losses = loss(params, batch["key"], batch, *frozen)
@@ -156,7 +167,11 @@ def make_train_step(
         ema_params = _averages(state.ema_params, params, ema, state.step, finished & finite)
         next_step = state.step + finished.astype(jnp.int32)
         new_state = TrainState(next_step, params, ema_params, opt_state)
-        return new_state, {"loss": value, "grad_norm": grad_norm}
+        metrics = {"loss": value, "grad_norm": grad_norm}
+        if objective is not None:
+            bands = sum_by_band(batch["t"], losses, weight, objective.timesteps)
+            metrics |= {"loss_bands": mean(bands)}
+        return new_state, metrics
 
     return step
 

@@ -9,11 +9,13 @@ import optax
 import pytest
 
 from ddpm_jax.devices import parallel
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.kernels.matmul import matmul
 from ddpm_jax.models.kernels.winograd import conv3x3
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.loss_bands import mean_by_band
 from ddpm_jax.training.step import example_keys, init_state, make_train_step
 
 ROUTES = ("one device", "pmap", "jit", "fsdp")
@@ -64,7 +66,7 @@ def on_route(route, make_step):
 def train(route, params):
     """The state after STEPS steps of SGD, the metrics of each step, and the initial state."""
     tx = optax.sgd(0.1)
-    make_step = partial(make_train_step, loss, tx, Ema(decay=0.5))
+    make_step = partial(make_train_step, loss, tx, Ema(decay=0.5), objective=Objective())
     step, place_state, place_batch = on_route(route, make_step)
     # Steps donate the state, so it must not hold the caller's arrays.
     copy = jax.tree.map(jnp.copy, params)
@@ -117,6 +119,11 @@ def test_eight_devices_train_as_one(trained, route):
         ours = [float(metrics[name]) for metrics in one_metrics]
         theirs = [float(metrics[name]) for metrics in eight_metrics]
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    bands = [
+        mean_by_band(np.stack([each["loss_bands"] for each in metrics]))
+        for metrics in (one_metrics, eight_metrics)
+    ]
+    np.testing.assert_allclose(*bands, rtol=1e-5)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
     jax.tree.map(close, (one.params, one.ema_params), (eight.params, eight.ema_params))
 

@@ -72,6 +72,16 @@ def test_scalars_are_in_the_file_at_once_and_in_tensorboard_at_the_end(tmp_path)
     assert shown(workdir, "grad_norm") == [(10, 2.0)]
 
 
+def test_a_row_of_numbers_has_a_curve_for_each_number_that_is_finite(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.scalars(10, {"loss_bands": np.array([0.5, np.nan, 2.0])})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "loss_bands": [0.5, None, 2.0]}
+    ]
+    curves = [shown(tmp_path, f"loss_bands/{i}") for i in range(3)]
+    assert curves == [[(10, 0.5)], [], [(10, 2.0)]]
+
+
 def test_an_exception_in_the_block_loses_no_point(tmp_path):
     with pytest.raises(KeyboardInterrupt), RunLog(tmp_path) as log:
         log.scalars(1, {"loss": 1.0})

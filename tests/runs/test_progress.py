@@ -35,7 +35,11 @@ def report(config, workdir, steps, start=0):
     with progress.Reporter(config, IMAGES, workdir, start) as reporter:
         for step in steps:
             metrics = {"loss": jnp.float32(step / 8), "grad_norm": jnp.float32(1)}
-            reporter.after_step(step, metrics)
+            # Band 0 has one example a step, the last band one in step 3.
+            sums = np.zeros((2, 8), np.float32)
+            sums[:, 0] = step / 4, 1
+            sums[:, 7] = (5, 1) if step == 3 else 0
+            reporter.after_step(step, metrics | {"loss_bands": jnp.asarray(sums)})
             reporter.draw(step, state(config))
 
 
@@ -46,6 +50,14 @@ def test_each_line_holds_the_values_of_its_own_step(tmp_path):
     assert all(line["loss"] == line["step"] / 8 for line in lines)
     rates = [line["learning_rate"] for line in lines]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6)
+
+
+def test_each_line_holds_the_mean_losses_by_band_since_the_last_line(tmp_path):
+    report(CONFIG, tmp_path, range(1, 8))
+    bands = [line["loss_bands"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [band[0] for band in bands] == [1.5 / 4, 3 / 4, 1, 5.5 / 4, 7 / 4]
+    assert [band[7] for band in bands] == [None, 5, None, None, None]
+    assert bands[0][1:7] == [None] * 6
 
 
 def test_an_epoch_line_holds_the_mean_of_its_steps(tmp_path, capsys):
