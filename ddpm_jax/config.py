@@ -139,6 +139,25 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How often training compares samples with training images. `--checkpoint best` is the best."""
+
+    every: int | None = None
+    """Steps between evaluations, each of which saves a checkpoint; None for no evaluation."""
+    num: int = 500
+    """Number of samples to draw, and of training images to compare them with."""
+    features: str = "pixels"
+    """Vectors in which images are compared: a module of ddpm_jax/evaluation/features."""
+
+    def __post_init__(self):
+        check(
+            self.every is None or self.every >= 1,
+            f"evaluation.every must be at least 1, not {self.every}.",
+        )
+        check(self.num >= 4, f"evaluation.num must be at least 4, not {self.num}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The settings of any run, whatever its network learns. Equal configs give equal runs."""
 
@@ -211,6 +230,7 @@ class Config(RunConfig, ModelSpec):
     """All settings of a run of a network that denoises images."""
 
     model: Model
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

@@ -97,12 +97,12 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     """Measure the network of `--ckpt`, and the samples that it draws."""
     sampler, args = arguments.take_option(args, "--sampler")
     source = open_checkpoint(ckpt)
+    if isinstance(source, RunSource):
+        image_config(source)
     options, sampling = parse(args, ckpt, source, sampler)
     options.check_for_checkpoint()
     if options.checkpoint is not None:
         source = open_checkpoint(ckpt, options.checkpoint)
-    if isinstance(source, RunSource):
-        image_config(source)
     out = options.out or source.output_folder / "evaluation.json"
     check_outputs(out)
     options.set_up_jax(options.num_images)

@@ -63,6 +63,11 @@ class LatentConfig(Config):
             "The network learns from captions, and the data is read without: set "
             "--data.caption-column, with --data folder or huggingface.",
         )
+        check(
+            self.evaluation.every is None,
+            "A run on latents does not compare its samples with images: leave out "
+            "--evaluation.every, and measure them by sample.py and ddpm_jax.evaluate --samples.",
+        )
         check(not self.data.flip, "Latents cannot be flipped as images are: leave out --data.flip.")
 
     @property

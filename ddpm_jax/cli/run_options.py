@@ -10,6 +10,7 @@ from ddpm_jax.devices import memory
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Model
+from ddpm_jax.runs.saved_steps import Step
 from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 
@@ -20,8 +21,9 @@ class RunOptions:
 
     weights: str = DEFAULT_WEIGHTS
     """Average of the parameters by name, raw for none, or the length of an average to rebuild."""
-    checkpoint: int | None = None
-    """Step of the checkpoint; None for the newest."""
+    checkpoint: Step | None = None
+    """Step of the checkpoint, or best for the best one that training measured; None for the
+    newest."""
     debug: bool = False
     """Show the traceback of an error."""
 

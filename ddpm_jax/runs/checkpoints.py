@@ -29,7 +29,7 @@ from ddpm_jax.devices import hosts
 from ddpm_jax.files import sync
 from ddpm_jax.runs import manifest
 from ddpm_jax.runs.log_levels import log_level
-from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, steps
+from ddpm_jax.runs.saved_steps import FOLDER, SNAPSHOTS, best_step, steps
 
 UNFINISHED_MARK = ".orbax-checkpoint-tmp"
 DROPPED_MARK = ".dropped"
@@ -94,8 +94,9 @@ class CheckpointWriter:
         """Start to save a step, with `config` as JSON, and return once the arrays are copied.
 
         The caller may then donate the arrays. `data` describes the data set, as JSON: its size, on
-        which the batches depend, and its classes. The newest step before `last_finite_step` is kept
-        too, to roll back to: the weights of later steps may have no finite loss.
+        which the batches depend, and its classes; it may hold an `evaluation`. Besides the newest
+        steps the best one is kept, and to roll back to the newest one before `last_finite_step`:
+        the weights of later steps may have no finite loss.
         """
         self.wait()
         with self._report_failure(self._continue_on_failure):
@@ -169,9 +170,10 @@ class CheckpointWriter:
         saved = steps(self._workdir)
         rollback_step = max((step for step in saved if step < last_finite_step), default=0)
         every = self._settings.keep_every
+        best = best_step(self._workdir)
         for step in saved[: -self._settings.keep_last]:
             keep_for_good = every is not None and step % every == 0
-            if step != rollback_step and not keep_for_good:
+            if step not in (rollback_step, best) and not keep_for_good:
                 # Rename first, so that an interrupted deletion leaves no partial step.
                 dropped = self._folder / f"{step}{DROPPED_MARK}"
                 shutil.rmtree((self._folder / str(step)).rename(dropped))

@@ -20,6 +20,7 @@ from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.directory import AUTOENCODER
+from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.initial_weights import Base, first_trained, load_base, network_params
 from ddpm_jax.runs.latents import Latents, save_latents
 from ddpm_jax.runs.progress import Reporter
@@ -250,6 +251,7 @@ def run_steps(
     signal = 0
     writer = CheckpointWriter(folder, config.checkpoint)
     reporter = Reporter(config, images, folder, start, partial(network_params, config, base))
+    evaluator = Evaluator(config, images) if isinstance(config, Config) else None
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
@@ -258,7 +260,8 @@ def run_steps(
                 writer.wait()
             signal = agreed_signal(stop.signal)
             reporter.after_step(done, metrics)
-            due = signal or done == total or (save_every and done % save_every == 0)
+            is_measured = not signal and evaluator is not None and evaluator.is_due(done, total)
+            due = signal or done == total or (save_every and done % save_every == 0) or is_measured
             if due:
                 # Saving blocks on this step anyway, so read its metrics now.
                 reporter.report_until(done)
@@ -273,7 +276,10 @@ def run_steps(
                 items = checkpoint_items(state)
                 # Keep a checkpoint to roll back to while updates are skipped.
                 last_finite_step = monitor.last_finite_step if is_skipping else 0
-                writer.save(done, items, config_json, data, last_finite_step)
+                record = data
+                if evaluator is not None and is_measured:
+                    record = data | reporter.evaluate(done, state, evaluator)
+                writer.save(done, items, config_json, record, last_finite_step)
                 on_save(done, state)
             reporter.draw(done, state)
             if signal:

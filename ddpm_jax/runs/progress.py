@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddpm_jax.data import ImageSet
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.models import Params
+from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
 from ddpm_jax.runs.sources import lora_base
 from ddpm_jax.runs.tasks import task_of
@@ -159,7 +161,25 @@ class Reporter:
             # All hosts gather the parameters; only the primary one draws.
             params = parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
             if hosts.is_primary():
-                self._draw_grid(step, params)
+                with self._without_time():
+                    self._draw_grid(step, params)
+
+    def evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
+        """Measure samples of the averaged parameters and log them. Return the checkpoint's record.
+
+        It is empty on all hosts but the primary one.
+        """
+        # All hosts gather the parameters; only the primary one draws.
+        params = parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
+        if not hosts.is_primary():
+            return {}
+        with self._without_time():
+            result = evaluator(params)
+        self._write_waiting()
+        self._log.scalars(step, result._asdict())
+        distance = f"KID {result.kid:.5f} +- {result.kid_error:.5f}"
+        self._bar.write(f"step {step}: {distance}, Frechet distance {result.frechet:.4f}")
+        return {"evaluation": evaluator.record(result)}
 
     def report_until(self, step: int) -> None:
         """Wait for the steps up to this one. Print their skipped updates and gradient spikes."""
@@ -207,8 +227,14 @@ class Reporter:
         self._epoch_losses = []
         self._epoch_began = time.perf_counter()
 
-    def _draw_grid(self, step: int, params: Params) -> None:
+    @contextmanager
+    def _without_time(self) -> Iterator[None]:
+        """Leave the time of the block out of the images per second of an epoch line."""
         began = time.perf_counter()
+        yield
+        self._epoch_began += time.perf_counter() - began
+
+    def _draw_grid(self, step: int, params: Params) -> None:
         folder = self._workdir / "samples"
         task = task_of(self._config)
         grid = task.grid(self._config, params, self._images)
@@ -219,5 +245,3 @@ class Reporter:
             with warn_on_write_error("a plot of predictions"):
                 plots.labelled_rows(rows, folder / f"{step:08d}_predictions.png")
         self._log.image(step, "samples", image_grids.image_grid(grid))
-        # The images per second of an epoch line do not count the time spent on sample grids.
-        self._epoch_began += time.perf_counter() - began

@@ -5,8 +5,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ddpm_jax.errors import check
 from ddpm_jax.files import check_name, free_name
 from ddpm_jax.runs import manifest
 
@@ -16,7 +17,11 @@ CORRUPT_SUFFIX = ".corrupt"
 ABANDONED_SUFFIX = ".abandoned"
 
 
-def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path, int]:
+Step = int | Literal["best"]
+"""A saved step, or the best one of those that the run has measured."""
+
+
+def resolve_checkpoint(ckpt: str | Path, step: Step | None = None) -> tuple[Path, int]:
     """The run's directory and the step to use, by default the newest that is not corrupt.
 
     Corrupt steps that are skipped are named on stderr. Raise FileNotFoundError if there is no
@@ -35,6 +40,13 @@ def resolve_checkpoint(ckpt: str | Path, step: int | None = None) -> tuple[Path,
         )
     if step is None:
         return workdir, newest(workdir)
+    if step == "best":
+        step = best_step(workdir)
+        check(
+            step is not None,
+            f"Run {workdir} has measured no checkpoint: name a step, or train with "
+            "--evaluation.every.",
+        )
     choices = ", ".join(map(str, saved))
     if step not in saved:
         raise ValueError(
@@ -102,13 +114,27 @@ def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
 
 
 def data_at(workdir: str | Path, step: int) -> dict[str, Any]:
-    """What a saved step was trained on: the number of `images`, and their `classes`.
+    """The data of a saved step: the number of `images` that it was trained on, and their `classes`.
 
     A LoRA run adds the hash of its `base`, a run on latents that of its `autoencoder`, and their
     `scaling_factor`. It is empty if nothing was recorded.
     """
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def best_step(workdir: str | Path) -> int | None:
+    """The saved step whose samples had the lowest KID while training; None if none was measured.
+
+    Steps that were measured in another way than the newest of them are left out.
+    """
+    records = {step: data_at(workdir, step).get("evaluation") for step in steps(workdir)}
+    measured = {step: record for step, record in records.items() if record is not None}
+    if not measured:
+        return None
+    made_with = measured[max(measured)]["made_with"]
+    comparable = [step for step in measured if measured[step]["made_with"] == made_with]
+    return min(comparable, key=lambda step: measured[step]["kid"])
 
 
 def config_file(workdir: str | Path, step: int) -> Path:

@@ -12,6 +12,7 @@ from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
 from ddpm_jax.runs import directory, saved_steps
 from ddpm_jax.runs.provenance import check_trained_with, weights_hash
+from ddpm_jax.runs.saved_steps import Step
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import merge_lora
@@ -95,7 +96,7 @@ class PretrainedSource(NamedTuple):
 Source = RunSource | PretrainedSource
 
 
-def open_checkpoint(ckpt: str, step: int | None = None) -> Source:
+def open_checkpoint(ckpt: str, step: Step | None = None) -> Source:
     """Open a run as `open_run` does, a PyTorch file, or a diffusers model on disk or on the hub.
 
     Raise FileNotFoundError, ValueError or OSError.
@@ -153,7 +154,7 @@ def base_params(config: RunConfig) -> Params:
     return source.params(DEFAULT_WEIGHTS)
 
 
-def open_run(ckpt: str, step: int | None = None) -> RunSource:
+def open_run(ckpt: str, step: Step | None = None) -> RunSource:
     """Open a checkpoint of the run at `ckpt`, by default the newest."""
     folder, step = saved_steps.resolve_checkpoint(ckpt, step)
     return RunSource(folder, step, directory.load_config(folder, step))

@@ -1,4 +1,4 @@
-"""What runs do in different ways, by the kind of their config, in one table."""
+"""The table of all that runs do in different ways, by the kind of their config."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from ddpm_jax.training.step import Loss, model_loss
 
 
 class Task(NamedTuple):
-    """What a run trains, and the images that it shows."""
+    """The loss that a run trains by, and the images that it shows."""
 
     check: Callable[[Any], None]
     """(config): raise if a file or a library is missing that the run needs later."""

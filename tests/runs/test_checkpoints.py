@@ -147,6 +147,19 @@ def test_old_checkpoints_are_deleted_as_configured(tmp_path):
             np.testing.assert_array_equal(restored["params"]["w"], step)
 
 
+def test_the_best_measured_checkpoint_is_kept(tmp_path):
+    """Step 1 was measured in another way, step 4 not at all."""
+    kids = {1: 0.1, 2: 0.5, 3: 0.3, 5: 0.4, 6: 0.6}
+    with CheckpointWriter(tmp_path, Checkpoint(keep_last=1)) as checkpoints:
+        for step in range(1, 7):
+            made_with = {"num": 10 if step == 1 else 20}
+            record = {"kid": kids.get(step), "made_with": made_with}
+            data = {"evaluation": record} if step in kids else {}
+            checkpoints.save(step, small_items(step), {}, data)
+    assert saved_steps.steps(tmp_path) == [3, 6]
+    assert resolve_checkpoint(tmp_path, "best") == (tmp_path, 3)
+
+
 def test_arrays_may_be_donated_right_after_a_save(tmp_path):
     donate = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
     tree = {"w": jnp.arange(2.0**20)}

@@ -64,7 +64,8 @@ def test_fewer_steps_than_three_have_no_thirds(steps):
     model = tiny_model()
     plan = make_plan(model, Request(prompts=PROMPTS), model.sampling.override(steps=steps))
     text = TextCondition(plan.text.states[np.arange(8) % 2])
-    states = dj.initial_noise(dj.sample_keys(0, jnp.arange(steps)), (8, 4, 4, 4))
+    states = dj.initial_noise(dj.sample_keys(0, jnp.arange(8 * steps)), (4, 4, 4))
+    states = states.reshape(steps, 8, 4, 4, 4)
     found = word_maps(plan, Batch(np.arange(8), text, states[-1], states))
     assert [maps.maps.shape[:2] for maps in found] == [(4, 1), (1, 1)]
     whole = dj.attention_maps(model.unet, model.unet_params, states, plan.grid, text)

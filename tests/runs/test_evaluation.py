@@ -1,0 +1,62 @@
+"""Compare samples with training images while a network is trained, and keep the best step."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.saved_runs import RECIPE, random_params
+
+from ddpm_jax.config import Checkpoint, Evaluation, Log
+from ddpm_jax.data.loading import InMemory
+from ddpm_jax.evaluation.kid import kernel_distance
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.runs import evaluation, loop, metrics, saved_steps
+from ddpm_jax.runs.evaluation import Evaluator
+from ddpm_jax.runs.grids import shortened
+from ddpm_jax.runs.metrics import read_metrics
+
+IMAGES = InMemory(np.random.RandomState(0).randint(0, 60, (40, 8, 8, 1)).astype(np.uint8))
+CONFIG = dataclasses.replace(
+    RECIPE,
+    training=dataclasses.replace(RECIPE.training, steps=7),
+    evaluation=Evaluation(every=2, num=40),
+    checkpoint=Checkpoint(every=5, keep_last=1),
+    log=Log(every=3, samples=0, sample_steps=2),
+)
+
+
+def test_samples_of_the_runs_seed_are_compared_with_its_images():
+    params = random_params(CONFIG.model)
+    result = Evaluator(CONFIG, IMAGES)(params)
+    states = generate(
+        CONFIG, params, num_images=40, batch_size=16, seed=0, sampling=shortened(CONFIG)
+    )
+    # All 40 images are the reference. Pixels are in [0, 1], and KID takes them in any order.
+    vectors, reference = (
+        (images / np.float32(255)).reshape(40, -1)
+        for images in (states[-1], IMAGES.read(np.arange(40))["image"])
+    )
+    assert result.kid == pytest.approx(kernel_distance(vectors, reference).value, rel=1e-5)
+    assert result.kid > 0.1
+    assert result.frechet > 1
+
+
+def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "loss_curve", lambda *_, **__: None)
+    kids = {2: 0.3, 4: 0.2, 6: 0.5, 7: 0.4}
+    remaining = iter(kids.values())
+
+    def measure(evaluator, params):
+        return evaluation.Evaluation(next(remaining), 0.01, 1.0)
+
+    monkeypatch.setattr(Evaluator, "__call__", measure)
+    tx = CONFIG.make_optimizer(len(IMAGES))
+    train_step = loop.parallel_train_step(CONFIG, tx)
+    state = loop.first_state(CONFIG, tx)
+    assert loop.run_steps(CONFIG, tmp_path, IMAGES, train_step, state) == (7, 0)
+    assert saved_steps.steps(tmp_path) == [4, 7]
+    assert saved_steps.resolve_checkpoint(tmp_path, "best") == (tmp_path, 4)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert {line["step"]: line["kid"] for line in lines if "kid" in line} == kids
+    assert sorted(line["step"] for line in lines if "loss" in line) == [3, 6, 7]
+    assert "step 4: KID 0.20000 +- 0.01000" in capsys.readouterr().out
