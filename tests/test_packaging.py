@@ -45,7 +45,8 @@ def test_the_wheel_holds_the_package_and_in_it_the_recipes(wheel):
     package = {path for path in (ROOT / "ddpm_jax").rglob("*") if path.suffix in (".py", ".typed")}
     package.remove(ROOT / "ddpm_jax" / "recipes" / "__init__.py")
     expected = {path.relative_to(ROOT).as_posix() for path in package}
-    expected |= {f"ddpm_jax/recipes/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    recipes = [*(ROOT / "configs").glob("*.py"), *(ROOT / "configs").glob("curves/*.json")]
+    expected |= {f"ddpm_jax/recipes/{path.relative_to(ROOT / 'configs')}" for path in recipes}
     with zipfile.ZipFile(wheel) as file:
         assert {name for name in file.namelist() if ".dist-info/" not in name} == expected
 

@@ -41,6 +41,8 @@ class EvaluateOptions(BatchedRunOptions):
     out: Path | None = None
     """JSON file to write, with pictures beside it; None for evaluation.json in the run's directory,
     and for none with --samples."""
+    loss: bool = False
+    """Only compare the losses that the run has logged with those of its recipe, by bands of t."""
     compare: tuple[Path, ...] = ()
     """JSON files to set beside each other. Numbers that were made differently are refused."""
     may_differ: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class EvaluateOptions(BatchedRunOptions):
             not networks,
             f"{' and '.join(sorted(networks))} needs a network: give --ckpt, or other --measures.",
         )
+        check(not self.loss, "--loss needs a run: give --ckpt, or leave out --loss.")
         check(self.seeds == 1, "--seeds draws samples, and those of --samples are there: leave it.")
 
     def check_for_checkpoint(self) -> None:

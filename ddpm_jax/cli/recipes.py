@@ -4,8 +4,10 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -17,8 +19,7 @@ from ddpm_jax.settings_json import find_kind, nearest
 
 FOLDER = Path(recipes.__path__[0])
 """The recipes that come with ddpm_jax: configs/ in a checkout, ddpm_jax/recipes/ if installed."""
-
-
+CURVES = "curves"
 KEPT = {"image_size", "channels", "caption_column"}
 """Settings that another network or data source keeps."""
 
@@ -33,6 +34,12 @@ def summary(path: Path) -> str:
     """The first line of a recipe's docstring. The recipe is not executed."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     return docstring.split("\n")[0]
+
+
+def loss_curves(folder: Path) -> dict[str, Any]:
+    """The loss curves that were measured with the recipes of a folder, by their names."""
+    paths = sorted((folder / CURVES).glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def list_recipes(folder: Path) -> str:

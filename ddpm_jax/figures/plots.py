@@ -20,6 +20,7 @@ MARGIN = 10
 TITLE_HEIGHT = 16
 DARK_BLUE = "#1f4e79"
 LIGHT_BLUE = "#4c78a8"
+DARK_RED = "#a83232"
 
 
 def loss_curve(
@@ -42,6 +43,37 @@ def loss_curve(
     figure.suptitle(title, fontweight="bold", parse_math=False)
     for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
         _draw_loss(axes, steps, losses, scale)
+    _save_figure(figure, path)
+
+
+def band_curves(
+    curves: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    spread: np.ndarray,
+    titles: Sequence[str],
+    path: str | os.PathLike,
+    title: str,
+) -> None:
+    """Write a PNG with a panel per band of t: the loss of each curve over the steps.
+
+    A curve is its name, its steps (w,) and its losses (w, bands). A coloured area shows `spread`
+    (w, bands) around the first one. `titles` are those of the panels. All axes are logarithmic.
+    """
+    figure = _figure(figsize=(12.0, 5.5), layout="constrained")
+    figure.suptitle(title, fontweight="bold", parse_math=False)
+    panels = figure.subplots(2, len(titles) // 2, sharex=True)
+    for band, (axes, panel_title) in enumerate(zip(panels.flat, titles, strict=True)):
+        _, steps, losses = curves[0]
+        low, high = losses[:, band] - spread[:, band], losses[:, band] + spread[:, band]
+        lowest = losses[:, band] / 10  # a logarithmic axis has no 0
+        axes.fill_between(steps, np.maximum(low, lowest), high, color=LIGHT_BLUE, alpha=0.25)
+        for (name, steps, losses), color in zip(curves, (LIGHT_BLUE, DARK_RED), strict=False):
+            axes.plot(steps, losses[:, band], color=color, marker=".", linewidth=1.4, label=name)
+        axes.set(title=panel_title, xscale="log", yscale="log")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels.flat[0].legend(frameon=False)
+    for axes in panels[-1]:
+        axes.set_xlabel("step")
     _save_figure(figure, path)
 
 

@@ -46,6 +46,7 @@ CHANGEABLE_SETTINGS = (
     "training.on_patience",
     "parallel.",
     "checkpoint.",
+    "evaluation.",
     "ema.snapshots_every",
     "log.",
     "sampling.",

@@ -22,6 +22,7 @@ from ddpm_jax.runs.log_levels import log_level
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
 
+METRICS = "metrics.jsonl"
 FLUSH_SECONDS = 30
 """Seconds between flushes of TensorBoard's file. A full disk loses the points in between."""
 
@@ -46,7 +47,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "metrics.jsonl"
+        path = self.workdir / METRICS
         self._metrics = path
         if path.exists() and start_step > 0:
             _remove_after(path, start_step)

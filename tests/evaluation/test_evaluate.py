@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import evaluate
-from ddpm_jax.cli import arguments
+from ddpm_jax.cli import arguments, evaluate_network, evaluate_outputs
 from ddpm_jax.data import check_labels
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
@@ -193,9 +193,9 @@ def test_the_numbers_are_written_if_the_plot_fails(tmp_path, monkeypatch):
     (tmp_path / "x_bits.png").mkdir()
     numbers = {"bits_per_dim": 1.0, "bound": {"per_timestep": [0.5, 0.5]}}
     result = {"bits_num": 2, "against": "x", "against_n": 2, "against_images": "y", "samples": "z"}
-    plot = {"bits.png": partial(evaluate.draw_bound, numbers)}
+    plot = {"bits.png": partial(evaluate_network.draw_bound, numbers)}
     with pytest.raises(OSError, match=r"x_bits\.png \(.*written to"):
-        evaluate.finish(numbers | result, tmp_path / "x.json", plot)
+        evaluate_outputs.finish(numbers | result, tmp_path / "x.json", plot)
     assert json.loads((tmp_path / "x.json").read_text())["bits_per_dim"] == 1
     assert len(list(tmp_path.glob("ddpm_jax-*/x_bits.png"))) == 1
 

@@ -45,9 +45,7 @@ def test_a_missing_run_or_step_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint of step 5: choose one of 2, 10, 30\.$"):
         resolve_checkpoint(tmp_path, 5)
     assert resolve_checkpoint(str(tmp_path)) == (tmp_path, 30)
-    with pytest.raises(
-        ValueError, match="measured no checkpoint: name a step, or train"
-    ):
+    with pytest.raises(ValueError, match="measured no checkpoint: name a step, or train"):
         resolve_checkpoint(tmp_path, "best")
 
 

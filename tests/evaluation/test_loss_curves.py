@@ -1,0 +1,105 @@
+"""The loss of a run beside that of its recipe: windows, spreads, and the verdict."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.commands import CONFIGS
+from PIL import Image
+
+from ddpm_jax.cli.evaluate_loss import compare_loss
+from ddpm_jax.cli.recipes import load_recipe, loss_curves
+from ddpm_jax.evaluation.loss_curves import compare, describe, find_curve, make_curve, to_json
+from ddpm_jax.runs.sources import RunSource
+from ddpm_jax.settings_json import to_json as settings
+
+OFFSETS = np.arange(8) / 10
+
+
+def records(seed, last=130, scale=1.0, spread=0.1):
+    """Losses at every second step. Band i has the mean 1 + i / 10, scaled, and this spread."""
+    rng = np.random.default_rng(seed)
+    rows = 1 + OFFSETS + spread * rng.standard_normal((last // 2, 8))
+    return [
+        {"step": 2 * i + 2, "loss": 1.0, "loss_bands": (scale * row).tolist()}
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_windows_have_the_mean_and_the_spread_of_their_records():
+    logged = records(0)
+    logged[3]["loss_bands"][5] = None
+    curve = make_curve([{"step": 1, "kid": 0.1}, *logged])
+    # The window to step 10 has four values in band 5, which are too few.
+    assert curve.ends.tolist() == [20, 50, 100]
+    inside = np.array([each["loss_bands"] for each in logged if 20 < each["step"] <= 50], float)
+    np.testing.assert_allclose(curve.mean[1], inside.mean(0))
+    np.testing.assert_allclose(curve.spread[1], inside.std(0, ddof=1))
+
+
+def test_a_run_that_has_logged_too_little_is_refused():
+    for logged in ([], records(0, last=8), [{"step": 10, "loss": 1.0}]):
+        with pytest.raises(ValueError, match="too few losses by bands"):
+            make_curve(logged)
+
+
+def test_the_last_common_window_is_compared():
+    recipe = make_curve(records(0, last=60))
+    verdict = compare(recipe, make_curve(records(1)))
+    assert verdict.is_within
+    assert "within the spread of recipe toy, steps 21 to 50: at most 0." in describe(
+        "toy", recipe, verdict, 1000
+    )
+    wrong = records(1)
+    for each in wrong:
+        each["loss_bands"][7] *= 1.3
+        each["loss_bands"][0] *= 0.7
+    verdict = compare(recipe, make_curve(wrong))
+    line = describe("toy", recipe, verdict, 1000)
+    assert "outside the spread of recipe toy, steps 21 to 50: " in line
+    assert "spreads below at t from 0 to 124" in line
+    assert "spreads above at t from 875 to 999." in line
+    assert line.count("spreads") == 2
+    with pytest.raises(ValueError, match="those to 20, 50: train it longer"):
+        compare(recipe, make_curve(records(1, last=10)))
+
+
+def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
+    curve = to_json(make_curve(records(0)), settings(config))
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=5))
+    name, found = find_curve(settings(other), {"toy": curve})
+    assert name == "toy"
+    np.testing.assert_allclose(found.mean, make_curve(records(0)).mean, rtol=1e-3)
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=4))
+    with pytest.raises(ValueError, match=r"toy, the nearest, differs in training\.batch_size\.$"):
+        find_curve(settings(other), {"toy": curve})
+
+
+def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, capsys):
+    (tmp_path / "curves").mkdir()
+    curve = to_json(make_curve(records(0)), settings(config))
+    (tmp_path / "curves" / "toy.json").write_text(json.dumps(curve))
+    lines = [json.dumps(each) for each in records(1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    compare_loss(RunSource(tmp_path, 100, config), None, recipes=tmp_path)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("The loss is within the spread of recipe toy, steps 51 to 100")
+    assert printed[1] == str(tmp_path / "evaluation_loss.png")
+    with Image.open(printed[1]) as picture:
+        assert picture.width > 1000
+
+
+CURVES = loss_curves(CONFIGS)
+
+
+def test_some_recipes_have_curves():
+    assert {"digits"} <= set(CURVES)
+    assert not set(CURVES) - {Path(name).stem for name in CONFIGS.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_has_the_settings_of_its_recipe(name):
+    recipe = load_recipe(name, CONFIGS)
+    assert find_curve(settings(recipe), {name: CURVES[name]})[0] == name
