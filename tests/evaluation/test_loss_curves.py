@@ -62,8 +62,9 @@ def test_the_last_common_window_is_compared():
     assert "spreads below at t from 0 to 124" in line
     assert "spreads above at t from 875 to 999." in line
     assert line.count("spreads") == 2
-    with pytest.raises(ValueError, match="those to 20, 50: train it longer"):
-        compare(recipe, make_curve(records(1, last=10)))
+    later = recipe._replace(ends=np.array([100, 200, 500]))
+    with pytest.raises(ValueError, match="those to 100, 200, 500: train it longer"):
+        compare(later, make_curve(records(1, last=60)))
 
 
 def test_the_recipe_is_found_by_the_settings_of_the_loss(config):

