@@ -33,6 +33,7 @@ from ddpm_jax.evaluation.image_sets import read_reference
 from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.sources import MISSING, RunSource, Source, open_checkpoint
 
 PROG = "python -m ddpm_jax.evaluate"
@@ -66,7 +67,7 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
         return
     if options.checkpoint is not None:
         source = open_checkpoint(ckpt, options.checkpoint)
-    out = options.out or source.output_folder / "evaluation.json"
+    out = options.out or source.output_folder / EVALUATION
     check_outputs(out)
     options.set_up_jax(options.num_images)
     spec = dataclasses.replace(source.spec, sampling=sampling)
@@ -78,6 +79,7 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     result: dict[str, Any] = {
         **describe_reference(reference_set, description, split),
         "samples": describe_samples(ckpt, source, options, sampling),
+        "step": source.step if isinstance(source, RunSource) else None,
         "sampling": sampling_settings(spec),
         "seeds": list(options.sampling_seeds),
     }

@@ -11,6 +11,7 @@ from ddpm_jax.evaluation import (
 )
 from ddpm_jax.figures import plots
 from ddpm_jax.files import check_writable
+from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.metrics import METRICS, read_metrics
 from ddpm_jax.runs.sources import RunSource, Source
 from ddpm_jax.settings_json import to_json
@@ -29,7 +30,7 @@ def compare_loss(source: Source, out: Path | None, recipes: Path = FOLDER) -> No
     name, theirs = loss_curves.find_curve(to_json(config), recipe_curves(recipes))
     timesteps = config.objective.timesteps
     verdict = loss_curves.describe(name, theirs, loss_curves.compare(theirs, ours), timesteps)
-    path = picture_path(out or source.output_folder / "evaluation.json", "loss.png")
+    path = picture_path(out or source.folder / EVALUATION, "loss.png")
     check_writable(path)
     edges = band_edges(timesteps)
     titles = [f"t from {edges[i]} to {edges[i + 1] - 1}" for i in range(len(edges) - 1)]

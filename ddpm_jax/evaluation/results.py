@@ -49,6 +49,11 @@ def cell(result: Result, key: str) -> str:
     return text
 
 
+def measures_samples(key: str) -> bool:
+    """Whether a number compares samples with reference images."""
+    return MADE_WITH[key] is OF_SAMPLES
+
+
 def images_of(result: Result, key: str) -> str:
     """The number of images from which a number was computed; a dash for a speed."""
     counts = {OF_SAMPLES: "n", OF_BITS: "bits_num"}
@@ -60,7 +65,7 @@ def table(result: Result) -> str:
     """The numbers of a result, and below them how they were made."""
     rows = [("measure", "value", "images", "features")]
     for key in numbers_of(result):
-        features = result["features"] if MADE_WITH[key] is OF_SAMPLES else "-"
+        features = result["features"] if measures_samples(key) else "-"
         rows.append((LABELS[key], cell(result, key), images_of(result, key), features))
     return "\n".join([*aligned(rows), *described(result)])
 
@@ -72,7 +77,7 @@ def described(result: Result) -> list[str]:
         f"(hash {result['against_images']})",
         f"samples: {result['samples']}",
     ]
-    if any(MADE_WITH[key] is OF_SAMPLES for key in numbers_of(result)):
+    if any(map(measures_samples, numbers_of(result))):
         weights = result["features_weights"] or "none"
         resize = result["features_resize"]
         lines.insert(0, f"features: {result['features']} (weights: {weights}, resize: {resize})")

@@ -23,6 +23,7 @@ LOCK = ".lock"
 AUTOENCODER = "autoencoder"
 TOKENIZER = "tokenizer"
 LATENTS = "latents.npz"
+EVALUATION = "evaluation.json"
 RUN_FILES = (
     "checkpoints",
     "snapshots",
@@ -31,7 +32,8 @@ RUN_FILES = (
     "tensorboard",
     "metrics*.jsonl",
     "loss.png",
-    "bits_per_dim.*",
+    EVALUATION,
+    "evaluation_*.png",
     "statistics.npz",
     AUTOENCODER,
     TOKENIZER,

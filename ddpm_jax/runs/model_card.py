@@ -1,6 +1,5 @@
 """Write the README.md of an exported run: the network, its data, training, figures and recipe."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,17 @@ import numpy as np
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import describe_classes
+from ddpm_jax.evaluation.results import (
+    LABELS,
+    cell,
+    images_of,
+    measures_samples,
+    numbers_of,
+    read_result,
+)
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
@@ -158,13 +166,26 @@ def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> di
     }
     if config.model.num_classes is not None and run.classes is not None:
         figures["classes"] = describe_classes(run.classes)
-    path = run.folder / "bits_per_dim.json"
-    if path.exists():
-        result = json.loads(path.read_text())
-        figures["bits per dimension"] = (
-            f"at most {result['bits_per_dim']:.3f} ({result['num']} images, step {result['step']})"
-        )
-    return figures
+    return figures | _measures(run)
+
+
+def _measures(run: RunSource) -> dict[str, str]:
+    """The numbers of the run's evaluation, and how they were made; empty without one."""
+    path = run.folder / EVALUATION
+    if not path.exists():
+        return {}
+    result = read_result(path)
+    measures = {}
+    for key in numbers_of(result):
+        made_with = [f"step {result['step']:,}"]
+        if images_of(result, key) != "-":
+            made_with.insert(0, f"{images_of(result, key)} images")
+        if measures_samples(key):
+            sampling = result["sampling"]
+            made_with.append(f"{sampling['sampler']} with {sampling['steps']} steps")
+            made_with.append(f"features {result['features']}")
+        measures[LABELS[key]] = f"{cell(result, key)} ({', '.join(made_with)})"
+    return measures
 
 
 def _metrics(run: RunSource) -> list[dict]:

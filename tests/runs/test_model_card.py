@@ -28,8 +28,9 @@ def card(tmp_path):
     folder.mkdir()
     lines = [json.dumps({"step": i, "loss": float(31 - i)}) + "\n" for i in range(1, 41)]
     (folder / "metrics.jsonl").write_text("".join(lines))
-    result = {"bits_per_dim": 3.25, "num": 256, "step": 30}
-    (folder / "bits_per_dim.json").write_text(json.dumps(result))
+    result = {"bits_per_dim": 3.25, "bits_num": 256, "frechet": 1.5, "n": 5000, "step": 30}
+    result |= {"features": "pixels", "sampling": {"sampler": "ddim", "steps": 20}}
+    (folder / "evaluation.json").write_text(json.dumps(result | {"against_images": "0123"}))
     config = Config(
         model=MODEL,
         data=Folder(path=str(images)),
@@ -52,7 +53,9 @@ def test_the_card_states_the_facts_of_the_run(card):
     assert "trained for 30 steps on folder: cats with" in text
     # The last 20 losses at steps up to 30 are 20, 19, ..., 1.
     assert "training loss: 10.5000, the mean of the last 20 logged losses" in text
-    assert "bits per dimension: at most 3.250 (256 images, step 30)" in text
+    assert "- bits per dimension, at most: 3.2500 (256 images, step 30)\n" in text
+    made_with = "5,000 images, step 30, ddim with 20 steps, features pixels"
+    assert f"- Frechet distance: 1.5000 ({made_with})\n" in text
     assert "scheduler: DDPMScheduler; the run's samples are drawn by ddpm in all steps" in text
     assert "--checkpoint.every 10" in text
     assert 'from_pretrained("me/cats")' in text

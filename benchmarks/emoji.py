@@ -1,0 +1,150 @@
+"""Show how good a run of the recipe emoji is: drawn captions, categories, nearest images.
+
+    python benchmarks/emoji.py --ckpt runs/emoji --path emoji --out emoji-report
+
+- guidance.png: captions of the data and others that recombine their words, drawn at guidance 1, 3
+  and 7, two seeds each.
+- The accuracy of a small classifier of the data's categories, balanced over the categories (three
+  in five images are people, so the plain accuracy says little): on images that were held out of its
+  training, and on images drawn from captions of each category.
+- nearest.png: drawn images above the nearest images of the data, and the median distance in pixels,
+  relative to that of a held-out image of the data.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.data.loading import InMemory
+from ddpm_jax.evaluation.features import classifier
+from ddpm_jax.evaluation.features._networks import map_images
+from ddpm_jax.evaluation.nearest import nearest, typical_distance
+from ddpm_jax.figures import plots
+from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.text_model import open_text_model
+from ddpm_jax.text_to_image.draw import Request, draw_images
+
+SEEN = ("red heart", "slice of pizza", "japan flag", "dog face", "rocket", "grinning face")
+RECOMBINED = (
+    "green pizza",
+    "blue dog face",
+    "red rocket",
+    "yellow cat",
+    "purple car",
+    "heart flag",
+)
+SCALES = (1.0, 3.0, 7.0)
+SEEDS = 2
+TIMES = 400
+"""Images of each category in the training of the classifier, most of them several times."""
+BATCH = 64
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ckpt", required=True, help="directory of the run")
+    parser.add_argument("--path", type=Path, required=True, help="the folder with metadata.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--num", type=int, default=20, help="drawn images per category")
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args()
+    run = open_run(options.ckpt)
+    config = run.config
+    data = dataclasses.replace(config.data, path=str(options.path))
+    images = dataclasses.replace(config, data=data).load_images()
+    pixels = images.read(np.arange(len(images)))["image"]
+    model = open_text_model(run, run.params("ema"))
+    print(f"{run.folder}, step {run.step}, {len(pixels):,} images")
+
+    def draw(prompts, scale):
+        sampling = model.sampling.override(steps=options.steps, guidance_scale=scale)
+        return draw_images(model, Request(prompts=prompts), sampling, batch_size=BATCH)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw_guidance(draw, set(images.captions), options.out / "guidance.png")
+    categories = read_categories(options.path, images.captions)
+    drawn = measure_categories(draw, pixels, images.captions, categories, options)
+    show_nearest(drawn, pixels, options.out / "nearest.png")
+
+
+def draw_guidance(draw, captions, path):
+    """Draw each caption at each guidance scale, and say which captions the data have."""
+    prompts = [*SEEN, *RECOMBINED]
+    wrong = [*(set(SEEN) - captions), *(set(RECOMBINED) & captions)]
+    print(f"captions in the wrong list: {', '.join(wrong) or 'none'}")
+    repeated = [prompt for prompt in prompts for _ in range(SEEDS)]
+    by_scale = np.stack([draw(repeated, scale) for scale in SCALES])  # (scales, n, h, w, 3)
+    shape = by_scale.shape[2:]
+    by_prompt = by_scale.reshape(len(SCALES), len(prompts), SEEDS, *shape).swapaxes(0, 1)
+    rows = [
+        (prompt, images.reshape(-1, *shape))
+        for prompt, images in zip(prompts, by_prompt, strict=True)
+    ]
+    titles = [f"{scale:g}" for scale in SCALES for _ in range(SEEDS)]
+    plots.labelled_rows(rows, path, titles)
+    print(path)
+
+
+def read_categories(folder, captions):
+    """The category of each image, by its caption."""
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    category = {record["text"]: record["category"] for record in map(json.loads, lines)}
+    return np.array([category[caption] for caption in captions])
+
+
+def measure_categories(draw, pixels, captions, categories, options):
+    """Print the balanced accuracy on held-out and on drawn images. Return the drawn images."""
+    names, labels = np.unique(categories, return_inverse=True)
+    rng = np.random.RandomState(0)
+    train_rows, held_out, drawn_rows = [], [], []
+    for label in range(len(names)):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = max(len(rows) // 10, 1)
+        held_out.append(rows[:count])
+        train_rows.append(rng.choice(rows[count:], TIMES))
+        drawn_rows.append(rng.choice(rows, options.num))
+    rows = rng.permutation(np.concatenate(train_rows))
+    layers = classifier.train(InMemory(pixels[rows], labels[rows].astype(np.int32)), seed=0)
+
+    def accuracy(images, true_labels):
+        seen = np.argmax(map_images(classifier.logits, layers, images), 1)
+        return [float(np.mean(seen[true_labels == i] == i)) for i in range(len(names))]
+
+    rows = np.concatenate(held_out)
+    real = accuracy(pixels[rows], labels[rows])
+    rows = np.concatenate(drawn_rows)
+    drawn = draw([captions[row] for row in rows], options.guidance_scale)
+    ours = accuracy(drawn, labels[rows])
+    print(f"{'category':<20}held out  drawn")
+    for name, a, b in zip(names, real, ours, strict=True):
+        print(f"{name:<20}{a:8.0%}  {b:5.0%}")
+    print(
+        f"balanced accuracy: {np.mean(real):.1%} on held-out images, {np.mean(ours):.1%} on "
+        f"{len(drawn)} drawn at guidance {options.guidance_scale:g}"
+    )
+    return drawn
+
+
+def show_nearest(drawn, pixels, path):
+    """Print the nearest ratio, and draw images above the nearest of the data."""
+    reference, vectors = (
+        images.reshape(len(images), -1).astype(np.float32) / 255 for images in (pixels, drawn)
+    )
+    found = nearest(vectors, reference)
+    relative = found.distances / typical_distance(reference, len(reference))
+    print(f"nearest ratio {np.median(relative):.2f}; {np.mean(relative < 0.1):.0%} are below 0.1")
+    rows = np.linspace(0, len(drawn) - 1, 20).astype(int)
+    titles = [f"{relative[row]:.2f}" for row in rows]
+    rows_of_images = [("drawn", drawn[rows]), ("nearest", pixels[found.indices[rows]])]
+    plots.labelled_rows(rows_of_images, path, titles)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
