@@ -12,6 +12,7 @@ load the result. A run that draws from prompts is for `diffusers.AutoPipelineFor
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from ddpm_jax.cli import arguments, run_options
 from ddpm_jax.cli.run_options import RunOptions
@@ -38,6 +39,8 @@ class ExportOptions(RunOptions):
     """Replace an earlier export in the output folder."""
     push: str | None = None
     """A hub repository owner/name to upload to. It is created if it does not exist."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the networks in the files; float16 halves them."""
     private: bool = False
     """Create the repository as a private one; refuse to upload to a public one."""
 
@@ -55,6 +58,10 @@ class ExportOptions(RunOptions):
         check(
             not self.writes_lora or self.push is None,
             "--push uploads a folder: leave --out X.safetensors out.",
+        )
+        check(
+            not self.writes_lora or self.dtype == "float32",
+            "A LoRA is written in float32: leave out --dtype, or give a folder as --out.",
         )
 
     @property
@@ -80,7 +87,7 @@ def main(args: list[str]) -> None:
         check_writable(beside / f"{options.out.name}.new")
     params = run.params(options.weights)
     name = options.push or str(options.out)
-    with export_to_temp(run, params, options.weights, name, beside) as folder:
+    with export_to_temp(run, params, options.weights, name, beside, options.dtype) as folder:
         if options.out is not None:
             # The folder comes first, because an upload may fail for many reasons.
             swap_folder(options.out, folder)

@@ -19,6 +19,8 @@ from ddpm_jax.samplers import Sampler
 
 PIPELINE = "DDPMPipeline"
 PARTS = {"unet", "scheduler"}
+NETS = Path(__file__).parents[1] / "nets"
+"""The folder of the trained networks that the package holds."""
 
 
 class Pretrained(NamedTuple):
@@ -45,7 +47,7 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a model in the diffusers layout from a folder, or from a hub repository owner/name.
 
-    A folder takes precedence over a repository of the same name. `scheduler` names a scheduler,
+    "digits" is a network of this package. A folder takes precedence over both. `scheduler` names a scheduler,
     such as UniPCMultistepScheduler, to read the scheduler's JSON as that one would. `variant` names
     the weights, such as "fp16"; `revision` is a branch, tag or commit of the repository;
     `image_size` is used if the network's config has none.
@@ -97,7 +99,7 @@ def locate_folder(
     variant: str | None = None,
     weights: bool = False,
 ) -> Path:
-    """The folder at a path, or the folder of a repository in the hub's cache.
+    """The folder at a path, of a network of this package, or of a repository in the hub's cache.
 
     Download the JSON files of a repository and, with `weights`, its weights of the variant.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
@@ -107,10 +109,14 @@ def locate_folder(
         if not path.is_dir():
             raise ValueError(f"{path} is a file: give its folder.")
         return path
+    shipped = {net.name: net for net in sorted(NETS.iterdir())}
+    if str(path_or_repo) in shipped:
+        return shipped[str(path_or_repo)]
     if not hub.is_repository(str(path_or_repo)):
         raise FileNotFoundError(
-            f"{path_or_repo} is neither a folder nor the name of a hub repository: "
-            "give a folder that exists, or owner/name."
+            f"{path_or_repo} is neither a folder nor a network of this package "
+            f"({', '.join(shipped)}) nor the name of a hub repository: give a folder that exists, "
+            "one of these names, or owner/name."
         )
     try:
         return hub.download(str(path_or_repo), variant=variant, revision=revision, weights=weights)

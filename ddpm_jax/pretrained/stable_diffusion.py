@@ -221,10 +221,12 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def save_stable_diffusion(model: StableDiffusion, folder: str | Path) -> None:
+def save_stable_diffusion(
+    model: StableDiffusion, folder: str | Path, dtype: str = "float32"
+) -> None:
     """Write a folder that `load_stable_diffusion` and diffusers can open.
 
-    It holds the networks in float32, the tokenizer, and the JSON of the model's scheduler. Raise
+    It holds the networks in `dtype`, the tokenizer, and the JSON of the model's scheduler. Raise
     ValueError if the folder holds other weights.
     """
     folder = Path(folder)
@@ -234,7 +236,8 @@ def save_stable_diffusion(model: StableDiffusion, folder: str | Path) -> None:
         "text_encoder": (model.text_encoder, model.text_params),
     }
     for part, (net, params) in nets.items():
-        save_part(folder / part, part, net, jax.tree.map(jnp.float32, params))
+        in_dtype = jax.tree.map(lambda x: x.astype(dtype), params)
+        save_part(folder / part, part, net, in_dtype)
     for part in ("tokenizer", "scheduler"):
         (folder / part).mkdir(exist_ok=True)
     for name, content in model.tokenizer_files.items():

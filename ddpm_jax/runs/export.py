@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
@@ -54,26 +56,33 @@ def export_lora(run: RunSource, weights: str, out: Path, overwrite: bool) -> Non
 
 @contextmanager
 def export_to_temp(
-    run: RunSource, params: Params, weights: str, name: str, beside: Path | None = None
+    run: RunSource,
+    params: Params,
+    weights: str,
+    name: str,
+    beside: Path | None = None,
+    dtype: str = "float32",
 ) -> Iterator[Path]:
     """Export a run to a temporary folder, and remove it after the block.
 
     The temporary folder is created in `beside` if given, so that the export can be renamed to
-    another path on that disk. `weights` and `name` are for the model card.
+    another path on that disk. `weights` and `name` are for the model card. `dtype` is that of the
+    networks in the files.
     """
     with tempfile.TemporaryDirectory(prefix=".ddpm_jax-", dir=beside) as temporary:
         folder = Path(temporary) / "new"
-        scheduler = _save(run, params, folder)
+        scheduler = _save(run, params, folder, dtype)
         write_card(folder, run, weights, name, scheduler)
         yield folder
 
 
-def _save(run: RunSource, params: Params, folder: Path) -> str:
+def _save(run: RunSource, params: Params, folder: Path, dtype: str) -> str:
     """Write the networks and the scheduler of a run. Return the name of the scheduler."""
     if isinstance(run.config, LatentConfig):
         model = open_text_model(run, params)
-        save_stable_diffusion(model, folder)
+        save_stable_diffusion(model, folder, dtype)
         return str(model.scheduler["_class_name"])
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
     return pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
 
 

@@ -37,8 +37,8 @@ class Task(NamedTuple):
 
 
 def task_of(config: RunConfig) -> Task:
-    """The task of a run."""
-    return TASKS[type(config)]
+    """The task of a run, by its config's class or the nearest class that it inherits from."""
+    return next(TASKS[kind] for kind in type(config).__mro__ if kind in TASKS)
 
 
 def _denoising_loss(config: Config) -> Loss:

@@ -247,6 +247,18 @@ def test_a_folder_with_other_weights_is_refused(tmp_path, params):
         save_pretrained(ModelSpec(model=SMALL), params, tmp_path)
 
 
+def test_a_folder_comes_before_a_network_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = locate_folder("digits")
+    assert {"model_index.json", "README.md", "unet", "scheduler"} <= {
+        path.name for path in shipped.iterdir()
+    }
+    (tmp_path / "digits").mkdir()
+    assert locate_folder("digits") == Path("digits")
+    with pytest.raises(FileNotFoundError, match=r"package \(.*digits.*\) nor .* of a hub"):
+        locate_folder("digit")
+
+
 def test_the_error_of_the_hub_names_the_missing_folder_too(monkeypatch):
     def fail(*_, **__):
         raise FileNotFoundError("It is not on the hub.")

@@ -97,6 +97,22 @@ def test_other_weights_and_an_earlier_step_can_be_exported(trained, tmp_path):
     assert "weights: raw, of step 4" in (tmp_path / "raw/README.md").read_text()
 
 
+def test_an_export_in_float16_is_half_as_large(exported, trained, tmp_path):
+    run(command.main, "--ckpt", trained, "--out", tmp_path / "half", "--dtype", "float16")
+    params = random_params(MODEL, 8, "ema")
+    halved = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params)
+    assert_same(load_pretrained(tmp_path / "half").params, halved)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    sizes = [len(weights_of(folder / weights)) for folder in (tmp_path / "half", exported)]
+    assert sizes[0] == sizes[1] / 2
+
+
+def weights_of(path):
+    """The bytes of a safetensors file behind its header."""
+    data = path.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
 def test_overwrite_replaces_an_export_and_nothing_else(trained, tmp_path, capsys):
     out = tmp_path / "model"
     out.mkdir()
@@ -143,7 +159,12 @@ def refusal(capsys, *args):
 
 
 def test_options_that_do_not_fit_are_refused(trained, capsys):
-    cases = [([], "add --out DIR"), (["--out", "x", "--private"], "--private")]
+    half_lora = ["--out", "x.safetensors", "--dtype", "float16"]
+    cases = [
+        ([], "add --out DIR"),
+        (["--out", "x", "--private"], "--private"),
+        (half_lora, "leave out --dtype"),
+    ]
     for args, message in cases:
         assert message in refusal(capsys, "--ckpt", trained, *args), args
 
