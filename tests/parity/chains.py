@@ -2,7 +2,7 @@
 
     python tests/parity/chains.py [FOLDER ...] [--out DIR]    # needs the extra `parity`
 
-It takes about 5 minutes of CPU time.
+It takes about 3 minutes of CPU time.
 
 First, a small network with random weights is exported with every sampler that reproduces a
 scheduler, and DDPMPipeline draws images from each export.

@@ -2,7 +2,7 @@
 
     python tests/parity/nets.py    # needs the extra `parity`
 
-It takes about 20 minutes of CPU time and 8 GiB of memory.
+It takes about 17 minutes of CPU time and 8 GiB of memory.
 
 Networks with random configs and with public topologies, all with random weights, are saved by
 diffusers and loaded by us, then saved by us and loaded by diffusers. Each line shows

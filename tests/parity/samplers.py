@@ -2,7 +2,7 @@
 
     python tests/parity/samplers.py    # needs the extra `parity`
 
-It takes about 10 minutes of CPU time.
+It takes about 8 minutes of CPU time.
 
 Our side reads the scheduler's own JSON. Both sides start from the same initial noise, use the same
 network, and add the same noise in each step. Each line shows
