@@ -41,9 +41,10 @@ def wheel(tmp_path_factory) -> Path:
     return build("wheel", sources, out)
 
 
-def test_the_wheel_holds_the_package_and_in_it_the_recipes(wheel):
+def test_the_wheel_holds_the_package_with_its_networks_and_the_recipes(wheel):
     package = {path for path in (ROOT / "ddpm_jax").rglob("*") if path.suffix in (".py", ".typed")}
     package.remove(ROOT / "ddpm_jax" / "recipes" / "__init__.py")
+    package |= {path for path in (ROOT / "ddpm_jax" / "nets").rglob("*") if path.is_file()}
     expected = {path.relative_to(ROOT).as_posix() for path in package}
     recipes = [*(ROOT / "configs").glob("*.py"), *(ROOT / "configs").glob("curves/*.json")]
     expected |= {f"ddpm_jax/recipes/{path.relative_to(ROOT / 'configs')}" for path in recipes}

@@ -20,12 +20,17 @@ from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORTER = {r"in range\(\d+\)": "in range(STEPS)", r"steps=\d+": "steps=5"}
-"""Numbers of training and sampling steps of the first script, and what takes their place here."""
+SHORTER = {
+    r"in range\(\d+\)": "in range(STEPS)",
+    r"steps=\d+": "steps=5",
+    r'"widths": \(16, 32\)': '"widths": (16,)',
+    r"\(False, False\)": "(False,)",
+}
+"""Parts of the first script that take long, and what takes their place here."""
 
 
 def test_the_first_script_trains_and_draws(tmp_path, monkeypatch, capsys):
-    """Run the script with fewer steps. A network whose output is 0 has a loss of 1."""
+    """Run the script with fewer steps and levels. A network whose output is 0 has a loss of 1."""
     script = SCRIPTS[0]
     for pattern, short in SHORTER.items():
         script, count = re.subn(pattern, short, script)

@@ -119,17 +119,27 @@ def describe(name: str, recipe: LossCurve, verdict: Verdict, timesteps: int) -> 
 
 
 def to_json(curve: LossCurve, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A curve and the settings of its run as JSON, with four digits."""
+    """A curve as JSON, with four digits and the settings of its run on which the loss depends."""
 
     def rounded(rows: np.ndarray) -> list[list[float]]:
         return [[float(f"{x:.4g}") for x in row] for row in rows]
 
     return {
-        "config": dict(config),
+        "config": _settings_of_the_loss(config),
         "ends": curve.ends.tolist(),
         "mean": rounded(curve.mean),
         "spread": rounded(curve.spread),
     }
+
+
+def _settings_of_the_loss(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The settings without those that `NOT_OF_THE_LOSS` names."""
+    kept = {}
+    for name, value in settings.items():
+        if not f"{path}{name}".startswith(NOT_OF_THE_LOSS):
+            is_group = isinstance(value, Mapping)
+            kept[name] = _settings_of_the_loss(value, f"{path}{name}.") if is_group else value
+    return kept
 
 
 def from_json(value: Mapping[str, Any]) -> LossCurve:

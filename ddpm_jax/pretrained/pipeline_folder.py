@@ -47,9 +47,10 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a model in the diffusers layout from a folder, or from a hub repository owner/name.
 
-    "digits" is a network of this package. A folder takes precedence over both. `scheduler` names a scheduler,
-    such as UniPCMultistepScheduler, to read the scheduler's JSON as that one would. `variant` names
-    the weights, such as "fp16"; `revision` is a branch, tag or commit of the repository;
+    "digits" is a network of this package. A folder takes precedence over both. `scheduler` names a
+    scheduler, such as UniPCMultistepScheduler, to read the scheduler's JSON as that one would.
+    `variant` names the weights, such as "fp16"; `revision` is a branch, tag or commit of the
+    repository;
     `image_size` is used if the network's config has none.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """

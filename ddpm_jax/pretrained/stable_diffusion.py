@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule

@@ -215,4 +215,6 @@ def write_tensors(
     """Write one safetensors file as diffusers does. Return its path."""
     path = folder / f"{files.safetensors}.safetensors"
     save_file(dict(tensors), path, metadata={"format": "pt"})
+    # The library makes it readable by its owner alone.
+    path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o444)
     return path

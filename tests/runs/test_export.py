@@ -70,6 +70,9 @@ def assert_same(ours, theirs):
 
 def test_an_export_holds_the_average_the_objective_and_the_newest_pictures(exported):
     assert files(exported) == FILES
+    # Whoever may read the folder may read its files.
+    readable = exported.stat().st_mode & 0o444
+    assert all((exported / name).stat().st_mode & 0o444 == readable for name in FILES)
     assert list(exported.parent.iterdir()) == [exported]
     pretrained = load_pretrained(exported)
     assert_same(pretrained.params, random_params(MODEL, 8, "ema"))
