@@ -88,8 +88,8 @@ def test_the_error_of_a_positive_kernel_distance_is_its_spread():
 
 
 def test_data_that_is_sorted_by_class_has_the_same_error():
-    """Blocks in the order of the data would each hold one class."""
-    vectors = np.repeat(np.eye(4), 100, axis=0) + 0.1 * normal(9, 400, 4)
+    """Blocks in the order of the data would each hold one class, and the error would be 5 times."""
+    vectors = np.repeat([[0.0] * 4, [2.0] * 4], 200, axis=0) + 0.1 * normal(9, 400, 4)
     other = normal(10, 400, 4)
     shuffled = vectors[np.random.default_rng(0).permutation(400)]
     by_class = kernel_distance(vectors, other)
