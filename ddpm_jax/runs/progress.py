@@ -158,19 +158,21 @@ class Reporter:
         """Draw and save a grid of samples, with the averaged parameters, if one is due."""
         due = step == self._total or (self._sample_every and step % self._sample_every == 0)
         if self._config.log.samples and due:
-            # All hosts gather the parameters; only the primary one draws.
-            params = parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
+            params = self._gather(state)
             if hosts.is_primary():
                 with self._without_time():
                     self._draw_grid(step, params)
+
+    def _gather(self, state: TrainState) -> Params:
+        """The averaged parameters of the network. All hosts call this, the primary one draws."""
+        return parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
 
     def evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
         """Measure samples of the averaged parameters and log them. Return the checkpoint's record.
 
         It is empty on all hosts but the primary one.
         """
-        # All hosts gather the parameters; only the primary one draws.
-        params = parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
+        params = self._gather(state)
         if not hosts.is_primary():
             return {}
         with self._without_time():

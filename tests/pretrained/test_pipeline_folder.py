@@ -127,7 +127,7 @@ def test_an_index_of_another_pipeline_is_refused(root):
 
 def test_a_missing_file_or_folder_is_named(root, tmp_path):
     (root / SCHEDULER_JSON).unlink()
-    neither = "neither a folder nor the name of a hub repository: give a folder that exists"
+    neither = "neither a folder nor a network of this package"
     cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
     assert_refused(load_pretrained, cases, FileNotFoundError)
     assert_refused(locate_folder, [(root / "config.json", "is a file: give its folder")])
