@@ -13,7 +13,7 @@ from ddpm_jax.data.digits import Digits
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-NEEDS_TORCH = {"torch_side"}
+NEEDS_TORCH = {"torch_side", "torch_twin"}
 TINY = Config(
     model=CONV_UNET,
     data=Digits(),
