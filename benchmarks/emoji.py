@@ -27,8 +27,9 @@ from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import Request, draw_images
 
-SEEN = ("red heart", "slice of pizza", "japan flag", "dog face", "rocket", "grinning face")
+SEEN = ("blue heart", "slice of pizza", "japan flag", "dog face", "rocket", "grinning face")
 RECOMBINED = (
+    "red heart",
     "green pizza",
     "blue dog face",
     "red rocket",
