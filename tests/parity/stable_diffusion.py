@@ -2,7 +2,7 @@
 
     python tests/parity/stable_diffusion.py [SECTION ...]    # needs the extra `parity`
 
-It takes about 45 minutes of CPU time, most of it in `nets`.
+It takes about 35 minutes of CPU time, most of it in `nets`.
 
 Sections (all by default), each in its own file stable_diffusion_SECTION.py:
 
