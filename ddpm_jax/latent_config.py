@@ -72,7 +72,7 @@ class LatentConfig(Config):
 
     @property
     def trains_autoencoder(self) -> bool:
-        """Whether the run trains its autoencoder, and does not share that of `init_from`."""
+        """Whether the run trains an autoencoder. With `init_from` it shares that of another run."""
         return self.training.init_from is None
 
     @property

@@ -13,9 +13,7 @@ from ddpm_jax.data import ImageSet
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
-from ddpm_jax.evaluation import (
-    image_sets,
-)
+from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.features import load_features
 from ddpm_jax.evaluation.image_sets import read_reference, read_samples
 from ddpm_jax.evaluation.measures import measure, over_seeds

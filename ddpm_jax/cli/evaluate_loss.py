@@ -6,9 +6,7 @@ from ddpm_jax.cli.evaluate_outputs import picture_path
 from ddpm_jax.cli.recipes import FOLDER
 from ddpm_jax.cli.recipes import loss_curves as recipe_curves
 from ddpm_jax.cli.run_options import image_config
-from ddpm_jax.evaluation import (
-    loss_curves,
-)
+from ddpm_jax.evaluation import loss_curves
 from ddpm_jax.figures import plots
 from ddpm_jax.files import check_writable
 from ddpm_jax.runs.directory import EVALUATION
@@ -19,7 +17,7 @@ from ddpm_jax.training.loss_bands import band_edges
 
 
 def compare_loss(source: Source, out: Path | None, recipes: Path = FOLDER) -> None:
-    """Print whether the loss of a run is that of its recipe, and draw both by bands of t.
+    """Compare the logged loss of a run with the curve of its recipe, and print and plot the result.
 
     Raise ValueError if no recipe with a loss curve has its settings, or if it logged too little.
     """

@@ -14,11 +14,7 @@ from ddpm_jax.cli.evaluate_outputs import Outputs
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.devices import parallel
-from ddpm_jax.evaluation import (
-    bits_per_dim,
-    loss_bands,
-    ode_likelihood,
-)
+from ddpm_jax.evaluation import bits_per_dim, loss_bands, ode_likelihood
 from ddpm_jax.figures import plots
 from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec

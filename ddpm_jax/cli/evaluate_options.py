@@ -6,7 +6,7 @@ from pathlib import Path
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check, check_seed
-from ddpm_jax.evaluation.features import names
+from ddpm_jax.evaluation.features import check_features
 from ddpm_jax.evaluation.measures import DEFAULT, MIN_IMAGES, Measure
 
 DEFAULT_NUM = 10_000
@@ -61,11 +61,7 @@ class EvaluateOptions(BatchedRunOptions):
             f"--bits-num must be at least 2, for a standard error, not {self.bits_num}.",
         )
         check(bool(self.measures), "--measures names no measure: give one, or leave it out.")
-        known = ", ".join(names())
-        check(
-            self.features in names(),
-            f"Unknown features {self.features!r}: choose one of {known}.",
-        )
+        check_features(self.features)
         check(
             self.out is None or self.out.suffix == ".json",
             f"--out {self.out} is no name of a JSON file: end it in .json.",

@@ -30,6 +30,9 @@ def squared_distances(
 
 
 def leave_out(squared: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Set one distance of each row to infinity, that of a vector to itself, in place."""
+    """Set the distance of each vector to itself to infinity, in place.
+
+    It is in the column `columns[i]` of row i.
+    """
     squared[np.arange(len(squared)), columns] = np.inf
     return squared

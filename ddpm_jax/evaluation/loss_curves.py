@@ -42,7 +42,7 @@ class LossCurve(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How far a curve is from that of the recipe, in the last window that both have."""
+    """The distances of two curves by bands of t, in the last window that both have."""
 
     window: int
     """The row of the window in the recipe's curve."""
@@ -133,7 +133,7 @@ def to_json(curve: LossCurve, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of_the_loss(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The settings without those that `NOT_OF_THE_LOSS` names."""
+    """All settings but those in `NOT_OF_THE_LOSS`."""
     kept = {}
     for name, value in settings.items():
         if not f"{path}{name}".startswith(NOT_OF_THE_LOSS):

@@ -108,7 +108,7 @@ def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraPa
 
 
 def _file(path: Path) -> Path:
-    """The LoRA file of a path or, in a folder, that of diffusers or else of peft."""
+    """The path of a LoRA file. In a folder, the name that diffusers gives comes before peft's."""
     if path.is_dir():
         path /= next((name for name in (NAME, PEFT_NAME) if (path / name).exists()), NAME)
     if not path.is_file():

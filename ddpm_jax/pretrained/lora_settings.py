@@ -53,7 +53,7 @@ def read_settings(
 
 
 def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The settings whose names start with a part, or else those that name none."""
+    """The settings with the name of a part as prefix. If there are none, those without prefix."""
     prefix = f"{part}."
     own = {key.removeprefix(prefix): x for key, x in values.items() if key.startswith(prefix)}
     return own or {key: x for key, x in values.items() if "." not in key}

@@ -22,7 +22,7 @@ from ddpm_jax.runs.grids import shortened
 from ddpm_jax.settings_json import to_json
 
 
-class Evaluation(NamedTuple):
+class Distances(NamedTuple):
     """Distances of samples to training images; lower is better. KID decides which step is best."""
 
     kid: float
@@ -60,7 +60,7 @@ class Evaluator:
         batch_size = self._config.training.micro_batch_size
         return feature_vectors(self._features, InMemory(images), batch_size)
 
-    def __call__(self, params: Params) -> Evaluation:
+    def __call__(self, params: Params) -> Distances:
         """Measure the samples of a network."""
         config = self._config
         states = generate(
@@ -74,9 +74,9 @@ class Evaluator:
         vectors = self._vectors(states[-1])
         kid = kernel_distance(vectors, self._reference)
         distance = frechet_distance(moments(self._reference), moments(vectors))
-        return Evaluation(kid.value, kid.error, distance)
+        return Distances(kid.value, kid.error, distance)
 
-    def record(self, result: Evaluation) -> dict[str, Any]:
+    def record(self, result: Distances) -> dict[str, Any]:
         """The part of a checkpoint's record: the numbers, and how they were made."""
         settings = self._config.evaluation
         made_with = {

@@ -68,7 +68,10 @@ class Latents(NamedTuple):
 
 
 def owner_of(config: LatentConfig, workdir: Path) -> Path:
-    """The run that owns autoencoder and tokenizer: this run, or that of `init_from`."""
+    """The directory that holds the autoencoder and the tokenizer of a run.
+
+    A run with `init_from` shares those of the run that it started from.
+    """
     if config.trains_autoencoder:
         return workdir
     source = open_run(str(config.training.init_from))

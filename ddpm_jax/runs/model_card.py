@@ -175,6 +175,9 @@ def _measures(run: RunSource) -> dict[str, str]:
     if not path.exists():
         return {}
     result = read_result(path)
+    if result.get("step") is None:
+        # The images that were measured came from elsewhere.
+        return {}
     measures = {}
     for key in numbers_of(result):
         made_with = [f"step {result['step']:,}"]

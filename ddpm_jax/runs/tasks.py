@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet, check_labels
+from ddpm_jax.evaluation.features import check_features
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
 from ddpm_jax.models import Params
@@ -54,6 +55,12 @@ def _check_sampler(config: Config) -> None:
     build_sampler(config.objective, config.sampling)
 
 
+def _check_parts(config: Config) -> None:
+    _check_sampler(config)
+    # Raise now, not at the first evaluation.
+    check_features(config.evaluation.features)
+
+
 def _check_text(config: LatentConfig) -> None:
     _check_sampler(config)
     # The tokenizer of the captions needs the same library, and has the same settings.
@@ -67,7 +74,7 @@ def _with_valid_labels(config: Config, folder: Path, step: int, images: ImageSet
 
 TASKS: dict[type[RunConfig], Task] = {
     Config: Task(
-        check=_check_sampler,
+        check=_check_parts,
         prepare=_with_valid_labels,
         loss=_denoising_loss,
         grid=grids.samples,

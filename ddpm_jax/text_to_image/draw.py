@@ -192,7 +192,7 @@ def draw_batches(
 
 
 def decode_batch(plan: Plan, batch: Batch) -> Float[np.ndarray, "n h w 3"]:
-    """The pixels of a batch, without those that only fill it."""
+    """Decode a batch to pixels. Images that only fill the batch are left out."""
     is_asked_for = batch.indices < plan.request.total
     return np.asarray(decode(plan.model, batch.latents[: is_asked_for.sum()]))
 

@@ -74,9 +74,10 @@ def draw_with_maps(
 
 
 def word_maps(plan: Plan, batch: Batch) -> list[WordMaps]:
-    """The maps of the images of a batch whose states were kept, without those that only fill it.
+    """The maps of each image of a batch. Images that only fill the batch are left out.
 
-    The map of a word is the mean of those of its tokens, wherever it occurs (DAAM).
+    The batch must hold its states. The map of a word is the mean of those of its tokens, wherever
+    it occurs (DAAM).
     """
     assert batch.states is not None
     maps = period_maps(plan, batch.text, batch.states)

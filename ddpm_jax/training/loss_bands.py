@@ -22,7 +22,7 @@ def sum_by_band(
     weight: Float[Array, "*b"],
     timesteps: int,
 ) -> Float[Array, "2 8"]:
-    """The sum of weight * loss in each band, and that of the weights. Their ratio is the mean.
+    """Sum weight * loss (row 0) and the weights (row 1) in each band. Their ratio is the mean loss.
 
     The weights undo the probabilities with which importance sampling draws t. Losses that are not
     finite are left out.

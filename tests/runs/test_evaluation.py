@@ -14,6 +14,7 @@ from ddpm_jax.runs import evaluation, loop, metrics, saved_steps
 from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.grids import shortened
 from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.runs.tasks import task_of
 
 IMAGES = InMemory(np.random.RandomState(0).randint(0, 60, (40, 8, 8, 1)).astype(np.uint8))
 CONFIG = dataclasses.replace(
@@ -47,7 +48,7 @@ def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monk
     remaining = iter(kids.values())
 
     def measure(evaluator, params):
-        return evaluation.Evaluation(next(remaining), 0.01, 1.0)
+        return evaluation.Distances(next(remaining), 0.01, 1.0)
 
     monkeypatch.setattr(Evaluator, "__call__", measure)
     tx = CONFIG.make_optimizer(len(IMAGES))
@@ -60,3 +61,9 @@ def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monk
     assert {line["step"]: line["kid"] for line in lines if "kid" in line} == kids
     assert sorted(line["step"] for line in lines if "loss" in line) == [3, 6, 7]
     assert "step 4: KID 0.20000 +- 0.01000" in capsys.readouterr().out
+
+
+def test_unknown_features_are_found_before_the_first_step():
+    config = dataclasses.replace(CONFIG, evaluation=Evaluation(every=2, features="faces"))
+    with pytest.raises(ValueError, match="Unknown features 'faces': choose one of classifier"):
+        task_of(config).check(config)

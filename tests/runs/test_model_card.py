@@ -102,3 +102,11 @@ def test_the_front_matter_is_what_the_hub_reads(card):
     for init_from, is_named in (("them/net", True), ("/home/me/gone", False)):
         head = card(training=Training(steps=30, init_from=init_from)).split("---\n")[1]
         assert (f"base_model: {init_from}\n" in head) == is_named
+
+
+def test_measures_of_images_from_elsewhere_are_left_out(card, tmp_path):
+    path = tmp_path / "run" / "evaluation.json"
+    result = json.loads(path.read_text())
+    del result["step"]
+    path.write_text(json.dumps(result | {"sampling": None}))
+    assert "Frechet" not in card()

@@ -37,11 +37,16 @@ def names() -> list[str]:
     )
 
 
+def check_features(name: str) -> None:
+    """Raise ValueError, with the valid names, for an unknown name."""
+    known = names()
+    check(name in known, f"Unknown features {name!r}: choose one of {', '.join(known)}.")
+
+
 def load_features(name: str, images: ImageSet | None = None) -> Features:
     """Load the features `name`. `images` are the reference images, for features trained on them.
 
     Raise ValueError for an unknown name, and whatever the module raises.
     """
-    known = names()
-    check(name in known, f"Unknown features {name!r}: choose one of {', '.join(known)}.")
+    check_features(name)
     return importlib.import_module(f"{__name__}.{name}").load(images)
