@@ -4,7 +4,7 @@
     python sample.py --ckpt runs/digits --num 256 --out runs/digits/samples.npz
 
 Hardware: any.
-Time: 2 to 3 minutes on two CPU cores.
+Time: 2 to 5 minutes on two CPU cores.
 Data: the 1,797 digits of scikit-learn, included in its installation.
 Expected: `python benchmarks/digits.py runs/digits/samples.npz` reports a Frechet distance of at
 most 0.20.
