@@ -191,7 +191,8 @@ class RunConfig:
         Every device all-reduces and applies the whole gradient. Above PARAMETERS_PER_PIXEL this
         costs more time than a second device saves.
         """
-        pixels = self.training.micro_batch_size * self.model.image_size**2
+        height, width, _ = self.model.image_shape
+        pixels = self.training.micro_batch_size * height * width
         return 2 if self.model.parameter_count() > PARAMETERS_PER_PIXEL * pixels else 1
 
     def steps_per_epoch(self, num_images: int) -> int:
@@ -231,6 +232,15 @@ class Config(RunConfig, ModelSpec):
 
     model: Model
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+
+    def __post_init__(self):
+        super().__post_init__()
+        channels = self.model.channels
+        check(
+            channels in (1, 3) or self.has_autoencoder or self.data.takes_any_channels,
+            f"Image files are read as grey or RGB: set model.channels to 1 or 3, not {channels}, "
+            "or give --data arrays.",
+        )
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

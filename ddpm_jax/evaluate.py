@@ -123,7 +123,8 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, st
             "This checkpoint does not name its data: give reference images, --against."
         )
     data = with_split(source.config.data, options.split)
-    return data.load(shape[0], shape[2]), data.describe(), getattr(data, "split", None)
+    images = data.load(source.spec.model.image_size, source.spec.model.channels)
+    return images, data.describe(), getattr(data, "split", None)
 
 
 def with_split(data: DataSource, split: str | None) -> DataSource:

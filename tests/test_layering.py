@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ddpm_jax"
 # Packages and top-level modules, "rooms" below, from low to high. Rooms on one floor do not import
 # each other.
 FLOORS = [
-    ("draws", "errors", "files", "home", "version"),
+    ("draws", "errors", "files", "home", "image_size", "version"),
     ("diffusion", "models", "data", "devices"),
     ("samplers", "training", "settings_json"),
     ("generation",),

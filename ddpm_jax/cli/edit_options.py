@@ -51,7 +51,7 @@ class EditOptions:
         self._check_together(num_images)
         if not self.image and not self.interpolate:
             return None
-        images = [to_floats(self._read(path, "--image", spec)) for path in self.image]
+        images = [self._read_image(path, spec) for path in self.image]
         masks = [self._read_mask(path, spec) for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
@@ -70,18 +70,29 @@ class EditOptions:
             invert=self.invert,
         )
 
+    def _read_image(self, path: Path, spec: ModelSpec) -> np.ndarray:
+        """The image as float32 (h, w, c) in [-1, 1]."""
+        channels = spec.model.channels
+        check(
+            channels in (1, 3),
+            f"--image reads grey or RGB images, but the network draws {channels} channels: leave "
+            "it out.",
+        )
+        return to_floats(self._read(path, "--image", spec, channels))
+
     def _read_mask(self, path: Path, spec: ModelSpec) -> np.ndarray:
         """The mask as bool (h, w, 1), True where the image is redrawn."""
-        pixels = self._read(path, "--mask", spec)  # (h, w, c)
+        channels = spec.model.channels if spec.model.channels in (1, 3) else 1
+        pixels = self._read(path, "--mask", spec, channels)  # (h, w, channels)
         return pixels.mean(-1, keepdims=True) >= WHITE_FROM
 
-    def _read(self, path: Path, flag: str, spec: ModelSpec) -> np.ndarray:
-        """Read an image as uint8 (h, w, c) for the network, resized like the training data."""
+    def _read(self, path: Path, flag: str, spec: ModelSpec, channels: int) -> np.ndarray:
+        """Read an image as uint8 (h, w, channels), resized like the training data."""
         if not path.is_file():
             raise FileNotFoundError(f"There is no image {path}: check {flag}.")
-        size = spec.model.image_size
         limit = (self.max_pixels, "--max-pixels")
-        return decode_image(path, str(path), size, spec.model.channels, spec.resize, *limit)
+        size = spec.model.image_size
+        return decode_image(path, str(path), size, channels, spec.resize, *limit)
 
     def _check_together(self, num_images: int) -> None:
         strength = self.strength

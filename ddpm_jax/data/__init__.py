@@ -1,11 +1,11 @@
 """Images to train on: one data source per file, and one deterministic stream of batches for all.
 
 A data source is a frozen dataclass, a subclass of `DataSource`. Its name on the command line is the
-name of its module. `load(image_size, channels)` returns uint8 images of one size as an `ImageSet`.
+name of its module. `load(image_size, channels)` returns images of one size as an `ImageSet`.
 What sources share: `decode` reads and resizes an image, `loading` decodes a whole set and skips
 corrupt images, `batches` makes each global batch a pure function of (seed, step), `pixels` converts
 between uint8 and float32.
-Imports only `errors`.
+Imports only `errors`, `home` and `image_size`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from ddpm_jax.data.decode import MAX_PIXELS, File, decode_image
 from ddpm_jax.errors import check
+from ddpm_jax.image_size import ImageSize
 
 Batch = dict[str, np.ndarray]
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
@@ -56,10 +57,13 @@ class ImageSet(Protocol):
 class DataSource:
     """Base class of all sources of images, with their common settings."""
 
+    takes_any_channels: ClassVar[bool] = False
+    """Whether images may have other numbers of channels than 1 (grey) and 3 (RGB)."""
+
     flip: bool = False
     """Flip each image horizontally with probability 1/2."""
     resize: Literal["crop", "squash"] = "crop"
-    """How to make an image square: crop to its centre, or squash by changing the aspect ratio."""
+    """How to fit the aspect ratio: crop to the centre of the image, or squash it."""
     max_corrupt_fraction: float = 0.0
     """Largest fraction of corrupt images to skip, in [0, 1). A larger fraction is an error."""
     max_pixels: int = MAX_PIXELS
@@ -76,14 +80,14 @@ class DataSource:
         """One line that names the source. Needs no data on disk."""
         raise NotImplementedError
 
-    def load(self, image_size: int, channels: int) -> ImageSet:
-        """Load the images as (image_size, image_size, channels) uint8.
+    def load(self, image_size: ImageSize, channels: int) -> ImageSet:
+        """Load the images as (h, w, channels) of this size.
 
         Raise FileNotFoundError or ValueError if that is impossible; the message names the remedy.
         """
         raise NotImplementedError
 
-    def decode(self, file: File, name: str, image_size: int, channels: int) -> np.ndarray:
+    def decode(self, file: File, name: str, image_size: ImageSize, channels: int) -> np.ndarray:
         """Decode an image file with the settings of this source. Raise as `decode_image` does."""
         return decode_image(file, name, image_size, channels, self.resize, self.max_pixels)
 

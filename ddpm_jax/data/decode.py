@@ -12,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from ddpm_jax.image_size import ImageSize, sides
+
 T = TypeVar("T")
 File = Path | io.BytesIO | str
 MAX_PIXELS = 89_478_485
@@ -46,21 +48,25 @@ def to_colour(image: Image.Image, channels: int) -> Image.Image:
     return image.convert({1: "L", 3: "RGB"}[channels])
 
 
-def resize_image(image: Image.Image, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """Convert `image` as `to_colour` does, to uint8 (image_size, image_size, channels).
+def resize_image(
+    image: Image.Image, image_size: ImageSize, channels: int, resize: str
+) -> np.ndarray:
+    """Convert `image` as `to_colour` does, to uint8 (h, w, channels) of this size.
 
-    Cut out the middle square (`resize` "crop") or change the aspect ratio ("squash"); interpolate
-    bilinearly with antialiasing.
+    Cut out the middle, as much as has the new aspect ratio (`resize` "crop"), or change the aspect
+    ratio ("squash"); interpolate bilinearly with antialiasing.
     """
     image = to_colour(image, channels)
+    height, width = sides(image_size)
     if resize == "crop":
-        side = min(image.size)
-        left = (image.width - side) // 2
-        top = (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
+        crop_width = min(image.width, max(1, round(image.height * width / height)))
+        crop_height = min(image.height, max(1, round(image.width * height / width)))
+        left = (image.width - crop_width) // 2
+        top = (image.height - crop_height) // 2
+        image = image.crop((left, top, left + crop_width, top + crop_height))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -150,7 +156,7 @@ def _scale_transparency(image: ImageFile.ImageFile) -> None:
 def decode_image(
     file: File,
     name: str,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     resize: str,
     max_pixels: int = MAX_PIXELS,

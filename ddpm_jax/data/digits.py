@@ -11,6 +11,7 @@ from PIL import Image
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.decode import resize_image
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.image_size import ImageSize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Digits(DataSource):
     def describe(self) -> str:
         return "digits: 1,797 handwritten 8x8 digits that come with scikit-learn (no download)"
 
-    def load(self, image_size: int, channels: int) -> ImageSet:
+    def load(self, image_size: ImageSize, channels: int) -> ImageSet:
         levels, labels = read_levels()
         pixels = np.round(levels * (255 / 16)).astype(np.uint8)  # (n, 8, 8)
         images = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from ddpm_jax import home
 from ddpm_jax.data import SPLITS, DataSource, ImageSet
 from ddpm_jax.data.captions import check_caption, folder_captions
 from ddpm_jax.data.loading import load_or_stream
+from ddpm_jax.image_size import ImageSize, sides
 
 NO_SUFFIX = "without suffix"
 MOST_KINDS = 10
@@ -43,7 +45,7 @@ class Folder(DataSource):
         split = f", split {self.split}" if self.split else ""
         return f"folder: {self.path}{split}"
 
-    def load(self, image_size: int, channels: int) -> ImageSet:
+    def load(self, image_size: ImageSize, channels: int) -> ImageSet:
         root = find_root(home.expand(self.path), self.split)
         names = image_names(root)
         classes = class_names(names)
@@ -60,7 +62,7 @@ class Folder(DataSource):
             len(names),
             decode,
             folder_labels(names, classes),
-            image_size**2 * channels,
+            math.prod(sides(image_size)) * channels,
             self.describe(),
             self.max_corrupt_fraction,
             classes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 from functools import partial
@@ -23,6 +24,7 @@ from ddpm_jax.data.captions import check_caption, only_texts
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of, is_text
 from ddpm_jax.data.loading import load_or_stream
 from ddpm_jax.data.parquet_files import one_line, parquet_files, read_parquet
+from ddpm_jax.image_size import ImageSize, sides
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +59,7 @@ class HuggingFace(DataSource):
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
 
-    def load(self, image_size: int, channels: int) -> ImageSet:
+    def load(self, image_size: ImageSize, channels: int) -> ImageSet:
         table = self.table()
         if not len(table):
             raise ValueError(f"{self.path} has no rows: give a data set with images.")
@@ -83,7 +85,7 @@ class HuggingFace(DataSource):
             len(table),
             decode,
             labels,
-            image_size**2 * channels,
+            math.prod(sides(image_size)) * channels,
             self.describe(),
             self.max_corrupt_fraction,
             classes,

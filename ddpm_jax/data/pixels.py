@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -38,5 +40,23 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """The PIL image of uint8 pixels (h, w, c): greyscale for one channel, RGB for three."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    """The PIL image of uint8 pixels (h, w, c): greyscale for one channel, RGB for three.
+
+    Any other number of channels is shown in the colours of `channel_colours`.
+    """
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return Image.fromarray(pixels[..., 0])
+    if channels == 3:
+        return Image.fromarray(pixels)
+    return Image.fromarray(np.rint(pixels @ channel_colours(channels)).astype(np.uint8))
+
+
+def channel_colours(channels: int) -> np.ndarray:
+    """False colours (channels, 3) that turn equal levels of all channels into the same grey.
+
+    The hues are spaced evenly from red: 2 channels are red and cyan, 3 are red, green and blue.
+    """
+    hues = np.arange(channels) / channels
+    colours = np.array([colorsys.hsv_to_rgb(hue, 1, 1) for hue in hues])
+    return colours / colours.sum(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._tfds_without_tf import is_prepared, prepare
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of
 from ddpm_jax.data.loading import IN_MEMORY_BYTES, load_or_stream
+from ddpm_jax.image_size import ImageSize, sides
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, DatasetInfo
@@ -43,7 +45,7 @@ class Tfds(DataSource):
     def describe(self) -> str:
         return f"tfds: {self.name}, split {self.split}, in {self.data_dir or 'the TFDS folder'}"
 
-    def load(self, image_size: int, channels: int) -> ImageSet:
+    def load(self, image_size: ImageSize, channels: int) -> ImageSet:
         builder = find_builder(self.name, self.data_dir)
         if not is_prepared(builder):
             prepare(builder)
@@ -60,7 +62,7 @@ class Tfds(DataSource):
             len(records),
             decode,
             labels,
-            image_size**2 * channels,
+            math.prod(sides(image_size)) * channels,
             self.name,
             self.max_corrupt_fraction,
             classes,

@@ -29,11 +29,12 @@ def read_samples(path: Path) -> ImageSet:
     shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
     width, height = next(iter(sizes))
     check(
-        len(sizes) == 1 and width == height,
-        f"The images of {path} are not squares of one size ({shown}): give them as an .npz with "
-        "`images`, or make them so, because another size changes every number.",
+        len(sizes) == 1,
+        f"The images of {path} are not of one size ({shown}): make them so in the way of the "
+        "results to compare with, because another size changes every number.",
     )
-    return Folder(path=str(path), split=ALL_FOLDERS).load(width, 1 if modes <= {"1", "L"} else 3)
+    channels = 1 if modes <= {"1", "L"} else 3
+    return Folder(path=str(path), split=ALL_FOLDERS).load((height, width), channels)
 
 
 def read_reference(path: Path, shape: tuple[int, int, int], split: str | None = None) -> ImageSet:
@@ -52,9 +53,13 @@ def read_reference(path: Path, shape: tuple[int, int, int], split: str | None = 
         )
         return InMemory(images)
     height, width, channels = shape
-    check(height == width, f"Samples of {_size(shape)} are not square: give {path} as an .npz.")
+    check(
+        channels in (1, 3),
+        f"Samples of {channels} channels cannot be compared with image files: give {path} as an "
+        ".npz.",
+    )
     try:
-        return Folder(path=str(path), split=split).load(height, channels)
+        return Folder(path=str(path), split=split).load((height, width), channels)
     except (ValueError, FileNotFoundError) as error:
         # The option has a shorter name here than in training.
         raise type(error)(str(error).replace("--data.split", "--split")) from error
@@ -75,10 +80,6 @@ def read_npz(path: Path) -> np.ndarray:
     check(
         images.dtype == np.uint8 and images.ndim == 4 and 0 not in images.shape,
         f"`images` of {path} is {images.dtype} {images.shape}: give uint8 (n, h, w, c).",
-    )
-    check(
-        images.shape[3] in (1, 3),
-        f"The images of {path} have {images.shape[3]} channels: give grey ones (1) or RGB (3).",
     )
     return images
 

@@ -21,7 +21,7 @@ MIN_CELL = 48
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> Image.Image:
-    """One picture of all images (uint8, "n h w c", c = 1 or 3), row by row.
+    """One picture of all images (uint8, "n h w c"), row by row, in the colours of `to_image`.
 
     Each image has a white border of `pad` pixels. By default the grid is as near to a square as
     possible. Small images are enlarged by a whole factor, without interpolation, until each side of
@@ -81,7 +81,7 @@ def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bo
 
 
 def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
-    """Write images (uint8, "n h w c", c = 1 or 3) to `path`, each file atomically.
+    """Write images (uint8, "n h w c") to `path`, each file atomically.
 
     X.png is a grid; X.npz holds the array under the key `images`. An existing directory, or a name
     without a suffix, gets 00000.png, 00001.png, ... at native size. Parent folders are created.
@@ -168,15 +168,14 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def check_images(images: np.ndarray, axes: str) -> None:
-    """Raise ValueError unless `images` is uint8 with these axes, none empty, and c is 1 or 3."""
+    """Raise ValueError unless `images` is uint8 with these axes, none empty."""
     if images.dtype != np.uint8:
         raise ValueError(
             f"Pictures are made of uint8, not {images.dtype}: call to_uint8 on the images first."
         )
-    if images.ndim != len(axes.split()) or 0 in images.shape or images.shape[-1] not in (1, 3):
+    if images.ndim != len(axes.split()) or 0 in images.shape:
         raise ValueError(
-            f"Images of shape {images.shape} cannot be drawn: "
-            f'give "{axes}", none empty, c = 1 or 3.'
+            f'Images of shape {images.shape} cannot be drawn: give "{axes}", none empty.'
         )
 
 

@@ -28,10 +28,6 @@ class ModelSpec:
             "--config emoji, and leave its --model as it is.",
         )
         check(
-            self.has_autoencoder or self.model.channels in (1, 3),
-            f"model.channels must be 1 (grey) or 3 (RGB), not {self.model.channels}.",
-        )
-        check(
             self.model.learned_variance == self.objective.learns_variance,
             "model.learned_variance and objective.variance learned_range (or learned) go together: "
             "set both or neither.",

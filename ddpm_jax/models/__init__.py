@@ -2,7 +2,7 @@
 
 The layers, attention, initialisers and CPU kernels that the architectures share are here too.
 Only this package uses Flax: outside, parameters are a nested dict of float32 arrays, and a network
-is the two functions `init` and `apply`. Imports only `draws` and `errors`.
+is the two functions `init` and `apply`. Imports only `draws`, `errors` and `image_size`.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check_rows, check_shape
+from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import ParamSpec, draw_parameters
 
@@ -80,17 +81,17 @@ def _param_specs(network: Network, _mesh: jax.sharding.AbstractMesh) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageNetwork(Network):
-    """Base class of the networks of square images. A subclass adds its hyperparameters."""
+    """Base class of the networks of images. A subclass adds its hyperparameters."""
 
-    image_size: int
-    """Height and width of the images in pixels."""
+    image_size: ImageSize
+    """Height and width of the images in pixels; one number for squares."""
     channels: int
-    """1 for grey, 3 for RGB."""
+    """1 for grey, 3 for RGB, any number for arrays."""
 
     def __post_init__(self):
         """Raise ValueError if a setting is out of range or `check` finds a conflict."""
+        object.__setattr__(self, "image_size", simplest(self.image_size))
         for name in (
-            "image_size",
             "channels",
             "num_classes",
             "groups",
@@ -116,7 +117,7 @@ class ImageNetwork(Network):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape (h, w, c) of one image."""
-        return self.image_size, self.image_size, self.channels
+        return *sides(self.image_size), self.channels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
@@ -29,7 +30,7 @@ class Autoencoder(Network):
     The defaults are those of Stable Diffusion.
     """
 
-    sample_size: int = 512
+    sample_size: ImageSize = 512
     """Height and width in pixels of the images that the network was trained on."""
     channels: int = 3
     latent_channels: int = 4

@@ -35,7 +35,7 @@ class ConvUNet(Model):
     time_embedding_dim: int = 256
     """Width of the time embedding."""
     attention_sizes: tuple[int, ...] = ()
-    """Image sizes, such as 8 16, of the levels whose blocks end in self-attention."""
+    """Image heights, such as 8 16, of the levels whose blocks end in self-attention."""
     head_dim: int | None = 64
     """Channels per attention head; None for a single head."""
     groups: int = 32
@@ -46,7 +46,7 @@ class ConvUNet(Model):
     def check(self) -> None:
         check_unconditional(self.num_classes, "ConvUNet")
         check_image_size(self.image_size, len(self.widths) - 1)
-        sizes = [self.image_size >> i for i in range(len(self.widths))]
+        sizes = [self.image_shape[0] >> i for i in range(len(self.widths))]
         unknown = set(self.attention_sizes) - set(sizes)
         if unknown:
             raise ValueError(
@@ -60,7 +60,7 @@ class ConvUNet(Model):
 class ConvBlock(nn.Module):
     """Residual block: conv, norm, SiLU, add the time embedding, conv, norm, SiLU, add the input.
 
-    Self-attention follows if the image size is one of `attention_sizes`.
+    Self-attention follows if the image height is one of `attention_sizes`.
     """
 
     net: ConvUNet

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ddpm_jax.models import ImageNetwork, Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.initializers import Init
+from ddpm_jax.models.layers import check_image_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,7 @@ class ImageAutoencoder(ImageNetwork):
     """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
 
     def check(self) -> None:
-        if self.image_size % self.net.factor:
-            raise ValueError(
-                f"The autoencoder halves {self.image_size} pixels {len(self.widths) - 1} times: "
-                f"use a multiple of {self.net.factor}, or fewer widths."
-            )
+        check_image_size(self.image_size, len(self.widths) - 1)
 
     @property
     def net(self) -> Autoencoder:
@@ -54,8 +51,8 @@ class ImageAutoencoder(ImageNetwork):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """The shape (h, w, c) of the latents of an image."""
-        size = self.image_size // self.net.factor
-        return size, size, self.latent_channels
+        height, width, _ = self.image_shape
+        return height // self.net.factor, width // self.net.factor, self.latent_channels
 
     def module(self) -> nn.Module:
         return self.net.module()

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check_shape
+from ddpm_jax.image_size import ImageSize, sides, size_text
 from ddpm_jax.models.initializers import (
     ONES,
     ZEROS,
@@ -271,16 +272,29 @@ def merge_blocks(blocks: Float[Array, "b h 2 w 2 c"]) -> Float[Array, "b 2*h 2*w
     return blocks.reshape(b, 2 * h, w, 2, c).reshape(b, 2 * h, 2 * w, c)
 
 
-def check_image_size(image_size: int, halvings: int) -> None:
+def check_image_size(image_size: ImageSize, halvings: int) -> None:
     """Raise ValueError, with sizes that fit, unless image_size can be halved `halvings` times."""
     unit = 2**halvings
-    if image_size < unit or image_size % unit:
-        below = image_size // unit * unit
-        fitting = [str(size) for size in (below, below + unit) if size]
-        raise ValueError(
-            f"Image size {image_size} does not fit a network that halves it {halvings} times: "
-            f"use a multiple of {unit}, such as {' or '.join(fitting)}."
+    height, width = sides(image_size)
+    if height % unit == 0 and width % unit == 0:
+        return
+    remedy = f"a multiple of {unit}, such as {_multiples(height, unit)}"
+    if height != width:
+        remedy = (
+            f"multiples of {unit}, such as a height of {_multiples(height, unit)} and a width of "
+            f"{_multiples(width, unit)}"
         )
+    raise ValueError(
+        f"Image size {size_text(image_size)} does not fit a network that halves it {halvings} "
+        f"times: use {remedy}."
+    )
+
+
+def _multiples(side: int, unit: int) -> str:
+    """The multiples of `unit` that are nearest to a side: one if it is a multiple, else two."""
+    below = side // unit * unit
+    nearest = [below] if side == below else [below, below + unit]
+    return " or ".join(str(size) for size in nearest if size)
 
 
 def check_unconditional(num_classes: int | None, name: str) -> None:

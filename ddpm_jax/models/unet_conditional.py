@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import Init
@@ -41,7 +42,7 @@ class ConditionalUNet(Network):
     Latents may have any height and width.
     """
 
-    sample_size: int = 64
+    sample_size: ImageSize = 64
     """Height and width of the latents that the network was trained on."""
     in_channels: int = 4
     """Channels of xt, and of the condition's image if there is one."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm_jax.image_size import simplest
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.pretrained.json_settings import (
     VERSION,
@@ -14,6 +15,7 @@ from ddpm_jax.pretrained.json_settings import (
 )
 
 CLASS = "AutoencoderKL"
+SAMPLE_SIZE = 32
 SETTINGS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -23,13 +25,14 @@ SETTINGS: dict[str, Any] = {
     "layers_per_block": 1,
     "latent_channels": 4,
     "norm_num_groups": 32,
-    "sample_size": 32,
+    "sample_size": None,
     "scaling_factor": 0.18215,
     "force_upcast": True,
 }
 """The values that diffusers gives to missing keys, of the keys that differ between networks.
 
 `force_upcast` says what is the default here: images are encoded and decoded in float32.
+`sample_size`, one number or two, is then `SAMPLE_SIZE`.
 """
 FIXED: dict[str, Any] = {
     "act_fn": "silu",
@@ -59,7 +62,6 @@ RENAMED = {
     "layers_per_block": "layers_per_level",
     "latent_channels": "latent_channels",
     "norm_num_groups": "groups",
-    "sample_size": "sample_size",
     "scaling_factor": "scaling_factor",
 }
 """{key: our setting of the same value}."""
@@ -85,6 +87,7 @@ def autoencoder_from_config(
         if len(settings[key]) != len(widths):
             raise ValueError(f"{filename}: {key} must name one block for each of {widths}.")
     return Autoencoder(
+        sample_size=simplest(settings["sample_size"] or SAMPLE_SIZE),
         widths=tuple(widths),
         init_scheme="torch",
         **{ours: settings[key] for key, ours in RENAMED.items()},
@@ -97,6 +100,7 @@ def autoencoder_to_config(net: Autoencoder) -> dict[str, Any]:
         **FIXED,
         "_class_name": CLASS,
         "_diffusers_version": VERSION,
+        "sample_size": net.sample_size,
         "out_channels": net.channels,
         "down_block_types": SETTINGS["down_block_types"] * len(net.widths),
         "up_block_types": SETTINGS["up_block_types"] * len(net.widths),

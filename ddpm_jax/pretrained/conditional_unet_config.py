@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm_jax.image_size import simplest
 from ddpm_jax.models.unet_conditional import ConditionalUNet
 from ddpm_jax.pretrained.json_settings import (
     VERSION,
@@ -123,8 +124,8 @@ def conditional_unet_from_config(
     check_fixed(settings, FIXED, REASONS, filename)
     check_limits(settings, DEFAULTS, LARGEST, filename)
     size = settings["sample_size"]
-    if type(size) is not int:
-        raise ValueError(f"{filename}: sample_size must be a whole number, not {str(size)[:80]}.")
+    if size is None:
+        raise ValueError(f"{filename}: sample_size must be a whole number, not None.")
     widths = settings["block_out_channels"]
     down = [lookup(DOWN_BLOCKS, name, "down_block_types") for name in settings["down_block_types"]]
     up = [lookup(UP_BLOCKS, name, "up_block_types") for name in settings["up_block_types"]]
@@ -139,7 +140,7 @@ def conditional_unet_from_config(
     )
     settings["freq_shift"] = float(settings["freq_shift"])
     return ConditionalUNet(
-        sample_size=size,
+        sample_size=simplest(size),
         widths=tuple(widths),
         cross_attention=tuple(down),
         heads=tuple(heads),

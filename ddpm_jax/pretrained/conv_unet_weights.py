@@ -13,6 +13,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Params
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
@@ -35,7 +36,7 @@ def is_torch_file(ckpt: str) -> bool:
     return Path(ckpt).suffix in SUFFIXES and not Path(ckpt).is_dir()
 
 
-def load_conv_unet(path: Path, image_size: int = IMAGE_SIZE) -> tuple[ModelSpec, Params]:
+def load_conv_unet(path: Path, image_size: ImageSize = IMAGE_SIZE) -> tuple[ModelSpec, Params]:
     """Read a state dict; return its model spec and the parameters.
 
     The spec samples as the project does: 1,000 steps with variance beta, and x clamped to [-1, 1]
@@ -104,7 +105,7 @@ def _kind(path: Path, name: str, shape: tuple[int, ...]) -> str:
     raise ValueError(f"{path} is not a ConvBlock U-Net: {name} has the shape {shape}.")
 
 
-def _model(path: Path, modules: Mapping[str, list], image_size: int) -> ConvUNet:
+def _model(path: Path, modules: Mapping[str, list], image_size: ImageSize) -> ConvUNet:
     """The network whose parameters have these shapes."""
     levels = len(modules["up"]) + 1
     convolutions = [module["weight"].shape for _, module in modules["conv3"]]

@@ -7,6 +7,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import build_sampler
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub, scheduler_config, unet_folder
@@ -43,7 +44,7 @@ def load_pretrained(
     scheduler: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Pretrained:
     """Load a model in the diffusers layout from a folder, or from a hub repository owner/name.
 
@@ -133,7 +134,7 @@ def looks_like_diffusers(folder: Path) -> bool:
 
 
 def read_spec(
-    folder: Path, scheduler: str | None = None, image_size: int | None = None
+    folder: Path, scheduler: str | None = None, image_size: ImageSize | None = None
 ) -> ModelSpec:
     """Read the model spec from the JSON files of a folder. Needs no device."""
     index = _read_index(folder)

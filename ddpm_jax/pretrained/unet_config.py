@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ddpm_jax.image_size import ImageSize, simplest
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.json_settings import (
     VERSION,
@@ -133,7 +134,7 @@ MAPPED: dict[str, tuple[str, dict]] = {
 """{key: (our setting, {value in diffusers: our value})}."""
 
 
-def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -> UNet:
+def unet_from_config(config: Mapping[str, Any], image_size: ImageSize | None = None) -> UNet:
     """The network that a config.json describes. Raise ValueError for an unsupported config.
 
     `image_size` is used if the config has none. The parameters do not depend on it.
@@ -160,11 +161,13 @@ def unet_from_config(config: Mapping[str, Any], image_size: int | None = None) -
     middle_groups = settings["attn_norm_num_groups"]
     if middle_groups is None and mapped["modulation"] != "shift":
         middle_groups = 0
-    sample_size = settings["sample_size"]
+    size = settings["sample_size"] or image_size
+    if size is None:
+        raise ValueError("config.json has no sample_size: pass image_size to load_pretrained.")
     middle = (settings["mid_block_type"], settings["add_attention"])
     learned_times = mapped["time_embedding"] == "learned"
     net = UNet(
-        image_size=_square_size(image_size if sample_size is None else sample_size),
+        image_size=simplest(size),
         learned_variance=out_channels == 2 * channels,
         num_classes=settings["num_class_embeds"] if mapped["labels_are"] == "classes" else None,
         widths=tuple(settings["block_out_channels"]),
@@ -192,16 +195,6 @@ def _level(name: str, direction: str, resample_type: str | None) -> tuple[bool, 
         kinds = {None: "conv", "conv": "conv", "resnet": "resnet"}
         kind = lookup(kinds, resample_type, f"{prefix}sample_type")
     return attention, kind
-
-
-def _square_size(size: Any) -> int:
-    if size is None:
-        raise ValueError("config.json has no sample_size: pass image_size to load_pretrained.")
-    sizes = set(size) if isinstance(size, (list, tuple)) else {size}
-    if len(sizes) != 1:
-        text = str(size)[:80]
-        raise ValueError(f"sample_size {text} is not square: only square images are supported.")
-    return sizes.pop()
 
 
 def unet_to_config(net: UNet) -> dict[str, Any]:

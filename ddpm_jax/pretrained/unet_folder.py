@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.unet_config import unet_from_config, unet_to_config
@@ -13,7 +14,7 @@ CONFIG = "config.json"
 
 
 def load_net(
-    folder: Path, variant: str | None = None, image_size: int | None = None
+    folder: Path, variant: str | None = None, image_size: ImageSize | None = None
 ) -> tuple[UNet, Params]:
     """Read the network and its float32 parameters. Raise FileNotFoundError or ValueError.
 
@@ -24,7 +25,7 @@ def load_net(
     return net, read_params(folder, net, variant)
 
 
-def read_net(folder: Path, image_size: int | None = None) -> UNet:
+def read_net(folder: Path, image_size: ImageSize | None = None) -> UNet:
     """Read the network without its parameters, as `load_net` does. Needs no device."""
     return unet_from_config(read_json(inside(folder, folder / CONFIG)), image_size)
 

@@ -35,7 +35,7 @@ pipeline_tag: {task}
 tags: [diffusers, ddpm, {task}, jax, ddpm_jax]
 {base}---
 # {title}
-{network} {kind} images of {size} x {size} pixels,
+{network} {kind} images of {size} pixels,
 trained for {steps:,} steps on {data} with [ddpm_jax](https://pypi.org/project/ddpm_jax).
 
 {pictures}
@@ -96,8 +96,8 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
         title=Path(name).name,
         network=_network(config),
         task="text-to-image" if draws_text else "unconditional-image-generation",
-        kind="grey" if shown.channels == 1 else "colour",
-        size=shown.image_size,
+        kind={1: "grey", 3: "colour"}.get(shown.channels, f"{shown.channels}-channel"),
+        size=" x ".join(map(str, shown.image_shape[:2])),
         steps=run.step,
         data=_describe_data(config),
         pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),

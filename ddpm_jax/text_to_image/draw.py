@@ -22,6 +22,7 @@ from ddpm_jax.generation.generate import chunk_count
 from ddpm_jax.generation.sampling import Sampling, build_sampler, check_sampling
 from ddpm_jax.generation.scheduler_grids import noise_scale
 from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
+from ddpm_jax.image_size import sides
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.samplers import sample_keys
@@ -228,7 +229,7 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
     )
     size = request.height, request.width
     images, masks, height, width = read_pixels(
-        request.images, request.masks, size, model.unet.sample_size * factor, factor
+        request.images, request.masks, size, sides(model.unet.sample_size), factor
     )
     moments = None if images is None else encode_moments(model, to_floats(images))
     masked_moments = None

@@ -38,16 +38,17 @@ def read_pixels(
     images: Sequence[ImageInput],
     masks: Sequence[ImageInput],
     size: tuple[int | None, int | None],
-    default_size: int,
+    latent_size: tuple[int, int],
     factor: int,
 ) -> tuple[np.ndarray | None, np.ndarray | None, int, int]:
     """Images (n, h, w, 3) and masks (m, h, w, 1) of one size, None for none, and the size (h, w).
 
     The given `size` counts, then the images' own, cut to a multiple of `factor`, if there are no
-    masks, then `default_size`. Raise ValueError for images that differ in size without a given one.
+    masks, then `latent_size` times `factor`. Raise ValueError for images that differ in size
+    without a given one.
     """
     opened = [open_image(image) for image in images]
-    height = width = default_size
+    height, width = (length * factor for length in latent_size)
     if opened and not masks:
         sizes = {image.size for image in opened}
         check(

@@ -108,9 +108,10 @@ def test_an_invalid_setting_is_named(capsys):
         ("--training.batch-size many", ["--training.batch-size", "many"]),
         ("--training.dtype float8", ["float8", "bfloat16"]),
         ("--training.batch-size 0", ["training.batch_size must be at least 1"]),
-        ("--model.channels 2", ["channels must be 1 (grey) or 3 (RGB), not 2"]),
+        ("--model.channels 2", ["set model.channels to 1 or 3, not 2, or give --data arrays"]),
         ("--model.groups 0", ["groups must be at least 1"]),
         ("--model.image-size 9", ["Image size 9", "8 or 10"]),
+        ("--model.image-size 8 16 24", ["--model.image-size", "8", "16", "24"]),
         ("--private", ["--private is for --push"]),
     ]
     for args, words in cases:

@@ -141,6 +141,20 @@ def test_resize_image_crops_the_middle_square_or_squashes():
     np.testing.assert_array_equal(resize_image(tall, 16, 1, "crop")[:, :, 0], middle.T)
 
 
+def test_resize_image_keeps_as_much_as_has_the_new_aspect_ratio():
+    stripes = np.repeat(np.array([10, 90, 170, 250], np.uint8), 8)
+    wide = Image.fromarray(np.tile(stripes, (16, 1)))  # 32 wide, 16 high: four stripes of 8
+    middle = np.tile(stripes, (8, 1))
+    np.testing.assert_array_equal(resize_image(wide, (8, 32), 1, "crop")[:, :, 0], middle)
+    # A crop of 8 columns and all rows.
+    narrow = np.tile(stripes[12:20], (16, 1))
+    np.testing.assert_array_equal(resize_image(wide, (16, 8), 1, "crop")[:, :, 0], narrow)
+    squashed = resize_image(wide, (16, 8), 1, "squash")[:, :, 0]
+    np.testing.assert_array_equal(np.argsort(squashed[0]), np.arange(8))
+    line = Image.fromarray(np.uint8([[7] * 99]))
+    np.testing.assert_array_equal(resize_image(line, (9, 2), 1, "crop"), np.full((9, 2, 1), 7))
+
+
 def test_resize_image_averages_when_it_shrinks():
     checkers = np.indices((64, 64)).sum(0) % 2 * np.uint8(200)
     image = Image.fromarray(checkers.astype(np.uint8))

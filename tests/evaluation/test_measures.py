@@ -249,7 +249,7 @@ def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
     for name, array, message in (
         ("floats", digits / 255, "give uint8"),
         ("flat", digits[..., 0], "give uint8"),
-        ("channels", np.repeat(digits, 2, -1), "2 channels"),
+        ("channels", np.repeat(digits, 2, -1), "are 8x8x1, and the samples 8x8x2"),
     ):
         np.savez(sets / f"{name}.npz", images=array)
         assert message in fails("--samples", sets / f"{name}.npz", *against)
@@ -260,10 +260,12 @@ def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
     np.savez(sets / "large.npz", images=np.repeat(digits, 2, 1))
     assert "are 16x8x1, and the samples 8x8x1" in fails(*samples, "--against", sets / "large.npz")
     save_images(digits[:5], sets / "splits" / "train")
+    folder = ("--against", sets / "splits")
+    assert "Samples of 2 channels" in fails("--samples", sets / "channels.npz", *folder)
     assert "choose one by --split, or" in fails(*samples, "--against", sets / "splits")
     save_images(digits[:2], sets / "mixed")
     Image.new("L", (9, 9)).save(sets / "mixed" / "9.png")
-    assert "not squares of one size (8x8, 9x9)" in fails("--samples", sets / "mixed", *against)
+    assert "not of one size (8x8, 9x9)" in fails("--samples", sets / "mixed", *against)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from helpers.images import files, load, random_images
 from PIL import Image
 
-from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.data.pixels import channel_colours, to_image, to_uint8
 from ddpm_jax.figures import image_grids
 from ddpm_jax.figures.image_grids import check_output, check_paths, image_grid, save_images
 
@@ -73,7 +73,6 @@ def test_grid_is_nearly_square(n, columns, rows):
     [
         ((2, 8, 8, 1), np.float32, "call to_uint8"),
         ((8, 8, 1), np.uint8, "n h w c"),
-        ((2, 8, 8, 2), np.uint8, "c = 1 or 3"),
         ((0, 8, 8, 1), np.uint8, "none empty"),
     ],
 )
@@ -82,6 +81,19 @@ def test_arrays_that_are_no_batch_of_images_are_rejected(shape, dtype, message, 
         with pytest.raises(ValueError, match=message):
             function(np.zeros(shape, dtype))
     assert not files(tmp_path)
+
+
+def test_other_channels_than_rgb_are_drawn_in_false_colours():
+    levels = np.uint8([[0, 0], [255, 0], [0, 255], [100, 100], [255, 255]])
+    colours = [[0, 0, 0], [255, 0, 0], [0, 255, 255], [100] * 3, [255] * 3]
+    np.testing.assert_array_equal(np.asarray(to_image(levels[None]))[0], colours)
+    for channels in (4, 5):
+        same = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], channels, -1)
+        np.testing.assert_array_equal(to_image(same), np.repeat(same[..., :1], 3, -1))
+        colours = channel_colours(channels)
+        assert len(np.unique(colours.round(6), axis=0)) == channels
+    np.testing.assert_array_equal(channel_colours(3), np.eye(3))
+    assert image_grid(random_images(2, 8, 8, 5)).mode == "RGB"
 
 
 def test_a_grid_needs_at_least_one_column():

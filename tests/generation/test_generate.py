@@ -11,6 +11,7 @@ from helpers.generation import (
     MASK,
     MASKS,
     NOISES,
+    Blur,
     blur_params,
     random_params,
     spec_of,
@@ -58,6 +59,20 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(states_of_11):
         states = draw(num_images, batch_size, trajectory=True)
         case = f"{num_images} images in batches of {batch_size}"
         np.testing.assert_array_equal(states, states_of_11[:, :num_images], case)
+
+
+def test_images_may_have_any_shape_and_be_edited():
+    model = Blur(image_size=(4, 6), channels=2)
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 4, 6, 2)).astype(np.float32)
+    masks = np.zeros((1, 4, 6, 1), bool)
+    masks[:, :2, 3:] = True
+    edit = Edit(images=jnp.asarray(images), masks=jnp.asarray(masks))
+    options = {"num_images": 3, "batch_size": 3, "seed": 3}
+    drawn = generate(spec_of(model), blur_params(model), **options)[0]
+    edited = generate(spec_of(model), blur_params(model), edit=edit, **options)[0]
+    assert drawn.shape == edited.shape == (3, 4, 6, 2)
+    is_known = (edited == to_uint8(images)).all((0, 3))
+    np.testing.assert_array_equal(is_known, ~masks[0, ..., 0])
 
 
 def test_an_overriding_sampling_that_does_not_fit_the_objective_is_refused():

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.meshes import EXPLICIT, split
-from helpers.nets import BLOCK, NETS, SMALLEST, TWO_LEVELS, UNET, apply, by_path, draw, inputs
+from helpers.nets import BLOCK, NETS, SMALLEST, TINY, TWO_LEVELS, UNET, apply, by_path, draw, inputs
 from jax import export
 
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.models.unet import UNet
 
 PATHS = Path(__file__).parents[1] / "parameter_paths.txt"
@@ -203,6 +204,45 @@ def test_invalid_image_sizes_are_refused_with_the_nearest_valid_ones():
             kind(image_size=3 * unit + 2, channels=1)
         with pytest.raises(ValueError, match=rf"such as {unit}\.$"):
             kind(image_size=unit // 2, channels=1)
+        both = f"such as a height of {unit} and a width of {3 * unit} or {4 * unit}"
+        with pytest.raises(ValueError, match=f"Image size {unit}x{3 * unit + 2} .* {both}"):
+            kind(image_size=(unit, 3 * unit + 2), channels=1)
+    with pytest.raises(ValueError, match=r"a height of 8 or 12 and a width of 4\.$"):
+        ImageAutoencoder(image_size=(9, 4), channels=3)
+
+
+def test_a_square_is_the_same_size_in_one_number_or_two():
+    net = dataclasses.replace(TINY, image_size=(8, 8))
+    assert net == dataclasses.replace(TINY, image_size=8)
+    assert net.image_shape == (8, 8, 1)
+    assert dataclasses.replace(TINY, image_size=(8, 12), channels=5).image_shape == (8, 12, 5)
+
+
+def transposed(net, params):
+    """The network and parameters whose outputs for transposed images are those of `net`."""
+
+    def swap(path, leaf):
+        if leaf.ndim != 4:
+            return leaf
+        is_transposed_conv = leaf.shape[1:3] == (2, 2)
+        return leaf.swapaxes(1, 2) if is_transposed_conv else leaf.swapaxes(0, 1)
+
+    height, width, _ = net.image_shape
+    changes = {"image_size": (width, height)}
+    if isinstance(net, ConvUNet):
+        changes["attention_sizes"] = tuple(size * width // height for size in net.attention_sizes)
+    return dataclasses.replace(net, **changes), jax.tree.map_with_path(swap, params)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_transposed_images_have_transposed_outputs(name):
+    net, params = draw(dataclasses.replace(COMPILED[name], image_size=(8, 16), channels=2))
+    xt, t, labels = inputs(net)
+    out = apply(net, params, xt, t, labels)
+    assert out.shape == (2, 8, 16, 2)
+    turned, turned_params = transposed(net, params)
+    turned_out = apply(turned, turned_params, xt.swapaxes(1, 2), t, labels)
+    np.testing.assert_allclose(turned_out.swapaxes(1, 2), out, rtol=1e-3, atol=1e-4)
 
 
 def test_invalid_hyperparameters_are_refused():

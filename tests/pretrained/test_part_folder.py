@@ -1,5 +1,6 @@
 """Stable Diffusion's networks in folders: names, settings and formats; others are refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -62,6 +63,15 @@ def test_a_round_trip_keeps_every_tensor_under_its_name_and_every_setting(name, 
 )
 def test_the_settings_of_stable_diffusion_survive_their_config(part, net):
     assert PARTS[part].from_config(PARTS[part].to_config(net)) == net
+
+
+def test_a_sample_size_may_be_a_height_and_a_width():
+    for part, net in {"unet": ConditionalUNet(init_scheme="torch"), "vae": Autoencoder()}.items():
+        wide = dataclasses.replace(net, sample_size=(8, 16))
+        config = json.loads(json.dumps(PARTS[part].to_config(wide)))
+        assert config["sample_size"] == [8, 16]
+        assert PARTS[part].from_config(config) == wide
+    assert PARTS["vae"].from_config({}).sample_size == 32
 
 
 def test_linear_projections_and_convolutions_differ_in_the_shape_of_their_weights_alone():

@@ -212,6 +212,8 @@ def test_a_missing_key_takes_the_default_of_diffusers_and_null_does_not():
     assert unet_from_config({"sample_size": 32}).parameter_count() == 274_056_163
     assert unet_from_config({}, image_size=64).image_size == 64
     assert unet_from_config({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
+    assert unet_from_config({"sample_size": [32, 64]}).image_size == (32, 64)
+    assert unet_from_config({}, image_size=(32, 64)).image_size == (32, 64)
 
 
 SKIP = {
@@ -224,7 +226,8 @@ UNSUPPORTED = [
     ({"cross_attention_dim": 768}, r"unsupported keys: \['cross_attention_dim'\]"),
     ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, not a UNet2DModel"),
     ({"sample_size": None}, "config.json has no sample_size"),
-    ({"sample_size": [32, 64]}, "not square"),
+    ({"sample_size": [32, 64, 3]}, r"a height and a width, not \[32, 64, 3\]"),
+    ({"sample_size": [32, None]}, r"a height and a width, not \[32, None\]"),
     ({"down_block_types": ["CrossAttnDownBlock2D"]}, "'CrossAttnDownBlock2D' is not supported"),
     ({"act_fn": "tanh"}, "act_fn 'tanh' is not supported"),
     ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'"),

@@ -1,0 +1,27 @@
+"""The size of images: one number for squares, or height and width."""
+
+from typing import Any
+
+ImageSize = int | tuple[int, int]
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """The height and width of a size. Raise ValueError for anything else than an `ImageSize`."""
+    pair = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(
+            f"An image size is one number from 1, or a height and a width, not {str(size)[:80]}."
+        )
+    return pair[0], pair[1]
+
+
+def simplest(size: Any) -> ImageSize:
+    """The same size, as one number if it is a square. Raise ValueError as `sides` does."""
+    height, width = sides(size)
+    return height if height == width else (height, width)
+
+
+def size_text(size: ImageSize) -> str:
+    """The size as text: 64 for a square, 64x128 for a height of 64 and a width of 128."""
+    return "x".join(map(str, dict.fromkeys(sides(size))))
