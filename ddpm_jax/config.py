@@ -241,6 +241,12 @@ class Config(RunConfig, ModelSpec):
             f"Image files are read as grey or RGB: set model.channels to 1 or 3, not {channels}, "
             "or give --data arrays.",
         )
+        clips = self.sampling.clip_x0 or self.sampling.dynamic_threshold is not None
+        check(
+            self.data.is_bounded or not clips,
+            "Values scaled by their deviation exceed [-1, 1], to which sampling clips: set "
+            "sampling.clip_x0 to False (--sampling.no-clip-x0).",
+        )
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

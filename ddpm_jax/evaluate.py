@@ -27,7 +27,8 @@ from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Outputs, check_outputs, finish
 from ddpm_jax.cli.run_options import image_config
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
-from ddpm_jax.data import DataSource, ImageSet, check_labels
+from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.image_sets import read_reference
 from ddpm_jax.evaluation.measures import compares_images
@@ -37,6 +38,8 @@ from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.sources import MISSING, RunSource, Source, open_checkpoint
 
 PROG = "python -m ddpm_jax.evaluate"
+ANY_VALUES = ("loss", "speed")
+"""Measures that are defined for other values than 8-bit levels."""
 
 
 def main(args: list[str]) -> None:
@@ -69,9 +72,11 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
         source = open_checkpoint(ckpt, options.checkpoint)
     out = options.out or source.output_folder / EVALUATION
     check_outputs(out)
+    check_measures(source.values, options)
     options.set_up_jax(options.num_images)
     spec = dataclasses.replace(source.spec, sampling=sampling)
     reference_set, description, split = reference_of(source, options)
+    check_values(reference_set.values, source.values, "leave out --split and --against")
     if options.measures_network:
         options.check_bits_num(len(reference_set))
         check_labels(reference_set, spec.model.num_classes, source.classes)
@@ -97,6 +102,16 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
             result |= numbers
             outputs |= more
     finish(result, out, outputs)
+
+
+def check_measures(values: Levels, options: EvaluateOptions) -> None:
+    """Raise ValueError for measures of 8-bit images if the run's data has other values."""
+    others = [measure for measure in options.measures if measure not in ANY_VALUES]
+    check(
+        values == LEVELS or not others,
+        f"The data of this run ({values.describe()}) has no 8-bit levels, which "
+        f"{' '.join(others)} need: give --measures {' '.join(ANY_VALUES)}.",
+    )
 
 
 def parse(

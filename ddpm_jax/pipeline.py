@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check_at_least
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -32,14 +34,20 @@ class PipelineOutput(NamedTuple):
     """The result of calling a `Pipeline`."""
 
     images: list[Image.Image]
+    arrays: np.ndarray
+    """The values of the images (n, h, w, c): uint8, or those of the data of a run on arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A model spec and its parameters. A call draws images with `generate_shown`."""
+    """A model spec and its parameters. A call draws images with `generate_shown`.
+
+    `values` says what numbers the network's outputs stand for, such as `values` of a run.
+    """
 
     spec: ModelSpec
     params: Params
+    values: Levels = LEVELS
 
     @classmethod
     def from_pretrained(
@@ -56,7 +64,10 @@ class Pipeline:
         return cls(pretrained.spec, pretrained.params)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does."""
+        """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does.
+
+        It does not hold `values`.
+        """
         save_pretrained(self.spec, self.params, folder)
 
     def __call__(
@@ -85,8 +96,10 @@ class Pipeline:
             seed=seed,
             labels=labels,
             progress=progress,
+            to_values=self.values.to_values,
         )
-        return PipelineOutput([to_image(image) for image in states[0]])
+        pictures = self.values.show(states[0])
+        return PipelineOutput([to_image(picture) for picture in pictures], states[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +164,7 @@ class TextToImagePipeline:
             batch_size=batch_size,
             progress=progress,
         )
-        return PipelineOutput([to_image(image) for image in images])
+        return PipelineOutput([to_image(image) for image in images], images)
 
 
 def _listed(value: Any) -> list:

@@ -20,6 +20,7 @@ from ddpm_jax.config import (
     differences,
 )
 from ddpm_jax.data import DataSource
+from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
@@ -71,6 +72,11 @@ CONFIGS = [
     with_(
         data=HuggingFace(path="a.parquet"),
         objective=Objective(schedule="squaredcos", target="v"),
+    ),
+    with_(
+        model=dataclasses.replace(BASE.model, image_size=(8, 16), channels=5),
+        data=Arrays(path="x.npz", scaling="deviation", statistics=(0.0, 1.5)),
+        sampling=Sampling(clip_x0=False),
     ),
     with_(sampling=Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}, steps=50)),
     with_(
@@ -208,6 +214,18 @@ def test_invalid_json_is_refused_by_the_name_of_the_setting(value, message):
     with pytest.raises(ValueError, match=message) as error:
         config_from_json(value)
     assert "\n" not in str(error.value)
+
+
+def test_latents_have_the_aspect_ratio_of_their_images():
+    run = LATENT_CONFIG.autoencoder
+    wide = dataclasses.replace(run, model=dataclasses.replace(run.model, image_size=(8, 16)))
+    model = dataclasses.replace(LATENT_CONFIG.model, image_size=(4, 8))
+    config = dataclasses.replace(LATENT_CONFIG, autoencoder=wide, model=model)
+    assert config.model.unet.sample_size == (4, 8)
+    assert config.autoencoder.model.net.sample_size == (8, 16)
+    assert read_config(json.loads(json.dumps(config_to_json(config)))) == config
+    with pytest.raises(ValueError, match=r"latents of \(4, 8, 4\), but the network takes"):
+        dataclasses.replace(LATENT_CONFIG, autoencoder=wide)
 
 
 def test_averages_are_named_by_their_decay_or_length():

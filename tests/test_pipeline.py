@@ -1,11 +1,14 @@
 """The pipeline returns as PIL images what the functions below it draw."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from helpers.refusals import assert_refused
 from helpers.text import IMAGE, MASK, tiny_model
 
+from ddpm_jax.data.values import scaled_values
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -52,6 +55,18 @@ def test_a_pipeline_draws_what_generate_draws(pipeline, drawn):
     settings = {"num_images": NUM_IMAGES, "batch_size": NUM_IMAGES, "seed": 4}
     expected = generate(RECIPE, pipeline.params, sampling=sampling, **settings)
     np.testing.assert_array_equal(drawn, expected[0, ..., 0])
+
+
+def test_a_pipeline_draws_the_values_of_arrays(pipeline, drawn):
+    levels = pipeline(batch_size=NUM_IMAGES, seed=4, steps=STEPS, progress=False).arrays
+    np.testing.assert_array_equal(levels[..., 0], drawn)
+    values = scaled_values("range", [(0.0, 51.0)], np.dtype(np.float32))
+    output = dataclasses.replace(pipeline, values=values)(
+        batch_size=NUM_IMAGES, seed=4, steps=STEPS, progress=False
+    )
+    assert output.arrays.dtype == np.float32
+    np.testing.assert_allclose(output.arrays, levels / 5.0, atol=0.51 / 5)
+    np.testing.assert_array_equal([np.asarray(image) for image in output.images], drawn)
 
 
 def test_a_call_overrides_the_sampling_of_the_recipe(pipeline, drawn):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ddpm_jax.data.array_files import load_array, read_image
 from ddpm_jax.data.decode import MAX_PIXELS, convert_file, decode_image, upright
-from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -23,7 +24,7 @@ class EditOptions:
     """Options to start from images instead of noise. The samples take images and masks in turn."""
 
     image: tuple[Path, ...] = ()
-    """Images to start from. They are resized like the data of the run."""
+    """Images to start from, resized like the data of the run; an .npy for a run on arrays."""
     strength: float | None = None
     """Fraction of the steps to run, in (0, 1]; None for 0.5, or 1 with --mask or --invert."""
     mask: tuple[Path, ...] = ()
@@ -43,15 +44,16 @@ class EditOptions:
         """The number of images for an inversion, whose further samples repeat these; else None."""
         return len(self.image) if self.invert and not self.interpolate else None
 
-    def edit(self, spec: ModelSpec, num_images: int) -> Edit | None:
+    def edit(self, spec: ModelSpec, num_images: int, values: Levels = LEVELS) -> Edit | None:
         """The edit for `num_images` samples; None if the options ask for none.
 
+        `values` are those of the run's data.
         Raise ValueError or FileNotFoundError for options and files that do not fit.
         """
         self._check_together(num_images)
         if not self.image and not self.interpolate:
             return None
-        images = [self._read_image(path, spec) for path in self.image]
+        images = [self._read_image(path, spec, values) for path in self.image]
         masks = [self._read_mask(path, spec) for path in self.mask]
         for i, path in enumerate(self.mask):
             _check_same_size(path, self.image[i :: len(self.mask)])
@@ -70,15 +72,17 @@ class EditOptions:
             invert=self.invert,
         )
 
-    def _read_image(self, path: Path, spec: ModelSpec) -> np.ndarray:
-        """The image as float32 (h, w, c) in [-1, 1]."""
+    def _read_image(self, path: Path, spec: ModelSpec, values: Levels) -> np.ndarray:
+        """The image as float32 (h, w, c), as the network takes it."""
         channels = spec.model.channels
+        if _is_array(path):
+            return read_image(path, spec.model.image_shape, values)
         check(
-            channels in (1, 3),
-            f"--image reads grey or RGB images, but the network draws {channels} channels: leave "
-            "it out.",
+            channels in (1, 3) and values == LEVELS,
+            f"The network draws {channels} channels of {values.describe()}, which {path} cannot "
+            "hold: give an .npy of an array (h, w, c).",
         )
-        return to_floats(self._read(path, "--image", spec, channels))
+        return values.to_network(self._read(path, "--image", spec, channels))
 
     def _read_mask(self, path: Path, spec: ModelSpec) -> np.ndarray:
         """The mask as bool (h, w, 1), True where the image is redrawn."""
@@ -148,4 +152,12 @@ def _check_same_size(mask: Path, images: tuple[Path, ...]) -> None:
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """The width and height of an image."""
+    if _is_array(path):
+        height, width = load_array(path).shape[:2]
+        return width, height
     return convert_file(path, lambda image: upright(image).size)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"

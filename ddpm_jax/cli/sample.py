@@ -1,6 +1,7 @@
 """The main function of sample.py and ddpm-jax-sample: draw samples and write them to files."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.data.pixels import describe_colours
+from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.editing import Edit
@@ -37,8 +40,8 @@ class SampleOptions(LoraOptions, EditOptions, BatchedRunOptions):
     """Classes, such as cat,dog or 3,5,7, which the images take in turn; all classes by default. A
     word is a number unless it is the name of a class."""
     out: tuple[Path, ...] = ()
-    """Files or folders: X.png is a grid, X.npz holds uint8 NHWC under `images`, X.gif shows the
-    denoising path, and a folder gets one PNG per image."""
+    """Files or folders: X.png is a grid, X.npz holds NHWC under `images` (uint8, or the values of a
+    run on arrays), X.gif shows the denoising path, and a folder gets one PNG per image."""
     trajectory: bool = False
     """Also write ten stages of the denoising path of ten samples to X_chain.png."""
 
@@ -76,7 +79,7 @@ def main(args: list[str]) -> None:
     spec = dataclasses.replace(source.spec, sampling=sampling)
     num_images = options.num or options.default_num() or DEFAULT_NUM
     options.set_up_jax(num_images)
-    edit = options.edit(spec, num_images)
+    edit = options.edit(spec, num_images, source.values)
     given = arguments.class_numbers("--label", options.label, source.classes)
     labels = choose_labels(spec.model, given, edit)
     check(len(options.out) > 0, "--out names no file: give at least one, such as --out x.png.")
@@ -86,9 +89,11 @@ def main(args: list[str]) -> None:
         params = source.params(options.weights)
         for path, scale in loras:
             params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
-        states = draw_states(spec, params, options, num_images, edit, labels)
-    for path in image_grids.save_states(states, options.out, options.trajectory):
+        states = draw_states(spec, params, options, num_images, edit, labels, source.values)
+    for path in image_grids.save_states(states, options.out, options.trajectory, source.values):
         print(path)
+    if (colours := describe_colours(spec.model.channels)) is not None:
+        print(f"Pictures show {colours}; X.npz holds the values.", file=sys.stderr)
 
 
 def parse(
@@ -114,8 +119,9 @@ def draw_states(
     num_images: int,
     edit: Edit | None,
     labels: Sequence[int],
+    values: Levels,
 ) -> np.ndarray:
-    """Draw uint8 states (k, n, h, w, c), of which the last one holds the samples.
+    """Draw states (k, n, h, w, c), of which the last one holds the samples, as these values.
 
     The others show the denoising path. Without an output that shows it, k is 1.
     """
@@ -130,4 +136,5 @@ def draw_states(
         edit=edit,
         min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
         trajectory=trajectory,
+        to_values=values.to_values,
     )

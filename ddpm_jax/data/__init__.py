@@ -4,7 +4,7 @@ A data source is a frozen dataclass, a subclass of `DataSource`. Its name on the
 name of its module. `load(image_size, channels)` returns images of one size as an `ImageSet`.
 What sources share: `decode` reads and resizes an image, `loading` decodes a whole set and skips
 corrupt images, `batches` makes each global batch a pure function of (seed, step), `pixels` converts
-between uint8 and float32.
+between uint8 and float32, `values` maps any numbers to the inputs of a network and back.
 Imports only `errors`, `home` and `image_size`.
 """
 
@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ddpm_jax.data.decode import MAX_PIXELS, File, decode_image
+from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize
 
@@ -32,11 +33,12 @@ UNLABELED = -1
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """A finite set of uint8 images of one size.
+    """A finite set of images of one size.
 
-    `read` returns `image` (n, h, w, c) and, for a set with labels, `label` (n,). `classes` holds
-    the names of the labels 0, 1, ..., or None if the data has none. `captions` holds the text of
-    each image, or None if the source was not asked for captions.
+    `read` returns `image` (n, h, w, c), uint8 or else float32 as a network takes it, and, for a set
+    with labels, `label` (n,). `classes` holds the names of the labels 0, 1, ..., or None if the
+    data has none. `captions` holds the text of each image, or None if the source was not asked for
+    captions. `values` maps between images and the inputs of a network.
     """
 
     @property
@@ -47,6 +49,9 @@ class ImageSet(Protocol):
 
     @property
     def captions(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def values(self) -> Levels: ...
 
     def __len__(self) -> int: ...
 
@@ -75,6 +80,11 @@ class DataSource:
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",
         )
         check(self.max_pixels >= 1, f"data.max_pixels must be at least 1, not {self.max_pixels}.")
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether networks see values in [-1, 1], to which sampling may clip."""
+        return True
 
     def describe(self) -> str:
         """One line that names the source. Needs no data on disk."""
@@ -140,6 +150,15 @@ def check_classes(
             f"The classes of this data differ from those of the trained network (label {label} was "
             f"{before} and is {now}): {remedy}.",
         )
+
+
+def check_values(values: Levels, trained: Levels, remedy: str) -> None:
+    """Raise ValueError, with the `remedy`, if values are scaled in another way than in training."""
+    check(
+        values == trained,
+        f"The values of this data ({values.describe()}) are not scaled as those of the trained "
+        f"network ({trained.describe()}): {remedy}.",
+    )
 
 
 def describe_classes(classes: Sequence[str]) -> str:

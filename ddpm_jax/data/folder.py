@@ -99,10 +99,15 @@ def find_root(path: Path, split: str | None) -> Path:
 
 
 def image_names(root: Path) -> list[str]:
-    """The sorted paths of all image files under `root`, relative to it and with '/'.
+    """The image files under `root` that Pillow reads, as `file_names` lists them."""
+    return file_names(root, readable_suffixes(), "files that Pillow reads, such as .png or .jpg")
+
+
+def file_names(root: Path, suffixes: set[str], expected: str) -> list[str]:
+    """The sorted paths of all files under `root` with these suffixes, relative to it and with '/'.
 
     Their order is the same on every file system. Print to stderr how many files of which kinds are
-    left out.
+    left out. Raise FileNotFoundError, which says what is `expected`, if there are no such files.
     """
     files = [
         (folder / name).relative_to(root).as_posix()
@@ -110,13 +115,11 @@ def image_names(root: Path) -> list[str]:
         for name in names
     ]
     kinds = {file: kind_of(file) for file in files}
-    suffixes = readable_suffixes()
     names = sorted(file for file, kind in kinds.items() if kind in suffixes)
     left_out = describe_kinds([kind for kind in kinds.values() if kind not in suffixes])
     if not names:
         raise FileNotFoundError(
-            f"No images under {root} (only {left_out or 'folders'}): "
-            "give a folder of files that Pillow reads, such as .png or .jpg."
+            f"No images under {root} (only {left_out or 'folders'}): give a folder of {expected}."
         )
     if left_out:
         print(f"Left out of {root}: {left_out}.", file=sys.stderr)

@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.captions import Captions
+from ddpm_jax.data.values import LEVELS, Levels
 
 IN_MEMORY_BYTES = 2 * 1024**3
 DECODING_THREADS = 16
 
 
 class InMemory(NamedTuple):
-    """Images held as one array (n, h, w, c) of uint8. Labels are int32 (n,), or None."""
+    """Images held as one array (n, h, w, c). Labels are int32 (n,), or None."""
 
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -27,6 +28,10 @@ class InMemory(NamedTuple):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def values(self) -> Levels:
+        return LEVELS
+
     def read(self, indices: np.ndarray) -> Batch:
         batch = {"image": self.images[indices]}
         return batch if self.labels is None else batch | {"label": self.labels[indices]}
@@ -34,7 +39,7 @@ class InMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OnDisk:
-    """Images decoded on each read; `decode(i)` returns image i as uint8 (h, w, c)."""
+    """Images decoded on each read; `decode(i)` returns image i as (h, w, c)."""
 
     num_images: int
     decode: Callable[[int], np.ndarray]
@@ -44,6 +49,10 @@ class OnDisk:
 
     def __len__(self) -> int:
         return self.num_images
+
+    @property
+    def values(self) -> Levels:
+        return LEVELS
 
     def read(self, indices: np.ndarray) -> Batch:
         batch = {"image": np.stack([self.decode(int(i)) for i in indices])}

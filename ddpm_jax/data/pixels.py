@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
-    """Convert uint8 in [0, 255] to float32 in [-1, 1]. Floats stay: they are latents."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]. Floats stay: a network takes them so."""
     if np.issubdtype(images.dtype, np.floating):
         return images
     levels = np.linspace(-1.0, 1.0, 256, dtype=np.float32)
@@ -23,6 +23,12 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
     Halves are rounded to even, so 0.0 (127.5) becomes 128. Raise ValueError for pixels that are not
     floats or not finite.
     """
+    pixels = finite_floats(images)
+    return np.rint((np.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def finite_floats(images: ArrayLike) -> np.ndarray:
+    """The pixels in float32 or float64. Raise ValueError as `to_uint8` does."""
     pixels = np.asarray(images)
     if np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool:
         raise ValueError(
@@ -36,7 +42,7 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
             f"{num_broken} of {pixels.size} pixels are not finite: "
             "check the parameters and the settings of sampling."
         )
-    return np.rint((np.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    return pixels
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
@@ -50,6 +56,13 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     if channels == 3:
         return Image.fromarray(pixels)
     return Image.fromarray(np.rint(pixels @ channel_colours(channels)).astype(np.uint8))
+
+
+def describe_colours(channels: int) -> str | None:
+    """How pictures show images of so many channels; None for grey and RGB."""
+    if channels in (1, 3):
+        return None
+    return f"{channels} channels in false colours of evenly spaced hues, the first one red"
 
 
 def channel_colours(channels: int) -> np.ndarray:

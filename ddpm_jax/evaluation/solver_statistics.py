@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Key
 
 from ddpm_jax import draws
 from ddpm_jax.config import Config
-from ddpm_jax.data import check_labels
+from ddpm_jax.data import check_labels, check_values
 from ddpm_jax.data.batches import batch_at
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
@@ -62,16 +63,18 @@ def draw_batches(
     batch_size: int,
     seed: int,
     classes: Sequence[str] | None = None,
+    values: Levels = LEVELS,
 ) -> list[StatisticsBatch]:
     """Draw at least `num_images` images of the config's data, in full batches.
 
     No image is drawn twice, and the seed decides which are drawn. Raise ValueError if the data has
-    too few images, or other classes than those of the network.
+    too few images, or other classes or values than those of the network.
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
     images = config.data.load(config.model.image_size, config.model.channels)
     check_labels(images, config.model.num_classes, classes)
+    check_values(images.values, values, "use the data that it was trained on")
     check(
         num_drawn <= len(images),
         f"--images {num_images} takes {num_drawn:,} images in batches of {batch_size}, but the "

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.generation.generate import evenly_spaced
@@ -90,14 +91,23 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     check_images(images, "n h w c")
     path = Path(path)
     check_output(path, len(images))
-    if path.is_dir() or not path.suffix:
+    if _is_array(path):
+        save_array(images, path)
+    elif path.is_dir() or not path.suffix:
         for i, image in enumerate(images):
             save_picture(to_image(image), path / f"{i:05d}.png")
-    elif path.suffix.lower() == ".png":
-        save_picture(image_grid(images), path)
     else:
-        with atomic_file(path) as file:
-            np.savez(file, images=images)
+        save_picture(image_grid(images), path)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npz" and not path.is_dir()
+
+
+def save_array(images: np.ndarray, path: Path) -> None:
+    """Write an array of any type under the key `images`, atomically."""
+    with atomic_file(path) as file:
+        np.savez(file, images=images)
 
 
 def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80) -> None:
@@ -114,19 +124,27 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
         )
 
 
-def save_states(states: np.ndarray, paths: Sequence[Path], chain: bool) -> list[Path]:
-    """Write the states of a sampling walk (uint8, "k n h w c", samples last) to each of `paths`.
+def save_states(
+    states: np.ndarray, paths: Sequence[Path], chain: bool, values: Levels = LEVELS
+) -> list[Path]:
+    """Write the states of a sampling walk ("k n h w c", samples last) to each of `paths`.
 
-    X.gif shows the states, any other path the samples. With `chain`, X_chain.png, named after the
-    first path, shows ten stages of ten samples. Return the paths of all files. Raise OSError as
+    X.gif shows the states, X.npz holds the samples, any other path shows them. With `chain`,
+    X_chain.png, named after the first path, shows ten stages of ten samples. Pictures show what
+    `values.show` makes of the states. Return the paths of all files. Raise OSError as
     `files.write_all` does.
     """
+    pictures = values.show(states)
     outputs: dict[Path, Callable[[Path], None]] = {}
     for path in paths:
         is_gif = path.suffix.lower() == ".gif" and not path.is_dir()
-        outputs[path] = partial(save_gif, states) if is_gif else partial(save_images, states[-1])
+        outputs[path] = partial(save_images, pictures[-1])
+        if is_gif:
+            outputs[path] = partial(save_gif, pictures)
+        if _is_array(path):
+            outputs[path] = partial(save_array, states[-1])
     if chain:
-        outputs[_chain_path(paths)] = partial(_save_chain, states)
+        outputs[_chain_path(paths)] = partial(_save_chain, pictures)
     return write_all(outputs)
 
 

@@ -36,8 +36,11 @@ def generate(
     min_chunks: int = 1,
     trajectory: bool = False,
     on_steps: Callable[[int], None] = lambda steps: None,
+    to_values: Callable[[np.ndarray], np.ndarray] = to_uint8,
 ) -> np.ndarray:
     """Draw uint8 samples (1, n, h, w, c), or with `trajectory` states (min_chunks + 1, n, h, w, c).
+
+    `to_values` replaces the conversion to uint8, as `to_values` of the values of other data does.
 
     Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of `edit`.
     Labels and rows repeat cyclically. The default labels are all classes.
@@ -73,7 +76,7 @@ def generate(
         rows = None if edit is None else parallel.shard(edit.take(indices))
         states = walk(keys, spec.objective, network, model.image_shape, sampling, chunks, rows)
         size = min(batch_size, num_images - start)
-        batches.append(_collect_images(states, saved, size, on_chunk))
+        batches.append(_collect_images(states, saved, size, on_chunk, to_values))
     return np.concatenate(batches, axis=1)
 
 
@@ -175,16 +178,20 @@ def evenly_spaced(last: int, n: int) -> list[int]:
 
 
 def _collect_images(
-    states: Iterable, saved: list[int], size: int, on_chunk: Callable[[], None]
+    states: Iterable,
+    saved: list[int],
+    size: int,
+    on_chunk: Callable[[], None],
+    to_values: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """The first `size` images of the states at the indices `saved`, as uint8 (k, size, h, w, c).
+    """The values of the first `size` images of the states at the indices `saved`.
 
-    An index may occur more than once.
+    They are (k, size, h, w, c). An index may occur more than once.
     """
     images = []
     for i, state in enumerate(states):
         if i in saved:
-            images += [to_uint8(np.asarray(state)[:size])] * saved.count(i)
+            images += [to_values(np.asarray(state)[:size])] * saved.count(i)
         if i > 0:
             # Block, so that a progress bar counts computed steps, not queued ones.
             jax.block_until_ready(state)

@@ -114,5 +114,5 @@ def noise_ladder(
 def predict_x0(
     objective: Objective, network: Network, xt: Float[Array, "b h w c"], t: Int[Array, " b"]
 ) -> Float[Array, "b h w c"]:
-    """The network's estimate of clean data, clipped to [-1, 1]."""
-    return sampling_denoiser(objective, network, Sampling())(xt, t).x0
+    """The network's estimate of clean data, which is not clipped."""
+    return sampling_denoiser(objective, network, Sampling(clip_x0=False))(xt, t).x0

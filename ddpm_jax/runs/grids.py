@@ -13,6 +13,7 @@ from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.pixels import to_floats, to_uint8
+from ddpm_jax.data.values import Levels
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.generation.generate import generate, guided_network
 from ddpm_jax.generation.sampling import Sampling, step_count, with_learned_variance
@@ -32,7 +33,7 @@ PREVIEW_IMAGES = 100
 
 
 def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
-    """Draw the uint8 samples (n, h, w, c) of a grid during training, with the run's seed."""
+    """Draw the samples of a grid during training, with the run's seed, as uint8 (n, h, w, c)."""
     num_images = config.log.samples
     states = generate(
         config,
@@ -41,8 +42,9 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
         batch_size=num_images,
         seed=config.training.seed,
         sampling=shortened(config),
+        to_values=images.values.to_values,
     )
-    return states[-1]
+    return images.values.show(states[-1])
 
 
 def shortened(config: Config) -> Sampling:
@@ -99,7 +101,12 @@ def prediction_rows(
     network = guided_network(config.model, params, labels)
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
-    return [(name, to_uint8(np.asarray(row))) for name, row in rows.items()]
+    return [(name, shown(images.values, np.asarray(row))) for name, row in rows.items()]
+
+
+def shown(values: Levels, x: np.ndarray) -> np.ndarray:
+    """The uint8 of a picture of what a network takes or draws."""
+    return values.show(values.to_values(x))
 
 
 _predict = jax.jit(predict_x0, static_argnums=0)
@@ -117,7 +124,8 @@ def _noise_levels(config: Config, images: ImageSet):
 def preview_data(config: RunConfig, images: ImageSet, workdir: Path) -> None:
     """Save the first 100 images of a run to preview/data.png."""
     batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
-    image_grids.save_images(to_uint8(batch["image"]), workdir / "preview" / "data.png")
+    pictures = shown(images.values, batch["image"])
+    image_grids.save_images(pictures, workdir / "preview" / "data.png")
 
 
 def preview_noising(config: Config, images: ImageSet, workdir: Path) -> None:
@@ -127,6 +135,9 @@ def preview_noising(config: Config, images: ImageSet, workdir: Path) -> None:
     # Divide each image by its largest magnitude if that exceeds 1, to show the whole range.
     span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
     unclipped = xt / np.maximum(span, 1)
-    rows = {"input": x0, "noisy, clipped": xt, "noisy, unclipped": unclipped}
-    uint8 = [(name, to_uint8(row)) for name, row in rows.items()]
-    plots.labelled_rows(uint8, workdir / "preview" / "noise.png")
+    rows = [
+        ("input", shown(images.values, x0)),
+        ("noisy, clipped", shown(images.values, xt)),
+        ("noisy, unclipped", to_uint8(unclipped)),
+    ]
+    plots.labelled_rows(rows, workdir / "preview" / "noise.png")

@@ -1,6 +1,7 @@
 """Initialise training from a run, a model in the diffusers layout or a PyTorch state dict."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 from jaxtyping import Array, Key
 
 from ddpm_jax.config import Config, RunConfig
+from ddpm_jax.data import ImageSet
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.latent_config import LatentConfig
@@ -61,6 +63,22 @@ def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:
     has_same_kind = ours.learns_variance == theirs.learns_variance
     loss_kind = ours.loss_kind if has_same_kind else theirs.loss_kind
     return dataclasses.replace(ours, loss_kind=loss_kind, **inherited)
+
+
+def warn_of_other_values(config: RunConfig, images: ImageSet) -> None:
+    """Print to stderr if `training.init_from` was trained on values of another scale.
+
+    Raise as `sources.open_checkpoint` does.
+    """
+    if config.training.init_from is None:
+        return
+    trained = open_checkpoint(config.training.init_from).values
+    if trained != images.values:
+        print(
+            f"The network of {config.training.init_from} was trained on other values "
+            f"({trained.describe()}) than these ({images.values.describe()}).",
+            file=sys.stderr,
+        )
 
 
 def first_params(config: RunConfig, key: Key[Array, ""]) -> Params:

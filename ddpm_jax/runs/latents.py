@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.pixels import to_floats
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file
 from ddpm_jax.latent_config import LatentConfig
@@ -58,6 +59,11 @@ class Latents(NamedTuple):
     made_of: str
     """The hashes of the autoencoder and of the images."""
     classes: tuple[str, ...] | None = None
+
+    @property
+    def values(self) -> Levels:
+        """Those of the images."""
+        return LEVELS
 
     def __len__(self) -> int:
         return len(self.means)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax.config import Config, RunConfig, config_to_json
-from ddpm_jax.data import Batch, ImageSet, check_classes, describe_classes
+from ddpm_jax.data import Batch, ImageSet, check_classes, check_values, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
+from ddpm_jax.data.values import LEVELS
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
 from ddpm_jax.errors import check
@@ -21,7 +22,13 @@ from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.directory import AUTOENCODER
 from ddpm_jax.runs.evaluation import Evaluator
-from ddpm_jax.runs.initial_weights import Base, first_trained, load_base, network_params
+from ddpm_jax.runs.initial_weights import (
+    Base,
+    first_trained,
+    load_base,
+    network_params,
+    warn_of_other_values,
+)
 from ddpm_jax.runs.latents import Latents, save_latents
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.runs.tasks import task_of
@@ -87,7 +94,11 @@ def train(
     print(f"images    {len(images):,}, {length}")
     if images.classes is not None:
         print(f"classes   {describe_classes(images.classes)}")
+    if images.values != LEVELS:
+        print(f"values    {images.values.describe()}")
     warn_of_short_run(config, len(images))
+    if not start:
+        warn_of_other_values(config, images)
     with memory.explain_oom(*memory_advice(config)):
         tx = config.make_optimizer(len(images))
         base = load_base(config, folder, start)
@@ -150,6 +161,8 @@ def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
 def describe_data(images: ImageSet, base: Base | None = None) -> dict[str, Any]:
     """The record of what a step is trained on, as JSON: its data, and hashes of frozen weights."""
     record: dict[str, Any] = {"images": len(images), "classes": images.classes}
+    if images.values != LEVELS:
+        record |= {"values": to_json(images.values)}
     if isinstance(images, Latents):
         record |= {"scaling_factor": images.scaling_factor, AUTOENCODER: images.autoencoder.hash}
     return record if base is None else record | {"base": base.hash}
@@ -158,13 +171,15 @@ def describe_data(images: ImageSet, base: Base | None = None) -> dict[str, Any]:
 def check_data(folder: Path, step: int, images: ImageSet) -> None:
     """Check that a data set still fits the checkpoint of `step`.
 
-    Raise ValueError if a class has another name now. Warn on stderr if the number of images has
-    changed.
+    Raise ValueError if a class has another name now, or if values are scaled in another way. Warn
+    on stderr if the number of images has changed.
     """
     saved = saved_steps.data_at(folder, step)
     if "classes" in saved:
         remedy = "restore their names, choose another --workdir, or start afresh with --overwrite"
         check_classes(images.classes, saved["classes"], remedy)
+    remedy = "restore it, choose another --workdir, or start afresh with --overwrite"
+    check_values(images.values, saved_steps.values_of(saved), remedy)
     before = saved.get("images", len(images))
     if before != len(images):
         print(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import describe_classes
+from ddpm_jax.data.values import LEVELS
 from ddpm_jax.evaluation.results import (
     LABELS,
     cell,
@@ -166,6 +167,8 @@ def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> di
     }
     if config.model.num_classes is not None and run.classes is not None:
         figures["classes"] = describe_classes(run.classes)
+    if run.values != LEVELS:
+        figures["values of the data"] = run.values.describe()
     return figures | _measures(run)
 
 

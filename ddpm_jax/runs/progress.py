@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from ddpm_jax.config import RunConfig, cadence_in_steps, multiple_of
 from ddpm_jax.data import ImageSet
+from ddpm_jax.data.pixels import describe_colours
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.figures import image_grids, plots
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
@@ -48,6 +50,7 @@ def banner(config: RunConfig, workdir: Path) -> str:
     rows = {
         "data": config.data.describe(),
         "model": model,
+        **_describe_pictures(config),
         **_describe_lora(config),
         "devices": f"{parallel.describe_devices()}, by {config.parallel.description}",
         "length": f"{length}, {batch}",
@@ -55,6 +58,12 @@ def banner(config: RunConfig, workdir: Path) -> str:
     }
     facts = [f"{name:<10}{value}" for name, value in rows.items()]
     return "\n".join(["settings", *flags, "", "parameters", config.model.summary(), "", *facts])
+
+
+def _describe_pictures(config: RunConfig) -> dict[str, str]:
+    """The colours of pictures of images that are neither grey nor RGB."""
+    colours = describe_colours(config.model.channels)
+    return {} if colours is None or isinstance(config, LatentConfig) else {"pictures": colours}
 
 
 def _describe_lora(config: RunConfig) -> dict[str, str]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm_jax.data.values import LEVELS, Levels, ScaledValues
 from ddpm_jax.errors import check
 from ddpm_jax.files import check_name, free_name
 from ddpm_jax.runs import manifest
+from ddpm_jax.settings_json import from_json
 
 FOLDER = "checkpoints"
 SNAPSHOTS = "snapshots"
@@ -116,11 +118,18 @@ def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
 def data_at(workdir: str | Path, step: int) -> dict[str, Any]:
     """The data of a saved step: the number of `images` that it was trained on, and their `classes`.
 
-    A LoRA run adds the hash of its `base`, a run on latents that of its `autoencoder`, and their
-    `scaling_factor`. It is empty if nothing was recorded.
+    A run on arrays adds the scale of their `values`, a LoRA run the hash of its `base`, a run on
+    latents that of its `autoencoder`, and their `scaling_factor`. It is empty if nothing was
+    recorded.
     """
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def values_of(record: dict[str, Any]) -> Levels:
+    """The values of the data of a step's record: how a network's inputs stand for numbers."""
+    scaled = record.get("values")
+    return LEVELS if scaled is None else from_json(ScaledValues, scaled, "values")
 
 
 def best_step(workdir: str | Path) -> int | None:

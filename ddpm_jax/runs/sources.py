@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddpm_jax.config import Config, RunConfig
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
@@ -71,6 +72,11 @@ class RunSource(NamedTuple):
         return None if names is None else tuple(names)
 
     @property
+    def values(self) -> Levels:
+        """The numbers that inputs and outputs of the network stand for."""
+        return saved_steps.values_of(saved_steps.data_at(self.folder, self.step))
+
+    @property
     def output_folder(self) -> Path:
         """The default folder for samples: the run's directory."""
         return self.folder
@@ -83,6 +89,7 @@ class PretrainedSource(NamedTuple):
     read_params: Callable[[], Params]
     output_folder: Path = Path()
     classes: tuple[str, ...] | None = None
+    values: Levels = LEVELS
 
     def params(self, weights: str) -> Params:
         """Read the parameters. Raise ValueError unless `weights` is the default."""

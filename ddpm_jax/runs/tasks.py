@@ -8,6 +8,8 @@ import numpy as np
 
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet, check_labels
+from ddpm_jax.data.values import LEVELS
+from ddpm_jax.errors import check
 from ddpm_jax.evaluation.features import check_features
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
@@ -69,6 +71,10 @@ def _check_text(config: LatentConfig) -> None:
 
 def _with_valid_labels(config: Config, folder: Path, step: int, images: ImageSet) -> ImageSet:
     check_labels(images, config.model.num_classes)
+    check(
+        images.values == LEVELS or config.evaluation.every is None,
+        "Samples are compared with training images of 8 bits alone: leave out --evaluation.every.",
+    )
     return images
 
 

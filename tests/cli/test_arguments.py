@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_jax.cli import arguments, train
 from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
+from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
@@ -38,6 +39,16 @@ def test_data_and_model_are_chosen_by_name(capsys):
         with pytest.raises(ValueError, match=message):
             replace_part(config, field, name)
     assert "data.path" in fails(capsys, train_main, "--config", "digits", "--data", "folder")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arrays_of_any_shape_are_settings_of_the_command_line():
+    chosen = "--data arrays --data.path x.npz --data.scaling deviation --data.statistics 0 1 2 3"
+    shape = "--sampling.no-clip-x0 --model.image-size 8 16 --model.channels 2"
+    config = train.parse("digits", [*chosen.split(), *shape.split()], CONFIGS).config
+    statistics = (0.0, 1.0, 2.0, 3.0)
+    assert config.data == Arrays(path="x.npz", scaling="deviation", statistics=statistics)
+    assert config.model.image_shape == (8, 16, 2)
 
 
 @pytest.mark.usefixtures("unchecked")

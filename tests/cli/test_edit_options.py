@@ -1,5 +1,6 @@
 """Images and masks of the command line become an edit, or an error of one line."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.config import Config, Training
+from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.values import LEVELS, scaled_values
 from ddpm_jax.models.unet import UNet
 
 CONFIG = Config(
@@ -49,6 +52,42 @@ def make_edit(files, num=4, image="", mask="", **options):
 
 def test_default_options_are_no_edit(files):
     assert make_edit(files) is None
+
+
+FLOATS = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
+ARRAY_CONFIG = dataclasses.replace(
+    CONFIG,
+    model=dataclasses.replace(CONFIG.model, image_size=(4, 6), channels=5),
+    data=Arrays(path="x.npz"),
+)
+VALUES = scaled_values("range", [(-4.0, 4.0)] * 5, FLOATS.dtype)
+
+
+def test_arrays_are_read_as_the_network_takes_them(files, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, FLOATS)
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.uint8([[0, 255] * 3] * 4)).save(mask)
+    edit = EditOptions(image=(path,), mask=(mask,)).edit(ARRAY_CONFIG, 2, VALUES)
+    np.testing.assert_allclose(edit.images[0], FLOATS / 4, rtol=1e-5)
+    np.testing.assert_array_equal(edit.masks[0, 0, :, 0], [False, True] * 3)
+    np.save(path, PIXELS[..., None])
+    edit = EditOptions(image=(path,)).edit(CONFIG, 2)
+    np.testing.assert_allclose(edit.images[0, ..., 0], PIXELS / 127.5 - 1, atol=1e-6)
+
+
+def test_arrays_that_do_not_fit_are_refused(files, tmp_path):
+    def fails(array, config, values, message):
+        path = tmp_path / "x.npy"
+        np.save(path, array)
+        with pytest.raises(ValueError, match=message):
+            EditOptions(image=(path,)).edit(config, 2, values)
+
+    fails(FLOATS[:2], ARRAY_CONFIG, VALUES, "is float32 2x6x5, but the network draws 4x6x5 of fl")
+    fails(FLOATS * np.nan, ARRAY_CONFIG, VALUES, "x.npy has 120 values that are not finite")
+    fails(PIXELS[..., None] / 255, CONFIG, LEVELS, "is float64 4x4x1, .* levels 0 to 255: give")
+    with pytest.raises(ValueError, match=r"5 channels of float32, .* give an .npy of an array \(h"):
+        EditOptions(image=(files["a"],)).edit(ARRAY_CONFIG, 2, VALUES)
 
 
 def test_images_are_read_as_floats_from_minus_1_to_1(files):

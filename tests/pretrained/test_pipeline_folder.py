@@ -208,6 +208,17 @@ def test_save_and_load_keep_a_model_unchanged(objective, sampling, scheduler, tm
     assert index["scheduler"][1] == config["_class_name"] == f"{scheduler}Scheduler"
 
 
+def test_save_and_load_keep_any_shape(tmp_path):
+    model = dataclasses.replace(SMALL, image_size=(8, 16), channels=5, init_scheme="torch")
+    params = model.init(jax.random.key(0))
+    save_pretrained(ModelSpec(model=model), params, tmp_path)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    assert (config["sample_size"], config["in_channels"]) == ([8, 16], 5)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.model.image_shape == (8, 16, 5)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
 def test_the_sampling_of_a_diffusers_scheduler_keeps_its_grid(tmp_path, params):
     settings = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
     spec = ModelSpec(model=SMALL, sampling=Sampling(**settings, steps=50, end="clean"))

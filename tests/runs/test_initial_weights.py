@@ -12,12 +12,20 @@ from helpers.pretrained import fixture
 from helpers.saved_runs import NET, random_params, save_run, small_recipe
 
 from ddpm_jax.cli.recipes import load_recipe
+from ddpm_jax.data.arrays import ScaledImages
+from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.values import scaled_values
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.runs import directory, loop
-from ddpm_jax.runs.initial_weights import first_params, with_pretrained_network
+from ddpm_jax.runs.initial_weights import (
+    first_params,
+    warn_of_other_values,
+    with_pretrained_network,
+)
 
 DIGITS = load_recipe("digits", CONFIGS)
 KEY = jax.random.key(0)
+SHORT = np.dtype(np.int16)
 
 
 @pytest.fixture
@@ -45,6 +53,17 @@ def test_network_schedule_and_target_come_from_the_pretrained_model(pretrained):
     assert config.optimizer == DIGITS.optimizer
     assert config.ema == DIGITS.ema
     assert_same(first_params(config, KEY), params)
+
+
+def test_values_of_another_scale_are_named(pretrained, capsys):
+    config = with_pretrained_network(DIGITS, str(pretrained))
+    levels = InMemory(np.zeros((1, 8, 8, 1), np.uint8))
+    warn_of_other_values(config, levels)
+    warn_of_other_values(DIGITS, ScaledImages(levels, scaled_values("range", [(0.0, 1.0)], SHORT)))
+    assert capsys.readouterr().err == ""
+    warn_of_other_values(config, ScaledImages(levels, scaled_values("range", [(0.0, 1.0)], SHORT)))
+    expected = "was trained on other values (levels 0 to 255) than these (int16, middle and"
+    assert expected in capsys.readouterr().err
 
 
 def test_the_losses_stay_as_in_the_recipe(pretrained):

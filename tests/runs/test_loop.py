@@ -14,8 +14,10 @@ from helpers.saved_runs import RECIPE, save_run, small_recipe
 from PIL import Image
 
 from ddpm_jax.config import Checkpoint, Log, Training
+from ddpm_jax.data.arrays import ScaledImages
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.values import scaled_values
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs import checkpoints, loop, manifest, metrics, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
@@ -93,6 +95,9 @@ def test_a_resumed_state_equals_the_saved_one(compiled, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     loop.check_data(tmp_path, 2, InMemory(np.repeat(PIXELS, 2, 0), classes=CLASSES))
     assert "had 40 images so far and has 80 now" in capsys.readouterr().err
+    values = scaled_values("range", [(0.0, 1.0)], np.dtype(np.float32))
+    with pytest.raises(ValueError, match=r"trained network \(levels 0 to 255\): restore it"):
+        loop.check_data(tmp_path, 2, ScaledImages(IMAGES, values))
 
 
 def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(

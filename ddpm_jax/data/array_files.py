@@ -1,0 +1,178 @@
+"""Read images from NumPy's files: .npz, memory-mapped .npy, and folders of .npy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.folder import class_names, file_names, folder_labels
+from ddpm_jax.data.values import LEVELS, Levels
+from ddpm_jax.errors import check
+
+KEYS = ("images", "labels")
+"""The arrays of an .npz that are read."""
+KINDS = "biuf"
+"""NumPy's kinds of types that images may have: booleans, integers, floats."""
+
+
+class Stored(NamedTuple):
+    """Arrays on disk. `read(i)` returns image i and its name for messages."""
+
+    path: Path
+    size: int
+    shape: tuple[int, ...]
+    """The shape of one image."""
+    dtype: np.dtype
+    read: Callable[[int], tuple[np.ndarray, str]]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def open_stored(path: Path) -> Stored:
+    """Open an .npz, an .npy or a folder. Raise ValueError or FileNotFoundError."""
+    if path.is_dir():
+        return _open_folder(path)
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        return _open_array(path, loaded, "")
+    check(
+        "images" in loaded,
+        f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `images` (n, h, w, c).",
+    )
+    others = [key for key in loaded if key not in KEYS]
+    if others:
+        print(f"Left out of {path}: {', '.join(others)}.", file=sys.stderr)
+    images = loaded["images"]
+    stored = _open_array(path, images, "`images` of ")
+    return stored._replace(labels=_labels(path, loaded.get("labels"), len(images)))
+
+
+def _open_array(path: Path, images: np.ndarray, name: str) -> Stored:
+    check(
+        images.ndim == 4 and images.dtype.kind in KINDS and 0 not in images.shape,
+        f"{name}{path} is {images.dtype} {images.shape}: give floats or integers (n, h, w, c).",
+    )
+
+    def read(i: int) -> tuple[np.ndarray, str]:
+        return np.asarray(images[i]), f"{i} (from 0) of {path}"
+
+    return Stored(path, len(images), images.shape[1:], images.dtype, read)
+
+
+def _open_folder(root: Path) -> Stored:
+    """Open a folder. Its first file decides the shape and the type of all."""
+    names = file_names(root, {".npy"}, ".npy files, one array (h, w, c) each")
+    first = load_array(root / names[0])
+    check(
+        first.ndim == 3 and first.dtype.kind in KINDS and 0 not in first.shape,
+        f"{root / names[0]} is {first.dtype} {first.shape}: give floats or integers (h, w, c).",
+    )
+
+    def read(i: int) -> tuple[np.ndarray, str]:
+        return np.asarray(load_array(root / names[i])), str(root / names[i])
+
+    classes = class_names(names)
+    labels = folder_labels(names, classes)
+    return Stored(root, len(names), first.shape, first.dtype, read, labels, classes)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The memory-mapped array of an .npy. Raise ValueError or FileNotFoundError."""
+    loaded = _load(path)
+    if not isinstance(loaded, np.ndarray):
+        raise ValueError(f"{path} holds several arrays: give an .npy of one.")
+    return loaded
+
+
+def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """The arrays of an .npz by name, or the memory-mapped array of an .npy."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {path}: check the path.") from None
+    # A damaged file raises errors of many types.
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"Cannot read {path} ({cause}): give an .npz or .npy of NumPy, without objects."
+        ) from error
+
+
+def _labels(path: Path, labels: np.ndarray | None, count: int) -> np.ndarray | None:
+    """The labels as int32 (n,). Raise ValueError unless there is an integer for each image."""
+    if labels is None:
+        return None
+    is_whole = labels.dtype.kind in "iu" and labels.shape == (count,)
+    limits = np.iinfo(np.int32)
+    check(
+        is_whole and bool(np.all((limits.min <= labels) & (labels <= limits.max))),
+        f"`labels` of {path} is {labels.dtype} {labels.shape}: give an integer of 32 bits for each "
+        f"of the {count} images.",
+    )
+    return labels.astype(np.int32)
+
+
+def check_fits(stored: Stored, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the images have the shape (h, w, c) of the network."""
+    height, width, channels = stored.shape
+    check(
+        stored.shape == shape,
+        f"The images of {stored.path} are {_text(stored.shape)}, but the network takes "
+        f"{_text(shape)}: set --model.image-size {height} {width} and --model.channels {channels}.",
+    )
+
+
+def check_image(
+    image: np.ndarray, name: str, stored: Stored, limits: np.ndarray | None = None
+) -> None:
+    """Raise ValueError unless an image fits the others, is finite and within limits (2, c)."""
+    check(
+        image.shape == stored.shape and image.dtype == stored.dtype,
+        f"The image {name} is {image.dtype} {_text(image.shape)}, and the first one "
+        f"{stored.dtype} {_text(stored.shape)}: make them equal.",
+    )
+    check_finite(image, name)
+    if limits is not None:
+        check(
+            bool(np.all((limits[0] <= image) & (image <= limits[1]))),
+            f"The image {name} has values from {image.min():g} to {image.max():g}, outside of "
+            "--data.statistics: change one of them.",
+        )
+
+
+def check_finite(image: np.ndarray, name: str) -> None:
+    """Raise ValueError if a value is NaN or infinite."""
+    num_broken = image.size - int(np.count_nonzero(np.isfinite(image)))
+    check(
+        num_broken == 0,
+        f"The image {name} has {num_broken} values that are not finite: replace or remove it.",
+    )
+
+
+def read_image(path: Path, shape: tuple[int, ...], values: Levels) -> np.ndarray:
+    """One image (h, w, c) in an .npy, as float32 inputs of a network.
+
+    Raise ValueError for another shape than the network's, for other types than uint8 if its data
+    had levels, and for values that are not finite.
+    """
+    image = load_array(path)
+    fits = image.dtype == np.uint8 if values == LEVELS else image.dtype.kind in KINDS
+    check(
+        image.shape == shape and fits,
+        f"{path} is {image.dtype} {_text(image.shape)}, but the network draws {_text(shape)} of "
+        f"{values.describe()}: give such an array.",
+    )
+    check_finite(image, str(path))
+    return values.to_network(image)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

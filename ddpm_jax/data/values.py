@@ -1,0 +1,101 @@
+"""The values of images, and the inputs of a network that they are mapped to.
+
+8-bit images have levels. Arrays may hold numbers in any unit, which are scaled for each channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax.data.pixels import finite_floats, to_floats, to_uint8
+
+Scaling = Literal["range", "deviation"]
+SHOWN = {"range": 1.0, "deviation": 3.0}
+"""The largest network input that pictures show, which is white; its negative is black."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """8-bit levels from 0 to 255, of which 0 is -1 for a network, and 255 is 1."""
+
+    def to_network(self, values: np.ndarray) -> np.ndarray:
+        """Map values (..., c) to float32 inputs of a network."""
+        return to_floats(values)
+
+    def to_values(self, x: np.ndarray) -> np.ndarray:
+        """Map what a network draws to values. Raise ValueError if it is not finite."""
+        return to_uint8(x)
+
+    def show(self, values: np.ndarray) -> np.ndarray:
+        """Map values to the uint8 of a picture."""
+        return values
+
+    def describe(self) -> str:
+        """The values in words."""
+        return "levels 0 to 255"
+
+
+LEVELS = Levels()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaledValues(Levels):
+    """Numbers v in any unit, mapped to x = (v - centre) / spread for each channel.
+
+    With scaling range, x is in [-1, 1], and drawn values are clipped to that. With scaling
+    deviation, x has mean 0 and deviation 1. Drawn values have the type `dtype`; integers are
+    rounded.
+    """
+
+    scaling: Scaling
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
+    dtype: str
+
+    def to_network(self, values: np.ndarray) -> np.ndarray:
+        x = (np.asarray(values, np.float64) - self.centre) / self.spread
+        return x.astype(np.float32)
+
+    def to_values(self, x: np.ndarray) -> np.ndarray:
+        x = finite_floats(x)
+        if self.scaling == "range":
+            x = np.clip(x, -1.0, 1.0)
+        return _cast(x.astype(np.float64) * self.spread + self.centre, np.dtype(self.dtype))
+
+    def show(self, values: np.ndarray) -> np.ndarray:
+        return to_uint8(self.to_network(values) / SHOWN[self.scaling])
+
+    def describe(self) -> str:
+        kind = {"range": "middle and half range", "deviation": "mean and deviation"}[self.scaling]
+        pairs = zip(self.centre, self.spread, strict=True)
+        numbers = ", ".join(f"{centre:g} +- {spread:g}" for centre, spread in pairs)
+        return f"{self.dtype}, {kind} of each channel: {numbers}"
+
+
+def scaled_values(
+    scaling: Scaling, pairs: Sequence[tuple[float, float]], dtype: np.dtype
+) -> ScaledValues:
+    """The mapping of arrays of this type, by low and high, or mean and deviation, of each channel.
+
+    Floats of any size are drawn as float32.
+    """
+    if scaling == "range":
+        pairs = [((low + high) / 2, (high - low) / 2) for low, high in pairs]
+    return ScaledValues(
+        scaling=scaling,
+        centre=tuple(float(centre) for centre, _ in pairs),
+        spread=tuple(float(spread) for _, spread in pairs),
+        dtype="float32" if dtype.kind == "f" else dtype.name,
+    )
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast floats to a type; round and clip them to integers or booleans."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.clip(np.rint(values), *limits).astype(dtype)
