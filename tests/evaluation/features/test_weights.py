@@ -1,6 +1,5 @@
 """Where the weights of features come from, and the errors if they are not there."""
 
-
 import numpy as np
 import pytest
 from helpers.features import random_images
