@@ -42,12 +42,13 @@ class PipelineOutput(NamedTuple):
 class Pipeline:
     """A model spec and its parameters. A call draws images with `generate_shown`.
 
-    `values` says what numbers the network's outputs stand for, such as `values` of a run.
+    `values` says what numbers the network's outputs stand for, and `classes` names the labels.
     """
 
     spec: ModelSpec
     params: Params
     values: Levels = LEVELS
+    classes: tuple[str, ...] | None = None
 
     @classmethod
     def from_pretrained(
@@ -61,14 +62,13 @@ class Pipeline:
         if is_text_to_image(locate_folder(path_or_repo, options.get("revision"))):
             return TextToImagePipeline(load_stable_diffusion(path_or_repo, **options))
         pretrained = load_pretrained(path_or_repo, **options)
-        return cls(pretrained.spec, pretrained.params)
+        return cls(
+            pretrained.spec, pretrained.params, pretrained.values, classes=pretrained.classes
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does.
-
-        It does not hold `values`.
-        """
-        save_pretrained(self.spec, self.params, folder)
+        """Write a folder for `from_pretrained`, as `pipeline_folder.save_pretrained` does."""
+        save_pretrained(self.spec, self.params, folder, classes=self.classes, values=self.values)
 
     def __call__(
         self,
@@ -156,7 +156,9 @@ class TextToImagePipeline:
         )
         settings = self.model.sampling
         if sampler is not None:
-            settings = sampling_for(self.model.scheduler, sampler)
+            settings = sampling_for(self.model.scheduler, sampler).override(
+                steps=settings.steps, guidance_scale=settings.guidance_scale
+            )
         images = draw_images(
             self.model,
             request,

@@ -27,6 +27,8 @@ RECIPE = ModelSpec(
     sampling=Sampling(spacing="leading"),
 )
 
+VALUES = scaled_values("range", [(0.0, 51.0)], np.dtype(np.float32))
+
 # The same in every call, so that each sampler is compiled once.
 NUM_IMAGES = 3
 STEPS = 5
@@ -60,8 +62,7 @@ def test_a_pipeline_draws_what_generate_draws(pipeline, drawn):
 def test_a_pipeline_draws_the_values_of_arrays(pipeline, drawn):
     levels = pipeline(batch_size=NUM_IMAGES, seed=4, steps=STEPS, progress=False).arrays
     np.testing.assert_array_equal(levels[..., 0], drawn)
-    values = scaled_values("range", [(0.0, 51.0)], np.dtype(np.float32))
-    output = dataclasses.replace(pipeline, values=values)(
+    output = dataclasses.replace(pipeline, values=VALUES)(
         batch_size=NUM_IMAGES, seed=4, steps=STEPS, progress=False
     )
     assert output.arrays.dtype == np.float32
@@ -82,9 +83,11 @@ def test_an_unknown_sampler_is_refused(pipeline):
 
 
 def test_a_saved_pipeline_draws_the_same_images(pipeline, drawn, tmp_path):
-    pipeline.save_pretrained(tmp_path / "saved")
+    named = dataclasses.replace(pipeline, classes=("a", "b"), values=VALUES)
+    named.save_pretrained(tmp_path / "saved")
     loaded = Pipeline.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(drawn, draw(loaded, steps=STEPS))
+    assert (loaded.classes, loaded.values) == (("a", "b"), VALUES)
 
 
 def test_a_seed_or_number_of_images_out_of_range_is_refused(pipeline):

@@ -23,6 +23,7 @@ from ddpm_jax.files import check_writable, write_all
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
+from ddpm_jax.pretrained.own_settings import read_own_settings
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.sources import RunSource, open_run
 from ddpm_jax.runs.text_model import open_text_model
@@ -184,7 +185,8 @@ def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling
         return own if sampler is None else own.override(sampler=sampler)
     index = stable_diffusion.read_index(source)
     scheduler = stable_diffusion.read_scheduler(source, index["scheduler"][1])
-    return stable_diffusion.sampling_for(scheduler, sampler)
+    own = read_own_settings(source)
+    return own.applied(stable_diffusion.sampling_for(scheduler, sampler))
 
 
 def _save(images: np.ndarray, path: Path) -> None:

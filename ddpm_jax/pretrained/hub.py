@@ -20,6 +20,7 @@ REPOSITORY = re.compile(
     r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII
 )
 INDEX = "model_index.json"
+OWN_SETTINGS = "ddpm_jax.json"
 UNET = "unet/"
 JSON_FILES = [
     INDEX,
@@ -27,6 +28,7 @@ JSON_FILES = [
     UNET + CONFIG,
     "scheduler_config.json",
     "scheduler/scheduler_config.json",
+    OWN_SETTINGS,
 ]
 TEXT_ENCODER = "text_encoder"
 TEXT_PARTS = {"unet": DIFFUSERS, "vae": DIFFUSERS, TEXT_ENCODER: TRANSFORMERS}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -13,6 +14,11 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub, scheduler_config, unet_folder
 from ddpm_jax.pretrained.hub import INDEX
 from ddpm_jax.pretrained.json_settings import VERSION
+from ddpm_jax.pretrained.own_settings import (
+    OwnSettings,
+    read_own_settings,
+    write_own_settings,
+)
 from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.pretrained.unet_config import CLASS, unet_to_config
 from ddpm_jax.pretrained.untrusted_files import inside, read_json, write_json
@@ -28,7 +34,7 @@ class Pretrained(NamedTuple):
     """A network with its parameters, its training noise schedule, and its sampler.
 
     `model.apply(params, xt, t)` is the network's output, NHWC. `spec` describes everything but
-    the parameters.
+    the parameters. `classes` and `values` are those of a run that this library exported.
     """
 
     model: UNet
@@ -36,6 +42,8 @@ class Pretrained(NamedTuple):
     schedule: NoiseSchedule
     sampler: Sampler
     spec: ModelSpec
+    classes: tuple[str, ...] | None = None
+    values: Levels = LEVELS
 
 
 def load_pretrained(
@@ -55,21 +63,31 @@ def load_pretrained(
     `image_size` is used if the network's config has none.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
-    spec = read_spec(locate_folder(path_or_repo, revision), scheduler, image_size)
+    folder = locate_folder(path_or_repo, revision)
+    spec = read_spec(folder, scheduler, image_size)
+    own = read_own_settings(folder)
     params = read_params(path_or_repo, spec, variant, revision)
     assert isinstance(spec.model, UNet)
     sampler = build_sampler(spec.objective, spec.sampling)
-    return Pretrained(spec.model, params, spec.objective.noise_schedule, sampler, spec)
+    schedule = spec.objective.noise_schedule
+    return Pretrained(spec.model, params, schedule, sampler, spec, own.classes, own.values)
 
 
 def save_pretrained(
-    spec: ModelSpec, params: Params, folder: str | Path, *, for_pipeline: bool = False
+    spec: ModelSpec,
+    params: Params,
+    folder: str | Path,
+    *,
+    classes: tuple[str, ...] | None = None,
+    values: Levels = LEVELS,
+    for_pipeline: bool = False,
 ) -> str:
     """Write a folder for `load_pretrained`, and for `DDPMPipeline.from_pretrained` of diffusers.
 
     Return the name of its scheduler: the one that steps as the spec's sampler does, or else
-    DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. Raise
-    ValueError if diffusers cannot represent the model.
+    DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. The steps and
+    the guidance scale of the spec, `classes` and `values` are in a file that diffusers ignores.
+    Raise ValueError if diffusers cannot represent the model.
     """
     folder = Path(folder)
     model, objective = check_exportable(spec)
@@ -80,6 +98,13 @@ def save_pretrained(
     write_json(scheduler_path, scheduler | {"_diffusers_version": VERSION})
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
+    own = OwnSettings(
+        steps=spec.sampling.steps,
+        guidance_scale=spec.sampling.guidance_scale,
+        classes=classes,
+        values=values,
+    )
+    write_own_settings(folder, own)
     return scheduler["_class_name"]
 
 
@@ -142,7 +167,8 @@ def read_spec(
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
     config = {"_class_name": index["scheduler"][1]} | read_json(inside(folder, path))
     parsed = parse_scheduler(config, scheduler)
-    return ModelSpec(model=model, objective=parsed.objective, sampling=parsed.sampling)
+    sampling = read_own_settings(folder).applied(parsed.sampling)
+    return ModelSpec(model=model, objective=parsed.objective, sampling=sampling)
 
 
 def read_params(

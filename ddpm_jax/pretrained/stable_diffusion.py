@@ -18,6 +18,11 @@ from ddpm_jax.models.unet_conditional import ConditionalUNet
 from ddpm_jax.pretrained import scheduler_config
 from ddpm_jax.pretrained.hub import INDEX, TEXT_ENCODER, TOKENIZER_FILES
 from ddpm_jax.pretrained.json_settings import VERSION
+from ddpm_jax.pretrained.own_settings import (
+    OwnSettings,
+    read_own_settings,
+    write_own_settings,
+)
 from ddpm_jax.pretrained.part_folder import PARTS, read_part, read_part_params, save_part
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.pretrained.scheduler_config import Scheduler, parse_scheduler
@@ -116,7 +121,7 @@ def load_stable_diffusion(
         autoencoder=nets["vae"],
         autoencoder_params=params["vae"],
         objective=parsed.objective,
-        sampling=parsed.sampling,
+        sampling=read_own_settings(folder).applied(parsed.sampling),
         scheduler={**config, "_class_name": parsed.name},
         dtype=dtype,
     )
@@ -225,8 +230,8 @@ def save_stable_diffusion(
 ) -> None:
     """Write a folder that `load_stable_diffusion` and diffusers can open.
 
-    It holds the networks in `dtype`, the tokenizer, and the JSON of the model's scheduler. Raise
-    ValueError if the folder holds other weights.
+    It holds the networks in `dtype`, the tokenizer, the JSON of the model's scheduler and, for this
+    library, the steps and the guidance scale. Raise ValueError if the folder holds other weights.
     """
     folder = Path(folder)
     nets = {
@@ -243,6 +248,9 @@ def save_stable_diffusion(
         (folder / "tokenizer" / name).write_bytes(content)
     write_json(folder / "scheduler" / scheduler_config.NAME, dict(model.scheduler))
     write_json(folder / INDEX, _index(model))
+    sampling = model.sampling
+    own = OwnSettings(steps=sampling.steps, guidance_scale=sampling.guidance_scale)
+    write_own_settings(folder, own)
 
 
 def _index(model: StableDiffusion) -> dict[str, Any]:

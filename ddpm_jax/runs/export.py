@@ -26,7 +26,7 @@ from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 from ddpm_jax.training.step import TrainState
 
 PARTS = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
-FILES = {"README.md", *PICTURES, pipeline_folder.INDEX, *PARTS}
+FILES = {"README.md", *PICTURES, hub.INDEX, hub.OWN_SETTINGS, *PARTS}
 """Names at the top of an export. A folder with any other name in it is never overwritten."""
 
 
@@ -83,7 +83,9 @@ def _save(run: RunSource, params: Params, folder: Path, dtype: str) -> str:
         save_stable_diffusion(model, folder, dtype)
         return str(model.scheduler["_class_name"])
     params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return pipeline_folder.save_pretrained(run.spec, params, folder, for_pipeline=True)
+    return pipeline_folder.save_pretrained(
+        run.spec, params, folder, classes=run.classes, values=run.values, for_pipeline=True
+    )
 
 
 def check_exportable(spec: ModelSpec) -> None:

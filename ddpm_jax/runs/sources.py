@@ -11,6 +11,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
+from ddpm_jax.pretrained.own_settings import read_own_settings
 from ddpm_jax.runs import directory, saved_steps
 from ddpm_jax.runs.provenance import check_trained_with, weights_hash
 from ddpm_jax.runs.saved_steps import Step
@@ -123,8 +124,15 @@ def open_checkpoint(ckpt: str, step: Step | None = None) -> Source:
             f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}: "
             f"give {ACCEPTED}."
         )
-    spec = pipeline_folder.read_spec(pipeline_folder.locate_folder(ckpt))
-    return PretrainedSource(spec, partial(pipeline_folder.read_params, ckpt, spec))
+    folder = pipeline_folder.locate_folder(ckpt)
+    spec = pipeline_folder.read_spec(folder)
+    own = read_own_settings(folder)
+    return PretrainedSource(
+        spec,
+        partial(pipeline_folder.read_params, ckpt, spec),
+        classes=own.classes,
+        values=own.values,
+    )
 
 
 def lora_base(config: RunConfig) -> str | None:

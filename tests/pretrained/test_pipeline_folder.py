@@ -199,7 +199,7 @@ def test_save_and_load_keep_a_model_unchanged(objective, sampling, scheduler, tm
     assert loaded.model.shapes() == SMALL.shapes()
     save_pretrained(loaded, again, second)
     written = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
-    assert len(written) == 4
+    assert len(written) == 5
     for path in written:
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
     index = json.loads((first / INDEX_JSON).read_text())

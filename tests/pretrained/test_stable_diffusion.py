@@ -34,7 +34,7 @@ def test_a_saved_pipeline_loads_with_the_same_parts(folder):
     for part in ("text_params", "unet_params", "autoencoder_params", "tokenizer_files"):
         jax.tree.map(np.testing.assert_array_equal, getattr(loaded, part), getattr(saved, part))
     assert loaded.scheduler == saved.scheduler
-    assert (loaded.sampling.steps, loaded.sampling.guidance_scale) == (50, 7.5)
+    assert (loaded.sampling.steps, loaded.sampling.guidance_scale) == (3, 7.5)
     assert not loaded.inpaints
 
 

@@ -34,6 +34,7 @@ MODEL = UNet(
 CONFIG = small_recipe(model=MODEL, sampling=Sampling(steps=10))
 FILES = {
     "README.md",
+    "ddpm_jax.json",
     "loss.png",
     "model_index.json",
     "samples.png",
@@ -85,9 +86,10 @@ def test_an_export_holds_the_average_the_objective_and_the_newest_pictures(expor
 
 def test_an_export_samples_on_the_grid_of_the_run(exported):
     """The test above compares weights and objective, so samples are the same."""
-    recipes = (CONFIG, open_checkpoint(str(exported)).spec)
-    ours, theirs = (dataclasses.replace(recipe.sampling, steps=10) for recipe in recipes)
-    assert (ours.sampler, ours.clip_x0) == (theirs.sampler, theirs.clip_x0)
+    source = open_checkpoint(str(exported))
+    assert source.classes == tuple("0123456789")
+    ours, theirs = CONFIG.sampling, source.spec.sampling
+    assert (ours.sampler, ours.steps, ours.clip_x0) == (theirs.sampler, theirs.steps, theirs.clip_x0)
     grids = (sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs))
     for ours, theirs in zip(*map(jax.tree.leaves, grids), strict=True):
         np.testing.assert_array_equal(ours, theirs)
