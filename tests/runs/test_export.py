@@ -89,7 +89,8 @@ def test_an_export_samples_on_the_grid_of_the_run(exported):
     source = open_checkpoint(str(exported))
     assert source.classes == tuple("0123456789")
     ours, theirs = CONFIG.sampling, source.spec.sampling
-    assert (ours.sampler, ours.steps, ours.clip_x0) == (theirs.sampler, theirs.steps, theirs.clip_x0)
+    for setting in ("sampler", "steps", "clip_x0"):
+        assert getattr(ours, setting) == getattr(theirs, setting)
     grids = (sampling_grid(CONFIG.objective, sampling) for sampling in (ours, theirs))
     for ours, theirs in zip(*map(jax.tree.leaves, grids), strict=True):
         np.testing.assert_array_equal(ours, theirs)
