@@ -181,12 +181,12 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
 def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling:
     """The sampling of a run, or of the scheduler of a pipeline; by another `sampler` if given."""
     if isinstance(source, RunSource):
-        own = source.spec.sampling
-        return own if sampler is None else own.override(sampler=sampler)
+        sampling = source.spec.sampling
+        return sampling if sampler is None else sampling.override(sampler=sampler)
     index = stable_diffusion.read_index(source)
     scheduler = stable_diffusion.read_scheduler(source, index["scheduler"][1])
-    own = read_own_settings(source)
-    return own.applied(stable_diffusion.sampling_for(scheduler, sampler))
+    sampling = stable_diffusion.sampling_for(scheduler, sampler)
+    return read_own_settings(source).applied(sampling)
 
 
 def _save(images: np.ndarray, path: Path) -> None:
