@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from ddpm_jax import home
 from ddpm_jax.data import SPLITS, DataSource, ImageSet
-from ddpm_jax.data.captions import check_caption, folder_captions
+from ddpm_jax.data.captions import METADATA, check_caption, folder_captions
 from ddpm_jax.data.loading import load_or_stream
 from ddpm_jax.image_size import ImageSize, sides
 
@@ -113,6 +113,7 @@ def file_names(root: Path, suffixes: set[str], expected: str) -> list[str]:
         (folder / name).relative_to(root).as_posix()
         for folder, names in list_files(root)
         for name in names
+        if name != METADATA
     ]
     kinds = {file: kind_of(file) for file in files}
     names = sorted(file for file, kind in kinds.items() if kind in suffixes)

@@ -34,9 +34,11 @@ def missing_one(folder):
     write_metadata(folder, lines)
 
 
-def test_captions_belong_to_the_files_that_the_lines_name(folder):
+def test_captions_belong_to_the_files_that_the_lines_name(folder, capsys):
     images = load(folder)
     assert images.captions == ORDER
+    # The file of the captions is not said to be left out.
+    assert "Left out" not in capsys.readouterr().err
     assert load(folder, caption_column="group").captions == tuple(text.split()[0] for text in ORDER)
     assert load(folder, caption_column=None).captions is None
 
