@@ -5,12 +5,12 @@
 The network is diffusers' UNet2DModel with the initial weights of the run. Each step takes the
 images of the run's batch at that step; timesteps, noise and hidden labels are PyTorch's own. The
 optimizer, the learning rate at each step, the clipping and the average of the parameters are those
-of the recipe. Training ends at the run's step, or at `--steps`. Then `--num` images are drawn with
-the average by diffusers' scheduler that the run is exported with, with labels in turn and the run's
-guidance if it has classes.
+of the recipe. Training ends at the run's step, or at `--steps`. Then draw `--num` images with the
+averaged parameters and the exported scheduler. If there are classes, their labels repeat in order,
+with the run's guidance. Recipes with settings that the twin does not have are refused.
 
-Write `samples.npz`, `loss.jsonl` and the pipeline in the diffusers layout to `--out`. Both results
-are measured in one way by `python -m ddpm_jax.evaluate --samples X.npz --against DATA`.
+Write `samples.npz`, `loss.jsonl` and the pipeline in the diffusers layout to `--out`. Measure both
+results with the same command: `python -m ddpm_jax.evaluate --samples X.npz --against DATA`.
 """
 
 import argparse
@@ -28,16 +28,33 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from ddpm_jax.cli.arguments import one_line_errors
+from ddpm_jax.cli.run_options import image_config
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.errors import check
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.initial_weights import first_trained
 from ddpm_jax.runs.sources import open_run
+from ddpm_jax.training.ema import decay_rate
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.step import training_keys
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 BATCH = 64
+TWIN_HAS = {
+    "objective": {
+        "schedule": ("linear", "scaled_linear", "squaredcos", "sigmoid"),
+        "target": ("eps", "v"),
+        "timestep_sampling": ("uniform",),
+        "weighting": ("simple",),
+        "loss_kind": ("simple",),
+    },
+    "sampling": {"guidance_interval": (None,), "guidance_rescale": (None,)},
+    "training": {"dtype": ("float32",)},
+    "lora": {"rank": (0,)},
+}
+"""{part of a recipe: {setting: the values that the twin has}}. It has all values of the others."""
 
 
 def main():
@@ -52,7 +69,8 @@ def main():
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     run = open_run(options.ckpt)
-    config = run.config
+    config = image_config(run)
+    check_recipe(config)
     key, _ = training_keys(config.training.seed)
     save_pretrained(config, first_trained(config, key), options.out)
     net = diffusers.UNet2DModel.from_pretrained(options.out, subfolder="unet")
@@ -67,6 +85,20 @@ def main():
     print(options.out / "samples.npz")
 
 
+def check_recipe(config):
+    """Raise ValueError for settings that change our training or sampling, but not the twin's."""
+    refused = [
+        f"{group}.{name}"
+        for group, settings in TWIN_HAS.items()
+        for name, valid in settings.items()
+        if getattr(getattr(config, group), name) not in valid
+    ]
+    check(
+        not refused,
+        f"The twin in PyTorch does not have the recipe's {', '.join(refused)}: give another run.",
+    )
+
+
 def train(net, config, steps, out):
     """Train the network, write its losses, and return the average of its parameters."""
     images = config.load_images()
@@ -79,6 +111,8 @@ def train(net, config, steps, out):
     scheduler = diffusers.DDPMScheduler.from_pretrained(out, subfolder="scheduler")
     average = [p.detach().clone() for p in net.parameters()]
     training = config.training
+    ema = config.ema
+    net.train()
 
     def batch(step):
         return batch_at(images, training.seed, step, training.batch_size, flip=config.data.flip)
@@ -95,7 +129,8 @@ def train(net, config, steps, out):
             optimizer.step()
             optimizer.zero_grad()
             with torch.no_grad():
-                torch._foreach_lerp_(average, list(net.parameters()), 1 - config.ema.decay)
+                moved = float(decay_rate(ema.decay, ema.warmup, step))
+                torch._foreach_lerp_(average, list(net.parameters()), moved)
             log.write(json.dumps({"step": step, "loss": loss.item()}) + "\n")
             bar.update()
     print(f"{steps} steps in {time.perf_counter() - began:.0f} s")
@@ -120,6 +155,7 @@ def loss_of(net, scheduler, config, examples):
 @torch.inference_mode()
 def draw(net, config, options):
     """Draw uint8 images (n, h, w, c) by the scheduler of the exported run."""
+    net.eval()
     index = json.loads((options.out / "model_index.json").read_text())
     kind = getattr(diffusers, index["scheduler"][1])
     scheduler = kind.from_pretrained(options.out, subfolder="scheduler")
@@ -140,7 +176,7 @@ def draw(net, config, options):
 
 
 def guided(net, config, x, t, start):
-    """The network's output for labels in turn, guided as the recipe is."""
+    """The network's output for labels that repeat in order, guided as the recipe is."""
     classes = config.model.num_classes
     if not classes:
         return net(x, t).sample
@@ -154,4 +190,5 @@ def guided(net, config, x, t, start):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors(False):
+        main()
