@@ -14,29 +14,24 @@ samples of the requested class, and their variance within a class relative to th
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import pairwise_distances
 from sklearn.svm import SVC
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The squared Frechet distance of the Gaussians fitted to the rows of a and b.
-
-    Eq. 6, Heusel et al. 2017.
-    """
-    cov_a = np.cov(a, rowvar=False)
-    cov_b = np.cov(b, rowvar=False)
-    root_trace = np.sum(np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)))
-    squared_distance = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    return float(squared_distance + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace)
+from ddpm_jax.evaluation.frechet import frechet_distance, moments
 
 
 def frechet_of_real(real: np.ndarray, n: int, repeats: int = 20) -> float:
     """The median distance of n random real digits to the rest."""
     orders = [np.random.RandomState(i).permutation(len(real)) for i in range(repeats)]
-    distances = [frechet_distance(real[order[:n]], real[order[n:]]) for order in orders]
+    distances = [
+        frechet_distance(moments(real[order[:n]]), moments(real[order[n:]])) for order in orders
+    ]
     return float(np.median(distances))
 
 
@@ -71,7 +66,7 @@ def main(path: str) -> int:
     digits = load_digits()
     real = digits.data / 16
     samples = load_samples(path)
-    distance = frechet_distance(samples, real)
+    distance = frechet_distance(moments(samples), moments(real))
     predicted = SVC(gamma=0.02).fit(real, digits.target).predict(samples)
     classes = np.bincount(predicted, minlength=10)
     to_samples = np.median(pairwise_distances(samples, real).min(1))

@@ -1,4 +1,4 @@
-"""Show how good a run of the recipe emoji is: drawn captions, categories, nearest images.
+"""Measure a run of the recipe emoji.
 
     python benchmarks/emoji.py --ckpt runs/emoji --path emoji --out emoji-report
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data.loading import InMemory
-from ddpm_jax.evaluation.features import classifier
+from ddpm_jax.evaluation.features import classifier, pixels
 from ddpm_jax.evaluation.features._networks import map_images
 from ddpm_jax.evaluation.nearest import nearest, typical_distance
 from ddpm_jax.figures import plots
@@ -59,9 +59,9 @@ def main():
     config = run.config
     data = dataclasses.replace(config.data, path=str(options.path))
     images = dataclasses.replace(config, data=data).load_images()
-    pixels = images.read(np.arange(len(images)))["image"]
+    originals = images.read(np.arange(len(images)))["image"]
     model = open_text_model(run, run.params("ema"))
-    print(f"{run.folder}, step {run.step}, {len(pixels):,} images")
+    print(f"{run.folder}, step {run.step}, {len(originals):,} images")
 
     def draw(prompts, scale):
         sampling = model.sampling.override(steps=options.steps, guidance_scale=scale)
@@ -70,8 +70,8 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     draw_guidance(draw, set(images.captions), options.out / "guidance.png")
     categories = read_categories(options.path, images.captions)
-    drawn = measure_categories(draw, pixels, images.captions, categories, options)
-    show_nearest(drawn, pixels, options.out / "nearest.png")
+    drawn = measure_categories(draw, originals, images.captions, categories, options)
+    show_nearest(drawn, originals, options.out / "nearest.png")
 
 
 def draw_guidance(draw, captions, path):
@@ -99,7 +99,7 @@ def read_categories(folder, captions):
     return np.array([category[caption] for caption in captions])
 
 
-def measure_categories(draw, pixels, captions, categories, options):
+def measure_categories(draw, originals, captions, categories, options):
     """Print the balanced accuracy on held-out and on drawn images. Return the drawn images."""
     names, labels = np.unique(categories, return_inverse=True)
     rng = np.random.RandomState(0)
@@ -111,14 +111,14 @@ def measure_categories(draw, pixels, captions, categories, options):
         train_rows.append(rng.choice(rows[count:], TIMES))
         drawn_rows.append(rng.choice(rows, options.num))
     rows = rng.permutation(np.concatenate(train_rows))
-    layers = classifier.train(InMemory(pixels[rows], labels[rows].astype(np.int32)), seed=0)
+    layers = classifier.train(InMemory(originals[rows], labels[rows].astype(np.int32)), seed=0)
 
     def accuracy(images, true_labels):
         seen = np.argmax(map_images(classifier.logits, layers, images), 1)
         return [float(np.mean(seen[true_labels == i] == i)) for i in range(len(names))]
 
     rows = np.concatenate(held_out)
-    real = accuracy(pixels[rows], labels[rows])
+    real = accuracy(originals[rows], labels[rows])
     rows = np.concatenate(drawn_rows)
     drawn = draw([captions[row] for row in rows], options.guidance_scale)
     ours = accuracy(drawn, labels[rows])
@@ -132,17 +132,15 @@ def measure_categories(draw, pixels, captions, categories, options):
     return drawn
 
 
-def show_nearest(drawn, pixels, path):
+def show_nearest(drawn, images, path):
     """Print the nearest ratio, and draw images above the nearest of the data."""
-    reference, vectors = (
-        images.reshape(len(images), -1).astype(np.float32) / 255 for images in (pixels, drawn)
-    )
+    reference, vectors = map(pixels.pixels, (images, drawn))
     found = nearest(vectors, reference)
     relative = found.distances / typical_distance(reference, len(reference))
     print(f"nearest ratio {np.median(relative):.2f}; {np.mean(relative < 0.1):.0%} are below 0.1")
     rows = np.linspace(0, len(drawn) - 1, 20).astype(int)
     titles = [f"{relative[row]:.2f}" for row in rows]
-    rows_of_images = [("drawn", drawn[rows]), ("nearest", pixels[found.indices[rows]])]
+    rows_of_images = [("drawn", drawn[rows]), ("nearest", images[found.indices[rows]])]
     plots.labelled_rows(rows_of_images, path, titles)
     print(path)
 

@@ -18,15 +18,21 @@ def row_blocks(a: np.ndarray, b: np.ndarray) -> list[slice]:
 def squared_distances(
     a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "n d"]
 ) -> Iterator[tuple[slice, Float[np.ndarray, "rows n"]]]:
-    """Yield blocks of rows of `a`, and the squared distances of these rows to all rows of `b`."""
+    """Yield blocks of rows of `a`, and the squared distances of these rows to all rows of `b`.
+
+    Distances within the rounding error are 0, so copies have the distance 0.
+    """
     # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y loses the digits of a common offset.
     centre = b.mean(0, dtype=np.float64)
     b = b - centre[None]
     b_norms = np.sum(b * b, 1)
+    rounding = a.shape[1] * np.finfo(np.float64).eps  # of a sum of d products
     for rows in row_blocks(a, b):
         block = a[rows] - centre[None]
         norms = np.sum(block * block, 1)
-        yield rows, np.maximum(norms[:, None] + b_norms[None] - 2 * block @ b.T, 0)
+        norms = norms[:, None] + b_norms[None]
+        squared = norms - 2 * block @ b.T
+        yield rows, np.where(squared > rounding * norms, squared, 0)
 
 
 def leave_out(squared: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class Kid(NamedTuple):
 
 
 class BlockSums(NamedTuple):
-    """The kernel, summed over the pairs of each two blocks, and the sizes of the blocks.
+    """The kernel, summed over the pairs of every pair of blocks, and the sizes of the blocks.
 
     Pairs of a vector with itself are left out.
     """
@@ -51,7 +51,7 @@ def kernel_distance(a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "n d"]) ->
     leaves out one block of either set. Raise ValueError for fewer than four vectors in a set.
     """
     smaller = min(len(a), len(b))
-    check(smaller >= 4, f"The kernel distance needs at least four images, not {smaller}.")
+    check(smaller >= 4, f"KID needs at least four images, not {smaller}: give more.")
     blocks = np.arange(min(BLOCKS, smaller // 2))
     sums = sum_by_blocks(shuffled(a), shuffled(b), len(blocks))
     left_out = [sums.estimate(np.delete(blocks, i)) for i in blocks]
@@ -79,7 +79,7 @@ def sum_by_blocks(a: np.ndarray, b: np.ndarray, num_blocks: int) -> BlockSums:
 def kernel_sums(
     a: np.ndarray, b: np.ndarray, a_starts: np.ndarray, b_starts: np.ndarray
 ) -> Float[np.ndarray, "k k"]:
-    """The kernel, summed over the pairs of each two blocks, which begin at the starts."""
+    """The kernel, summed over the pairs of every pair of blocks, which begin at the starts."""
     by_row = [
         np.add.reduceat(kernel(a[rows] @ b.T, a.shape[1]), b_starts, axis=1)
         for rows in row_blocks(a, b)

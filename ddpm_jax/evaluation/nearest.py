@@ -32,7 +32,7 @@ def typical_distance(reference: Float[np.ndarray, "n d"], maximum: int) -> float
     At most `maximum` vectors are held out, one at a time: always the same random ones. Raise
     ValueError for fewer than two vectors, and if most of them have a copy.
     """
-    check(len(reference) >= 2, "The nearest ratio needs at least two reference images.")
+    check(len(reference) >= 2, "The nearest ratio needs at least two reference images: give more.")
     held_out = np.random.RandomState(0).permutation(len(reference))[:maximum]
     distances = [
         np.min(leave_out(squared, held_out[rows]), 1)

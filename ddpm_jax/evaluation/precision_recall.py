@@ -29,7 +29,10 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision and recall. Raise ValueError for a set of three vectors or fewer."""
     smaller = min(len(samples), len(reference))
-    check(smaller > NEIGHBOUR, f"Precision needs more than {NEIGHBOUR} images, not {smaller}.")
+    check(
+        smaller > NEIGHBOUR,
+        f"Precision needs more than {NEIGHBOUR} images, not {smaller}: give more.",
+    )
     return PrecisionRecall(
         fraction_within(samples, reference, squared_radii(reference)),
         fraction_within(reference, samples, squared_radii(samples)),

@@ -6,7 +6,7 @@ import scipy.linalg
 from sklearn.metrics import pairwise_distances
 
 from ddpm_jax.evaluation import distances
-from ddpm_jax.evaluation.frechet import Moments, frechet_distance, moments
+from ddpm_jax.evaluation.frechet import Moments, frechet_distance, moments, square_root
 from ddpm_jax.evaluation.kid import BLOCKS, kernel_distance
 from ddpm_jax.evaluation.nearest import nearest, typical_distance
 from ddpm_jax.evaluation.precision_recall import precision_recall
@@ -24,9 +24,9 @@ def pairs(request, monkeypatch):
 
 def test_moments_match_numpy():
     vectors = normal(0, 50, 3).astype(np.float32) + 1000
-    mean, covariance = moments(vectors)
+    mean, root = moments(vectors)
     np.testing.assert_allclose(mean, vectors.astype(np.float64).mean(0), rtol=1e-12)
-    np.testing.assert_allclose(covariance, np.cov(vectors.astype(np.float64), rowvar=False))
+    np.testing.assert_allclose(root.T @ root, np.cov(vectors.astype(np.float64), rowvar=False))
 
 
 @pytest.mark.parametrize("rank", [6, 3, 1])
@@ -34,7 +34,8 @@ def test_the_frechet_distance_matches_the_matrix_square_root_of_scipy(rank):
     """Also with covariances that have no inverse."""
     a = normal(1, 40, rank) @ normal(2, rank, 6)
     b = 0.3 + normal(3, 30, rank) @ normal(4, rank, 6)
-    (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # SciPy may find no root of a singular matrix, so add a little, as pytorch-fid does.
     ridge = 1e-7 * np.eye(6)
     root = scipy.linalg.sqrtm((cov_a + ridge) @ (cov_b + ridge)).real
@@ -45,14 +46,25 @@ def test_the_frechet_distance_matches_the_matrix_square_root_of_scipy(rank):
 
 def test_the_frechet_distance_of_fewer_images_than_dimensions_to_themselves_is_0():
     few = moments(normal(5, 7, 40))
-    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("many", [12, 60])
+def test_images_fewer_than_dimensions_have_the_distance_of_their_covariances(many):
+    """No matrix has more numbers than the vectors. A root of all d rows has the same distance."""
+    few, others = normal(20, 10, 40), 0.5 + normal(21, many, 40)
+    assert moments(few).root.shape == (10, 40)
+    whole = [Moments(x.mean(0), square_root(np.cov(x, rowvar=False))) for x in (few, others)]
+    distance = frechet_distance(moments(few), moments(others))
+    assert distance == pytest.approx(frechet_distance(*whole), rel=1e-6)
+    assert distance == pytest.approx(frechet_distance(moments(others), moments(few)), rel=1e-6)
 
 
 def test_the_frechet_distance_of_gaussians_with_common_axes_is_known():
     """|mean_1 - mean_2|^2 plus the squared differences of the standard deviations."""
     stds = np.array([[1.0, 2.0, 0.0], [3.0, 0.5, 1.0]])
     axes = np.linalg.qr(normal(6, 3, 3))[0]
-    a, b = (Moments(mean * np.ones(3), (axes * std**2) @ axes.T) for mean, std in enumerate(stds))
+    a, b = (Moments(mean * np.ones(3), (axes * std).T) for mean, std in enumerate(stds))
     assert frechet_distance(a, b) == pytest.approx(3 + 4 + 2.25 + 1)
 
 
@@ -126,7 +138,20 @@ def test_copies_are_nearest_to_their_originals(pairs):
     reference = normal(14, 60, 5)
     found = nearest(reference[10:20], reference)
     np.testing.assert_array_equal(found.indices, np.arange(10, 20))
-    np.testing.assert_allclose(found.distances, 0, atol=1e-6)
+    np.testing.assert_array_equal(found.distances, 0)
+
+
+def test_copies_of_long_vectors_have_the_distance_0_and_one_level_in_one_pixel_has_not():
+    """|x|^2 + |y|^2 - 2 x.y would leave a rounding error in either direction."""
+    levels = np.random.default_rng(22).integers(0, 256, (8, 20_000)).astype(np.float32)
+    reference = np.repeat(levels, 5, 0) / 255
+    copies = levels / 255
+    np.testing.assert_array_equal(nearest(copies, reference).distances, 0)
+    assert precision_recall(copies, reference) == (1, 1)
+    with pytest.raises(ValueError, match="have a copy among the others"):
+        typical_distance(reference, 100)
+    copies[:, 0] = (levels[:, 0] + 1) / 255
+    np.testing.assert_allclose(nearest(copies, reference).distances, 1 / 255, rtol=1e-2)
 
 
 def test_new_samples_are_as_far_away_as_held_out_ones(pairs):
