@@ -1,15 +1,20 @@
 """The benchmarks' own code. No test here measures a time."""
 
 import argparse
+import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from helpers.training import CONV_UNET
 
-from ddpm_jax.config import Config, Training
+from ddpm_jax.config import Config, Training, config_to_json
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.runs.checkpoints import CheckpointWriter
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -135,3 +140,40 @@ def test_a_row_states_whether_its_goal_is_met(sign, expected):
 def test_the_nets_of_the_table_are_recipes():
     configs = FOLDER.parent / "configs"
     assert all((configs / f"{net.recipe}.py").exists() for net in module("rows").NETS)
+
+
+@pytest.fixture
+def torch_twin(monkeypatch):
+    """The twin's module, imported without PyTorch."""
+    for name in ("torch", "torch.nn", "diffusers"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    yield module("torch_twin")
+    del sys.modules["torch_twin"]
+
+
+def test_the_twin_refuses_settings_that_it_does_not_have(torch_twin):
+    torch_twin.check_recipe(TINY)
+    weighted = dataclasses.replace(TINY.objective, target="v", weighting="min_snr")
+    half = dataclasses.replace(TINY.training, dtype="float16")
+    recipe = dataclasses.replace(TINY, objective=weighted, training=half)
+    message = r"does not have the recipe's objective\.weighting, training\.dtype: give another run"
+    with pytest.raises(ValueError, match=message):
+        torch_twin.check_recipe(recipe)
+
+
+def test_the_curve_of_a_recipe_is_that_of_a_run_with_its_settings(tmp_path):
+    benchmark = module("loss_curve")
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(1, {"params": {"w": np.zeros(1)}}, config_to_json(TINY))
+    lines = [json.dumps({"step": i, "loss_bands": [1.0 + i] * 8}) for i in range(1, 11)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "curves" / "tiny.json"
+    other = dataclasses.replace(TINY, training=Training(batch_size=4, steps=1))
+    with pytest.raises(
+        ValueError, match=r"recipe in training\.batch_size: give a run of the recipe"
+    ):
+        benchmark.save_curve(str(tmp_path), other, path)
+    assert not path.exists()
+    reseeded = dataclasses.replace(TINY, training=Training(batch_size=8, steps=1, seed=3))
+    assert benchmark.save_curve(str(tmp_path), reseeded, path).ends.tolist() == [10]
+    assert json.loads(path.read_text())["records"] == [[10] * 8]

@@ -27,7 +27,7 @@ def compare_loss(source: Source, out: Path | None, recipes: Path = FOLDER) -> No
     ours = loss_curves.make_curve(read_metrics(source.folder / METRICS))
     name, theirs = loss_curves.find_curve(to_json(config), recipe_curves(recipes))
     timesteps = config.objective.timesteps
-    verdict = loss_curves.describe(name, theirs, loss_curves.compare(theirs, ours), timesteps)
+    verdict = loss_curves.describe(name, loss_curves.compare(theirs, ours), timesteps)
     path = picture_path(out or source.folder / EVALUATION, "loss.png")
     check_writable(path)
     edges = band_edges(timesteps)

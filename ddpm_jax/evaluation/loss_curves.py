@@ -1,14 +1,21 @@
-"""Whether the loss of a run is that of its recipe: curves of the loss in each band of t.
+"""Compare the logged loss of a run with that of its recipe, by band of t.
 
-A curve holds the mean of the logged values in windows of steps, and their spread. The windows end
-at 10, 20, 50, 100, 200, 500, ... steps.
+A curve holds the mean of the logged values in windows of steps, their spread and their number. The
+windows end at 10, 20, 50, 100, 200, 500, ... steps.
+
+The difference of two means is divided by its standard error. The bound is that of a t test in eight
+bands, with the degrees of freedom of the shorter window: with any two variances, a correct run is
+outside with a probability of at most `FALSE_ALARMS` (Mickey & Brown 1966). The test takes records
+as independent. Those of one run are not quite: its parameters change slowly, and differ from run to
+run, so a correct run may be outside more often.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+import scipy.special
+from jaxtyping import Bool, Float, Int
 
 from ddpm_jax.errors import check
 from ddpm_jax.settings_json import differences
@@ -16,6 +23,8 @@ from ddpm_jax.training.loss_bands import BANDS, band_edges
 
 MIN_RECORDS = 5
 """Logged values in a window that has a mean and a spread."""
+FALSE_ALARMS = 0.01
+"""Probability that a correct run is outside in any band, at most, for independent records."""
 NOT_OF_THE_LOSS = (
     "parallel",
     "checkpoint",
@@ -33,26 +42,29 @@ NOT_OF_THE_LOSS = (
 
 
 class LossCurve(NamedTuple):
-    """The loss in windows of steps: the mean of the logged values, and their standard deviation."""
+    """The loss in windows of steps: mean, standard deviation and number of the logged values."""
 
     ends: Int[np.ndarray, " w"]
     """The last step of each window."""
     mean: Float[np.ndarray, "w 8"]
     spread: Float[np.ndarray, "w 8"]
+    records: Int[np.ndarray, "w 8"]
 
 
 class Verdict(NamedTuple):
     """The distances of two curves by bands of t, in the last window that both have."""
 
-    window: int
-    """The row of the window in the recipe's curve."""
+    end: int
+    """The last step of the window."""
     distances: Float[np.ndarray, " 8"]
-    """The difference of the means in each band, divided by the recipe's spread there."""
+    """The difference of the means in each band, in standard errors."""
+    bounds: Float[np.ndarray, " 8"]
+    """The largest distance of a correct run, but for `FALSE_ALARMS`."""
 
     @property
-    def is_within(self) -> bool:
-        """Whether the curve is within one spread of the recipe's in each band."""
-        return bool(np.all(np.abs(self.distances) <= 1))
+    def outside(self) -> Bool[np.ndarray, " 8"]:
+        """The bands in which the loss is not that of the recipe."""
+        return np.abs(self.distances) > self.bounds
 
 
 def make_curve(records: Sequence[Mapping[str, Any]]) -> LossCurve:
@@ -64,26 +76,30 @@ def make_curve(records: Sequence[Mapping[str, Any]]) -> LossCurve:
     steps = np.array([record["step"] for record in logged])
     losses = np.array([record["loss_bands"] for record in logged], float).reshape(-1, BANDS)
     ends, rows = [], []
-    start = 0
     for end in window_ends(int(steps.max(initial=0))):
-        inside = losses[(steps > start) & (steps <= end)]
-        if np.all(np.isfinite(inside).sum(0) >= MIN_RECORDS):
+        inside = losses[(steps > window_start(end)) & (steps <= end)]
+        count = np.isfinite(inside).sum(0)
+        if np.all(count >= MIN_RECORDS):
             ends.append(end)
-            rows.append((np.nanmean(inside, 0), np.nanstd(inside, 0, ddof=1)))
-        start = end
+            rows.append((np.nanmean(inside, 0), np.nanstd(inside, 0, ddof=1), count))
     check(
         bool(rows),
         "The run has logged too few losses by bands of t: train it longer, or set a lower "
         "--log.every.",
     )
-    mean, spread = np.stack(rows, 1)
-    return LossCurve(np.array(ends), mean, spread)
+    mean, spread, counts = map(np.stack, zip(*rows, strict=True))
+    return LossCurve(np.array(ends), mean, spread, counts)
 
 
 def window_ends(last: int) -> list[int]:
     """10, 20, 50, 100, ... up to the last step."""
     scales = 10 ** np.arange(1, 10)
     return [int(end) for end in np.outer(scales, (1, 2, 5)).ravel() if end <= last]
+
+
+def window_start(end: int) -> int:
+    """The step before the window that ends at `end`."""
+    return max(window_ends(end - 1), default=0)
 
 
 def compare(recipe: LossCurve, ours: LossCurve) -> Verdict:
@@ -94,28 +110,31 @@ def compare(recipe: LossCurve, ours: LossCurve) -> Verdict:
         f"The run has no window of steps in common with the recipe's curve, which has those to "
         f"{', '.join(f'{end:,}' for end in recipe.ends)}: train it longer.",
     )
-    theirs = int(np.flatnonzero(recipe.ends == shared[-1])[0])
-    own = int(np.flatnonzero(ours.ends == shared[-1])[0])
-    difference = ours.mean[own] - recipe.mean[theirs]
-    return Verdict(theirs, difference / recipe.spread[theirs])
+    end = shared[-1]
+    rows = [(curve, int(np.flatnonzero(curve.ends == end)[0])) for curve in (ours, recipe)]
+    ours_mean, recipe_mean = (curve.mean[i] for curve, i in rows)
+    squares = np.stack([curve.spread[i] ** 2 / curve.records[i] for curve, i in rows])  # (2, 8)
+    variance = squares.sum(0)
+    degrees = np.min([curve.records[i] for curve, i in rows], 0) - 1
+    probability = 1 - FALSE_ALARMS / (2 * BANDS)  # of one side of one band
+    bounds = scipy.special.stdtrit(degrees, probability)
+    return Verdict(end, (ours_mean - recipe_mean) / np.sqrt(variance), bounds)
 
 
-def describe(name: str, recipe: LossCurve, verdict: Verdict, timesteps: int) -> str:
+def describe(name: str, verdict: Verdict, timesteps: int) -> str:
     """The verdict in one line."""
     edges = band_edges(timesteps)
-    ends = [0, *recipe.ends]
-    steps = f"steps {ends[verdict.window] + 1:,} to {ends[verdict.window + 1]:,}"
-    distances = verdict.distances
-    outside = np.flatnonzero(np.abs(distances) > 1)
-    shown = outside if len(outside) else [int(np.argmax(np.abs(distances)))]
+    steps = f"steps {window_start(verdict.end) + 1:,} to {verdict.end:,}"
+    distances, bounds, outside = verdict.distances, verdict.bounds, verdict.outside
+    furthest = [int(np.argmax(np.abs(distances) / bounds))]
     parts = [
-        f"{abs(distances[i]):.1f} spreads {'above' if distances[i] > 0 else 'below'} at t from "
-        f"{edges[i]} to {edges[i + 1] - 1}"
-        for i in shown
+        f"{abs(distances[i]):.1f} standard errors {'above' if distances[i] > 0 else 'below'} at t "
+        f"from {edges[i]} to {edges[i + 1] - 1} (bound {bounds[i]:.1f})"
+        for i in (np.flatnonzero(outside) if np.any(outside) else furthest)
     ]
-    if verdict.is_within:
-        return f"The loss is within the spread of recipe {name}, {steps}: at most {parts[0]}."
-    return f"The loss is outside the spread of recipe {name}, {steps}: {', '.join(parts)}."
+    if np.any(outside):
+        return f"The loss differs from that of recipe {name}, {steps}: {', '.join(parts)}."
+    return f"The loss agrees with that of recipe {name}, {steps}: at most {parts[0]}."
 
 
 def to_json(curve: LossCurve, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +148,7 @@ def to_json(curve: LossCurve, config: Mapping[str, Any]) -> dict[str, Any]:
         "ends": curve.ends.tolist(),
         "mean": rounded(curve.mean),
         "spread": rounded(curve.spread),
+        "records": curve.records.tolist(),
     }
 
 
@@ -145,7 +165,7 @@ def _settings_of_the_loss(settings: Mapping[str, Any], path: str = "") -> dict[s
 def from_json(value: Mapping[str, Any]) -> LossCurve:
     """Read a curve that `to_json` wrote."""
     mean, spread = (np.array(value[name], float) for name in ("mean", "spread"))
-    return LossCurve(np.array(value["ends"]), mean, spread)
+    return LossCurve(np.array(value["ends"]), mean, spread, np.array(value["records"]))
 
 
 def find_curve(
@@ -155,18 +175,17 @@ def find_curve(
 
     Raise ValueError, with the settings that differ from the nearest recipe, if there is none.
     """
-    different = {
-        name: [
-            setting
-            for setting in differences(dict(config), value["config"])
-            if not setting.startswith(NOT_OF_THE_LOSS)
-        ]
-        for name, value in curves.items()
-    }
+    different = {name: loss_differences(config, value["config"]) for name, value in curves.items()}
     name = min(different, key=lambda name: len(different[name]))
     check(
         not different[name],
-        f"No recipe with a loss curve has the settings of this run: {name}, the nearest, differs "
-        f"in {', '.join(different[name][:5])}.",
+        f"No recipe with a loss curve has the settings of this run ({name}, the nearest, differs "
+        f"in {', '.join(different[name][:5])}): recipes with a curve are {', '.join(curves)}.",
     )
     return name, from_json(curves[name])
+
+
+def loss_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The settings in which two configs differ and on which the loss depends, as dotted names."""
+    different = differences(dict(ours), dict(theirs))
+    return [setting for setting in different if not setting.startswith(NOT_OF_THE_LOSS)]

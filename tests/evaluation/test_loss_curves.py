@@ -11,7 +11,15 @@ from PIL import Image
 
 from ddpm_jax.cli.evaluate_loss import compare_loss
 from ddpm_jax.cli.recipes import load_recipe, loss_curves
-from ddpm_jax.evaluation.loss_curves import compare, describe, find_curve, make_curve, to_json
+from ddpm_jax.evaluation.loss_curves import (
+    FALSE_ALARMS,
+    LossCurve,
+    compare,
+    describe,
+    find_curve,
+    make_curve,
+    to_json,
+)
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.settings_json import to_json as settings
 
@@ -37,6 +45,7 @@ def test_windows_have_the_mean_and_the_spread_of_their_records():
     inside = np.array([each["loss_bands"] for each in logged if 20 < each["step"] <= 50], float)
     np.testing.assert_allclose(curve.mean[1], inside.mean(0))
     np.testing.assert_allclose(curve.spread[1], inside.std(0, ddof=1))
+    np.testing.assert_array_equal(curve.records[:2], [[5] * 8, [15] * 8])
 
 
 def test_a_run_that_has_logged_too_little_is_refused():
@@ -48,23 +57,53 @@ def test_a_run_that_has_logged_too_little_is_refused():
 def test_the_last_common_window_is_compared():
     recipe = make_curve(records(0, last=60))
     verdict = compare(recipe, make_curve(records(1)))
-    assert verdict.is_within
-    assert "within the spread of recipe toy, steps 21 to 50: at most 0." in describe(
-        "toy", recipe, verdict, 1000
-    )
+    assert not verdict.outside.any()
+    line = describe("toy", verdict, 1000)
+    assert line.startswith("The loss agrees with that of recipe toy, steps 21 to 50: at most ")
+    assert line.count("standard errors") == 1
     wrong = records(1)
     for each in wrong:
         each["loss_bands"][7] *= 1.3
         each["loss_bands"][0] *= 0.7
     verdict = compare(recipe, make_curve(wrong))
-    line = describe("toy", recipe, verdict, 1000)
-    assert "outside the spread of recipe toy, steps 21 to 50: " in line
-    assert "spreads below at t from 0 to 124" in line
-    assert "spreads above at t from 875 to 999." in line
-    assert line.count("spreads") == 2
+    line = describe("toy", verdict, 1000)
+    assert line.startswith("The loss differs from that of recipe toy, steps 21 to 50: ")
+    assert "standard errors below at t from 0 to 124 (bound " in line
+    assert "standard errors above at t from 875 to 999 (bound " in line
+    assert line.count("standard errors") == 2
     later = recipe._replace(ends=np.array([100, 200, 500]))
     with pytest.raises(ValueError, match="those to 100, 200, 500: train it longer"):
         compare(later, make_curve(records(1, last=60)))
+
+
+def test_the_first_window_of_a_curve_starts_after_the_window_before_it():
+    """Earlier windows may have too few records."""
+    recipe, ours = (make_curve(records(seed)[40:]) for seed in (0, 1))
+    assert recipe.ends.tolist() == [100]
+    assert "toy, steps 51 to 100: " in describe("toy", compare(recipe, ours), 1000)
+
+
+def random_curve(rng, n, bias=0.0):
+    rows = bias + rng.standard_normal((n, 8))
+    return LossCurve(
+        np.array([10]), rows.mean(0)[None], rows.std(0, ddof=1)[None], np.full((1, 8), n)
+    )
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (5, 50), (50, 50)])
+def test_at_most_one_correct_run_in_a_hundred_differs(n, m):
+    rng = np.random.default_rng(0)
+    pairs = [(random_curve(rng, n), random_curve(rng, m)) for _ in range(2000)]
+    rate = np.mean([compare(*pair).outside.any() for pair in pairs])
+    assert rate < 1.5 * FALSE_ALARMS
+    assert rate > 0 or n < 50
+
+
+def test_a_bias_of_five_standard_errors_is_seen_in_most_runs():
+    rng = np.random.default_rng(1)
+    bias = 5 * np.sqrt(2 / 50)
+    pairs = [(random_curve(rng, 50), random_curve(rng, 50, bias)) for _ in range(100)]
+    assert np.mean([compare(*pair).outside for pair in pairs]) > 0.9
 
 
 def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
@@ -74,7 +113,8 @@ def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
     assert name == "toy"
     np.testing.assert_allclose(found.mean, make_curve(records(0)).mean, rtol=1e-3)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=4))
-    with pytest.raises(ValueError, match=r"toy, the nearest, differs in training\.batch_size\.$"):
+    message = r"\(toy, the nearest, differs in training\.batch_size\): recipes with a curve are toy"
+    with pytest.raises(ValueError, match=message):
         find_curve(settings(other), {"toy": curve})
 
 
@@ -86,7 +126,7 @@ def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, 
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     compare_loss(RunSource(tmp_path, 100, config), None, recipes=tmp_path)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("The loss is within the spread of recipe toy, steps 51 to 100")
+    assert printed[0].startswith("The loss agrees with that of recipe toy, steps 51 to 100")
     assert printed[1] == str(tmp_path / "evaluation_loss.png")
     with Image.open(printed[1]) as picture:
         assert picture.width > 1000
