@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def _temporary_file(path: Path) -> Iterator[BinaryIO]:
     """Open a new file beside `path`. Remove it after the block, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of two containers may have the same id and write to the same folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
     finally:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,14 @@ def test_an_atomic_file_is_complete_or_absent(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_two_writers_of_one_path_do_not_share_a_temporary_file(tmp_path):
+    """Processes of two containers may have the same id."""
+    with atomic_file(tmp_path / "x") as first, atomic_file(tmp_path / "x") as second:
+        first.write(b"first")
+        second.write(b"other")
+    assert (tmp_path / "x").read_bytes() == b"first"
+
+
 def test_a_path_that_cannot_be_written_is_found_before_it_is_written(tmp_path):
     (tmp_path / "file").touch()
     check_writable(tmp_path / "file")

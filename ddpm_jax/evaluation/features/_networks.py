@@ -121,21 +121,25 @@ def on_devices(function: Callable, params: Any) -> Callable[[np.ndarray], np.nda
 def to_colour(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 3"]:
     """Repeat the one channel of grey images. Raise ValueError for other than 1 or 3 channels."""
     channels = images.shape[-1]
-    check(channels in (1, 3), f"Features need images of 1 or 3 channels, not {channels}.")
+    check(
+        channels in (1, 3),
+        f"Networks of features need images of 1 or 3 channels, not {channels}: use --features "
+        "pixels.",
+    )
     return np.broadcast_to(images, (*images.shape[:3], 3))
 
 
-def named_hash(path: Path) -> str:
-    """The hash in the name of a file of weights, NAME-HASH.pth, where PyTorch's hub has it.
+def named_hash(path: Path, name: str, remedy: str) -> str:
+    """The hash in the `name` of a file of weights, NAME-HASH.pth, where PyTorch's hub has it.
 
-    Raise ValueError unless the file's SHA-256 begins with it.
+    Raise ValueError, with the `remedy`, unless the SHA-256 of the file at `path` begins with it.
     """
-    expected = path.stem.rpartition("-")[2]
+    expected = Path(name).stem.rpartition("-")[2]
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()[: len(expected)]
     check(
         found == expected,
-        f"{path} is damaged or another file (its SHA-256 begins with {found}): delete it.",
+        f"{path} is damaged or another file (its SHA-256 begins with {found}): {remedy}.",
     )
     return expected
 

@@ -28,10 +28,12 @@ from ddpm_jax.evaluation.features._networks import (
     on_devices,
     to_colour,
 )
-from ddpm_jax.files import atomic_file, check_writable
+from ddpm_jax.files import atomic_file
 from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.training.step import example_keys, init_state, make_train_step, training_keys
 
+FORMAT = 1
+"""The number of the training's code. A new one trains anew."""
 WIDTHS = (32, 32, 64, 64, 128, 128)
 STRIDES = (1, 2, 1, 2, 1, 2)
 STEPS = 1000
@@ -59,11 +61,13 @@ def load(images: ImageSet | None = None, seed: int = 0) -> Features:
         )
     folder = home.cache_folder("the classifier", "set XDG_CACHE_HOME to a folder")
     path = folder / f"classifier-{fingerprint(images)}-{seed}.npz"
-    if not path.is_file():
-        check_writable(path)
+    found = read(path)
+    if found is None:
         layers = train(images, seed)
-        save(path, layers, accuracy(layers, images))
-    layers, right, weights = read(path)
+        found = layers, accuracy(layers, images)
+        save(path, *found)
+    layers, right = found
+    weights = layers_hash(layers)
     print(
         f"The classifier {weights} (seed {seed}) is right on {right:.1%} of held-out images. Its "
         "features are comparable only with results of the same classifier.",
@@ -76,7 +80,7 @@ def fingerprint(images: ImageSet) -> str:
     """A hash of the labels, of some of the pixels, and of the settings of the training."""
     rows = np.linspace(0, len(images) - 1, min(len(images), NUM_HASHED)).astype(int)
     pixels = images.read(rows)["image"]
-    settings = (WIDTHS, STRIDES, STEPS, BATCH, RATE, HELD_OUT, pixels.shape, len(images))
+    settings = (FORMAT, WIDTHS, STRIDES, STEPS, BATCH, RATE, HELD_OUT, pixels.shape, len(images))
     parts = (
         repr(settings).encode(),
         np.asarray(images.labels, np.int64).tobytes(),
@@ -150,21 +154,32 @@ def cross_entropy(layers: Layers, keys: Key[Array, " b"], batch: Mapping) -> Flo
 
 
 def save(path: Path, layers: Layers, right: float) -> None:
-    """Write the layers and the accuracy, atomically."""
+    """Write the layers and the accuracy, or say on stderr why that is impossible."""
     arrays = {
         f"{i}/{name}": array
         for i, each in enumerate(layers)
         for name, array in each._asdict().items()
     }
-    with atomic_file(path) as file:
-        np.savez(file, accuracy=right, **arrays)
+    try:
+        with atomic_file(path) as file:
+            np.savez(file, accuracy=right, **arrays)
+    except OSError as error:
+        print(f"The classifier is not cached ({error}): set XDG_CACHE_HOME.", file=sys.stderr)
 
 
-def read(path: Path) -> tuple[Layers, float, str]:
-    """The layers, the accuracy, and a hash of the layers."""
-    with np.load(path, allow_pickle=False) as file:
-        count = len(WIDTHS) + 1
-        layers = [Layer(*(file[f"{i}/{name}"] for name in Layer._fields)) for i in range(count)]
-        right = float(file["accuracy"])
-    data = b"".join(array.tobytes() for layer in layers for array in layer)
-    return layers, right, hashlib.sha256(data).hexdigest()[:8]
+def read(path: Path) -> tuple[Layers, float] | None:
+    """The layers and the accuracy; None if there is no file, or if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            count = len(WIDTHS) + 1
+            layers = [Layer(*(file[f"{i}/{name}"] for name in Layer._fields)) for i in range(count)]
+            return layers, float(file["accuracy"])
+    # A damaged file raises errors of many types, and is made again.
+    except Exception:
+        return None
+
+
+def layers_hash(layers: Layers) -> str:
+    """A hash of the layers' numbers."""
+    data = b"".join(np.asarray(array).tobytes() for layer in layers for array in layer)
+    return hashlib.sha256(data).hexdigest()[:8]

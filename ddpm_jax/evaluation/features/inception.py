@@ -4,6 +4,7 @@ It differs from other versions in its pools: averages do not count the padding, 
 takes a maximum. The weights, preprocessing and names of layers are those of pytorch-fid.
 """
 
+import http.client
 import os
 import shutil
 import sys
@@ -50,7 +51,7 @@ def load(images: ImageSet | None = None) -> Features:
     if their file is damaged.
     """
     path = find_weights(ADDRESS)
-    weights = named_hash(path)
+    weights = named_hash(path, FILE, "delete it")
     apply = on_devices(pooled, network(read_arrays(path)))
     return Features("inception", weights, f"bilinear to {SIZE}, without antialiasing", apply)
 
@@ -63,7 +64,8 @@ def find_weights(address: str) -> Path:
             return existing
     try:
         _download(address, path)
-    except OSError as error:  # an HTTP error too
+    # A response may be cut short, or another page.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
             f"The weights of the FID network are missing, and the download failed ({reason}): "
@@ -79,9 +81,12 @@ def _torch_hub() -> Path:
 
 
 def _download(address: str, path: Path) -> None:
+    """Download a file whose SHA-256 begins with the hash in its name. Raise ValueError if not."""
     print(f"Downloading {address} to {path}.", file=sys.stderr)
     with urllib.request.urlopen(address, timeout=SECONDS) as response, atomic_file(path) as file:
         shutil.copyfileobj(response, file)
+        file.flush()
+        named_hash(Path(file.name), path.name, "check the connection")
 
 
 def network(arrays: Mapping[str, np.ndarray]) -> dict[str, Layer]:

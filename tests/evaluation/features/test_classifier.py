@@ -1,5 +1,6 @@
 """The classifier learns the reference images once, and gives the same features again."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,23 @@ def test_a_classifier_is_trained_once_per_data_set_and_seed(digits, cache, monke
     features = again.apply(digits.images[:5])
     assert features.shape == (5, 32)
     np.testing.assert_array_equal(features, first.apply(digits.images[:5]))
+
+
+def test_a_damaged_file_is_made_again_and_a_cache_that_is_locked_is_no_error(
+    digits, cache, monkeypatch, capsys
+):
+    layers = classifier.init(jax.random.key(0), 10)
+    monkeypatch.setattr(classifier, "train", lambda images, seed: jax.device_get(layers))
+    path = cache / f"classifier-{classifier.fingerprint(digits)}-0.npz"
+    cache.mkdir()
+    path.write_bytes(b"damaged")
+    first = classifier.load(digits)
+    assert classifier.read(path) is not None
+    path.unlink()
+    cache.rmdir()
+    cache.touch()
+    assert classifier.load(digits).weights == first.weights
+    assert "The classifier is not cached (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

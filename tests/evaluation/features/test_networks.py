@@ -72,14 +72,14 @@ def test_features_have_the_same_bits_in_any_batch_and_on_any_number_of_devices(m
 def test_grey_images_are_repeated_and_others_refused():
     images = random_images(3, 8, 8)[..., :1]
     np.testing.assert_array_equal(toy_features(images), toy_features(np.repeat(images, 3, -1)))
-    with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
+    with pytest.raises(ValueError, match="1 or 3 channels, not 4: use --features pixels"):
         toy_features(np.zeros((1, 8, 8, 4), np.uint8))
 
 
 def test_a_file_without_the_hash_of_its_name_is_refused(tmp_path):
     path = tmp_path / "weights-2cf24dba.pth"
     path.write_bytes(b"hello")
-    assert _networks.named_hash(path) == "2cf24dba"
+    assert _networks.named_hash(path, path.name, "delete it") == "2cf24dba"
     path.write_bytes(b"hallo")
     with pytest.raises(ValueError, match=r"SHA-256 begins with .*: delete it\."):
-        _networks.named_hash(path)
+        _networks.named_hash(path, path.name, "delete it")

@@ -1,5 +1,8 @@
 """Where the weights of features come from, and the errors if they are not there."""
 
+import http.client
+import io
+
 import numpy as np
 import pytest
 from helpers.features import random_images
@@ -15,12 +18,18 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_the_weights_of_inception_are_downloaded_once(cache, tmp_path, capsys):
+@pytest.fixture
+def hello(monkeypatch):
+    """The weights are a file that holds "hello"."""
+    monkeypatch.setattr(inception, "FILE", "weights-2cf24dba.pth")
+
+
+def test_the_weights_of_inception_are_downloaded_once(cache, hello, tmp_path, capsys):
     source = tmp_path / "source.pth"
-    source.write_bytes(b"weights")
+    source.write_bytes(b"hello")
     path = inception.find_weights(source.as_uri())
     assert path == cache / "ddpm_jax" / inception.FILE
-    assert path.read_bytes() == b"weights"
+    assert path.read_bytes() == b"hello"
     source.unlink()
     assert inception.find_weights(source.as_uri()) == path
     assert capsys.readouterr().err.count("Downloading") == 1
@@ -40,6 +49,25 @@ def test_a_failed_download_is_one_line_that_says_where_to_put_the_file(cache, tm
     message = str(caught.value)
     assert message.endswith(f": put {address} into {cache / 'ddpm_jax'}.")
     assert "\n" not in message
+    assert not any(path.is_file() for path in cache.rglob("*"))
+
+
+class CutResponse(io.BytesIO):
+    """The response of a server that closes the connection too early."""
+
+    def read(self, size=-1):
+        raise http.client.IncompleteRead(b"he", 3)
+
+
+def test_a_download_of_something_else_leaves_no_file(cache, hello, tmp_path, monkeypatch):
+    """Else the next run would find a damaged file."""
+    page = tmp_path / "page.html"
+    page.write_text("Please log in.")
+    with pytest.raises(FileNotFoundError, match=r"download failed \(.* begins with .*: put file:"):
+        inception.find_weights(page.as_uri())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: CutResponse())
+    with pytest.raises(FileNotFoundError, match=r"download failed \(IncompleteRead"):
+        inception.find_weights("https://localhost")
     assert not any(path.is_file() for path in cache.rglob("*"))
 
 
