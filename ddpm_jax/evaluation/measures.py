@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from ddpm_jax.errors import check
 from ddpm_jax.evaluation.frechet import frechet_distance, moments
 from ddpm_jax.evaluation.kid import kernel_distance
 from ddpm_jax.evaluation.nearest import Nearest, nearest
@@ -17,6 +18,7 @@ Measure = Literal[
 ]
 DEFAULT: tuple[Measure, ...] = ("frechet", "kid", "nearest")
 MIN_IMAGES = 4
+"""The smallest number of samples, and of reference images."""
 
 
 def frechet(vectors: np.ndarray, reference: Reference) -> dict[str, float]:
@@ -46,6 +48,25 @@ OF_SAMPLES: dict[str, Callable[[np.ndarray, Reference], dict[str, float]]] = {
 def compares_images(measures: Sequence[str]) -> bool:
     """Whether one of the measures needs samples and a reference."""
     return bool({*OF_SAMPLES, "nearest"} & set(measures))
+
+
+def check_count(count: int, images: str) -> None:
+    """Raise ValueError for fewer `images`, such as samples, than any measure needs."""
+    check(
+        count >= MIN_IMAGES,
+        f"Measures need at least {MIN_IMAGES} {images}, not {count}: give more.",
+    )
+
+
+def prepare(reference: Reference, measures: Sequence[str]) -> None:
+    """Compute from the reference what these measures need of it alone, to fail before a long draw.
+
+    Raise ValueError for a reference of copies, and MemoryError.
+    """
+    if "frechet" in measures:
+        _ = reference.moments
+    if "nearest" in measures:
+        _ = reference.typical_distance
 
 
 def measure(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from ddpm_jax import home
@@ -16,6 +17,8 @@ from ddpm_jax.evaluation.image_sets import blocks
 from ddpm_jax.evaluation.nearest import typical_distance
 from ddpm_jax.files import atomic_file
 
+FORMAT = 1
+"""The number of the computation of features. A new one leaves the older files of a cache unread."""
 HELD_OUT = 10_000
 """Largest number of reference images whose distance to the others is measured."""
 
@@ -23,12 +26,12 @@ HELD_OUT = 10_000
 class Reference:
     """The feature vectors of reference images, and what is computed of them once."""
 
-    def __init__(self, images: ImageSet, features: Features, digest: str, batch_size: int):
-        self.vectors = cached_vectors(features, images, digest, batch_size)
+    def __init__(self, vectors: Float[np.ndarray, "n d"]):
+        self.vectors = vectors
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """The mean and the covariance of the vectors."""
+        """The mean of the vectors and a root of their covariance."""
         return moments(self.vectors)
 
     @functools.cached_property
@@ -38,36 +41,32 @@ class Reference:
 
 
 def feature_vectors(
-    features: Features, images: ImageSet, batch_size: int, name: str = "images"
-) -> np.ndarray:
-    """The features (n, d) of all images as float32, in batches of one size, with a progress bar."""
+    features: Features, images: ImageSet, name: str = "images"
+) -> Float[np.ndarray, "n d"]:
+    """The features of all images as float32, with a progress bar."""
     vectors = []
     title = f"{features.name} of {name}"
     with tqdm(total=len(images), desc=title, unit="image", leave=False) as bar:
-        for block in blocks(images, batch_size):
-            # Fill the last batch with copies, so that a network is compiled for one size.
-            filled = block[np.arange(batch_size) % len(block)]
-            vectors.append(np.asarray(features.apply(filled), np.float32)[: len(block)])
+        for block in blocks(images):
+            vectors.append(np.asarray(features.apply(block), np.float32))
             bar.update(len(block))
     return np.concatenate(vectors)
 
 
-def cached_vectors(
-    features: Features, images: ImageSet, digest: str, batch_size: int
-) -> np.ndarray:
+def cached_vectors(features: Features, images: ImageSet, digest: str) -> Float[np.ndarray, "n d"]:
     """The features of reference images, kept in the user's cache folder if they have weights.
 
-    The file's name holds the hashes of the images and of the features, so it is never out of date.
+    The file's name holds the hashes of the images and of the weights, and `FORMAT`.
     """
     if not features.weights:
-        return feature_vectors(features, images, batch_size, "the reference")
-    made_with = "\n".join([features.name, features.weights, features.resize, digest])
+        return feature_vectors(features, images, "the reference")
+    made_with = "\n".join([features.name, features.weights, features.resize, digest, f"{FORMAT}"])
     name = hashlib.sha256(made_with.encode()).hexdigest()[:16]
     folder = home.cache_folder("the cache of features", "set XDG_CACHE_HOME to a folder")
     path = folder / "features" / f"{features.name}-{name}.npy"
     vectors = _read(path, len(images))
     if vectors is None:
-        vectors = feature_vectors(features, images, batch_size, "the reference")
+        vectors = feature_vectors(features, images, "the reference")
         _write(path, vectors)
     return vectors
 
@@ -86,4 +85,4 @@ def _write(path: Path, vectors: np.ndarray) -> None:
         with atomic_file(path) as file:
             np.save(file, vectors)
     except OSError as error:
-        print(f"The features are not cached ({error}).", file=sys.stderr)
+        print(f"The features are not cached ({error}): set XDG_CACHE_HOME.", file=sys.stderr)

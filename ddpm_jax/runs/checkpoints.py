@@ -94,9 +94,9 @@ class CheckpointWriter:
         """Start to save a step, with `config` as JSON, and return once the arrays are copied.
 
         The caller may then donate the arrays. `data` describes the data set, as JSON: its size, on
-        which the batches depend, and its classes; it may hold an `evaluation`. Besides the newest
-        steps the best one is kept, and to roll back to the newest one before `last_finite_step`:
-        the weights of later steps may have no finite loss.
+        which the batches depend, and its classes; it may hold an `evaluation`. Keeps the newest
+        steps and the best one. While updates are skipped, also keeps the newest step before
+        `last_finite_step`, to roll back to: the weights of later steps may have no finite loss.
         """
         self.wait()
         with self._report_failure(self._continue_on_failure):

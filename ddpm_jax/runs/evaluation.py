@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.devices import hosts
 from ddpm_jax.evaluation.features import Features, load_features
-from ddpm_jax.evaluation.frechet import frechet_distance, moments
-from ddpm_jax.evaluation.kid import kernel_distance
-from ddpm_jax.evaluation.reference import feature_vectors
+from ddpm_jax.evaluation.measures import Measure, check_count, measure, prepare
+from ddpm_jax.evaluation.reference import Reference, feature_vectors
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.models import Params
 from ddpm_jax.runs.grids import shortened
 from ddpm_jax.settings_json import to_json
+
+MEASURES: tuple[Measure, ...] = ("kid", "frechet")
 
 
 class Distances(NamedTuple):
@@ -31,10 +31,7 @@ class Distances(NamedTuple):
 
 
 class Evaluator:
-    """Draws samples of a run, always from the same noise, and measures them.
-
-    The features and the training images are read at the first evaluation.
-    """
+    """Draws samples of a run, always from the same noise, and measures them."""
 
     def __init__(self, config: Config, images: ImageSet):
         self._config = config
@@ -45,20 +42,26 @@ class Evaluator:
         every = self._config.evaluation.every
         return every is not None and (step % every == 0 or step == total)
 
+    def prepare(self) -> None:
+        """Load the features and the training images, if any step is measured.
+
+        Call this before training, because the weights may be missing or the images too few.
+        """
+        if self._config.evaluation.every is not None:
+            check_count(len(self._images), "training images")
+            prepare(self._reference, MEASURES)
+
     @functools.cached_property
     def _features(self) -> Features:
         return load_features(self._config.evaluation.features, self._images)
 
     @functools.cached_property
-    def _reference(self) -> np.ndarray:
+    def _reference(self) -> Reference:
         """The features of training images, which the run's seed draws without repetition."""
         count = min(self._config.evaluation.num, len(self._images))
         batch = batch_at(self._images, self._config.training.seed, 0, count)
-        return self._vectors(to_uint8(batch["image"]))
-
-    def _vectors(self, images: np.ndarray) -> np.ndarray:
-        batch_size = self._config.training.micro_batch_size
-        return feature_vectors(self._features, InMemory(images), batch_size)
+        images = InMemory(to_uint8(batch["image"]))
+        return Reference(feature_vectors(self._features, images, "training images"))
 
     def __call__(self, params: Params) -> Distances:
         """Measure the samples of a network."""
@@ -71,18 +74,31 @@ class Evaluator:
             seed=config.training.seed,
             sampling=shortened(config),
         )
-        vectors = self._vectors(states[-1])
-        kid = kernel_distance(vectors, self._reference)
-        distance = frechet_distance(moments(self._reference), moments(vectors))
-        return Distances(kid.value, kid.error, distance)
+        vectors = feature_vectors(self._features, InMemory(states[-1]), "samples")
+        numbers, _ = measure(vectors, self._reference, MEASURES)
+        return Distances(**numbers)
 
     def record(self, result: Distances) -> dict[str, Any]:
         """The part of a checkpoint's record: the numbers, and how they were made."""
         settings = self._config.evaluation
         made_with = {
             "num": settings.num,
+            "images": len(self._reference.vectors),
             "features": settings.features,
             "weights": self._features.weights,
             "sampling": to_json(shortened(self._config)),
         }
         return {**result._asdict(), "made_with": made_with}
+
+
+def prepared_evaluator(config: RunConfig, images: ImageSet) -> Evaluator | None:
+    """The evaluator of a run of a network that denoises.
+
+    Only the primary host measures. Raise ValueError, OSError or ImportError for what it lacks.
+    """
+    if not isinstance(config, Config):
+        return None
+    evaluator = Evaluator(config, images)
+    if hosts.is_primary():
+        evaluator.prepare()
+    return evaluator

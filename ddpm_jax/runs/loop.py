@@ -21,7 +21,7 @@ from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs import checkpoints, directory, saved_steps, weights
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.directory import AUTOENCODER
-from ddpm_jax.runs.evaluation import Evaluator
+from ddpm_jax.runs.evaluation import Evaluator, prepared_evaluator
 from ddpm_jax.runs.initial_weights import (
     Base,
     first_trained,
@@ -100,6 +100,7 @@ def train(
     if not start:
         warn_of_other_values(config, images)
     with memory.explain_oom(*memory_advice(config)):
+        evaluator = prepared_evaluator(config, images)
         tx = config.make_optimizer(len(images))
         base = load_base(config, folder, start)
         state = resumed_state(config, tx, folder, start) if start else first_state(config, tx)
@@ -112,7 +113,9 @@ def train(
             if with_preview:
                 task.preview(config, images, folder)
         hosts.barrier("directory")
-        done, signal = run_steps(config, folder, images, train_step, state, on_save, base)
+        done, signal = run_steps(
+            config, folder, images, train_step, state, on_save, base, evaluator
+        )
     if done < total:
         print(f"stopped: step {done} of {total} is saved in {folder}; the same command resumes it")
         return 128 + signal
@@ -250,6 +253,7 @@ def run_steps(
     state: TrainState,
     on_save: OnSave = ignore_save,
     base: Base | None = None,
+    evaluator: Evaluator | None = None,
 ) -> tuple[int, int]:
     """Run the steps that follow `state.step`; save, report and roll back as configured.
 
@@ -266,7 +270,6 @@ def run_steps(
     signal = 0
     writer = CheckpointWriter(folder, config.checkpoint)
     reporter = Reporter(config, images, folder, start, partial(network_params, config, base))
-    evaluator = Evaluator(config, images) if isinstance(config, Config) else None
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,13 +180,20 @@ class Reporter:
     def evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
         """Measure samples of the averaged parameters and log them. Return the checkpoint's record.
 
-        It is empty on all hosts but the primary one.
+        It is empty on all hosts but the primary one, and if measuring fails: the step is saved
+        whatever happens.
         """
         params = self._gather(state)
         if not hosts.is_primary():
             return {}
-        with self._without_time():
-            result = evaluator(params)
+        try:
+            with self._without_time():
+                result = evaluator(params)
+        # Out of memory, weights of a sampler that diverge, ...: training can continue.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            self._bar.write(f"Step {step} was not measured ({reason}).", file=sys.stderr)
+            return {}
         self._write_waiting()
         self._log.scalars(step, result._asdict())
         distance = f"KID {result.kid:.5f} +- {result.kid_error:.5f}"

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ def resolve_checkpoint(ckpt: str | Path, step: Step | None = None) -> tuple[Path
     if step is None:
         return workdir, newest(workdir)
     if step == "best":
-        step = best_step(workdir)
+        step = best_step(workdir, valid_steps(workdir))
         check(
             step is not None,
             f"Run {workdir} has measured no checkpoint: name a step, or train with "
@@ -132,18 +132,29 @@ def values_of(record: dict[str, Any]) -> Levels:
     return LEVELS if scaled is None else from_json(ScaledValues, scaled, "values")
 
 
-def best_step(workdir: str | Path) -> int | None:
+def best_step(workdir: str | Path, candidates: Iterable[int] | None = None) -> int | None:
     """The saved step whose samples had the lowest KID while training; None if none was measured.
 
-    Steps that were measured in another way than the newest of them are left out.
+    Considers only steps measured with the newest one's settings, and none whose record is damaged.
     """
-    records = {step: data_at(workdir, step).get("evaluation") for step in steps(workdir)}
+    candidates = steps(workdir) if candidates is None else candidates
+    records = {step: _evaluation_at(workdir, step) for step in candidates}
     measured = {step: record for step, record in records.items() if record is not None}
     if not measured:
         return None
     made_with = measured[max(measured)]["made_with"]
     comparable = [step for step in measured if measured[step]["made_with"] == made_with]
     return min(comparable, key=lambda step: measured[step]["kid"])
+
+
+def _evaluation_at(workdir: str | Path, step: int) -> dict[str, Any] | None:
+    """The evaluation of a step; None without one, or if its file is damaged."""
+    try:
+        record = data_at(workdir, step)["evaluation"]
+        return {"kid": float(record["kid"]), "made_with": record["made_with"]}
+    # A damaged file raises errors of many types.
+    except Exception:
+        return None
 
 
 def config_file(workdir: str | Path, step: int) -> Path:

@@ -44,26 +44,49 @@ def test_samples_of_the_runs_seed_are_compared_with_its_images():
 
 def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics, "loss_curve", lambda *_, **__: None)
-    kids = {2: 0.3, 4: 0.2, 6: 0.5, 7: 0.4}
+    kids = {2: 0.3, 4: 0.2, 6: None, 7: 0.4}
     remaining = iter(kids.values())
 
     def measure(evaluator, params):
-        return evaluation.Distances(next(remaining), 0.01, 1.0)
+        kid = next(remaining)
+        if kid is None:
+            raise ValueError("Out of memory.")
+        return evaluation.Distances(kid, 0.01, 1.0)
 
     monkeypatch.setattr(Evaluator, "__call__", measure)
     tx = CONFIG.make_optimizer(len(IMAGES))
     train_step = loop.parallel_train_step(CONFIG, tx)
     state = loop.first_state(CONFIG, tx)
-    assert loop.run_steps(CONFIG, tmp_path, IMAGES, train_step, state) == (7, 0)
+    evaluator = Evaluator(CONFIG, IMAGES)
+    end = loop.run_steps(CONFIG, tmp_path, IMAGES, train_step, state, evaluator=evaluator)
+    assert end == (7, 0)
     assert saved_steps.steps(tmp_path) == [4, 7]
     assert saved_steps.resolve_checkpoint(tmp_path, "best") == (tmp_path, 4)
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert {line["step"]: line["kid"] for line in lines if "kid" in line} == kids
+    measured = {line["step"]: line["kid"] for line in lines if "kid" in line}
+    assert measured == {step: kid for step, kid in kids.items() if kid is not None}
+    record = saved_steps.data_at(tmp_path, 4)["evaluation"]
+    assert (record["made_with"]["num"], record["made_with"]["images"]) == (40, 40)
     assert sorted(line["step"] for line in lines if "loss" in line) == [3, 6, 7]
-    assert "step 4: KID 0.20000 +- 0.01000" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "step 4: KID 0.20000 +- 0.01000" in printed.out
+    assert "Step 6 was not measured (Out of memory.)." in printed.err
 
 
 def test_unknown_features_are_found_before_the_first_step():
     config = dataclasses.replace(CONFIG, evaluation=Evaluation(every=2, features="faces"))
     with pytest.raises(ValueError, match="Unknown features 'faces': choose one of classifier"):
         task_of(config).check(config)
+
+
+@pytest.mark.parametrize(
+    ("features", "count", "message"),
+    [("classifier", 40, "labels, which some of the images lack"), ("pixels", 3, "not 3: give")],
+)
+def test_features_and_images_that_are_missing_are_found_before_training(features, count, message):
+    config = dataclasses.replace(CONFIG, evaluation=Evaluation(every=2, features=features))
+    images = InMemory(IMAGES.images[:count])
+    with pytest.raises(ValueError, match=message):
+        evaluation.prepared_evaluator(config, images)
+    unmeasured = dataclasses.replace(CONFIG, evaluation=Evaluation(features=features))
+    assert evaluation.prepared_evaluator(unmeasured, images) is not None

@@ -130,3 +130,21 @@ def test_unfinished_saves_are_deleted(three):
     with CheckpointWriter(three, KEEP_THREE):
         pass
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_a_damaged_record_stops_no_save_and_is_not_the_best(tmp_path, capsys):
+    settings = Checkpoint(keep_last=3)
+    with CheckpointWriter(tmp_path, settings) as checkpoints:
+        for step, kid in ((1, 0.1), (2, 0.3), (3, 0.2)):
+            record = {"kid": kid, "made_with": {"num": 4}}
+            checkpoints.save(step, small_items(step), {}, {"evaluation": record})
+        checkpoints.wait()
+        record = tmp_path / saved_steps.FOLDER / "1" / "data" / "metadata"
+        record.write_text("{")
+        checkpoints.save(4, small_items(4), {})
+    assert saved_steps.steps(tmp_path) == [2, 3, 4]
+    (tmp_path / saved_steps.FOLDER / "3" / "data" / "metadata").write_text("[]")
+    assert resolve_checkpoint(tmp_path, "best") == (tmp_path, 2)
+    assert f"Skipping {tmp_path / saved_steps.FOLDER / '3'}, which is corrupt" in (
+        capsys.readouterr().err
+    )
