@@ -6,40 +6,52 @@
     python -m ddpm_jax.evaluate --ckpt runs/digits --loss
     python -m ddpm_jax.evaluate --compare a.json b.json
 
-With `--out x.json`, x_nearest.png shows the samples nearest to reference images beside these, and
+With `--out x.json`, x_nearest.png shows samples next to their nearest reference images, and
 x_bits.png the variational bound over t. docs/evaluation.md says what each number means.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from ddpm_jax.cli import arguments
-from ddpm_jax.cli.evaluate_images import compare_images, describe_reference, measure_samples
+from ddpm_jax.cli.evaluate_images import (
+    compare_images,
+    describe_reference,
+    measure_samples,
+    prepare_reference,
+)
 from ddpm_jax.cli.evaluate_loss import compare_loss
 from ddpm_jax.cli.evaluate_network import (
+    describe_network,
     describe_samples,
     draw,
     measure_network,
     measure_speed,
-    sampling_settings,
 )
-from ddpm_jax.cli.evaluate_options import EvaluateOptions
-from ddpm_jax.cli.evaluate_outputs import Outputs, check_outputs, finish
-from ddpm_jax.cli.run_options import image_config
+from ddpm_jax.cli.evaluate_options import USED, EvaluateOptions
+from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
+from ddpm_jax.cli.run_options import image_config, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
-from ddpm_jax.evaluation.image_sets import read_reference
+from ddpm_jax.evaluation.image_sets import CROP, read_reference
 from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.models import Params
 from ddpm_jax.runs.directory import EVALUATION
-from ddpm_jax.runs.sources import MISSING, RunSource, Source, open_checkpoint
+from ddpm_jax.runs.sources import RunSource, Source, open_checkpoint
 
 PROG = "python -m ddpm_jax.evaluate"
 ANY_VALUES = ("loss", "speed")
 """Measures that are defined for other values than 8-bit levels."""
+MISSING = (
+    "Nothing to measure: give the directory of a run, such as --ckpt runs/digits, or images by "
+    "--samples and --against."
+)
 
 
 def main(args: list[str]) -> None:
@@ -50,17 +62,18 @@ def main(args: list[str]) -> None:
         return
     options = arguments.parse(EvaluateOptions, args, None, f"{PROG} --ckpt DIR")
     if options.compare:
+        options.check_used("--compare", USED["--compare"])
         results = {str(path): read_result(path) for path in options.compare}
         print(compare(results, options.may_differ))
         return
-    check(options.samples is not None, f"{MISSING[:-1]}, or images by --samples and --against.")
+    check(options.samples is not None, MISSING)
     measure_samples(options)
 
 
 def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     """Measure the network of `--ckpt`, and the samples that it draws."""
     sampler, args = arguments.take_option(args, "--sampler")
-    source = open_checkpoint(ckpt)
+    source = open_checkpoint(ckpt, named_step(args))
     if isinstance(source, RunSource):
         image_config(source)
     options, sampling = parse(args, ckpt, source, sampler)
@@ -68,40 +81,39 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     if options.loss:
         compare_loss(source, options.out)
         return
-    if options.checkpoint is not None:
-        source = open_checkpoint(ckpt, options.checkpoint)
     out = options.out or source.output_folder / EVALUATION
     check_outputs(out)
     check_measures(source.values, options)
     options.set_up_jax(options.num_images)
     spec = dataclasses.replace(source.spec, sampling=sampling)
-    reference_set, description, split = reference_of(source, options)
-    check_values(reference_set.values, source.values, "leave out --split and --against")
-    if options.measures_network:
-        options.check_bits_num(len(reference_set))
-        check_labels(reference_set, spec.model.num_classes, source.classes)
     params = source.params(options.weights)
-    result: dict[str, Any] = {
-        **describe_reference(reference_set, description, split),
-        "samples": describe_samples(ckpt, source, options, sampling),
-        "step": source.step if isinstance(source, RunSource) else None,
-        "sampling": sampling_settings(spec),
-        "seeds": list(options.sampling_seeds),
-    }
-    outputs: Outputs = {}
+    result = describe_network(ckpt, source, params, options)
     with options.explain_oom(spec.model):
-        if "speed" in options.measures:
-            result |= measure_speed(spec, params, options)
-        if compares_images(options.measures):
-            samples = draw(spec, params, options)
-            digest = result["against_images"]
-            numbers, outputs = compare_images(options, reference_set, digest, samples)
-            result |= numbers
+        report(result, measure_parts(source, spec, params, options), out)
+
+
+def measure_parts(
+    source: Source, spec: ModelSpec, params: Params, options: EvaluateOptions
+) -> Iterator[Part]:
+    """Yield the numbers of each measure with its pictures. Only speed needs no reference images.
+
+    Raise ValueError for a reference that does not fit, before anything is drawn.
+    """
+    if set(options.measures) != {"speed"}:
+        images, described = reference_of(source, options)
         if options.measures_network:
-            numbers, more = measure_network(spec, params, options, reference_set)
-            result |= numbers
-            outputs |= more
-    finish(result, out, outputs)
+            options.check_bits_num(len(images))
+            check_labels(images, spec.model.num_classes, source.classes)
+        yield described, {}
+    if compares_images(options.measures):
+        reference = prepare_reference(options, images, described["against_images"])
+        samples = draw(spec, params, options)
+        numbers, pictures = compare_images(options, *reference, images, samples)
+        yield describe_samples(spec, options) | numbers, pictures
+    if "speed" in options.measures:
+        yield measure_speed(spec, params, options), {}
+    if options.measures_network:
+        yield from measure_network(spec, params, options, images)
 
 
 def check_measures(values: Levels, options: EvaluateOptions) -> None:
@@ -124,22 +136,27 @@ def parse(
     return parse_with_sampling(EvaluateOptions, args, default, f"{PROG} --ckpt {ckpt}")
 
 
-def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, str, str | None]:
-    """The reference images, their description and their split: `--against`, or the run's data.
+def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, dict[str, Any]]:
+    """The reference images and the part of a result on them: `--against`, or the run's data.
 
-    Raise ValueError if there are none, and for a split that the data does not have.
+    Raise ValueError if there are none, for other values than the network's, and for a split that
+    the data does not have.
     """
-    shape = source.spec.model.image_shape
+    data = source.config.data if isinstance(source, RunSource) else None
     if options.against is not None:
-        images = read_reference(options.against, shape, options.split)
-        return images, str(options.against), options.split
-    if not isinstance(source, RunSource):
+        shape = source.spec.model.image_shape
+        images = read_reference(options.against, shape, options.split, data or CROP)
+        described = describe_reference(images, str(options.against), options.split)
+    elif data is not None:
+        data = with_split(data, options.split)
+        images = data.load(source.spec.model.image_size, source.spec.model.channels)
+        described = describe_reference(images, data.describe(), getattr(data, "split", None))
+    else:
         raise ValueError(
             "This checkpoint does not name its data: give reference images, --against."
         )
-    data = with_split(source.config.data, options.split)
-    images = data.load(source.spec.model.image_size, source.spec.model.channels)
-    return images, data.describe(), getattr(data, "split", None)
+    check_values(images.values, source.values, "leave out --split and --against")
+    return images, described
 
 
 def with_split(data: DataSource, split: str | None) -> DataSource:

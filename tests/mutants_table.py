@@ -807,8 +807,8 @@ _ROWS = [
      "tests/runs/test_loop.py -k resumed_state"),
     # Evaluation
     ("frechet-without-root", "The Frechet distance takes C_1 C_2 for its square root.",
-     "root_trace = np.sum(np.sqrt(np.maximum(eigenvalues, 0)))",
-     "root_trace = np.sum(np.maximum(eigenvalues, 0))",
+     "root_trace = np.sum(np.linalg.svd(a.root @ b.root.T, compute_uv=False))",
+     "root_trace = np.sum(np.linalg.svd(a.root @ b.root.T, compute_uv=False) ** 2)",
      "tests/evaluation/test_distances.py"),
     ("kid-biased", "KID divides by the pairs of a vector with itself, which it leaves out.",
      "aa / (m * (m - 1))",
@@ -846,6 +846,22 @@ _ROWS = [
      "elif _identity(a, key) != _identity(b, key):",
      "elif False:",
      "tests/evaluation/test_measures.py -k differently"),
+    ("copies-not-at-0", "The distance of copies is a rounding error.",
+     "np.where(squared > rounding * norms, squared, 0)",
+     "np.maximum(squared, 0)",
+     "tests/evaluation/test_distances.py -k copies"),
+    ("other-weights-collected", "A file collects the numbers of different weights.",
+     "for key in (*IDENTITY, *shared)):",
+     "for key in shared):",
+     "tests/evaluation/test_evaluate.py -k made_differently"),
+    ("bound-of-one-band", "The loss may differ in any of eight bands by the bound of one.",
+     "1 - FALSE_ALARMS / (2 * BANDS)",
+     "1 - FALSE_ALARMS / 2",
+     "tests/evaluation/test_loss_curves.py -k correct_run"),
+    ("features-not-loaded-first", "A run misses the weights of features at its first evaluation.",
+     "        evaluator.prepare()",
+     "        pass",
+     "tests/runs/test_evaluation.py -k before_training"),
 ]
 # fmt: on
 

@@ -1,7 +1,7 @@
 """Measure a network: its samples, its likelihood, its loss and its speed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,36 +10,54 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
-from ddpm_jax.cli.evaluate_outputs import Outputs
-from ddpm_jax.data import ImageSet
+from ddpm_jax.cli.evaluate_outputs import Part
+from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.devices import parallel
 from ddpm_jax.evaluation import bits_per_dim, loss_bands, ode_likelihood
+from ddpm_jax.evaluation.results import SPEED_RUNS
 from ddpm_jax.figures import plots
 from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
-from ddpm_jax.generation.sampling import Sampling, step_count
+from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.models import Params
+from ddpm_jax.runs.provenance import weights_hash
 from ddpm_jax.runs.sources import RunSource, Source
 from ddpm_jax.settings_json import to_json
+
+
+def describe_network(
+    ckpt: str, source: Source, params: Params, options: EvaluateOptions
+) -> dict[str, Any]:
+    """The part of a result that names the network. Its hash tells it from others."""
+    step = source.step if isinstance(source, RunSource) else None
+    at_step = "" if step is None else f", step {step}"
+    return {
+        "network": f"{ckpt}{at_step}, weights {options.weights}",
+        "step": step,
+        "weights": options.weights,
+        "measured": weights_hash(params)[:16],
+    }
+
+
+def describe_samples(spec: ModelSpec, options: EvaluateOptions) -> dict[str, Any]:
+    """The part of a result that says how samples are drawn."""
+    sampling = spec.sampling
+    steps = step_count(spec.objective, sampling)
+    seeds = ", ".join(map(str, options.sampling_seeds))
+    guidance = f", guidance {sampling.guidance_scale:g}" if sampling.guided else ""
+    labels = ", all classes in turn" if spec.model.num_classes else ""
+    return {
+        "samples": f"{sampling.sampler} with {steps} steps{guidance}{labels}, seed {seeds}",
+        "sampling": sampling_settings(spec),
+        "seeds": list(options.sampling_seeds),
+    }
 
 
 def sampling_settings(spec: ModelSpec) -> dict[str, Any]:
     """The settings of sampling as JSON, with the number of steps that are taken."""
     settings = to_json(spec.sampling)
     return settings | {"steps": step_count(spec.objective, spec.sampling)}
-
-
-def describe_samples(
-    ckpt: str, source: Source, options: EvaluateOptions, sampling: Sampling
-) -> str:
-    """One line that says which network drew the samples and how."""
-    step = f", step {source.step}" if isinstance(source, RunSource) else ""
-    steps = step_count(source.spec.objective, sampling)
-    seeds = ", ".join(map(str, options.sampling_seeds))
-    guidance = f", guidance {sampling.guidance_scale:g}" if sampling.guided else ""
-    network = f"{ckpt}{step}, weights {options.weights}"
-    return f"{network}, {sampling.sampler} with {steps} steps{guidance}, seed {seeds}"
 
 
 def draw(spec: ModelSpec, params: Params, options: EvaluateOptions) -> Iterator[np.ndarray]:
@@ -60,51 +78,99 @@ def measure_speed(spec: ModelSpec, params: Params, options: EvaluateOptions) -> 
     size = options.batch_size
     run = partial(generate, spec, params, num_images=size, batch_size=size, seed=0)
     run()
+    speeds = [size / _seconds(run) for _ in range(SPEED_RUNS)]
+    return {
+        "images_per_second": float(np.mean(speeds)),
+        "images_per_second_spread": float(np.std(speeds, ddof=1)),
+        "batch_size": size,
+        "device": parallel.describe_devices(),
+        "sampling": sampling_settings(spec),
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
-    seconds = time.perf_counter() - start
-    device = parallel.describe_devices()
-    return {"images_per_second": size / seconds, "batch_size": size, "device": device}
+    return time.perf_counter() - start
 
 
 def measure_network(
     spec: ModelSpec, params: Params, options: EvaluateOptions, images: ImageSet
-) -> tuple[dict[str, Any], Outputs]:
-    """The bits per dimension and the loss of `--bits-num` images, and the plot of the bound.
+) -> Iterator[Part]:
+    """Yield the bits per dimension and the loss of `--bits-num` images, each with its plots.
 
     No image is drawn twice, and the seed decides which are drawn.
     """
     batch = batch_at(images, options.seed, 0, options.bits_num)
-    variance = options.variance
-    size = (batch, options.batch_size, options.seed, variance)
-    num_batches = -(-options.bits_num // options.batch_size)
-    result: dict[str, Any] = {
-        "bits_num": options.bits_num,
-        "variance": variance or spec.objective.variance,
+    made_with = {"bits_num": options.bits_num, "bits_seed": options.seed}
+    for name, measure in OF_NETWORKS.items():
+        if name in options.measures:
+            numbers, plots_of_it = measure(spec, params, batch, options)
+            yield numbers | made_with, plots_of_it
+
+
+def measure_bits(spec: ModelSpec, params: Params, batch: Batch, options: EvaluateOptions) -> Part:
+    """The variational bound, and the plot of its terms."""
+    parts = chunk_count(spec.objective.timesteps, bits_per_dim.PROGRESS_PARTS)
+    with _bar(options, parts, "part", "Variational bound") as bar:
+        bound = bits_per_dim.evaluate(
+            spec,
+            params,
+            batch,
+            options.batch_size,
+            options.seed,
+            variance=options.variance,
+            on_part=bar.update,
+        )
+    numbers = bits_per_dim.summary(bound)
+    variance = {"variance": options.variance or spec.objective.variance}
+    return numbers | variance, {"bits.png": partial(draw_bound, numbers)}
+
+
+def measure_loss(spec: ModelSpec, params: Params, batch: Batch, options: EvaluateOptions) -> Part:
+    """The loss by band of t."""
+    with _bar(options, loss_bands.BANDS, "band", "Loss") as bar:
+        losses = loss_bands.band_losses(
+            spec, params, batch, options.batch_size, options.seed, on_part=bar.update
+        )
+    numbers = loss_bands.summary(losses, spec.objective.timesteps)
+    return numbers | {"objective": to_json(spec.objective)}, {}
+
+
+def measure_ode_bits(
+    spec: ModelSpec, params: Params, batch: Batch, options: EvaluateOptions
+) -> Part:
+    """The likelihood of the probability-flow ODE."""
+    steps = ode_likelihood.STEPS
+    with _bar(options, steps, "step", "Likelihood by the ODE") as bar:
+        bits = ode_likelihood.ode_bits(
+            spec,
+            params,
+            batch,
+            options.batch_size,
+            options.seed,
+            variance=options.variance,
+            steps=steps,
+            on_step=bar.update,
+        )
+    numbers = {
+        "ode_bits_per_dim": bits.mean,
+        "ode_bits_per_dim_error": bits.error,
+        "ode_trace_error": bits.trace_error,
+        "ode_steps": steps,
+        "variance": options.variance or spec.objective.variance,
     }
-    outputs: Outputs = {}
-    if "bits" in options.measures:
-        parts = chunk_count(spec.objective.timesteps, bits_per_dim.PROGRESS_PARTS)
-        with tqdm(total=num_batches * parts, unit="part", desc="Variational bound") as bar:
-            bound = bits_per_dim.evaluate(spec, params, *size, bar.update)
-        numbers = bits_per_dim.summary(bound)
-        result |= numbers
-        outputs["bits.png"] = partial(draw_bound, numbers)
-    if "loss" in options.measures:
-        with tqdm(total=num_batches * loss_bands.BANDS, unit="band", desc="Loss") as bar:
-            losses = loss_bands.band_losses(spec, params, *size[:3], bar.update)
-        result |= loss_bands.summary(losses)
-    if "ode_bits" in options.measures:
-        steps = ode_likelihood.STEPS
-        with tqdm(total=num_batches * steps, unit="step", desc="Likelihood by the ODE") as bar:
-            bits = ode_likelihood.ode_bits(spec, params, *size, steps, bar.update)
-        result |= {
-            "ode_bits_per_dim": bits.mean,
-            "ode_bits_per_dim_error": bits.error,
-            "ode_trace_error": bits.trace_error,
-            "ode_steps": steps,
-        }
-    return result, outputs
+    return numbers, {}
+
+
+OF_NETWORKS = {"bits": measure_bits, "loss": measure_loss, "ode_bits": measure_ode_bits}
+"""{measure of `--bits-num` images: the function that measures a network}."""
+
+
+def _bar(options: EvaluateOptions, parts: int, unit: str, title: str) -> tqdm:
+    """A progress bar of the parts of all batches."""
+    num_batches = -(-options.bits_num // options.batch_size)
+    return tqdm(total=num_batches * parts, unit=unit, desc=title)
 
 
 def draw_bound(numbers: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,14 @@ from ddpm_jax.evaluation.measures import DEFAULT, MIN_IMAGES, Measure
 DEFAULT_NUM = 10_000
 NETWORKS = {"bits", "ode_bits", "loss", "speed"}
 """The measures that need a network."""
+ALWAYS_USED = {"batch_size", "platform", "compilation_cache", "debug"}
+USED = {
+    "--samples": {"samples", "against", "split", "num", "measures", "features", "out"},
+    "--compare": {"compare", "may_differ"},
+    "--loss": {"loss", "out"},
+}
+"""{option: the options that have an effect beside it, with those always used}."""
+NOT_OF_NETWORKS = {"samples", "compare", "may_differ"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class EvaluateOptions(BatchedRunOptions):
     features: str = "pixels"
     """Vectors in which images are compared: a module of ddpm_jax/evaluation/features."""
     samples: Path | None = None
-    """Samples that are there: a folder of images, or an .npz with `images`. Needs --against."""
+    """Existing samples: a folder of images, or an .npz with `images`. Needs --against."""
     against: Path | None = None
     """Reference images, a folder or an .npz with `images`; None for the data of the run."""
     split: str | None = None
@@ -44,7 +52,7 @@ class EvaluateOptions(BatchedRunOptions):
     loss: bool = False
     """Only compare the losses that the run has logged with those of its recipe, by bands of t."""
     compare: tuple[Path, ...] = ()
-    """JSON files to set beside each other. Numbers that were made differently are refused."""
+    """JSON files to compare. Numbers computed with different settings are refused."""
     may_differ: tuple[str, ...] = ()
     """Conditions that --compare may find different, such as n or sampling.steps."""
 
@@ -64,13 +72,9 @@ class EvaluateOptions(BatchedRunOptions):
         check_features(self.features)
         check(
             self.out is None or self.out.suffix == ".json",
-            f"--out {self.out} is no name of a JSON file: end it in .json.",
+            f"--out must end in .json, not {self.out}.",
         )
         check(len(self.compare) != 1, "--compare needs at least two files: give another one.")
-        check(
-            not self.compare or (self.samples is None and self.against is None),
-            "--compare reads results that are there: leave out --samples and --against.",
-        )
 
     def check_for_samples(self) -> None:
         """Raise ValueError for options that do not fit `--samples`."""
@@ -78,17 +82,27 @@ class EvaluateOptions(BatchedRunOptions):
         networks = NETWORKS & set(self.measures)
         check(
             not networks,
-            f"{' and '.join(sorted(networks))} needs a network: give --ckpt, or other --measures.",
+            f"These measures need a network, {', '.join(sorted(networks))}: give --ckpt, or other "
+            "--measures.",
         )
-        check(not self.loss, "--loss needs a run: give --ckpt, or leave out --loss.")
-        check(self.seeds == 1, "--seeds draws samples, and those of --samples are there: leave it.")
+        self.check_used("--samples", USED["--samples"])
 
     def check_for_checkpoint(self) -> None:
         """Raise ValueError for options that do not fit `--ckpt`."""
-        check(
-            self.samples is None and not self.compare,
-            "--ckpt draws its samples: leave out --samples and --compare, or --ckpt.",
-        )
+        names = {field.name for field in dataclasses.fields(EvaluateOptions)}
+        self.check_used("--ckpt", names - NOT_OF_NETWORKS)
+        if self.loss:
+            self.check_used("--loss", USED["--loss"])
+
+    def check_used(self, option: str, used: set[str]) -> None:
+        """Raise ValueError for other options than those `used` beside this one."""
+        unused = [
+            f"--{field.name.replace('_', '-')}"
+            for field in dataclasses.fields(EvaluateOptions)
+            if getattr(self, field.name) != field.default and field.name not in used | ALWAYS_USED
+        ]
+        flags = ", ".join(unused)
+        check(not unused, f"{option} does not use {flags}: leave out {flags}.")
 
     def check_bits_num(self, num_images: int) -> None:
         """Raise ValueError for more images than the reference has."""

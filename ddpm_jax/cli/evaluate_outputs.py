@@ -1,18 +1,21 @@
 """The table, the JSON file and the pictures of an evaluation."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.evaluation.results import table
+from ddpm_jax.evaluation.results import merged, numbers_of, read_result, table
 from ddpm_jax.files import atomic_file, check_writable, write_all
 from ddpm_jax.version import VERSION
 
 PICTURES = ("nearest.png", "bits.png")
 Outputs = dict[str, Callable[[Path], object]]
 """{end of a picture's name: what writes it}."""
+Part = tuple[dict[str, Any], Outputs]
+"""Numbers, how they were made, and their pictures."""
 
 
 def picture_path(out: Path, name: str) -> Path:
@@ -27,15 +30,43 @@ def check_outputs(out: Path | None) -> None:
             check_writable(path)
 
 
-def finish(result: dict[str, Any], out: Path | None, outputs: Outputs) -> None:
-    """Print the table, and write the JSON and the pictures if `out` is given."""
-    result |= {"version": VERSION}
-    print(table(result))
-    if out is None:
-        return
-    pictures = {picture_path(out, name): write for name, write in outputs.items()}
-    for path in write_all({out: partial(write_json, result), **pictures}):
-        print(path)
+def report(result: dict[str, Any], parts: Iterable[Part], out: Path | None) -> None:
+    """Measure `parts` one by one, write each at once if `out` is given, and print all as a table.
+
+    An error of one part loses none of those before it.
+    """
+    result = result | {"version": VERSION}
+    written: list[Path] = []
+    try:
+        for numbers, pictures in parts:
+            result |= numbers
+            if out is not None and numbers_of(numbers):
+                written += save(result, out, pictures)
+    finally:
+        if numbers_of(result):
+            print(table(result), *dict.fromkeys(written), sep="\n")
+
+
+def save(result: dict[str, Any], out: Path, pictures: Outputs) -> list[Path]:
+    """Write a result and its pictures, and return their paths.
+
+    Numbers and pictures of an earlier result stay if they were made in the same way.
+    """
+    whole = merged(_earlier(out), result)
+    if whole is None:
+        for name in PICTURES:
+            with contextlib.suppress(OSError):
+                picture_path(out, name).unlink()
+    paths = {picture_path(out, name): write for name, write in pictures.items()}
+    return write_all({out: partial(write_json, whole or result), **paths})
+
+
+def _earlier(out: Path) -> dict[str, Any]:
+    """The result in a file; empty if there is none."""
+    try:
+        return read_result(out)
+    except (ValueError, FileNotFoundError):
+        return {}
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

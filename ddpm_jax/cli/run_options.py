@@ -1,8 +1,9 @@
 """Shared options of the commands that read a trained network, and how `--ckpt` is resolved."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.config import Config
@@ -65,10 +66,19 @@ def image_config(run: RunSource) -> Config:
     config = run.config
     if not isinstance(config, Config) or isinstance(config, LatentConfig):
         raise ValueError(
-            f"{run.folder} does not denoise images themselves: give a run that does, without an "
-            "autoencoder."
+            f"{run.folder} is the run of an autoencoder or on latents: give a run on images."
         )
     return config
+
+
+def named_step(args: Sequence[str]) -> Step | None:
+    """The value of `--checkpoint` in the arguments of a command, which stays in them.
+
+    The settings of a step give the defaults of other options, so it is opened before these are
+    parsed.
+    """
+    step, _ = arguments.take_option(args, "--checkpoint")
+    return int(step) if step is not None and step.isdigit() else cast("Step | None", step)
 
 
 Options = TypeVar("Options", bound=RunOptions)

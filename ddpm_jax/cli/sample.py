@@ -10,7 +10,7 @@ import numpy as np
 from ddpm_jax.cli import arguments, text_options
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
-from ddpm_jax.cli.run_options import BatchedRunOptions
+from ddpm_jax.cli.run_options import BatchedRunOptions, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data.pixels import describe_colours
 from ddpm_jax.data.values import Levels
@@ -69,13 +69,11 @@ def main(args: list[str]) -> None:
     if pipeline is not None:
         text_options.main(args, ckpt, sampler, pipeline)
         return
-    source = open_checkpoint(ckpt)
+    source = open_checkpoint(ckpt, named_step(args))
     if isinstance(source, RunSource) and isinstance(source.config, LatentConfig):
         text_options.main(args, ckpt, sampler, source)
         return
     options, sampling = parse(args, ckpt, source, sampler)
-    if options.checkpoint is not None:
-        source = open_checkpoint(ckpt, options.checkpoint)
     spec = dataclasses.replace(source.spec, sampling=sampling)
     num_images = options.num or options.default_num() or DEFAULT_NUM
     options.set_up_jax(num_images)

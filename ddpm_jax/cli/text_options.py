@@ -25,7 +25,7 @@ from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.own_settings import read_own_settings
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
-from ddpm_jax.runs.sources import RunSource, open_run
+from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images
@@ -151,7 +151,6 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
     if run is not None:
         # Check guidance and sampling against the network.
         dataclasses.replace(run.spec, sampling=sampling)
-        run = run if options.checkpoint is None else open_run(ckpt, options.checkpoint)
     request = options.request()
     map_files = options.map_files(request.total)
     for path in options.out:

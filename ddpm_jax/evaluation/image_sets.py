@@ -1,14 +1,13 @@
 """Read the images that are compared: a folder of image files, or an .npz with `images`."""
 
 import hashlib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import ImageSet
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.folder import Folder, find_root, image_names
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.errors import check
@@ -16,6 +15,8 @@ from ddpm_jax.errors import check
 IMAGES_PER_READ = 1024
 ALL_FOLDERS = "."
 """The split that reads all subfolders, whatever their names."""
+CROP = DataSource()
+"""The settings of a data source by default."""
 
 
 def read_samples(path: Path) -> ImageSet:
@@ -30,18 +31,20 @@ def read_samples(path: Path) -> ImageSet:
     width, height = next(iter(sizes))
     check(
         len(sizes) == 1,
-        f"The images of {path} are not of one size ({shown}): make them so in the way of the "
-        "results to compare with, because another size changes every number.",
+        f"The images of {path} are not of one size ({shown}): resize them to one size, with the "
+        "filter used for the results that you compare with.",
     )
     channels = 1 if modes <= {"1", "L"} else 3
     return Folder(path=str(path), split=ALL_FOLDERS).load((height, width), channels)
 
 
-def read_reference(path: Path, shape: tuple[int, int, int], split: str | None = None) -> ImageSet:
+def read_reference(
+    path: Path, shape: tuple[int, int, int], split: str | None = None, like: DataSource = CROP
+) -> ImageSet:
     """Read images of the samples' `shape` (h, w, c).
 
-    The files of a folder are resized to it, as for training. Raise ValueError or FileNotFoundError,
-    and ValueError for an array of another shape.
+    The files of a folder are resized to it with the settings `like` those of training. Raise
+    ValueError or FileNotFoundError, and ValueError for an array of another shape.
     """
     if path.suffix.lower() == ".npz":
         check(split is None, f"{path} is an array without splits: leave out --split.")
@@ -49,7 +52,7 @@ def read_reference(path: Path, shape: tuple[int, int, int], split: str | None = 
         check(
             images.shape[1:] == shape,
             f"The images of {path} are {_size(images.shape[1:])}, and the samples {_size(shape)}: "
-            "resize one of them, in the way of the results to compare with.",
+            "resize one of them, with the filter used for the results that you compare with.",
         )
         return InMemory(images)
     height, width, channels = shape
@@ -59,7 +62,8 @@ def read_reference(path: Path, shape: tuple[int, int, int], split: str | None = 
         ".npz.",
     )
     try:
-        return Folder(path=str(path), split=split).load((height, width), channels)
+        folder = Folder(path=str(path), split=split, resize=like.resize, max_pixels=like.max_pixels)
+        return folder.load((height, width), channels)
     except (ValueError, FileNotFoundError) as error:
         # The option has a shorter name here than in training.
         raise type(error)(str(error).replace("--data.split", "--split")) from error
@@ -72,7 +76,10 @@ def read_npz(path: Path) -> np.ndarray:
             images = arrays["images"]
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}: check the path.") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    # A damaged file, another compression or an array alone raises errors of many types.
+    except Exception as error:
         cause = " ".join(str(error).split())
         raise ValueError(
             f"Cannot read {path} ({cause}): give an .npz with an array `images`."

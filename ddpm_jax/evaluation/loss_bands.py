@@ -1,4 +1,4 @@
-"""The training loss of a network by noise level: its mean in eight bands of t."""
+"""The training loss of a network by band of t: its mean in eight bands."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,10 @@ def band_losses(
     """
     timesteps = spec.objective.timesteps
     edges = band_edges(timesteps)
-    check(timesteps >= BANDS, f"A loss by band of t needs T of at least {BANDS}, not {timesteps}.")
+    check(
+        timesteps >= BANDS,
+        f"A loss by band of t needs T of at least {BANDS}, not {timesteps}: choose other measures.",
+    )
     losses = []
     for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):
         by_band = []
@@ -58,9 +61,10 @@ def _losses(objective, keys, network, x0, ends):
     return objective.loss(draws.fold_in(keys, 1), network, x0, t)
 
 
-def summary(losses: Float[np.ndarray, "n bands"]) -> dict[str, Any]:
-    """The mean over all t and in each band, with standard errors."""
-    per_image = losses.mean(1)
+def summary(losses: Float[np.ndarray, "n bands"], timesteps: int) -> dict[str, Any]:
+    """The mean over all t, with t uniform, and in each band, with standard errors."""
+    widths = np.diff(band_edges(timesteps))
+    per_image = np.average(losses, axis=1, weights=widths)
     root = np.sqrt(len(losses))
     return {
         "loss": float(per_image.mean()),

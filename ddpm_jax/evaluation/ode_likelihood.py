@@ -87,7 +87,7 @@ def ode_bits(
     bits = []
     for keys, x0, network in network_batches(spec, params, batch, batch_size, seed):
         network, target = spec.objective.network_and_target(network)
-        # A limit of x0 would have kinks, which the trace does not see.
+        # Do not clip x0: the trace would miss the jumps of the derivative.
         denoise = make_denoiser(schedule, network, target, None)
         decoder, log_q, z = _encode(keys, schedule, denoise, x0, variance)
         signs = random_signs(keys, x0.shape[1:], PROBES)

@@ -1,6 +1,7 @@
 """Results of a measurement as tables, and whether two of them can be compared."""
 
 import json
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,25 @@ LABELS = {
     "images_per_second": "images a second",
 }
 """{number: its name in a table}."""
+SPEED_RUNS = 3
+"""Batches that are timed."""
 OF_SAMPLES = ("n", "features", "features_weights", "features_resize", "against", "sampling")
 OF_BITS = ("bits_num", "against", "variance")
+OF_LOSS = ("bits_num", "against", "objective")
 MADE_WITH = {
     **dict.fromkeys(("frechet", "kid", "precision", "recall", "nearest_ratio"), OF_SAMPLES),
     "bits_per_dim": OF_BITS,
     "ode_bits_per_dim": OF_BITS,
-    "loss": OF_BITS,
+    "loss": OF_LOSS,
     "images_per_second": ("sampling", "batch_size", "device"),
 }
 """{number: what must be equal to compare it}."""
-ELSEWHERE = {"sampler": "drawn elsewhere"}
+UNKNOWN = {"sampling": {"sampler": "drawn elsewhere"}, "objective": {"target": "unknown"}}
+"""{settings among these conditions: what stands for them where a result has none}."""
+IDENTITY = ("measured", "step", "weights", "version")
+"""Equal for all numbers of one JSON file: the network or the samples, and the code."""
+ALSO_EQUAL = ("against_images", "against_split", "seeds", "bits_seed")
+"""Conditions of numbers in one file, beyond those of comparisons."""
 
 
 def numbers_of(result: Result) -> list[str]:
@@ -41,12 +50,18 @@ def numbers_of(result: Result) -> list[str]:
 
 def cell(result: Result, key: str) -> str:
     """A number with its error and its spread over seeds."""
-    text = f"{result[key]:.4f}"
-    if result.get(f"{key}_error") is not None:
-        text += f" +- {result[f'{key}_error']:.4f}"
-    if result.get(f"{key}_spread") is not None:
-        text += f" (+- {result[f'{key}_spread']:.4f} over {len(result['seeds'])} seeds)"
+    text = f"{result[key]:.5g}"
+    spread = result.get(f"{key}_spread")
+    if (error := result.get(f"{key}_error")) is not None:
+        text += f" +- {error:.2g}" + ("" if spread is None else " for one seed")
+    if spread is not None:
+        sets = f"{SPEED_RUNS} batches" if key == "images_per_second" else _seeds(result)
+        text += f" (+- {spread:.2g} over {sets})"
     return text
+
+
+def _seeds(result: Result) -> str:
+    return f"{len(result['seeds'])} seeds"
 
 
 def measures_samples(key: str) -> bool:
@@ -56,7 +71,7 @@ def measures_samples(key: str) -> bool:
 
 def images_of(result: Result, key: str) -> str:
     """The number of images from which a number was computed; a dash for a speed."""
-    counts = {OF_SAMPLES: "n", OF_BITS: "bits_num"}
+    counts = {OF_SAMPLES: "n", OF_BITS: "bits_num", OF_LOSS: "bits_num"}
     conditions = MADE_WITH[key]
     return f"{result[counts[conditions]]:,}" if conditions in counts else "-"
 
@@ -72,17 +87,16 @@ def table(result: Result) -> str:
 
 def described(result: Result) -> list[str]:
     """How the numbers were made, as lines of text."""
-    lines = [
-        f"against: {result['against']}, {result['against_n']:,} images "
-        f"(hash {result['against_images']})",
-        f"samples: {result['samples']}",
-    ]
+    lines = [f"{key}: {result[key]}" for key in ("network", "samples") if key in result]
+    if "against" in result:
+        images = f"{result['against_n']:,} images (hash {result['against_images']})"
+        lines.insert(0, f"against: {result['against']}, {images}")
     if any(map(measures_samples, numbers_of(result))):
         weights = result["features_weights"] or "none"
         resize = result["features_resize"]
         lines.insert(0, f"features: {result['features']} (weights: {weights}, resize: {resize})")
     if "loss_bands" in result:
-        bands = "  ".join(f"{loss:.4f}" for loss in result["loss_bands"])
+        bands = "  ".join(f"{loss:.4g}" for loss in result["loss_bands"])
         lines.append(f"loss by eighths of t, from data to noise: {bands}")
     return lines
 
@@ -107,7 +121,7 @@ def read_result(path: Path) -> dict[str, Any]:
             f"Cannot read {path} ({error}): give a JSON file of ddpm_jax.evaluate."
         ) from error
     check(
-        isinstance(result, dict) and bool(numbers_of(result)) and "against_images" in result,
+        isinstance(result, dict) and bool(numbers_of(result)) and "version" in result,
         f"{path} holds no result: give a JSON file of ddpm_jax.evaluate.",
     )
     return result
@@ -146,8 +160,8 @@ def differences(a: Result, b: Result, numbers: Sequence[str]) -> dict[str, tuple
     keys = dict.fromkeys(key for number in numbers for key in MADE_WITH[number])
     found: dict[str, tuple[Any, Any]] = {}
     for key in keys:
-        if key == "sampling":
-            found |= _sampling_differences(a, b)
+        if key in UNKNOWN:
+            found |= _setting_differences(key, a, b)
         elif _identity(a, key) != _identity(b, key):
             found[key] = (_shown(a, key), _shown(b, key))
     return found
@@ -163,13 +177,26 @@ def _shown(result: Result, key: str) -> Any:
     return against if key == "against" else result.get(key)
 
 
-def _sampling_differences(a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
-    ours, theirs = (result.get("sampling") or ELSEWHERE for result in (a, b))
-    if ELSEWHERE in (ours, theirs):
-        ours = {"sampler": ours["sampler"]}
-        theirs = {"sampler": theirs["sampler"]}
+def _setting_differences(group: str, a: Result, b: Result) -> dict[str, tuple[Any, Any]]:
+    unknown = UNKNOWN[group]
+    ours, theirs = (result.get(group) or unknown for result in (a, b))
+    keys = unknown if unknown in (ours, theirs) else dict.fromkeys([*ours, *theirs])
     return {
-        f"sampling.{key}": (ours.get(key), theirs.get(key))
-        for key in dict.fromkeys([*ours, *theirs])
+        f"{group}.{key}": (ours.get(key), theirs.get(key))
+        for key in keys
         if ours.get(key) != theirs.get(key)
     }
+
+
+def merged(old: Result, new: Result) -> dict[str, Any] | None:
+    """`new` with the numbers of an `old` result of the same network or samples.
+
+    None if a condition of any number differs.
+    """
+    conditions = {key for made_with in MADE_WITH.values() for key in made_with} - {"against"}
+    shared = [key for key in (*conditions, *ALSO_EQUAL) if key in old and key in new]
+    if any(old.get(key) != new.get(key) for key in (*IDENTITY, *shared)):
+        return None
+    by_seed = [result["per_seed"] for result in (old, new) if "per_seed" in result]
+    per_seed = [dict(ChainMap(*reversed(numbers))) for numbers in zip(*by_seed, strict=True)]
+    return {**old, **new, **({"per_seed": per_seed} if per_seed else {})}

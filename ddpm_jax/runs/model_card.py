@@ -169,17 +169,17 @@ def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> di
         figures["classes"] = describe_classes(run.classes)
     if run.values != LEVELS:
         figures["values of the data"] = run.values.describe()
-    return figures | _measures(run)
+    return figures | _measures(run, weights)
 
 
-def _measures(run: RunSource) -> dict[str, str]:
-    """The numbers of the run's evaluation, and how they were made; empty without one."""
+def _measures(run: RunSource, weights: str) -> dict[str, str]:
+    """The numbers of these weights in the run's evaluation, and how they were made."""
     path = run.folder / EVALUATION
     if not path.exists():
         return {}
     result = read_result(path)
-    if result.get("step") is None:
-        # The images that were measured came from elsewhere.
+    if result.get("step") is None or result.get("weights") != weights:
+        # Images from elsewhere were measured, or another average.
         return {}
     measures = {}
     for key in numbers_of(result):

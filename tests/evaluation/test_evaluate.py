@@ -6,6 +6,7 @@ compiled program for each network and variance.
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from functools import partial
 
@@ -17,15 +18,21 @@ from PIL import Image
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli import arguments, evaluate_network, evaluate_outputs
+from ddpm_jax.cli.evaluate_options import EvaluateOptions
+from ddpm_jax.config import config_to_json
 from ddpm_jax.data import check_labels
+from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
 from ddpm_jax.evaluation import bits_per_dim, ode_likelihood, solver_statistics
+from ddpm_jax.figures.image_grids import save_images
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import sampling_denoiser
 from ddpm_jax.models import Model
+from ddpm_jax.runs.checkpoints import CheckpointWriter
+from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.samplers import sample_keys
 
 NUM_IMAGES, BATCH_SIZE, SEED = 12, 8, 3
@@ -69,11 +76,12 @@ def test_the_command_measures_the_first_images_of_the_seed(run, config, average,
     result = run_command(run, *SIZE)
     printed = capsys.readouterr().out
     assert result["bits_num"] == NUM_IMAGES
-    assert "step 5, weights ema" in result["samples"]
+    assert "step 5, weights ema" in result["network"]
+    assert "samples:" not in printed
     with Image.open(run / "evaluation_bits.png") as plot:
         assert plot.size[0] > 400
     assert "evaluation_bits.png" in printed
-    bound_and_error = f"{result['bits_per_dim']:.4f} +- {result['bits_per_dim_error']:.4f}"
+    bound_and_error = f"{result['bits_per_dim']:.5g} +- {result['bits_per_dim_error']:.2g}"
     assert f"bits per dimension, at most  {bound_and_error}" in printed
     parts = result["bound"]
     total = parts["prior"] + parts["steps"] + parts["decoder"]
@@ -92,7 +100,7 @@ def test_the_command_measures_the_first_images_of_the_seed(run, config, average,
 
 def test_the_options_choose_weights_and_variance(run, config, params, average, batch):
     result = run_command(run, *SIZE, "--weights", "raw", "--variance", "fixed_large")
-    assert "weights raw" in result["samples"]
+    assert "weights raw" in result["network"]
     assert result["variance"] == "fixed_large"
     expected = float(np.mean(measure(config, params, batch, "fixed_large").total))
     others = [measure(config, average, batch, "fixed_large"), measure(config, params, batch)]
@@ -191,13 +199,99 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_measurement(
 def test_the_numbers_are_written_if_the_plot_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "x_bits.png").mkdir()
-    numbers = {"bits_per_dim": 1.0, "bound": {"per_timestep": [0.5, 0.5]}}
-    result = {"bits_num": 2, "against": "x", "against_n": 2, "against_images": "y", "samples": "z"}
+    numbers = {"bits_per_dim": 1.0, "bits_num": 2, "bound": {"per_timestep": [0.5, 0.5]}}
     plot = {"bits.png": partial(evaluate_network.draw_bound, numbers)}
     with pytest.raises(OSError, match=r"x_bits\.png \(.*written to"):
-        evaluate_outputs.finish(numbers | result, tmp_path / "x.json", plot)
+        evaluate_outputs.report({}, [(numbers, plot)], tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["bits_per_dim"] == 1
     assert len(list(tmp_path.glob("ddpm_jax-*/x_bits.png"))) == 1
+
+
+NETWORK = {"measured": "abc", "step": 5, "weights": "ema"}
+SAMPLES = {"kid": 0.5, "n": 8, "features": "pixels", "features_weights": "", "seeds": [0, 1]}
+SAMPLES |= {"features_resize": "none", "per_seed": [{"kid": 0.4}, {"kid": 0.6}]}
+BOUND = {"bits_per_dim": 1.0, "bits_num": 2}
+
+
+def picture(path):
+    path.write_text("picture")
+
+
+def save(folder, *parts, network=NETWORK):
+    evaluate_outputs.report(network, parts, folder / "x.json")
+    return json.loads((folder / "x.json").read_text())
+
+
+def test_numbers_of_one_network_are_collected_in_one_file(tmp_path):
+    save(tmp_path, (SAMPLES, {"nearest.png": picture}))
+    frechet = {**SAMPLES, "frechet": 2.0, "per_seed": [{"frechet": 1.0}, {"frechet": 3.0}]}
+    del frechet["kid"]
+    save(tmp_path, (frechet, {}))
+    result = save(tmp_path, (BOUND, {"bits.png": picture}))
+    assert (result["kid"], result["frechet"], result["bits_per_dim"]) == (0.5, 2, 1)
+    assert result["per_seed"] == [{"kid": 0.4, "frechet": 1}, {"kid": 0.6, "frechet": 3}]
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x_bits.png", "x_nearest.png"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"measured": "abd"}, {"step": 6}, {"weights": "raw"}, {"n": 9}, {"version": "0"}]
+)
+def test_numbers_made_differently_replace_those_of_a_file_and_its_pictures(tmp_path, change):
+    save(tmp_path, (SAMPLES, {"nearest.png": picture}))
+    earlier = json.loads((tmp_path / "x.json").read_text())
+    (tmp_path / "x.json").write_text(json.dumps(earlier | change))
+    result = save(tmp_path, (BOUND | {"n": 8}, {"bits.png": picture}))
+    assert "kid" not in result
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x_bits.png"}
+
+
+def test_a_failed_measure_loses_none_of_those_before_it(tmp_path, capsys):
+    def parts():
+        yield BOUND, {"bits.png": picture}
+        raise ValueError("The loss is not finite.")
+
+    with pytest.raises(ValueError, match="The loss is not finite"):
+        evaluate_outputs.report(NETWORK, parts(), tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text())["bits_per_dim"] == 1
+    assert "bits per dimension, at most  1" in capsys.readouterr().out
+
+
+def test_a_reference_that_does_not_fit_is_refused_before_samples_are_drawn(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "draw", lambda *_: pytest.fail("drawn"))
+    np.savez(tmp_path / "few.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+    with pytest.raises(SystemExit):
+        run_command(run, "--measures", "kid", "--against", tmp_path / "few.npz")
+    assert "at least 4 reference images, not 3" in capsys.readouterr().err
+
+
+def test_a_reference_folder_is_resized_as_in_training(config, tmp_path):
+    wide = np.zeros((8, 24, 1), np.uint8)
+    wide[:, 16:] = 255
+    save_images(np.stack([wide] * 4), tmp_path / "wide")
+    squashed = Folder(path=str(tmp_path / "wide"), resize="squash")
+    source = RunSource(tmp_path, 5, dataclasses.replace(config, data=squashed))
+    options = EvaluateOptions(against=tmp_path / "wide")
+    images, _ = evaluate.reference_of(source, options)
+    expected = squashed.load(4, 1).read(np.arange(4))["image"]
+    np.testing.assert_array_equal(images.read(np.arange(4))["image"], expected)
+    assert expected.max() > 200  # a crop to the centre has no white
+
+
+def test_the_settings_of_the_named_step_are_the_defaults(run, config, monkeypatch, tmp_path):
+    """The newest step may have other ones."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    newer = dataclasses.replace(config, sampling=Sampling(sampler="ddim", steps=3))
+    with CheckpointWriter(folder) as writer:
+        writer.save(7, {"params": {"w": np.zeros(1)}}, config_to_json(newer))
+    seen = []
+    monkeypatch.setattr(evaluate, "report", lambda result, parts, out: seen.append(result))
+    monkeypatch.setattr(evaluate, "measure_parts", lambda source, spec, *_: seen.append(spec))
+    args = ("--ckpt", folder, "--checkpoint", 5, "--no-compilation-cache")
+    evaluate.main([str(arg) for arg in args])
+    assert (seen[0].sampling.sampler, seen[0].sampling.steps) == ("ddpm", None)
+    assert seen[1]["step"] == 5
 
 
 def test_a_bound_that_is_not_finite_is_refused():

@@ -49,12 +49,15 @@ def test_losses_depend_on_seed_and_image_alone():
 
 
 def test_the_summary_has_the_mean_of_all_bands_and_of_each():
-    values = np.array([[1.0, 3.0], [3.0, 5.0]])
-    assert summary(values) == {
-        "loss": 3,
+    """With T = 12, every second band has two timesteps, the others have one."""
+    by_band = np.tile([1.0, 3.0], 4)
+    values = np.stack([by_band, by_band + 2])
+    mean = (4 * 2 + 8 * 4) / 12
+    assert summary(values, 12) == {
+        "loss": pytest.approx(mean),
         "loss_error": pytest.approx(1),
-        "loss_bands": [2, 4],
-        "loss_bands_error": [pytest.approx(1), pytest.approx(1)],
+        "loss_bands": [2, 4] * 4,
+        "loss_bands_error": [pytest.approx(1)] * 8,
     }
 
 

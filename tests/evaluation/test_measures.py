@@ -10,15 +10,17 @@ from helpers.commands import one_line, run
 from PIL import Image
 
 from ddpm_jax import evaluate
+from ddpm_jax.cli.evaluate_images import choose_samples
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.evaluation import reference
 from ddpm_jax.evaluation.features import Features, load_features, names
 from ddpm_jax.evaluation.frechet import frechet_distance, moments
 from ddpm_jax.evaluation.image_sets import digest
 from ddpm_jax.evaluation.measures import over_seeds
 from ddpm_jax.evaluation.reference import cached_vectors, feature_vectors
-from ddpm_jax.evaluation.results import compare
+from ddpm_jax.evaluation.results import cell, compare
 from ddpm_jax.figures.image_grids import save_images
 
 MEASURES = ("--measures", "frechet", "kid", "precision_recall", "nearest")
@@ -58,7 +60,7 @@ def test_samples_are_measured_against_a_reference(sets, digits, capsys):
     assert 0.8 < result["nearest_ratio"] < 1.25
     assert result["frechet_spread"] is None
     printed = capsys.readouterr().out
-    assert f"Frechet distance  {expected:.4f}" in printed
+    assert f"Frechet distance  {expected:.5g}" in printed
     assert "100" in printed and "weights: none, resize: none" in printed
     assert result["against_images"] in printed
 
@@ -66,6 +68,15 @@ def test_samples_are_measured_against_a_reference(sets, digits, capsys):
 def test_no_number_depends_on_the_batch_size(sets):
     measures = [measure(sets, "a.npz", "b.npz", *MEASURES, "--batch-size", n) for n in (7, 64)]
     assert measures[0] == measures[1]
+
+
+def test_some_of_the_samples_are_taken_at_random(digits):
+    """The first files of a folder may all be of one class."""
+    rows = np.repeat(np.arange(200, dtype=np.uint8), 4).reshape(200, 2, 2, 1)
+    chosen = choose_samples(InMemory(rows), 20)[:, 0, 0, 0]
+    assert len(set(chosen)) == 20
+    assert chosen.max() > 100 and np.all(np.diff(chosen.astype(int)) > 0)
+    np.testing.assert_array_equal(choose_samples(InMemory(rows), 20)[:, 0, 0, 0], chosen)
 
 
 def test_copies_are_found_and_shown_beside_their_originals(sets, digits):
@@ -85,8 +96,8 @@ def test_a_folder_has_the_numbers_of_its_array(sets, digits):
     of_folder = measure(sets, "folder", "b.npz", "--measures", "frechet", "kid")
     of_array = measure(sets, "a.npz", "b.npz", "--measures", "frechet", "kid")
     assert {**of_folder, "samples": ""} == {**of_array, "samples": ""}
-    reference = measure(sets, "b.npz", "folder", "--measures", "frechet")
-    assert reference["frechet"] == pytest.approx(of_array["frechet"], rel=0.5)
+    swapped = measure(sets, "b.npz", "folder", "--measures", "frechet")
+    assert swapped["frechet"] == pytest.approx(of_array["frechet"], rel=0.5)
 
 
 def test_a_run_is_measured_on_its_own_data_over_seeds(run_folder, capsys):
@@ -102,8 +113,16 @@ def test_a_run_is_measured_on_its_own_data_over_seeds(run_folder, capsys):
     assert result["frechet_spread"] == pytest.approx(np.std(values, ddof=1))
     assert result["images_per_second"] > 0
     printed = capsys.readouterr().out
-    assert f"(+- {result['frechet_spread']:.4f} over 2 seeds)" in printed
+    assert f"(+- {result['frechet_spread']:.2g} over 2 seeds)" in printed
+    assert f"(+- {result['images_per_second_spread']:.2g} over 3 batches)" in printed
     assert "ddim with 2 steps, seed 0, 1" in printed
+
+
+def test_speed_needs_no_reference_images(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "reference_of", lambda *_: pytest.fail("read the data"))
+    args = ("--sampler", "ddim", "--steps", 2, "--batch-size", 8, "--out", tmp_path / "x.json")
+    run(evaluate.main, "--ckpt", run_folder, "--measures", "speed", *args, IN_PROCESS)
+    assert "against" not in json.loads((tmp_path / "x.json").read_text())
 
 
 @pytest.fixture
@@ -132,29 +151,32 @@ def test_features_of_a_reference_are_cached_by_images_and_weights(tmp_path, monk
 
     images = InMemory(np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1))
     features = Features("test", "abc", "none", apply)
-    first = cached_vectors(features, images, digest(images), 4)
+    first = cached_vectors(features, images, digest(images))
     np.testing.assert_array_equal(first, images.images.reshape(10, 4))
-    assert computed == [4, 4, 4]
-    np.testing.assert_array_equal(cached_vectors(features, images, digest(images), 5), first)
-    assert len(computed) == 3
+    assert computed == [10]
+    np.testing.assert_array_equal(cached_vectors(features, images, digest(images)), first)
+    assert len(computed) == 1
     changed = InMemory(images.images + np.uint8(1))
-    np.testing.assert_array_equal(cached_vectors(features, changed, digest(changed), 4), first + 1)
-    cached_vectors(features._replace(weights="abd"), images, digest(images), 4)
-    assert len(computed) == 9
+    np.testing.assert_array_equal(cached_vectors(features, changed, digest(changed)), first + 1)
+    cached_vectors(features._replace(weights="abd"), images, digest(images))
+    assert len(computed) == 3
+    monkeypatch.setattr(reference, "FORMAT", reference.FORMAT + 1)
+    cached_vectors(features, images, digest(images))
+    assert len(computed) == 4
     for path in (tmp_path / "ddpm_jax" / "features").iterdir():
         path.write_bytes(b"damaged")
-    np.testing.assert_array_equal(cached_vectors(features, images, digest(images), 4), first)
-    assert len(computed) == 12
+    np.testing.assert_array_equal(cached_vectors(features, images, digest(images)), first)
+    assert len(computed) == 5
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cached_vectors(features, images, digest(images), 4)
-    assert len(computed) == 15
+    cached_vectors(features, images, digest(images))
+    assert len(computed) == 6
 
 
 def test_pixels_are_in_0_to_1():
     features = load_features("pixels")
     images = InMemory(np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1))
-    vectors = feature_vectors(features, images, 2)
+    vectors = feature_vectors(features, images)
     np.testing.assert_allclose(vectors, [[0], [0.2], [1]])
     assert "pixels" in names()
 
@@ -180,9 +202,16 @@ def test_numbers_made_in_one_way_are_set_beside_each_other():
     lines = compare({"a": RESULT, "b": other}).splitlines()
     assert [line.split() for line in lines] == [
         ["measure", "a", "b"],
-        ["Frechet", "distance", "1.0000", "2.0000"],
-        ["KID", "0.5000", "+-", "0.1000", "0.5000", "+-", "0.1000"],
+        ["Frechet", "distance", "1", "2"],
+        ["KID", "0.5", "+-", "0.1", "0.5", "+-", "0.1"],
     ]
+
+
+def test_small_numbers_keep_their_digits_and_an_error_beside_a_mean_is_that_of_one_seed():
+    result = RESULT | {"kid": 0.0012345678, "kid_error": 0.000456, "seeds": [0, 1]}
+    assert cell(result, "kid") == "0.0012346 +- 0.00046"
+    result |= {"kid_spread": 0.000321}
+    assert cell(result, "kid") == "0.0012346 +- 0.00046 for one seed (+- 0.00032 over 2 seeds)"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +246,17 @@ def test_bits_do_not_depend_on_the_samples():
         compare({"a": a, "b": RESULT})
 
 
+def test_losses_of_other_objectives_are_refused():
+    shared = {"loss": 0.1, "bits_num": 9, "against_images": "abc", "against": "digits"}
+    a = shared | {"against_n": 20, "objective": {"target": "eps", "weighting": "simple"}}
+    for objective, difference in (
+        ({"target": "v", "weighting": "simple"}, r"objective\.target \(eps; v\)"),
+        (None, r"objective\.target \(eps; unknown\)"),
+    ):
+        with pytest.raises(ValueError, match=f"made differently: {difference}\\."):
+            compare({"a": a, "b": a | {"objective": objective}})
+
+
 def test_results_are_compared_by_the_command(sets, capsys):
     a = sets / "a.json"
     measure(sets, "a.npz", "b.npz", "--measures", "kid")
@@ -229,17 +269,41 @@ def test_results_are_compared_by_the_command(sets, capsys):
     assert capsys.readouterr().out.startswith("measure")
 
 
+@pytest.mark.parametrize(
+    ("option", "arguments", "unused"),
+    [
+        ("--samples", ("--weights", "raw", "--checkpoint", 5), "--weights, --checkpoint"),
+        ("--samples", ("--seeds", 2), "--seeds"),
+        ("--samples", ("--may-differ", "n"), "--may-differ"),
+        ("--compare", ("--out", "x.json"), "--out"),
+        ("--compare", ("--measures", "kid", "--num", 9), "--measures, --num"),
+        ("--loss", ("--measures", "kid", "--num", 9), "--measures, --num"),
+        ("--ckpt", ("--may-differ", "n"), "--may-differ"),
+    ],
+)
+def test_options_without_effect_are_refused(sets, run_folder, capsys, option, arguments, unused):
+    given = {
+        "--samples": ("--samples", sets / "a.npz", "--against", sets / "b.npz"),
+        "--compare": ("--compare", "a.json", "b.json"),
+        "--loss": ("--ckpt", run_folder, "--loss"),
+        "--ckpt": ("--ckpt", run_folder),
+    }
+    message = one_line(capsys, evaluate.main, *given[option], *arguments)
+    assert f"{option} does not use {unused}: leave out {unused}." in message
+
+
 def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
     def fails(*args) -> str:
         return one_line(capsys, evaluate.main, *args)
 
+    np.savez_compressed(sets / "packed.npz", images=digits)
     against = ("--against", sets / "b.npz")
-    assert "The option --ckpt is missing" in fails()
+    assert "Nothing to measure: give" in fails()
     assert "--samples needs reference images" in fails("--samples", sets / "a.npz")
     assert "There is no file" in fails("--samples", sets / "c.npz", *against)
     assert "does not exist" in fails("--samples", sets / "c", *against)
     samples = ("--samples", sets / "a.npz")
-    assert "bits needs a network" in fails(*samples, *against, "--measures", "bits")
+    assert "need a network, bits: give" in fails(*samples, *against, "--measures", "bits")
     assert "--num 101 is more than the 100 samples" in fails(*samples, *against, "--num", 101)
     assert "leave out --split" in fails(*samples, *against, "--split", "test")
     assert "leave out --samples" in fails("--ckpt", run_folder, *samples, *against)
@@ -253,6 +317,17 @@ def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
     ):
         np.savez(sets / f"{name}.npz", images=array)
         assert message in fails("--samples", sets / f"{name}.npz", *against)
+    np.save(sets / "array.npy", digits)
+    (sets / "array.npy").rename(sets / "array.npz")
+    assert "an array `images`" in fails("--samples", sets / "array.npz", *against)
+    content = bytearray((sets / "packed.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (sets / "packed.npz").write_bytes(content)
+    assert "an array `images`" in fails("--samples", sets / "packed.npz", *against)
+    np.savez(sets / "few.npz", images=digits[:3])
+    assert "at least 4 samples, not 3" in fails("--samples", sets / "few.npz", *against)
+    few = ("--against", sets / "few.npz")
+    assert "at least 4 reference images, not 3" in fails(*samples, *few)
     np.savez(sets / "other.npz", pixels=digits)
     assert "an array `images`" in fails("--samples", sets / "other.npz", *against)
     (sets / "text.npz").write_text("text")
@@ -277,7 +352,7 @@ def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
         ({"bits_num": 1}, "--bits-num must be at least 2, for a standard error, not 1"),
         ({"measures": ()}, "names no measure"),
         ({"features": "unknown"}, "Unknown features 'unknown': choose one of .*pixels"),
-        ({"out": Path("x.png")}, "--out x.png is no name of a JSON file"),
+        ({"out": Path("x.png")}, r"--out must end in \.json, not x\.png"),
         ({"compare": (Path("a.json"),)}, "--compare needs at least two files"),
     ],
 )

@@ -167,6 +167,6 @@ def test_mistakes_end_in_one_line_before_anything_is_written(straight, images, t
     for measure in (evaluate.main, statistics.main):
         for folder in (straight, straight / "autoencoder"):
             message = last_line(capsys, run, measure, "--ckpt", folder)
-            assert "does not denoise images themselves" in message
+            assert "is the run of an autoencoder or on latents" in message
     options = ["--prompt", "x", "--variant", "fp16"]
     assert "leave out --variant" in last_line(capsys, partial(draw, straight), *options)
