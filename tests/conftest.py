@@ -14,11 +14,12 @@ MAX_MEMORY_MAPS = 30_000
 
 # Set in the environment, so that processes started by a test have the same settings.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ.pop("XLA_FLAGS", None)
+# A program that is split into parts compiles in parallel, which two workers do already.
+os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jax").startswith("0.10."):
     # The older code generator compiles in half the time. JAX 0.12 has only the newer one, so that
     # it is tested there.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # One directory of compiled programs for all workers, kept between runs. JAX locks it only if its
 # size has a limit; without the lock a worker could read half of an entry.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
@@ -46,7 +47,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 LONGEST_FILES = (
     "test_hosts.py",
-    "test_faults.py",
     "test_readme.py",
     "test_parallel.py",
     "test_commands.py",
@@ -71,6 +71,19 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def without_kernels():
+    """Turn off the hand-written kernels, which take long to compile.
+
+    For tests of what is built on networks; tests/models and tests/runs/test_loop.py have them on.
+    """
+    from ddpm_jax import use_kernels
+
+    use_kernels(False)
+    yield
+    use_kernels(True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,6 @@ run. The last rows count tests instead. A resumed run must end with the same arr
 uninterrupted one, bit for bit (up to rounding if the number of hosts changes). The table shows the
 number of tries, how many the run survived, and the maximum number of training steps that had to be
 repeated, which may be at most one checkpoint interval. No step may be lost.
-`tests/runs/test_faults.py` tries the first two faults once.
 """
 
 import argparse

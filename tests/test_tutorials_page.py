@@ -9,6 +9,8 @@ from helpers.text import tiny_model
 
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
 PAGE = (Path(__file__).parents[1] / "docs" / "from-the-tutorials.md").read_text()
 PROLOGUE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
@@ -16,8 +18,9 @@ SMALLER = {
     r"dj\.ConvUNet\(image_size=32, channels=1\)": (
         "dj.ConvUNet(image_size=32, channels=1, widths=(8, 16), groups=4)"
     ),
-    r"widths=\(64, 128, 128, 256\)": "groups=4, layers_per_level=1, widths=(4, 4, 8, 8)",
-    r"widths=\(32, 64, 64\)": "groups=4, layers_per_level=1, widths=(4, 4, 8)",
+    r"widths=[^)]*\), attention=[^)]*\)": (
+        "widths=(4, 8), attention=(False, True), groups=4, layers_per_level=1"
+    ),
     r"\bsteps=(?:1000|50)\b": "steps=3",
     r'"[\w-]+/[\w.-]+"': '"stable_diffusion"',
     r"UniPCMultistepScheduler": "DDIMScheduler",

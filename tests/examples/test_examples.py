@@ -13,6 +13,8 @@ from PIL import Image
 
 import ddpm_jax
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
 EXAMPLES = Path(ddpm_jax.__file__).parents[1] / "examples"
 BUTTERFLIES = {
     "WIDTHS": (32,),
@@ -48,16 +50,6 @@ def run(name: str, **constants) -> tuple[dict, str]:
     return names, printed.getvalue()
 
 
-@contextlib.contextmanager
-def kernels_off():
-    """Turn all kernels off in the block."""
-    ddpm_jax.use_kernels(False)
-    try:
-        yield
-    finally:
-        ddpm_jax.use_kernels(True)
-
-
 def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as picture:
         return picture.size
@@ -79,9 +71,7 @@ def butterflies(tmp_path_factory):
     for i, pixels in enumerate(random_images(8, 40, 36, 3)):
         Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
     out = folder / "out"
-    # The kernels, which other tests cover, take longest to compile.
-    with kernels_off():
-        return *run("butterflies", DATA=str(folder / "images"), OUT=out, **BUTTERFLIES), out
+    return *run("butterflies", DATA=str(folder / "images"), OUT=out, **BUTTERFLIES), out
 
 
 def test_butterflies_writes_a_batch_its_noise_levels_a_loss_plot_and_two_sets_of_samples(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.generation import random_params
 from helpers.latent_runs import AUTOENCODER, TEXT_UNET
 
 from ddpm_jax import draws
@@ -18,15 +19,9 @@ from ddpm_jax.models.unet_conditional import TextCondition
 from ddpm_jax.training.step import hide_conditions
 
 
-def drawn_params(net):
-    return jax.tree.map(
-        lambda leaf: 0.5 * draws.normal(draws.make_key(leaf.size), leaf.shape), net.shapes()
-    )
-
-
 @pytest.fixture(scope="module")
 def params():
-    return drawn_params(TEXT_UNET)
+    return random_params(TEXT_UNET)
 
 
 def test_it_is_the_unet_on_the_states_of_the_text_encoder(params):
@@ -50,12 +45,12 @@ def test_it_is_the_unet_on_the_states_of_the_text_encoder(params):
 @pytest.mark.parametrize("pixels", [None, [(0, 3)]])
 def test_its_attention_is_that_of_the_unet_on_the_states_of_the_text_encoder(pixels):
     net = dataclasses.replace(TEXT_UNET, attention=(True,))
-    params = drawn_params(net)
+    params = random_params(net)
     ids = jnp.array([[0, 5, 7, 1, 1, 1]], jnp.int32)
     states = draws.normal(draws.make_key(1), (2, 1, 4, 4, 4))
     grid = make_grid(from_betas(linear_betas(1000)), np.array([900, 100]))
     maps = attention_maps(net, params, states, grid, ids, pixels=pixels)
-    text = TextCondition(net.text_encoder.apply(params["text_encoder"], ids))
+    text = TextCondition(jax.jit(net.text_encoder.apply)(params["text_encoder"], ids))
     expected = attention_maps(net.unet, params["unet"], states, grid, text, pixels=pixels)
     assert maps.shape == (1, 4, 4, 6 if pixels is None else 1)
     np.testing.assert_allclose(maps, expected, atol=1e-5)

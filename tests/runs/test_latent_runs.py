@@ -21,6 +21,8 @@ from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import Request, draw_pixels
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
