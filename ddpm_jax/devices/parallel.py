@@ -9,7 +9,7 @@ Training uses the devices of all hosts, sampling those of one host.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -52,38 +52,37 @@ def data_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 
 
-def training_mesh(fsdp: int = 1) -> Mesh:
-    """The devices of all hosts as a mesh with axes (data,) or (data, fsdp).
+def training_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices of all hosts, or the given ones, as a mesh with axes (data,) or (data, fsdp).
 
     The devices of a host are adjacent. A batch is split over all axes. Raise ValueError unless
     fsdp divides the number of devices.
     """
-    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    devices = np.asarray(ordered)
-    if len(devices) % fsdp:
+    found = devices or jax.devices()
+    ordered = np.asarray(sorted(found, key=lambda device: (device.process_index, device.id)))
+    if len(ordered) % fsdp:
         raise ValueError(
-            f"{len(devices)} devices do not divide into groups of {fsdp}: change --parallel.fsdp."
+            f"{len(ordered)} devices do not divide into groups of {fsdp}: change --parallel.fsdp."
         )
     if fsdp == 1:
-        return Mesh(devices, (AXIS,))
-    return Mesh(devices.reshape(-1, fsdp), (AXIS, FSDP))
+        return Mesh(ordered, (AXIS,))
+    return Mesh(ordered.reshape(-1, fsdp), (AXIS, FSDP))
 
 
-def state_shardings(tree: Any, fsdp: int = 1) -> Any:
-    """The sharding of each array of a state on the training mesh.
+def state_shardings(tree: Any, fsdp: int = 1, mesh: Mesh | None = None) -> Any:
+    """The sharding of each array of a state on the training mesh, or on another one of fsdp.
 
     An array is split over `fsdp` devices along its longest axis that fsdp divides. Arrays without
     such an axis, or smaller than MIN_SHARDED_SIZE, are replicated.
     """
-    mesh = training_mesh(fsdp)
+    mesh = mesh or training_mesh(fsdp)
 
     def sharding_for(x: Any) -> NamedSharding:
         axes = [axis for axis, length in enumerate(x.shape) if length % fsdp == 0]
         if fsdp == 1 or math.prod(x.shape) < MIN_SHARDED_SIZE or not axes:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: x.shape[axis])
-        spec = [FSDP if axis == longest else None for axis in range(x.ndim)]
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP))  # as JAX writes it
 
     return jax.tree.map(sharding_for, tree)
 
@@ -259,15 +258,15 @@ class ParallelStep:
         return per_device * jax.local_device_count()
 
 
-def pmap_step(step: Callable, frozen: tuple[Any, ...] = ()) -> ParallelStep:
+def pmap_step(step: Callable, frozen: tuple = (), mesh: Mesh | None = None) -> ParallelStep:
     """Run `step(state, batch, *frozen)` on every device, each with a shard of the batch.
 
     Since JAX 0.8 `jax.pmap` is `jit` of `shard_map`; with `None` axes the state stays unstacked. On
     several hosts `jax.pmap` would split and reassemble the arrays at every step, so `jit` and
-    `shard_map` are called directly.
+    `shard_map` are called directly, as they are with a `mesh` of other devices.
     """
-    if jax.process_count() > 1:
-        mesh = training_mesh()
+    if jax.process_count() > 1 or mesh is not None:
+        mesh = mesh or training_mesh()
         replicated = PartitionSpec()
         split = PartitionSpec(AXIS)
         in_specs = (replicated, split, *[replicated for _ in frozen])
@@ -282,20 +281,22 @@ def pmap_step(step: Callable, frozen: tuple[Any, ...] = ()) -> ParallelStep:
     return ParallelStep(mapped, stack_shards, frozen)
 
 
-def jit_step(step: Callable, fsdp: int = 1, frozen: tuple[Any, ...] = ()) -> ParallelStep:
+def jit_step(
+    step: Callable, fsdp: int = 1, frozen: tuple[Any, ...] = (), mesh: Mesh | None = None
+) -> ParallelStep:
     """Run `step(state, batch, *frozen)` on global arrays, with a sharded batch.
 
     XLA inserts the collectives. With fsdp above 1 a step first gathers the parameters, those in
     `frozen` too; each device keeps and updates only its shard of the state.
     """
-    mesh = training_mesh(fsdp)
+    mesh = mesh or training_mesh(fsdp)
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def fsdp_step(state, batch, *frozen):
         params, frozen = jax.lax.with_sharding_constraint((state.params, frozen), replicated)
         state, metrics = step(state._replace(params=params), batch, *frozen)
-        return jax.lax.with_sharding_constraint(state, state_shardings(state, fsdp)), metrics
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, fsdp, mesh)), metrics
 
     if fsdp == 1:
         mapped = jax.jit(step, out_shardings=replicated, donate_argnums=0)
@@ -328,15 +329,17 @@ def parallelize(
     route: str,
     fsdp: int = 1,
     frozen: tuple[Any, ...] = (),
+    mesh: Mesh | None = None,
 ) -> ParallelStep:
     """Run the training step `make_step(axis_name)` on all devices by the route "pmap" or "jit".
 
     With fsdp above 1 the route is always jit. The step takes a state from `put_state` and this
-    host's rows of the batch. `frozen`, from `put_state` too, are further arguments of the step.
+    host's rows of the batch. `frozen`, from `put_state` too, are further arguments of the step, and
+    `mesh` is a `training_mesh` of other devices, to compile for them.
     """
     if route == "pmap" and fsdp == 1:
-        return pmap_step(make_step(AXIS), frozen)
-    return jit_step(make_step(None), fsdp, frozen)
+        return pmap_step(make_step(AXIS), frozen, mesh)
+    return jit_step(make_step(None), fsdp, frozen, mesh)
 
 
 def describe_devices() -> str:

@@ -18,7 +18,7 @@ from ddpm_jax import draws
 from ddpm_jax.errors import check_rows, check_shape
 from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
-from ddpm_jax.models.initializers import ParamSpec, draw_parameters
+from ddpm_jax.models.initializers import draw_parameters, draw_split_parameters, is_spec
 
 Params = dict[str, Any]
 
@@ -40,13 +40,14 @@ class Network:
         """Small inputs of the module, which determine the shapes of the parameters."""
         raise NotImplementedError
 
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Draw fresh float32 parameters."""
-        return draw_parameters(key, self._param_specs)
+    def init(self, key: Key[Array, ""], shardings: Params | None = None) -> Params:
+        """Draw fresh float32 parameters; with `shardings`, each array on the devices of its own."""
+        if shardings is None:
+            return draw_parameters(key, self._param_specs)
+        return draw_split_parameters(key, self._param_specs, shardings)
 
     def shapes(self) -> Params:
         """The shapes and dtypes of the parameters, without drawing them."""
-        is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
         return jax.tree.map(lambda spec: spec.value, self._param_specs, is_leaf=is_spec)
 
     def parameter_count(self) -> int:

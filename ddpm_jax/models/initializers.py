@@ -84,11 +84,9 @@ def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
     def random_block(path, spec):
         if spec.distribution.kind == "constant":
             return None
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         block_size = 1 << max(12, (spec.value.size - 1).bit_length())
-        return _draw_block(draws.fold_in_name(key, name), spec.distribution.kind, block_size)
+        return _draw_block(_key_at(path, key), spec.distribution.kind, (block_size,))
 
-    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731
     leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
     block_tree = jax.tree.map_with_path(random_block, specs, is_leaf=is_spec)
     blocks = jax.tree.leaves(block_tree, is_leaf=lambda leaf: leaf is None)
@@ -96,11 +94,45 @@ def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:
     return jax.tree.unflatten(structure, _cut_blocks(blocks, targets))
 
 
+def draw_split_parameters(key: Key[Array, ""], specs: Any, shardings: Any) -> Any:
+    """Draw the numbers of `draw_parameters`, each part of an array on the devices that keep it.
+
+    No array is whole on any device. One program is compiled per shape and sharding.
+    """
+
+    def draw(path, spec, sharding):
+        return _draw_split(_key_at(path, key), spec.value.shape, spec.distribution, sharding)
+
+    return jax.tree.map_with_path(draw, specs, shardings, is_leaf=is_spec)
+
+
+def is_spec(leaf: Any) -> bool:
+    """Whether a leaf of a tree is a parameter that is not drawn yet."""
+    return isinstance(leaf, ParamSpec)
+
+
+def _key_at(path, key):
+    """The key of the parameter at a path."""
+    return draws.fold_in_name(key, jax.tree_util.keystr(path, simple=True, separator="/"))
+
+
 @partial(jax.jit, static_argnums=(1, 2))
-def _draw_block(key, kind: str, size: int):
+def _draw_block(key, kind: str, shape: tuple[int, ...]):
     if kind == "normal":
-        return draws.normal(key, (size,))
-    return 2 * draws.uniform(key, (size,)) - 1
+        return draws.normal(key, shape)
+    return 2 * draws.uniform(key, shape) - 1
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw_split(key, shape, distribution, sharding):
+    if distribution.kind == "constant":
+        values = jnp.full(shape, distribution.scale, jnp.float32)
+    else:
+        # The i-th number depends on the key and on i alone, so a prefix of a block is the same.
+        # Without the barrier XLA merges the factors of a normal distribution, which rounds once.
+        drawn = jax.lax.optimization_barrier(_draw_block(key, distribution.kind, shape))
+        values = drawn * distribution.scale
+    return jax.lax.with_sharding_constraint(values, sharding)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -84,12 +84,16 @@ def warn_of_other_values(config: RunConfig, images: ImageSet) -> None:
 def first_params(config: RunConfig, key: Key[Array, ""]) -> Params:
     """The parameters that training starts from.
 
-    Draw them from `key`, or read them from `training.init_from` if it is set. Raise ValueError if
-    that model has another network than the config.
+    Draw them from `key`, or read them from `training.init_from` if it is set. With fsdp they are
+    drawn on the devices that keep them. Raise ValueError if that model has another network than the
+    config.
     """
-    if config.training.init_from is None:
+    if config.training.init_from is not None:
+        return base_params(config)
+    fsdp = config.parallel.fsdp
+    if fsdp == 1:
         return config.model.init(key)
-    return base_params(config)
+    return config.model.init(key, parallel.state_shardings(config.model.shapes(), fsdp))
 
 
 def first_trained(config: RunConfig, key: Key[Array, ""]) -> Params:

@@ -4,11 +4,19 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.nets import CONV_UNET, NETS, SMALLEST, TINY, UNET, by_path, submodule_outputs
 
+from ddpm_jax.devices import parallel
 from ddpm_jax.models.conv_unet import ConvUNet
+from ddpm_jax.models.initializers import (
+    InitDistribution,
+    ParamSpec,
+    draw_parameters,
+    draw_split_parameters,
+)
 
 
 def test_a_fresh_ddpm_network_outputs_zero_and_its_residual_branches_are_zero():
@@ -86,3 +94,18 @@ def test_parameters_under_x64_are_the_same_float32():
     with jax.enable_x64(True):
         ours = CONV_UNET.init(jax.random.key(0))
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), ours, expected)
+
+
+def test_split_parameters_are_the_same_numbers_and_whole_on_no_device():
+    shape = jax.ShapeDtypeStruct((3, 1 << 14), jnp.float32)
+    kinds = ("uniform", "normal", "constant")
+    specs = {kind: ParamSpec(shape, InitDistribution(kind, 0.3)) for kind in kinds}
+    shardings = parallel.state_shardings(dict.fromkeys(kinds, shape), 8)
+    key = jax.random.key(0)
+    draw = jax.jit(lambda key: draw_split_parameters(key, specs, shardings))
+    memory = draw.lower(key).compile().memory_analysis()
+    assert memory.output_size_in_bytes <= 1.01 * len(kinds) * shape.size * 4 / 8
+    assert memory.temp_size_in_bytes < shape.size * 4
+    split = draw_split_parameters(key, specs, shardings)
+    assert {kind: leaf.sharding for kind, leaf in split.items()} == shardings
+    jax.tree.map(np.testing.assert_array_equal, split, draw_parameters(key, specs))

@@ -15,6 +15,8 @@ from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.arrays import ScaledImages
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.values import scaled_values
+from ddpm_jax.devices import parallel
+from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.pretrained.unet_folder import load_net
 from ddpm_jax.runs import directory, loop
 from ddpm_jax.runs.initial_weights import (
@@ -94,6 +96,15 @@ def test_more_sampling_steps_than_timesteps_become_all_timesteps(pretrained):
 
 def test_without_init_from_parameters_are_drawn():
     assert_same(first_params(small_recipe(), KEY), NET.init(KEY))
+
+
+def test_with_fsdp_parameters_are_drawn_where_they_are_kept(monkeypatch):
+    monkeypatch.setattr(parallel, "MIN_SHARDED_SIZE", 1)
+    config = dataclasses.replace(small_recipe(), parallel=Parallel(fsdp=4))
+    params = first_params(config, KEY)
+    shardings = parallel.state_shardings(params, 4)
+    assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
+    assert_same(params, NET.init(KEY))
 
 
 def test_training_starts_from_the_pretrained_weights_and_resumes_from_the_run(pretrained, tmp_path):
