@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax.errors import check
 from ddpm_jax.models import Params
 from ddpm_jax.training import importance
+from ddpm_jax.training.global_norm import global_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def make_optimizer(
     if settings.clip_norm is None:
         clip = optax.identity()
     else:
-        clip = optax.clip_by_global_norm(settings.clip_norm)
+        clip = clip_by_global_norm(settings.clip_norm)
     tx = skip_nonfinite(optax.chain(clip, adam))
     if dtype == "float16":
         tx = dynamic_loss_scale(tx)
@@ -117,6 +118,18 @@ def make_optimizer(
     if importance_timesteps is not None:
         tx = importance.keep_losses(tx, importance_timesteps)
     return tx
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """optax's transformation of this name, with the norm of `global_norm`."""
+
+    def update(grads, state, params=None):
+        norm = global_norm(grads)
+        return jax.tree.map(
+            lambda g: jnp.where(norm < max_norm, g, (g / norm) * max_norm), grads
+        ), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 class AccumulationState(NamedTuple):
@@ -177,7 +190,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return SkipState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(grads, state, params=None):
-        finite = jnp.isfinite(optax.tree.norm(grads))
+        finite = jnp.isfinite(global_norm(grads))
         updates, inner_state = inner.update(grads, state.inner, params)
         # The neutral element is -0.0: a parameter of -0.0 plus 0.0 would become 0.0.
         updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)

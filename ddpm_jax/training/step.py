@@ -18,6 +18,7 @@ from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check
 from ddpm_jax.models import Model
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
+from ddpm_jax.training.global_norm import global_norm
 from ddpm_jax.training.loss_bands import sum_by_band
 
 Params = Any
@@ -160,7 +161,7 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            grad_norm = optax.tree.norm(grads) / scale
+            grad_norm = global_norm(grads) / scale
         opt_state = importance.update_history(opt_state, batch, losses, mean)
         finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
         finite = optax.tree.get(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0

@@ -1,0 +1,41 @@
+"""The norm of a gradient, and clipping by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.training.global_norm import SMALL, global_norm, norm_of_few_sums
+from ddpm_jax.training.optimizer import clip_by_global_norm
+
+SHAPES = {"bias": (7,), "scale": (3, 5), "step": (), "kernel": (3, 3, 8, SMALL // 64)}
+
+
+def gradients(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in SHAPES.items()
+    }
+
+
+@pytest.mark.parametrize("names", [tuple(SHAPES), ("kernel",), ("bias", "step")], ids=str)
+def test_small_arrays_are_summed_together_and_the_norm_is_that_of_all(names):
+    tree = {name: gradients()[name] for name in names}
+    expected = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in tree.values()))
+    np.testing.assert_allclose(norm_of_few_sums(tree), expected, rtol=1e-6)
+    jaxpr = str(jax.make_jaxpr(norm_of_few_sums)(tree))
+    has_small = any(leaf.size < SMALL for leaf in tree.values())
+    assert jaxpr.count("reduce_sum[") == has_small + ("kernel" in names)
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 1e6])
+def test_clipping_is_that_of_optax_to_the_bit_on_a_cpu(max_norm):
+    tree = gradients()
+    ours = clip_by_global_norm(max_norm)
+    theirs = optax.clip_by_global_norm(max_norm)
+    assert ours.init(tree) == theirs.init(tree)
+    clipped, _ = jax.jit(ours.update)(tree, ours.init(tree))
+    expected, _ = jax.jit(theirs.update)(tree, theirs.init(tree))
+    jax.tree.map(np.testing.assert_array_equal, clipped, expected)
+    assert global_norm(tree) == optax.tree.norm(tree)
