@@ -1,28 +1,35 @@
-"""Compare training and sampling on a GPU in bfloat16 with diffusers on PyTorch.
+"""Measure training and sampling on a GPU in bfloat16, beside diffusers on PyTorch.
 
-    python benchmarks/gpu.py [--recipe cifar10] [--batch-sizes 128 1024] [--pairs 5]
-        [--torch-python PYTHON] [--torch-mode max-autotune] [--peak-tflops 989] [--out FILE]
+    timeout 480 python benchmarks/gpu.py [--recipe cifar10] [--batch-sizes 128 1024] [--pairs 3]
+        [--torch-python PYTHON] [--torch-mode max-autotune] [--out FILE]
+
+The rows come in the order of their weight, each printed as soon as it is found, so that a run that
+is cut off still leaves the first ones: training steps of the batch sizes, DDIM, the first step of a
+process, --deterministic, and last DDPM.
 
 A speed relative to PyTorch is PyTorch's seconds divided by ours. As in bench.py, two processes take
 turns, with the same network and weights. PyTorch runs compiled (max-autotune with CUDA graphs),
 channels last, under autocast to bfloat16, with its batch in pinned host memory. Our batch is in
 host memory, too. MFU is the fraction of the device's peak that is used; a training step counts as
-three forward passes. The benchmark also measures the cost of --deterministic and the time from the
-start to the end of the first step. Without a GPU it prints one line and ends.
+three forward passes. The estimate is that of chips.py: the longest of the times of arithmetic and
+memory at the maker's rates, from the program as it was compiled here. Without a GPU the benchmark
+prints one line and ends.
 
 To try the code without a GPU, run it with
---platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --peak-tflops 1
+--platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --kind H100
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from chip_kinds import Chip, chip_of
 from cold_start import first_steps
 from rows import FOLDER, TORCH, Goal, Row, describe_machine, write_table
 from sides import Ratio, Side, ratio
@@ -39,60 +46,83 @@ DDPM_STEPS = 1000
 SPEED_GOAL = Goal(">=", 1.3)
 MFU_GOAL = Goal(">=", 40)
 DETERMINISM_GOAL = Goal("<=", 1.1)
-PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312}
-"""TFLOP/s of dense bfloat16, as the maker states them, by a part of the device's name."""
 
 
-def peak_of(kind: str, given: float | None) -> float:
-    """The given peak, or that of a kind of device, in TFLOP/s.
+class Sides(NamedTuple):
+    """Our process and PyTorch's, both with the same network, at one batch size."""
 
-    Raise SystemExit if neither is known.
-    """
-    known = next((peak for name, peak in PEAKS.items() if name in kind), None)
-    if given is None and known is None:
-        raise SystemExit(f"error: The peak of {kind} is unknown: give it with --peak-tflops.")
-    return given or known
+    ours: Side
+    theirs: Side
+    batch_size: int
+    flops: float
+    """Floating-point operations of a forward pass of one image."""
 
 
-def speed(options: argparse.Namespace, batch_size: int, peak: float) -> Iterator[Row]:
-    """Measure a training step and the samplers at one batch size, each with its MFU."""
-    recipe = options.recipe
+@contextlib.contextmanager
+def both_sides(options: argparse.Namespace, batch_size: int) -> Iterator[Sides]:
+    """Start both processes and load the network."""
     device = "cuda" if options.platform == "gpu" else "cpu"
     with (
         tempfile.TemporaryDirectory() as folder,
         Side(sys.executable, OURS, NO_PREALLOCATION) as ours,
         Side(options.torch_python, TORCH) as theirs,
     ):
-        ours.ask("load", recipe, batch_size, folder, dtype=DTYPE)
-        flops = ours.ask("flops")
+        ours.ask("load", options.recipe, batch_size, folder, dtype=DTYPE)
         theirs.ask("load", folder, batch_size, device, DTYPE)
         theirs.ask("use", True, True, options.torch_mode)
-        # Each kind of work: the function and its arguments, and the forward passes it counts as.
-        work = {
-            "training step": ("train", (STEPS_PER_TURN,), 3 * STEPS_PER_TURN),
-            f"{DDIM_STEPS} DDIM steps": ("sample", (DDIM_STEPS, batch_size), DDIM_STEPS),
-        }
-        if batch_size == min(options.batch_sizes):
-            work[f"{DDPM_STEPS} DDPM steps"] = (
-                "sample",
-                (DDPM_STEPS, batch_size, "ddpm"),
-                DDPM_STEPS,
-            )
-        for name, (function, arguments, passes) in work.items():
-            result = ratio(
-                partial(theirs.ask, function, *arguments),
-                partial(ours.ask, function, *arguments),
-                options.pairs,
-            )
-            num_images = batch_size * (STEPS_PER_TURN if function == "train" else 1)
-            description = f"{name} of {batch_size} images"
-            details = describe_images_per_second(num_images, result)
-            measurement = f"speed relative to PyTorch: {description}"
-            yield Row(measurement, recipe, result, SPEED_GOAL, details)
-            mfu = 100 * passes * flops * batch_size / result.seconds[1] / (peak * 1e12)
-            goal = MFU_GOAL if function == "train" else None
-            details = f"{flops / 1e9:.2f} GFLOP per forward pass, peak {peak:g} TFLOP/s"
-            yield Row(f"MFU: {description}", recipe, mfu, goal, details, "%")
+        yield Sides(ours, theirs, batch_size, ours.ask("flops"))
+
+
+def training(options: argparse.Namespace, sides: Sides, chip: Chip) -> Iterator[Row]:
+    """Measure a training step, and how far its estimate is off."""
+    size = sides.batch_size
+    result = compare(options, sides, "train", STEPS_PER_TURN)
+    name = f"training step of {size} images"
+    details = describe_images_per_second(size * STEPS_PER_TURN, result)
+    yield Row(f"speed relative to PyTorch: {name}", options.recipe, result, SPEED_GOAL, details)
+    flops = 3 * size * sides.flops
+    seconds = result.seconds[1] / STEPS_PER_TURN
+    yield mfu(options, name, flops, seconds, chip, MFU_GOAL)
+    launched, moved = sides.ours.ask("work")
+    estimate = chip.shortest_time(flops, moved)
+    details = (
+        f"{1e3 * seconds:.2f} ms against {1e3 * estimate:.2f} ms; "
+        f"{launched:,} kernels, {moved / 1e9:.1f} GB"
+    )
+    measurement = f"time relative to its estimate: {name}"
+    yield Row(measurement, options.recipe, seconds / estimate, None, details)
+
+
+def sampling(
+    options: argparse.Namespace, sides: Sides, chip: Chip, sampler: str, steps: int
+) -> Iterator[Row]:
+    """Measure a sampler that draws as many images as a training step has."""
+    size = sides.batch_size
+    result = compare(options, sides, "sample", steps, size, sampler)
+    name = f"{steps} {sampler.upper()} steps of {size} images"
+    details = describe_images_per_second(size, result)
+    yield Row(f"speed relative to PyTorch: {name}", options.recipe, result, SPEED_GOAL, details)
+    yield mfu(options, name, steps * size * sides.flops, result.seconds[1], chip)
+
+
+def compare(options: argparse.Namespace, sides: Sides, function: str, *args: Any) -> Ratio:
+    """PyTorch's seconds for a kind of work relative to ours."""
+    theirs = partial(sides.theirs.ask, function, *args)
+    return ratio(theirs, partial(sides.ours.ask, function, *args), options.pairs)
+
+
+def mfu(
+    options: argparse.Namespace,
+    name: str,
+    flops: float,
+    seconds: float,
+    chip: Chip,
+    goal: Goal | None = None,
+) -> Row:
+    """The row of the fraction of the peak that some work uses."""
+    percent = chip.mfu(flops, seconds)
+    details = f"{flops / 1e12:.3f} TFLOP in {seconds:.4f} s, peak {chip.peak:g} TFLOP/s"
+    return Row(f"MFU: {name}", options.recipe, percent, goal, details, "%")
 
 
 def determinism(options: argparse.Namespace) -> Iterator[Row]:
@@ -167,13 +197,29 @@ def main(options: argparse.Namespace) -> None:
     if platform != options.platform:
         print(f"No {options.platform} found, nothing measured: JAX runs on {platform} ({kind}).")
         return
-    peak = peak_of(kind, options.peak_tflops)
+    chip = chip_of(options.kind or kind)
     with Side(options.torch_python, TORCH) as theirs:
         versions = theirs.ask("versions")
     torch = ", ".join(f"{name} {value}" for name, value in versions.items())
-    preface = f"# Speed on a GPU\nOn {kind}, {describe_machine()}; jax {version}; {torch}."
-    speeds = chain.from_iterable(speed(options, size, peak) for size in options.batch_sizes)
-    write_table(preface, chain(speeds, determinism(options), starts(options)), options.out)
+    preface = (
+        f"# Speed on a GPU\nOn {kind}, {describe_machine()}; jax {version}; {torch}, "
+        f"torch.compile mode {options.torch_mode}."
+    )
+    write_table(preface, rows(options, chip), options.out)
+
+
+def rows(options: argparse.Namespace, chip: Chip) -> Iterator[Row]:
+    """The rows in the order of their weight."""
+    first, *others = options.batch_sizes
+    with both_sides(options, first) as sides:
+        yield from training(options, sides, chip)
+        for size in others:
+            with both_sides(options, size) as larger:
+                yield from training(options, larger, chip)
+        yield from sampling(options, sides, chip, "ddim", DDIM_STEPS)
+        yield from starts(options)
+        yield from determinism(options)
+        yield from sampling(options, sides, chip, "ddpm", DDPM_STEPS)
 
 
 if __name__ == "__main__":
@@ -182,7 +228,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
-    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs per ratio")
+    parser.add_argument("--pairs", type=int, default=3, help="interleaved pairs per ratio")
     parser.add_argument("--platform", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument(
         "--torch-python",
@@ -190,8 +236,6 @@ if __name__ == "__main__":
         help="Python of an environment with PyTorch and diffusers",
     )
     parser.add_argument("--torch-mode", default="max-autotune", help="mode of torch.compile")
-    parser.add_argument(
-        "--peak-tflops", type=float, help="peak of the device for dense bfloat16, in TFLOP/s"
-    )
+    parser.add_argument("--kind", help="take the rates of this kind of device, such as H100")
     parser.add_argument("--out", type=Path, help="page to write")
     main(parser.parse_args())

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import hlo
 import jax
 import jax.numpy as jnp
 import jax_side
@@ -15,6 +16,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import walk
 from ddpm_jax.samplers import sample_keys
+from ddpm_jax.training.step import example_keys
 
 
 def device():
@@ -47,6 +49,17 @@ def flops():
     return lowered.cost_analysis()["flops"]
 
 
+def work():
+    """The kernels of a training step as it is compiled here, and the bytes that they move."""
+    step = STATE["step"]
+    image = STATE["image"]
+    batch = {"image": image, "key": example_keys(jax.random.key(1), 0, jnp.arange(len(image)))}
+    lowered = step.mapped.lower(STATE["state"], step.shard_batch(batch))
+    kernels = hlo.kernels(lowered.compile().as_text())
+    moved = sum(kernel.bytes * kernel.times for kernel in kernels)
+    return sum(kernel.times for kernel in kernels), moved
+
+
 if __name__ == "__main__":
-    own = {function.__name__: function for function in (device, sample, flops)}
+    own = {function.__name__: function for function in (device, sample, flops, work)}
     serve(jax_side.FUNCTIONS | own)

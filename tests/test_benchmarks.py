@@ -49,6 +49,7 @@ def test_our_side_trains_and_samples(monkeypatch):
     times = jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)
     assert min(times) > 0
     assert gpu_side.flops() > 0
+    assert min(gpu_side.work()) > 0
 
 
 class LocalSide:
@@ -76,14 +77,65 @@ def test_the_gpu_benchmark_without_a_gpu_prints_one_line(monkeypatch, capsys):
     assert printed.count("\n") == 1
 
 
-def test_the_peak_follows_from_the_device_or_is_given():
-    peak_of = module("gpu").peak_of
-    assert peak_of("NVIDIA H100 80GB HBM3", None) == peak_of("NVIDIA H200", None) == 989
-    assert peak_of("NVIDIA A100-SXM4-40GB", None) == 312
-    assert peak_of("NVIDIA H100 PCIe", None) == 756
-    assert peak_of("NVIDIA H200", 800) == peak_of("something else", 800) == 800
-    with pytest.raises(SystemExit, match="--peak-tflops"):
-        peak_of("something else", None)
+class FakeGpu:
+    """Both sides on a GPU, where our work takes half the time of PyTorch's."""
+
+    def __init__(self, python, script, env=None):
+        self.seconds = 1.0 if script == module("rows").TORCH else 0.5
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def ask(self, function, *args, **options):
+        answers = {
+            "device": ("gpu", "NVIDIA H200"),
+            "versions": {"jax": "0"},
+            "flops": 1e9,
+            "work": (7, 48e9),
+        }
+        return answers.get(function, self.seconds)
+
+
+def test_the_rows_of_the_gpu_benchmark_come_by_weight(monkeypatch, capsys):
+    """Ten steps take 0.5 s, so one takes 50 ms, and its 48 GB take an H200 10 ms."""
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "Side", FakeGpu)
+    marks = {"imported": 1.0, "first step done": 2.0}
+    monkeypatch.setattr(gpu, "first_steps", lambda *_: [marks, marks])
+    options = {"platform": "gpu", "recipe": "tiny", "batch_sizes": [128, 1024], "pairs": 1}
+    options |= {"torch_python": "python", "torch_mode": "default", "kind": None, "out": None}
+    gpu.main(argparse.Namespace(**options))
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[5:]]
+    assert [row[0].removeprefix("| ") for row in rows] == [
+        "speed relative to PyTorch: training step of 128 images",
+        "MFU: training step of 128 images",
+        "time relative to its estimate: training step of 128 images",
+        "speed relative to PyTorch: training step of 1024 images",
+        "MFU: training step of 1024 images",
+        "time relative to its estimate: training step of 1024 images",
+        "speed relative to PyTorch: 50 DDIM steps of 128 images",
+        "MFU: 50 DDIM steps of 128 images",
+        "time from start to end of first step of 128 images, compilation cache empty",
+        "time from start to end of first step of 128 images, compilation cache filled",
+        "time of a deterministic training step of 128 images, relative to the usual one",
+        "speed relative to PyTorch: 1000 DDPM steps of 128 images",
+        "MFU: 1000 DDPM steps of 128 images",
+    ]
+    assert rows[0][2] == "2.000 (2.000 to 2.000)"
+    assert rows[2][2] == "5"
+    assert "50.00 ms against 10.00 ms; 7 kernels, 48.0 GB" in rows[2][-1]
+
+
+def test_the_peak_follows_from_the_device():
+    chip_of = module("chip_kinds").chip_of
+    assert chip_of("NVIDIA H100 80GB HBM3").peak == chip_of("NVIDIA H200").peak == 989
+    assert chip_of("NVIDIA A100-SXM4-40GB").peak == 312
+    assert chip_of("NVIDIA H100 PCIe").peak == 756
+    with pytest.raises(SystemExit, match=r"add it to benchmarks/chip_kinds\.py\.$"):
+        chip_of("something else")
 
 
 def test_a_ratio_is_the_median_of_pairs_that_take_turns():
