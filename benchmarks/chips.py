@@ -43,6 +43,10 @@ ENVIRONMENT = {
 """Keeps the plugins from looking for their chips."""
 OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
 """Autotuning would run kernels on the GPU."""
+RATES_HEAD = (
+    "| chip | bfloat16, TFLOP/s | memory, GB/s | memory, GB | links, GB/s | source |\n"
+    f"|{' --- |' * 6}"
+)
 KINDS = ("convolution", "product", "reduction", "copy", "other")
 HEAD = (
     "| program | chip | kernels | GB moved | convolutions, products, reductions, copies, others "
@@ -100,6 +104,16 @@ PROGRAMS = [
     Program("cifar10", "step", "v5e", "16x16"),
 ]
 """The most telling ones first. The other recipes have the networks of these, or almost."""
+
+
+def rates() -> str:
+    """The table of the makers' rates."""
+    rows = (
+        f"| {chip.name} | {chip.peak:g} | {chip.bandwidth:,} | {chip.memory} | {chip.link} "
+        f"| {chip.source} |"
+        for chip in CHIPS.values()
+    )
+    return "\n".join([RATES_HEAD, *rows])
 
 
 def build(program: Program) -> chip_programs.Work:
@@ -170,8 +184,10 @@ def bytes_sent(kernel: hlo.Kernel, count: int) -> float:
     """What a chip sends for a collective, in a ring over all `count` chips."""
     if kernel.kind != "collective":
         return 0.0
-    rounds = 2 if kernel.operation == "all-reduce" else 1
-    return rounds * (count - 1) / count * kernel.result_bytes
+    # Each of the count - 1 rounds of a ring sends one part of `count`; a sum over all needs two
+    # rings. The result of a reduce-scatter is such a part.
+    parts = {"all-reduce": 2 / count, "reduce-scatter": 1}.get(kernel.operation, 1 / count)
+    return (count - 1) * parts * kernel.result_bytes
 
 
 def places(text: str, count: int) -> str:
@@ -217,13 +233,13 @@ def ensure_compiled(program: Program, results: Path, limit: float) -> bool:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Print the table, row by row."""
+    """Print the rates, and the table row by row."""
     options.results.mkdir(parents=True, exist_ok=True)
     if options.one:
         program = next(each for each in PROGRAMS if str(each) == options.one)
         compile_one(program, options.results)
         return
-    print(HEAD, flush=True)
+    print(f"{rates()}\n\n{HEAD}", flush=True)
     for program in PROGRAMS:
         if not fnmatch.fnmatch(str(program), options.programs):
             continue

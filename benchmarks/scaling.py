@@ -20,6 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
+from chip_kinds import CHIPS
 
 from ddpm_jax.cli.recipes import load_recipe
 
@@ -28,8 +29,8 @@ NUM_CHIPS = (8, 64, 256, 1024)
 FRACTION_OF_PEAK = 0.4
 
 
-class Chip(NamedTuple):
-    """A chip and its link, with the figures of the makers."""
+class Linked(NamedTuple):
+    """A chip with a link to the next one."""
 
     name: str
     peak: float
@@ -38,10 +39,10 @@ class Chip(NamedTuple):
     """GB/s that the chip can send to the next one."""
 
 
-CHIPS = [
-    Chip("TPU v5p, 1,200 GB/s both ways", 459, 600),
-    Chip("H100, NVLink of 900 GB/s both ways", 989, 450),
-    Chip("H100, one 400 Gb/s adapter each", 989, 50),
+LINKED = [
+    Linked("TPU v5p, 1,200 GB/s both ways", CHIPS["v5p"].peak, CHIPS["v5p"].link),
+    Linked("H100, NVLink of 900 GB/s both ways", CHIPS["h100"].peak, CHIPS["h100"].link),
+    Linked("H100, one 400 Gb/s adapter each", CHIPS["h100"].peak, 50),
 ]
 
 
@@ -55,7 +56,7 @@ def count_operations(recipe: str) -> tuple[int, float]:
     return model.parameter_count(), apply.lower(params, xt, t).cost_analysis()["flops"]
 
 
-def cell(n: int, chip: Chip, parameters: int, flops: float) -> str:
+def cell(n: int, chip: Linked, parameters: int, flops: float) -> str:
     """The milliseconds in which a chip sends gradients, and the batch per chip that takes as long.
 
     Gradients are float32, 4 bytes per parameter.
@@ -73,7 +74,7 @@ def main(recipes: list[str]) -> None:
         parameters, flops = count_operations(recipe)
         millions = f"{parameters / 1e6:.1f} million parameters"
         net = f"{recipe}: {millions}, {flops / 1e9:.1f} GFLOP per image"
-        for chip in CHIPS:
+        for chip in LINKED:
             cells = " | ".join(cell(n, chip, parameters, flops) for n in NUM_CHIPS)
             print(f"| {net} | {chip.name} | {cells} |")
 

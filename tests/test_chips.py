@@ -100,7 +100,7 @@ def test_a_chip_is_bound_by_the_slowest_of_arithmetic_memory_and_links():
 
 
 def test_a_program_that_is_kept_is_not_compiled_again(tmp_path, monkeypatch, capsys):
-    """Both rings send 7/8 of the 32 bytes of the gradients in each of their two rounds."""
+    """A ring over 8 chips sends 7/8 of an array; the result of a reduce-scatter is 1/8 of one."""
     chips = module("chips")
     program = chips.Program("cifar10", "step", "h100", "1x8")
     monkeypatch.setattr(chips, "compile_one", lambda *_: pytest.fail("compiled again"))
@@ -110,7 +110,15 @@ def test_a_program_that_is_kept_is_not_compiled_again(tmp_path, monkeypatch, cap
     fits, sent = chips.row(program, MODULE, figures).split(" | ")[7:9]
     assert (fits, sent) == ("no", "0 MB in 1")
     collective = module("hlo").kernels(MODULE)[5]
-    assert chips.bytes_sent(collective, 8) == 2 * 7 / 8 * 32
+    sent = {
+        operation: chips.bytes_sent(collective._replace(operation=operation), 8)
+        for operation in ("all-reduce", "all-gather", "reduce-scatter")
+    }
+    assert sent == {
+        "all-reduce": 2 * 7 / 8 * 32,
+        "all-gather": 7 / 8 * 32,
+        "reduce-scatter": 7 * 32,
+    }
 
 
 @pytest.fixture

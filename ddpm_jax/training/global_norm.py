@@ -14,8 +14,8 @@ SMALL = 1024
 def global_norm(tree: Any) -> Float[Array, ""]:
     """The Euclidean norm of all arrays of a tree.
 
-    A GPU launches a kernel or two per sum, and most arrays of a network are as small as a bias: the
-    small ones are joined there (benchmarks/chips.py). A CPU adds them up one by one.
+    A GPU launches a kernel or two per sum, and most arrays of a network are as small as a bias, so
+    the small ones are joined there (benchmarks/chips.py). A CPU keeps optax's sums.
     """
     return jax.lax.platform_dependent(tree, cpu=optax.tree.norm, default=norm_of_few_sums)
 
