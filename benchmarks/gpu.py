@@ -192,7 +192,7 @@ def torch_starts(options: argparse.Namespace, batch_size: int) -> Iterator[float
 def main(options: argparse.Namespace) -> None:
     """Print the table and write it to --out. Without such a device, print one line."""
     with Side(sys.executable, OURS, NO_PREALLOCATION) as ours:
-        platform, kind = ours.ask("device")
+        platform, kind, software = ours.ask("device")
         version = ours.ask("versions")["jax"]
     if platform != options.platform:
         print(f"No {options.platform} found, nothing measured: JAX runs on {platform} ({kind}).")
@@ -202,8 +202,9 @@ def main(options: argparse.Namespace) -> None:
         versions = theirs.ask("versions")
     torch = ", ".join(f"{name} {value}" for name, value in versions.items())
     preface = (
-        f"# Speed on a GPU\nOn {kind}, {describe_machine()}; jax {version}; {torch}, "
-        f"torch.compile mode {options.torch_mode}."
+        f"# Speed on a GPU\nOn {kind}, {describe_machine()}; jax {version}, {software}; {torch}, "
+        f"torch.compile mode {options.torch_mode}; {DTYPE}, {options.pairs} pairs of "
+        f"{STEPS_PER_TURN} training steps: `gpu.py {' '.join(sys.argv[1:])}`."
     )
     write_table(preface, rows(options, chip), options.out)
 

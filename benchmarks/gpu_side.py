@@ -20,8 +20,10 @@ from ddpm_jax.training.step import example_keys
 
 
 def device():
-    """The platform that JAX runs on, and the kind of its device."""
-    return jax.default_backend(), jax.devices()[0].device_kind
+    """The platform that JAX runs on, the kind of its device, and the version of its software."""
+    device = jax.devices()[0]
+    version = " ".join(device.client.platform_version.split())
+    return jax.default_backend(), device.device_kind, version
 
 
 def sample(steps, num_images, sampler="ddim"):

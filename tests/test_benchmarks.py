@@ -91,7 +91,7 @@ class FakeGpu:
 
     def ask(self, function, *args, **options):
         answers = {
-            "device": ("gpu", "NVIDIA H200"),
+            "device": ("gpu", "NVIDIA H200", "CUDA 12"),
             "versions": {"jax": "0"},
             "flops": 1e9,
             "work": (7, 48e9),
