@@ -181,7 +181,7 @@ def num_chips(program: Program) -> int:
 
 
 def bytes_sent(kernel: hlo.Kernel, count: int) -> float:
-    """What a chip sends for a collective, in a ring over all `count` chips."""
+    """The bytes that a chip sends for a collective, in a ring over all `count` chips."""
     if kernel.kind != "collective":
         return 0.0
     # Each of the count - 1 rounds of a ring sends one part of `count`; a sum over all needs two

@@ -102,7 +102,7 @@ def instruction(line: str) -> Instruction | None:
 
 
 def kernels(text: str) -> list[Kernel]:
-    """What one call of a program launches, in the order of the text."""
+    """The kernels that one call of a program launches, in the order of the text."""
     all_computations = computations(text)
     return list(_kernels(all_computations, "ENTRY", 1))
 

@@ -1,4 +1,4 @@
-"""What a compiled program launches on a chip, as benchmarks/chips.py counts it."""
+"""Counts of the work of compiled programs, as benchmarks/chips.py makes them."""
 
 import importlib
 import importlib.metadata
