@@ -37,10 +37,12 @@ from chip_kinds import CHIPS, Chip, devices
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    # A program for a chip that is not there can be written to JAX's cache, but not read again.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-"""Keeps the plugins from looking for their chips."""
+"""Keeps the plugins from looking for their chips, and JAX from its cache."""
 OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
 """Autotuning would run kernels on the GPU."""
 RATES_HEAD = (

@@ -128,6 +128,12 @@ def gpu_plugin():
     found = importlib.metadata.version("jax-cuda12-plugin")
     if (found, jax.config.jax_platforms) != (jax.__version__, "cpu"):
         pytest.skip(f"The plugin is for JAX {found}, and needs JAX_PLATFORMS=cpu.")
+    # JAX could not read the program again: do not write it to the cache of the tests.
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.mark.parametrize(("shape", "route", "fsdp"), [("1x1", "pmap", 1), ("1x2", "jit", 2)])
