@@ -8,8 +8,10 @@ import optax
 from ddpm_jax import settings_json
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.batches import steps_per_epoch
+from ddpm_jax.data.conditions import load_conditioned
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check, check_seed
+from ddpm_jax.generation.conditions import check_condition_settings
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import ImageNetwork, Model
 from ddpm_jax.settings_json import from_json, to_json
@@ -241,12 +243,16 @@ class Config(RunConfig, ModelSpec):
             f"Image files are read as grey or RGB: set model.channels to 1 or 3, not {channels}, "
             "or give --data arrays.",
         )
+        check_condition_settings(self.model, self.data)
         clips = self.sampling.clip_x0 or self.sampling.dynamic_threshold is not None
         check(
             self.data.is_bounded or not clips,
             "Values scaled by their deviation exceed [-1, 1], to which sampling clips: set "
             "sampling.clip_x0 to False (--sampling.no-clip-x0).",
         )
+
+    def load_images(self) -> ImageSet:
+        return load_conditioned(self.data, self.model.image_size, self.model.channels)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

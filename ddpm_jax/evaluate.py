@@ -34,12 +34,14 @@ from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
+from ddpm_jax.data.conditions import load_conditioned, with_condition, with_statistics
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.image_sets import CROP, read_reference
 from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
 from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.generation.conditions import check_conditions
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
 from ddpm_jax.runs.directory import EVALUATION
@@ -107,7 +109,7 @@ def measure_parts(
         yield described, {}
     if compares_images(options.measures):
         reference = prepare_reference(options, images, described["against_images"])
-        samples = draw(spec, params, options)
+        samples = draw(spec, params, options, images)
         numbers, pictures = compare_images(options, *reference, images, samples)
         yield describe_samples(spec, options) | numbers, pictures
     if "speed" in options.measures:
@@ -147,16 +149,18 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, di
         shape = source.spec.model.image_shape
         images = read_reference(options.against, shape, options.split, data or CROP)
         described = describe_reference(images, str(options.against), options.split)
+        images = images if data is None else with_condition(data, images)
     elif data is not None:
         data = with_split(data, options.split)
-        images = data.load(source.spec.model.image_size, source.spec.model.channels)
+        images = load_conditioned(data, source.spec.model.image_size, source.spec.model.channels)
         described = describe_reference(images, data.describe(), getattr(data, "split", None))
     else:
         raise ValueError(
             "This checkpoint does not name its data: give reference images, --against."
         )
     check_values(images.values, source.values, "leave out --split and --against")
-    return images, described
+    check_conditions(source.spec.model, images)
+    return with_statistics(images, source.condition_values), described
 
 
 def with_split(data: DataSource, split: str | None) -> DataSource:

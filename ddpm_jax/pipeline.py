@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check_at_least
+from ddpm_jax.generation.conditions import read_conditions
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
@@ -42,13 +44,15 @@ class PipelineOutput(NamedTuple):
 class Pipeline:
     """A model spec and its parameters. A call draws images with `generate_shown`.
 
-    `values` says what numbers the network's outputs stand for, and `classes` names the labels.
+    `values` says what numbers the network's outputs stand for, `classes` names the labels, and
+    `condition_values` says what the numbers of its conditions stand for.
     """
 
     spec: ModelSpec
     params: Params
     values: Levels = LEVELS
     classes: tuple[str, ...] | None = None
+    condition_values: Levels = LEVELS
 
     @classmethod
     def from_pretrained(
@@ -76,18 +80,23 @@ class Pipeline:
         seed: int = 0,
         *,
         labels: Sequence[int] | None = None,
+        condition: ArrayLike | None = None,
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
         """Draw `batch_size` images, in batches of at most 64.
 
-        The noise of image i depends only on (seed, i). The seed is in [0, 2**32).
+        The noise of image i depends only on (seed, i). The seed is in [0, 2**32). The images take
+        the rows of `condition`, in the unit of its data, in turn (`read_conditions`).
         `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
         """
         check_at_least(1, batch_size=batch_size)
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
+        conditions = None
+        if condition is not None:
+            conditions = read_conditions(spec.model, np.asarray(condition), self.condition_values)
         states = generate_shown(
             spec,
             self.params,
@@ -95,6 +104,7 @@ class Pipeline:
             batch_size=min(batch_size, MAX_BATCH_SIZE),
             seed=seed,
             labels=labels,
+            conditions=conditions,
             progress=progress,
             to_values=self.values.to_values,
         )

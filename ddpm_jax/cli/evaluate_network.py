@@ -12,11 +12,12 @@ from tqdm import tqdm
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Part
 from ddpm_jax.data import Batch, ImageSet
-from ddpm_jax.data.batches import batch_at
+from ddpm_jax.data.batches import batch_at, batch_indices
 from ddpm_jax.devices import parallel
 from ddpm_jax.evaluation import bits_per_dim, loss_bands, ode_likelihood
 from ddpm_jax.evaluation.results import SPEED_RUNS
 from ddpm_jax.figures import plots
+from ddpm_jax.generation.conditions import blank_conditions, conditions_at
 from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import step_count
@@ -60,15 +61,19 @@ def sampling_settings(spec: ModelSpec) -> dict[str, Any]:
     return settings | {"steps": step_count(spec.objective, spec.sampling)}
 
 
-def draw(spec: ModelSpec, params: Params, options: EvaluateOptions) -> Iterator[np.ndarray]:
-    """Yield the uint8 samples of each seed."""
+def draw(
+    spec: ModelSpec, params: Params, options: EvaluateOptions, images: ImageSet
+) -> Iterator[np.ndarray]:
+    """Yield the uint8 samples of each seed. It also draws the images whose conditions they have."""
     for seed in options.sampling_seeds:
+        indices = batch_indices(seed, 0, options.num_images, len(images))
         shown = generate_shown(
             spec,
             params,
             num_images=options.num_images,
             batch_size=options.batch_size,
             seed=seed,
+            **conditions_at(spec.model, images, indices),
         )
         yield shown[-1]
 
@@ -76,7 +81,8 @@ def draw(spec: ModelSpec, params: Params, options: EvaluateOptions) -> Iterator[
 def measure_speed(spec: ModelSpec, params: Params, options: EvaluateOptions) -> dict[str, Any]:
     """Images drawn per second in full batches, after one batch that compiles the program."""
     size = options.batch_size
-    run = partial(generate, spec, params, num_images=size, batch_size=size, seed=0)
+    sizes = {"num_images": size, "batch_size": size}
+    run = partial(generate, spec, params, **sizes, seed=0, conditions=blank_conditions(spec.model))
     run()
     speeds = [size / _seconds(run) for _ in range(SPEED_RUNS)]
     return {

@@ -2,12 +2,13 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.cli import arguments, text_options
+from ddpm_jax.cli.condition_options import ConditionOptions
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions, named_step
@@ -16,7 +17,7 @@ from ddpm_jax.data.pixels import describe_colours
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
-from ddpm_jax.generation.editing import Edit
+from ddpm_jax.generation.conditions import count_of
 from ddpm_jax.generation.generate import choose_labels, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
@@ -31,11 +32,11 @@ GIF_FRAMES = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions(LoraOptions, EditOptions, BatchedRunOptions):
+class SampleOptions(ConditionOptions, LoraOptions, EditOptions, BatchedRunOptions):
     """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
 
     num: int | None = None
-    """Number of images; None for 64, or with --invert for one per image."""
+    """Number of images; None for 64, or one for each image of --invert, or for each condition."""
     label: tuple[str, ...] = ()
     """Classes, such as cat,dog or 3,5,7, which the images take in turn; all classes by default. A
     word is a number unless it is the name of a class."""
@@ -75,7 +76,8 @@ def main(args: list[str]) -> None:
         return
     options, sampling = parse(args, ckpt, source, sampler)
     spec = dataclasses.replace(source.spec, sampling=sampling)
-    num_images = options.num or options.default_num() or DEFAULT_NUM
+    conditions = options.conditions(spec.model, source.condition_values)
+    num_images = options.num or options.default_num() or count_of(conditions) or DEFAULT_NUM
     options.set_up_jax(num_images)
     edit = options.edit(spec, num_images, source.values)
     given = arguments.class_numbers("--label", options.label, source.classes)
@@ -87,7 +89,8 @@ def main(args: list[str]) -> None:
         params = source.params(options.weights)
         for path, scale in loras:
             params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
-        states = draw_states(spec, params, options, num_images, edit, labels, source.values)
+        what = {"labels": labels, "conditions": conditions, "edit": edit}
+        states = draw_states(spec, params, options, num_images, what, source.values)
     for path in image_grids.save_states(states, options.out, options.trajectory, source.values):
         print(path)
     if (colours := describe_colours(spec.model.channels)) is not None:
@@ -115,13 +118,13 @@ def draw_states(
     params: Params,
     options: SampleOptions,
     num_images: int,
-    edit: Edit | None,
-    labels: Sequence[int],
+    what: dict[str, Any],
     values: Levels,
 ) -> np.ndarray:
     """Draw states (k, n, h, w, c), of which the last one holds the samples, as these values.
 
-    The others show the denoising path. Without an output that shows it, k is 1.
+    `what` are the labels, conditions and edit of `generate`. The other states show the denoising
+    path. Without an output that shows it, k is 1.
     """
     trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
     return generate_shown(
@@ -130,9 +133,8 @@ def draw_states(
         num_images=num_images,
         batch_size=options.batch_size,
         seed=options.seed,
-        labels=labels,
-        edit=edit,
         min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
         trajectory=trajectory,
         to_values=values.to_values,
+        **what,
     )

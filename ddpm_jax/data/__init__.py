@@ -4,7 +4,8 @@ A data source is a frozen dataclass, a subclass of `DataSource`. Its name on the
 name of its module. `load(image_size, channels)` returns images of one size as an `ImageSet`.
 What sources share: `decode` reads and resizes an image, `loading` decodes a whole set and skips
 corrupt images, `batches` makes each global batch a pure function of (seed, step), `pixels` converts
-between uint8 and float32, `values` maps any numbers to the inputs of a network and back.
+between uint8 and float32, `values` maps any numbers to the inputs of a network and back,
+`conditions` adds what the images are conditioned on.
 Imports only `errors`, `home` and `image_size`.
 """
 
@@ -23,6 +24,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize
 
 Batch = dict[str, np.ndarray]
+ConditionKind = Literal["vector", "brightness"]
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 """Usual names of the splits of a data set, in lower case."""
 
@@ -69,6 +71,9 @@ class DataSource:
     """Flip each image horizontally with probability 1/2."""
     resize: Literal["crop", "squash"] = "crop"
     """How to fit the aspect ratio: crop to the centre of the image, or squash it."""
+    condition: ConditionKind | None = None
+    """Condition beside the labels. vector: numbers that come with the data. brightness: the mean
+    level of each image, from 0 to 255."""
     max_corrupt_fraction: float = 0.0
     """Largest fraction of corrupt images to skip, in [0, 1). A larger fraction is an error."""
     max_pixels: int = MAX_PIXELS

@@ -13,8 +13,10 @@ from ddpm_jax.data.folder import class_names, file_names, folder_labels
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 
-KEYS = ("images", "labels")
-"""The arrays of an .npz that are read."""
+KEYS = ("images", "labels", "classes")
+"""The arrays of an .npz that are always read."""
+CONDITIONS = "conditions"
+"""The array of an .npz that is read if images are conditioned on it."""
 KINDS = "biuf"
 """NumPy's kinds of types that images may have: booleans, integers, floats."""
 
@@ -30,10 +32,14 @@ class Stored(NamedTuple):
     read: Callable[[int], tuple[np.ndarray, str]]
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    conditions: np.ndarray | None = None
 
 
-def open_stored(path: Path) -> Stored:
-    """Open an .npz, an .npy or a folder. Raise ValueError or FileNotFoundError."""
+def open_stored(path: Path, with_conditions: bool = False) -> Stored:
+    """Open an .npz, an .npy or a folder, by default without conditions.
+
+    Raise ValueError or FileNotFoundError.
+    """
     if path.is_dir():
         return _open_folder(path)
     loaded = _load(path)
@@ -43,12 +49,15 @@ def open_stored(path: Path) -> Stored:
         "images" in loaded,
         f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `images` (n, h, w, c).",
     )
-    others = [key for key in loaded if key not in KEYS]
+    keys = (*KEYS, CONDITIONS) if with_conditions else KEYS
+    others = [key for key in loaded if key not in keys]
     if others:
         print(f"Left out of {path}: {', '.join(others)}.", file=sys.stderr)
     images = loaded["images"]
     stored = _open_array(path, images, "`images` of ")
-    return stored._replace(labels=_labels(path, loaded.get("labels"), len(images)))
+    labels = _labels(path, loaded.get("labels"), len(images))
+    classes = _classes(path, loaded.get("classes"), labels)
+    return stored._replace(labels=labels, classes=classes, conditions=loaded.get(CONDITIONS))
 
 
 def _open_array(path: Path, images: np.ndarray, name: str) -> Stored:
@@ -88,6 +97,18 @@ def load_array(path: Path) -> np.ndarray:
     return loaded
 
 
+def load_conditions(path: Path) -> np.ndarray:
+    """The array of an .npy, or `conditions` of an .npz. Raise ValueError or FileNotFoundError."""
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    check(
+        CONDITIONS in loaded,
+        f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `{CONDITIONS}`.",
+    )
+    return loaded[CONDITIONS]
+
+
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     """The arrays of an .npz by name, or the memory-mapped array of an .npy."""
     try:
@@ -118,6 +139,37 @@ def _labels(path: Path, labels: np.ndarray | None, count: int) -> np.ndarray | N
         f"of the {count} images.",
     )
     return labels.astype(np.int32)
+
+
+def _classes(
+    path: Path, classes: np.ndarray | None, labels: np.ndarray | None
+) -> tuple[str, ...] | None:
+    """The names of the labels. Raise ValueError unless there is a text for each label."""
+    if classes is None:
+        return None
+    count = 0 if labels is None else int(labels.max()) + 1
+    check(
+        classes.dtype.kind == "U" and classes.ndim == 1 and len(classes) >= count > 0,
+        f"`classes` of {path} is {classes.dtype} {classes.shape}: give `labels`, and a text for "
+        "each label from 0.",
+    )
+    return tuple(map(str, classes))
+
+
+def check_conditions(conditions: np.ndarray | None, name: str, count: int, ndim: int) -> None:
+    """Raise ValueError unless there is a condition of `ndim` axes for each of `count` images."""
+    expected = {1: "numbers (n, k)", 3: "images (n, h, w, c)"}[ndim]
+    if conditions is None:
+        raise ValueError(
+            f"{name} holds no conditions: give an .npz with an array `conditions`, or an .npy of "
+            f"{expected} to --data.condition-path."
+        )
+    fits = conditions.dtype.kind in KINDS and conditions.ndim == 1 + ndim
+    check(
+        fits and len(conditions) == count and 0 not in conditions.shape,
+        f"The conditions of {name} are {conditions.dtype} {conditions.shape}: give {expected}, one "
+        f"for each of the {count} images.",
+    )
 
 
 def check_fits(stored: Stored, shape: tuple[int, ...]) -> None:

@@ -10,13 +10,23 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ddpm_jax import home
-from ddpm_jax.data import Batch, DataSource, ImageSet
-from ddpm_jax.data.array_files import check_fits, check_image, open_stored
+from ddpm_jax.data import Batch, ConditionKind, DataSource, ImageSet
+from ddpm_jax.data.array_files import (
+    Stored,
+    check_conditions,
+    check_finite,
+    check_fits,
+    check_image,
+    load_array,
+    open_stored,
+)
 from ddpm_jax.data.loading import load_or_stream
 from ddpm_jax.data.values import ScaledValues, Scaling, scaled_values
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize, sides
 
+GIVEN_AXES: dict[ConditionKind | None, int] = {"vector": 1}
+"""The axes of each condition that comes with the images."""
 BLOCK_BYTES = 2**24
 """The size of the blocks that statistics are computed in."""
 DIGITS = 7
@@ -27,6 +37,8 @@ DIGITS = 7
 class Arrays(DataSource):
     """Arrays of real numbers: `images` (n, h, w, c), and `labels` (n,) of integers, if any.
 
+    `classes` are the names of the labels. `conditions` (n, k) are read for a condition.
+
     A folder may hold an .npy of each image (h, w, c), whose subfolders are the classes, as in a
     folder of image files. Images are not resized. A value that is not finite, or outside of a given
     range, makes an image corrupt.
@@ -36,6 +48,8 @@ class Arrays(DataSource):
 
     path: str
     """An .npz with images and labels, an .npy of images, or a folder of an .npy per image."""
+    condition_path: str | None = None
+    """An .npy of the conditions, in the order of the images; None for `conditions` of the .npz."""
     scaling: Scaling | None = None
     """range: the lowest value of each channel becomes -1, the highest 1. deviation: each channel
     gets mean 0 and deviation 1; this needs --sampling.no-clip-x0. None for range, except for uint8
@@ -71,7 +85,7 @@ class Arrays(DataSource):
         return f"arrays: {self.path}"
 
     def load(self, image_size: ImageSize, channels: int) -> ImageSet:
-        stored = open_stored(home.expand(self.path))
+        stored = self._open()
         check_fits(stored, (*sides(image_size), channels))
         pairs = self.pairs
         if len(pairs) == 1:
@@ -86,6 +100,8 @@ class Arrays(DataSource):
         def decode(i: int) -> np.ndarray:
             image, name = stored.read(i)
             check_image(image, name, stored, limits)
+            if stored.conditions is not None:
+                check_finite(stored.conditions[i], f"{name}, in its condition,")
             return image
 
         images = load_or_stream(
@@ -96,12 +112,27 @@ class Arrays(DataSource):
             self.describe(),
             self.max_corrupt_fraction,
             stored.classes,
+            conditions=stored.conditions,
         )
         if stored.dtype == np.uint8 and self.scaling is None and not pairs:
             return images
         scaling = self.scaling or "range"
         pairs = pairs or computed_pairs(images, scaling, self.path)
         return ScaledImages(images, scaled_values(scaling, pairs, stored.dtype))
+
+    def _open(self) -> Stored:
+        """The arrays on disk, with the conditions that the settings ask for."""
+        axes = GIVEN_AXES.get(self.condition)
+        stored = open_stored(
+            home.expand(self.path), axes is not None and self.condition_path is None
+        )
+        if axes is None:
+            return stored._replace(conditions=None)
+        name = self.condition_path or self.path
+        if self.condition_path is not None:
+            stored = stored._replace(conditions=load_array(home.expand(self.condition_path)))
+        check_conditions(stored.conditions, name, stored.size, axes)
+        return stored
 
 
 class ScaledImages(NamedTuple):
@@ -122,6 +153,10 @@ class ScaledImages(NamedTuple):
     def captions(self) -> tuple[str, ...] | None:
         return self.stored.captions
 
+    @property
+    def conditions(self) -> np.ndarray | None:
+        return getattr(self.stored, "conditions", None)
+
     def __len__(self) -> int:
         return len(self.stored)
 
@@ -130,8 +165,17 @@ class ScaledImages(NamedTuple):
         return batch | {"image": self.values.to_network(batch["image"])}
 
 
-def computed_pairs(images: ImageSet, scaling: Scaling, name: str) -> list[tuple[float, float]]:
-    """Low and high, or mean and deviation, of each channel. Raise ValueError for a constant one."""
+def computed_pairs(
+    images: ImageSet,
+    scaling: Scaling,
+    name: str,
+    channel: str = "Channel",
+    remedy: str = "leave it out, or give --data.statistics",
+) -> list[tuple[float, float]]:
+    """Low and high, or mean and deviation, of each channel.
+
+    Raise ValueError for a constant channel. The message calls it `channel` and has the `remedy`.
+    """
     if scaling == "range":
         blocks = [(block.min(0), block.max(0)) for block in _pixels(images)]
         lows, highs = zip(*blocks, strict=True)
@@ -142,8 +186,7 @@ def computed_pairs(images: ImageSet, scaling: Scaling, name: str) -> list[tuple[
         is_constant = second <= 1e-9 * np.abs(first)
     check(
         not is_constant.any(),
-        f"Channel {np.argmax(is_constant)} of {name} has the same value in all images: leave it "
-        "out, or give --data.statistics.",
+        f"{channel} {np.argmax(is_constant)} of {name} has the same value in all images: {remedy}.",
     )
     return [(float(a), float(b)) for a, b in zip(first, second, strict=True)]
 

@@ -20,10 +20,13 @@ import numpy as np
 from ddpm_jax import home
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data._network import is_reachable
+from ddpm_jax.data.array_files import check_finite
 from ddpm_jax.data.captions import check_caption, only_texts
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of, is_text
 from ddpm_jax.data.loading import load_or_stream
 from ddpm_jax.data.parquet_files import one_line, parquet_files, read_parquet
+from ddpm_jax.data.vectors import read_vectors
+from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize, sides
 
 if TYPE_CHECKING:
@@ -55,6 +58,15 @@ class HuggingFace(DataSource):
     """Column of the labels; None for label, fine_label, class, ... if there is one; '' for none."""
     caption_column: str | None = None
     """Column of the captions, such as text; None for no captions."""
+    condition_columns: tuple[str, ...] = ()
+    """Columns of numbers, or of lists of numbers, that are the vector of condition vector."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            bool(self.condition_columns) == (self.condition == "vector"),
+            "data.condition vector and data.condition_columns go together: set both or neither.",
+        )
 
     def describe(self) -> str:
         return f"huggingface: {self.path}, split {self.split}"
@@ -68,6 +80,9 @@ class HuggingFace(DataSource):
         captions = None
         if self.caption_column is not None:
             captions = only_texts(table[self.caption_column].to_pylist())
+        vectors = None
+        if self.condition_columns:
+            vectors = read_vectors(table, self.condition_columns, self.path)
         missing = rows_without_image(images, paths_count=not self.is_local())
         if missing and not self.max_corrupt_fraction:
             raise missing_image(images, min(missing), self.path)
@@ -77,10 +92,13 @@ class HuggingFace(DataSource):
                 raise missing_image(images, i, self.path)
             name = f"in row {i} (from 0) of {self.path}"
             check_caption(captions, i, name)
+            if vectors is not None:
+                check_finite(vectors[i], f"{name}, in its condition,")
             file = image_source(images[i].as_py())
             return self.decode(file, name, image_size, channels)
 
-        labels, classes = read_labels(table, self.path, self.caption_column)
+        others = (self.caption_column, *self.condition_columns)
+        labels, classes = read_labels(table, self.path, others)
         return load_or_stream(
             len(table),
             decode,
@@ -90,6 +108,7 @@ class HuggingFace(DataSource):
             self.max_corrupt_fraction,
             classes,
             captions,
+            vectors,
         )
 
     def is_local(self) -> bool:
@@ -98,12 +117,13 @@ class HuggingFace(DataSource):
         return os.path.exists(home.expand(self.path))
 
     def table(self) -> pa.Table:
-        """The data: column 0 holds encoded images, column 1 labels, the last one captions."""
+        """The data: encoded images in column 0, labels in column 1, then captions, conditions."""
         choose = partial(
             choose_columns,
             image=self.image_column,
             label=self.label_column,
             caption=self.caption_column,
+            condition=self.condition_columns,
         )
         if self.is_local():
             return read_parquet(parquet_files(home.expand(self.path), self.split), choose)
@@ -122,11 +142,12 @@ def choose_columns(
     image: str | None = None,
     label: str | None = None,
     caption: str | None = None,
+    condition: tuple[str, ...] = (),
 ) -> list[str]:
-    """The names of the image column, and of the label and caption columns if there are any.
+    """The names of the image column, and of the label, caption and condition columns if any.
 
     Without a name, choose the most likely column, and print it to stderr if others are possible.
-    Raise ValueError unless the caption column holds texts.
+    Raise ValueError unless the caption column holds texts and the condition columns exist.
     """
     images = choose_images(schema, name, image)
     texts = [field.name for field in schema if is_text(field.type)]
@@ -135,12 +156,19 @@ def choose_columns(
             f"{name} has no captions {caption!r}: choose --data.caption-column among "
             f"{', '.join(texts) or 'columns of texts, of which there are none'}."
         )
+    taken = {caption, *condition}
     others = [
-        field.name for field in schema if not holds_images(field.type) and field.name != caption
+        field.name for field in schema if not holds_images(field.type) and field.name not in taken
     ]
+    unknown = [column for column in condition if column not in schema.names]
+    check(
+        not unknown,
+        f"{name} has no column {', '.join(map(repr, unknown))}: choose --data.condition-columns "
+        f"among {', '.join(others)}.",
+    )
     declared = [column for column in declared_classes(schema) if column in others]
     labels = choose_labels(label, others, declared, name, "--data.label-column")
-    return [column for column in (images, labels, caption) if column]
+    return [column for column in (images, labels, caption, *condition) if column]
 
 
 def choose_images(schema: pa.Schema, name: str, requested: str | None) -> str:
@@ -230,13 +258,13 @@ def image_source(record: bytes | dict) -> io.BytesIO | str:
 
 
 def read_labels(
-    table: pa.Table, name: str, caption: str | None = None
+    table: pa.Table, name: str, others: tuple[str | None, ...] = ()
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """The labels in column 1 as int32 (n,), and the names of their classes, if there are any.
 
-    `caption` names the column of the captions, which are no labels.
+    `others` names the columns that hold no labels.
     """
-    column = next((column for column in table.column_names[1:] if column != caption), None)
+    column = next((column for column in table.column_names[1:] if column not in others), None)
     if column is None:
         return None, None
     described = f"The values in column {column!r} of {name}"

@@ -24,6 +24,7 @@ class InMemory(NamedTuple):
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
+    conditions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,6 +47,7 @@ class OnDisk:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
+    conditions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -68,11 +70,12 @@ def load_or_stream(
     max_corrupt_fraction: float = 0.0,
     classes: tuple[str, ...] | None = None,
     captions: Captions | None = None,
+    conditions: np.ndarray | None = None,
 ) -> ImageSet:
     """Load all images into memory if they fit into `IN_MEMORY_BYTES`; else leave them on disk.
 
     `classes` holds the names of the labels, if they have any. `decode` refuses an image without a
-    caption if there are captions.
+    caption if there are captions. `conditions` (n, ...) come with the images, if there are any.
 
     An image is corrupt if `decode` raises ValueError for it. Print the error of each corrupt image
     to stderr and skip the image. Raise ValueError if the fraction of corrupt images is above
@@ -81,7 +84,7 @@ def load_or_stream(
     """
     on_disk = num_images * image_bytes > IN_MEMORY_BYTES
     if on_disk and not max_corrupt_fraction:
-        return OnDisk(num_images, decode, labels, classes, _texts(captions))
+        return OnDisk(num_images, decode, labels, classes, _texts(captions), conditions)
 
     def try_decode(i: int) -> np.ndarray | ValueError | None:
         try:
@@ -97,9 +100,11 @@ def load_or_stream(
     intact = _skip_corrupt(decoded, max_corrupt_fraction)
     labels = None if labels is None else labels[intact]
     texts = None if captions is None else _texts([captions[i] for i in intact])
+    conditions = None if conditions is None else conditions[intact]
+    others = (labels, classes, texts, conditions)
     if on_disk:
-        return OnDisk(len(intact), lambda i: decode(intact[i]), labels, classes, texts)
-    return InMemory(np.stack([decoded[i] for i in intact]), labels, classes, texts)
+        return OnDisk(len(intact), lambda i: decode(intact[i]), *others)
+    return InMemory(np.stack([decoded[i] for i in intact]), *others)
 
 
 def _texts(captions: Captions | None) -> tuple[str, ...] | None:

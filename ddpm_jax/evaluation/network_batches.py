@@ -1,4 +1,4 @@
-"""Batches of images with a key each, and the network with their labels."""
+"""Batches of images with a key each, and the network with their condition."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -35,11 +35,13 @@ def network_batches(
     """
     num_images = len(batch["image"])
     check_rows(num_images, **batch)
-    labels = batch.get("label", np.zeros(num_images, np.int32))
+    others = {name: array for name, array in batch.items() if name != "image"}
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     for start in range(0, num_images, batch_size):
         rows = np.arange(start, start + batch_size)
         keys = sample_keys(seed, jnp.asarray(rows))
         images = batch["image"][rows % num_images]  # (b, h, w, c)
-        keys, x0, label = parallel.shard((keys, images, labels[rows % num_images]))
-        yield NetworkBatch(keys, x0, guided_network(spec.model, params, label))
+        condition = {name: array[rows % num_images] for name, array in others.items()}
+        keys, x0, condition = parallel.shard((keys, images, condition))
+        network = guided_network(spec.model, params, spec.model.condition_of(condition))
+        yield NetworkBatch(keys, x0, network)

@@ -22,6 +22,7 @@ from ddpm_jax import draws
 from ddpm_jax.config import Config
 from ddpm_jax.data import check_labels, check_values
 from ddpm_jax.data.batches import batch_at
+from ddpm_jax.data.conditions import with_statistics
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
@@ -37,7 +38,7 @@ ROUNDING = 1e-10
 
 
 class StatisticsBatch(NamedTuple):
-    """A batch of images, their noise and random signs, and a denoiser that holds their labels."""
+    """A batch of images, their noise and random signs, and a denoiser with their condition."""
 
     denoise: Denoiser
     images: Float[Array, "b h w c"]
@@ -64,6 +65,7 @@ def draw_batches(
     seed: int,
     classes: Sequence[str] | None = None,
     values: Levels = LEVELS,
+    condition_values: Levels = LEVELS,
 ) -> list[StatisticsBatch]:
     """Draw at least `num_images` images of the config's data, in full batches.
 
@@ -72,7 +74,7 @@ def draw_batches(
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
-    images = config.data.load(config.model.image_size, config.model.channels)
+    images = with_statistics(config.load_images(), condition_values)
     check_labels(images, config.model.num_classes, classes)
     check_values(images.values, values, "use the data that it was trained on")
     check(
@@ -81,17 +83,17 @@ def draw_batches(
         f"data has {len(images):,}: lower --images or --batch-size.",
     )
     batch = batch_at(images, seed, 0, num_drawn)
-    labels = batch.get("label", np.zeros(num_drawn, np.int32))
     schedule = config.objective.noise_schedule
     batches = []
     for start in range(0, num_drawn, batch_size):
         rows = np.arange(start, start + batch_size)
         keys = sample_keys(seed, jnp.asarray(rows))
-        keys, x0, label = parallel.shard((keys, batch["image"][rows], labels[rows]))
-        network = guided_network(config.model, params, label)
+        arrays = {name: array[rows] for name, array in batch.items()}
+        keys, arrays = parallel.shard((keys, arrays))
+        network = guided_network(config.model, params, config.model.condition_of(arrays))
         network, target = config.objective.network_and_target(network)
         denoise = make_denoiser(schedule, network, target, None)
-        batches.append(statistics_batch(keys, denoise, x0))
+        batches.append(statistics_batch(keys, denoise, arrays["image"]))
     return batches
 
 

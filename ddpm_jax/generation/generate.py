@@ -15,6 +15,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import Condition, bind, guide
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.errors import check_at_least
+from ddpm_jax.generation.conditions import Conditions, condition_at
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec, check_guidance
 from ddpm_jax.generation.sampling import Sampling, check_sampling
@@ -31,6 +32,7 @@ def generate(
     batch_size: int,
     seed: int,
     labels: Sequence[int] | None = None,
+    conditions: Conditions | None = None,
     sampling: Sampling | None = None,
     edit: Edit | None = None,
     min_chunks: int = 1,
@@ -42,8 +44,9 @@ def generate(
 
     `to_values` replaces the conversion to uint8, as `to_values` of the values of other data does.
 
-    Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of `edit`.
-    Labels and rows repeat cyclically. The default labels are all classes.
+    Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of
+    `conditions` (`read_conditions`) and `edit`. Labels and rows repeat cyclically. The default
+    labels are all classes; the default condition is none, if the network was trained with that.
     Each batch runs in at least `min_chunks` chunks of equal length. After each chunk `on_steps` is
     called with its number of steps. The states of a trajectory are spread evenly over the steps,
     from the initial state to the sample.
@@ -57,7 +60,8 @@ def generate(
     classes = np.asarray(choose_labels(model, labels, edit), np.int32)
     check_sampling(spec.objective, sampling)
     check_guidance(sampling.guidance_scale, model.label_dropout)
-    guidance = None if np.all(classes == NO_CLASS) else sampling
+    is_conditional = conditions is not None or np.any(classes != NO_CLASS)
+    guidance = sampling if is_conditional else None
     steps = walk_length(spec.objective, sampling, edit)
     chunks = chunk_count(steps, min_chunks)
     saved = evenly_spaced(chunks, min_chunks + 1) if trajectory else [chunks]
@@ -70,7 +74,7 @@ def generate(
         indices = jnp.arange(start, start + batch_size, dtype=jnp.int32)
         key_indices = jnp.zeros_like(indices) if same_noise else indices
         keys = parallel.shard(sample_keys(seed, key_indices))
-        condition = parallel.shard(jnp.asarray(classes)[indices % len(classes)])
+        condition = parallel.shard(condition_at(model, classes, conditions, indices))
         apply = parallel.per_shard(model.apply)
         network = guided_network(model, params, condition, guidance, apply)
         rows = None if edit is None else parallel.shard(edit.take(indices))
@@ -114,25 +118,25 @@ def generate_shown(
 def guided_network(
     model: Model,
     params: Params,
-    labels: Condition,
+    condition: Condition,
     sampling: Sampling | None = None,
     apply: Callable | None = None,
 ) -> Network:
-    """The network (xt, t) -> output with these labels (b,), guided as `sampling` sets it.
+    """The network (xt, t) -> output with this condition, guided as `sampling` sets it.
 
-    A network without classes ignores `labels`. `apply` replaces the model's own. Raise ValueError
+    A network that takes none ignores it. `apply` replaces the model's own. Raise ValueError
     for guidance of a network that was trained without label dropout.
     """
     network = Partial(apply or model.apply, params)
-    if model.num_classes is None:
+    if not model.takes_condition:
         return bind(network, None)
     if sampling is None or not sampling.guided:
-        return bind(network, labels)
+        return bind(network, condition)
     check_guidance(sampling.guidance_scale, model.label_dropout)
     return guide(
         network,
-        labels,
-        model.unconditional(len(labels)),
+        condition,
+        model.unconditional(len(jax.tree.leaves(condition)[0])),
         sampling.guidance_scale,
         interval=sampling.guidance_interval,
         rescale=sampling.guidance_rescale,

@@ -44,6 +44,7 @@ def check_guidance(scale: float, label_dropout: float) -> None:
     """Raise ValueError for guidance of a network that was trained without label dropout."""
     check(
         scale == 1 or label_dropout > 0,
-        "Guidance needs a network that was trained with and without labels: set model.num_classes "
-        "and model.label_dropout before training, or leave guidance_scale at 1.",
+        "Guidance needs a network that was trained with and without its condition: set "
+        "model.num_classes, or another condition, and model.label_dropout before training, or "
+        "leave guidance_scale at 1.",
     )

@@ -7,20 +7,23 @@ is the two functions `init` and `apply`. Imports only `draws`, `errors` and `ima
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check_rows, check_shape
+from ddpm_jax.errors import check, check_rows, check_shape
 from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import draw_parameters, draw_split_parameters, is_spec
 
 Params = dict[str, Any]
+Condition = Any
+"""None, or a pytree of arrays with the batch in front."""
 
 NO_CLASS = -1
 """The label that stands for no class."""
@@ -95,6 +98,7 @@ class ImageNetwork(Network):
         for name in (
             "channels",
             "num_classes",
+            "vector_size",
             "groups",
             "layers_per_level",
             "head_dim",
@@ -131,7 +135,10 @@ class Model(ImageNetwork):
     num_classes: int | None = None
     """Number of class labels; None for a network without labels."""
     label_dropout: float = 0.0
-    """Fraction of labels dropped in training, in [0, 1). Guidance needs a value above 0."""
+    """Fraction of labels, or other conditions, dropped in training, in [0, 1). Guidance needs a
+    value above 0."""
+    vector_size: int | None = None
+    """Length of a vector of numbers that images are conditioned on; None for no vector."""
     learned_variance: bool = False
     """Double the output channels; the second half sets the log variance of the reverse step."""
 
@@ -143,9 +150,36 @@ class Model(ImageNetwork):
             )
 
     @property
+    def condition_parts(self) -> tuple[str, ...]:
+        """The names of the arrays of a batch that are the condition."""
+        taken = {"label": self.num_classes, "vector": self.vector_size}
+        return tuple(name for name, size in taken.items() if size is not None)
+
+    @property
+    def condition_settings(self) -> dict[str, Any]:
+        """The settings of the condition, by name."""
+        return {"num_classes": self.num_classes, "vector_size": self.vector_size}
+
+    @property
     def takes_condition(self) -> bool:
         """Whether the network has labels, or another condition."""
-        return self.num_classes is not None
+        return bool(self.condition_parts)
+
+    @property
+    def _takes_dict(self) -> bool:
+        """Whether the condition is a dict of its parts, because it is not the label alone."""
+        return bool(set(self.condition_parts) - {"label"})
+
+    def condition_of(self, batch: Mapping[str, Any]) -> Condition:
+        """The condition among the arrays of a batch: its labels, or a dict of `condition_parts`.
+
+        Raise ValueError if the batch lacks a part.
+        """
+        if not self._takes_dict:
+            return batch.get("label")
+        for name in self.condition_parts:
+            check(name in batch, f"This network is conditioned on {name}: give it in each batch.")
+        return {name: batch[name] for name in self.condition_parts}
 
     @property
     def out_channels(self) -> int:
@@ -167,23 +201,28 @@ class Model(ImageNetwork):
     def example_inputs(self) -> tuple:
         xt = jnp.zeros((1, *self.image_shape), jnp.float32)
         t = jnp.zeros(1, jnp.int32)
-        labels = jnp.zeros(1, jnp.int32)
-        return xt, t, labels, None
+        shapes = {"label": (1,), "vector": (1, self.vector_size)}
+        parts = {name: jnp.zeros(shapes[name]) for name in self.condition_parts}
+        condition = parts | {"label": jnp.zeros(1, jnp.int32)}
+        return self._inputs(
+            xt, t, condition if self._takes_dict else condition["label"], None, xt.dtype
+        )
 
     def apply(
         self,
         params: Params,
         xt: Float[Array, "b h w c"],
         t: Num[Array, " b"],
-        condition: Num[Array, "b ..."] | None = None,
+        condition: Condition = None,
         *,
         dropout_keys: Key[Array, " b"] | None = None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "b h w out"]:
         """Compute the network's output in `dtype` and return it in float32.
 
-        The condition is an array of class labels (b,), or another array that the network takes. A
-        network with label dropout accepts -1, or no condition at all, for no class.
+        The condition is an array of class labels (b,), another array that the network takes, or a
+        dict of several (`condition_of`). A network with label dropout accepts -1, a vector of NaN,
+        or no condition at all, for none.
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
         condition and keys have one row per image.
         """
@@ -196,7 +235,7 @@ class Model(ImageNetwork):
         params: Params,
         xt: Float[Array, "b h w c"],
         t: Num[Array, " b"],
-        condition: Num[Array, "b ..."] | None = None,
+        condition: Condition = None,
         *,
         kind: AttentionKind = "self_attention",
         dtype: Any = jnp.float32,
@@ -209,13 +248,39 @@ class Model(ImageNetwork):
         """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
-        if self.label_dropout:
-            labels = self.unconditional(xt.shape[0]) if condition is None else condition
-            assert labels is not None
+        if self._takes_dict:
+            parts = {} if condition is None else condition
+        else:
+            parts = {"label": condition}
+        labels = parts.get("label")
+        if self.label_dropout and self.num_classes is not None:
+            labels = jnp.full(xt.shape[0], NO_CLASS, jnp.int32) if labels is None else labels
             no_class_row = self.label_count - 1
-            condition = jnp.where(labels == NO_CLASS, no_class_row, labels)
-        return xt.astype(dtype), t, condition, dropout_keys
+            labels = jnp.where(labels == NO_CLASS, no_class_row, labels)
+        inputs = xt.astype(dtype), t, labels, dropout_keys
+        return (*inputs, self._numbers(parts, xt.shape[0])) if self._takes_dict else inputs
 
-    def unconditional(self, n: int) -> Int[Array, " n"] | None:
-        """The labels of n unconditional images; None for a network without label dropout."""
-        return jnp.full(n, NO_CLASS, jnp.int32) if self.label_dropout else None
+    def _numbers(self, parts: Mapping[str, Array], n: int) -> Float[Array, "n m"]:
+        """The numbers that the network is told: the vector, and with dropout if it is hidden."""
+        vector = parts.get("vector")
+        if vector is None:
+            check(self.label_dropout > 0, "This network is conditioned on a vector: give it one.")
+            vector = jnp.full((n, self.vector_size), jnp.nan)
+        check_shape((n, self.vector_size), vector=vector)
+        if not self.label_dropout:
+            return vector
+        is_hidden = jnp.isnan(vector[:, :1])  # (n, 1)
+        known = jnp.where(is_hidden, 0, vector)
+        return jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)
+
+    def unconditional(self, n: int) -> Condition:
+        """The condition of n unconditional images; None for a network without label dropout.
+
+        Its label is NO_CLASS, its vector NaN.
+        """
+        if not self.label_dropout:
+            return None
+        arrays = {"label": jnp.full(n, NO_CLASS, jnp.int32)}
+        if self.vector_size is not None:
+            arrays["vector"] = jnp.full((n, self.vector_size), jnp.nan, jnp.float32)
+        return self.condition_of(arrays)

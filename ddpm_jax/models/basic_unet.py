@@ -26,7 +26,7 @@ class BasicUNet(Model):
     """
 
     def check(self) -> None:
-        check_unconditional(self.num_classes, "BasicUNet")
+        check_unconditional("BasicUNet", **self.condition_settings)
         if self.learned_variance:
             raise ValueError("BasicUNet has no output for a learned variance: use the UNet.")
         check_image_size(self.image_size, 2)

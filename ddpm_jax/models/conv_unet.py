@@ -44,7 +44,7 @@ class ConvUNet(Model):
     """Dropout rate before the second convolution of each block, in [0, 1)."""
 
     def check(self) -> None:
-        check_unconditional(self.num_classes, "ConvUNet")
+        check_unconditional("ConvUNet", **self.condition_settings)
         check_image_size(self.image_size, len(self.widths) - 1)
         sizes = [self.image_shape[0] >> i for i in range(len(self.widths))]
         unknown = set(self.attention_sizes) - set(sizes)

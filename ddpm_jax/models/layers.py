@@ -297,7 +297,8 @@ def _multiples(side: int, unit: int) -> str:
     return " or ".join(str(size) for size in nearest if size)
 
 
-def check_unconditional(num_classes: int | None, name: str) -> None:
-    """Raise ValueError if num_classes is set, for a network that takes no labels."""
-    if num_classes is not None:
-        raise ValueError(f"{name} takes no class labels: leave num_classes out, or use the UNet.")
+def check_unconditional(name: str, **settings: object) -> None:
+    """Raise ValueError if a setting of a condition is set, for a network that takes none."""
+    for setting, value in settings.items():
+        if value:
+            raise ValueError(f"{name} takes no condition: leave {setting} out, or use the UNet.")

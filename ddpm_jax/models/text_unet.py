@@ -55,10 +55,10 @@ class TextUNet(Model):
     """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
 
     def check(self) -> None:
-        if self.num_classes is not None or self.learned_variance:
+        if any(self.condition_settings.values()) or self.learned_variance:
             raise ValueError(
-                "A network for captions has neither classes nor a learned variance: leave out "
-                "num_classes and learned_variance."
+                "A network for captions has neither classes nor a learned variance, nor another "
+                f"condition: leave out {', '.join(self.condition_settings)} and learned_variance."
             )
         if self.vocab_size < MIN_VOCABULARY:
             raise ValueError(

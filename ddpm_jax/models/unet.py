@@ -101,6 +101,11 @@ class UNet(BlockSettings, Model):
             raise ValueError(
                 f"num_classes is for labels that are classes, not {self.labels_are}: leave it out."
             )
+        if self.labels_are != "classes" and self._takes_dict:
+            raise ValueError(
+                f"A condition of several parts needs labels that are classes, not "
+                f"{self.labels_are}: leave labels_are out."
+            )
         self._check_skip()
 
     def _check_skip(self) -> None:
@@ -152,9 +157,13 @@ class UNetModule(nn.Module):
         t: Num[Array, " b"],
         labels: Num[Array, "b ..."] | None,
         keys: Key[Array, " b"] | None,
+        numbers: Float[Array, "b m"] | None = None,
     ) -> Float[Array, "b h w out"]:
         net = self.net
-        emb = self._embed(t, labels).astype(xt.dtype)  # (b, d)
+        emb = self._embed(t, labels)  # (b, d)
+        if numbers is not None:
+            emb = emb + self._project(numbers, emb.shape[-1], "condition_linear")
+        emb = emb.astype(xt.dtype)
         if net.center_input:
             xt = 2 * xt - 1
         h = conv(xt, net.widths[0], 3, "conv_in", init=net.init_scheme)  # (b, h, w, widths[0])

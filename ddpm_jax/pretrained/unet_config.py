@@ -231,6 +231,12 @@ def unet_to_config(net: UNet) -> dict[str, Any]:
 
 def _check_exportable(net: UNet) -> None:
     """Raise ValueError for a network that UNet2DModel cannot represent."""
+    others = [name for name, value in net.condition_settings.items() if value]
+    if others not in ([], ["num_classes"]):
+        raise ValueError(
+            f"{CLASS} has no condition by {', '.join(others)}: only model.num_classes can be "
+            "exported."
+        )
     paths = {
         "down": (net.down_levels[:-1], net.channels),
         "up": (net.up_levels[1:], net.out_channels),

@@ -57,6 +57,7 @@ CHANGEABLE_SETTINGS = (
     "autoencoder.training.epochs",
     "data.data_dir",
     "data.path",
+    "data.condition_path",
     "data.max_pixels",
 )
 """Prefixes of the settings that may differ when a run resumes."""

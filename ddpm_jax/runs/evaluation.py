@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
-from ddpm_jax.data.batches import batch_at
+from ddpm_jax.data.batches import batch_at, batch_indices
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.devices import hosts
 from ddpm_jax.evaluation.features import Features, load_features
 from ddpm_jax.evaluation.measures import Measure, check_count, measure, prepare
 from ddpm_jax.evaluation.reference import Reference, feature_vectors
+from ddpm_jax.generation.conditions import conditions_at
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.models import Params
 from ddpm_jax.runs.grids import shortened
@@ -63,6 +66,12 @@ class Evaluator:
         images = InMemory(to_uint8(batch["image"]))
         return Reference(feature_vectors(self._features, images, "training images"))
 
+    @property
+    def _indices(self) -> np.ndarray:
+        """The training images whose conditions the samples have."""
+        config = self._config
+        return batch_indices(config.training.seed, 0, config.evaluation.num, len(self._images))
+
     def __call__(self, params: Params) -> Distances:
         """Measure the samples of a network."""
         config = self._config
@@ -73,6 +82,7 @@ class Evaluator:
             batch_size=config.training.micro_batch_size,
             seed=config.training.seed,
             sampling=shortened(config),
+            **conditions_at(config.model, self._images, self._indices),
         )
         vectors = feature_vectors(self._features, InMemory(states[-1]), "samples")
         numbers, _ = measure(vectors, self._reference, MEASURES)

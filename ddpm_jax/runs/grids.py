@@ -15,6 +15,7 @@ from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.pixels import to_floats, to_uint8
 from ddpm_jax.data.values import Levels
 from ddpm_jax.figures import image_grids, plots
+from ddpm_jax.generation.conditions import conditions_at
 from ddpm_jax.generation.generate import generate, guided_network
 from ddpm_jax.generation.sampling import Sampling, step_count, with_learned_variance
 from ddpm_jax.generation.walk import noise_ladder, predict_x0
@@ -43,6 +44,7 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
         seed=config.training.seed,
         sampling=shortened(config),
         to_values=images.values.to_values,
+        **conditions_at(config.model, images, np.arange(num_images) % len(images)),
     )
     return images.values.show(states[-1])
 
@@ -98,7 +100,8 @@ def prediction_rows(
     """
     x0, xt, t = _noise_levels(config, images)
     labels = jnp.arange(NUM_LEVELS, dtype=jnp.int32) % (config.model.num_classes or 1)
-    network = guided_network(config.model, params, labels)
+    batch = images.read(np.arange(NUM_LEVELS) % len(images)) | {"label": labels}
+    network = guided_network(config.model, params, config.model.condition_of(batch))
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
     return [(name, shown(images.values, np.asarray(row))) for name, row in rows.items()]

@@ -13,6 +13,7 @@ import optax
 from ddpm_jax.config import Config, RunConfig, config_to_json
 from ddpm_jax.data import Batch, ImageSet, check_classes, check_values, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
+from ddpm_jax.data.conditions import condition_values_of
 from ddpm_jax.data.values import LEVELS
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
@@ -53,7 +54,7 @@ def ignore_save(step: int, state: TrainState) -> None:
 
 SHORT_RUN = 1000
 """Number of steps below which a run says that it is short."""
-DATA_LOCATION_FIELDS = ("path", "data_dir")
+DATA_LOCATION_FIELDS = ("path", "data_dir", "condition_path")
 """Settings with the location of the data. They may differ between hosts."""
 
 
@@ -96,6 +97,8 @@ def train(
         print(f"classes   {describe_classes(images.classes)}")
     if images.values != LEVELS:
         print(f"values    {images.values.describe()}")
+    if condition_values_of(images) != LEVELS:
+        print(f"condition {condition_values_of(images).describe()}")
     warn_of_short_run(config, len(images))
     if not start:
         warn_of_other_values(config, images)
@@ -166,6 +169,8 @@ def describe_data(images: ImageSet, base: Base | None = None) -> dict[str, Any]:
     record: dict[str, Any] = {"images": len(images), "classes": images.classes}
     if images.values != LEVELS:
         record |= {"values": to_json(images.values)}
+    if condition_values_of(images) != LEVELS:
+        record |= {"condition_values": to_json(condition_values_of(images))}
     if isinstance(images, Latents):
         record |= {"scaling_factor": images.scaling_factor, AUTOENCODER: images.autoencoder.hash}
     return record if base is None else record | {"base": base.hash}

@@ -118,18 +118,18 @@ def steps(workdir: str | Path, folder: str = FOLDER) -> list[int]:
 def data_at(workdir: str | Path, step: int) -> dict[str, Any]:
     """The data of a saved step: the number of `images` that it was trained on, and their `classes`.
 
-    A run on arrays adds the scale of their `values`, a LoRA run the hash of its `base`, a run on
-    latents that of its `autoencoder`, and their `scaling_factor`. It is empty if nothing was
-    recorded.
+    A run on arrays adds the scale of their `values`, one with a condition that of the
+    `condition_values`, a LoRA run the hash of its `base`, a run on latents that of its
+    `autoencoder`, and their `scaling_factor`. It is empty if nothing was recorded.
     """
     path = Path(workdir, FOLDER, str(step), "data", "metadata")
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def values_of(record: dict[str, Any]) -> Levels:
+def values_of(record: dict[str, Any], name: str = "values") -> Levels:
     """The values of the data of a step's record: how a network's inputs stand for numbers."""
-    scaled = record.get("values")
-    return LEVELS if scaled is None else from_json(ScaledValues, scaled, "values")
+    scaled = record.get(name)
+    return LEVELS if scaled is None else from_json(ScaledValues, scaled, name)
 
 
 def best_step(workdir: str | Path, candidates: Iterable[int] | None = None) -> int | None:

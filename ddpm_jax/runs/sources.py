@@ -78,6 +78,12 @@ class RunSource(NamedTuple):
         return saved_steps.values_of(saved_steps.data_at(self.folder, self.step))
 
     @property
+    def condition_values(self) -> Levels:
+        """The numbers that the conditions of the network stand for."""
+        record = saved_steps.data_at(self.folder, self.step)
+        return saved_steps.values_of(record, "condition_values")
+
+    @property
     def output_folder(self) -> Path:
         """The default folder for samples: the run's directory."""
         return self.folder
@@ -91,6 +97,7 @@ class PretrainedSource(NamedTuple):
     output_folder: Path = Path()
     classes: tuple[str, ...] | None = None
     values: Levels = LEVELS
+    condition_values: Levels = LEVELS
 
     def params(self, weights: str) -> Params:
         """Read the parameters. Raise ValueError unless `weights` is the default."""

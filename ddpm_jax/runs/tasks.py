@@ -8,14 +8,17 @@ import numpy as np
 
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet, check_labels
-from ddpm_jax.data.values import LEVELS
+from ddpm_jax.data.conditions import with_statistics
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.features import check_features
+from ddpm_jax.generation.conditions import check_conditions
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
 from ddpm_jax.models import Params
-from ddpm_jax.runs import grids
+from ddpm_jax.runs import grids, saved_steps
 from ddpm_jax.runs.latents import load_latents
+from ddpm_jax.runs.sources import open_checkpoint
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer
 from ddpm_jax.training.autoencoder_loss import autoencoder_loss
@@ -69,8 +72,19 @@ def _check_text(config: LatentConfig) -> None:
     make_tokenizer(learn_tokenizer((), config.model.vocab_size, config.model.max_length))
 
 
-def _with_valid_labels(config: Config, folder: Path, step: int, images: ImageSet) -> ImageSet:
+def _condition_values(config: Config, folder: Path, step: int) -> Levels | None:
+    """The scale in which the network knows its conditions already; None for a new network."""
+    if step:
+        return saved_steps.values_of(saved_steps.data_at(folder, step), "condition_values")
+    if config.data.condition is None or config.training.init_from is None:
+        return None
+    return open_checkpoint(config.training.init_from).condition_values
+
+
+def _with_valid_conditions(config: Config, folder: Path, step: int, images: ImageSet) -> ImageSet:
     check_labels(images, config.model.num_classes)
+    images = with_statistics(images, _condition_values(config, folder, step))
+    check_conditions(config.model, images)
     check(
         images.values == LEVELS or config.evaluation.every is None,
         "Samples are compared with training images of 8 bits alone: leave out --evaluation.every.",
@@ -81,7 +95,7 @@ def _with_valid_labels(config: Config, folder: Path, step: int, images: ImageSet
 TASKS: dict[type[RunConfig], Task] = {
     Config: Task(
         check=_check_parts,
-        prepare=_with_valid_labels,
+        prepare=_with_valid_conditions,
         loss=_denoising_loss,
         grid=grids.samples,
         preview=grids.preview_noising,

@@ -54,14 +54,15 @@ def init_state(
 def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Loss:
     """Make the loss (params, keys, batch) -> losses (b,) of a model and an objective.
 
-    A batch holds `image` and optionally `label` and `t`. Each key gives one for noise and one for
-    dropout. Labels are dropped with probability `model.label_dropout`.
+    A batch holds `image`, optionally `t`, and the arrays of the condition (`Model.condition_of`).
+    Each key gives one for noise and one for dropout. Conditions are dropped with probability
+    `model.label_dropout`.
     """
 
     def loss(params, keys, batch):
         noise_keys = _noise_keys(keys)
         dropout_keys = draws.fold_in(keys, 1)
-        condition = batch.get("label")
+        condition = model.condition_of(batch)
         if model.label_dropout and condition is not None:
             condition = hide_conditions(dropout_keys, model, condition)
 

@@ -1,0 +1,127 @@
+"""Conditions that a network is given beside labels: their checks, and the arrays for a batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ddpm_jax.data import DataSource, ImageSet
+from ddpm_jax.data.conditions import PARTS, ConditionedImages
+from ddpm_jax.data.values import Levels
+from ddpm_jax.errors import check
+from ddpm_jax.models import Model
+
+Conditions = Mapping[str, np.ndarray]
+"""The arrays (m, ...) of a condition by `Model.condition_parts`, without labels."""
+SETTINGS = {"vector": "model.vector_size"}
+"""The setting of a network that makes it take each part."""
+
+
+def parts_of(model: Model) -> set[str]:
+    """The parts of a network's condition, without labels."""
+    return set(model.condition_parts) - {"label"}
+
+
+def check_condition_settings(model: Model, data: DataSource) -> None:
+    """Raise ValueError unless the network takes the condition of the data, and no other."""
+    given = set() if data.condition is None else {PARTS[data.condition]}
+    for part in given - parts_of(model):
+        raise ValueError(
+            f"The network does not take data.condition {data.condition}: set {SETTINGS[part]}, or "
+            "leave data.condition out."
+        )
+    for part in parts_of(model) - given:
+        kinds = [kind for kind, name in PARTS.items() if name == part]
+        raise ValueError(
+            f"The network takes a condition ({SETTINGS[part]}) that the data does not give: set "
+            f"data.condition to {' or '.join(kinds)}, or leave {SETTINGS[part]} out."
+        )
+
+
+def check_conditions(model: Model, images: ImageSet) -> None:
+    """Raise ValueError unless the conditions of images have the size that the network takes."""
+    if not isinstance(images, ConditionedImages):
+        return
+    size = images.read(np.arange(1))[images.part].shape[-1]
+    taken = {"vector": model.vector_size}[images.part]
+    check(
+        size == taken,
+        f"The conditions of this data have {size} numbers, but the network takes {taken}: set "
+        f"--{SETTINGS[images.part].replace('_', '-')} {size}.",
+    )
+
+
+def conditions_at(model: Model, images: ImageSet, indices: np.ndarray) -> dict[str, Any]:
+    """The arguments `labels` and `conditions` of `generate` that are those of images.
+
+    They are empty for images without a condition, which are drawn class by class.
+    """
+    if not isinstance(images, ConditionedImages):
+        return {}
+    batch = images.read(indices)
+    conditions = {"conditions": {images.part: batch[images.part]}}
+    if "label" not in model.condition_parts:
+        return conditions
+    return conditions | {"labels": batch["label"].tolist()}
+
+
+def blank_conditions(model: Model) -> Conditions | None:
+    """Conditions of zeros, to measure times with; None for a network without conditions."""
+    shapes = {
+        "vector": (1, model.vector_size),
+        "condition_image": (1, *model.image_shape[:2], getattr(model, "condition_channels", None)),
+    }
+    zeros = {name: np.zeros(shapes[name], np.float32) for name in parts_of(model)}
+    return zeros or None
+
+
+def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditions:
+    """The conditions of a network by numbers in the unit of its data, as the network takes them.
+
+    `given` is one vector (k,), or a row of numbers (m, k) for each. Raise ValueError for a network
+    that takes no such condition, and for numbers that do not fit it or are not finite.
+    """
+    check(
+        bool(parts_of(model)),
+        "This network was trained without conditions: leave the condition out.",
+    )
+    is_real = given.dtype.kind in "biuf"
+    vectors = given[None] if given.ndim == 1 else given
+    check(
+        is_real
+        and vectors.ndim == 2
+        and vectors.shape[1] == model.vector_size
+        and len(vectors) > 0,
+        f"The condition is {given.dtype} {given.shape}, but the network takes {model.vector_size} "
+        f"numbers: give an array (n, {model.vector_size}).",
+    )
+    check(bool(np.isfinite(vectors).all()), "The condition has values that are not finite.")
+    return {"vector": values.to_network(vectors)}
+
+
+def count_of(conditions: Conditions | None) -> int:
+    """The number of conditions."""
+    return 0 if conditions is None else len(next(iter(conditions.values())))
+
+
+def condition_at(
+    model: Model, labels: np.ndarray, conditions: Conditions | None, indices: Int[Array, " b"]
+) -> Any:
+    """The condition of samples, which take the rows of labels and conditions in turn.
+
+    Without conditions it is `Model.unconditional`. Raise ValueError if the network needs some.
+    """
+    label = jnp.asarray(labels)[indices % len(labels)]
+    unconditional = model.unconditional(len(indices))
+    if not parts_of(model):
+        return model.condition_of({"label": label})
+    if conditions is None:
+        check(
+            unconditional is not None,
+            "This network draws what its condition says: give conditions, such as --condition.",
+        )
+        conditions = unconditional
+    rows = {name: jnp.asarray(array)[indices % len(array)] for name, array in conditions.items()}
+    return model.condition_of(rows | {"label": label})

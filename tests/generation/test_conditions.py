@@ -1,0 +1,108 @@
+"""Conditions of samples: rows in turn, guidance, checks against the data and the network."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.nets import SMALLEST, draw
+from helpers.refusals import assert_refused
+from helpers.saved_runs import NET, small_recipe
+
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.values import scaled_values
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.conditions import (
+    check_condition_settings,
+    check_conditions,
+    read_conditions,
+)
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.pipeline import Pipeline
+
+VECTORS = dataclasses.replace(SMALLEST, vector_size=2, label_dropout=0.5)
+ONE = dataclasses.replace(SMALLEST, vector_size=1)
+VALUES = scaled_values("deviation", [(10.0, 2.0), (-300.0, 50.0)], np.dtype(float))
+ROWS = np.array([[10.0, -300.0], [14.0, -200.0], [6.0, -350.0]])
+
+
+def spec_of(net, **sampling):
+    objective = Objective(schedule="squaredcos", timesteps=20)
+    return ModelSpec(
+        model=net, objective=objective, sampling=Sampling(sampler="ddim", steps=4, **sampling)
+    )
+
+
+def sample(rows, scale=1.0, num_images=4):
+    net, params = draw(VECTORS)
+    spec = spec_of(net, guidance_scale=scale)
+    conditions = None if rows is None else read_conditions(net, rows, VALUES)
+    options = {"num_images": num_images, "batch_size": 2, "seed": 0, "to_values": np.asarray}
+    return generate(spec, params, conditions=conditions, **options)[0]
+
+
+def test_samples_take_the_rows_of_a_condition_in_turn():
+    in_turn = sample(ROWS)
+    alone = [sample(row) for row in ROWS]
+    for i, image in enumerate(in_turn):
+        np.testing.assert_allclose(image, alone[i % 3][i], atol=1e-5)
+        assert np.abs(image - alone[(i + 1) % 3][i]).max() > 1e-3
+
+
+def test_guidance_extrapolates_from_samples_without_a_condition():
+    without = sample(None)
+    np.testing.assert_allclose(sample(ROWS[1], scale=0.0), without, atol=1e-5)
+    guided = sample(ROWS[1], scale=3.0)
+    assert np.abs(guided - sample(ROWS[1])).max() > 1e-3
+    # Without a condition there is nothing to guide to.
+    np.testing.assert_array_equal(sample(None, scale=3.0), without)
+
+
+def test_a_pipeline_takes_conditions_in_the_unit_of_their_data():
+    net, params = draw(VECTORS)
+    pipeline = Pipeline(spec_of(net), params, condition_values=VALUES)
+    ours = pipeline(batch_size=3, condition=ROWS, progress=False).arrays
+    theirs = sample(ROWS, num_images=3)
+    np.testing.assert_allclose(ours / 127.5 - 1, np.clip(theirs, -1, 1), atol=1 / 254 + 1e-4)
+    one = pipeline(batch_size=1, condition=ROWS[0], progress=False).arrays
+    np.testing.assert_array_equal(one, ours[:1])
+
+
+def test_conditions_of_other_shapes_are_refused():
+    cases = [
+        ((SMALLEST, ROWS), "trained without conditions: leave the condition out"),
+        ((VECTORS, ROWS[:, :1]), r"float64 \(3, 1\), but the network takes 2 numbers: give an"),
+        ((VECTORS, np.array(1.0)), r"condition is float64 \(\), but the network takes 2 numbers"),
+        ((VECTORS, ROWS[:0]), r"condition is float64 \(0, 2\), but"),
+        ((VECTORS, np.array([["1", "2"]])), r"condition is <U1 \(1, 2\), but"),
+        ((VECTORS, ROWS * np.nan), "The condition has values that are not finite"),
+    ]
+    assert_refused(lambda case: read_conditions(*case, VALUES), cases)
+    with pytest.raises(ValueError, match="draws what its condition says: give conditions"):
+        net, params = draw(ONE)
+        generate(spec_of(net), params, num_images=1, batch_size=1, seed=0)
+
+
+def test_a_network_and_its_data_have_the_same_condition():
+    brightness = Digits(condition="brightness")
+    cases = [
+        ((NET, brightness), "does not take data.condition brightness: set model.vector_size, or"),
+        (
+            (ONE, Digits()),
+            r"a condition \(model.vector_size\) .* set data.condition to vector or brightness",
+        ),
+    ]
+    assert_refused(lambda case: check_condition_settings(*case), cases)
+    check_condition_settings(ONE, brightness)
+    with pytest.raises(ValueError, match=r"does not take data.condition brightness"):
+        small_recipe(data=brightness)
+    net = dataclasses.replace(ONE, image_size=8)
+    images = small_recipe(model=net, data=brightness).load_images()
+    check_conditions(net, images)
+    with pytest.raises(
+        ValueError, match=r"have 1 numbers, but the network takes 2: set --model.vec"
+    ):
+        check_conditions(dataclasses.replace(net, vector_size=2), images)
+    assert jnp.isnan(VECTORS.unconditional(1)["vector"]).all()

@@ -1,0 +1,91 @@
+"""Conditions beside labels: what the network does with them, and with hidden ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.nets import CONV_UNET, SMALLEST, apply, draw, inputs
+from helpers.refusals import assert_refused
+
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.training.step import hide_conditions, model_loss
+
+VECTORS = dataclasses.replace(SMALLEST, vector_size=2)
+HIDING = dataclasses.replace(VECTORS, num_classes=3, label_dropout=0.5)
+VECTOR = jnp.asarray([[0.5, -1.0], [2.0, 0.0]], jnp.float32)
+
+
+def test_a_vector_changes_the_output_of_its_own_image():
+    net, params = draw(VECTORS)
+    xt, t, _ = inputs(net)
+    first = apply(net, params, xt, t, {"vector": VECTOR})
+    second = apply(net, params, xt, t, {"vector": VECTOR.at[1, 1].set(1)})
+    np.testing.assert_allclose(first[0], second[0], atol=1e-6)
+    assert np.abs(first[1] - second[1]).max() > 1e-3
+    assert net.unconditional(2) is None
+
+
+def test_a_vector_of_nan_and_no_condition_are_unconditional():
+    net, params = draw(HIDING)
+    xt, t, labels = inputs(net)
+    nothing = net.unconditional(2)
+    hidden = apply(net, params, xt, t, nothing)
+    np.testing.assert_array_equal(hidden, apply(net, params, xt, t))
+    mixed = {"label": labels.at[0].set(-1), "vector": VECTOR.at[0].set(jnp.nan)}
+    output = apply(net, params, xt, t, mixed)
+    np.testing.assert_allclose(output[0], hidden[0], atol=1e-6)
+    assert np.abs(output[1] - hidden[1]).max() > 1e-3
+    # Being hidden is told apart from the mean of all vectors, which is 0.
+    at_mean = apply(net, params, xt, t, nothing | {"vector": jnp.zeros((2, 2))})
+    assert np.abs(at_mean - hidden).max() > 1e-3
+
+
+def test_all_parts_of_a_condition_are_hidden_together():
+    labels = jnp.asarray(np.arange(64) % 3, jnp.int32)
+    condition = {"label": labels, "vector": jnp.ones((64, 2), jnp.float32)}
+    keys = jax.random.split(jax.random.key(0), 64)
+    hidden = hide_conditions(keys, HIDING, condition)
+    rows = np.asarray(hidden["label"]) == -1
+    assert 10 < rows.sum() < 54
+    np.testing.assert_array_equal(np.isnan(hidden["vector"]).all(1), rows)
+
+
+def test_the_loss_gives_the_network_the_vectors_of_the_batch():
+    net, params = draw(VECTORS)
+    loss = jax.jit(model_loss(net, Objective(schedule="squaredcos", timesteps=20)))
+    keys = jax.random.split(jax.random.key(0), 2)
+    xt, _, labels = inputs(net)
+    batch = {"image": xt, "label": labels, "vector": VECTOR}
+    first = loss(params, keys, batch)
+    second = loss(params, keys, batch | {"vector": VECTOR.at[0].add(1)})
+    assert first[0] != second[0]
+    np.testing.assert_allclose(first[1], second[1], rtol=1e-6)
+    with pytest.raises(ValueError, match="conditioned on vector: give it in each batch"):
+        loss(params, keys, {"image": xt, "label": labels})
+
+
+def test_conditions_that_do_not_fit_are_refused():
+    xt, t, _ = inputs(VECTORS)
+    shapes = VECTORS.shapes()
+    cases = [
+        (None, "This network is conditioned on a vector: give it one"),
+        ({"vector": VECTOR[:1]}, "condition must have 2 rows, one per image"),
+        ({"vector": VECTOR[:, :1]}, r"vector must have shape \(2, 2\)"),
+    ]
+    assert_refused(lambda condition: VECTORS.apply(shapes, xt, t, condition), cases)
+    settings = [
+        ((CONV_UNET, {"vector_size": 1}), "ConvUNet takes no condition: leave vector_size out"),
+        (
+            (BasicUNet(image_size=8, channels=1), {"num_classes": 3}),
+            "BasicUNet takes no condition: leave num_classes out, or use the UNet",
+        ),
+        ((SMALLEST, {"vector_size": 0}), "vector_size must be at least 1, not 0"),
+        (
+            (VECTORS, {"labels_are": "numbers"}),
+            "needs labels that are classes, not numbers: leave labels_are out",
+        ),
+    ]
+    assert_refused(lambda case: dataclasses.replace(case[0], **case[1]), settings)
