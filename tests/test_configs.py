@@ -62,14 +62,21 @@ def shrunk_recipe(name: str) -> Config:
 
 
 def batch_for(model: Model) -> dict:
-    """A batch with labels, which a network without classes ignores, or with captions."""
+    """A batch with labels, which a network without classes ignores, captions, or a condition."""
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (BATCH, *model.image_shape)).astype(np.float32)
     keys = jax.random.split(jax.random.key(2), BATCH)
     label = np.arange(BATCH, dtype=np.int32)
     if isinstance(model, TextUNet):
         label = np.asarray(model.empty_captions(BATCH))
-    return {"image": image, "label": label, "key": keys}
+    batch = {"image": image, "label": label, "key": keys}
+    shapes = {
+        "vector": (model.vector_size,),
+        "condition_image": (*model.image_shape[:2], model.condition_channels),
+    }
+    for name in set(shapes) & set(model.condition_parts):
+        batch[name] = np.zeros((BATCH, *shapes[name]), np.float32)
+    return batch
 
 
 def test_docstrings_give_command_hardware_time_data_and_expectation():

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data.array_files import load_conditions
+from ddpm_jax.data.decode import decode_colour
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
 from ddpm_jax.generation.conditions import Conditions, read_conditions
 from ddpm_jax.models import Model
+
+COLOURS = (1, 3)
+"""The channels that image files may have: grey, or RGB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,8 @@ class ConditionOptions:
 
     condition: tuple[str, ...] = ()
     """Conditions that the images take in turn, in the unit of the data: numbers, as many for each
-    as the network takes, or an .npy, or an .npz with `conditions`."""
+    as the network takes; images, of its size or smaller; or an .npy, or an .npz with `conditions`
+    or `images`."""
 
     def conditions(self, model: Model, values: Levels) -> Conditions | None:
         """The conditions, as the network takes them; None if the option is not given.
@@ -28,20 +33,30 @@ class ConditionOptions:
         """
         if not self.condition:
             return None
-        return read_conditions(model, self._read(model), values)
+        parts = [read_conditions(model, given, values) for given in self._given(model)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _read(self, model: Model) -> np.ndarray:
+    def _given(self, model: Model) -> list[np.ndarray]:
         """The given conditions, in the unit of the data."""
         numbers = _as_numbers(self.condition)
         if numbers is None:
-            check(len(self.condition) == 1, "--condition takes one file, or numbers alone.")
-            return load_conditions(Path(self.condition[0]))
+            return [_read(Path(word), model.condition_channels or 0) for word in self.condition]
         size = model.vector_size or 1
         check(
             len(numbers) % size == 0,
             f"--condition has {len(numbers)} numbers: give {size} for each condition.",
         )
-        return numbers.reshape(-1, size)
+        return [numbers.reshape(-1, size)]
+
+
+def _read(path: Path, channels: int) -> np.ndarray:
+    """Read an array, or an image in its own size."""
+    if path.suffix.lower() in (".npy", ".npz") or channels not in COLOURS:
+        return load_conditions(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image {path}: check --condition.")
+    pixels = np.asarray(decode_colour(path, str(path), channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _as_numbers(words: tuple[str, ...]) -> np.ndarray | None:

@@ -24,7 +24,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize
 
 Batch = dict[str, np.ndarray]
-ConditionKind = Literal["vector", "brightness"]
+ConditionKind = Literal["vector", "brightness", "image", "reduced", "grey"]
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 """Usual names of the splits of a data set, in lower case."""
 
@@ -72,8 +72,11 @@ class DataSource:
     resize: Literal["crop", "squash"] = "crop"
     """How to fit the aspect ratio: crop to the centre of the image, or squash it."""
     condition: ConditionKind | None = None
-    """Condition beside the labels. vector: numbers that come with the data. brightness: the mean
-    level of each image, from 0 to 255."""
+    """Condition beside the labels. vector, image: numbers, or images to concatenate, that come with
+    the data. brightness: the mean level of each image, from 0 to 255. reduced: a smaller copy of
+    each image, enlarged again. grey: a grey copy."""
+    reduction: int = 4
+    """Factor by which condition reduced makes images smaller."""
     max_corrupt_fraction: float = 0.0
     """Largest fraction of corrupt images to skip, in [0, 1). A larger fraction is an error."""
     max_pixels: int = MAX_PIXELS
@@ -84,6 +87,7 @@ class DataSource:
             0 <= self.max_corrupt_fraction < 1,
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",
         )
+        check(self.reduction >= 2, f"data.reduction must be at least 2, not {self.reduction}.")
         check(self.max_pixels >= 1, f"data.max_pixels must be at least 1, not {self.max_pixels}.")
 
     @property

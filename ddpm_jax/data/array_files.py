@@ -98,15 +98,19 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def load_conditions(path: Path) -> np.ndarray:
-    """The array of an .npy, or `conditions` of an .npz. Raise ValueError or FileNotFoundError."""
+    """The array of an .npy, or `conditions`, or else `images`, of an .npz.
+
+    Raise ValueError or FileNotFoundError.
+    """
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):
         return loaded
-    check(
-        CONDITIONS in loaded,
-        f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `{CONDITIONS}`.",
+    for key in (CONDITIONS, "images"):
+        if key in loaded:
+            return loaded[key]
+    raise ValueError(
+        f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `{CONDITIONS}`."
     )
-    return loaded[CONDITIONS]
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from ddpm_jax.data.values import ScaledValues, Scaling, scaled_values
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize, sides
 
-GIVEN_AXES: dict[ConditionKind | None, int] = {"vector": 1}
+GIVEN_AXES: dict[ConditionKind | None, int] = {"vector": 1, "image": 3}
 """The axes of each condition that comes with the images."""
 BLOCK_BYTES = 2**24
 """The size of the blocks that statistics are computed in."""
@@ -37,7 +37,8 @@ DIGITS = 7
 class Arrays(DataSource):
     """Arrays of real numbers: `images` (n, h, w, c), and `labels` (n,) of integers, if any.
 
-    `classes` are the names of the labels. `conditions` (n, k) are read for a condition.
+    `classes` are the names of the labels. `conditions`, (n, k) or (n, h, w, c),
+    are read for a condition.
 
     A folder may hold an .npy of each image (h, w, c), whose subfolders are the classes, as in a
     folder of image files. Images are not resized. A value that is not finite, or outside of a given

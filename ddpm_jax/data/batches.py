@@ -11,6 +11,9 @@ from ddpm_jax.data.loading import DECODING_THREADS
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.errors import check_at_least, check_seed
 
+IMAGES = {"image", "condition_image"}
+"""The arrays of a batch that are images."""
+
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """ceil(num_images / batch_size): the last batch of an epoch is filled from the next epoch."""
@@ -49,14 +52,17 @@ def batch_at(
     """The global batch of (seed, step): `image` (b, h, w, c) float32 in [-1, 1] and `label` (b,).
 
     `rows` selects a part of the batch; only the images of these rows are read. There is no `label`
-    if the images have none. `flip` flips each image horizontally with probability 1/2.
+    if the images have none, and a condition only if they have one. `flip` flips each image, and a
+    condition that is an image, horizontally with probability 1/2.
     """
     batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
-    pixels = batch["image"]
     if flip:
         mirrored = np.random.RandomState([seed, step, 1]).random_sample(batch_size)[rows] < 0.5
-        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return batch | {"image": to_floats(pixels)}
+        for name in IMAGES & set(batch):
+            pixels = batch[name]
+            flipped = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+            batch = batch | {name: flipped}
+    return batch | {"image": to_floats(batch["image"])}
 
 
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

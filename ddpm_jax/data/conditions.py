@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.data import Batch, ConditionKind, DataSource, ImageSet
 from ddpm_jax.data.arrays import computed_pairs
+from ddpm_jax.data.condition_images import enlarge, grey_copy, reduced_copy
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.data.values import LEVELS, Levels, scaled_values
@@ -21,11 +22,17 @@ from ddpm_jax.image_size import ImageSize
 
 BLOCK = 256
 """The number of images that statistics are computed of at once."""
-PARTS: dict[ConditionKind, str] = {"vector": "vector", "brightness": "vector"}
+PARTS: dict[ConditionKind, str] = {
+    "vector": "vector",
+    "brightness": "vector",
+    "image": "condition_image",
+    "reduced": "condition_image",
+    "grey": "condition_image",
+}
 """The name of each kind's array in a batch."""
 
-Raw = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(indices, images as a network takes them) -> the conditions of these images."""
+Make = Callable[[Levels, np.ndarray, np.ndarray], np.ndarray]
+"""(condition values, indices, images) -> conditions; both are as a network takes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class ConditionedImages:
 
     stored: ImageSet
     part: str
-    raw: Raw
+    make: Make
     condition_values: Levels
 
     @property
@@ -58,8 +65,8 @@ class ConditionedImages:
 
     def read(self, indices: np.ndarray) -> Batch:
         batch = self.stored.read(indices)
-        raw = self.raw(indices, to_floats(batch["image"]))
-        return batch | {self.part: self.condition_values.to_network(raw)}
+        x = to_floats(batch["image"])
+        return batch | {self.part: self.make(self.condition_values, indices, x)}
 
 
 def load_conditioned(source: DataSource, image_size: ImageSize, channels: int) -> ImageSet:
@@ -71,57 +78,88 @@ def with_condition(source: DataSource, images: ImageSet) -> ImageSet:
     """Images with the condition that a source sets. Raise ValueError if it is impossible."""
     if source.condition is None:
         return images
-    raw = brightness(images) if source.condition == "brightness" else given(source, images)
-    return ConditionedImages(
-        images, PARTS[source.condition], raw, standardised(source, images, raw)
-    )
+    make, values = KINDS[source.condition](source, images)
+    return ConditionedImages(images, PARTS[source.condition], make, values)
 
 
-def given(source: DataSource, images: ImageSet) -> Raw:
-    """The conditions that the source gives."""
+def _given(source: DataSource, images: ImageSet) -> np.ndarray:
+    """The conditions (n, ...) that the source gives."""
     conditions = getattr(images, "conditions", None)
     if conditions is None:
         raise ValueError(
             f"This data ({source.describe()}) gives no conditions: leave data.condition out, or "
             "choose one that is made of the images."
         )
-    return lambda indices, x: conditions[indices]
+    return conditions
 
 
-def brightness(images: ImageSet) -> Raw:
-    """The mean level of each image, from 0 to 255."""
+def _vector(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
+    vectors = np.asarray(_given(source, images))
+    return lambda values, i, x: values.to_network(vectors[i]), standardised(source, vectors)
+
+
+def _brightness(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
+    _check_levels(images)
+    blocks = np.array_split(np.arange(len(images)), -(-len(images) // BLOCK))
+    means = np.concatenate([mean_levels(to_floats(images.read(i)["image"])) for i in blocks])
+    return lambda values, i, x: values.to_network(mean_levels(x)), standardised(source, means)
+
+
+def _image(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
+    conditions = _given(source, images)
+    image_size = images.read(np.arange(1))["image"].shape[1:3]
+    values = LEVELS
+    if conditions.dtype != np.uint8:
+        pairs = computed_pairs(InMemory(conditions), "range", _name(source), remedy="leave it out")
+        values = scaled_values("range", pairs, conditions.dtype)
+    return lambda values, i, x: enlarge(values.to_network(conditions[i]), image_size), values
+
+
+def _reduced(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
+    return lambda values, i, x: reduced_copy(x, source.reduction), images.values
+
+
+def _grey(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
+    _check_levels(images)
+    return lambda values, i, x: grey_copy(x), LEVELS
+
+
+KINDS: dict[ConditionKind, Callable[[DataSource, ImageSet], tuple[Make, Levels]]] = {
+    "vector": _vector,
+    "brightness": _brightness,
+    "image": _image,
+    "reduced": _reduced,
+    "grey": _grey,
+}
+"""How each kind is made, and what its values are."""
+
+
+def _check_levels(images: ImageSet) -> None:
     check(
         images.values == LEVELS,
-        "Brightness is the mean of levels from 0 to 255, which this data does not have: leave "
-        "data.condition out, or give conditions with the data.",
+        "Brightness and grey copies are of levels from 0 to 255, which this data does not have: "
+        "leave data.condition out, or give conditions with the data.",
     )
 
-    def raw(indices: np.ndarray, x: np.ndarray) -> np.ndarray:
-        pixels = x.reshape(len(x), -1).astype(np.float64)  # (n, h * w * c)
-        return 127.5 * (pixels.mean(1, keepdims=True) + 1)
 
-    return raw
+def mean_levels(x: np.ndarray) -> np.ndarray:
+    """The mean level (n, 1), from 0 to 255, of images as a network takes them."""
+    pixels = x.reshape(len(x), -1).astype(np.float64)  # (n, h * w * c)
+    return 127.5 * (pixels.mean(1, keepdims=True) + 1)
 
 
-def standardised(source: DataSource, images: ImageSet, raw: Raw) -> Levels:
-    """The scale with which each number has mean 0 and deviation 1 over all images.
+def standardised(source: DataSource, vectors: np.ndarray) -> Levels:
+    """The scale with which each number of vectors (n, k) has mean 0 and deviation 1.
 
     Raise ValueError for a number that is the same for all.
     """
-    blocks = np.array_split(np.arange(len(images)), -(-len(images) // BLOCK))
-    given = getattr(images, "conditions", None)
-    if source.condition == "vector":
-        vectors = np.asarray(given)
-    else:
-        vectors = np.concatenate([raw(i, to_floats(images.read(i)["image"])) for i in blocks])
-    pairs = computed_pairs(
-        InMemory(vectors[:, None, None]),
-        "deviation",
-        f"the conditions of this data ({source.describe()})",
-        "Number",
-        "leave it out",
-    )
+    stored = InMemory(vectors[:, None, None])
+    pairs = computed_pairs(stored, "deviation", _name(source), "Number", "leave it out")
     return scaled_values("deviation", pairs, np.dtype(np.float64))
+
+
+def _name(source: DataSource) -> str:
+    return f"the conditions of this data ({source.describe()})"
 
 
 def with_statistics(images: ImageSet, condition_values: Levels | None) -> ImageSet:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ddpm_jax.data import DataSource, ImageSet
+from ddpm_jax.data.condition_images import read_condition_images
 from ddpm_jax.data.conditions import PARTS, ConditionedImages
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
@@ -15,7 +16,7 @@ from ddpm_jax.models import Model
 
 Conditions = Mapping[str, np.ndarray]
 """The arrays (m, ...) of a condition by `Model.condition_parts`, without labels."""
-SETTINGS = {"vector": "model.vector_size"}
+SETTINGS = {"vector": "model.vector_size", "condition_image": "model.condition_channels"}
 """The setting of a network that makes it take each part."""
 
 
@@ -38,6 +39,24 @@ def check_condition_settings(model: Model, data: DataSource) -> None:
             f"The network takes a condition ({SETTINGS[part]}) that the data does not give: set "
             f"data.condition to {' or '.join(kinds)}, or leave {SETTINGS[part]} out."
         )
+    height, width, channels = model.image_shape
+    taken = model.vector_size or model.condition_channels
+    made = {"brightness": 1, "reduced": channels, "grey": 1}
+    expected = made.get(str(data.condition), taken)
+    if expected != taken:
+        setting = SETTINGS[given.pop()]
+        raise ValueError(
+            f"For data.condition {data.condition} set {setting} to {expected}, not {taken}."
+        )
+    check(
+        data.condition != "grey" or channels == 3,
+        f"A grey copy is of colour images: set model.channels to 3, not {channels}.",
+    )
+    check(
+        data.condition != "reduced" or height % data.reduction == width % data.reduction == 0,
+        f"Blocks of {data.reduction}x{data.reduction} pixels do not divide images of "
+        f"{height}x{width}: set data.reduction to a divisor of both sides.",
+    )
 
 
 def check_conditions(model: Model, images: ImageSet) -> None:
@@ -45,10 +64,11 @@ def check_conditions(model: Model, images: ImageSet) -> None:
     if not isinstance(images, ConditionedImages):
         return
     size = images.read(np.arange(1))[images.part].shape[-1]
-    taken = {"vector": model.vector_size}[images.part]
+    unit = {"vector": "numbers", "condition_image": "channels"}[images.part]
+    taken = {"vector": model.vector_size, "condition_image": model.condition_channels}[images.part]
     check(
         size == taken,
-        f"The conditions of this data have {size} numbers, but the network takes {taken}: set "
+        f"The conditions of this data have {size} {unit}, but the network takes {taken}: set "
         f"--{SETTINGS[images.part].replace('_', '-')} {size}.",
     )
 
@@ -80,13 +100,15 @@ def blank_conditions(model: Model) -> Conditions | None:
 def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditions:
     """The conditions of a network by numbers in the unit of its data, as the network takes them.
 
-    `given` is one vector (k,), or a row of numbers (m, k) for each. Raise ValueError for a network
-    that takes no such condition, and for numbers that do not fit it or are not finite.
+    `given` is one vector (k,) or image (h, w, c), or a row of numbers (m, k) or an image
+    (m, h, w, c) for each. Smaller images are enlarged. Raise ValueError for a network that takes no
+    condition, and for one that does not fit it or is not finite.
     """
-    check(
-        bool(parts_of(model)),
-        "This network was trained without conditions: leave the condition out.",
-    )
+    check(bool(parts_of(model)), "This network has no such condition: leave the condition out.")
+    if model.condition_channels is not None:
+        channels = model.condition_channels
+        images = read_condition_images(given, channels, model.image_size, values)
+        return {"condition_image": images}
     is_real = given.dtype.kind in "biuf"
     vectors = given[None] if given.ndim == 1 else given
     check(

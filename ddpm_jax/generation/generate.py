@@ -17,10 +17,10 @@ from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.errors import check_at_least
 from ddpm_jax.generation.conditions import Conditions, condition_at
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.model_spec import ModelSpec, check_guidance
+from ddpm_jax.generation.model_spec import ModelSpec, check_condition_noise, check_guidance
 from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.generation.walk import walk, walk_length
-from ddpm_jax.models import NO_CLASS, Model, Params
+from ddpm_jax.models import NO_CLASS, Model, Params, add_condition_noise
 from ddpm_jax.samplers import sample_keys
 
 
@@ -60,6 +60,7 @@ def generate(
     classes = np.asarray(choose_labels(model, labels, edit), np.int32)
     check_sampling(spec.objective, sampling)
     check_guidance(sampling.guidance_scale, model.label_dropout)
+    check_condition_noise(model, sampling)
     is_conditional = conditions is not None or np.any(classes != NO_CLASS)
     guidance = sampling if is_conditional else None
     steps = walk_length(spec.objective, sampling, edit)
@@ -74,7 +75,11 @@ def generate(
         indices = jnp.arange(start, start + batch_size, dtype=jnp.int32)
         key_indices = jnp.zeros_like(indices) if same_noise else indices
         keys = parallel.shard(sample_keys(seed, key_indices))
-        condition = parallel.shard(condition_at(model, classes, conditions, indices))
+        condition = condition_at(model, classes, conditions, indices)
+        if sampling.condition_noise:
+            level = jnp.full(batch_size, sampling.condition_noise, jnp.float32)
+            condition = add_condition_noise(sample_keys(seed, key_indices), condition, level)
+        condition = parallel.shard(condition)
         apply = parallel.per_shard(model.apply)
         network = guided_network(model, params, condition, guidance, apply)
         rows = None if edit is None else parallel.shard(edit.take(indices))

@@ -33,6 +33,7 @@ class ModelSpec:
             "set both or neither.",
         )
         check_guidance(self.sampling.guidance_scale, self.model.label_dropout)
+        check_condition_noise(self.model, self.sampling)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:
@@ -47,4 +48,13 @@ def check_guidance(scale: float, label_dropout: float) -> None:
         "Guidance needs a network that was trained with and without its condition: set "
         "model.num_classes, or another condition, and model.label_dropout before training, or "
         "leave guidance_scale at 1.",
+    )
+
+
+def check_condition_noise(model: Model, sampling: Sampling) -> None:
+    """Raise ValueError for more noise on condition images than the network was trained with."""
+    check(
+        sampling.condition_noise <= model.condition_noise,
+        f"The network was trained with noise up to {model.condition_noise:g} on its condition "
+        f"image: lower condition_noise, which is {sampling.condition_noise:g}.",
     )

@@ -46,6 +46,8 @@ class Sampling:
     """Lowest and highest timestep with guidance; None for all."""
     guidance_rescale: float | None = None
     """Rescale guided outputs to the conditional standard deviation, from 0 (not) to 1 (fully)."""
+    condition_noise: float = 0.0
+    """Noise added to the image that a network is conditioned on, at most model.condition_noise."""
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)
@@ -76,6 +78,10 @@ class Sampling:
         check(
             rescale is None or 0 <= rescale <= 1,
             f"guidance_rescale must be in [0, 1], not {rescale}.",
+        )
+        check(
+            0 <= self.condition_noise < 1,
+            f"condition_noise must be in [0, 1), not {self.condition_noise}.",
         )
         check_ascending(guidance_interval=self.guidance_interval)
         check(

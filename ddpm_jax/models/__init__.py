@@ -99,6 +99,7 @@ class ImageNetwork(Network):
             "channels",
             "num_classes",
             "vector_size",
+            "condition_channels",
             "groups",
             "layers_per_level",
             "head_dim",
@@ -110,7 +111,7 @@ class ImageNetwork(Network):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        for name in ("dropout", "label_dropout"):
+        for name in ("dropout", "label_dropout", "condition_noise"):
             rate = getattr(self, name, 0.0)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {rate}.")
@@ -139,6 +140,11 @@ class Model(ImageNetwork):
     value above 0."""
     vector_size: int | None = None
     """Length of a vector of numbers that images are conditioned on; None for no vector."""
+    condition_channels: int | None = None
+    """Channels of an image to concatenate to the input; None for no such image."""
+    condition_noise: float = 0.0
+    """Largest noise s on that image in training, in [0, 1): sqrt(1 - s^2) c + s eps, with s uniform
+    up to this. The network is told s."""
     learned_variance: bool = False
     """Double the output channels; the second half sets the log variance of the reverse step."""
 
@@ -148,17 +154,26 @@ class Model(ImageNetwork):
             raise ValueError(
                 "label_dropout drops labels, but this network has none: set num_classes too."
             )
+        check(
+            self.condition_channels is not None or not self.condition_noise,
+            "condition_noise is for an image to concatenate: set condition_channels too.",
+        )
 
     @property
     def condition_parts(self) -> tuple[str, ...]:
         """The names of the arrays of a batch that are the condition."""
-        taken = {"label": self.num_classes, "vector": self.vector_size}
+        taken = {
+            "label": self.num_classes,
+            "vector": self.vector_size,
+            "condition_image": self.condition_channels,
+        }
         return tuple(name for name, size in taken.items() if size is not None)
 
     @property
     def condition_settings(self) -> dict[str, Any]:
         """The settings of the condition, by name."""
-        return {"num_classes": self.num_classes, "vector_size": self.vector_size}
+        names = ("num_classes", "vector_size", "condition_channels", "condition_noise")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def takes_condition(self) -> bool:
@@ -173,13 +188,17 @@ class Model(ImageNetwork):
     def condition_of(self, batch: Mapping[str, Any]) -> Condition:
         """The condition among the arrays of a batch: its labels, or a dict of `condition_parts`.
 
+        With `condition_noise`, the dict also holds its level, which is 0 (`add_condition_noise`).
         Raise ValueError if the batch lacks a part.
         """
         if not self._takes_dict:
             return batch.get("label")
         for name in self.condition_parts:
             check(name in batch, f"This network is conditioned on {name}: give it in each batch.")
-        return {name: batch[name] for name in self.condition_parts}
+        parts = {name: batch[name] for name in self.condition_parts}
+        if self.condition_noise:
+            parts["condition_noise"] = jnp.zeros(len(parts["condition_image"]), jnp.float32)
+        return parts
 
     @property
     def out_channels(self) -> int:
@@ -201,8 +220,12 @@ class Model(ImageNetwork):
     def example_inputs(self) -> tuple:
         xt = jnp.zeros((1, *self.image_shape), jnp.float32)
         t = jnp.zeros(1, jnp.int32)
-        shapes = {"label": (1,), "vector": (1, self.vector_size)}
-        parts = {name: jnp.zeros(shapes[name]) for name in self.condition_parts}
+        shapes = {
+            "label": (1,),
+            "vector": (1, self.vector_size),
+            "condition_image": (1, *sides(self.image_size), self.condition_channels),
+        }
+        parts = {name: jnp.zeros(shapes[name], jnp.float32) for name in self.condition_parts}
         condition = parts | {"label": jnp.zeros(1, jnp.int32)}
         return self._inputs(
             xt, t, condition if self._takes_dict else condition["label"], None, xt.dtype
@@ -257,11 +280,35 @@ class Model(ImageNetwork):
             labels = jnp.full(xt.shape[0], NO_CLASS, jnp.int32) if labels is None else labels
             no_class_row = self.label_count - 1
             labels = jnp.where(labels == NO_CLASS, no_class_row, labels)
+        numbers = self._numbers(parts, xt.shape[0])
+        if self.condition_channels is not None:
+            xt = jnp.concatenate([xt, self._condition_image(parts, xt.shape)], -1)
         inputs = xt.astype(dtype), t, labels, dropout_keys
-        return (*inputs, self._numbers(parts, xt.shape[0])) if self._takes_dict else inputs
+        return inputs if numbers is None else (*inputs, numbers)
 
-    def _numbers(self, parts: Mapping[str, Array], n: int) -> Float[Array, "n m"]:
-        """The numbers that the network is told: the vector, and with dropout if it is hidden."""
+    def _condition_image(self, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
+        """The image to concatenate; zeros if it is hidden."""
+        shape = (*shape[:-1], self.condition_channels)
+        image = parts.get("condition_image")
+        if image is None:
+            check(self.label_dropout > 0, "This network is conditioned on an image: give it one.")
+            return jnp.zeros(shape, jnp.float32)
+        check_shape(shape, condition_image=image)
+        return image
+
+    def _numbers(self, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"] | None:
+        """All numbers that the network is told in its embedding; None if there are none."""
+        columns = []
+        if self.vector_size is not None:
+            columns.append(self._vector(parts, n))
+        if self.condition_noise:
+            level = parts.get("condition_noise", jnp.zeros(n, jnp.float32))
+            check_shape((n,), condition_noise=level)
+            columns.append(level[:, None])
+        return jnp.concatenate(columns, 1) if columns else None
+
+    def _vector(self, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"]:
+        """The vector, and with label dropout whether it is hidden."""
         vector = parts.get("vector")
         if vector is None:
             check(self.label_dropout > 0, "This network is conditioned on a vector: give it one.")
@@ -276,11 +323,28 @@ class Model(ImageNetwork):
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.
 
-        Its label is NO_CLASS, its vector NaN.
+        Its label is NO_CLASS, its vector NaN, its image 0.
         """
         if not self.label_dropout:
             return None
         arrays = {"label": jnp.full(n, NO_CLASS, jnp.int32)}
         if self.vector_size is not None:
             arrays["vector"] = jnp.full((n, self.vector_size), jnp.nan, jnp.float32)
+        if self.condition_channels is not None:
+            shape = (n, *sides(self.image_size), self.condition_channels)
+            arrays["condition_image"] = jnp.zeros(shape, jnp.float32)
         return self.condition_of(arrays)
+
+
+def add_condition_noise(
+    keys: Key[Array, " b"], condition: Mapping[str, Array], std: Float[Array, " b"]
+) -> dict[str, Array]:
+    """Add noise to the image of a condition, sqrt(1 - std^2) c + std eps, and say how much.
+
+    This is the conditioning augmentation of cascades (section 4.2, Ho et al. 2022).
+    """
+    image = condition["condition_image"]
+    eps = draws.normal(draws.fold_in_name(keys, "condition"), image.shape[1:])
+    s = std[:, None, None, None]
+    noisy = jnp.sqrt(1 - s**2) * image + s * eps
+    return {**condition, "condition_image": noisy, "condition_noise": std}

@@ -12,7 +12,8 @@ import numpy as np
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.pixels import to_floats, to_uint8
+from ddpm_jax.data.conditions import ConditionedImages, condition_values_of
+from ddpm_jax.data.pixels import to_floats, to_image, to_uint8
 from ddpm_jax.data.values import Levels
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.generation.conditions import conditions_at
@@ -34,8 +35,14 @@ PREVIEW_IMAGES = 100
 
 
 def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
-    """Draw the samples of a grid during training, with the run's seed, as uint8 (n, h, w, c)."""
-    num_images = config.log.samples
+    """Draw the samples of a grid during training, with the run's seed, as uint8 (n, h, w, c).
+
+    A sample that is conditioned on an image has that image on its left and the original on its
+    right, in colour.
+    """
+    beside = isinstance(images, ConditionedImages) and images.part == "condition_image"
+    num_images = -(-config.log.samples // 3) if beside else config.log.samples
+    indices = np.arange(num_images) % len(images)
     states = generate(
         config,
         params,
@@ -44,9 +51,20 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
         seed=config.training.seed,
         sampling=shortened(config),
         to_values=images.values.to_values,
-        **conditions_at(config.model, images, np.arange(num_images) % len(images)),
+        **conditions_at(config.model, images, indices),
     )
-    return images.values.show(states[-1])
+    drawn = images.values.show(states[-1])
+    if not beside:
+        return drawn
+    batch = images.read(indices)
+    given = shown(condition_values_of(images), batch["condition_image"])
+    original = shown(images.values, to_floats(batch["image"]))
+    return np.concatenate([in_colour(row) for row in (given, drawn, original)], 2)
+
+
+def in_colour(images: np.ndarray) -> np.ndarray:
+    """Pictures of uint8 images (n, h, w, c) as uint8 (n, h, w, 3)."""
+    return np.stack([np.asarray(to_image(image).convert("RGB")) for image in images])
 
 
 def shortened(config: Config) -> Sampling:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax import draws
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
-from ddpm_jax.models import Model
+from ddpm_jax.models import Model, add_condition_noise
 from ddpm_jax.training import importance
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 from ddpm_jax.training.global_norm import global_norm
@@ -65,6 +65,9 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
         condition = model.condition_of(batch)
         if model.label_dropout and condition is not None:
             condition = hide_conditions(dropout_keys, model, condition)
+        if model.condition_noise:
+            level = draws.uniform(draws.fold_in_name(keys, "condition noise"))
+            condition = add_condition_noise(keys, condition, level * model.condition_noise)
 
         def network(xt, t):
             options = {"dropout_keys": dropout_keys, "dtype": jnp.dtype(dtype)}

@@ -157,7 +157,9 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path):
         (npz("few_names", labels=np.arange(20) % 2, classes=np.array(["a"])), "give `labels`, and"),
     ]
     assert_refused(load, cases)
-    with pytest.raises(ValueError, match="Brightness is the mean of levels from 0 to 255, which"):
+    with pytest.raises(
+        ValueError, match="Brightness and grey copies are of levels from 0 to 255, which"
+    ):
         load(save(tmp_path / "x.npz", IMAGES.astype(float)), "brightness")
     with pytest.raises(ValueError, match=r"digits: .* gives no conditions: leave data.condition"):
         load_conditioned(Digits(condition="vector"), 8, 1)

@@ -10,7 +10,7 @@ from helpers.refusals import assert_refused
 from helpers.saved_runs import NET, small_recipe
 
 from ddpm_jax.data.digits import Digits
-from ddpm_jax.data.values import scaled_values
+from ddpm_jax.data.values import LEVELS, scaled_values
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.conditions import (
     check_condition_settings,
@@ -72,7 +72,7 @@ def test_a_pipeline_takes_conditions_in_the_unit_of_their_data():
 
 def test_conditions_of_other_shapes_are_refused():
     cases = [
-        ((SMALLEST, ROWS), "trained without conditions: leave the condition out"),
+        ((SMALLEST, ROWS), "This network has no such condition: leave the condition out"),
         ((VECTORS, ROWS[:, :1]), r"float64 \(3, 1\), but the network takes 2 numbers: give an"),
         ((VECTORS, np.array(1.0)), r"condition is float64 \(\), but the network takes 2 numbers"),
         ((VECTORS, ROWS[:0]), r"condition is float64 \(0, 2\), but"),
@@ -106,3 +106,53 @@ def test_a_network_and_its_data_have_the_same_condition():
     ):
         check_conditions(dataclasses.replace(net, vector_size=2), images)
     assert jnp.isnan(VECTORS.unconditional(1)["vector"]).all()
+
+
+SUPER = dataclasses.replace(SMALLEST, condition_channels=1, condition_noise=0.5)
+
+
+def test_samples_take_noisy_condition_images_in_turn():
+    net, params = draw(SUPER)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 2, 1), dtype=np.uint8)
+    options = {"num_images": 3, "batch_size": 4, "seed": 0, "to_values": np.asarray}
+
+    def sample_of(given, level=0.0):
+        conditions = read_conditions(net, given, LEVELS)
+        spec = spec_of(net, condition_noise=level)
+        return generate(spec, params, conditions=conditions, **options)[0]
+
+    in_turn = sample_of(pictures)
+    for i, image in enumerate(in_turn):
+        np.testing.assert_allclose(image, sample_of(pictures[i % 2])[i], atol=1e-5)
+        assert np.abs(image - sample_of(pictures[(i + 1) % 2])[i]).max() > 1e-3
+    noisy = sample_of(pictures, 0.5)
+    assert np.abs(noisy - in_turn).max() > 1e-3
+    np.testing.assert_array_equal(noisy, sample_of(pictures, 0.5))
+
+
+def test_settings_of_condition_images_fit_the_network_and_the_data():
+    colour = dataclasses.replace(SMALLEST, channels=3, condition_channels=3, image_size=8)
+    reduced = Digits(condition="reduced")
+    grey = Digits(condition="grey")
+    cases = [
+        ((SMALLEST, grey), "does not take data.condition grey: set model.condition_channels, or"),
+        ((colour, Digits()), "set data.condition to image or reduced or grey, or leave model.cond"),
+        ((colour, grey), "For data.condition grey set model.condition_channels to 1, not 3"),
+        (
+            (dataclasses.replace(colour, condition_channels=1), reduced),
+            "For data.condition reduced set model.condition_channels to 3, not 1",
+        ),
+        ((SUPER, grey), "A grey copy is of colour images: set model.channels to 3, not 1"),
+        (
+            (colour, dataclasses.replace(reduced, reduction=3)),
+            "Blocks of 3x3 pixels do not divide images of 8x8: set data.reduction to a divisor",
+        ),
+    ]
+    assert_refused(lambda case: check_condition_settings(*case), cases)
+    check_condition_settings(colour, reduced)
+    with pytest.raises(ValueError, match=r"with noise up to 0.5 on its condition image: lower"):
+        spec_of(SUPER, condition_noise=0.6)
+    with pytest.raises(ValueError, match=r"condition_noise must be in \[0, 1\), not -0.1"):
+        Sampling(condition_noise=-0.1)
+    with pytest.raises(ValueError, match=r"data.reduction must be at least 2, not 1"):
+        Digits(reduction=1)

@@ -10,6 +10,7 @@ from helpers.nets import CONV_UNET, SMALLEST, apply, draw, inputs
 from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models import add_condition_noise
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.training.step import hide_conditions, model_loss
 
@@ -89,3 +90,80 @@ def test_conditions_that_do_not_fit_are_refused():
         ),
     ]
     assert_refused(lambda case: dataclasses.replace(case[0], **case[1]), settings)
+
+
+SUPER = dataclasses.replace(SMALLEST, condition_channels=2, condition_noise=0.5, label_dropout=0.5)
+IMAGE = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 4, 2)), jnp.float32)
+
+
+def test_an_image_changes_the_output_of_its_own_image():
+    net, params = draw(SUPER)
+    xt, t, _ = inputs(net)
+    condition = net.condition_of({"condition_image": IMAGE})
+    first = apply(net, params, xt, t, condition)
+    second = apply(net, params, xt, t, condition | {"condition_image": IMAGE.at[1].add(1)})
+    assert first.shape == xt.shape
+    np.testing.assert_allclose(first[0], second[0], atol=1e-6)
+    assert np.abs(first[1] - second[1]).max() > 1e-3
+    told = apply(net, params, xt, t, condition | {"condition_noise": jnp.array([0, 0.4])})
+    assert np.abs(first[1] - told[1]).max() > 1e-3
+    # Without an image it is 0, and without a level there is no noise.
+    np.testing.assert_array_equal(
+        apply(net, params, xt, t), apply(net, params, xt, t, net.unconditional(2))
+    )
+
+
+def test_condition_noise_keeps_the_variance_and_comes_from_each_key():
+    n = 500
+    keys = jax.random.split(jax.random.key(0), n)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(n, 4, 4, 1)), jnp.float32)
+    std = jnp.linspace(0, 1, n, dtype=jnp.float32)
+    noisy = add_condition_noise(keys, {"condition_image": image}, std)
+    np.testing.assert_array_equal(noisy["condition_noise"], std)
+    np.testing.assert_array_equal(noisy["condition_image"][0], image[0])
+    assert abs(float(noisy["condition_image"].std()) - 1) < 0.03
+    error = np.asarray(noisy["condition_image"] - jnp.sqrt(1 - std**2)[:, None, None, None] * image)
+    np.testing.assert_allclose(error[400:].std(), np.sqrt(np.mean(std[400:] ** 2)), rtol=0.05)
+    again = add_condition_noise(keys[::-1], {"condition_image": image[::-1]}, std[::-1])
+    np.testing.assert_allclose(again["condition_image"][::-1], noisy["condition_image"], atol=1e-6)
+
+
+def test_the_loss_adds_noise_up_to_the_limit_and_tells_the_network(monkeypatch):
+    model = dataclasses.replace(SUPER, label_dropout=0.0)
+    seen = []
+
+    def apply_to(self, params, xt, t, condition, **options):
+        seen.append(condition)
+        return xt
+
+    monkeypatch.setattr(type(model), "apply", apply_to)
+    n = 200
+    keys = jax.random.split(jax.random.key(0), n)
+    zeros = jnp.zeros((n, 4, 4, 2))
+    loss = model_loss(model, Objective(schedule="squaredcos", timesteps=20))
+    loss({}, keys, {"image": zeros[..., :1], "condition_image": zeros})
+    [condition] = seen
+    levels = np.asarray(condition["condition_noise"])
+    assert 0 <= levels.min() < 0.02
+    assert 0.48 < levels.max() < 0.5
+    measured = np.asarray(condition["condition_image"]).std((1, 2, 3))
+    assert np.corrcoef(levels, measured)[0, 1] > 0.9
+
+
+def test_settings_of_a_condition_image_are_checked():
+    xt, t, _ = inputs(SUPER)
+    net = dataclasses.replace(SUPER, label_dropout=0.0)
+    shapes = net.shapes()
+    cases = [
+        (None, "This network is conditioned on an image: give it one"),
+        ({"condition_image": IMAGE[..., :1]}, r"condition_image must have shape \(2, 4, 4, 2\)"),
+        (
+            {"condition_image": IMAGE, "condition_noise": jnp.zeros((2, 1))},
+            r"condition_noise must have shape \(2,\)",
+        ),
+    ]
+    assert_refused(lambda condition: net.apply(shapes, xt, t, condition), cases)
+    with pytest.raises(ValueError, match=r"is for an image to concatenate: set condition_channels"):
+        dataclasses.replace(SMALLEST, condition_noise=0.5)
+    with pytest.raises(ValueError, match=r"condition_noise must be in \[0, 1\), not 1.0"):
+        dataclasses.replace(SUPER, condition_noise=1.0)

@@ -1,0 +1,16 @@
+"""The recipe `small` with a U-Net, conditioned on a reduced copy of each digit."""
+
+import dataclasses
+
+from helpers.nets import SMALLEST
+from helpers.saved_runs import RECIPE
+
+from ddpm_jax.data.digits import Digits
+
+config = dataclasses.replace(
+    RECIPE,
+    model=dataclasses.replace(
+        SMALLEST, image_size=8, condition_channels=1, condition_noise=0.3, label_dropout=0.2
+    ),
+    data=Digits(flip=True, condition="reduced", reduction=2),
+)
