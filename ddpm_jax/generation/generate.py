@@ -20,7 +20,8 @@ from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec, check_condition_noise, check_guidance
 from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.generation.walk import walk, walk_length
-from ddpm_jax.models import NO_CLASS, Model, Params, add_condition_noise
+from ddpm_jax.models import NO_CLASS, Model, Params
+from ddpm_jax.models.conditions import add_condition_noise
 from ddpm_jax.samplers import sample_keys
 
 

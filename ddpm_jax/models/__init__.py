@@ -19,14 +19,17 @@ from ddpm_jax import draws
 from ddpm_jax.errors import check, check_rows, check_shape
 from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
+from ddpm_jax.models.conditions import (
+    NO_CLASS,
+    AugmentationKind,
+    condition_image,
+    condition_numbers,
+)
 from ddpm_jax.models.initializers import draw_parameters, draw_split_parameters, is_spec
 
 Params = dict[str, Any]
 Condition = Any
 """None, or a pytree of arrays with the batch in front."""
-
-NO_CLASS = -1
-"""The label that stands for no class."""
 
 
 class Network:
@@ -111,7 +114,7 @@ class ImageNetwork(Network):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        for name in ("dropout", "label_dropout", "condition_noise"):
+        for name in ("dropout", "label_dropout", "condition_noise", "augmentation_probability"):
             rate = getattr(self, name, 0.0)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {rate}.")
@@ -145,6 +148,12 @@ class Model(ImageNetwork):
     condition_noise: float = 0.0
     """Largest noise s on that image in training, in [0, 1): sqrt(1 - s^2) c + s eps, with s uniform
     up to this. The network is told s."""
+    augmentation: tuple[AugmentationKind, ...] = ()
+    """EDM's transformations of images in training, of which the network is told. blitting: flips,
+    quarter turns, shifts. geometry: scaling, rotation, stretching, translation. colour:
+    brightness, contrast, luma flips, hue, saturation."""
+    augmentation_probability: float = 0.12
+    """Probability of each of these transformations, in [0, 1)."""
     learned_variance: bool = False
     """Double the output channels; the second half sets the log variance of the reverse step."""
 
@@ -157,6 +166,11 @@ class Model(ImageNetwork):
         check(
             self.condition_channels is not None or not self.condition_noise,
             "condition_noise is for an image to concatenate: set condition_channels too.",
+        )
+        check(
+            self.condition_channels is None or not self.augmentation,
+            "Augmentation would change images and not the images that they are conditioned on: "
+            "leave augmentation or condition_channels out.",
         )
 
     @property
@@ -172,7 +186,13 @@ class Model(ImageNetwork):
     @property
     def condition_settings(self) -> dict[str, Any]:
         """The settings of the condition, by name."""
-        names = ("num_classes", "vector_size", "condition_channels", "condition_noise")
+        names = (
+            "num_classes",
+            "vector_size",
+            "condition_channels",
+            "condition_noise",
+            "augmentation",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -183,7 +203,7 @@ class Model(ImageNetwork):
     @property
     def _takes_dict(self) -> bool:
         """Whether the condition is a dict of its parts, because it is not the label alone."""
-        return bool(set(self.condition_parts) - {"label"})
+        return bool({*self.condition_parts, *self.augmentation} - {"label"})
 
     def condition_of(self, batch: Mapping[str, Any]) -> Condition:
         """The condition among the arrays of a batch: its labels, or a dict of `condition_parts`.
@@ -271,54 +291,18 @@ class Model(ImageNetwork):
         """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
-        if self._takes_dict:
-            parts = {} if condition is None else condition
-        else:
-            parts = {"label": condition}
+        is_dict = self._takes_dict and isinstance(condition, Mapping)
+        parts: Mapping[str, Any] = condition if is_dict else {"label": condition}
         labels = parts.get("label")
         if self.label_dropout and self.num_classes is not None:
             labels = jnp.full(xt.shape[0], NO_CLASS, jnp.int32) if labels is None else labels
             no_class_row = self.label_count - 1
             labels = jnp.where(labels == NO_CLASS, no_class_row, labels)
-        numbers = self._numbers(parts, xt.shape[0])
+        numbers = condition_numbers(self, parts, xt.shape[0])
         if self.condition_channels is not None:
-            xt = jnp.concatenate([xt, self._condition_image(parts, xt.shape)], -1)
+            xt = jnp.concatenate([xt, condition_image(self, parts, xt.shape)], -1)
         inputs = xt.astype(dtype), t, labels, dropout_keys
         return inputs if numbers is None else (*inputs, numbers)
-
-    def _condition_image(self, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
-        """The image to concatenate; zeros if it is hidden."""
-        shape = (*shape[:-1], self.condition_channels)
-        image = parts.get("condition_image")
-        if image is None:
-            check(self.label_dropout > 0, "This network is conditioned on an image: give it one.")
-            return jnp.zeros(shape, jnp.float32)
-        check_shape(shape, condition_image=image)
-        return image
-
-    def _numbers(self, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"] | None:
-        """All numbers that the network is told in its embedding; None if there are none."""
-        columns = []
-        if self.vector_size is not None:
-            columns.append(self._vector(parts, n))
-        if self.condition_noise:
-            level = parts.get("condition_noise", jnp.zeros(n, jnp.float32))
-            check_shape((n,), condition_noise=level)
-            columns.append(level[:, None])
-        return jnp.concatenate(columns, 1) if columns else None
-
-    def _vector(self, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"]:
-        """The vector, and with label dropout whether it is hidden."""
-        vector = parts.get("vector")
-        if vector is None:
-            check(self.label_dropout > 0, "This network is conditioned on a vector: give it one.")
-            vector = jnp.full((n, self.vector_size), jnp.nan)
-        check_shape((n, self.vector_size), vector=vector)
-        if not self.label_dropout:
-            return vector
-        is_hidden = jnp.isnan(vector[:, :1])  # (n, 1)
-        known = jnp.where(is_hidden, 0, vector)
-        return jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)
 
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.
@@ -334,17 +318,3 @@ class Model(ImageNetwork):
             shape = (n, *sides(self.image_size), self.condition_channels)
             arrays["condition_image"] = jnp.zeros(shape, jnp.float32)
         return self.condition_of(arrays)
-
-
-def add_condition_noise(
-    keys: Key[Array, " b"], condition: Mapping[str, Array], std: Float[Array, " b"]
-) -> dict[str, Array]:
-    """Add noise to the image of a condition, sqrt(1 - std^2) c + std eps, and say how much.
-
-    This is the conditioning augmentation of cascades (section 4.2, Ho et al. 2022).
-    """
-    image = condition["condition_image"]
-    eps = draws.normal(draws.fold_in_name(keys, "condition"), image.shape[1:])
-    s = std[:, None, None, None]
-    noisy = jnp.sqrt(1 - s**2) * image + s * eps
-    return {**condition, "condition_image": noisy, "condition_noise": std}

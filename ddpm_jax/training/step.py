@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax import draws
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
-from ddpm_jax.models import Model, add_condition_noise
+from ddpm_jax.models import Model
+from ddpm_jax.models.conditions import add_condition_noise
 from ddpm_jax.training import importance
+from ddpm_jax.training.augmentation import augment
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 from ddpm_jax.training.global_norm import global_norm
 from ddpm_jax.training.loss_bands import sum_by_band
@@ -62,18 +64,25 @@ def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Lo
     def loss(params, keys, batch):
         noise_keys = _noise_keys(keys)
         dropout_keys = draws.fold_in(keys, 1)
+        images = batch["image"]
         condition = model.condition_of(batch)
         if model.label_dropout and condition is not None:
             condition = hide_conditions(dropout_keys, model, condition)
         if model.condition_noise:
             level = draws.uniform(draws.fold_in_name(keys, "condition noise"))
             condition = add_condition_noise(keys, condition, level * model.condition_noise)
+        if model.augmentation:
+            own = draws.fold_in_name(keys, "augmentation")
+            images, numbers = augment(
+                own, images, model.augmentation, model.augmentation_probability
+            )
+            condition = condition | {"augmentation": numbers}
 
         def network(xt, t):
             options = {"dropout_keys": dropout_keys, "dtype": jnp.dtype(dtype)}
             return model.apply(params, xt, t, condition, **options)
 
-        return objective.loss(noise_keys, network, batch["image"], batch.get("t"))
+        return objective.loss(noise_keys, network, images, batch.get("t"))
 
     return loss
 

@@ -10,8 +10,8 @@ from helpers.nets import CONV_UNET, SMALLEST, apply, draw, inputs
 from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.models import add_condition_noise
 from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.models.conditions import add_condition_noise
 from ddpm_jax.training.step import hide_conditions, model_loss
 
 VECTORS = dataclasses.replace(SMALLEST, vector_size=2)

@@ -1,0 +1,76 @@
+"""The parts of a network's condition beside its labels: numbers, and an image to concatenate."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ddpm_jax import draws
+from ddpm_jax.errors import check, check_shape
+
+AugmentationKind = Literal["blitting", "geometry", "colour"]
+AUGMENTATION_NUMBERS = 19
+"""How many numbers tell a network how an image was augmented."""
+NO_CLASS = -1
+"""The label that stands for no class."""
+
+
+def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
+    """The image to concatenate to images of this shape; zeros if it is hidden.
+
+    Raise ValueError if the network, a `Model`, needs one or takes another shape.
+    """
+    shape = (*shape[:-1], net.condition_channels)
+    image = parts.get("condition_image")
+    if image is None:
+        check(net.label_dropout > 0, "This network is conditioned on an image: give it one.")
+        return jnp.zeros(shape, jnp.float32)
+    check_shape(shape, condition_image=image)
+    return image
+
+
+def condition_numbers(net: Any, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"] | None:
+    """The numbers that a `Model` is told in its embedding for n images; None if there are none.
+
+    Raise ValueError if a part is missing or has another shape.
+    """
+    columns = []
+    if net.vector_size is not None:
+        columns.append(_vector(net, parts.get("vector"), n))
+    if net.condition_noise:
+        level = parts.get("condition_noise", jnp.zeros(n, jnp.float32))
+        check_shape((n,), condition_noise=level)
+        columns.append(level[:, None])
+    if net.augmentation:
+        zeros = jnp.zeros((n, AUGMENTATION_NUMBERS), jnp.float32)
+        columns.append(parts.get("augmentation", zeros))
+        check_shape(zeros.shape, augmentation=columns[-1])
+    return jnp.concatenate(columns, 1) if columns else None
+
+
+def _vector(net: Any, vector: Any, n: int) -> Float[Array, "n m"]:
+    """The vector, and with label dropout whether it is hidden, which NaN says."""
+    if vector is None:
+        check(net.label_dropout > 0, "This network is conditioned on a vector: give it one.")
+        vector = jnp.full((n, net.vector_size), jnp.nan)
+    check_shape((n, net.vector_size), vector=vector)
+    if not net.label_dropout:
+        return vector
+    is_hidden = jnp.isnan(vector[:, :1])  # (n, 1)
+    known = jnp.where(is_hidden, 0, vector)
+    return jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)
+
+
+def add_condition_noise(
+    keys: Key[Array, " b"], condition: Mapping[str, Array], std: Float[Array, " b"]
+) -> dict[str, Array]:
+    """Add noise to the image of a condition, sqrt(1 - std^2) c + std eps, and say how much.
+
+    This is the conditioning augmentation of cascades (section 4.2, Ho et al. 2022).
+    """
+    image = condition["condition_image"]
+    eps = draws.normal(draws.fold_in_name(keys, "condition"), image.shape[1:])
+    s = std[:, None, None, None]
+    noisy = jnp.sqrt(1 - s**2) * image + s * eps
+    return {**condition, "condition_image": noisy, "condition_noise": std}
