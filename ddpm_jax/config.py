@@ -9,6 +9,7 @@ from ddpm_jax import settings_json
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.data.conditions import load_conditioned
+from ddpm_jax.data.pixels import check_shown
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.conditions import check_condition_settings
@@ -129,6 +130,9 @@ class Log:
     The last step always draws a grid."""
     samples: int = 64
     """Images in a sample grid; 0 for no grids."""
+    channels: tuple[int, ...] = ()
+    """Channels of arrays that pictures show: one in grey, or three as red, green and blue. By
+    default all, in false colours unless they are one or three."""
     sample_steps: int | None = 100
     """Maximum number of sampling steps for a grid; None for the number in the recipe's sampling."""
 
@@ -244,6 +248,7 @@ class Config(RunConfig, ModelSpec):
             "or give --data arrays.",
         )
         check_condition_settings(self.model, self.data)
+        check_shown(self.log.channels, channels, "log.channels")
         clips = self.sampling.clip_x0 or self.sampling.dynamic_threshold is not None
         check(
             self.data.is_bounded or not clips,

@@ -13,7 +13,7 @@ from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
-from ddpm_jax.data.pixels import describe_colours
+from ddpm_jax.data.pixels import check_shown, describe_colours
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
@@ -43,6 +43,9 @@ class SampleOptions(ConditionOptions, LoraOptions, EditOptions, BatchedRunOption
     out: tuple[Path, ...] = ()
     """Files or folders: X.png is a grid, X.npz holds NHWC under `images` (uint8, or the values of a
     run on arrays), X.gif shows the denoising path, and a folder gets one PNG per image."""
+    channels: tuple[int, ...] = ()
+    """Channels that pictures show: one in grey, or three as red, green and blue; by default those
+    of the run's log.channels."""
     trajectory: bool = False
     """Also write ten stages of the denoising path of ten samples to X_chain.png."""
 
@@ -84,6 +87,8 @@ def main(args: list[str]) -> None:
     labels = choose_labels(spec.model, given, edit)
     check(len(options.out) > 0, "--out names no file: give at least one, such as --out x.png.")
     image_grids.check_paths(options.out, options.trajectory)
+    shown = options.channels or source.shown_channels
+    check_shown(shown, spec.model.channels, "--channels")
     loras = options.lora_files()
     with options.explain_oom(spec.model):
         params = source.params(options.weights)
@@ -91,9 +96,10 @@ def main(args: list[str]) -> None:
             params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
         what = {"labels": labels, "conditions": conditions, "edit": edit}
         states = draw_states(spec, params, options, num_images, what, source.values)
-    for path in image_grids.save_states(states, options.out, options.trajectory, source.values):
+    how = (options.trajectory, source.values, shown)
+    for path in image_grids.save_states(states, options.out, *how):
         print(path)
-    if (colours := describe_colours(spec.model.channels)) is not None:
+    if (colours := describe_colours(spec.model.channels, shown)) is not None:
         print(f"Pictures show {colours}; X.npz holds the values.", file=sys.stderr)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from ddpm_jax.errors import check
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
@@ -58,8 +61,25 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(pixels @ channel_colours(channels)).astype(np.uint8))
 
 
-def describe_colours(channels: int) -> str | None:
+def choose_channels(pixels: np.ndarray, shown: Sequence[int]) -> np.ndarray:
+    """The channels `shown` of pixels (..., c), in this order; all of them if none are named."""
+    return pixels[..., list(shown)] if shown else pixels
+
+
+def check_shown(shown: Sequence[int], channels: int, setting: str) -> None:
+    """Raise ValueError, with the setting, unless `shown` names one or three of the channels."""
+    check(
+        len(shown) in (0, 1, 3) and all(0 <= channel < channels for channel in shown),
+        f"{setting} must name one channel, or three for red, green and blue, among "
+        f"0..{channels - 1}, not {' '.join(map(str, shown))}.",
+    )
+
+
+def describe_colours(channels: int, shown: Sequence[int] = ()) -> str | None:
     """How pictures show images of so many channels; None for grey and RGB."""
+    if shown:
+        names = " ".join(map(str, shown))
+        return f"channel {names} in grey" if len(shown) == 1 else f"channels {names} as RGB"
     if channels in (1, 3):
         return None
     return f"{channels} channels in false colours of evenly spaced hues, the first one red"

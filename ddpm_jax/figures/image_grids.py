@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.pixels import to_image
+from ddpm_jax.data.pixels import choose_channels, to_image
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_writable, write_all
@@ -125,16 +125,20 @@ def save_gif(states: np.ndarray, path: str | os.PathLike, milliseconds: int = 80
 
 
 def save_states(
-    states: np.ndarray, paths: Sequence[Path], chain: bool, values: Levels = LEVELS
+    states: np.ndarray,
+    paths: Sequence[Path],
+    chain: bool,
+    values: Levels = LEVELS,
+    channels: Sequence[int] = (),
 ) -> list[Path]:
     """Write the states of a sampling walk ("k n h w c", samples last) to each of `paths`.
 
     X.gif shows the states, X.npz holds the samples, any other path shows them. With `chain`,
     X_chain.png, named after the first path, shows ten stages of ten samples. Pictures show what
-    `values.show` makes of the states. Return the paths of all files. Raise OSError as
-    `files.write_all` does.
+    `values.show` makes of the states, and these channels, by default all. Return the paths of all
+    files. Raise OSError as `files.write_all` does.
     """
-    pictures = values.show(states)
+    pictures = choose_channels(values.show(states), channels)
     outputs: dict[Path, Callable[[Path], None]] = {}
     for path in paths:
         is_gif = path.suffix.lower() == ".gif" and not path.is_dir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.conditions import ConditionedImages, condition_values_of
-from ddpm_jax.data.pixels import to_floats, to_image, to_uint8
+from ddpm_jax.data.pixels import choose_channels, to_floats, to_image, to_uint8
 from ddpm_jax.data.values import Levels
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.generation.conditions import conditions_at
@@ -53,12 +54,13 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
         to_values=images.values.to_values,
         **conditions_at(config.model, images, indices),
     )
-    drawn = images.values.show(states[-1])
+    channels = config.log.channels
+    drawn = choose_channels(images.values.show(states[-1]), channels)
     if not beside:
         return drawn
     batch = images.read(indices)
     given = shown(condition_values_of(images), batch["condition_image"])
-    original = shown(images.values, to_floats(batch["image"]))
+    original = shown(images.values, to_floats(batch["image"]), channels)
     return np.concatenate([in_colour(row) for row in (given, drawn, original)], 2)
 
 
@@ -122,12 +124,15 @@ def prediction_rows(
     network = guided_network(config.model, params, config.model.condition_of(batch))
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}
-    return [(name, shown(images.values, np.asarray(row))) for name, row in rows.items()]
+    return [
+        (name, shown(images.values, np.asarray(row), config.log.channels))
+        for name, row in rows.items()
+    ]
 
 
-def shown(values: Levels, x: np.ndarray) -> np.ndarray:
-    """The uint8 of a picture of what a network takes or draws."""
-    return values.show(values.to_values(x))
+def shown(values: Levels, x: np.ndarray, channels: Sequence[int] = ()) -> np.ndarray:
+    """The uint8 of a picture of these channels of what a network takes or draws."""
+    return choose_channels(values.show(values.to_values(x)), channels)
 
 
 _predict = jax.jit(predict_x0, static_argnums=0)
@@ -145,7 +150,7 @@ def _noise_levels(config: Config, images: ImageSet):
 def preview_data(config: RunConfig, images: ImageSet, workdir: Path) -> None:
     """Save the first 100 images of a run to preview/data.png."""
     batch = batch_at(images, config.training.seed, 0, PREVIEW_IMAGES, flip=config.data.flip)
-    pictures = shown(images.values, batch["image"])
+    pictures = shown(images.values, batch["image"], config.log.channels)
     image_grids.save_images(pictures, workdir / "preview" / "data.png")
 
 
@@ -156,9 +161,10 @@ def preview_noising(config: Config, images: ImageSet, workdir: Path) -> None:
     # Divide each image by its largest magnitude if that exceeds 1, to show the whole range.
     span = np.abs(xt).max((1, 2, 3), keepdims=True)  # (8, 1, 1, 1)
     unclipped = xt / np.maximum(span, 1)
+    channels = config.log.channels
     rows = [
-        ("input", shown(images.values, x0)),
-        ("noisy, clipped", shown(images.values, xt)),
-        ("noisy, unclipped", to_uint8(unclipped)),
+        ("input", shown(images.values, x0, channels)),
+        ("noisy, clipped", shown(images.values, xt, channels)),
+        ("noisy, unclipped", choose_channels(to_uint8(unclipped), channels)),
     ]
     plots.labelled_rows(rows, workdir / "preview" / "noise.png")

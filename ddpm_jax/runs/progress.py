@@ -63,7 +63,7 @@ def banner(config: RunConfig, workdir: Path) -> str:
 
 def _describe_pictures(config: RunConfig) -> dict[str, str]:
     """The colours of pictures of images that are neither grey nor RGB."""
-    colours = describe_colours(config.model.channels)
+    colours = describe_colours(config.model.channels, config.log.channels)
     return {} if colours is None or isinstance(config, LatentConfig) else {"pictures": colours}
 
 

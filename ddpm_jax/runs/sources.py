@@ -84,6 +84,11 @@ class RunSource(NamedTuple):
         return saved_steps.values_of(record, "condition_values")
 
     @property
+    def shown_channels(self) -> tuple[int, ...]:
+        """The channels that pictures show; empty for all."""
+        return self.config.log.channels
+
+    @property
     def output_folder(self) -> Path:
         """The default folder for samples: the run's directory."""
         return self.folder
@@ -98,6 +103,7 @@ class PretrainedSource(NamedTuple):
     classes: tuple[str, ...] | None = None
     values: Levels = LEVELS
     condition_values: Levels = LEVELS
+    shown_channels: tuple[int, ...] = ()
 
     def params(self, weights: str) -> Params:
         """Read the parameters. Raise ValueError unless `weights` is the default."""

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.commands import draw, fails, run, small_main
+from helpers.commands import draw, fails, one_line, run, small_main
 from helpers.images import load
 from helpers.saved_runs import small_recipe
 from PIL import Image
 
+from ddpm_jax.cli import sample
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
-from ddpm_jax.data.arrays import Arrays
+from ddpm_jax.config import Log
+from ddpm_jax.data.arrays import Arrays, ScaledImages
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.evaluate import check_measures
 from ddpm_jax.generation.generate import generate
+from ddpm_jax.runs import grids
 from ddpm_jax.runs.model_card import write_card
 from ddpm_jax.runs.sources import open_run
 
@@ -60,6 +64,32 @@ def test_samples_have_the_unit_and_the_type_of_the_data(trained, tmp_path, capsy
     assert np.abs(x).max() > 1
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.mode == "RGB"
+
+
+def test_pictures_show_the_chosen_channels(trained, tmp_path, capsys):
+    draw(trained, "--num", 1, "--channels", 1, "--out", tmp_path / "x.npz", tmp_path / "one")
+    assert "Pictures show channel 1 in grey" in capsys.readouterr().err
+    source = open_run(str(trained))
+    pictures = source.values.show(np.load(tmp_path / "x.npz")["images"])
+    np.testing.assert_array_equal(load(tmp_path / "one" / "00000.png"), pictures[0, ..., 1])
+    config = dataclasses.replace(
+        source.config, log=dataclasses.replace(source.config.log, channels=(1, 0, 1))
+    )
+    images = ScaledImages(InMemory(ARRAYS), source.values)
+    grid = grids.samples(config, source.params("ema"), images)
+    every = grids.samples(source.config, source.params("ema"), images)
+    np.testing.assert_array_equal(grid, every[..., [1, 0, 1]])
+    for name, row in grids.prediction_rows(config, source.params("ema"), images):
+        assert row.shape[-1] == 3, name
+
+
+def test_channels_that_do_not_fit_end_in_one_line(trained, tmp_path, capsys):
+    for channels in ((2,), (0, 1)):
+        arguments = ("--ckpt", trained, "--out", tmp_path / "x.png", "--channels", *channels)
+        line = one_line(capsys, sample.main, *arguments)
+        assert "--channels must name one channel, or three for red, green and blue, among" in line
+    with pytest.raises(ValueError, match=r"log.channels must name one channel, .* 0\.\.0, not 1"):
+        small_recipe(log=Log(channels=(1,)))
 
 
 def test_data_that_does_not_fit_ends_a_run_in_one_line(trained, tmp_path, capsys):
