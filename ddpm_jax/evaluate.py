@@ -34,6 +34,7 @@ from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
+from ddpm_jax.data.arrays import GIVEN_AXES
 from ddpm_jax.data.conditions import load_conditioned, with_condition, with_statistics
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
@@ -149,7 +150,13 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, di
         shape = source.spec.model.image_shape
         images = read_reference(options.against, shape, options.split, data or CROP)
         described = describe_reference(images, str(options.against), options.split)
-        images = images if data is None else with_condition(data, images)
+        if data is not None:
+            check(
+                data.condition not in GIVEN_AXES,
+                f"--against gives no {data.condition} that the network is conditioned on: leave it "
+                "out.",
+            )
+            images = with_condition(data, images)
     elif data is not None:
         data = with_split(data, options.split)
         images = load_conditioned(data, source.spec.model.image_size, source.spec.model.channels)
