@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.errors import check
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.settings_json import to_json
 
 Result = Mapping[str, Any]
 
@@ -181,10 +183,13 @@ def _setting_differences(group: str, a: Result, b: Result) -> dict[str, tuple[An
     unknown = UNKNOWN[group]
     ours, theirs = (result.get(group) or unknown for result in (a, b))
     keys = unknown if unknown in (ours, theirs) else dict.fromkeys([*ours, *theirs])
+    # A result may be older than a setting of sampling, and was then made with its default.
+    defaults = to_json(Sampling()) if group == "sampling" else {}
+    pairs = {key: [each.get(key, defaults.get(key)) for each in (ours, theirs)] for key in keys}
     return {
-        f"{group}.{key}": (ours.get(key), theirs.get(key))
-        for key in keys
-        if ours.get(key) != theirs.get(key)
+        f"{group}.{key}": (first, second)
+        for key, (first, second) in pairs.items()
+        if first != second
     }
 
 

@@ -235,6 +235,14 @@ def test_numbers_made_differently_are_refused(change, difference):
     assert "KID" in compare({"a": RESULT, "b": RESULT | change}, [key.partition(".")[0]])
 
 
+def test_a_setting_that_an_older_result_lacks_had_its_default():
+    sampling = {"sampler": "ddim", "steps": 5, "condition_noise": 0.0}
+    assert "KID" in compare({"a": RESULT, "b": RESULT | {"sampling": sampling}})
+    noisy = RESULT | {"sampling": sampling | {"condition_noise": 0.1}}
+    with pytest.raises(ValueError, match=r"sampling.condition_noise \(0.0; 0.1\)"):
+        compare({"a": RESULT, "b": noisy})
+
+
 def test_bits_do_not_depend_on_the_samples():
     bits = {"bits_per_dim": 3.0, "bits_num": 9, "variance": "fixed_small"}
     shared = {"against_images": "abc", "against": "digits", "against_n": 20}
