@@ -28,6 +28,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check, check_at_least, check_shape
+from ddpm_jax.generation.conditions import check_conditions
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.models import Params
 from ddpm_jax.samplers import initial_noise, sample_keys
@@ -74,7 +75,9 @@ def draw_batches(
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
-    images = with_statistics(config.load_images(), condition_values)
+    images = config.load_images()
+    check_conditions(config.model, images)
+    images = with_statistics(images, condition_values)
     check_labels(images, config.model.num_classes, classes)
     check_values(images.values, values, "use the data that it was trained on")
     check(

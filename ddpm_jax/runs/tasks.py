@@ -83,8 +83,8 @@ def _condition_values(config: Config, folder: Path, step: int) -> Levels | None:
 
 def _with_valid_conditions(config: Config, folder: Path, step: int, images: ImageSet) -> ImageSet:
     check_labels(images, config.model.num_classes)
-    images = with_statistics(images, _condition_values(config, folder, step))
     check_conditions(config.model, images)
+    images = with_statistics(images, _condition_values(config, folder, step))
     check(
         images.values == LEVELS or config.evaluation.every is None,
         "Samples are compared with training images of 8 bits alone: leave out --evaluation.every.",
