@@ -1,4 +1,4 @@
-"""8x8 handwritten digits by their brightness: the digits recipe, conditioned on a number.
+"""8x8 handwritten digits by brightness: the digits recipe with a number.
 
     python train.py --config digits_brightness
     python sample.py --ckpt runs/digits_brightness --condition 65 78 90 --num 60

@@ -1,0 +1,65 @@
+"""Measure whether samples follow their condition: a number or an image.
+
+    python benchmarks/conditions.py --ckpt runs/digits_brightness [--guidance-scale 2]
+    python benchmarks/conditions.py --ckpt runs/cifar10_upscale [--split test]
+
+For condition brightness, print for each of eight brightnesses the mean and the deviation of that of
+its samples. For condition reduced, print the peak signal-to-noise ratio in dB of the samples to the
+originals, and of the condition itself, which is enlarged by the cubic kernel, to them.
+"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+
+from ddpm_jax.data.conditions import with_statistics
+from ddpm_jax.evaluate import with_split
+from ddpm_jax.generation.conditions import conditions_at, read_conditions
+from ddpm_jax.generation.generate import generate
+from ddpm_jax.runs.sources import open_run
+
+LEVELS = np.arange(60.0, 100.0, 5.0)
+
+
+def psnr(images: np.ndarray, originals: np.ndarray) -> float:
+    """The peak signal-to-noise ratio in dB of images in [-1, 1]: its mean over the images."""
+    error = np.mean((np.clip(images, -1, 1) - originals) ** 2, (1, 2, 3))
+    return float(np.mean(10 * np.log10(4 / error)))
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the measurements of a run."""
+    source = open_run(args.ckpt)
+    data = with_split(source.config.data, args.split)
+    config = dataclasses.replace(source.config, data=data)
+    sampling = config.sampling.override(
+        sampler="dpmpp_2m", steps=20, guidance_scale=args.guidance_scale
+    )
+    options = {"num_images": args.num, "batch_size": 32, "seed": 0, "sampling": sampling}
+    params = source.params("ema")
+    if config.data.condition == "brightness":
+        rows = read_conditions(config.model, LEVELS[:, None], source.condition_values)
+        drawn = generate(config, params, conditions=rows, **options)[0]
+        levels = drawn.mean((1, 2, 3)).reshape(-1, len(LEVELS))  # (n / 8, 8)
+        for asked, each in zip(LEVELS, levels.T, strict=True):
+            print(f"asked for {asked:.0f}: {each.mean():5.1f} +- {each.std():.1f}")
+        return
+    images = with_statistics(config.load_images(), source.condition_values)
+    indices = np.random.RandomState(0).permutation(len(images))[: args.num]
+    batch = images.read(indices)
+    given = conditions_at(config.model, images, indices)
+    drawn = generate(config, params, to_values=np.asarray, **given, **options)[0]
+    originals = batch["image"] / np.float32(127.5) - 1
+    print(f"PSNR over {args.num} images, in dB")
+    print(f"samples   {psnr(drawn, originals):.2f}")
+    print(f"condition {psnr(batch['condition_image'], originals):.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--split")
+    parser.add_argument("--num", type=int, default=128)
+    parser.add_argument("--guidance-scale", type=float, default=1.0)
+    main(parser.parse_args())
