@@ -41,8 +41,8 @@ from ddpm_jax.errors import check
 from ddpm_jax.evaluation.image_sets import CROP, read_reference
 from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
-from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.conditions import check_conditions
+from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
 from ddpm_jax.runs.directory import EVALUATION

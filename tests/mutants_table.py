@@ -882,7 +882,7 @@ _ROWS = [
     ("hidden-vector-is-the-mean", "A hidden vector is not told apart from the mean of all vectors.",
      "jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)",
      "jnp.concatenate([known, jnp.zeros_like(known[:, :1])], 1)",
-     "tests/models/test_conditions.py -k nan"),
+     "tests/models/test_conditions.py -k hidden_parts"),
     ("vectors-of-skipped-images", "Skipped images leave their vectors behind.",
      "conditions = None if conditions is None else conditions[intact]",
      "conditions = None if conditions is None else conditions[: len(intact)]",

@@ -21,6 +21,7 @@ from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.conditions import (
     NO_CLASS,
+    NO_NUMBER,
     AugmentationKind,
     condition_image,
     condition_numbers,
@@ -264,7 +265,7 @@ class Model(ImageNetwork):
         """Compute the network's output in `dtype` and return it in float32.
 
         The condition is an array of class labels (b,), another array that the network takes, or a
-        dict of several (`condition_of`). A network with label dropout accepts -1, a vector of NaN,
+        dict of several (`condition_of`). A network with label dropout accepts `unconditional(n)`,
         or no condition at all, for none.
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
         condition and keys have one row per image.
@@ -307,13 +308,13 @@ class Model(ImageNetwork):
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.
 
-        Its label is NO_CLASS, its vector NaN, its image 0.
+        Its label is NO_CLASS, its vector NO_NUMBER, its image 0.
         """
         if not self.label_dropout:
             return None
         arrays = {"label": jnp.full(n, NO_CLASS, jnp.int32)}
         if self.vector_size is not None:
-            arrays["vector"] = jnp.full((n, self.vector_size), jnp.nan, jnp.float32)
+            arrays["vector"] = jnp.full((n, self.vector_size), NO_NUMBER, jnp.float32)
         if self.condition_channels is not None:
             shape = (n, *sides(self.image_size), self.condition_channels)
             arrays["condition_image"] = jnp.zeros(shape, jnp.float32)

@@ -14,6 +14,8 @@ AUGMENTATION_NUMBERS = 19
 """How many numbers tell a network how an image was augmented."""
 NO_CLASS = -1
 """The label that stands for no class."""
+NO_NUMBER = float(jnp.finfo(jnp.float32).min)
+"""Each number of a vector that stands for none. NaN would end programs under jax_debug_nans."""
 
 
 def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
@@ -50,14 +52,14 @@ def condition_numbers(net: Any, parts: Mapping[str, Any], n: int) -> Float[Array
 
 
 def _vector(net: Any, vector: Any, n: int) -> Float[Array, "n m"]:
-    """The vector, and with label dropout whether it is hidden, which NaN says."""
+    """The vector, and with label dropout whether it is hidden, in whose place there are zeros."""
     if vector is None:
         check(net.label_dropout > 0, "This network is conditioned on a vector: give it one.")
-        vector = jnp.full((n, net.vector_size), jnp.nan)
+        vector = jnp.full((n, net.vector_size), NO_NUMBER, jnp.float32)
     check_shape((n, net.vector_size), vector=vector)
     if not net.label_dropout:
         return vector
-    is_hidden = jnp.isnan(vector[:, :1])  # (n, 1)
+    is_hidden = vector[:, :1] == NO_NUMBER  # (n, 1)
     known = jnp.where(is_hidden, 0, vector)
     return jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from helpers.nets import SMALLEST, draw
@@ -52,7 +52,8 @@ def test_samples_take_the_rows_of_a_condition_in_turn():
 
 
 def test_guidance_extrapolates_from_samples_without_a_condition():
-    without = sample(None)
+    with jax.debug_nans(True):
+        without = sample(None)
     np.testing.assert_allclose(sample(ROWS[1], scale=0.0), without, atol=1e-5)
     guided = sample(ROWS[1], scale=3.0)
     assert np.abs(guided - sample(ROWS[1])).max() > 1e-3
@@ -105,7 +106,6 @@ def test_a_network_and_its_data_have_the_same_condition():
         ValueError, match=r"have 1 numbers, but the network takes 2: set --model.vec"
     ):
         check_conditions(dataclasses.replace(net, vector_size=2), images)
-    assert jnp.isnan(VECTORS.unconditional(1)["vector"]).all()
 
 
 SUPER = dataclasses.replace(SMALLEST, condition_channels=1, condition_noise=0.5)
