@@ -65,7 +65,7 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
 
 
 def in_colour(images: np.ndarray) -> np.ndarray:
-    """Pictures of uint8 images (n, h, w, c) as uint8 (n, h, w, 3)."""
+    """Images (n, h, w, c) as RGB (n, h, w, 3), both uint8."""
     return np.stack([np.asarray(to_image(image).convert("RGB")) for image in images])
 
 

@@ -113,7 +113,7 @@ SUPER = dataclasses.replace(SMALLEST, condition_channels=1, condition_noise=0.5)
 
 def test_samples_take_noisy_condition_images_in_turn():
     net, params = draw(SUPER)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 2, 1), dtype=np.uint8)
+    small = np.random.default_rng(0).integers(0, 256, (2, 2, 2, 1), dtype=np.uint8)
     options = {"num_images": 3, "batch_size": 4, "seed": 0, "to_values": np.asarray}
 
     def sample_of(given, level=0.0):
@@ -121,13 +121,13 @@ def test_samples_take_noisy_condition_images_in_turn():
         spec = spec_of(net, condition_noise=level)
         return generate(spec, params, conditions=conditions, **options)[0]
 
-    in_turn = sample_of(pictures)
+    in_turn = sample_of(small)
     for i, image in enumerate(in_turn):
-        np.testing.assert_allclose(image, sample_of(pictures[i % 2])[i], atol=1e-5)
-        assert np.abs(image - sample_of(pictures[(i + 1) % 2])[i]).max() > 1e-3
-    noisy = sample_of(pictures, 0.5)
+        np.testing.assert_allclose(image, sample_of(small[i % 2])[i], atol=1e-5)
+        assert np.abs(image - sample_of(small[(i + 1) % 2])[i]).max() > 1e-3
+    noisy = sample_of(small, 0.5)
     assert np.abs(noisy - in_turn).max() > 1e-3
-    np.testing.assert_array_equal(noisy, sample_of(pictures, 0.5))
+    np.testing.assert_array_equal(noisy, sample_of(small, 0.5))
 
 
 def test_settings_of_condition_images_fit_the_network_and_the_data():
