@@ -81,8 +81,16 @@ def draw(
 def measure_speed(spec: ModelSpec, params: Params, options: EvaluateOptions) -> dict[str, Any]:
     """Images drawn per second in full batches, after one batch that compiles the program."""
     size = options.batch_size
-    sizes = {"num_images": size, "batch_size": size}
-    run = partial(generate, spec, params, **sizes, seed=0, conditions=blank_conditions(spec.model))
+    conditions = blank_conditions(spec.model)
+    run = partial(
+        generate,
+        spec,
+        params,
+        num_images=size,
+        batch_size=size,
+        seed=0,
+        conditions=conditions,
+    )
     run()
     speeds = [size / _seconds(run) for _ in range(SPEED_RUNS)]
     return {

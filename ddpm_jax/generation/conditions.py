@@ -90,8 +90,8 @@ def conditions_at(model: Model, images: ImageSet, indices: np.ndarray) -> dict[s
 def blank_conditions(model: Model) -> Conditions | None:
     """Conditions of zeros, to measure times with; None for a network without conditions."""
     shapes = {
-        "vector": (1, model.vector_size),
-        "condition_image": (1, *model.image_shape[:2], getattr(model, "condition_channels", None)),
+        "vector": (1, model.vector_size or 0),
+        "condition_image": (1, *model.image_shape[:2], model.condition_channels or 0),
     }
     zeros = {name: np.zeros(shapes[name], np.float32) for name in parts_of(model)}
     return zeros or None
