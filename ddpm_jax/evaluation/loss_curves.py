@@ -17,8 +17,9 @@ import numpy as np
 import scipy.special
 from jaxtyping import Bool, Float, Int
 
+from ddpm_jax import settings_json
+from ddpm_jax.config import Config
 from ddpm_jax.errors import check
-from ddpm_jax.settings_json import differences
 from ddpm_jax.training.loss_bands import BANDS, band_edges
 
 MIN_RECORDS = 5
@@ -173,9 +174,13 @@ def find_curve(
 ) -> tuple[str, LossCurve]:
     """The recipe's name and its curve, among {name: what `to_json` wrote}, for a run's settings.
 
-    Raise ValueError, with the settings that differ from the nearest recipe, if there is none.
+    A curve that is older than a setting was made with its default. Raise ValueError, with the
+    settings that differ from the nearest recipe, if there is none.
     """
-    different = {name: loss_differences(config, value["config"]) for name, value in curves.items()}
+    different = {
+        name: loss_differences(config, _with_defaults(value["config"]))
+        for name, value in curves.items()
+    }
     name = min(different, key=lambda name: len(different[name]))
     check(
         not different[name],
@@ -185,7 +190,12 @@ def find_curve(
     return name, from_json(curves[name])
 
 
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a curve, with the default of each that it lacks."""
+    return settings_json.to_json(settings_json.from_json(Config, settings, ""))
+
+
 def loss_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The settings in which two configs differ and on which the loss depends, as dotted names."""
-    different = differences(dict(ours), dict(theirs))
+    different = settings_json.differences(dict(ours), dict(theirs))
     return [setting for setting in different if not setting.startswith(NOT_OF_THE_LOSS)]

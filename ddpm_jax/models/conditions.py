@@ -32,10 +32,10 @@ def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[A
     return image
 
 
-def condition_numbers(net: Any, parts: Mapping[str, Any], n: int) -> Float[Array, "n m"] | None:
+def condition_numbers(net: Any, parts: Mapping[str, Any], n: Any) -> Float[Array, "n m"] | None:
     """The numbers that a `Model` is told in its embedding for n images; None if there are none.
 
-    Raise ValueError if a part is missing or has another shape.
+    In `jax.export` n may be symbolic. Raise ValueError if a part is missing or has another shape.
     """
     columns = []
     if net.vector_size is not None:
@@ -51,7 +51,7 @@ def condition_numbers(net: Any, parts: Mapping[str, Any], n: int) -> Float[Array
     return jnp.concatenate(columns, 1) if columns else None
 
 
-def _vector(net: Any, vector: Any, n: int) -> Float[Array, "n m"]:
+def _vector(net: Any, vector: Any, n: Any) -> Float[Array, "n m"]:
     """The vector, and with label dropout whether it is hidden, in whose place there are zeros."""
     if vector is None:
         check(net.label_dropout > 0, "This network is conditioned on a vector: give it one.")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_jax.cli import sample, text_options
 from ddpm_jax.cli.text_options import TextOptions
+from ddpm_jax.pretrained.hub import OWN_SETTINGS
 from ddpm_jax.pretrained.lora_files import save_lora, with_lora
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image import tokenize
@@ -24,6 +25,8 @@ from ddpm_jax.training.lora import Lora, init_lora
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     save_stable_diffusion(tiny_model(), folder)
+    # diffusers writes no such file.
+    (folder / OWN_SETTINGS).unlink()
     return folder
 
 

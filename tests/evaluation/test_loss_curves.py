@@ -112,6 +112,9 @@ def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
     name, found = find_curve(settings(other), {"toy": curve})
     assert name == "toy"
     np.testing.assert_allclose(found.mean, make_curve(records(0)).mean, rtol=1e-3)
+    # A curve that is older than a setting of the data.
+    del curve["config"]["data"]["reduction"]
+    assert find_curve(settings(other), {"toy": curve})[0] == "toy"
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=4))
     message = r"\(toy, the nearest, differs in training\.batch_size\): recipes with a curve are toy"
     with pytest.raises(ValueError, match=message):
