@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from ddpm_jax.data.conditions import with_statistics
+from ddpm_jax.errors import check
 from ddpm_jax.evaluate import with_split
 from ddpm_jax.generation.conditions import conditions_at, read_conditions
 from ddpm_jax.generation.generate import generate
@@ -32,6 +33,12 @@ def main(args: argparse.Namespace) -> None:
     """Print the measurements of a run."""
     source = open_run(args.ckpt)
     data = with_split(source.config.data, args.split)
+    check(
+        data.condition in ("brightness", "reduced"),
+        f"A run on condition {data.condition} has no such measure: give one on brightness or "
+        "reduced.",
+    )
+    check(args.num % len(LEVELS) == 0, f"--num must be a multiple of {len(LEVELS)}.")
     config = dataclasses.replace(source.config, data=data)
     sampling = config.sampling.override(
         sampler="dpmpp_2m", steps=20, guidance_scale=args.guidance_scale

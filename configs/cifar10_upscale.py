@@ -3,8 +3,9 @@
     python train.py --config cifar10_upscale
     python sample.py --ckpt runs/cifar10_upscale --condition small.png
 
-The network sees a copy of each image, reduced 4 times and enlarged again, with noise of which it is
-told (SR3, Saharia et al. 2021; cascades, Ho et al. 2022). `--condition` takes images of 8 px.
+The network sees a copy of each image, reduced 4 times and enlarged again (SR3, Saharia et al.
+2021), with noise whose level it is given (cascades, Ho et al. 2022). `--condition` takes images of
+8 px.
 Hardware: any.
 Time: not measured at this length.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check_at_least
-from ddpm_jax.generation.conditions import read_conditions
+from ddpm_jax.generation.conditions import count_of, read_conditions
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
@@ -76,7 +76,7 @@ class Pipeline:
 
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         seed: int = 0,
         *,
         labels: Sequence[int] | None = None,
@@ -84,7 +84,7 @@ class Pipeline:
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
-        """Draw `batch_size` images, in batches of at most 64.
+        """Draw `batch_size` images, in batches of at most 64; by default one, or one per condition.
 
         The noise of image i depends only on (seed, i). The seed is in [0, 2**32). The images take
         the rows of `condition`, in the unit of its data, in turn (`read_conditions`).
@@ -92,11 +92,13 @@ class Pipeline:
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
         """
-        check_at_least(1, batch_size=batch_size)
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         conditions = None
         if condition is not None:
             conditions = read_conditions(spec.model, np.asarray(condition), self.condition_values)
+        if batch_size is None:
+            batch_size = max(1, count_of(conditions))
+        check_at_least(1, batch_size=batch_size)
         states = generate_shown(
             spec,
             self.params,

@@ -7,9 +7,9 @@ import numpy as np
 
 from ddpm_jax.data.array_files import load_conditions
 from ddpm_jax.data.decode import decode_colour
-from ddpm_jax.data.values import Levels
+from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check
-from ddpm_jax.generation.conditions import Conditions, read_conditions
+from ddpm_jax.generation.conditions import Conditions, parts_of, read_conditions
 from ddpm_jax.models import Model
 
 COLOURS = (1, 3)
@@ -33,14 +33,16 @@ class ConditionOptions:
         """
         if not self.condition:
             return None
-        parts = [read_conditions(model, given, values) for given in self._given(model)]
+        check(bool(parts_of(model)), "This network takes no such condition: leave out --condition.")
+        parts = [read_conditions(model, given, values) for given in self._given(model, values)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _given(self, model: Model) -> list[np.ndarray]:
+    def _given(self, model: Model, values: Levels) -> list[np.ndarray]:
         """The given conditions, in the unit of the data."""
         numbers = _as_numbers(self.condition)
         if numbers is None:
-            return [_read(Path(word), model.condition_channels or 0) for word in self.condition]
+            channels = model.condition_channels or 0
+            return [_read(Path(word), channels, values) for word in self.condition]
         size = model.vector_size or 1
         check(
             len(numbers) % size == 0,
@@ -49,12 +51,17 @@ class ConditionOptions:
         return [numbers.reshape(-1, size)]
 
 
-def _read(path: Path, channels: int) -> np.ndarray:
+def _read(path: Path, channels: int, values: Levels) -> np.ndarray:
     """Read an array, or an image in its own size."""
     if path.suffix.lower() in (".npy", ".npz") or channels not in COLOURS:
         return load_conditions(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image {path}: check --condition.")
+    check(
+        values == LEVELS,
+        f"{path} has levels from 0 to 255, but the condition of this network is in another unit "
+        f"({values.describe()}): give an .npy.",
+    )
     pixels = np.asarray(decode_colour(path, str(path), channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 

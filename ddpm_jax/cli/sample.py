@@ -81,6 +81,10 @@ def main(args: list[str]) -> None:
     spec = dataclasses.replace(source.spec, sampling=sampling)
     conditions = options.conditions(spec.model, source.condition_values)
     num_images = options.num or options.default_num() or count_of(conditions) or DEFAULT_NUM
+    check(
+        count_of(conditions) <= num_images,
+        f"--num {num_images} leaves out some of {count_of(conditions)} conditions: raise --num.",
+    )
     options.set_up_jax(num_images)
     edit = options.edit(spec, num_images, source.values)
     given = arguments.class_numbers("--label", options.label, source.classes)

@@ -61,6 +61,10 @@ class Arrays(DataSource):
 
     def __post_init__(self):
         super().__post_init__()
+        check(
+            self.condition_path is None or self.condition in GIVEN_AXES,
+            "data.condition_path is for data.condition vector or image: set it too.",
+        )
         pairs = self.pairs
         check(
             len(self.statistics) % 2 == 0 and all(map(math.isfinite, self.statistics)),
@@ -175,7 +179,8 @@ def computed_pairs(
 ) -> list[tuple[float, float]]:
     """Low and high, or mean and deviation, of each channel.
 
-    Raise ValueError for a constant channel. The message calls it `channel` and has the `remedy`.
+    Raise ValueError for values that are not finite, and for a constant channel, which the message
+    calls `channel` and for which it has the `remedy`.
     """
     if scaling == "range":
         blocks = [(block.min(0), block.max(0)) for block in _pixels(images)]
@@ -185,6 +190,10 @@ def computed_pairs(
     else:
         first, second = _moments(images)
         is_constant = second <= 1e-9 * np.abs(first)
+    check(
+        bool(np.isfinite(first).all() and np.isfinite(second).all()),
+        f"{name} has values that are not finite: replace them, or remove their rows.",
+    )
     check(
         not is_constant.any(),
         f"{channel} {np.argmax(is_constant)} of {name} has the same value in all images: {remedy}.",

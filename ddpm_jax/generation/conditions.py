@@ -10,9 +10,9 @@ from jaxtyping import Array, Int
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.condition_images import read_condition_images
 from ddpm_jax.data.conditions import PARTS, ConditionedImages
-from ddpm_jax.data.values import Levels
+from ddpm_jax.data.values import Levels, ScaledValues
 from ddpm_jax.errors import check
-from ddpm_jax.models import Model
+from ddpm_jax.models import NO_CLASS, Model
 
 Conditions = Mapping[str, np.ndarray]
 """The arrays (m, ...) of a condition by `Model.condition_parts`, without labels."""
@@ -120,6 +120,10 @@ def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditio
         f"numbers: give an array (n, {model.vector_size}).",
     )
     check(bool(np.isfinite(vectors).all()), "The condition has values that are not finite.")
+    check(
+        isinstance(values, ScaledValues),
+        "The scale of the condition's numbers is unknown: give condition_values, those of the run.",
+    )
     return {"vector": values.to_network(vectors)}
 
 
@@ -143,6 +147,10 @@ def condition_at(
         check(
             unconditional is not None,
             "This network draws what its condition says: give conditions, such as --condition.",
+        )
+        check(
+            "label" not in model.condition_parts or bool(np.all(labels == NO_CLASS)),
+            "This network has not seen labels without its other condition: give conditions too.",
         )
         conditions = unconditional
     rows = {name: jnp.asarray(array)[indices % len(array)] for name, array in conditions.items()}

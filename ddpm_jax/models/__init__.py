@@ -264,9 +264,9 @@ class Model(ImageNetwork):
     ) -> Float[Array, "b h w out"]:
         """Compute the network's output in `dtype` and return it in float32.
 
-        The condition is an array of class labels (b,), another array that the network takes, or a
-        dict of several (`condition_of`). A network with label dropout accepts `unconditional(n)`,
-        or no condition at all, for none.
+        The condition is an array of class labels (b,) or, for a network that takes more than
+        labels, a dict of `condition_parts` (`condition_of`). A network with label dropout accepts
+        `unconditional(n)`, or no condition at all, for none.
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
         condition and keys have one row per image.
         """
@@ -292,8 +292,7 @@ class Model(ImageNetwork):
         """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
-        is_dict = self._takes_dict and isinstance(condition, Mapping)
-        parts: Mapping[str, Any] = condition if is_dict else {"label": condition}
+        parts = self._parts(condition)
         labels = parts.get("label")
         if self.label_dropout and self.num_classes is not None:
             labels = jnp.full(xt.shape[0], NO_CLASS, jnp.int32) if labels is None else labels
@@ -304,6 +303,18 @@ class Model(ImageNetwork):
             xt = jnp.concatenate([xt, condition_image(self, parts, xt.shape)], -1)
         inputs = xt.astype(dtype), t, labels, dropout_keys
         return inputs if numbers is None else (*inputs, numbers)
+
+    def _parts(self, condition: Condition) -> Mapping[str, Any]:
+        """The parts of a condition by name. Raise ValueError for one of another form."""
+        if not self._takes_dict or condition is None:
+            return {"label": condition}
+        known = ("label", "vector", "condition_image", "condition_noise", "augmentation")
+        check(
+            isinstance(condition, Mapping) and not set(condition) - set(known),
+            f"This network takes a dict of {', '.join(self.condition_parts)}: make one by "
+            "`condition_of`.",
+        )
+        return condition
 
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.

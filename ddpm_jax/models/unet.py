@@ -106,6 +106,8 @@ class UNet(BlockSettings, Model):
                 f"A condition of several parts needs labels that are classes, not "
                 f"{self.labels_are}: leave labels_are out."
             )
+        if self.center_input and self.condition_channels is not None:
+            raise ValueError("center_input would also shift the condition image: leave one out.")
         self._check_skip()
 
     def _check_skip(self) -> None:

@@ -23,7 +23,7 @@ ACCEPTED = (
     "a run such as runs/digits, a folder or hub repository owner/name in the diffusers layout, "
     "or a state dict of the ConvBlock U-Net such as CIFAR_model.pt"
 )
-IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme"}
+IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme", "augmentation_probability"}
 """Fields of a network that may differ, because its weights fit any value."""
 MISSING = "The option --ckpt is missing: give the directory of a run, such as --ckpt runs/digits."
 

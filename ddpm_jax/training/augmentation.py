@@ -1,4 +1,8 @@
-"""The augmentation of EDM, of which the network is told (appendix F.2, Karras et al. 2022).
+"""Transformations of EDM's augmentation pipe, given to the network as numbers.
+
+See appendix F.2, Karras et al. 2022. EDM itself trains with flips and geometry alone, mirrors every
+second image, and stretches half of the images along their axes; here every kind has one
+probability, and a stretch has any direction.
 
 Each transformation is applied to an image with a small probability, and numbers that describe it
 are a condition of the network. They are 0 for images as they are, and in sampling, so that samples
@@ -6,6 +10,7 @@ show no augmentation. All geometric transformations are one bilinear resampling,
 borders, without the wavelet filters of the original.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -64,17 +69,16 @@ def draw_parameters(
 
 def _draw(keys: Key[Array, " b"], name: str) -> Float[Array, "b n"]:
     shape = (SIZES.get(name, 1),)
-    uniform = draws.uniform(keys, shape)
     if name in ("x_flip", "y_flip", "luma_flip"):
-        return jnp.floor(2 * uniform)
+        return jnp.floor(2 * draws.uniform(keys, shape))
     if name == "turn":
-        return jnp.floor(4 * uniform)
+        return jnp.floor(4 * draws.uniform(keys, shape))
     if name in ("shift", "rotation", "hue"):
-        return 2 * uniform - 1
+        return 2 * draws.uniform(keys, shape) - 1
     if name == "stretch":
         # Its strength, and its direction as a part of a turn.
-        strength = draws.normal(keys, (1,))
-        return jnp.concatenate([strength, draws.uniform(draws.fold_in(keys, 0), (1,))], 1)
+        strength = draws.normal(draws.fold_in(keys, 0), (1,))
+        return jnp.concatenate([strength, draws.uniform(draws.fold_in(keys, 1), (1,))], 1)
     return draws.normal(keys, shape)
 
 
@@ -107,12 +111,17 @@ def resample(images: Float[Array, "b h w c"], parameters: Parameters) -> Float[A
     along = jnp.concatenate([p["stretch"][:, :1], -p["stretch"][:, :1]], 1)
     direction = 2 * math.pi * p["stretch"][:, 1]
     unstretched = _diagonal(2 ** (-STRETCH_STD * along))
-    matrix = (
-        _diagonal(flips / scale)
-        @ _quarter_turns(p["turn"][:, 0])
-        @ _rotation(math.pi * p["rotation"][:, 0])
-        @ (_rotation(direction) @ unstretched @ _rotation(-direction))
-    )  # (b, 2, 2)
+    factors = [
+        _diagonal(flips / scale),
+        _quarter_turns(p["turn"][:, 0]),
+        _rotation(math.pi * p["rotation"][:, 0]),
+        _rotation(direction),
+        unstretched,
+        _rotation(-direction),
+    ]
+    # By default, some accelerators multiply in bfloat16.
+    product = functools.partial(jnp.matmul, precision="highest")
+    matrix = functools.reduce(product, factors)  # (b, 2, 2)
     shift = jnp.round(MAX_SHIFT * p["shift"] * size)
     shift = shift + TRANSLATION_STD * p["translation"] * size  # (b, 2)
     return jax.vmap(_resample_one)(images, matrix, shift)

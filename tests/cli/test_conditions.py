@@ -86,6 +86,7 @@ def test_a_condition_that_does_not_fit_ends_in_one_line(trained, tmp_path, capsy
         (tmp_path / "nowhere.npy",): "There is no file",
         (1, tmp_path / "wide.npy"): "There is no file 1: check the path",
         ("nan",): "The condition has values that are not finite",
+        (60, 70, 80, "--num", 2): "--num 2 leaves out some of 3 conditions: raise --num.",
     }
     for condition, message in cases.items():
         line = one_line(capsys, sample.main, "--ckpt", trained, "--condition", *condition)

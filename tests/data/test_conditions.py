@@ -165,6 +165,19 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path):
         load_conditioned(Digits(condition="vector"), 8, 1)
 
 
+def test_no_scale_is_computed_of_numbers_that_are_not_finite(tmp_path, monkeypatch):
+    """Images that stay on disk are not decoded before the scale of their conditions."""
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
+    vectors = np.where(np.eye(20, 3) == 1, np.nan, VECTORS)
+    with pytest.raises(ValueError, match=r"big.npz\) has values that are not finite: replace them"):
+        load(save(tmp_path / "big.npz", conditions=vectors))
+
+
+def test_a_path_of_conditions_needs_a_condition(tmp_path):
+    with pytest.raises(ValueError, match=r"condition_path is for data\.condition vector or image"):
+        Arrays(path="x.npz", condition_path="y.npy")
+
+
 def test_columns_that_do_not_fit_are_refused(tmp_path):
     image = [png(i) for i in range(2)]
     table = {"image": image, "name": ["a", "b"], "list": [[1.0], [1.0, 2.0]], "age": [1, None]}

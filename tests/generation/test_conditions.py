@@ -24,6 +24,7 @@ from ddpm_jax.pipeline import Pipeline
 
 VECTORS = dataclasses.replace(SMALLEST, vector_size=2, label_dropout=0.5)
 ONE = dataclasses.replace(SMALLEST, vector_size=1)
+BOTH = dataclasses.replace(VECTORS, num_classes=3)
 VALUES = scaled_values("deviation", [(10.0, 2.0), (-300.0, 50.0)], np.dtype(float))
 ROWS = np.array([[10.0, -300.0], [14.0, -200.0], [6.0, -350.0]])
 
@@ -69,6 +70,9 @@ def test_a_pipeline_takes_conditions_in_the_unit_of_their_data():
     np.testing.assert_allclose(ours / 127.5 - 1, np.clip(theirs, -1, 1), atol=1 / 254 + 1e-4)
     one = pipeline(batch_size=1, condition=ROWS[0], progress=False).arrays
     np.testing.assert_array_equal(one, ours[:1])
+    np.testing.assert_array_equal(pipeline(condition=ROWS, progress=False).arrays, ours)
+    with pytest.raises(ValueError, match="scale of the condition's numbers is unknown"):
+        Pipeline(spec_of(net), params)(condition=ROWS)
 
 
 def test_conditions_of_other_shapes_are_refused():
@@ -81,6 +85,9 @@ def test_conditions_of_other_shapes_are_refused():
         ((VECTORS, ROWS * np.nan), "The condition has values that are not finite"),
     ]
     assert_refused(lambda case: read_conditions(*case, VALUES), cases)
+    with pytest.raises(ValueError, match="not seen labels without its other condition"):
+        net, params = draw(BOTH)
+        generate(spec_of(net), params, num_images=1, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="draws what its condition says: give conditions"):
         net, params = draw(ONE)
         generate(spec_of(net), params, num_images=1, batch_size=1, seed=0)

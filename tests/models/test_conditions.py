@@ -75,6 +75,8 @@ def test_conditions_that_do_not_fit_are_refused():
         (None, "This network is conditioned on a vector: give it one"),
         ({"vector": VECTOR[:1]}, "condition must have 2 rows, one per image"),
         ({"vector": VECTOR[:, :1]}, r"vector must have shape \(2, 2\)"),
+        (VECTOR, "takes a dict of vector: make one by `condition_of`"),
+        ({"vectors": VECTOR}, "takes a dict of vector: make one by `condition_of`"),
     ]
     assert_refused(lambda condition: VECTORS.apply(shapes, xt, t, condition), cases)
     settings = [
@@ -84,6 +86,10 @@ def test_conditions_that_do_not_fit_are_refused():
             "BasicUNet takes no condition: leave num_classes out, or use the UNet",
         ),
         ((SMALLEST, {"vector_size": 0}), "vector_size must be at least 1, not 0"),
+        (
+            (SMALLEST, {"condition_channels": 1, "center_input": True}),
+            "center_input would also shift the condition image: leave one out",
+        ),
         (
             (VECTORS, {"labels_are": "numbers"}),
             "needs labels that are classes, not numbers: leave labels_are out",

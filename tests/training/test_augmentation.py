@@ -44,6 +44,11 @@ def test_images_as_they_are_keep_their_bits_and_have_no_numbers():
     np.testing.assert_array_equal(describe(none), np.zeros((3, AUGMENTATION_NUMBERS)))
 
 
+def test_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        draw_parameters(jax.random.split(jax.random.key(0), 2), KINDS, 0.5)
+
+
 def mirrored(images, rows, columns):
     """Images moved down and right by whole pixels, mirrored at the borders."""
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), "reflect")
