@@ -1,7 +1,7 @@
 """Conditions of images: vectors of numbers, and images to concatenate.
 
-A condition comes with the data, or is made of each image. It is scaled for a network as images are,
-and its scale is saved with each checkpoint.
+The data gives a condition for each image, or it is computed from the image. Vectors are
+standardised, images are scaled as images are. Each checkpoint saves the scale.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PARTS: dict[ConditionKind, str] = {
 """The name of each kind's array in a batch."""
 
 Make = Callable[[Levels, np.ndarray, np.ndarray], np.ndarray]
-"""(condition values, indices, images) -> conditions; both are as a network takes them."""
+"""(scale, indices, inputs of a network) -> conditions, as a network takes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ KINDS: dict[ConditionKind, Callable[[DataSource, ImageSet], tuple[Make, Levels]]
     "reduced": _reduced,
     "grey": _grey,
 }
-"""How each kind is made, and what its values are."""
+"""The function and the scale of each kind."""
 
 
 def _check_levels(images: ImageSet) -> None:
@@ -163,9 +163,17 @@ def _name(source: DataSource) -> str:
 
 
 def with_statistics(images: ImageSet, condition_values: Levels | None) -> ImageSet:
-    """Images whose conditions have the scale of those that a network was trained on."""
+    """Give the conditions the scale of a trained network. None keeps their own.
+
+    Raise ValueError if one of the two is that of 8-bit levels and the other is not.
+    """
     if condition_values is None or not isinstance(images, ConditionedImages):
         return images
+    check(
+        (condition_values == LEVELS) == (images.condition_values == LEVELS),
+        f"The conditions of this data are {images.condition_values.describe()}, but the network "
+        f"was trained on {condition_values.describe()}: give conditions in that unit.",
+    )
     return dataclasses.replace(images, condition_values=condition_values)
 
 

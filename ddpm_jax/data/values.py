@@ -1,4 +1,4 @@
-"""The values of images, and the inputs of a network that they are mapped to.
+"""Map the values of images to inputs of a network, and back.
 
 8-bit images have levels. Arrays may hold numbers in any unit, which are scaled for each channel.
 """
@@ -15,7 +15,7 @@ from ddpm_jax.data.pixels import finite_floats, to_floats, to_uint8
 
 Scaling = Literal["range", "deviation"]
 SHOWN = {"range": 1.0, "deviation": 3.0}
-"""The largest network input that pictures show, which is white; its negative is black."""
+"""The input of a network that pictures show as white; its negative is black."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ def check_conditions(model: Model, images: ImageSet) -> None:
 
 
 def conditions_at(model: Model, images: ImageSet, indices: np.ndarray) -> dict[str, Any]:
-    """The arguments `labels` and `conditions` of `generate` that are those of images.
+    """The labels and conditions of these images, as arguments of `generate`.
 
     They are empty for images without a condition, which are drawn class by class.
     """
@@ -98,11 +98,11 @@ def blank_conditions(model: Model) -> Conditions | None:
 
 
 def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditions:
-    """The conditions of a network by numbers in the unit of its data, as the network takes them.
+    """Scale conditions for a network.
 
-    `given` is one vector (k,) or image (h, w, c), or a row of numbers (m, k) or an image
-    (m, h, w, c) for each. Smaller images are enlarged. Raise ValueError for a network that takes no
-    condition, and for one that does not fit it or is not finite.
+    `given` is a vector (k,) or (m, k), or an image (h, w, c) or (m, h, w, c), in the unit of the
+    data. Smaller images are enlarged. Raise ValueError if the network takes no condition, or if its
+    shape does not fit or a value is not finite.
     """
     check(bool(parts_of(model)), "This network has no such condition: leave the condition out.")
     if model.condition_channels is not None:

@@ -43,7 +43,7 @@ def generate(
 ) -> np.ndarray:
     """Draw uint8 samples (1, n, h, w, c), or with `trajectory` states (min_chunks + 1, n, h, w, c).
 
-    `to_values` replaces the conversion to uint8, as `to_values` of the values of other data does.
+    `to_values` converts outputs of the network to the unit of the data; by default to uint8.
 
     Sample i depends on (seed, i), on the i-th of `labels` and on row i of the arrays of
     `conditions` (`read_conditions`) and `edit`. Labels and rows repeat cyclically. The default

@@ -33,7 +33,9 @@ def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[A
 
 
 def condition_numbers(net: Any, parts: Mapping[str, Any], n: Any) -> Float[Array, "n m"] | None:
-    """The numbers that a `Model` is told in its embedding for n images; None if there are none.
+    """The numbers (n, m) that join the time embedding: vector, noise level, augmentation.
+
+    None if the network, a `Model`, takes none.
 
     In `jax.export` n may be symbolic. Raise ValueError if a part is missing or has another shape.
     """
@@ -52,7 +54,7 @@ def condition_numbers(net: Any, parts: Mapping[str, Any], n: Any) -> Float[Array
 
 
 def _vector(net: Any, vector: Any, n: Any) -> Float[Array, "n m"]:
-    """The vector, and with label dropout whether it is hidden, in whose place there are zeros."""
+    """The vector. With label dropout, a last column is 1 where it is hidden and has zeros."""
     if vector is None:
         check(net.label_dropout > 0, "This network is conditioned on a vector: give it one.")
         vector = jnp.full((n, net.vector_size), NO_NUMBER, jnp.float32)
@@ -69,7 +71,7 @@ def add_condition_noise(
 ) -> dict[str, Array]:
     """Add noise to the image of a condition, sqrt(1 - std^2) c + std eps, and say how much.
 
-    This is the conditioning augmentation of cascades (section 4.2, Ho et al. 2022).
+    This is the conditioning augmentation of cascades (section 4, Ho et al. 2022).
     """
     image = condition["condition_image"]
     eps = draws.normal(draws.fold_in_name(keys, "condition"), image.shape[1:])

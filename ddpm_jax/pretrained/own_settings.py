@@ -1,4 +1,4 @@
-"""ddpm_jax.json: what a folder in the diffusers layout tells this library beside that layout.
+"""ddpm_jax.json: settings that the diffusers layout has no place for.
 
 In diffusers the number of steps and the guidance scale are arguments of a call, and no file holds
 the names of classes or the unit of arrays. diffusers ignores this file.

@@ -16,7 +16,7 @@ from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.conditions import load_conditioned, with_statistics
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.huggingface import HuggingFace
-from ddpm_jax.data.values import scaled_values
+from ddpm_jax.data.values import LEVELS, scaled_values
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 4, 6, 2), dtype=np.uint8)
@@ -132,6 +132,8 @@ def test_conditions_of_other_images_take_the_statistics_of_training():
     levels = every(images, "image").mean((1, 2, 3), keepdims=True)[:, 0, 0]
     np.testing.assert_allclose(every(changed), (levels - 100) / 50, rtol=1e-5, atol=1e-5)
     assert with_statistics(images, None) is images
+    with pytest.raises(ValueError, match="but the network was trained on levels 0 to 255: give"):
+        with_statistics(images, LEVELS)
 
 
 def test_conditions_that_do_not_fit_are_refused(tmp_path):
