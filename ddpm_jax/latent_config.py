@@ -72,7 +72,7 @@ class LatentConfig(Config):
 
     @property
     def trains_autoencoder(self) -> bool:
-        """Whether the run trains an autoencoder. With `init_from` it shares that of another run."""
+        """Whether the run trains an autoencoder, not one with `init_from`, which uses another's."""
         return self.training.init_from is None
 
     @property

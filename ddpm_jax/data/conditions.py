@@ -163,7 +163,7 @@ def _name(source: DataSource) -> str:
 
 
 def with_statistics(images: ImageSet, condition_values: Levels | None) -> ImageSet:
-    """Give the conditions the scale of a trained network. None keeps their own.
+    """Replace the scale of the conditions by that of a trained network; None keeps their own.
 
     Raise ValueError if one of the two is that of 8-bit levels and the other is not.
     """

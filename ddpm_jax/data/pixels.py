@@ -76,7 +76,10 @@ def check_shown(shown: Sequence[int], channels: int, setting: str) -> None:
 
 
 def describe_colours(channels: int, shown: Sequence[int] = ()) -> str | None:
-    """How pictures show images of so many channels; None for grey and RGB."""
+    """Describe the colours in pictures of images with this number of channels.
+
+    `shown` are the chosen channels. None for grey and RGB images without a choice.
+    """
     if shown:
         names = " ".join(map(str, shown))
         return f"channel {names} in grey" if len(shown) == 1 else f"channels {names} as RGB"

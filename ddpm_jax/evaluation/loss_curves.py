@@ -64,7 +64,7 @@ class Verdict(NamedTuple):
 
     @property
     def outside(self) -> Bool[np.ndarray, " 8"]:
-        """The bands in which the loss is not that of the recipe."""
+        """Whether the loss of each band differs from the recipe's by more than its bound."""
         return np.abs(self.distances) > self.bounds
 
 

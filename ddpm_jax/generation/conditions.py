@@ -153,5 +153,7 @@ def condition_at(
             "This network has not seen labels without its other condition: give conditions too.",
         )
         conditions = unconditional
-    rows = {name: jnp.asarray(array)[indices % len(array)] for name, array in conditions.items()}
+    # Rows are taken on the host, so that a device holds those of one batch.
+    host = np.asarray(indices)
+    rows = {name: jnp.asarray(array[host % len(array)]) for name, array in conditions.items()}
     return model.condition_of(rows | {"label": label})
