@@ -1,4 +1,5 @@
-# make demo: from nothing to samples of digits.   make test: from nothing to the whole test suite.
+# make demo: from nothing to samples of digits.
+# make test: from nothing to the tests of every part.   make runs: those of whole commands, runs and pipelines.
 # make parity: our samplers, nets and training beside those of PyTorch and diffusers (installs both;
 #   --help of each script in tests/parity says how long it takes).
 # make hub-check REPO=CompVis/stable-diffusion-v1-4: the numbers of diffusers' tests, on real weights (5 GB).
@@ -9,14 +10,19 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test check parity hub-check faults mutants bench
+.PHONY: demo test runs check parity hub-check faults mutants bench
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
 	$(RUN) sample.py --ckpt runs/digits --num 256 --batch-size 256 --out runs/digits/samples.png runs/digits/samples.npz
 
+PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 test: $(VENV)/.test
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST) -m "not runs and not faults"
+
+runs: $(VENV)/.test
+	$(PYTEST) -m runs
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

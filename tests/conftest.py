@@ -46,10 +46,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 LONGEST_FILES = (
-    "test_hosts.py",
-    "test_readme.py",
+    "test_models.py",
+    "test_samplers.py",
     "test_parallel.py",
-    "test_commands.py",
+    "test_hosts.py",
+    "test_latent_runs.py",
+    "test_tutorials_page.py",
+    "test_draw.py",
 )
 
 

@@ -16,6 +16,8 @@ from ddpm_jax.config import Config, Training, config_to_json
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 
+pytestmark = pytest.mark.runs
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 NEEDS_TORCH = {"torch_side", "torch_twin"}

@@ -13,6 +13,8 @@ from helpers.text import tiny_model
 
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
+pytestmark = pytest.mark.runs
+
 PARITY = Path(__file__).parent / "parity"
 BOUND = 1e-5
 # fmt: off

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.runs
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("ddpm_jax", "configs")
 FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "train.py", "sample.py")

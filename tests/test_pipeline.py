@@ -18,6 +18,8 @@ from ddpm_jax.pipeline import Pipeline, TextToImagePipeline
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image.draw import Request, draw_images
 
+pytestmark = pytest.mark.runs
+
 MODEL = UNet(
     image_size=8, channels=1, widths=(4,), attention=(False,), layers_per_level=1, groups=2
 )

@@ -17,6 +17,8 @@ from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 
+pytestmark = pytest.mark.runs
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

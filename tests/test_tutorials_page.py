@@ -9,7 +9,7 @@ from helpers.text import tiny_model
 
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
-pytestmark = pytest.mark.usefixtures("without_kernels")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
 
 PAGE = (Path(__file__).parents[1] / "docs" / "from-the-tutorials.md").read_text()
 PROLOGUE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]

@@ -21,6 +21,8 @@ from ddpm_jax.runs import grids
 from ddpm_jax.runs.model_card import write_card
 from ddpm_jax.runs.sources import open_run
 
+pytestmark = pytest.mark.runs
+
 SHAPE = (8, 12, 2)
 ARRAYS = np.random.default_rng(0).normal((0.0, 300.0), (1.0, 20.0), (32, *SHAPE))
 COMMAND = ("--config", "arrays", "--no-compilation-cache", "--training.steps", 4)

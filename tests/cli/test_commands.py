@@ -16,6 +16,8 @@ from ddpm_jax.runs import checkpoints, export, loop, saved_steps
 from ddpm_jax.runs.directory import load_config
 from ddpm_jax.runs.metrics import read_metrics
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:

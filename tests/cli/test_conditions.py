@@ -23,6 +23,8 @@ from ddpm_jax.runs import grids
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.tasks import task_of
 
+pytestmark = pytest.mark.runs
+
 BRIGHTNESS = ("--config", "brightness", "--no-compilation-cache", "--training.steps", 4)
 
 

@@ -14,6 +14,8 @@ from ddpm_jax.generation.generate import generate
 from ddpm_jax.runs.initial_weights import first_params, with_pretrained_network
 from ddpm_jax.runs.sources import open_checkpoint
 
+pytestmark = pytest.mark.runs
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

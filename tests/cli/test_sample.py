@@ -15,6 +15,8 @@ from ddpm_jax.cli import arguments, sample
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 
+pytestmark = pytest.mark.runs
+
 CLASSES = ("1", "2", "10", "ant", "bee", "cat", "dog, puppy", "eel", "fox", "gnu")
 
 

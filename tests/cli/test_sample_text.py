@@ -20,6 +20,8 @@ from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image import tokenize
 from ddpm_jax.training.lora import Lora, init_lora
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -11,6 +11,8 @@ import pytest
 from helpers.commands import draw
 from helpers.saved_runs import save_run, small_recipe
 
+pytestmark = pytest.mark.runs
+
 ROOT = Path(__file__).parents[2]
 RANDOM_DEFAULTS = {
     "JAX_DEFAULT_PRNG_IMPL": "rbg",

@@ -18,6 +18,8 @@ from ddpm_jax.models import Model
 from ddpm_jax.runs import directory, loop, manifest
 from ddpm_jax.settings_json import settings_classes
 
+pytestmark = pytest.mark.runs
+
 RECIPES = small_main.keywords["recipes"]
 COMMAND = (small_main, "--config", "latent", "--no-compilation-cache")
 

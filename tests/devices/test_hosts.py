@@ -22,6 +22,8 @@ from helpers.hosts import (
 from ddpm_jax.devices import hosts
 from ddpm_jax.runs import saved_steps
 
+pytestmark = pytest.mark.runs
+
 
 def test_two_hosts_train_as_one_and_one_host_resumes_their_checkpoints(tmp_path):
     """Parameters, averages and losses agree to 1e-6.

@@ -35,6 +35,8 @@ from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.samplers import sample_keys
 
+pytestmark = pytest.mark.runs
+
 NUM_IMAGES, BATCH_SIZE, SEED = 12, 8, 3
 BITS = ("--measures", "bits")
 SIZE = (*BITS, "--bits-num", NUM_IMAGES, "--batch-size", BATCH_SIZE, "--seed", SEED)

@@ -8,6 +8,8 @@ from ddpm_jax.evaluation import solver_statistics
 from ddpm_jax.evaluation.solver_statistics import levels
 from ddpm_jax.samplers.dpm_solver_v3 import load
 
+pytestmark = pytest.mark.runs
+
 
 def test_statistics_are_written_to_the_run(run, config, capsys):
     size = ["--images", "12", "--batch-size", "8", "--levels", "8"]

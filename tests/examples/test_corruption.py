@@ -17,6 +17,8 @@ import ddpm_jax
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
 
+pytestmark = pytest.mark.runs
+
 EXAMPLE = Path(ddpm_jax.__file__).parents[1] / "examples" / "corruption.py"
 SHAPE = (4, 4, 1)
 KEYS = jax.random.split(jax.random.key(0), 8)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ddpm_jax
 
-pytestmark = pytest.mark.usefixtures("without_kernels")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
 
 EXAMPLES = Path(ddpm_jax.__file__).parents[1] / "examples"
 BUTTERFLIES = {

@@ -16,6 +16,8 @@ from ddpm_jax.runs.grids import shortened
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.tasks import task_of
 
+pytestmark = pytest.mark.runs
+
 IMAGES = InMemory(np.random.RandomState(0).randint(0, 60, (40, 8, 8, 1)).astype(np.uint8))
 CONFIG = dataclasses.replace(
     RECIPE,

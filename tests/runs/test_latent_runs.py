@@ -21,7 +21,7 @@ from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import Request, draw_pixels
 
-pytestmark = pytest.mark.usefixtures("without_kernels")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
 
 
 @pytest.fixture(scope="module")

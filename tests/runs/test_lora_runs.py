@@ -21,6 +21,8 @@ from ddpm_jax.runs.provenance import weights_hash
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.training.lora import Lora, find_targets, merge_lora
 
+pytestmark = pytest.mark.runs
+
 TARGETS = ("linear", "conv")
 PATHS = find_targets(NET.shapes(), TARGETS)
 LORA = Lora(rank=2, alpha=1.0, targets=TARGETS)

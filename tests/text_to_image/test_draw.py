@@ -22,6 +22,8 @@ from ddpm_jax.text_to_image.generate import image_to_image, rows_for_strength
 from ddpm_jax.text_to_image.latents import decode
 from ddpm_jax.text_to_image.noise import key_noise
 
+pytestmark = pytest.mark.runs
+
 
 def request(**options):
     return Request(**{"prompts": ["a red heart"], "seed": 37, **options})

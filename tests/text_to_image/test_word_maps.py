@@ -12,6 +12,8 @@ from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 from ddpm_jax.text_to_image.draw import Batch, Request, draw_batches, draw_images, make_plan
 from ddpm_jax.text_to_image.word_maps import PERIODS, check_word_maps, draw_with_maps, word_maps
 
+pytestmark = pytest.mark.runs
+
 PROMPTS = ["a red, red heart", "red"]
 
 
