@@ -28,7 +28,7 @@ from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
-from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.draw import Request, draw_images, read_request
 from ddpm_jax.text_to_image.noise import NoiseKind
 from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, draw_with_maps
 
@@ -148,10 +148,12 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
     default = _default_sampling(source, sampler)
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
-    if run is not None:
-        # Check guidance and sampling against the network.
-        dataclasses.replace(run.spec, sampling=sampling)
     request = options.request()
+    # Check the options before the weights are loaded.
+    if isinstance(source, RunSource):
+        dataclasses.replace(source.spec, sampling=sampling)
+    else:
+        read_request(stable_diffusion.read_without_weights(source), request, sampling)
     map_files = options.map_files(request.total)
     for path in options.out:
         image_grids.check_output(path, request.total)

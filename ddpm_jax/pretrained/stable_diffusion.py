@@ -98,28 +98,36 @@ def load_stable_diffusion(
     """
     check(dtype in DTYPES, f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     folder = locate_folder(path_or_repo, revision, variant, weights=True)
+    model = read_without_weights(folder, scheduler=scheduler, dtype=dtype)
+
+    def read_params(part: str, net: Any, dtype: str) -> Params:
+        params = read_part_params(_part_folder(folder, part), part, net, variant)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return model._replace(
+        text_params=read_params("text_encoder", model.text_encoder, dtype),
+        unet_params=read_params("unet", model.unet, dtype),
+        autoencoder_params=read_params("vae", model.autoencoder, "float32"),
+    )
+
+
+def read_without_weights(
+    folder: Path, *, scheduler: str | None = None, dtype: str = "float32"
+) -> StableDiffusion:
+    """The parts of a folder, with no parameters. Raise ValueError if they do not fit together."""
     index = read_index(folder)
     config = read_scheduler(folder, index["scheduler"][1])
     parsed = parse_latent_scheduler(config, scheduler)
     nets = {part: read_part(_part_folder(folder, part), part) for part in PARTS}
     _check_fit(nets["text_encoder"], nets["unet"], nets["vae"])
-    params = {
-        part: read_part_params(_part_folder(folder, part), part, net, variant)
-        for part, net in nets.items()
-    }
-    in_dtype = {
-        part: jax.tree.map(lambda x: x.astype(dtype), tree)
-        for part, tree in params.items()
-        if part != "vae"
-    }
     return StableDiffusion(
         tokenizer_files=read_tokenizer_files(_part_folder(folder, "tokenizer")),
         text_encoder=nets["text_encoder"],
-        text_params=in_dtype["text_encoder"],
+        text_params={},
         unet=nets["unet"],
-        unet_params=in_dtype["unet"],
+        unet_params={},
         autoencoder=nets["vae"],
-        autoencoder_params=params["vae"],
+        autoencoder_params={},
         objective=parsed.objective,
         sampling=read_own_settings(folder).applied(parsed.sampling),
         scheduler={**config, "_class_name": parsed.name},

@@ -210,6 +210,33 @@ def to_images(plan: Plan, pixels: Float[np.ndarray, "n h w 3"]) -> UInt8[np.ndar
 
 def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> Plan:
     """Encode prompts and images, and choose size and grid. Raise ValueError as `draw_images`."""
+    grid, images, masks, height, width = read_request(model, request, sampling)
+    # Copy the parameters to all devices once, not for every batch.
+    model = model._replace(
+        unet_params=parallel.replicate(model.unet_params),
+        autoencoder_params=parallel.replicate(model.autoencoder_params),
+    )
+    moments = None if images is None else encode_moments(model, to_floats(images))
+    masked_moments = None
+    if images is not None and masks is not None and model.inpaints:
+        kept = to_floats(images) * ~masks  # broadcasts one mask to all images
+        masked_moments = encode_moments(model, kept)
+    text = encode_text(model, tokenize(model, request.prompts), skip=request.clip_skip)
+    empty = encode_text(model, tokenize(model, request.negative_prompts))
+    factor = model.autoencoder.factor
+    shape = (height // factor, width // factor, model.autoencoder.latent_channels)
+    return Plan(
+        model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments
+    )
+
+
+def read_request(
+    model: StableDiffusion, request: Request, sampling: Sampling
+) -> tuple[GridRow, np.ndarray | None, np.ndarray | None, int, int]:
+    """The grid, the images and masks, and their height and width, from a model without parameters.
+
+    Raise ValueError for a request that does not fit the model.
+    """
     check_sampling(model.objective, sampling)
     masked = len(request.masks) > 0
     check(
@@ -221,26 +248,12 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
         default_strength = 1.0 if masked else IMAGE_STRENGTH
         strength = default_strength if request.strength is None else request.strength
         grid = rows_for_strength(grid, strength)
-    factor = model.autoencoder.factor
-    # Copy the parameters to all devices once, not for every batch.
-    model = model._replace(
-        unet_params=parallel.replicate(model.unet_params),
-        autoencoder_params=parallel.replicate(model.autoencoder_params),
-    )
-    size = request.height, request.width
-    images, masks, height, width = read_pixels(
-        request.images, request.masks, size, sides(model.unet.sample_size), factor
-    )
-    moments = None if images is None else encode_moments(model, to_floats(images))
-    masked_moments = None
-    if images is not None and masks is not None and model.inpaints:
-        kept = to_floats(images) * ~masks  # broadcasts one mask to all images
-        masked_moments = encode_moments(model, kept)
-    text = encode_text(model, tokenize(model, request.prompts), skip=request.clip_skip)
-    empty = encode_text(model, tokenize(model, request.negative_prompts))
-    shape = (height // factor, width // factor, model.autoencoder.latent_channels)
-    return Plan(
-        model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments
+    return grid, *read_pixels(
+        request.images,
+        request.masks,
+        (request.height, request.width),
+        sides(model.unet.sample_size),
+        model.autoencoder.factor,
     )
 
 
