@@ -1,6 +1,7 @@
 """Report a shortage of memory in one line with the remedy, if possible before the first step."""
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def check_fits(needed: int) -> None:
     free = available()
     if free is not None and needed > free:
         raise MemoryError(f"{needed / 1e9:.1f} GB needed for a step, {free / 1e9:.1f} GB available")
+
+
+def release() -> None:
+    """Return freed memory to the system, where the C library can (glibc).
+
+    Compiling a training step frees hundreds of MiB that the C library would keep, beside what the
+    step itself then needs (benchmarks/memory.py).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def available(root: Path = Path("/")) -> int | None:
