@@ -23,16 +23,24 @@ class Chip(NamedTuple):
     source: str
     target: str = ""
     """XLA's description of a GPU; empty for a TPU."""
+    device_names: tuple[str, ...] = ()
+    """JAX's names of a GPU with these figures."""
+    adapter: float = 0.0
+    """GB/s that it can send to other machines, with one adapter for each chip."""
 
     @property
     def platform(self) -> str:
         """XLA's name of the platform."""
         return "cuda" if self.target else "tpu"
 
-    def shortest_time(self, flops: float, moved: float, sent: float = 0.0) -> float:
-        """The seconds for this many operations and bytes if all three kinds of work overlap."""
-        rates = (self.peak * 1e12, self.bandwidth * 1e9, self.link * 1e9)
-        return max(work / rate for work, rate in zip((flops, moved, sent), rates, strict=True))
+    @property
+    def allotted(self) -> float:
+        """GB of memory that JAX gives to a program by default, of a GPU three quarters."""
+        return self.memory * (0.75 if self.target else 1)
+
+    def shortest_time(self, flops: float, moved: float, sending: float = 0.0) -> float:
+        """The seconds for this many operations and bytes, which overlap with `sending` seconds."""
+        return max(flops / (self.peak * 1e12), moved / (self.bandwidth * 1e9), sending)
 
     def mfu(self, flops: float, seconds: float) -> float:
         """The percentage of the peak that operations in this time use."""
@@ -94,6 +102,8 @@ H100 = Chip(
     gpu_target(
         "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 3352, 84_978_434_048, 50 << 20, 228 << 10
     ),
+    device_names=("NVIDIA H100 80GB HBM3",),
+    adapter=50,
 )
 H200 = Chip(
     "H200 SXM 141 GB",
@@ -103,6 +113,8 @@ H200 = Chip(
     450,
     "NVIDIA, H200 Tensor Core GPU datasheet",
     gpu_target("NVIDIA H200", (9, 0), 132, 128, 1.98, 4800, 150_110_011_392, 50 << 20, 228 << 10),
+    device_names=("NVIDIA H200",),
+    adapter=50,
 )
 H100_PCIE = Chip(
     "H100 PCIe 80 GB",
@@ -114,6 +126,7 @@ H100_PCIE = Chip(
     gpu_target(
         "NVIDIA H100 PCIe", (9, 0), 114, 128, 1.755, 2039, 84_978_434_048, 50 << 20, 228 << 10
     ),
+    device_names=("NVIDIA H100 PCIe",),
 )
 A100 = Chip(
     "A100 SXM 80 GB",
@@ -125,27 +138,44 @@ A100 = Chip(
     gpu_target(
         "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 2039, 85_100_068_864, 40 << 20, 164 << 10
     ),
+    device_names=("NVIDIA A100-SXM4-80GB",),
+    adapter=25,
+)
+A100_40 = Chip(
+    "A100 SXM 40 GB",
+    312,
+    1555,
+    40,
+    300,
+    "NVIDIA, A100 Tensor Core GPU datasheet",
+    gpu_target(
+        "NVIDIA A100-SXM4-40GB", (8, 0), 108, 64, 1.41, 1555, 42_505_273_344, 40 << 20, 164 << 10
+    ),
+    device_names=("NVIDIA A100-SXM4-40GB",),
+    adapter=25,
 )
 CHIPS = {
     "h100": H100,
     "h200": H200,
+    "h100-pcie": H100_PCIE,
     "a100": A100,
+    "a100-40gb": A100_40,
     "v5e": Chip("TPU v5e", 197, 819, 16, 200, "Google Cloud, TPU v5e"),
     "v5p": Chip("TPU v5p", 459, 2765, 95, 600, "Google Cloud, TPU v5p"),
     "v6e": Chip("TPU v6e", 918, 1640, 32, 400, "Google Cloud, TPU v6e"),
 }
-GPUS = {"H100 PCIe": H100_PCIE, "H100": H100, "H200": H200, "A100": A100}
-"""By a part of the name that JAX gives the device, the longest first."""
 
 
 def chip_of(kind: str) -> Chip:
-    """The chip of a kind of device. Raise SystemExit if it is unknown."""
-    known = next((chip for name, chip in GPUS.items() if name in kind), None)
-    if known is None:
-        raise SystemExit(
-            f"error: The peaks of {kind} are unknown: add it to benchmarks/chip_kinds.py."
-        )
-    return known
+    """The chip by its name in `CHIPS` or JAX's name of the device.
+
+    Raise SystemExit if it is unknown. A part of the name is not enough: an H100 NVL or a GH200 has
+    other figures than an H100.
+    """
+    for name, chip in CHIPS.items():
+        if kind == name or kind in chip.device_names:
+            return chip
+    raise SystemExit(f"error: The peaks of {kind} are unknown: add it to benchmarks/chip_kinds.py.")
 
 
 def devices(chip: str, shape: str) -> list[jax.Device]:

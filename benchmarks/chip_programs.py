@@ -1,12 +1,13 @@
 """The programs of a recipe that chips.py compiles, with abstract arguments on a chip's devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import operations
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
@@ -52,28 +53,13 @@ class Work(NamedTuple):
     function: Any
     arguments: tuple
     flops: float
-    """FLOP of all devices: those of the network's products and convolutions, once each."""
+    """FLOP of all devices, see `operations`."""
 
 
 def place(tree: Any, mesh: Mesh, *axes: Any) -> Any:
     """Shapes with a sharding: the first axis over the mesh's `axes`, or replicated without."""
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
-def forward_flops(apply: Callable, *shapes: Any) -> float:
-    """The operations of a forward pass as XLA counts them before its optimizations."""
-    return (
-        jax.jit(apply).trace(*shapes).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
-    )
-
-
-def image_flops(config: Config) -> float:
-    """The operations of a forward pass of one image."""
-    image = jax.ShapeDtypeStruct((1, *config.model.image_shape), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    apply = partial(config.model.apply, dtype=jnp.dtype(DTYPE))
-    return forward_flops(apply, config.model.shapes(), image, t)
 
 
 def training_step(config: Config, devices: Sequence[jax.Device], route: str, fsdp: int) -> Work:
@@ -98,7 +84,8 @@ def training_step(config: Config, devices: Sequence[jax.Device], route: str, fsd
     if config.model.num_classes is not None:
         batch["label"] = rows
     batch = place(batch, mesh, mesh.axis_names)
-    return Work(step.mapped, (state, batch), 3 * batch_size * image_flops(config))
+    forward = batch_size * operations.of_image(config.model, DTYPE)
+    return Work(step.mapped, (state, batch), operations.PASSES_OF_A_STEP * forward)
 
 
 def sampler(config: Config, devices: Sequence[jax.Device]) -> Work:
@@ -121,7 +108,8 @@ def sampler(config: Config, devices: Sequence[jax.Device]) -> Work:
     if model.num_classes is not None:
         labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     arguments = place((model.shapes(), keys, labels), mesh)
-    return Work(jax.jit(draw), arguments, STEPS * batch_size * image_flops(config))
+    flops = STEPS * batch_size * operations.of_image(model, DTYPE)
+    return Work(jax.jit(draw), arguments, flops)
 
 
 def initialisation(devices: Sequence[jax.Device], fsdp: int) -> Work:
@@ -155,7 +143,7 @@ def stable_diffusion_pass(devices: Sequence[jax.Device]) -> Work:
         jax.ShapeDtypeStruct((LATENTS,), jnp.int32),
         jax.ShapeDtypeStruct((LATENTS, 77, model.context_dim), jnp.float32),
     )
-    return Work(jax.jit(apply), place(shapes, mesh), forward_flops(apply, *shapes))
+    return Work(jax.jit(apply), place(shapes, mesh), operations.count(apply, *shapes))
 
 
 def load(recipe: str) -> Config:

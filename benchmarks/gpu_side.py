@@ -1,13 +1,13 @@
 """Our side of gpu.py: like jax_side.py, but samples are drawn in the dtype of training."""
 
 import time
-from functools import partial
 
 import hlo
 import jax
 import jax.numpy as jnp
 import jax_side
 import numpy as np
+import operations
 from jax.tree_util import Partial
 from jax_side import STATE
 from sides import serve
@@ -39,16 +39,9 @@ def sample(steps, num_images, sampler="ddim"):
 
 
 def flops():
-    """The floating-point operations of a forward pass of one image.
-
-    XLA counts them in the program before its optimizations; afterwards it cannot see into cuDNN's
-    convolutions. Products with the zero padding are not counted.
-    """
+    """The floating-point operations of a forward pass of one image."""
     config = STATE["config"]
-    apply = jax.jit(partial(config.model.apply, dtype=jnp.dtype(config.training.dtype)))
-    image = jnp.zeros((1, *config.model.image_shape))
-    lowered = apply.lower(STATE["state"].params, image, jnp.zeros(1, jnp.int32))
-    return lowered.cost_analysis()["flops"]
+    return operations.of_image(config.model, config.training.dtype)
 
 
 def work():
@@ -57,9 +50,8 @@ def work():
     image = STATE["image"]
     batch = {"image": image, "key": example_keys(jax.random.key(1), 0, jnp.arange(len(image)))}
     lowered = step.mapped.lower(STATE["state"], step.shard_batch(batch))
-    kernels = hlo.kernels(lowered.compile().as_text())
-    moved = sum(kernel.bytes * kernel.times for kernel in kernels)
-    return sum(kernel.times for kernel in kernels), moved
+    launched, moved = hlo.totals(hlo.kernels(lowered.compile().as_text()), lambda kernel: "")
+    return launched.total(), moved.total()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Read what a compiled program launches on a chip, from the text of its optimized HLO module.
 
 `kernels` lists the instructions that run, each with the bytes it reads and writes in the chip's
-memory: its operands and its results, each counted once. Of an operand that a kernel only slices,
-the slices count. The body of a loop counts as often as the loop runs. Caches are not modelled.
+memory: its operands and its results, each counted once. If a kernel needs only a part of an
+operand, because it slices it, the part counts. An update in place reads and writes the updated part
+alone. The body of a loop counts as often as the loop runs, and of the branches of a conditional the
+one that moves the most bytes. Caches are not modelled.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "token": 0}
@@ -25,7 +28,20 @@ FREE = {
     "optimization-barrier",
 }
 """Operations that launch nothing. So do the `-done` halves of asynchronous ones."""
-SLICES = ("slice", "dynamic-slice")
+SLICES = ("slice", "dynamic-slice", "gather")
+"""Operations that read only a part of their first operand."""
+MIXING = {
+    "dot",
+    "convolution",
+    "reduce-window",
+    "sort",
+    "scatter",
+    "custom-call",
+    "fusion",
+    "tuple",
+}
+"""Operations that may read all of an operand for a part of a result, even if both are as large."""
+UPDATE = "dynamic-update-slice"
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 OPERATION = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9-]*)\(")
@@ -47,6 +63,8 @@ class Kernel(NamedTuple):
     """The instruction's own name for what it does, such as "all-reduce"."""
     result_bytes: int
     """The bytes of its result."""
+    attributes: str
+    """The end of the instruction, which names the groups of a collective."""
 
 
 class Instruction(NamedTuple):
@@ -71,8 +89,17 @@ def array_bytes(shape: str) -> int:
             continue
         digits = re.search(r"\d+", kind)
         bits = BITS.get(kind) or (int(digits[0]) if digits else 0)
-        total += math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
+        total += _product(dims) * bits // 8
     return total
+
+
+def array_size(shape: str) -> int:
+    """The number of elements of all arrays of a shape."""
+    return sum(_product(dims) for _, dims, _ in ARRAY.findall(shape))
+
+
+def _product(dims: str) -> int:
+    return math.prod(int(dim) for dim in dims.split(",") if dim)
 
 
 def computations(text: str) -> dict[str, list[Instruction]]:
@@ -102,9 +129,24 @@ def instruction(line: str) -> Instruction | None:
 
 
 def kernels(text: str) -> list[Kernel]:
-    """The kernels that one call of a program launches, in the order of the text."""
+    """The kernels that one call of a program launches, in the order of the text.
+
+    Raise ValueError for a loop of unknown length.
+    """
     all_computations = computations(text)
     return list(_kernels(all_computations, "ENTRY", 1))
+
+
+def totals(
+    some_kernels: Iterable[Kernel], label: Callable[[Kernel], str]
+) -> tuple[Counter[str], Counter[str]]:
+    """How often kernels are launched, and the bytes that they move, by a label of each kernel."""
+    launched: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
+    for kernel in some_kernels:
+        launched[label(kernel)] += kernel.times
+        moved[label(kernel)] += kernel.bytes * kernel.times
+    return launched, moved
 
 
 def _kernels(
@@ -115,63 +157,121 @@ def _kernels(
         if each.operation in FREE or each.operation.endswith("-done"):
             continue
         if each.operation in ("while", "call", "conditional"):
-            for inner in _called(each):
-                yield from _kernels(all_computations, inner, times * _trip_count(each))
+            runs = times * _trip_count(each)
+            inside = [list(_kernels(all_computations, inner, runs)) for inner in _called(each)]
+            yield from max(inside, key=_bytes_moved, default=[])
             continue
+        body = _body(all_computations, each, shapes)
+        read = bytes_read(each, body, shapes)
         result = array_bytes(each.shape)
-        read = bytes_read(all_computations, each, shapes)
         if each.operation.endswith("-start") and each.operation != "all-reduce-start":
             # The first half of the other asynchronous operations returns its operands, too.
             result = max(result - read, 0)
-        inside = _operations_within(all_computations, each)
+        moved = read + result - bytes_kept(body)
+        kind = _kind(each, _operations_within(all_computations, each))
         operation = each.operation.removesuffix("-start")
-        yield Kernel(_kind(each, inside), result + read, times, _place(each), operation, result)
+        yield Kernel(kind, moved, times, _place(each), operation, result, each.attributes)
 
 
-def bytes_read(
+def _bytes_moved(some_kernels: list[Kernel]) -> int:
+    return sum(kernel.bytes * kernel.times for kernel in some_kernels)
+
+
+def _body(
     all_computations: dict[str, list[Instruction]], each: Instruction, shapes: dict[str, str]
-) -> int:
-    """The bytes that a kernel reads of its operands, which have these shapes."""
-    if each.operation in SLICES:
-        return array_bytes(each.shape)
+) -> list[Instruction]:
+    """The computation that a kernel runs: the one it calls, or its operands and itself."""
     fused = re.search(r"calls=%?([\w.-]+)", each.attributes)
-    body = all_computations.get(fused[1], []) if fused else []
+    if fused:
+        return all_computations[fused[1]]
+    operands = [
+        Instruction(name, shapes.get(name, ""), "parameter", [str(number)], "")
+        for number, name in enumerate(each.operands)
+    ]
+    return [*operands, each]
+
+
+def bytes_read(each: Instruction, body: list[Instruction], shapes: dict[str, str]) -> int:
+    """The bytes that a kernel reads of its operands, which have these shapes."""
+    shares = shares_read(body)
     parameters = {inner.operands[0]: inner.name for inner in body if inner.operation == "parameter"}
-    total = 0
-    for number, operand in enumerate(each.operands):
-        whole = array_bytes(shapes.get(operand, ""))
-        total += min(whole, _bytes_sliced(body, parameters.get(str(number), ""), whole))
-    return total
-
-
-def _bytes_sliced(body: list[Instruction], name: str, whole: int) -> int:
-    """The bytes that a computation reads of an array: all of it, unless all its users slice it."""
-    users = [inner for inner in body if name in inner.operands]
-    if not users:
-        return whole
     return sum(
-        array_bytes(user.shape)
-        if user.operation in SLICES
-        else _bytes_sliced(body, user.name, whole)
-        if user.operation == "bitcast"
-        else whole
-        for user in users
+        round(array_bytes(shapes.get(operand, "")) * shares[parameters[str(number)]])
+        for number, operand in enumerate(each.operands)
+        if str(number) in parameters
+    )
+
+
+def shares_read(body: list[Instruction]) -> dict[str, float]:
+    """The share of each array of a computation that its results need, from 0 to 1.
+
+    It passes from the results to the operands: a slice needs less of its operand, and so do the
+    elementwise operations and concatenations before it.
+    """
+    sizes = {each.name: array_size(each.shape) for each in body}
+    in_place = [each.name for each in updates_in_place(body)]
+    shares = dict.fromkeys(sizes, 0.0) | {body[-1].name: 1.0}
+    for each in reversed(body):
+        for position, operand in enumerate(each.operands):
+            if operand not in sizes or (each.name in in_place and position == 0):
+                continue
+            share = _share_needed(each, position, shares[each.name], sizes)
+            shares[operand] = min(1.0, shares[operand] + share)
+    return shares
+
+
+def _share_needed(user: Instruction, position: int, share: float, sizes: dict[str, int]) -> float:
+    """The share of an operand that this share of an instruction's result needs."""
+    size = sizes[user.name]
+    operand_size = sizes[user.operands[position]]
+    if share == 0:
+        return 0.0
+    if user.operation in SLICES and position == 0:
+        return share * size / max(operand_size, 1)
+    is_elementwise = size == operand_size and user.operation not in MIXING
+    return share if is_elementwise or user.operation == "concatenate" else 1.0
+
+
+def updates_in_place(body: list[Instruction]) -> list[Instruction]:
+    """The results of a computation that are one of its operands with a part updated."""
+    by_name = {each.name: each for each in body}
+
+    def source(name: str) -> Instruction:
+        found = by_name[name]
+        return source(found.operands[0]) if found.operation == "bitcast" else found
+
+    root = body[-1]
+    results = map(source, root.operands if root.operation == "tuple" else [root.name])
+    updates = [each for each in results if each.operation == UPDATE]
+    return [each for each in updates if source(each.operands[0]).operation == "parameter"]
+
+
+def bytes_kept(body: list[Instruction]) -> int:
+    """The bytes of the results that updates in place leave as they are."""
+    sizes = {each.name: array_size(each.shape) for each in body}
+    return sum(
+        round(array_bytes(each.shape) * (1 - sizes[each.operands[1]] / sizes[each.name]))
+        for each in updates_in_place(body)
     )
 
 
 def _called(each: Instruction) -> list[str]:
-    """The computations that a loop, a call or a conditional runs."""
+    """The computations of which a loop, a call or a conditional runs one."""
     if each.operation == "while":
         return re.findall(r"body=%?([\w.-]+)", each.attributes)
-    called = re.findall(r"(?:to_apply|_computation)=%?([\w.-]+)", each.attributes)
-    # Either branch runs; the first stands for both.
-    listed = re.findall(r"branch_computations=\{%?([\w.-]+)", each.attributes)
-    return (called + listed)[:1]
+    listed = re.search(r"branch_computations=\{([^}]*)\}", each.attributes)
+    branches = re.findall(r"%?([\w.-]+)", listed[1]) if listed else []
+    return branches + re.findall(r"(?:to_apply|_computation)=%?([\w.-]+)", each.attributes)
 
 
 def _trip_count(each: Instruction) -> int:
-    """How often a loop runs; 1 where the compiler does not know it."""
+    """How often a loop runs; 1 for a call or a conditional. Raise ValueError if it is unknown."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', each.attributes)
+    if each.operation == "while" and known is None:
+        raise ValueError(
+            f"The length of the loop {each.name} is unknown: count a program whose loops are of "
+            "fixed length."
+        )
     return int(known[1]) if known else 1
 
 

@@ -13,13 +13,10 @@ chips and links are the makers', and the parameters and operations of the networ
 import argparse
 import math
 import sys
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import jax
-import jax.numpy as jnp
+import operations
 from chip_kinds import CHIPS
 
 from ddpm_jax.cli.recipes import load_recipe
@@ -29,41 +26,24 @@ NUM_CHIPS = (8, 64, 256, 1024)
 FRACTION_OF_PEAK = 0.4
 
 
-class Linked(NamedTuple):
-    """A chip with a link to the next one."""
-
-    name: str
-    peak: float
-    """TFLOP/s of dense bfloat16."""
-    link: float
-    """GB/s that the chip can send to the next one."""
-
-
-LINKED = [
-    Linked("TPU v5p, 1,200 GB/s both ways", CHIPS["v5p"].peak, CHIPS["v5p"].link),
-    Linked("H100, NVLink of 900 GB/s both ways", CHIPS["h100"].peak, CHIPS["h100"].link),
-    Linked("H100, one 400 Gb/s adapter each", CHIPS["h100"].peak, 50),
+H100 = CHIPS["h100"]
+V5P = CHIPS["v5p"]
+LINKS = [
+    ("TPU v5p, 1,200 GB/s both ways", V5P.peak, V5P.link),
+    ("H100, NVLink of 900 GB/s both ways", H100.peak, H100.link),
+    ("H100, one 400 Gb/s adapter each", H100.peak, H100.adapter),
 ]
+"""A chip and its link, TFLOP/s of the chip, and GB/s that it can send to the next one."""
 
 
-def count_operations(recipe: str) -> tuple[int, float]:
-    """The parameters of a recipe's network, and the operations of a forward pass of one image."""
-    model = load_recipe(recipe, CONFIGS).model
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    apply = jax.jit(partial(model.apply, dtype=jnp.bfloat16))
-    xt = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return model.parameter_count(), apply.lower(params, xt, t).cost_analysis()["flops"]
-
-
-def cell(n: int, chip: Linked, parameters: int, flops: float) -> str:
+def cell(n: int, peak: float, link: float, parameters: int, flops: float) -> str:
     """The milliseconds in which a chip sends gradients, and the batch per chip that takes as long.
 
-    Gradients are float32, 4 bytes per parameter.
+    Gradients are float32, 4 bytes per parameter. `flops` are those of a forward pass of one image.
     """
-    seconds = 2 * (n - 1) / n * 4 * parameters / (chip.link * 1e9)
-    batch = math.ceil(seconds * FRACTION_OF_PEAK * chip.peak * 1e12 / (3 * flops))
-    return f"{1e3 * seconds:.2f} ms, {batch}"
+    seconds = 2 * (n - 1) / n * 4 * parameters / (link * 1e9)
+    image_seconds = operations.PASSES_OF_A_STEP * flops / (FRACTION_OF_PEAK * peak * 1e12)
+    return f"{1e3 * seconds:.2f} ms, {math.ceil(seconds / image_seconds)}"
 
 
 def main(recipes: list[str]) -> None:
@@ -71,12 +51,14 @@ def main(recipes: list[str]) -> None:
     print(f"| net | chip and link | {' | '.join(f'{n:,} chips' for n in NUM_CHIPS)} |")
     print(f"| --- | --- |{' --- |' * len(NUM_CHIPS)}")
     for recipe in recipes:
-        parameters, flops = count_operations(recipe)
+        model = load_recipe(recipe, CONFIGS).model
+        parameters = model.parameter_count()
+        flops = operations.of_image(model, "bfloat16")
         millions = f"{parameters / 1e6:.1f} million parameters"
         net = f"{recipe}: {millions}, {flops / 1e9:.1f} GFLOP per image"
-        for chip in LINKED:
-            cells = " | ".join(cell(n, chip, parameters, flops) for n in NUM_CHIPS)
-            print(f"| {net} | {chip.name} | {cells} |")
+        for name, peak, link in LINKS:
+            cells = " | ".join(cell(n, peak, link, parameters, flops) for n in NUM_CHIPS)
+            print(f"| {net} | {name} | {cells} |")
 
 
 if __name__ == "__main__":
