@@ -10,17 +10,18 @@ process, --deterministic, and last DDPM.
 A speed relative to PyTorch is PyTorch's seconds divided by ours. As in bench.py, two processes take
 turns, with the same network and weights. PyTorch runs compiled (max-autotune with CUDA graphs),
 channels last, under autocast to bfloat16, with its batch in pinned host memory. Our batch is in
-host memory, too. MFU is the fraction of the device's peak that is used; a training step counts as
-three forward passes. The estimate is that of chips.py: the longest of the times of arithmetic and
-memory at the maker's rates, from the program as it was compiled here. Without a GPU the benchmark
-prints one line and ends.
+host memory, too. Both use one GPU, the first that CUDA_VISIBLE_DEVICES names. MFU is the fraction
+of its peak that is used; a training step counts as three forward passes. The estimate is that of
+chips.py: the longest of the times of arithmetic and memory at the maker's rates, from the program
+as it was compiled here. Without a GPU the benchmark prints one line and ends.
 
 To try the code without a GPU, run it with
---platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --kind H100
+--platform cpu --recipe digits --batch-sizes 8 --pairs 1 --torch-mode default --kind h100
 """
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 
 from chip_kinds import Chip, chip_of
 from cold_start import first_steps
+from operations import PASSES_OF_A_STEP
 from rows import FOLDER, TORCH, Goal, Row, describe_machine, write_table
 from sides import Ratio, Side, ratio
 
@@ -80,7 +82,7 @@ def training(options: argparse.Namespace, sides: Sides, chip: Chip) -> Iterator[
     name = f"training step of {size} images"
     details = describe_images_per_second(size * STEPS_PER_TURN, result)
     yield Row(f"speed relative to PyTorch: {name}", options.recipe, result, SPEED_GOAL, details)
-    flops = 3 * size * sides.flops
+    flops = PASSES_OF_A_STEP * size * sides.flops
     seconds = result.seconds[1] / STEPS_PER_TURN
     yield mfu(options, name, flops, seconds, chip, MFU_GOAL)
     launched, moved = sides.ours.ask("work")
@@ -191,6 +193,8 @@ def torch_starts(options: argparse.Namespace, batch_size: int) -> Iterator[float
 
 def main(options: argparse.Namespace) -> None:
     """Print the table and write it to --out. Without such a device, print one line."""
+    # PyTorch uses one GPU, JAX all that it sees.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with Side(sys.executable, OURS, NO_PREALLOCATION) as ours:
         platform, kind, software = ours.ask("device")
         version = ours.ask("versions")["jax"]
@@ -237,6 +241,6 @@ if __name__ == "__main__":
         help="Python of an environment with PyTorch and diffusers",
     )
     parser.add_argument("--torch-mode", default="max-autotune", help="mode of torch.compile")
-    parser.add_argument("--kind", help="take the rates of this kind of device, such as H100")
+    parser.add_argument("--kind", help="take the rates of this chip of chip_kinds.py, such as h100")
     parser.add_argument("--out", type=Path, help="page to write")
     main(parser.parse_args())

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -104,6 +105,7 @@ class FakeGpu:
 def test_the_rows_of_the_gpu_benchmark_come_by_weight(monkeypatch, capsys):
     """Ten steps take 0.5 s, so one takes 50 ms, and its 48 GB take an H200 10 ms."""
     gpu = module("gpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(gpu, "Side", FakeGpu)
     marks = {"imported": 1.0, "first step done": 2.0}
     monkeypatch.setattr(gpu, "first_steps", lambda *_: [marks, marks])
@@ -129,15 +131,39 @@ def test_the_rows_of_the_gpu_benchmark_come_by_weight(monkeypatch, capsys):
     assert rows[0][2] == "2.000 (2.000 to 2.000)"
     assert rows[2][2] == "5"
     assert "50.00 ms against 10.00 ms; 7 kernels, 48.0 GB" in rows[2][-1]
+    # The processes inherit it, so that both sides use one GPU.
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_the_peak_follows_from_the_device():
-    chip_of = module("chip_kinds").chip_of
-    assert chip_of("NVIDIA H100 80GB HBM3").peak == chip_of("NVIDIA H200").peak == 989
-    assert chip_of("NVIDIA A100-SXM4-40GB").peak == 312
-    assert chip_of("NVIDIA H100 PCIe").peak == 756
+@pytest.mark.parametrize(
+    ("device", "peak", "bandwidth", "memory"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 3350, 80),
+        ("NVIDIA H100 PCIe", 756, 2000, 80),
+        ("NVIDIA H200", 989, 4800, 141),
+        ("NVIDIA A100-SXM4-80GB", 312, 2039, 80),
+        ("NVIDIA A100-SXM4-40GB", 312, 1555, 40),
+        ("h100", 989, 3350, 80),
+    ],
+)
+def test_the_rates_follow_from_the_name_of_the_device(device, peak, bandwidth, memory):
+    chip = module("chip_kinds").chip_of(device)
+    assert (chip.peak, chip.bandwidth, chip.memory) == (peak, bandwidth, memory)
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA H100 NVL", "NVIDIA GH200 480GB", "NVIDIA A100 80GB PCIe"]
+)
+def test_the_rates_of_a_device_with_a_similar_name_are_unknown(device):
     with pytest.raises(SystemExit, match=r"add it to benchmarks/chip_kinds\.py\.$"):
-        chip_of("something else")
+        module("chip_kinds").chip_of(device)
+
+
+def test_a_step_sends_gradients_in_a_ring_and_takes_three_forward_passes():
+    """Two chips send the 4 MB of a million gradients once, in 4 ms at 1 GB/s."""
+    cell = module("scaling").cell(2, peak=1.0, link=1.0, parameters=1_000_000, flops=1e8)
+    # At 40% of 1 TFLOP/s, an image takes 0.75 ms.
+    assert cell == "4.00 ms, 6"
 
 
 def test_a_ratio_is_the_median_of_pairs_that_take_turns():
