@@ -8,7 +8,8 @@ import optax
 from jaxtyping import Array, Float
 
 SMALL = 1024
-"""Arrays with fewer elements than this are joined. The state of none of them is ever split."""
+"""Arrays with fewer elements than this are joined. fsdp splits none of them (a test compares this
+number with that of `devices.parallel`, which a user of a training step does not import)."""
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:

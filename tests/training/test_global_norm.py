@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.devices.parallel import MIN_SHARDED_SIZE
 from ddpm_jax.training.global_norm import SMALL, global_norm, norm_of_few_sums
 from ddpm_jax.training.optimizer import clip_by_global_norm
 
@@ -39,3 +40,8 @@ def test_clipping_is_that_of_optax_to_the_bit_on_a_cpu(max_norm):
     expected, _ = jax.jit(theirs.update)(tree, theirs.init(tree))
     jax.tree.map(np.testing.assert_array_equal, clipped, expected)
     assert global_norm(tree) == optax.tree.norm(tree)
+
+
+def test_arrays_that_fsdp_splits_are_not_joined():
+    """Joining them would gather them on every device."""
+    assert SMALL <= MIN_SHARDED_SIZE
