@@ -42,7 +42,7 @@ config = LatentConfig(
     model=TextUNet(image_size=8, channels=8, label_dropout=0.1),
     data=Folder(path="emoji", caption_column="text"),
     objective=Objective(schedule="squaredcos", target="v"),
-    training=Training(batch_size=32, steps=40_000),
+    training=Training(batch_size=32, steps=8000),
     optimizer=optimizer,
     ema=Ema(decay=0.9995),
     sampling=Sampling(sampler="ddim", steps=50, clip_x0=False, guidance_scale=3.0),
