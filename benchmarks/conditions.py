@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-from ddpm_jax.data.conditions import with_statistics
+from ddpm_jax.data.values import Scales
 from ddpm_jax.errors import check
 from ddpm_jax.evaluate import with_split
 from ddpm_jax.generation.conditions import conditions_at, read_conditions
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         for asked, each in zip(LEVELS, levels.T, strict=True):
             print(f"asked for {asked:.0f}: {each.mean():5.1f} +- {each.std():.1f}")
         return
-    images = with_statistics(config.load_images(), source.condition_values)
+    images = config.load_images(Scales(source.values, source.condition_values))
     indices = np.random.RandomState(0).permutation(len(images))[: args.num]
     batch = images.read(indices)
     given = conditions_at(config.model, images, indices)

@@ -10,6 +10,7 @@ from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.batches import steps_per_epoch
 from ddpm_jax.data.conditions import load_conditioned
 from ddpm_jax.data.pixels import check_shown
+from ddpm_jax.data.values import Scales
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.conditions import check_condition_settings
@@ -187,9 +188,10 @@ class RunConfig:
         """The batch sizes that the devices must divide."""
         return (self.training.micro_batch_size,)
 
-    def load_images(self) -> ImageSet:
-        """Load the images of the data in the network's size. Raise as `DataSource.load` does."""
-        return self.data.load(self.model.image_size, self.model.channels)
+    def load_images(self, scales: Scales | None = None) -> ImageSet:
+        """Load the images of the data in the network's size, as `load_conditioned` does."""
+        size = self.model.image_size, self.model.channels
+        return load_conditioned(self.data, *size, scales)
 
     def cores_per_device(self) -> int:
         """The number of CPU cores per virtual device in training: 2 for large networks, else 1.
@@ -255,9 +257,6 @@ class Config(RunConfig, ModelSpec):
             "Values scaled by their deviation exceed [-1, 1], to which sampling clips: set "
             "sampling.clip_x0 to False (--sampling.no-clip-x0).",
         )
-
-    def load_images(self) -> ImageSet:
-        return load_conditioned(self.data, self.model.image_size, self.model.channels)
 
     @property
     def resize(self) -> Literal["crop", "squash"]:

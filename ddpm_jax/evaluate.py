@@ -34,14 +34,18 @@ from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
-from ddpm_jax.data.arrays import GIVEN_AXES
-from ddpm_jax.data.conditions import load_conditioned, with_condition, with_statistics
-from ddpm_jax.data.values import LEVELS, Levels
+from ddpm_jax.data.conditions import (
+    given_part,
+    load_conditioned,
+    with_condition,
+    with_condition_values,
+)
+from ddpm_jax.data.values import LEVELS, Levels, Scales
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.image_sets import CROP, read_reference
 from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
-from ddpm_jax.generation.conditions import check_conditions
+from ddpm_jax.generation.conditions import check_given_size
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 from ddpm_jax.models import Params
@@ -149,25 +153,27 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, di
     if options.against is not None:
         shape = source.spec.model.image_shape
         images = read_reference(options.against, shape, options.split, data or CROP)
-        described = describe_reference(images, str(options.against), options.split)
+        name, split = str(options.against), options.split
         if data is not None:
             check(
-                data.condition not in GIVEN_AXES,
+                given_part(data.condition) is None,
                 f"--against gives no {data.condition} that the network is conditioned on: leave it "
                 "out.",
             )
             images = with_condition(data, images)
+            images = with_condition_values(images, source.condition_values)
     elif data is not None:
         data = with_split(data, options.split)
-        images = load_conditioned(data, source.spec.model.image_size, source.spec.model.channels)
-        described = describe_reference(images, data.describe(), getattr(data, "split", None))
+        size = source.spec.model.image_size, source.spec.model.channels
+        images = load_conditioned(data, *size, Scales(source.values, source.condition_values))
+        name, split = data.describe(), getattr(data, "split", None)
     else:
         raise ValueError(
             "This checkpoint does not name its data: give reference images, --against."
         )
+    check_given_size(source.spec.model, images)
     check_values(images.values, source.values, "leave out --split and --against")
-    check_conditions(source.spec.model, images)
-    return with_statistics(images, source.condition_values), described
+    return images, describe_reference(images, name, split)
 
 
 def with_split(data: DataSource, split: str | None) -> DataSource:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from ddpm_jax.config import Config, RunConfig, Training, config_from_json
 from ddpm_jax.data import ImageSet
+from ddpm_jax.data.values import Scales
 from ddpm_jax.errors import check
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.models.text_unet import TextUNet
@@ -87,8 +88,8 @@ class LatentConfig(Config):
         first = self.autoencoder_config.micro_batch_sizes if self.trains_autoencoder else ()
         return (*super().micro_batch_sizes, *first)
 
-    def load_images(self) -> ImageSet:
-        return self.autoencoder_config.load_images()
+    def load_images(self, scales: Scales | None = None) -> ImageSet:
+        return self.autoencoder_config.load_images(scales)
 
 
 def read_config(value: Any) -> RunConfig:

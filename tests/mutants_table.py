@@ -888,8 +888,8 @@ _ROWS = [
      "jnp.concatenate([known, jnp.zeros_like(known[:, :1])], 1)",
      "tests/models/test_conditions.py -k hidden_parts"),
     ("vectors-of-skipped-images", "Skipped images leave their vectors behind.",
-     "conditions = None if conditions is None else conditions[intact]",
-     "conditions = None if conditions is None else conditions[: len(intact)]",
+     "Rows(conditions, np.array(intact))",
+     "Rows(conditions, np.arange(len(intact)))",
      "tests/data/test_conditions.py -k skipped"),
     ("condition-not-flipped", "A flipped image has the condition image of the other side.",
      "for name in IMAGES & set(batch):",
@@ -904,9 +904,13 @@ _ROWS = [
      'condition = condition | {"augmentation": 0 * numbers}',
      "tests/training/test_augmentation.py -k tells"),
     ("condition-scaled-anew", "A resumed run scales its conditions by those of the data of now.",
-     'return saved_steps.values_of(saved_steps.data_at(folder, step), "condition_values")',
-     "return None",
+     "return Scales(*(saved_steps.values_of(record, name) for name in names))",
+     "return Scales()",
      "tests/cli/test_conditions.py -k keep_its"),
+    ("saved-scale-computed-anew", "A scale of conditions is computed though a saved one replaces it.",
+     "return self.saved_values or self.kind.values(self)",
+     "return self.kind.values(self) and self.saved_values or self.kind.values(self)",
+     "tests/data/test_conditions.py -k not_computed"),
 ]
 # fmt: on
 

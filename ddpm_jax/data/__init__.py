@@ -106,6 +106,10 @@ class DataSource:
         """
         raise NotImplementedError
 
+    def load_as(self, image_size: ImageSize, channels: int, values: Levels | None) -> ImageSet:
+        """Load as `load` does. Scale arrays by the values of a trained network, unless None."""
+        return self.load(image_size, channels)
+
     def decode(self, file: File, name: str, image_size: ImageSize, channels: int) -> np.ndarray:
         """Decode an image file with the settings of this source. Raise as `decode_image` does."""
         return decode_image(file, name, image_size, channels, self.resize, self.max_pixels)

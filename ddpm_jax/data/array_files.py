@@ -160,7 +160,7 @@ def _classes(
     return tuple(map(str, classes))
 
 
-def check_conditions(conditions: np.ndarray | None, name: str, count: int, ndim: int) -> None:
+def check_given(conditions: np.ndarray | None, name: str, count: int, ndim: int) -> None:
     """Raise ValueError unless there is a condition of `ndim` axes for each of `count` images."""
     expected = {1: "numbers (n, k)", 3: "images (n, h, w, c)"}[ndim]
     if conditions is None:

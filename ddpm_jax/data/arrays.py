@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from ddpm_jax import home
-from ddpm_jax.data import Batch, ConditionKind, DataSource, ImageSet
+from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.array_files import (
     Stored,
-    check_conditions,
     check_finite,
     check_fits,
+    check_given,
     check_image,
     load_array,
     open_stored,
 )
+from ddpm_jax.data.conditions import given_part
 from ddpm_jax.data.loading import load_or_stream
-from ddpm_jax.data.values import ScaledValues, Scaling, scaled_values
+from ddpm_jax.data.scaled_images import (
+    ScaledImages,
+    check_unit,
+    computed_pairs,
+    warn_of_few_levels,
+)
+from ddpm_jax.data.values import Levels, ScaledValues, Scaling, scaled_values, type_name
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize, sides
-
-GIVEN_AXES: dict[ConditionKind | None, int] = {"vector": 1, "image": 3}
-"""The axes of each condition that comes with the images."""
-BLOCK_BYTES = 2**24
-"""The size of the blocks that statistics are computed in."""
-DIGITS = 7
-"""Significant digits of a computed mean or deviation: its last ones differ between computers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,12 @@ class Arrays(DataSource):
     without statistics: 0 becomes -1, and 255 becomes 1."""
     statistics: tuple[float, ...] = ()
     """Low and high, or mean and deviation: a pair for all channels, or a pair for each. By default
-    they are computed from the data."""
+    they are computed from the data once, and a resumed run uses the saved ones."""
 
     def __post_init__(self):
         super().__post_init__()
         check(
-            self.condition_path is None or self.condition in GIVEN_AXES,
+            self.condition_path is None or given_part(self.condition) is not None,
             "data.condition_path is for data.condition vector or image: set it too.",
         )
         pairs = self.pairs
@@ -90,6 +89,9 @@ class Arrays(DataSource):
         return f"arrays: {self.path}"
 
     def load(self, image_size: ImageSize, channels: int) -> ImageSet:
+        return self.load_as(image_size, channels, None)
+
+    def load_as(self, image_size: ImageSize, channels: int, values: Levels | None) -> ImageSet:
         stored = self._open()
         check_fits(stored, (*sides(image_size), channels))
         pairs = self.pairs
@@ -120,105 +122,26 @@ class Arrays(DataSource):
             conditions=stored.conditions,
         )
         if stored.dtype == np.uint8 and self.scaling is None and not pairs:
+            remedy = "set --data.scaling range unless that is meant"
+            warn_of_few_levels(images, self.path, remedy)
             return images
+        # Values of another type have a scale of their own, which `check_values` refuses.
+        if isinstance(values, ScaledValues) and values.dtype == type_name(stored.dtype):
+            check_unit(images, values)
+            return ScaledImages(images, values)
         scaling = self.scaling or "range"
         pairs = pairs or computed_pairs(images, scaling, self.path)
         return ScaledImages(images, scaled_values(scaling, pairs, stored.dtype))
 
     def _open(self) -> Stored:
         """The arrays on disk, with the conditions that the settings ask for."""
-        axes = GIVEN_AXES.get(self.condition)
-        stored = open_stored(
-            home.expand(self.path), axes is not None and self.condition_path is None
-        )
-        if axes is None:
+        part = given_part(self.condition)
+        with_conditions = part is not None and self.condition_path is None
+        stored = open_stored(home.expand(self.path), with_conditions)
+        if part is None:
             return stored._replace(conditions=None)
         name = self.condition_path or self.path
         if self.condition_path is not None:
             stored = stored._replace(conditions=load_array(home.expand(self.condition_path)))
-        check_conditions(stored.conditions, name, stored.size, axes)
+        check_given(stored.conditions, name, stored.size, part.axes)
         return stored
-
-
-class ScaledImages(NamedTuple):
-    """An `ImageSet` of float32 inputs of a network, scaled from the values of other images."""
-
-    stored: ImageSet
-    values: ScaledValues
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self.stored.labels
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.stored.classes
-
-    @property
-    def captions(self) -> tuple[str, ...] | None:
-        return self.stored.captions
-
-    @property
-    def conditions(self) -> np.ndarray | None:
-        return getattr(self.stored, "conditions", None)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def read(self, indices: np.ndarray) -> Batch:
-        batch = self.stored.read(indices)
-        return batch | {"image": self.values.to_network(batch["image"])}
-
-
-def computed_pairs(
-    images: ImageSet,
-    scaling: Scaling,
-    name: str,
-    channel: str = "Channel",
-    remedy: str = "leave it out, or give --data.statistics",
-) -> list[tuple[float, float]]:
-    """Low and high, or mean and deviation, of each channel.
-
-    Raise ValueError for values that are not finite, and for a constant channel, which the message
-    calls `channel` and for which it has the `remedy`.
-    """
-    if scaling == "range":
-        blocks = [(block.min(0), block.max(0)) for block in _pixels(images)]
-        lows, highs = zip(*blocks, strict=True)
-        first, second = np.min(lows, 0), np.max(highs, 0)
-        is_constant = first == second
-    else:
-        first, second = _moments(images)
-        is_constant = second <= 1e-9 * np.abs(first)
-    check(
-        bool(np.isfinite(first).all() and np.isfinite(second).all()),
-        f"{name} has values that are not finite: replace them, or remove their rows.",
-    )
-    check(
-        not is_constant.any(),
-        f"{channel} {np.argmax(is_constant)} of {name} has the same value in all images: {remedy}.",
-    )
-    return [(float(a), float(b)) for a, b in zip(first, second, strict=True)]
-
-
-def _moments(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the deviation (c,) of each channel."""
-    blocks = [(len(block), block.mean(0), block.var(0)) for block in _pixels(images)]
-    counts, means, variances = (np.array(each) for each in zip(*blocks, strict=True))
-    mean = np.average(means, 0, counts)
-    # Law of total variance: the mean variance within the blocks, plus the variance between them.
-    variance = np.average(variances + (means - mean) ** 2, 0, counts)
-    return _rounded(mean), _rounded(np.sqrt(variance))
-
-
-def _rounded(numbers: np.ndarray) -> np.ndarray:
-    return np.array([float(f"{number:.{DIGITS}g}") for number in numbers])
-
-
-def _pixels(images: ImageSet) -> Iterator[np.ndarray]:
-    """Yield the pixels of all images (n, c) in float64, in blocks of images."""
-    first = images.read(np.arange(1))["image"]
-    size = max(1, BLOCK_BYTES // first.nbytes)
-    for start in range(0, len(images), size):
-        block = images.read(np.arange(start, min(start + size, len(images))))["image"]
-        yield block.reshape(-1, block.shape[-1]).astype(np.float64)

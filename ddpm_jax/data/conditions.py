@@ -7,139 +7,214 @@ standardised, images are scaled as images are. Each checkpoint saves the scale.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data import Batch, ConditionKind, DataSource, ImageSet
-from ddpm_jax.data.arrays import computed_pairs
 from ddpm_jax.data.condition_images import enlarge, grey_copy, reduced_copy
-from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.loading import InMemory, Rows
 from ddpm_jax.data.pixels import to_floats
-from ddpm_jax.data.values import LEVELS, Levels, scaled_values
+from ddpm_jax.data.scaled_images import (
+    WrappedImages,
+    computed_pairs,
+    warn_of_few_levels,
+)
+from ddpm_jax.data.values import LEVELS, Levels, Scales, scaled_values
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize
 
 BLOCK = 256
-"""The number of images that statistics are computed of at once."""
-PARTS: dict[ConditionKind, str] = {
-    "vector": "vector",
-    "brightness": "vector",
-    "image": "condition_image",
-    "reduced": "condition_image",
-    "grey": "condition_image",
-}
-"""The name of each kind's array in a batch."""
+"""The number of images whose brightness is computed at once."""
 
-Make = Callable[[Levels, np.ndarray, np.ndarray], np.ndarray]
-"""(scale, indices, inputs of a network) -> conditions, as a network takes them."""
+
+class Part(NamedTuple):
+    """An array of a batch that is a condition."""
+
+    name: str
+    axes: int
+    """The number of axes of one condition."""
+    setting: str
+    """The setting of a network that makes it take the part, which is the size of the last axis."""
+    unit: str
+    """The unit of that size."""
+
+
+VECTOR = Part("vector", 1, "vector_size", "numbers")
+IMAGE = Part("condition_image", 3, "condition_channels", "channels")
+PARTS = (VECTOR, IMAGE)
+
+
+class Kind(NamedTuple):
+    """A kind of conditions: where they come from, and how they are scaled."""
+
+    part: Part
+    values: Callable[[ConditionedImages], Levels]
+    """(images) -> the scale of their conditions."""
+    make: Callable[[ConditionedImages, np.ndarray, np.ndarray], np.ndarray]
+    """(images, indices, inputs of a network) -> conditions, as a network takes them."""
+    size: Callable[[int], int] | None
+    """(channels of the images) -> size of a condition that is made of them; None for a condition
+    that comes with the data."""
+    needs_levels: bool = False
+    """Whether the condition is defined for 8-bit images alone."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionedImages:
-    """An `ImageSet` whose batches hold a condition, as a network takes it, named `part`."""
+class ConditionedImages(WrappedImages):
+    """An `ImageSet` whose batches hold the condition of a source, as a network takes it."""
 
-    stored: ImageSet
-    part: str
-    make: Make
-    condition_values: Levels
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self.stored.labels
+    source: DataSource
+    saved_values: Levels | None = None
+    """The scale of a trained network, which replaces that of the data."""
 
     @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.stored.classes
+    def kind(self) -> Kind:
+        assert self.source.condition is not None
+        return KINDS[self.source.condition]
 
     @property
-    def captions(self) -> tuple[str, ...] | None:
-        return self.stored.captions
+    def part(self) -> Part:
+        return self.kind.part
+
+    @functools.cached_property
+    def condition_values(self) -> Levels:
+        """The scale of the conditions, computed when it is first needed unless one is saved."""
+        return self.saved_values or self.kind.values(self)
 
     @property
-    def values(self) -> Levels:
-        return self.stored.values
+    def has_levels(self) -> bool:
+        """Whether conditions are 8-bit levels, for which no scale is computed."""
+        if self.part == VECTOR:
+            return False
+        return self.values == LEVELS if self.kind.size else self.conditions.dtype == np.uint8
 
-    def __len__(self) -> int:
-        return len(self.stored)
+    @property
+    def name(self) -> str:
+        """The conditions in messages."""
+        return f"the conditions of this data ({self.source.describe()})"
 
     def read(self, indices: np.ndarray) -> Batch:
         batch = self.stored.read(indices)
         x = to_floats(batch["image"])
-        return batch | {self.part: self.make(self.condition_values, indices, x)}
+        return batch | {self.part.name: self.kind.make(self, indices, x)}
 
 
-def load_conditioned(source: DataSource, image_size: ImageSize, channels: int) -> ImageSet:
-    """Load the images of a source with the condition of its settings, if they have one."""
-    return with_condition(source, source.load(image_size, channels))
+def load_conditioned(
+    source: DataSource, image_size: ImageSize, channels: int, scales: Scales | None = None
+) -> ImageSet:
+    """Load the images of a source with the condition of its settings, if they have one.
+
+    `scales` of a trained network replace those of the data, which are then not computed.
+    """
+    scales = scales or Scales()
+    images = source.load_as(image_size, channels, scales.values)
+    return with_condition_values(with_condition(source, images), scales.condition_values)
 
 
 def with_condition(source: DataSource, images: ImageSet) -> ImageSet:
     """Images with the condition that a source sets. Raise ValueError if it is impossible."""
     if source.condition is None:
         return images
-    make, values = KINDS[source.condition](source, images)
-    return ConditionedImages(images, PARTS[source.condition], make, values)
-
-
-def _given(source: DataSource, images: ImageSet) -> np.ndarray:
-    """The conditions (n, ...) that the source gives."""
-    conditions = getattr(images, "conditions", None)
-    if conditions is None:
-        raise ValueError(
-            f"This data ({source.describe()}) gives no conditions: leave data.condition out, or "
-            "choose one that is made of the images."
-        )
-    return conditions
-
-
-def _vector(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
-    vectors = np.asarray(_given(source, images))
-    return lambda values, i, x: values.to_network(vectors[i]), standardised(source, vectors)
-
-
-def _brightness(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
-    _check_levels(images)
-    blocks = np.array_split(np.arange(len(images)), -(-len(images) // BLOCK))
-    means = np.concatenate([mean_levels(to_floats(images.read(i)["image"])) for i in blocks])
-    return lambda values, i, x: values.to_network(mean_levels(x)), standardised(source, means)
-
-
-def _image(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
-    conditions = _given(source, images)
-    image_size = images.read(np.arange(1))["image"].shape[1:3]
-    values = LEVELS
-    if conditions.dtype != np.uint8:
-        pairs = computed_pairs(InMemory(conditions), "range", _name(source), remedy="leave it out")
-        values = scaled_values("range", pairs, conditions.dtype)
-    return lambda values, i, x: enlarge(values.to_network(conditions[i]), image_size), values
-
-
-def _reduced(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
-    return lambda values, i, x: reduced_copy(x, source.reduction), images.values
-
-
-def _grey(source: DataSource, images: ImageSet) -> tuple[Make, Levels]:
-    _check_levels(images)
-    return lambda values, i, x: grey_copy(x), LEVELS
-
-
-KINDS: dict[ConditionKind, Callable[[DataSource, ImageSet], tuple[Make, Levels]]] = {
-    "vector": _vector,
-    "brightness": _brightness,
-    "image": _image,
-    "reduced": _reduced,
-    "grey": _grey,
-}
-"""The function and the scale of each kind."""
-
-
-def _check_levels(images: ImageSet) -> None:
+    conditioned = ConditionedImages(images, source)
+    kind = conditioned.kind
     check(
-        images.values == LEVELS,
+        kind.size is not None or conditioned.conditions is not None,
+        f"This data ({source.describe()}) gives no conditions: leave data.condition out, or "
+        "choose one that is made of the images.",
+    )
+    check(
+        not kind.needs_levels or images.values == LEVELS,
         "Brightness and grey copies are of levels from 0 to 255, which this data does not have: "
         "leave data.condition out, or give conditions with the data.",
     )
+    return conditioned
+
+
+def with_condition_values(images: ImageSet, values: Levels | None) -> ImageSet:
+    """Scale conditions as those of a trained network; None keeps the scale of the data.
+
+    A scale that is replaced is not computed. Raise ValueError if one of the two is that of 8-bit
+    levels and the other is not.
+    """
+    if values is None or not isinstance(images, ConditionedImages):
+        return images
+    ours = LEVELS.describe() if images.has_levels else "numbers of any unit"
+    check(
+        (values == LEVELS) == images.has_levels,
+        f"The conditions of this data are {ours}, but the network was trained on "
+        f"{values.describe()}: give conditions in that unit.",
+    )
+    return dataclasses.replace(images, saved_values=values)
+
+
+def condition_values_of(images: ImageSet) -> Levels:
+    """The scale of the conditions of images."""
+    return images.condition_values if isinstance(images, ConditionedImages) else LEVELS
+
+
+def given_part(condition: ConditionKind | None) -> Part | None:
+    """The part of a condition that comes with the data; None for no such condition."""
+    if condition is None or KINDS[condition].size is not None:
+        return None
+    return KINDS[condition].part
+
+
+def _vector(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return images.condition_values.to_network(images.conditions[indices])
+
+
+def _vector_values(images: ConditionedImages) -> Levels:
+    return standardised(images, images.conditions)
+
+
+def _brightness(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return images.condition_values.to_network(mean_levels(x))
+
+
+def _brightness_values(images: ConditionedImages) -> Levels:
+    blocks = np.array_split(np.arange(len(images)), -(-len(images) // BLOCK))
+    means = [mean_levels(to_floats(images.stored.read(block)["image"])) for block in blocks]
+    return standardised(images, np.concatenate(means))
+
+
+def _image(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    given = images.condition_values.to_network(images.conditions[indices])
+    return enlarge(given, x.shape[1:3])
+
+
+def _image_values(images: ConditionedImages) -> Levels:
+    given = InMemory(images.conditions)
+    if images.has_levels:
+        remedy = "store them as booleans or floats, which are scaled by their range, unless that is"
+        warn_of_few_levels(given, images.name, f"{remedy} meant")
+        return LEVELS
+    pairs = computed_pairs(given, "range", images.name, remedy="leave it out")
+    return scaled_values("range", pairs, images.conditions.dtype)
+
+
+def _reduced(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return reduced_copy(x, images.source.reduction)
+
+
+def _grey(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return grey_copy(x)
+
+
+def _values_of_images(images: ConditionedImages) -> Levels:
+    return images.values
+
+
+KINDS: dict[ConditionKind, Kind] = {
+    "vector": Kind(VECTOR, _vector_values, _vector, None),
+    "brightness": Kind(VECTOR, _brightness_values, _brightness, lambda channels: 1, True),
+    "image": Kind(IMAGE, _image_values, _image, None),
+    "reduced": Kind(IMAGE, _values_of_images, _reduced, lambda channels: channels),
+    "grey": Kind(IMAGE, _values_of_images, _grey, lambda channels: 1, True),
+}
+"""All that differs between the kinds of conditions, one row a kind."""
 
 
 def mean_levels(x: np.ndarray) -> np.ndarray:
@@ -148,35 +223,10 @@ def mean_levels(x: np.ndarray) -> np.ndarray:
     return 127.5 * (pixels.mean(1, keepdims=True) + 1)
 
 
-def standardised(source: DataSource, vectors: np.ndarray) -> Levels:
+def standardised(images: ConditionedImages, vectors: np.ndarray | Rows) -> Levels:
     """The scale with which each number of vectors (n, k) has mean 0 and deviation 1.
 
     Raise ValueError for a number that is the same for all.
     """
-    stored = InMemory(vectors[:, None, None])
-    pairs = computed_pairs(stored, "deviation", _name(source), "Number", "leave it out")
+    pairs = computed_pairs(InMemory(vectors), "deviation", images.name, "Number", "leave it out")
     return scaled_values("deviation", pairs, np.dtype(np.float64))
-
-
-def _name(source: DataSource) -> str:
-    return f"the conditions of this data ({source.describe()})"
-
-
-def with_statistics(images: ImageSet, condition_values: Levels | None) -> ImageSet:
-    """Replace the scale of the conditions by that of a trained network; None keeps their own.
-
-    Raise ValueError if one of the two is that of 8-bit levels and the other is not.
-    """
-    if condition_values is None or not isinstance(images, ConditionedImages):
-        return images
-    check(
-        (condition_values == LEVELS) == (images.condition_values == LEVELS),
-        f"The conditions of this data are {images.condition_values.describe()}, but the network "
-        f"was trained on {condition_values.describe()}: give conditions in that unit.",
-    )
-    return dataclasses.replace(images, condition_values=condition_values)
-
-
-def condition_values_of(images: ImageSet) -> Levels:
-    """The scale of the conditions of images."""
-    return images.condition_values if isinstance(images, ConditionedImages) else LEVELS

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -17,14 +17,37 @@ IN_MEMORY_BYTES = 2 * 1024**3
 DECODING_THREADS = 16
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Chosen rows of an array. The array stays where it is, such as in a file on disk."""
+
+    array: np.ndarray
+    chosen: np.ndarray
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self.array[self.chosen[indices]]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self.array.shape[1:]
+
+
 class InMemory(NamedTuple):
     """Images held as one array (n, h, w, c). Labels are int32 (n,), or None."""
 
-    images: np.ndarray
+    images: Any
+    """An array, or `Rows` of one."""
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
-    conditions: np.ndarray | None = None
+    conditions: np.ndarray | Rows | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,7 +70,7 @@ class OnDisk:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
-    conditions: np.ndarray | None = None
+    conditions: np.ndarray | Rows | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -100,8 +123,8 @@ def load_or_stream(
     intact = _skip_corrupt(decoded, max_corrupt_fraction)
     labels = None if labels is None else labels[intact]
     texts = None if captions is None else _texts([captions[i] for i in intact])
-    conditions = None if conditions is None else conditions[intact]
-    others = (labels, classes, texts, conditions)
+    kept = None if conditions is None else Rows(conditions, np.array(intact))
+    others = (labels, classes, texts, kept)
     if on_disk:
         return OnDisk(len(intact), lambda i: decode(intact[i]), *others)
     return InMemory(np.stack([decoded[i] for i in intact]), *others)

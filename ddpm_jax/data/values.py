@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -79,18 +79,27 @@ class ScaledValues(Levels):
 def scaled_values(
     scaling: Scaling, pairs: Sequence[tuple[float, float]], dtype: np.dtype
 ) -> ScaledValues:
-    """The mapping of arrays of this type, by low and high, or mean and deviation, of each channel.
-
-    Floats of any size are drawn as float32.
-    """
+    """The mapping of arrays, by low and high, or mean and deviation, of each channel."""
     if scaling == "range":
         pairs = [((low + high) / 2, (high - low) / 2) for low, high in pairs]
     return ScaledValues(
         scaling=scaling,
         centre=tuple(float(centre) for centre, _ in pairs),
         spread=tuple(float(spread) for _, spread in pairs),
-        dtype="float32" if dtype.kind == "f" else dtype.name,
+        dtype=type_name(dtype),
     )
+
+
+class Scales(NamedTuple):
+    """The scales of images and conditions of a trained network; None for the data's own."""
+
+    values: Levels | None = None
+    condition_values: Levels | None = None
+
+
+def type_name(dtype: np.dtype) -> str:
+    """The type in which values of this type are drawn: float32 for floats of any size."""
+    return "float32" if dtype.kind == "f" else dtype.name
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -22,13 +22,12 @@ from ddpm_jax import draws
 from ddpm_jax.config import Config
 from ddpm_jax.data import check_labels, check_values
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.conditions import with_statistics
-from ddpm_jax.data.values import LEVELS, Levels
+from ddpm_jax.data.values import LEVELS, Levels, Scales
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check, check_at_least, check_shape
-from ddpm_jax.generation.conditions import check_conditions
+from ddpm_jax.generation.conditions import check_given_size
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.models import Params
 from ddpm_jax.samplers import initial_noise, sample_keys
@@ -75,9 +74,8 @@ def draw_batches(
     """
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
-    images = config.load_images()
-    check_conditions(config.model, images)
-    images = with_statistics(images, condition_values)
+    images = config.load_images(Scales(values, condition_values))
+    check_given_size(config.model, images)
     check_labels(images, config.model.num_classes, classes)
     check_values(images.values, values, "use the data that it was trained on")
     check(

@@ -9,45 +9,53 @@ from jaxtyping import Array, Int
 
 from ddpm_jax.data import DataSource, ImageSet
 from ddpm_jax.data.condition_images import read_condition_images
-from ddpm_jax.data.conditions import PARTS, ConditionedImages
+from ddpm_jax.data.conditions import IMAGE, KINDS, PARTS, VECTOR, ConditionedImages, Part
 from ddpm_jax.data.values import Levels, ScaledValues
 from ddpm_jax.errors import check
 from ddpm_jax.models import NO_CLASS, Model
 
 Conditions = Mapping[str, np.ndarray]
 """The arrays (m, ...) of a condition by `Model.condition_parts`, without labels."""
-SETTINGS = {"vector": "model.vector_size", "condition_image": "model.condition_channels"}
-"""The setting of a network that makes it take each part."""
 
 
-def parts_of(model: Model) -> set[str]:
+def parts_of(model: Model) -> list[Part]:
     """The parts of a network's condition, without labels."""
-    return set(model.condition_parts) - {"label"}
+    return [part for part in PARTS if part.name in model.condition_parts]
+
+
+def size_of(model: Model, part: Part) -> int | None:
+    """The size of a part that a network takes."""
+    return getattr(model, part.setting)
 
 
 def check_condition_settings(model: Model, data: DataSource) -> None:
     """Raise ValueError unless the network takes the condition of the data, and no other."""
-    given = set() if data.condition is None else {PARTS[data.condition]}
-    for part in given - parts_of(model):
-        raise ValueError(
-            f"The network does not take data.condition {data.condition}: set {SETTINGS[part]}, or "
-            "leave data.condition out."
+    kind = None if data.condition is None else KINDS[data.condition]
+    if kind is not None:
+        check(
+            kind.part in parts_of(model),
+            f"The network does not take data.condition {data.condition}: set "
+            f"model.{kind.part.setting}, or leave data.condition out.",
         )
-    for part in parts_of(model) - given:
-        kinds = [kind for kind, name in PARTS.items() if name == part]
-        raise ValueError(
-            f"The network takes a condition ({SETTINGS[part]}) that the data does not give: set "
-            f"data.condition to {' or '.join(kinds)}, or leave {SETTINGS[part]} out."
+    for part in parts_of(model):
+        kinds = [name for name, other in KINDS.items() if other.part == part]
+        check(
+            kind is not None and kind.part == part,
+            f"The network takes a condition (model.{part.setting}) that the data does not give: "
+            f"set data.condition to {' or '.join(kinds)}, or leave model.{part.setting} out.",
         )
+    if kind is not None and kind.size is not None:
+        _check_made_condition(model, data, kind.part, kind.size(model.channels))
+
+
+def _check_made_condition(model: Model, data: DataSource, part: Part, size: int) -> None:
+    """Raise ValueError unless a condition of this size can be made of the images."""
     height, width, channels = model.image_shape
-    taken = model.vector_size or model.condition_channels
-    made = {"brightness": 1, "reduced": channels, "grey": 1}
-    expected = made.get(str(data.condition), taken)
-    if expected != taken:
-        setting = SETTINGS[given.pop()]
-        raise ValueError(
-            f"For data.condition {data.condition} set {setting} to {expected}, not {taken}."
-        )
+    taken = size_of(model, part)
+    check(
+        size == taken,
+        f"For data.condition {data.condition} set model.{part.setting} to {size}, not {taken}.",
+    )
     check(
         data.condition != "grey" or channels == 3,
         f"A grey copy is of colour images: set model.channels to 3, not {channels}.",
@@ -59,17 +67,17 @@ def check_condition_settings(model: Model, data: DataSource) -> None:
     )
 
 
-def check_conditions(model: Model, images: ImageSet) -> None:
-    """Raise ValueError unless the conditions of images have the size that the network takes."""
-    if not isinstance(images, ConditionedImages):
+def check_given_size(model: Model, images: ImageSet) -> None:
+    """Raise ValueError unless conditions that come with images have the network's size."""
+    if not isinstance(images, ConditionedImages) or images.kind.size is not None:
         return
-    size = images.read(np.arange(1))[images.part].shape[-1]
-    unit = {"vector": "numbers", "condition_image": "channels"}[images.part]
-    taken = {"vector": model.vector_size, "condition_image": model.condition_channels}[images.part]
+    part = images.part
+    size = images.conditions.shape[-1]
+    taken = size_of(model, part)
     check(
         size == taken,
-        f"The conditions of this data have {size} {unit}, but the network takes {taken}: set "
-        f"--{SETTINGS[images.part].replace('_', '-')} {size}.",
+        f"The conditions of this data have {size} {part.unit}, but the network takes {taken}: set "
+        f"--model.{part.setting.replace('_', '-')} {size}.",
     )
 
 
@@ -81,7 +89,7 @@ def conditions_at(model: Model, images: ImageSet, indices: np.ndarray) -> dict[s
     if not isinstance(images, ConditionedImages):
         return {}
     batch = images.read(indices)
-    conditions = {"conditions": {images.part: batch[images.part]}}
+    conditions = {"conditions": {images.part.name: batch[images.part.name]}}
     if "label" not in model.condition_parts:
         return conditions
     return conditions | {"labels": batch["label"].tolist()}
@@ -90,10 +98,10 @@ def conditions_at(model: Model, images: ImageSet, indices: np.ndarray) -> dict[s
 def blank_conditions(model: Model) -> Conditions | None:
     """Conditions of zeros, to measure times with; None for a network without conditions."""
     shapes = {
-        "vector": (1, model.vector_size or 0),
-        "condition_image": (1, *model.image_shape[:2], model.condition_channels or 0),
+        VECTOR: (1, model.vector_size or 0),
+        IMAGE: (1, *model.image_shape[:2], model.condition_channels or 0),
     }
-    zeros = {name: np.zeros(shapes[name], np.float32) for name in parts_of(model)}
+    zeros = {part.name: np.zeros(shapes[part], np.float32) for part in parts_of(model)}
     return zeros or None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.conditions import ConditionedImages, condition_values_of
+from ddpm_jax.data.conditions import IMAGE, ConditionedImages, condition_values_of
 from ddpm_jax.data.pixels import choose_channels, to_floats, to_image, to_uint8
 from ddpm_jax.data.values import Levels
 from ddpm_jax.figures import image_grids, plots
@@ -41,7 +41,7 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
     A sample that is conditioned on an image has that image on its left and the original on its
     right, in colour.
     """
-    beside = isinstance(images, ConditionedImages) and images.part == "condition_image"
+    beside = isinstance(images, ConditionedImages) and images.part == IMAGE
     num_images = -(-config.log.samples // 3) if beside else config.log.samples
     indices = np.arange(num_images) % len(images)
     states = generate(

@@ -32,7 +32,7 @@ from ddpm_jax.runs.initial_weights import (
 )
 from ddpm_jax.runs.latents import Latents, save_latents
 from ddpm_jax.runs.progress import Reporter
-from ddpm_jax.runs.tasks import task_of
+from ddpm_jax.runs.tasks import saved_scales, task_of
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import lora_loss
 from ddpm_jax.training.step import (
@@ -160,7 +160,8 @@ def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
     shared disk. All hosts prepare them together, because that may restore a checkpoint.
     """
     with memory.explain_oom("the images of the data set", "use smaller or fewer images"):
-        images = hosts.primary_first("data", config.load_images)
+        scales = saved_scales(config, folder, step)
+        images = hosts.primary_first("data", partial(config.load_images, scales))
         return task_of(config).prepare(config, folder, step, images)
 
 

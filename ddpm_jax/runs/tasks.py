@@ -8,11 +8,10 @@ import numpy as np
 
 from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet, check_labels
-from ddpm_jax.data.conditions import with_statistics
-from ddpm_jax.data.values import LEVELS, Levels
+from ddpm_jax.data.values import LEVELS, Scales
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.features import check_features
-from ddpm_jax.generation.conditions import check_conditions
+from ddpm_jax.generation.conditions import check_given_size
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
 from ddpm_jax.models import Params
@@ -72,19 +71,23 @@ def _check_text(config: LatentConfig) -> None:
     make_tokenizer(learn_tokenizer((), config.model.vocab_size, config.model.max_length))
 
 
-def _condition_values(config: Config, folder: Path, step: int) -> Levels | None:
-    """The scale in which the network knows its conditions already; None for a new network."""
+def saved_scales(config: RunConfig, folder: Path, step: int) -> Scales:
+    """The scales of the network at a saved step, or of the one that a new run starts from.
+
+    A new run scales its images by statistics of their own, and only conditions as before.
+    """
     if step:
-        return saved_steps.values_of(saved_steps.data_at(folder, step), "condition_values")
+        record = saved_steps.data_at(folder, step)
+        names = ("values", "condition_values")
+        return Scales(*(saved_steps.values_of(record, name) for name in names))
     if config.data.condition is None or config.training.init_from is None:
-        return None
-    return open_checkpoint(config.training.init_from).condition_values
+        return Scales()
+    return Scales(condition_values=open_checkpoint(config.training.init_from).condition_values)
 
 
 def _with_valid_conditions(config: Config, folder: Path, step: int, images: ImageSet) -> ImageSet:
     check_labels(images, config.model.num_classes)
-    check_conditions(config.model, images)
-    images = with_statistics(images, _condition_values(config, folder, step))
+    check_given_size(config.model, images)
     check(
         images.values == LEVELS or config.evaluation.every is None,
         "Samples are compared with training images of 8 bits alone: leave out --evaluation.every.",

@@ -13,8 +13,9 @@ from PIL import Image
 from ddpm_jax.cli import sample
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.config import Log
-from ddpm_jax.data.arrays import Arrays, ScaledImages
+from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.evaluate import check_measures
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.runs import grids
@@ -98,7 +99,9 @@ def test_data_that_does_not_fit_ends_a_run_in_one_line(trained, tmp_path, capsys
     np.save(tmp_path / "x.npy", 2 * ARRAYS)
     options = ("--data.path", tmp_path / "x.npy", "--workdir", trained)
     last = fails(capsys, small_main, *COMMAND, *options).splitlines()[-1]
-    assert "error: The values of this data (float32, mean and deviation of each channel: " in last
+    assert (
+        "error: The values of this data are not in the unit of those of the trained netwo" in last
+    )
     options = ("--data.path", tmp_path / "x.npy", "--workdir", tmp_path, "--evaluation.every", 2)
     last = fails(capsys, small_main, *COMMAND, *options).splitlines()[-1]
     assert "error: Samples are compared with training images of 8 bits alone: leave out" in last

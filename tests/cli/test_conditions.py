@@ -13,15 +13,14 @@ from helpers.commands import draw, one_line, run, small_main
 from ddpm_jax import evaluate
 from ddpm_jax.cli import sample
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.conditions import with_statistics
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_uint8
-from ddpm_jax.data.values import scaled_values
 from ddpm_jax.evaluation.network_batches import network_batches
 from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.generate import generate
-from ddpm_jax.runs import grids
+from ddpm_jax.runs import grids, loop
 from ddpm_jax.runs.sources import open_run
-from ddpm_jax.runs.tasks import task_of
 
 pytestmark = pytest.mark.runs
 
@@ -44,20 +43,20 @@ def test_a_run_keeps_the_statistics_of_its_conditions(trained):
     assert (trained / "samples" / "00000004.png").exists()
 
 
-def test_resume_and_a_run_that_starts_from_another_keep_its_statistics(trained):
+def test_resume_and_a_run_that_starts_from_another_keep_its_statistics(trained, monkeypatch):
     source = open_run(str(trained))
-    other = scaled_values("deviation", [(100.0, 50.0)], np.dtype(float))
-    images = with_statistics(source.spec.load_images(), other)
+    load = Digits.load
+
+    def darker(*args):
+        return InMemory(load(*args).images // 2)
+
+    monkeypatch.setattr(Digits, "load", darker)
     own = source.config
     training = dataclasses.replace(own.training, init_from=str(trained))
     started = dataclasses.replace(own, training=training)
-    for config, step, expected in (
-        (own, 0, other),
-        (own, 4, source.condition_values),
-        (started, 0, source.condition_values),
-    ):
-        prepared = task_of(config).prepare(config, trained, step, images)
-        assert prepared.condition_values == expected
+    for config, step in ((own, 4), (started, 0)):
+        assert loop.load(config, trained, step).condition_values == source.condition_values
+    assert loop.load(own, trained, 0).condition_values.centre[0] < 45
 
 
 def test_numbers_and_files_are_conditions_in_the_unit_of_the_data(trained, tmp_path):

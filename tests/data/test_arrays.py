@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from helpers.refusals import assert_refused
 
-from ddpm_jax.data import arrays, loading
+from ddpm_jax.data import loading, scaled_images
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.loading import InMemory, OnDisk
 from ddpm_jax.data.pixels import to_floats
-from ddpm_jax.data.values import LEVELS
+from ddpm_jax.data.values import LEVELS, scaled_values
 
 SHAPE = (4, 6, 2)
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_uint8_are_levels_as_of_image_files(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 1000, 2**24])
 def test_the_range_of_each_channel_is_computed(tmp_path, monkeypatch, block_bytes):
-    monkeypatch.setattr(arrays, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(scaled_images, "BLOCK_BYTES", block_bytes)
     images = load(save(tmp_path / "x.npz", labels=LABELS))
     x = every(images)
     assert x.dtype == np.float32
@@ -63,7 +63,7 @@ def test_the_range_of_each_channel_is_computed(tmp_path, monkeypatch, block_byte
 
 @pytest.mark.parametrize("block_bytes", [1, 1000, 2**24])
 def test_the_mean_and_deviation_of_each_channel_are_computed(tmp_path, monkeypatch, block_bytes):
-    monkeypatch.setattr(arrays, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(scaled_images, "BLOCK_BYTES", block_bytes)
     images = load(save(tmp_path / "x.npy"), scaling="deviation")
     np.testing.assert_allclose(images.values.centre, FLOATS.mean((0, 1, 2), float), rtol=1e-6)
     np.testing.assert_allclose(images.values.spread, FLOATS.std((0, 1, 2), float), rtol=1e-6)
@@ -220,3 +220,35 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     constant = save(tmp_path / "constant.npz", np.full((3, *SHAPE), 0.1))
     with pytest.raises(ValueError, match=r"Channel 0 of .* has the same value"):
         load(constant, scaling="deviation")
+
+
+SAVED = scaled_values("deviation", [(0.0, 2.0), (300.0, 50.0)], np.dtype(np.float32))
+
+
+def test_a_saved_scale_replaces_one_that_is_not_computed(tmp_path):
+    # The second channel is constant, so its own deviation would be 0.
+    constant = FLOATS * [1, 0] + np.float32([0, 350])
+    save(tmp_path / "x.npz", constant)
+    images = Arrays(path=str(tmp_path / "x.npz"), scaling="deviation").load_as((4, 6), 2, SAVED)
+    assert images.values == SAVED
+    np.testing.assert_allclose(every(images)[..., 1], 1)
+
+
+def test_data_in_another_unit_than_a_saved_scale_are_refused(tmp_path):
+    source = Arrays(path=str(tmp_path / "x.npz"), scaling="deviation")
+    save(tmp_path / "x.npz", FLOATS - [0, 1000])
+    with pytest.raises(ValueError, match="are not in the unit of those of the trained network"):
+        source.load_as((4, 6), 2, SAVED)
+    # Integers have another scale, which check_values refuses.
+    save(tmp_path / "x.npz", np.int16(FLOATS))
+    assert source.load_as((4, 6), 2, SAVED).values.dtype == "int16"
+
+
+def test_images_of_few_levels_are_named_with_the_setting_for_them(tmp_path, capsys):
+    masks = LEVELS_ARRAY % 2
+    load(save(tmp_path / "x.npz", LEVELS_ARRAY))
+    load(save(tmp_path / "x.npz", masks), scaling="range")
+    assert "network sees" not in capsys.readouterr().err
+    load(save(tmp_path / "x.npz", masks))
+    expected = "x.npz have levels from 0 to 1 of 0 to 255, which the network sees as -1 to -0.992: "
+    assert f"{expected}set --data.scaling range unless that is meant.\n" in capsys.readouterr().err

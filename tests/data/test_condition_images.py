@@ -83,6 +83,14 @@ def test_paired_arrays_are_scaled_and_enlarged(tmp_path):
     np.testing.assert_allclose(floats.condition_values.to_values(x), heights, rtol=1e-5)
 
 
+def test_masks_of_few_levels_are_named(tmp_path, capsys):
+    _ = load(tmp_path, "image", conditions=IMAGES).condition_values
+    _ = load(tmp_path, "image", conditions=IMAGES > 99).condition_values
+    assert "network sees" not in capsys.readouterr().err
+    _ = load(tmp_path, "image", conditions=np.uint8(IMAGES > 99)).condition_values
+    assert "from 0 to 1 of 0 to 255, which the network sees as -1 to" in capsys.readouterr().err
+
+
 def test_given_images_are_read_in_the_unit_of_the_data():
     values = scaled_values("range", [(0.0, 10.0)], np.dtype(np.float32))
     image = np.full((2, 4, 1), 5.0)
@@ -111,6 +119,6 @@ def test_condition_images_that_do_not_fit_are_refused(tmp_path):
     ):
         load(tmp_path, "image", conditions=IMAGES[:11, :2, :4])
     with pytest.raises(ValueError, match=r"Channel 1 of the conditions of .*: leave it out\."):
-        load(tmp_path, "image", conditions=IMAGES * np.array([1.0, 0.0, 1.0]))
+        _ = load(tmp_path, "image", conditions=IMAGES * np.array([1.0, 0.0, 1.0])).condition_values
     with pytest.raises(ValueError, match="grey copies are of levels from 0 to 255, which this"):
         load(tmp_path, "grey", IMAGES.astype(float))

@@ -10,12 +10,13 @@ import pytest
 from helpers.refusals import assert_refused
 from PIL import Image
 
-from ddpm_jax.data import loading
+from ddpm_jax.data import loading, scaled_images
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.conditions import load_conditioned, with_statistics
+from ddpm_jax.data.conditions import load_conditioned, with_condition, with_condition_values
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.huggingface import HuggingFace
+from ddpm_jax.data.loading import InMemory, Rows
 from ddpm_jax.data.values import LEVELS, scaled_values
 
 RNG = np.random.default_rng(0)
@@ -97,6 +98,19 @@ def test_skipped_images_take_their_vectors_along(tmp_path, monkeypatch, on_disk)
         every(load(path, max_corrupt_fraction=0.05))
 
 
+def test_conditions_stay_memory_mapped_when_images_are_skipped(tmp_path):
+    broken = IMAGES.astype(np.float32)
+    broken[4] = np.nan
+    np.save(tmp_path / "x.npy", broken)
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    options = {"condition_path": str(tmp_path / "vectors.npy"), "max_corrupt_fraction": 0.1}
+    conditions = load(tmp_path / "x.npy", **options).conditions
+    assert isinstance(conditions, Rows)
+    assert isinstance(conditions.array, np.memmap)
+    np.testing.assert_array_equal(conditions[np.array([3, 4])], VECTORS[[3, 5]])
+    assert conditions.shape == (19, 3)
+
+
 def test_columns_of_a_parquet_file_are_a_vector(tmp_path):
     table = {
         "image": [png(10 * i) for i in range(6)],
@@ -128,12 +142,28 @@ def test_brightness_is_the_mean_level(monkeypatch):
 def test_conditions_of_other_images_take_the_statistics_of_training():
     images = load_conditioned(Digits(condition="brightness"), 8, 1)
     other = scaled_values("deviation", [(100.0, 50.0)], np.dtype(float))
-    changed = with_statistics(images, other)
+    changed = with_condition_values(images, other)
     levels = every(images, "image").mean((1, 2, 3), keepdims=True)[:, 0, 0]
     np.testing.assert_allclose(every(changed), (levels - 100) / 50, rtol=1e-5, atol=1e-5)
-    assert with_statistics(images, None) is images
+    assert with_condition_values(images, None) is images
     with pytest.raises(ValueError, match="but the network was trained on levels 0 to 255: give"):
-        with_statistics(images, LEVELS)
+        with_condition_values(images, LEVELS)
+
+
+class Unread(InMemory):
+    """Images that may not be read."""
+
+    def read(self, indices):
+        raise AssertionError
+
+
+def test_a_saved_scale_replaces_one_that_is_not_computed(tmp_path):
+    """The second number of this split is constant, so its own deviation would be 0."""
+    saved = scaled_values("deviation", [(5.0, 2.0), (-300.0, 40.0), (0.0, 1.0)], np.dtype(float))
+    constant = save(tmp_path / "x.npz", conditions=VECTORS * [1, 0, 1] + [0, -260, 0])
+    np.testing.assert_allclose(every(with_condition_values(load(constant), saved))[:, 1], 1)
+    digits = with_condition(Digits(condition="brightness"), Unread(IMAGES))
+    assert with_condition_values(digits, saved).condition_values == saved
 
 
 def test_conditions_that_do_not_fit_are_refused(tmp_path):
@@ -158,7 +188,7 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path):
         (npz("names", classes=np.array(["a"])), "`classes` of .* is <U1 .*: give `labels`, and a"),
         (npz("few_names", labels=np.arange(20) % 2, classes=np.array(["a"])), "give `labels`, and"),
     ]
-    assert_refused(load, cases)
+    assert_refused(lambda path: load(path).condition_values, cases)
     with pytest.raises(
         ValueError, match="Brightness and grey copies are of levels from 0 to 255, which"
     ):
@@ -170,9 +200,10 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path):
 def test_no_scale_is_computed_of_numbers_that_are_not_finite(tmp_path, monkeypatch):
     """Images that stay on disk are not decoded before the scale of their conditions."""
     monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
-    vectors = np.where(np.eye(20, 3) == 1, np.nan, VECTORS)
+    monkeypatch.setattr(scaled_images, "BLOCK_BYTES", 1)
+    vectors = np.where(np.eye(20, 3, -17) == 1, np.nan, VECTORS)
     with pytest.raises(ValueError, match=r"big.npz\) has values that are not finite: replace them"):
-        load(save(tmp_path / "big.npz", conditions=vectors))
+        _ = load(save(tmp_path / "big.npz", conditions=vectors)).condition_values
 
 
 def test_a_path_of_conditions_needs_a_condition(tmp_path):

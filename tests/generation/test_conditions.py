@@ -9,12 +9,15 @@ from helpers.nets import SMALLEST, draw
 from helpers.refusals import assert_refused
 from helpers.saved_runs import NET, small_recipe
 
+from ddpm_jax.data.arrays import Arrays
+from ddpm_jax.data.conditions import with_condition
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.values import LEVELS, scaled_values
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.conditions import (
     check_condition_settings,
-    check_conditions,
+    check_given_size,
     read_conditions,
 )
 from ddpm_jax.generation.generate import generate
@@ -106,13 +109,14 @@ def test_a_network_and_its_data_have_the_same_condition():
     check_condition_settings(ONE, brightness)
     with pytest.raises(ValueError, match=r"does not take data.condition brightness"):
         small_recipe(data=brightness)
-    net = dataclasses.replace(ONE, image_size=8)
-    images = small_recipe(model=net, data=brightness).load_images()
-    check_conditions(net, images)
+    given = with_condition(
+        Arrays(path="x.npz", condition="vector"), InMemory(ROWS[:, :, None], conditions=ROWS)
+    )
+    check_given_size(VECTORS, given)
     with pytest.raises(
-        ValueError, match=r"have 1 numbers, but the network takes 2: set --model.vec"
+        ValueError, match=r"have 2 numbers, but the network takes 1: set --model.vector-size 2"
     ):
-        check_conditions(dataclasses.replace(net, vector_size=2), images)
+        check_given_size(ONE, given)
 
 
 SUPER = dataclasses.replace(SMALLEST, condition_channels=1, condition_noise=0.5)

@@ -12,8 +12,8 @@ from helpers.pretrained import fixture
 from helpers.saved_runs import NET, random_params, save_run, small_recipe
 
 from ddpm_jax.cli.recipes import load_recipe
-from ddpm_jax.data.arrays import ScaledImages
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.data.values import scaled_values
 from ddpm_jax.devices import parallel
 from ddpm_jax.devices.parallel import Parallel
@@ -61,9 +61,10 @@ def test_values_of_another_scale_are_named(pretrained, capsys):
     config = with_pretrained_network(DIGITS, str(pretrained))
     levels = InMemory(np.zeros((1, 8, 8, 1), np.uint8))
     warn_of_other_values(config, levels)
-    warn_of_other_values(DIGITS, ScaledImages(levels, scaled_values("range", [(0.0, 1.0)], SHORT)))
+    other = ScaledImages(levels, scaled_values("range", [(0.0, 1.0)], SHORT))
+    warn_of_other_values(DIGITS, other)
     assert capsys.readouterr().err == ""
-    warn_of_other_values(config, ScaledImages(levels, scaled_values("range", [(0.0, 1.0)], SHORT)))
+    warn_of_other_values(config, other)
     expected = "was trained on other values (levels 0 to 255) than these (int16, middle and"
     assert expected in capsys.readouterr().err
 

@@ -14,9 +14,9 @@ from helpers.saved_runs import RECIPE, save_run, small_recipe
 from PIL import Image
 
 from ddpm_jax.config import Checkpoint, Log, Training
-from ddpm_jax.data.arrays import ScaledImages
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.data.values import scaled_values
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runs import checkpoints, loop, manifest, metrics, saved_steps
