@@ -17,8 +17,11 @@ from ddpm_jax.training.augmentation import (
     augment,
     describe,
     draw_parameters,
+    move_pixels,
+    names_of,
     recolour,
     resample,
+    whole_pixels,
 )
 from ddpm_jax.training.step import model_loss
 
@@ -39,6 +42,7 @@ def parameters(n=3, **given):
 
 def test_images_as_they_are_keep_their_bits_and_have_no_numbers():
     none = parameters()
+    np.testing.assert_array_equal(move_pixels(IMAGES, none), IMAGES)
     np.testing.assert_array_equal(resample(IMAGES, none), IMAGES)
     np.testing.assert_allclose(recolour(IMAGES, none), IMAGES, atol=1e-6)
     np.testing.assert_array_equal(describe(none), np.zeros((3, AUGMENTATION_NUMBERS)))
@@ -46,13 +50,16 @@ def test_images_as_they_are_keep_their_bits_and_have_no_numbers():
 
 def test_no_key_is_used_twice():
     with jax.debug_key_reuse(True):
-        draw_parameters(jax.random.split(jax.random.key(0), 2), KINDS, 0.5)
+        draw_parameters(jax.random.split(jax.random.key(0), 2), NAMES, 0.5)
 
 
 def mirrored(images, rows, columns):
     """Images moved down and right by whole pixels, mirrored at the borders."""
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), "reflect")
     return padded[:, 4 - rows : 12 - rows, 4 - columns : 12 - columns]
+
+
+FLIPPED_AND_TURNED = np.rot90(IMAGES[:, :, ::-1], 1, (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -64,26 +71,49 @@ def mirrored(images, rows, columns):
         ({"turn": 2}, np.rot90(IMAGES, 2, (1, 2))),
         ({"turn": 3}, np.rot90(IMAGES, 3, (1, 2))),
         ({"shift": [1, 0]}, mirrored(IMAGES, 0, 1)),
-        ({"shift": [0, -1]}, mirrored(IMAGES, -1, 0)),
-        ({"translation": [2, 0]}, mirrored(IMAGES, 0, 2)),
+        ({"shift": [0, 1]}, mirrored(IMAGES, -1, 0)),
+        ({"x_flip": 1, "turn": 1, "shift": [1, 0]}, mirrored(FLIPPED_AND_TURNED, 0, 1)),
+        ({"translation": [2, 1]}, mirrored(IMAGES, 1, 2)),
         ({"rotation": 0.5}, np.rot90(IMAGES, 1, (1, 2))),
         ({"rotation": 1}, np.rot90(IMAGES, 2, (1, 2))),
     ],
 )
 def test_pixels_that_stay_pixels_are_moved(given, expected):
-    moved = resample(IMAGES, parameters(**given))
+    moved = resample(move_pixels(IMAGES, parameters(**given)), parameters(**given))
     exact = not {"rotation"} & set(given)
     np.testing.assert_allclose(moved, expected, atol=1e-6 if exact else 1e-5)
 
 
-def test_scaling_and_stretching_enlarge_about_the_centre():
-    ramp = jnp.broadcast_to(jnp.arange(8.0)[None, None, :, None] - 3.5, (3, 8, 8, 1))
-    both = jnp.concatenate([ramp, ramp.swapaxes(1, 2)], -1)  # x and y of each pixel
-    enlarged = np.asarray(resample(both, parameters(scale=5)))  # by a factor of 2
-    np.testing.assert_allclose(enlarged, np.asarray(both) / 2, atol=1e-5)
-    stretched = np.asarray(resample(both, parameters(stretch=[5, 0])))[:, 3:5]
-    np.testing.assert_allclose(stretched[..., 0], np.asarray(both)[:, 3:5, :, 0] / 2, atol=1e-5)
-    np.testing.assert_allclose(stretched[..., 1], np.asarray(both)[:, 3:5, :, 1] * 2, atol=1e-5)
+RAMP = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None] - 7.5, (1, 16, 16, 1))
+PLACES = jnp.concatenate([RAMP, RAMP.swapaxes(1, 2)], -1)
+"""The x and y of each pixel, from the centre."""
+
+
+def rotation(angle):
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def test_pixels_are_taken_from_the_places_of_edm():
+    """Translate back first, then stretch, rotate and scale back (G_inv of EDM's augment.py)."""
+    w, r, turn, scale = -0.7, 0.3, 0.2, -1.5
+    given = {"stretch": [w, r], "rotation": turn, "scale": scale, "translation": [0.5, -0.25]}
+    moved = np.asarray(resample(PLACES, parameters(1, **given)))[0]
+    stretch = 2 ** (0.2 * w)
+    inverse = np.eye(2) / 2 ** (0.2 * scale) @ rotation(np.pi * turn)
+    inverse @= rotation(-np.pi * r) @ np.diag([1 / stretch, stretch]) @ rotation(np.pi * r)
+    places = (np.asarray(PLACES[0]) - [1, -0.5]) @ inverse.T
+    inside = (np.abs(places) < 7).all(-1)
+    assert inside.sum() > 100
+    np.testing.assert_allclose(moved[inside], places[inside], atol=1e-4)
+
+
+def test_shifts_are_told_as_they_are_rounded():
+    shift = jnp.asarray([[0.2, 0.6], [0.3, -0.9]], jnp.float32)
+    # The largest shift is 2 pixels of 16 columns, and 1 pixel of 8 rows.
+    np.testing.assert_array_equal(whole_pixels(shift, 8, 16), [[0, 1], [0.5, -1]])
+    keys = jax.random.split(jax.random.key(0), 40)
+    _, numbers = augment(keys, jnp.zeros((40, 8, 8, 1)), ("blitting",), 0.9)
+    assert set(np.unique(numbers[:, 4:6])) == {-1, 0, 1}
 
 
 def test_colours_are_moved_along_and_about_the_grey_axis():
@@ -105,17 +135,38 @@ def test_colours_are_moved_along_and_about_the_grey_axis():
 
 
 def test_each_transformation_is_told_by_numbers_of_its_own():
-    told = {name: np.asarray(describe(parameters(**{name: 0.25})))[0] != 0 for name in NAMES}
+    values = {"turn": 2}
+    told = {
+        name: np.asarray(describe(parameters(**{name: values.get(name, 0.25)})))[0] != 0
+        for name in NAMES
+    }
     columns = np.stack(list(told.values()))
     assert columns.shape == (len(NAMES), AUGMENTATION_NUMBERS)
     np.testing.assert_array_equal(columns.sum(0), np.ones(AUGMENTATION_NUMBERS))
+
+
+def test_turns_are_told_by_the_flips_of_edm():
+    turns = [describe(parameters(turn=turn))[0, 2:4].tolist() for turn in range(4)]
+    assert turns == [[0, 0], [1, 0], [1, 1], [0, 1]]
+
+
+def test_images_are_told_only_the_colours_that_they_have():
+    hidden = {channels: set(NAMES) - names_of(KINDS, channels) for channels in (1, 2, 3)}
+    assert hidden == {1: {"hue", "saturation"}, 2: {"hue"}, 3: set()}
+
+
+def test_half_of_the_stretches_are_along_an_axis():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    direction = draw_parameters(keys, ("stretch",), 0.999)["stretch"][:, 1]
+    assert abs(np.mean(direction == 0) - 0.5) < 0.05
+    assert -1 < direction.min() < -0.9
 
 
 def test_transformations_of_the_chosen_kinds_are_drawn_with_their_probability():
     n = 4000
     keys = jax.random.split(jax.random.key(0), n)
     for kind in KINDS:
-        drawn = draw_parameters(keys, (kind,), 0.25)
+        drawn = draw_parameters(keys, MEMBERS[kind], 0.25)
         for name, values in drawn.items():
             values = np.asarray(values)
             if name not in MEMBERS[kind]:
@@ -127,8 +178,8 @@ def test_transformations_of_the_chosen_kinds_are_drawn_with_their_probability():
             assert abs(changed - 0.25 * share) < 0.03, name
             if share == 1:
                 assert len(np.unique(values[:, 0])) > 800, name
-    again = draw_parameters(keys[::-1], KINDS, 0.25)["scale"][::-1]
-    np.testing.assert_array_equal(again, draw_parameters(keys, KINDS, 0.25)["scale"])
+    again = draw_parameters(keys[::-1], NAMES, 0.25)["scale"][::-1]
+    np.testing.assert_array_equal(again, draw_parameters(keys, NAMES, 0.25)["scale"])
 
 
 NET = dataclasses.replace(SMALLEST, channels=3, augmentation=KINDS, augmentation_probability=0.5)
