@@ -23,27 +23,37 @@ def read_vectors(table: pa.Table, columns: tuple[str, ...], name: str) -> np.nda
 
 
 def _read_column(values: pa.ChunkedArray, column: str, name: str) -> np.ndarray:
-    """The numbers (n, k) of one column, where k is 1 unless it holds lists."""
+    """The numbers (n, k) of one column, where k is 1 unless it holds lists; NaN for a null list."""
+    import pyarrow.compute as pc
+
+    array = values.combine_chunks()
+    described = f"column {column!r} of {name}"
+    if not is_list(array.type):
+        return _floats(array, described)[:, None]
+    lengths = set(pc.list_value_length(array).drop_null().to_pylist())
+    check(
+        len(lengths) == 1 and 0 not in lengths,
+        f"The lists in {described} have different lengths or hold nothing: give each image a list "
+        "of the same length, or null to leave it out.",
+    )
+    vectors = np.full((len(array), lengths.pop()), np.nan)
+    is_present = array.is_valid().to_numpy(zero_copy_only=False)
+    vectors[is_present] = _floats(array.flatten(), described).reshape(-1, vectors.shape[1])
+    return vectors
+
+
+def _floats(numbers: pa.Array, described: str) -> np.ndarray:
+    """Numbers or booleans in float64; NaN for null."""
     import pyarrow as pa
 
-    if is_list(values.type):
-        lengths = set(values.combine_chunks().value_lengths().to_pylist())
-        check(
-            len(lengths) == 1 and None not in lengths,
-            f"The lists in column {column!r} of {name} have different lengths: give each image a "
-            "list of the same length.",
-        )
-        numbers = values.combine_chunks().flatten()
-    else:
-        numbers = values.combine_chunks()
     check(
         is_number(numbers.type) or pa.types.is_floating(numbers.type),
-        f"Column {column!r} of {name} holds {values.type}: choose --data.condition-columns of "
+        f"The values in {described} are {numbers.type}: choose --data.condition-columns of "
         "numbers, or of lists of numbers.",
     )
     if pa.types.is_boolean(numbers.type):
         numbers = numbers.cast(pa.uint8())
-    return numbers.cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    return numbers.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -130,6 +130,22 @@ def test_columns_of_a_parquet_file_are_a_vector(tmp_path):
     np.testing.assert_array_equal(images.labels, table["label"])
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float64(), 2)])
+def test_a_null_list_counts_as_an_image_that_may_be_left_out(tmp_path, kind):
+    lists = [[i / 5, i / 7] for i in range(4)]
+    places = pa.array([None, *lists[:2], None, *lists[2:], [0.25, None]], kind)
+    table = pa.table({"image": [png(10 * i) for i in range(7)], "place": places})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=3)
+    source = HuggingFace(
+        path=str(tmp_path / "x.parquet"), condition="vector", condition_columns=("place",)
+    )
+    with pytest.raises(ValueError, match=r"3 of 7 images cannot be used.* row 0 .* 2 values that"):
+        load_conditioned(source, 4, 1)
+    images = load_conditioned(dataclasses.replace(source, max_corrupt_fraction=0.5), 4, 1)
+    np.testing.assert_array_equal(images.conditions[np.arange(4)], lists)
+    np.testing.assert_array_equal(every(images, "image")[:, 0, 0, 0], [10, 20, 40, 50])
+
+
 def test_brightness_is_the_mean_level(monkeypatch):
     images = load_conditioned(Digits(condition="brightness"), 8, 1)
     levels = every(images, "image").mean((1, 2, 3), keepdims=True)[:, 0, 0]
@@ -224,8 +240,14 @@ def test_columns_that_do_not_fit_are_refused(tmp_path):
 
     cases = [
         (("size",), "x.parquet has no column 'size': choose --data.condition-columns among name"),
-        (("name",), "Column 'name' of .* holds string: choose --data.condition-columns of numbers"),
-        (("list",), "The lists in column 'list' of .* have different lengths: give each image a"),
+        (
+            ("name",),
+            "values in column 'name' of .* are string: choose --data.condition-columns of num",
+        ),
+        (
+            ("list",),
+            "The lists in column 'list' of .* have different lengths or hold nothing: give",
+        ),
         (("age",), r"1 of 2 images .* in row 1 .*, in its condition, has 1 values that are not"),
         ((), "data.condition vector and data.condition_columns go together: set both or neither"),
     ]
