@@ -17,7 +17,7 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.evaluation import bits_per_dim, loss_bands, ode_likelihood
 from ddpm_jax.evaluation.results import SPEED_RUNS
 from ddpm_jax.figures import plots
-from ddpm_jax.generation.conditions import blank_conditions, conditions_at
+from ddpm_jax.generation.conditions import blank_conditions, conditions_at, parts_of
 from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import step_count
@@ -48,10 +48,16 @@ def describe_samples(spec: ModelSpec, options: EvaluateOptions) -> dict[str, Any
     seeds = ", ".join(map(str, options.sampling_seeds))
     guidance = f", guidance {sampling.guidance_scale:g}" if sampling.guided else ""
     labels = ", all classes in turn" if spec.model.num_classes else ""
+    conditions = None
+    if parts_of(spec.model):
+        # `draw` takes them from the images that the samples are compared with.
+        conditions = "those of reference images"
+        labels = f", conditions: {conditions}"
     return {
         "samples": f"{sampling.sampler} with {steps} steps{guidance}{labels}, seed {seeds}",
         "sampling": sampling_settings(spec),
         "seeds": list(options.sampling_seeds),
+        "conditions": conditions,
     }
 
 

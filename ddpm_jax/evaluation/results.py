@@ -26,7 +26,15 @@ LABELS = {
 """{number: its name in a table}."""
 SPEED_RUNS = 3
 """Batches that are timed."""
-OF_SAMPLES = ("n", "features", "features_weights", "features_resize", "against", "sampling")
+OF_SAMPLES = (
+    "n",
+    "features",
+    "features_weights",
+    "features_resize",
+    "against",
+    "sampling",
+    "conditions",
+)
 OF_BITS = ("bits_num", "against", "variance")
 OF_LOSS = ("bits_num", "against", "objective")
 MADE_WITH = {

@@ -16,7 +16,7 @@ from ddpm_jax.devices import hosts
 from ddpm_jax.evaluation.features import Features, load_features
 from ddpm_jax.evaluation.measures import Measure, check_count, measure, prepare
 from ddpm_jax.evaluation.reference import Reference, feature_vectors
-from ddpm_jax.generation.conditions import conditions_at
+from ddpm_jax.generation.conditions import conditions_at, parts_of
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.models import Params
 from ddpm_jax.runs.grids import shortened
@@ -68,9 +68,17 @@ class Evaluator:
 
     @property
     def _indices(self) -> np.ndarray:
-        """The training images whose conditions the samples have."""
+        """The training images whose conditions the samples have: the batch after the reference."""
         config = self._config
-        return batch_indices(config.training.seed, 0, config.evaluation.num, len(self._images))
+        return batch_indices(config.training.seed, 1, config.evaluation.num, len(self._images))
+
+    @property
+    def _conditions(self) -> str | None:
+        """Which images give the conditions; None for a network without any but labels."""
+        if not parts_of(self._config.model):
+            return None
+        others = len(self._images) >= 2 * self._config.evaluation.num
+        return "those of other images" if others else "those of reference images too"
 
     def __call__(self, params: Params) -> Distances:
         """Measure the samples of a network."""
@@ -98,6 +106,8 @@ class Evaluator:
             "weights": self._features.weights,
             "sampling": to_json(shortened(self._config)),
         }
+        if self._conditions is not None:
+            made_with["conditions"] = self._conditions
         return {**result._asdict(), "made_with": made_with}
 
 

@@ -224,6 +224,7 @@ def test_small_numbers_keep_their_digits_and_an_error_beside_a_mean_is_that_of_o
         ({"against_images": "abd"}, "against (digits, 20 images; digits, 20 images)"),
         ({"sampling": {"sampler": "ddim", "steps": 6}}, "sampling.steps (5; 6)"),
         ({"sampling": None}, "sampling.sampler (ddim; drawn elsewhere)"),
+        ({"conditions": "those of others"}, "conditions (None; those of others)"),
     ],
 )
 def test_numbers_made_differently_are_refused(change, difference):

@@ -4,9 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.nets import SMALLEST
 from helpers.saved_runs import RECIPE, random_params
 
 from ddpm_jax.config import Checkpoint, Evaluation, Log
+from ddpm_jax.data.batches import batch_at
+from ddpm_jax.data.conditions import with_condition
+from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.evaluation.kid import kernel_distance
 from ddpm_jax.generation.generate import generate
@@ -42,6 +46,32 @@ def test_samples_of_the_runs_seed_are_compared_with_its_images():
     assert result.kid == pytest.approx(kernel_distance(vectors, reference).value, rel=1e-5)
     assert result.kid > 0.1
     assert result.frechet > 1
+
+
+def test_samples_have_the_conditions_of_other_images_if_there_are_enough(monkeypatch):
+    levels = np.arange(24, dtype=np.uint8).repeat(64).reshape(24, 8, 8, 1)
+    images = with_condition(Digits(condition="brightness"), InMemory(levels))
+    given = []
+
+    def drawn(*_, conditions, **__):
+        given.append(conditions["vector"])
+        return levels[None]
+
+    monkeypatch.setattr(evaluation, "generate", drawn)
+    model = dataclasses.replace(SMALLEST, image_size=8, vector_size=1)
+    for num, others in ((8, True), (20, False)):
+        config = dataclasses.replace(
+            CONFIG,
+            model=model,
+            data=Digits(condition="brightness"),
+            evaluation=Evaluation(every=2, num=num),
+        )
+        evaluator = Evaluator(config, images)
+        result = evaluator({})
+        reference = batch_at(images, config.training.seed, 0, num)["vector"]
+        assert np.isin(given[-1], reference).any() != others
+        named = evaluator.record(result)["made_with"]["conditions"]
+        assert named == f"those of {'other images' if others else 'reference images too'}"
 
 
 def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monkeypatch, capsys):
