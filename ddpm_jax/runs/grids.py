@@ -39,7 +39,7 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
     """Draw the samples of a grid during training, with the run's seed, as uint8 (n, h, w, c).
 
     A sample that is conditioned on an image has that image on its left and the original on its
-    right, in colour.
+    right, in colour. `log.channels` also choose those of a condition with as many channels.
     """
     beside = isinstance(images, ConditionedImages) and images.part == IMAGE
     num_images = -(-config.log.samples // 3) if beside else config.log.samples
@@ -59,7 +59,9 @@ def samples(config: Config, params: Params, images: ImageSet) -> np.ndarray:
     if not beside:
         return drawn
     batch = images.read(indices)
-    given = shown(condition_values_of(images), batch["condition_image"])
+    condition = batch["condition_image"]
+    same = channels if condition.shape[-1] == config.model.channels else ()
+    given = shown(condition_values_of(images), condition, same)
     original = shown(images.values, to_floats(batch["image"]), channels)
     return np.concatenate([in_colour(row) for row in (given, drawn, original)], 2)
 
@@ -119,8 +121,7 @@ def prediction_rows(
     Each row has eight images at eight noise levels. The prediction is the estimate of x0.
     """
     x0, xt, t = _noise_levels(config, images)
-    labels = jnp.arange(NUM_LEVELS, dtype=jnp.int32) % (config.model.num_classes or 1)
-    batch = images.read(np.arange(NUM_LEVELS) % len(images)) | {"label": labels}
+    batch = images.read(np.arange(NUM_LEVELS) % len(images))
     network = guided_network(config.model, params, config.model.condition_of(batch))
     prediction = _predict(config.objective, network, xt, t)
     rows = {"input": x0, "noisy": xt, "prediction": prediction}

@@ -4,11 +4,15 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+from helpers.nets import SMALLEST
 from helpers.saved_runs import random_params, small_recipe
 from PIL import Image
 
 from ddpm_jax.config import Log, Training
+from ddpm_jax.data.arrays import Arrays
+from ddpm_jax.data.conditions import with_condition
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.runs import grids, progress, tasks
@@ -173,3 +177,25 @@ def test_sample_steps_limits_the_steps_of_a_grid(monkeypatch):
         config = dataclasses.replace(CONFIG, objective=objective, sampling=sampling, log=log)
         grids.samples(config, {}, IMAGES)
         assert samplings[-1] == expected, sampling
+
+
+def test_prediction_rows_have_the_labels_of_their_images(monkeypatch):
+    labels = np.int32([5, 3, 1, 5, 2, 0, 4, 4, 1, 1, 1, 1])
+    conditions = []
+    monkeypatch.setattr(grids, "guided_network", lambda *given: conditions.append(given[2]))
+    monkeypatch.setattr(grids, "_predict", lambda objective, network, xt, t: xt)
+    grids.prediction_rows(CONFIG, {}, InMemory(IMAGES.images, labels))
+    np.testing.assert_array_equal(conditions[0], labels[:8])
+
+
+def test_grids_show_the_chosen_channels_of_condition_images(monkeypatch):
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 4, 4, 2)).astype(np.uint8)
+    monkeypatch.setattr(grids, "generate", lambda *_, **__: pixels[:2][None])
+    data = Arrays(path="x.npz", condition="reduced", reduction=2)
+    model = dataclasses.replace(SMALLEST, channels=2, condition_channels=2)
+    config = small_recipe(model=model, data=data, log=Log(samples=6, channels=(1,)))
+    images = with_condition(data, InMemory(pixels))
+    rows = grids.samples(config, {}, images)
+    given = to_uint8(images.read(np.arange(2))["condition_image"])
+    np.testing.assert_array_equal(rows[:, :, :4], given[..., 1:].repeat(3, -1))
+    np.testing.assert_array_equal(rows[:, :, 8:], pixels[:2, ..., 1:].repeat(3, -1))
