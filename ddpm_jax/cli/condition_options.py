@@ -40,23 +40,29 @@ class ConditionOptions:
     def _given(self, model: Model, values: Levels) -> list[np.ndarray]:
         """The given conditions, in the unit of the data."""
         numbers = _as_numbers(self.condition)
-        if numbers is None:
-            channels = model.condition_channels or 0
-            return [_read(Path(word), channels, values) for word in self.condition]
-        size = model.vector_size or 1
-        check(
-            len(numbers) % size == 0,
-            f"--condition has {len(numbers)} numbers: give {size} for each condition.",
-        )
-        return [numbers.reshape(-1, size)]
+        channels, size = model.condition_channels, model.vector_size
+        if numbers is not None and size is not None:
+            check(
+                len(numbers) % size == 0,
+                f"--condition has {len(numbers)} numbers: give {size} for each condition.",
+            )
+            return [numbers.reshape(-1, size)]
+        taken = f"{size} numbers for each image, or an .npy of rows"
+        if channels is not None:
+            taken = f"images of {channels} channels, in files or in an .npy"
+        for path in map(Path, self.condition):
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"There is no file {path}, and this network is conditioned on {taken}: give "
+                    "these to --condition."
+                )
+        return [_read(Path(word), channels or 0, values) for word in self.condition]
 
 
 def _read(path: Path, channels: int, values: Levels) -> np.ndarray:
     """Read an array, or an image in its own size."""
     if path.suffix.lower() in (".npy", ".npz") or channels not in COLOURS:
         return load_conditions(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}: check --condition.")
     check(
         values == LEVELS,
         f"{path} has levels from 0 to 255, but the condition of this network is in another unit "

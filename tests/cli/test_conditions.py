@@ -85,7 +85,7 @@ def test_a_condition_that_does_not_fit_ends_in_one_line(trained, tmp_path, capsy
         (tmp_path / "wide.npy",): "(3, 2), but the network takes 1 numbers: give an array (n, 1).",
         (tmp_path / "other.npz",): "other.npz holds rows: give an array `conditions`.",
         (tmp_path / "nowhere.npy",): "There is no file",
-        (1, tmp_path / "wide.npy"): "There is no file 1: check the path",
+        (1, tmp_path / "wide.npy"): "no file 1, and this network is conditioned on 1 numbers for",
         ("nan",): "The condition has values that are not finite",
         (60, 70, 80, "--num", 2): "--num 2 leaves out some of 3 conditions: raise --num.",
     }
@@ -98,7 +98,10 @@ def test_measures_use_the_conditions_of_the_reference_images(trained, tmp_path):
     out = tmp_path / "x.json"
     options = ("--num", 40, "--bits-num", 8, "--batch-size", 8, "--out", out)
     run(evaluate.main, "--ckpt", trained, "--measures", "kid", "loss", *options)
-    assert np.isfinite(json.loads(out.read_text())["loss"])
+    result = json.loads(out.read_text())
+    assert np.isfinite(result["loss"])
+    assert result["conditions"] == "those of reference images"
+    assert "conditions: those of reference images, seed 0" in result["samples"]
     source = open_run(str(trained))
     batch = batch_at(source.spec.load_images(), 0, 0, 8)
     params = source.params("ema")
@@ -144,4 +147,7 @@ def test_small_images_and_samples_of_another_network_are_conditions(upscaler, tm
     line = one_line(capsys, sample.main, *arguments)
     assert "trained with noise up to 0.3 on its condition image: lower condition_noise" in line
     line = one_line(capsys, sample.main, "--ckpt", upscaler, "--condition", tmp_path / "no.png")
-    assert f"There is no image {tmp_path / 'no.png'}: check --condition." in line
+    expected = "and this network is conditioned on images of 1 channels, in files or in an .npy: "
+    assert f"There is no file {tmp_path / 'no.png'}, {expected}give these" in line
+    line = one_line(capsys, sample.main, "--ckpt", upscaler, "--condition", 5)
+    assert f"There is no file 5, {expected}give these to --condition." in line
