@@ -67,7 +67,8 @@ def from_json(cls: type, value: Any, path: str) -> Any:
     """Build an instance of the settings class `cls`, or of the subclass that "kind" names.
 
     `path` is the dotted name of the settings, for messages. The `FORMER_FIELDS` of a class are left
-    out. Raise ValueError for unknown, missing or invalid settings.
+    out. Its `FORMER_VALUES` are those of settings that older files lack. Raise ValueError for
+    unknown, missing or invalid settings.
     """
     value = _object(value, path)
     base = next((base for base in KINDS if issubclass(cls, base)), None)
@@ -75,6 +76,7 @@ def from_json(cls: type, value: Any, path: str) -> Any:
         cls = find_kind(base, value.pop("kind", None), path)
     for name in getattr(cls, "FORMER_FIELDS", ()):
         value.pop(name, None)
+    value = getattr(cls, "FORMER_VALUES", {}) | value
     fields = dataclasses.fields(cls)
     unknown = sorted(set(value) - {field.name for field in fields})
     if unknown:

@@ -134,6 +134,7 @@ class ImageNetwork(Network):
 class Model(ImageNetwork):
     """Base class of the networks that denoise images. A subclass adds its hyperparameters."""
 
+    FORMER_VALUES: ClassVar = {"hidden_flag": False}
     denoises_latents: ClassVar[bool] = False
     """Whether the images are latents, whose size and channels are those of the network."""
 
@@ -146,6 +147,9 @@ class Model(ImageNetwork):
     """Length of a vector of numbers that images are conditioned on; None for no vector."""
     condition_channels: int | None = None
     """Channels of an image to concatenate to the input; None for no such image."""
+    hidden_flag: bool = True
+    """Tell a network with label dropout where that image is hidden, by a channel of 0 and 1.
+    Without it, as in runs from before this setting, a hidden image is a grey one."""
     condition_noise: float = 0.0
     """Largest noise s on that image in training, in [0, 1): sqrt(1 - s^2) c + s eps, with s uniform
     up to this. The network is told s."""
@@ -160,6 +164,9 @@ class Model(ImageNetwork):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.condition_channels is None or not self.label_dropout:
+            # The flag has no effect, so networks with and without it are equal.
+            object.__setattr__(self, "hidden_flag", True)
         if self.label_dropout and not self.takes_condition:
             raise ValueError(
                 "label_dropout drops labels, but this network has none: set num_classes too."
@@ -183,6 +190,17 @@ class Model(ImageNetwork):
             "condition_image": self.condition_channels,
         }
         return tuple(name for name, size in taken.items() if size is not None)
+
+    @property
+    def flags_hidden_image(self) -> bool:
+        """Whether a channel tells the network where its condition image is hidden."""
+        may_hide = self.condition_channels is not None and self.label_dropout > 0
+        return may_hide and self.hidden_flag
+
+    @property
+    def hidden_pixel(self) -> float:
+        """The number of which a hidden condition image consists."""
+        return NO_NUMBER if self.flags_hidden_image else 0.0
 
     @property
     def condition_settings(self) -> dict[str, Any]:
@@ -319,7 +337,7 @@ class Model(ImageNetwork):
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.
 
-        Its label is NO_CLASS, its vector NO_NUMBER, its image 0.
+        Its label is NO_CLASS, its vector NO_NUMBER, its image `hidden_pixel`.
         """
         if not self.label_dropout:
             return None
@@ -328,5 +346,5 @@ class Model(ImageNetwork):
             arrays["vector"] = jnp.full((n, self.vector_size), NO_NUMBER, jnp.float32)
         if self.condition_channels is not None:
             shape = (n, *sides(self.image_size), self.condition_channels)
-            arrays["condition_image"] = jnp.zeros(shape, jnp.float32)
+            arrays["condition_image"] = jnp.full(shape, self.hidden_pixel, jnp.float32)
         return self.condition_of(arrays)

@@ -15,21 +15,34 @@ AUGMENTATION_NUMBERS = 19
 NO_CLASS = -1
 """The label that stands for no class."""
 NO_NUMBER = float(jnp.finfo(jnp.float32).min)
-"""Each number of a vector that stands for none. NaN would end programs under jax_debug_nans."""
+"""Each number of a vector or an image that stands for none.
+
+NaN would end programs under jax_debug_nans.
+"""
 
 
 def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
     """The image to concatenate to images of this shape; zeros if it is hidden.
 
-    Raise ValueError if the network, a `Model`, needs one or takes another shape.
+    With `net.flags_hidden_image`, a last channel is 1 where the image is hidden. Raise ValueError
+    if the network, a `Model`, needs one or takes another shape.
     """
     shape = (*shape[:-1], net.condition_channels)
     image = parts.get("condition_image")
     if image is None:
         check(net.label_dropout > 0, "This network is conditioned on an image: give it one.")
-        return jnp.zeros(shape, jnp.float32)
+        image = jnp.full(shape, net.hidden_pixel, jnp.float32)
     check_shape(shape, condition_image=image)
-    return image
+    if not net.flags_hidden_image:
+        return image
+    return _flagged(image)
+
+
+def _flagged(numbers: Float[Array, "*b k"]) -> Float[Array, "*b m"]:
+    """Numbers with zeros where they are hidden, and a last one that is 1 there."""
+    is_hidden = numbers[..., :1] == NO_NUMBER
+    known = jnp.where(is_hidden, 0, numbers)
+    return jnp.concatenate([known, is_hidden.astype(known.dtype)], -1)
 
 
 def condition_numbers(net: Any, parts: Mapping[str, Any], n: Any) -> Float[Array, "n m"] | None:
@@ -59,11 +72,7 @@ def _vector(net: Any, vector: Any, n: Any) -> Float[Array, "n m"]:
         check(net.label_dropout > 0, "This network is conditioned on a vector: give it one.")
         vector = jnp.full((n, net.vector_size), NO_NUMBER, jnp.float32)
     check_shape((n, net.vector_size), vector=vector)
-    if not net.label_dropout:
-        return vector
-    is_hidden = vector[:, :1] == NO_NUMBER  # (n, 1)
-    known = jnp.where(is_hidden, 0, vector)
-    return jnp.concatenate([known, is_hidden.astype(known.dtype)], 1)
+    return _flagged(vector) if net.label_dropout else vector
 
 
 def add_condition_noise(
@@ -71,10 +80,16 @@ def add_condition_noise(
 ) -> dict[str, Array]:
     """Add noise to the image of a condition, sqrt(1 - std^2) c + std eps, and say how much.
 
-    This is the conditioning augmentation of cascades (section 4, Ho et al. 2022).
+    This is the conditioning augmentation of cascades (section 4, Ho et al. 2022). An image of
+    NO_NUMBER stays hidden, and its noise is 0.
     """
     image = condition["condition_image"]
     eps = draws.normal(draws.fold_in_name(keys, "condition"), image.shape[1:])
     s = std[:, None, None, None]
     noisy = jnp.sqrt(1 - s**2) * image + s * eps
-    return {**condition, "condition_image": noisy, "condition_noise": std}
+    is_hidden = image[:, :1, :1, :1] == NO_NUMBER  # (b, 1, 1, 1)
+    return {
+        **condition,
+        "condition_image": jnp.where(is_hidden, NO_NUMBER, noisy),
+        "condition_noise": jnp.where(is_hidden[:, 0, 0, 0], 0, std),
+    }

@@ -10,8 +10,10 @@ from helpers.nets import CONV_UNET, SMALLEST, apply, draw, inputs
 from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.conditions import add_condition_noise
+from ddpm_jax.settings_json import from_json, to_json
 from ddpm_jax.training.step import hide_conditions, model_loss
 
 VECTORS = dataclasses.replace(SMALLEST, vector_size=2)
@@ -113,10 +115,40 @@ def test_an_image_changes_the_output_of_its_own_image():
     assert np.abs(first[1] - second[1]).max() > 1e-3
     told = apply(net, params, xt, t, condition | {"condition_noise": jnp.array([0, 0.4])})
     assert np.abs(first[1] - told[1]).max() > 1e-3
-    # Without an image it is 0, and without a level there is no noise.
+    # Without an image it is hidden, and without a level there is no noise.
     np.testing.assert_array_equal(
         apply(net, params, xt, t), apply(net, params, xt, t, net.unconditional(2))
     )
+
+
+def test_a_hidden_image_is_told_apart_from_a_grey_one():
+    net, params = draw(SUPER)
+    xt, t, _ = inputs(net)
+    grey = net.condition_of({"condition_image": jnp.zeros((2, 4, 4, 2))})
+    assert np.abs(apply(net, params, xt, t, grey) - apply(net, params, xt, t)).max() > 1e-3
+
+
+def test_a_hidden_image_stays_hidden_under_noise():
+    keys = jax.random.split(jax.random.key(0), 2)
+    mixed = SUPER.unconditional(2)["condition_image"].at[1].set(IMAGE[1])
+    noisy = add_condition_noise(keys, {"condition_image": mixed}, jnp.full(2, 0.4))
+    np.testing.assert_array_equal(noisy["condition_image"][0], mixed[0])
+    np.testing.assert_array_equal(noisy["condition_noise"], np.float32([0, 0.4]))
+    assert np.abs(noisy["condition_image"][1]).max() < 10
+
+
+def test_saved_networks_without_the_flag_hide_an_image_by_zeros():
+    saved = to_json(SUPER)
+    del saved["hidden_flag"]
+    former = from_json(Model, saved, "model")
+    assert not former.hidden_flag
+    channels = {net.shapes()["conv_in"]["kernel"].shape[2] for net in (SUPER, former)}
+    assert channels == {3, 4}
+    assert not np.any(former.unconditional(2)["condition_image"])
+    # Networks that hide no image are the same with and without it.
+    plain = to_json(HIDING)
+    del plain["hidden_flag"]
+    assert from_json(Model, plain, "model") == HIDING
 
 
 def test_condition_noise_keeps_the_variance_and_comes_from_each_key():
