@@ -25,7 +25,6 @@ from ddpm_jax.data.scaled_images import (
     ScaledImages,
     check_unit,
     computed_pairs,
-    warn_of_few_levels,
 )
 from ddpm_jax.data.values import Levels, ScaledValues, Scaling, scaled_values, type_name
 from ddpm_jax.errors import check
@@ -122,8 +121,6 @@ class Arrays(DataSource):
             conditions=stored.conditions,
         )
         if stored.dtype == np.uint8 and self.scaling is None and not pairs:
-            remedy = "set --data.scaling range unless that is meant"
-            warn_of_few_levels(images, self.path, remedy)
             return images
         # Values of another type have a scale of their own, which `check_values` refuses.
         if isinstance(values, ScaledValues) and values.dtype == type_name(stored.dtype):

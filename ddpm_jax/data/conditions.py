@@ -188,8 +188,8 @@ def _image(images: ConditionedImages, indices: np.ndarray, x: np.ndarray) -> np.
 def _image_values(images: ConditionedImages) -> Levels:
     given = InMemory(images.conditions)
     if images.has_levels:
-        remedy = "store them as booleans or floats, which are scaled by their range, unless that is"
-        warn_of_few_levels(given, images.name, f"{remedy} meant")
+        remedy = "store them as booleans or floats, which are scaled by their range"
+        warn_of_few_levels(given, images.name, remedy)
         return LEVELS
     pairs = computed_pairs(given, "range", images.name, remedy="leave it out")
     return scaled_values("range", pairs, images.conditions.dtype)

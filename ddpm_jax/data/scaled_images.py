@@ -17,6 +17,8 @@ BLOCK_BYTES = 2**24
 """The size of the blocks that statistics are computed in."""
 DIGITS = 7
 """Significant digits of a computed mean or deviation: its last ones differ between computers."""
+FIRST_IMAGES = 64
+"""The number of images whose levels are looked at."""
 FEW_LEVELS = 64
 """The span of 8-bit levels below which they may be classes, or other small numbers."""
 FAR = 4.0
@@ -147,14 +149,16 @@ def _blocks(images: ImageSet) -> Iterator[np.ndarray]:
 def warn_of_few_levels(images: ImageSet, name: str, remedy: str) -> None:
     """Print to stderr, with the `remedy`, if 8-bit images use a small part of their levels.
 
-    Only the first block of images is read.
+    Only the first images are read.
     """
-    first = next(_blocks(images))
+    first = images.read(np.arange(min(len(images), FIRST_IMAGES)))["image"]
+    if first.dtype != np.uint8:
+        return
     low, high = int(first.min()), int(first.max())
     if high - low < FEW_LEVELS:
         seen_low, seen_high = LEVELS.to_network(np.array([low, high], np.uint8))
         print(
             f"The first images of {name} have levels from {low} to {high} of 0 to 255, which the "
-            f"network sees as {seen_low:.3g} to {seen_high:.3g}: {remedy}.",
+            f"network sees as {seen_low:.3g} to {seen_high:.3g}: unless that is meant, {remedy}.",
             file=sys.stderr,
         )

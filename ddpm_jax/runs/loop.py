@@ -14,6 +14,7 @@ from ddpm_jax.config import Config, RunConfig, config_to_json
 from ddpm_jax.data import Batch, ImageSet, check_classes, check_values, describe_classes
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.data.conditions import condition_values_of
+from ddpm_jax.data.scaled_images import warn_of_few_levels
 from ddpm_jax.data.values import LEVELS
 from ddpm_jax.devices import hosts, memory, parallel
 from ddpm_jax.devices.signals import StopSignal
@@ -162,6 +163,9 @@ def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
     with memory.explain_oom("the images of the data set", "use smaller or fewer images"):
         scales = saved_scales(config, folder, step)
         images = hosts.primary_first("data", partial(config.load_images, scales))
+        if not step:
+            remedy = "use --data arrays with --data.scaling range"
+            warn_of_few_levels(images, config.data.describe(), remedy)
         return task_of(config).prepare(config, folder, step, images)
 
 

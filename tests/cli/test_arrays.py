@@ -18,7 +18,7 @@ from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.evaluate import check_measures
 from ddpm_jax.generation.generate import generate
-from ddpm_jax.runs import grids
+from ddpm_jax.runs import grids, loop
 from ddpm_jax.runs.model_card import write_card
 from ddpm_jax.runs.sources import open_run
 
@@ -125,3 +125,23 @@ def test_clipping_of_standardised_values_is_refused():
             dataclasses.replace(config, data=data, sampling=sampling)
     unclipped = dataclasses.replace(config.sampling, clip_x0=False)
     assert dataclasses.replace(config, data=data, sampling=unclipped).data == data
+
+
+def test_images_of_few_levels_are_named_with_the_setting_for_them(tmp_path, capsys):
+    def load_run(images, step=0, **options):
+        np.savez(tmp_path / "x.npz", images=images)
+        data = Arrays(path=str(tmp_path / "x.npz"), **options)
+        loop.load(small_recipe(data=data), tmp_path, step)
+        return capsys.readouterr().err
+
+    levels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    expected = "x.npz have levels from 0 to 1 of 0 to 255, which the network sees as -1 to -0.992: "
+    advice = f"{expected}unless that is meant, use --data arrays with --data.scaling range.\n"
+    assert advice in load_run(levels % 2)
+    # The values are in order, or the run has told it at its start.
+    for others in (
+        load_run(levels),
+        load_run(levels % 2, scaling="range"),
+        load_run(levels % 2, 4),
+    ):
+        assert "network sees" not in others

@@ -12,11 +12,13 @@ from helpers.commands import draw, one_line, run, small_main
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli import sample
+from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.evaluation.solver_statistics import draw_batches
 from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.runs import grids, loop
@@ -57,6 +59,26 @@ def test_resume_and_a_run_that_starts_from_another_keep_its_statistics(trained, 
     for config, step in ((own, 4), (started, 0)):
         assert loop.load(config, trained, step).condition_values == source.condition_values
     assert loop.load(own, trained, 0).condition_values.centre[0] < 45
+
+
+def test_resume_with_a_vector_matches_an_uninterrupted_run(trained, tmp_path):
+    for steps in (2, 4):
+        run(small_main, *BRIGHTNESS, "--training.steps", steps, "--workdir", tmp_path)
+    for weights in ("raw", "ema"):
+        both = [open_run(str(folder)).params(weights) for folder in (trained, tmp_path)]
+        jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+def test_measures_and_statistics_compute_no_scale_of_their_own(trained, monkeypatch):
+    """All images of this split have one brightness, so their own deviation would be 0."""
+    white = InMemory(np.full((8, 8, 8, 1), 255, np.uint8))
+    monkeypatch.setattr(Digits, "load", lambda *_: white)
+    source = open_run(str(trained))
+    images, _ = evaluate.reference_of(source, EvaluateOptions())
+    expected = source.condition_values.to_network(np.full((8, 1), 255.0))
+    np.testing.assert_array_equal(images.read(np.arange(8))["vector"], expected)
+    size = (source.params("ema"), 8, 8, 0)
+    draw_batches(source.config, *size, condition_values=source.condition_values)
 
 
 def test_numbers_and_files_are_conditions_in_the_unit_of_the_data(trained, tmp_path):

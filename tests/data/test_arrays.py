@@ -242,13 +242,3 @@ def test_data_in_another_unit_than_a_saved_scale_are_refused(tmp_path):
     # Integers have another scale, which check_values refuses.
     save(tmp_path / "x.npz", np.int16(FLOATS))
     assert source.load_as((4, 6), 2, SAVED).values.dtype == "int16"
-
-
-def test_images_of_few_levels_are_named_with_the_setting_for_them(tmp_path, capsys):
-    masks = LEVELS_ARRAY % 2
-    load(save(tmp_path / "x.npz", LEVELS_ARRAY))
-    load(save(tmp_path / "x.npz", masks), scaling="range")
-    assert "network sees" not in capsys.readouterr().err
-    load(save(tmp_path / "x.npz", masks))
-    expected = "x.npz have levels from 0 to 1 of 0 to 255, which the network sees as -1 to -0.992: "
-    assert f"{expected}set --data.scaling range unless that is meant.\n" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from helpers.refusals import assert_refused
 from PIL import Image
 
-from ddpm_jax.data import loading, scaled_images
+from ddpm_jax.data import loading
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.conditions import load_conditioned, with_condition, with_condition_values
@@ -216,8 +216,7 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path):
 def test_no_scale_is_computed_of_numbers_that_are_not_finite(tmp_path, monkeypatch):
     """Images that stay on disk are not decoded before the scale of their conditions."""
     monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(scaled_images, "BLOCK_BYTES", 1)
-    vectors = np.where(np.eye(20, 3, -17) == 1, np.nan, VECTORS)
+    vectors = np.where(np.eye(20, 3) == 1, np.nan, VECTORS)
     with pytest.raises(ValueError, match=r"big.npz\) has values that are not finite: replace them"):
         _ = load(save(tmp_path / "big.npz", conditions=vectors)).condition_values
 
