@@ -5,7 +5,7 @@ name of its module. `load(image_size, channels)` returns images of one size as a
 What sources share: `decode` reads and resizes an image, `loading` decodes a whole set and skips
 corrupt images, `batches` makes each global batch a pure function of (seed, step), `pixels` converts
 between uint8 and float32, `values` maps any numbers to the inputs of a network and back,
-`conditions` adds what the images are conditioned on.
+`scaled_images` does so by statistics of a set, `conditions` adds what images are conditioned on.
 Imports only `errors`, `home` and `image_size`.
 """
 

@@ -209,10 +209,12 @@ def _values_of_images(images: ConditionedImages) -> Levels:
 
 KINDS: dict[ConditionKind, Kind] = {
     "vector": Kind(VECTOR, _vector_values, _vector, None),
-    "brightness": Kind(VECTOR, _brightness_values, _brightness, lambda channels: 1, True),
+    "brightness": Kind(
+        VECTOR, _brightness_values, _brightness, lambda channels: 1, needs_levels=True
+    ),
     "image": Kind(IMAGE, _image_values, _image, None),
     "reduced": Kind(IMAGE, _values_of_images, _reduced, lambda channels: channels),
-    "grey": Kind(IMAGE, _values_of_images, _grey, lambda channels: 1, True),
+    "grey": Kind(IMAGE, _values_of_images, _grey, lambda channels: 1, needs_levels=True),
 }
 """All that differs between the kinds of conditions, one row a kind."""
 
