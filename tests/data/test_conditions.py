@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import typing
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,15 @@ import pytest
 from helpers.refusals import assert_refused
 from PIL import Image
 
-from ddpm_jax.data import loading
+from ddpm_jax.data import ConditionKind, loading
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.batches import batch_at
-from ddpm_jax.data.conditions import load_conditioned, with_condition, with_condition_values
+from ddpm_jax.data.conditions import (
+    KINDS,
+    load_conditioned,
+    with_condition,
+    with_condition_values,
+)
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.data.loading import InMemory, Rows
@@ -219,6 +225,10 @@ def test_no_scale_is_computed_of_numbers_that_are_not_finite(tmp_path, monkeypat
     vectors = np.where(np.eye(20, 3) == 1, np.nan, VECTORS)
     with pytest.raises(ValueError, match=r"big.npz\) has values that are not finite: replace them"):
         _ = load(save(tmp_path / "big.npz", conditions=vectors)).condition_values
+
+
+def test_every_kind_of_conditions_has_a_row():
+    assert tuple(KINDS) == typing.get_args(ConditionKind)
 
 
 def test_a_path_of_conditions_needs_a_condition(tmp_path):
