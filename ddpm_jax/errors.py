@@ -30,10 +30,10 @@ def check_ascending(**ranges: Any) -> None:
             check(low <= high, f"{name} must be in ascending order, not {low} {high}.")
 
 
-def check_seed(seed: Any, name: str = "seed") -> None:
-    """Raise ValueError for a Python integer outside [0, 2**32). An array passes unread."""
+def check_seed(seed: Any, name: str = "seed", bits: int = 32) -> None:
+    """Raise ValueError for a Python integer outside [0, 2**bits). An array passes unread."""
     if isinstance(seed, numbers.Integral):
-        check(0 <= int(seed) < 2**32, f"{name} must be in [0, 2**32), not {seed}.")
+        check(0 <= int(seed) < 2**bits, f"{name} must be in [0, 2**{bits}), not {seed}.")
 
 
 def check_shape(shape: tuple[Any, ...], **arrays: Any) -> None:

@@ -26,6 +26,12 @@ def test_seeds_outside_32_bits_are_refused():
     assert_refused(check_seed, [(seed, message) for seed in (-1, 2**32, np.int64(2**32))])
 
 
+def test_seeds_of_pytorch_have_64_bits():
+    check_seed(2**64 - 1, bits=64)
+    cases = [(seed, r"^seed must be in \[0, 2\*\*64\), not ") for seed in (-1, 2**64)]
+    assert_refused(lambda seed: check_seed(seed, bits=64), cases)
+
+
 def test_arrays_that_jax_would_broadcast_are_refused():
     check_shape((2, 3), eps=np.zeros((2, 3)), weight=None)
     check_rows(2, label=np.zeros((2, 5)), batch={"a": np.zeros(2), "b": None})

@@ -44,7 +44,12 @@ class BatchedRunOptions(RunOptions):
 
     def __post_init__(self):
         check(self.batch_size >= 1, f"--batch-size must be at least 1, not {self.batch_size}.")
-        check_seed(self.seed, "--seed")
+        check_seed(self.seed, "--seed", self.seed_bits)
+
+    @property
+    def seed_bits(self) -> int:
+        """The number of bits of the largest seed."""
+        return 32
 
     def set_up_jax(self, num_images: int) -> None:
         """Configure JAX for `num_images` images, before its first use of a device."""

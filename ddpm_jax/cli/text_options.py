@@ -26,11 +26,11 @@ from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.own_settings import read_own_settings
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.sources import RunSource
-from ddpm_jax.runs.text_model import open_text_model
+from ddpm_jax.runs.text_model import open_text_model, without_weights
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import Request, draw_images, read_request
-from ddpm_jax.text_to_image.noise import NoiseKind
-from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, draw_with_maps
+from ddpm_jax.text_to_image.noise import NoiseKind, seed_bits
+from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, check_word_maps, draw_with_maps
 
 DEFAULT_OUT = Path("samples.png")
 
@@ -57,6 +57,8 @@ class TextOptions(LoraOptions, BatchedRunOptions):
     """Height in pixels; None for the network's own, or with --image for the image's."""
     width: int | None = None
     """Width in pixels; None as for the height."""
+    seed: int = 0
+    """Seed of all random numbers, in [0, 2**32), or in [0, 2**64) with --noise torch-*."""
     noise: NoiseKind = "jax"
     """jax: image i depends on seed and i. torch-cpu, torch-cuda: PyTorch's numbers for seed + i."""
     clip_skip: int = 0
@@ -80,6 +82,10 @@ class TextOptions(LoraOptions, BatchedRunOptions):
         check(self.num >= 1, f"--num must be at least 1, not {self.num}.")
         for path in self.out:
             image_grids.check_output(path)
+
+    @property
+    def seed_bits(self) -> int:
+        return seed_bits(self.noise)
 
     def map_files(self, total: int) -> list[Path]:
         """The files of the attention maps of each image; none unless they are asked for.
@@ -149,11 +155,6 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
-    # Check the options before the weights are loaded.
-    if isinstance(source, RunSource):
-        dataclasses.replace(source.spec, sampling=sampling)
-    else:
-        read_request(stable_diffusion.read_without_weights(source), request, sampling)
     map_files = options.map_files(request.total)
     for path in options.out:
         image_grids.check_output(path, request.total)
@@ -162,6 +163,7 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
         check_writable(path)
     loras = options.lora_files()
     options.set_up_jax(request.total)
+    _check_request(source, request, sampling, options.attention_maps)
     workload = f"batches of {options.batch_size} images"
     with memory.explain_oom(workload, "lower --batch-size"), _warnings_in_one_line():
         model = options.load(ckpt, run)
@@ -177,6 +179,20 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
             outputs[path] = functools.partial(_save_maps, images[i], maps[i])
         for path in write_all(outputs):
             print(path)
+
+
+def _check_request(
+    source: RunSource | Path, request: Request, sampling: Sampling, with_maps: bool
+) -> None:
+    """Raise ValueError for a request that does not fit the model, before its weights are loaded."""
+    if isinstance(source, RunSource):
+        dataclasses.replace(source.spec, sampling=sampling)
+        model = without_weights(source)
+    else:
+        model = stable_diffusion.read_without_weights(source)
+    read_request(model, request, sampling)
+    if with_maps:
+        check_word_maps(model, request.prompts)
 
 
 def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_seed
 
 TorchNoise = Literal["torch-cpu", "torch-cuda"]
 BLOCK = 16
@@ -30,7 +30,7 @@ def torch_normal(kind: str, seed: int, shapes: Sequence[tuple[int, ...]]) -> lis
     """
     valid = get_args(TorchNoise)
     check(kind in valid, f"Unknown noise {kind!r}: choose one of {', '.join(valid)}.")
-    check(0 <= seed < 2**64, f"The seed must be in [0, 2**64), not {seed}.")
+    check_seed(seed, "The seed", bits=64)
     draw = torch_cpu_normal if kind == "torch-cpu" else torch_cuda_normal
     return draw(seed, shapes)
 

@@ -63,6 +63,14 @@ class ClipText(Network):
     def example_inputs(self) -> tuple:
         return jnp.zeros((1, 1), jnp.int32), self.layers
 
+    def check_skip(self, skip: int) -> None:
+        """Raise ValueError if no layer is left, or for a negative number."""
+        if not 0 <= skip < self.layers:
+            raise ValueError(
+                f"The text encoder has {self.layers} layers, so it can skip 0 to "
+                f"{self.layers - 1} of them, not {skip}."
+            )
+
     def apply(
         self,
         params: Params,
@@ -80,11 +88,7 @@ class ClipText(Network):
                 f"The text encoder takes at most {self.max_length} tokens, not {ids.shape[1]}: "
                 "cut the text."
             )
-        if not 0 <= skip < self.layers:
-            raise ValueError(
-                f"The text encoder has {self.layers} layers, so it can skip 0 to "
-                f"{self.layers - 1} of them, not {skip}."
-            )
+        self.check_skip(skip)
         output: Any = self.module().apply({"params": params}, ids, self.layers - skip, dtype)
         return output.astype(jnp.float32)
 

@@ -29,6 +29,18 @@ def open_text_model(run: RunSource, params: Params, dtype: str = "float32") -> S
     return text_model(run.config, params, autoencoder, read_tokenizer(owner), scale, dtype)
 
 
+def without_weights(run: RunSource) -> StableDiffusion:
+    """The model of a checkpoint of a latent run, without parameters and with a scale of 1.
+
+    Raise FileNotFoundError if the tokenizer is lost.
+    """
+    assert isinstance(run.config, LatentConfig)
+    autoencoder = TrainedAutoencoder(run.folder, run.config.autoencoder.model, {}, "")
+    tokenizer_files = read_tokenizer(owner_of(run.config, run.folder))
+    params: Params = {"text_encoder": {}, "unet": {}}
+    return text_model(run.config, params, autoencoder, tokenizer_files, scaling_factor=1.0)
+
+
 def text_model(
     config: LatentConfig,
     params: Params,

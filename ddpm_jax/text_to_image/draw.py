@@ -34,7 +34,13 @@ from ddpm_jax.text_to_image.generate import (
 )
 from ddpm_jax.text_to_image.images import ImageInput, paste_known, read_pixels, shrink_mask
 from ddpm_jax.text_to_image.latents import decode, encode_moments, posterior_sample
-from ddpm_jax.text_to_image.noise import Noise, check_noise_kind, key_noise, torch_seed_noise
+from ddpm_jax.text_to_image.noise import (
+    Noise,
+    check_noise_kind,
+    key_noise,
+    seed_bits,
+    torch_seed_noise,
+)
 from ddpm_jax.text_to_image.prompts import encode_text, tokenize
 
 GUIDANCE_SCALE = 7.5
@@ -62,6 +68,7 @@ class Request:
     width: int | None = None
     """In pixels; None for the image's size without masks, else for the network's own."""
     seed: int = 0
+    """In [0, 2**32), or in [0, 2**64) for PyTorch's numbers."""
     noise: str = "jax"
     """jax: image i depends on (seed, i). torch-cpu, torch-cuda: PyTorch's numbers for seed + i."""
     clip_skip: int = 0
@@ -71,8 +78,7 @@ class Request:
         check(len(self.prompts) > 0, "There is no prompt: give at least one.")
         check(self.num_images >= 1, f"num_images must be at least 1, not {self.num_images}.")
         check_noise_kind(self.noise)
-        if self.noise == "jax":
-            check_seed(self.seed)
+        check_seed(self.seed, bits=seed_bits(self.noise))
         prompts = len(self.prompts)
         negative = len(self.negative_prompts)
         check(
@@ -238,6 +244,7 @@ def read_request(
     Raise ValueError for a request that does not fit the model.
     """
     check_sampling(model.objective, sampling)
+    model.text_encoder.check_skip(request.clip_skip)
     masked = len(request.masks) > 0
     check(
         masked or not model.inpaints,
@@ -326,7 +333,8 @@ def _apply_in(unet: ConditionalUNet, dtype: str) -> Callable:
 def _noise(plan: Plan, indices: np.ndarray, keys: Array) -> Noise:
     if plan.request.noise == "jax":
         return key_noise(keys, plan.shape)
-    seeds = [plan.request.seed + int(i) for i in indices]
+    # The last batch is padded with images that may lie beyond the last seed.
+    seeds = [(plan.request.seed + int(i)) % 2**64 for i in indices]
     # diffusers does not encode the image if a network that inpaints starts from noise alone.
     encodes_image = plan.images is not None and (plan.keeps_known or not plan.starts_from_noise)
     return torch_seed_noise(plan.request.noise, seeds, plan.shape, encodes_image)

@@ -27,6 +27,11 @@ class Noise(NamedTuple):
     """Draws the latents of the masked images."""
 
 
+def seed_bits(kind: str) -> int:
+    """The number of bits of the largest seed: PyTorch's seeds have 64."""
+    return 32 if kind == "jax" else 64
+
+
 def check_noise_kind(kind: str) -> None:
     """Raise ValueError for an unknown kind of noise."""
     valid = get_args(NoiseKind)

@@ -95,6 +95,17 @@ def test_maps_are_named_after_the_first_output_and_replace_no_other(total, tmp_p
             files("old.png")
 
 
+def test_a_repository_is_looked_up_on_the_hub_unless_it_is_a_folder(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(text_options, "locate_folder", lambda name: asked.append(name) or folder)
+    monkeypatch.chdir(tmp_path)
+    assert text_options.find_pipeline("owner/name") == folder
+    assert text_options.find_pipeline("no_repository") is None
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert text_options.find_pipeline("owner/name") is None
+    assert asked == ["owner/name"]
+
+
 @pytest.fixture
 def ask(monkeypatch, folder, tmp_path):
     """Run sample.py and return its arguments of `draw_images`, which is replaced."""
@@ -154,7 +165,7 @@ def test_the_options_reach_the_request_and_the_sampling(ask, files, tmp_path):
     call = ask(
         *("--prompt", "a", "b", "--prompt-file", listed, "--num", 2, "--negative-prompt", "blurry"),
         *("--image", files[0], "--mask", files[1], "--strength", 0.5, "--height", 4, "--width", 6),
-        *("--noise", "torch-cuda", "--seed", 1145, "--clip-skip", 1, "--dtype", "bfloat16"),
+        *("--noise", "torch-cuda", "--seed", 2**40, "--clip-skip", 1, "--dtype", "bfloat16"),
         *("--sampler", "unipc", "--steps", 20, "--guidance-scale", 5.5, "--batch-size", 3),
     )
     request = call.request
@@ -163,7 +174,7 @@ def test_the_options_reach_the_request_and_the_sampling(ask, files, tmp_path):
     assert (request.num_images, request.total, call.batch_size) == (2, 8, 3)
     assert (list(request.images), list(request.masks)) == ([files[0]], [files[1]])
     assert (request.strength, request.height, request.width) == (0.5, 4, 6)
-    assert (request.noise, request.seed, request.clip_skip) == ("torch-cuda", 1145, 1)
+    assert (request.noise, request.seed, request.clip_skip) == ("torch-cuda", 2**40, 1)
     assert call.model.dtype == "bfloat16"
     sampling = call.sampling
     assert (sampling.sampler, sampling.steps, sampling.guidance_scale) == ("unipc", 20, 5.5)
@@ -195,6 +206,8 @@ def test_mistakes_end_in_one_line(folder, files, tmp_path, capsys):
         (("--prompt", "a", "--mask", files[1]), "A mask is for an image"),
         (("--prompt", "a", "--image", tmp_path / "none.png"), "There is no image .*none.png"),
         ((*image, "--strength", 0.001), "Strength 0.001 leaves none of 50 steps"),
+        (("--prompt", "a", "--clip-skip", 2), "it can skip 0 to 1 of them, not 2"),
+        (("--prompt", "", "--attention-maps"), "The prompt '' has no word"),
     ]
     for args, pattern in cases:
         command = ("--ckpt", bare, "--no-compilation-cache", *args)
@@ -203,6 +216,8 @@ def test_mistakes_end_in_one_line(folder, files, tmp_path, capsys):
     assert "the variants there are None" in one_line(capsys, sample.main, *other_variant)
     for args, pattern in (
         (("--num", 0), "--num must be at least 1, not 0"),
+        (("--seed", 2**32), "--seed must be in [0, 2**32), not 4294967296"),
+        (("--seed", 2**64, "--noise", "torch-cpu"), "--seed must be in [0, 2**64)"),
         (("--weights", "raw"), "leave out --weights and --checkpoint"),
     ):
         message = unboxed(fails(capsys, sample.main, "--ckpt", folder, "--prompt", "a", *args))

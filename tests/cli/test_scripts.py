@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from helpers.commands import draw
 from helpers.saved_runs import save_run, small_recipe
+from helpers.text import tiny_model
+
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
 pytestmark = pytest.mark.runs
 
@@ -23,14 +26,31 @@ RANDOM_DEFAULTS = {
 """Defaults of JAX that a user may set, none of which changes a draw."""
 
 
-def start(*args: object) -> str:
-    """Run a script and return what it prints; a warning is an error, and no device is selected."""
+def run_script(*args: object) -> subprocess.CompletedProcess:
+    """Run a script; a warning is an error, and no device is selected."""
     removed = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in removed}
     command = [sys.executable, "-W", "error", *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def start(*args: object) -> str:
+    """Run a script that must succeed, and return what it prints."""
+    done = run_script(*args)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_sample_uses_no_device_before_it_has_read_its_prompt(tmp_path):
+    """It chooses the number of CPU devices, then checks the request, then reads the weights."""
+    save_stable_diffusion(tiny_model(), tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    options = ["--prompt", "a red heart", "--out", tmp_path / "heart.png"]
+    done = run_script("sample.py", "--ckpt", tmp_path, *options)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "holds no weights" in done.stderr
 
 
 def test_train_uses_no_device_before_it_has_read_its_recipe():

@@ -11,13 +11,14 @@ from helpers.bench import losses
 from helpers.commands import SMALL, arrays, draw, run, small_main
 from helpers.latent_runs import AUTOENCODER, COLOURS, CONFIG, TEXT_UNET, captioned_images
 from helpers.saved_runs import save_run
+from safetensors.numpy import load_file
 
 from ddpm_jax import evaluate, export, statistics
 from ddpm_jax.config import config_to_json
 from ddpm_jax.latent_config import read_config
 from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
 from ddpm_jax.runs import loop, saved_steps
-from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.sources import RunSource, open_run
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import Request, draw_pixels
 
@@ -151,6 +152,42 @@ def test_an_export_draws_the_same_images(straight, tmp_path, capsys):
     sampling = exported.sampling.override(steps=4, guidance_scale=3.0)
     theirs = draw_prompts(exported, sampling)
     np.testing.assert_allclose(draw_prompts(own_model(straight)), theirs, atol=1e-5)
+
+
+def drawn(ckpt, out, *options) -> np.ndarray:
+    """The images that sample.py draws of two prompts."""
+    draw(ckpt, "--prompt", "red square", "blue", "--seed", 3, "--out", out, *options)
+    return np.load(out, allow_pickle=False)["images"].astype(int)
+
+
+def test_a_lora_on_a_run_is_drawn_exported_alone_and_merged(straight, images, tmp_path):
+    """The checkpoint holds the LoRA, its average, and two moments of it."""
+    style = tmp_path / "style"
+    options = "--lora.rank 2 --lora.targets attention conv --optimizer.learning-rate 0.03".split()
+    train(images, style, "--init-from", straight, "--training.steps", 4, *options)
+    file = tmp_path / "style.safetensors"
+    run(export.main, "--ckpt", style, "--out", file)
+    size = sum(tensor.size for tensor in load_file(file).values())
+    assert sum(leaf.size for leaf in arrays(style, 4) if leaf.ndim) == 4 * size
+    run(export.main, "--ckpt", style, "--out", tmp_path / "merged")
+    out = tmp_path / "drawn.npz"
+    expected = drawn(style, out)
+    assert np.abs(expected - drawn(straight, out)).max() > 10
+    for ckpt, options in ((straight, ("--lora", file)), (tmp_path / "merged", ())):
+        assert np.abs(drawn(ckpt, out, *options) - expected).max() <= 1
+
+
+def test_a_request_that_does_not_fit_is_found_before_the_weights_are_read(
+    straight, images, capsys, monkeypatch
+):
+    monkeypatch.setattr(RunSource, "params", lambda *_: pytest.fail("The weights were read."))
+    image = ("--image", images / "red-square.png")
+    for options, message in (
+        (("--height", 9), "height must be a multiple of 2 pixels, not 9"),
+        ((*image, "--strength", 0.001), "Strength 0.001 leaves none of 4 steps"),
+        (("--clip-skip", 1), "it can skip 0 to 0 of them, not 1"),
+    ):
+        assert message in last_line(capsys, partial(draw, straight), "--prompt", "red", *options)
 
 
 def test_mistakes_end_in_one_line_before_anything_is_written(straight, images, tmp_path, capsys):
