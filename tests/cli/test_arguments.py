@@ -58,6 +58,14 @@ def test_another_source_of_data_keeps_the_column_of_the_captions():
     assert config.data == HuggingFace(path="a.parquet", caption_column="text")
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_images_of_64_pixels_keep_the_size_of_the_latents_with_one_more_level():
+    """The command of docs/text-to-image.md."""
+    larger = "--autoencoder.model.image-size 64 --autoencoder.model.widths 16 32 64 64".split()
+    config = train.parse("emoji", larger, CONFIGS).config
+    assert config.autoencoder.model.latent_shape == config.model.image_shape == (8, 8, 8)
+
+
 def test_a_missing_recipe_lists_all_recipes(capsys):
     message = fails(capsys, train_main)
     for name in recipe_files(CONFIGS):

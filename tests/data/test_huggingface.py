@@ -363,28 +363,49 @@ def test_without_a_network_the_hub_is_an_error_of_one_line_within_seconds(
     assert "\n" not in error
 
 
+TEXTS = ["a red heart", "a star"]
 READ_BY_DATASETS = """
 from PIL import Image
 from ddpm_jax.data.huggingface import choose_columns, hub_table, image_source, read_labels
-table = hub_table({path!r}, "train")
-images, labels = choose_columns(table.schema, "test")
-records = table[images].to_pylist()
-levels = [Image.open(image_source(record)).getpixel((0, 0)) for record in records]
-values, classes = read_labels(table.select([images, labels]), "test")
-print(levels, values, classes)
+for path, caption in {sets!r}:
+    table = hub_table(path, "train")
+    columns = choose_columns(table.schema, "test", caption=caption)
+    records = table[columns[0]].to_pylist()
+    levels = [Image.open(image_source(record)).getpixel((0, 0)) for record in records]
+    values, classes = read_labels(table.select(columns), "test", (caption,))
+    texts = None if caption is None else table[caption].to_pylist()
+    print(levels, values, classes, texts)
 """
 
 
-@needs_datasets
-@pytest.mark.parametrize("layout", ["parquet", "image files"])
-def test_tables_loaded_by_datasets_are_read_too(tmp_path, layout):
+def write_set(folder, layout):
+    """Write a data set of two images, `TEXTS` and the labels 0 and 1."""
     if layout == "parquet":
-        write(tmp_path / "set" / "train.parquet", image=structs(LEVELS[:2]), label=[0, 1])
+        columns = {"image": structs(LEVELS[:2]), "label": [0, 1], "text": TEXTS}
+        write(folder / "train.parquet", **columns)
+    elif layout == "classes":
+        for name, level in zip("ab", LEVELS[:2], strict=True):
+            (folder / "train" / name).mkdir(parents=True)
+            (folder / "train" / name / "0.png").write_bytes(png(level))
     else:
-        for folder, level in zip("ab", LEVELS[:2], strict=True):
-            (tmp_path / "set" / "train" / folder).mkdir(parents=True)
-            (tmp_path / "set" / "train" / folder / "0.png").write_bytes(png(level))
-    code = READ_BY_DATASETS.format(path=str(tmp_path / "set"))
+        (folder / "train").mkdir(parents=True)
+        lines = []
+        for text, level in zip(TEXTS, LEVELS[:2], strict=True):
+            (folder / "train" / f"{text}.png").write_bytes(png(level))
+            lines.append(json.dumps({"file_name": f"{text}.png", "text": text}))
+        (folder / "train" / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@needs_datasets
+def test_tables_loaded_by_datasets_are_read_too(tmp_path):
+    sets = {"parquet": "text", "classes": None, "captions": "text"}
+    for layout in sets:
+        write_set(tmp_path / layout, layout)
+    by_path = [(str(tmp_path / layout), caption) for layout, caption in sets.items()]
+    code = READ_BY_DATASETS.format(sets=by_path)
     printed = python(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
-    classes = "None" if layout == "parquet" else "('a', 'b')"
-    assert printed.split("\n")[-2] == f"[10, 80] [0 1] {classes}"
+    assert printed.splitlines()[-3:] == [
+        f"[10, 80] [0 1] None {TEXTS}",
+        "[10, 80] [0 1] ('a', 'b') None",
+        f"[10, 80] None None {TEXTS}",
+    ]

@@ -58,6 +58,7 @@ TEXT_PIPELINE = {
     "vae/config.json": b'{"a": 4}',
 }
 TEXT_WEIGHTS = ["text_encoder/model.safetensors", f"unet/{PLAIN}", f"vae/{PLAIN}"]
+TEXT_FP16 = ["text_encoder/model.fp16.safetensors", f"unet/{FP16}", f"vae/{FP16}"]
 
 # The files of a repository, the options of the download, and the files it must fetch.
 LAYOUTS = {
@@ -101,6 +102,11 @@ LAYOUTS = {
         | weights("safety_checker/config.json", "safety_checker/model.safetensors", "v1-4.ckpt"),
         {},
         [*TEXT_PIPELINE, *TEXT_WEIGHTS],
+    ),
+    "text-to-image-variant": (
+        TEXT_PIPELINE | weights(*TEXT_WEIGHTS, *TEXT_FP16),
+        {"variant": "fp16"},
+        [*TEXT_PIPELINE, *TEXT_FP16],
     ),
     "no-net": ({"model_index.json": b"{}"} | weights(f"vae/{PLAIN}"), {}, ["model_index.json"]),
 }

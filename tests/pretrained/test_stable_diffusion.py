@@ -6,6 +6,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers.hostile import NUMBERS, calls
+from helpers.pretrained import write_bin
 from helpers.refusals import assert_refused
 from helpers.text import HUB_SCHEDULER, SAVED_SCHEDULER, tiny_model
 
@@ -36,6 +38,27 @@ def test_a_saved_pipeline_loads_with_the_same_parts(folder):
     assert loaded.scheduler == saved.scheduler
     assert (loaded.sampling.steps, loaded.sampling.guidance_scale) == (3, 7.5)
     assert not loaded.inpaints
+
+
+def test_the_variant_chooses_the_files_of_all_three_networks(folder, tmp_path):
+    """Beside them are the files without a variant, with other weights."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for file in list(tmp_path.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    model = tiny_model()
+    parts = ("text_params", "unet_params", "autoencoder_params")
+    zeros = {part: jax.tree.map(np.zeros_like, getattr(model, part)) for part in parts}
+    save_stable_diffusion(model._replace(**zeros), tmp_path / "zeros")
+    for file in (tmp_path / "zeros").rglob("*.safetensors"):
+        file.rename(tmp_path / file.relative_to(tmp_path / "zeros"))
+    by_variant = {
+        None: zeros,
+        "fp16": {part: getattr(model, part) for part in parts},
+    }
+    for variant, expected in by_variant.items():
+        loaded = load_stable_diffusion(tmp_path, variant=variant)
+        for part in parts:
+            jax.tree.map(np.testing.assert_array_equal, getattr(loaded, part), expected[part])
 
 
 def test_the_index_names_the_classes_that_diffusers_opens(folder, tmp_path):
@@ -153,3 +176,47 @@ def test_broken_folders_are_refused(folder, tmp_path):
     assert_refused(load, cases)
     missing = [(("text_encoder", None), "has no folder text_encoder: a pipeline needs all its")]
     assert_refused(load, missing, FileNotFoundError)
+
+
+def test_hostile_parts_are_refused_before_they_are_read(folder, tmp_path, monkeypatch):
+    """Of a part's files, tests/pretrained/test_hostile_files.py opens many others."""
+    good = shutil.copytree(folder, tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+
+    def open_with(write):
+        broken = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(good, broken)
+        write(broken)
+        load_stable_diffusion(broken)
+
+    def linked(name):
+        """Replace a file or folder by a link to the same one outside."""
+
+        def write(broken):
+            path = broken / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.symlink_to(good / name)
+
+        return write
+
+    def large(broken):
+        with open(broken / "tokenizer" / "vocab.json", "wb") as file:
+            file.truncate(17 * 2**20)
+
+    def pickled(broken):
+        (broken / "text_encoder" / "model.safetensors").unlink()
+        pickle = calls("os\nsystem", "touch executed")
+        write_bin(broken / "text_encoder" / "pytorch_model.bin", pickle, (NUMBERS,))
+
+    def deep(broken):
+        (broken / "vae" / "config.json").write_text("[" * 10**6)
+
+    links = ("tokenizer/merges.txt", "vae/config.json", "unet", "scheduler")
+    cases = [
+        (large, r"vocab.json has 17,825,792 bytes: the limit is 16,777,216 bytes"),
+        *((linked(name), f"/{name} lies outside .*: it is not read") for name in links),
+        (pickled, "asks for 'os.system'"),
+        (deep, "config.json is not valid JSON"),
+    ]
+    assert_refused(open_with, cases)
+    assert not (tmp_path / "executed").exists()
