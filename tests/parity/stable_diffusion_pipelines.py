@@ -2,14 +2,16 @@
 
 diffusers draws by torch.Generator("cpu") with a seed, and we by `noise="torch-cpu"` and the same
 seed. Each line shows the largest difference of the pixels in [0, 1], and how many values are equal
-as 8-bit numbers. Bounds: 1e-5 and 99.9 %. The last line is for a pipeline that we saved and
-diffusers opened, whose images must be the same.
+as 8-bit numbers. Bounds: 1e-5 and 99.9 %. The last lines are for pipelines that we saved and
+diffusers opened, whose images must be the same, and for the modules that sample.py imports to draw
+a prompt, which must not be PyTorch's.
 
 `python tests/parity/stable_diffusion_pipelines.py` writes the images of small pipelines that the
 suite compares with (tests/fixtures/stable_diffusion_pipelines.npz).
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -49,6 +51,15 @@ NEGATIVE = "blurry!"
 SIZE = {"height": 64, "width": 48}
 MAX_DIFFERENCE = 1e-5
 MAX_DIFFERENT = 1e-3
+SHOWN_DIFFERENCE = 1e4
+"""Factor of the differences in pictures."""
+FOREIGN = ("torch", "transformers", "tensorflow", "diffusers")
+DRAW = """
+import sys
+from ddpm_jax.cli import sample
+sample.main(sys.argv[1:])
+print(*sorted({modules} & sys.modules.keys()))
+"""
 
 
 class Case(NamedTuple):
@@ -209,8 +220,11 @@ def ours(folder: Path, case: Case) -> np.ndarray:
     return np.clip(draw_pixels(model, request, sampling) / 2 + 0.5, 0, 1)
 
 
-def compare() -> tuple[list[shared.Figure], int]:
-    """Print a line per case. Return two figures of each, and 1 if a saved pipeline differs."""
+def compare(pictures: Path | None = None) -> tuple[list[shared.Figure], int]:
+    """Print a line per case. Return two figures of each, and how many of the last lines are wrong.
+
+    Save a picture of each case in the folder `pictures` if it is given.
+    """
     warnings.simplefilter("ignore")
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.set_num_threads(1)
@@ -237,13 +251,45 @@ def compare() -> tuple[list[shared.Figure], int]:
                 flush=True,
             )
             figures += image_figures(case.name, difference, equal)
-        saved_by_us = Path(scratch) / "ours"
-        save_stable_diffusion(load_stable_diffusion(Path(scratch) / "False"), saved_by_us)
-        same = np.array_equal(
-            theirs(saved_by_us, CASES[0]), theirs(Path(scratch) / "False", CASES[0])
-        )
-        print(f"{'saved by us, opened by diffusers':36} {'equal' if same else 'different'}")
-    return figures, int(not same)
+            if pictures is not None:
+                save_picture(pictures / f"{case.name}.png", expected[0], drawn[0])
+        wrong = sum(saved_differs(Path(scratch), case) for case in (CASES[0], CASES[7]))
+        wrong += imports_foreign_modules(Path(scratch) / "False")
+    return figures, wrong
+
+
+def saved_differs(scratch: Path, case: Case) -> bool:
+    """Whether a pipeline that we saved and diffusers opens draws another image than the original.
+
+    Print a line.
+    """
+    original = scratch / f"{case.inpaints}"
+    saved = scratch / f"{case.inpaints}-ours"
+    save_stable_diffusion(load_stable_diffusion(original), saved)
+    same = np.array_equal(theirs(saved, case), theirs(original, case))
+    result = "equal" if same else "different"
+    print(f"saved by us, opened by diffusers: {case.name:28} {result}", flush=True)
+    return not same
+
+
+def imports_foreign_modules(folder: Path) -> bool:
+    """Whether sample.py imports one of `FOREIGN` to draw a prompt. Print a line."""
+    code = DRAW.format(modules=set(FOREIGN))
+    options = ["--prompt", PROMPT, "--sampler", "ddim", "--steps", "2"]
+    out = str(folder.parent / "drawn.png")
+    command = [sys.executable, "-c", code, "--ckpt", str(folder), *options, "--out", out]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    imported = done.stdout.splitlines()[-1]
+    print(f"of {', '.join(FOREIGN)}, sample.py imports: {imported or 'none'}", flush=True)
+    return bool(imported)
+
+
+def save_picture(path: Path, theirs: np.ndarray, ours: np.ndarray) -> None:
+    """Save two images (h, w, 3) in [0, 1] and their amplified difference side by side."""
+    difference = np.clip(SHOWN_DIFFERENCE * np.abs(ours - theirs), 0, 1)
+    row = np.concatenate([theirs, ours, difference], 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(255 * row).astype(np.uint8)).save(path)
 
 
 def image_figures(name: str, difference: float, equal: float) -> list[shared.Figure]:
