@@ -25,7 +25,8 @@ from ddpm_jax.evaluation.nearest import nearest, typical_distance
 from ddpm_jax.figures import plots
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
-from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.draw import draw_images
+from ddpm_jax.text_to_image.request import Request
 
 SEEN = ("blue heart", "slice of pizza", "japan flag", "dog face", "rocket", "grinning face")
 RECOMBINED = (

@@ -26,8 +26,9 @@ from ddpm_jax.pretrained.stable_diffusion import (
     sampling_for,
     save_stable_diffusion,
 )
-from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.draw import draw_images
 from ddpm_jax.text_to_image.images import ImageInput
+from ddpm_jax.text_to_image.request import Request
 
 MAX_BATCH_SIZE = 64
 
@@ -146,7 +147,7 @@ class TextToImagePipeline:
         """Draw `num_images` images per prompt.
 
         An image is the start of the drawing, and with a mask only the white part is drawn again.
-        `text_to_image.draw.Request` explains the arguments from `negative_prompt` to `clip_skip`.
+        `text_to_image.request.Request` explains `negative_prompt` to `clip_skip`.
         `sampling` replaces settings of the model's `Sampling`, such as steps=50,
         guidance_scale=7.5. `sampler` names another sampler, which reads the model's scheduler as
         diffusers' own would (`sampling_for`).

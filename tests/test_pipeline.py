@@ -16,7 +16,8 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import Pipeline, TextToImagePipeline
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
-from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.draw import draw_images
+from ddpm_jax.text_to_image.request import Request
 
 pytestmark = pytest.mark.runs
 

@@ -28,8 +28,9 @@ from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.text_model import open_text_model, without_weights
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
-from ddpm_jax.text_to_image.draw import Request, draw_images, read_request
+from ddpm_jax.text_to_image.draw import draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind, seed_bits
+from ddpm_jax.text_to_image.request import Request, read_request
 from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, check_word_maps, draw_with_maps
 
 DEFAULT_OUT = Path("samples.png")

@@ -28,7 +28,8 @@ from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.runs.latents import Latents
 from ddpm_jax.runs.text_model import text_model
 from ddpm_jax.samplers import sample_keys
-from ddpm_jax.text_to_image.draw import Request, draw_images
+from ddpm_jax.text_to_image.draw import draw_images
+from ddpm_jax.text_to_image.request import Request
 
 NUM_LEVELS = 8
 """Number of noise levels, with one image each, in a preview and in the rows of predictions."""

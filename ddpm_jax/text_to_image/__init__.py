@@ -2,7 +2,7 @@
 
 - `tokenizer` turns prompts into ids, by the library `tokenizers` (extra `text`).
 - `prompts` encodes them, `latents` encodes and decodes images, `noise` draws the first latents.
-- `generate` has the pure functions, and `draw` all of it for prompts, images and masks.
+- `generate` has the pure functions, and `draw` all of it for a `request`: prompts, images, masks.
 - `word_maps` shows where on the images each word of a prompt acts.
 
 The networks are in `models`, their files in `pretrained`.

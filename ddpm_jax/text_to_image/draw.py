@@ -1,8 +1,7 @@
 """Draw images from prompts, images and masks, in batches. The task follows from what is given."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,91 +16,21 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.guidance import bind, guide
 from ddpm_jax.diffusion.prediction import Network
-from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.generate import chunk_count
-from ddpm_jax.generation.sampling import Sampling, build_sampler, check_sampling
+from ddpm_jax.generation.sampling import Sampling, build_sampler
 from ddpm_jax.generation.scheduler_grids import noise_scale
-from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
-from ddpm_jax.image_size import sides
+from ddpm_jax.generation.walk import sampling_denoiser
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.samplers import sample_keys
-from ddpm_jax.text_to_image.generate import (
-    image_to_image,
-    inpaint,
-    rows_for_strength,
-    text_to_image,
-)
-from ddpm_jax.text_to_image.images import ImageInput, paste_known, read_pixels, shrink_mask
+from ddpm_jax.text_to_image.generate import image_to_image, inpaint, text_to_image
+from ddpm_jax.text_to_image.images import paste_known, shrink_mask
 from ddpm_jax.text_to_image.latents import decode, encode_moments, posterior_sample
-from ddpm_jax.text_to_image.noise import (
-    Noise,
-    check_noise_kind,
-    key_noise,
-    seed_bits,
-    torch_seed_noise,
-)
+from ddpm_jax.text_to_image.noise import Noise, key_noise, torch_seed_noise
 from ddpm_jax.text_to_image.prompts import encode_text, tokenize
+from ddpm_jax.text_to_image.request import Request, read_request
 
-GUIDANCE_SCALE = 7.5
-IMAGE_STRENGTH = 0.8
 MIN_CHUNKS = 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """A request: image i has prompt i // num_images, and takes images and masks in turn."""
-
-    prompts: Sequence[str]
-    negative_prompts: Sequence[str] = ("",)
-    """One for all prompts, or one for each."""
-    num_images: int = 1
-    """Images per prompt."""
-    images: Sequence[ImageInput] = ()
-    """Images to start from."""
-    masks: Sequence[ImageInput] = ()
-    """White is redrawn, black is kept."""
-    strength: float | None = None
-    """Fraction of the steps to run, in (0, 1]; None for 0.8, or 1 with masks. With masks, 1 starts
-    from pure noise."""
-    height: int | None = None
-    width: int | None = None
-    """In pixels; None for the image's size without masks, else for the network's own."""
-    seed: int = 0
-    """In [0, 2**32), or in [0, 2**64) for PyTorch's numbers."""
-    noise: str = "jax"
-    """jax: image i depends on (seed, i). torch-cpu, torch-cuda: PyTorch's numbers for seed + i."""
-    clip_skip: int = 0
-    """Last layers of the text encoder to leave out for the prompts."""
-
-    def __post_init__(self):
-        check(len(self.prompts) > 0, "There is no prompt: give at least one.")
-        check(self.num_images >= 1, f"num_images must be at least 1, not {self.num_images}.")
-        check_noise_kind(self.noise)
-        check_seed(self.seed, bits=seed_bits(self.noise))
-        prompts = len(self.prompts)
-        negative = len(self.negative_prompts)
-        check(
-            negative in (1, prompts),
-            f"{negative} negative prompts do not fit {prompts} prompts: give one, or one for each.",
-        )
-        images = len(self.images)
-        masks = len(self.masks)
-        check(not masks or images > 0, "A mask is for an image: give an image too.")
-        check(self.strength is None or images > 0, "strength is for an image: give an image too.")
-        check(
-            masks in (0, 1, images),
-            f"{masks} masks do not fit {images} images: give one, or one for each.",
-        )
-        check(
-            images <= self.total,
-            f"{images} images do not fit the {self.total} to be drawn: draw at least one of each.",
-        )
-
-    @property
-    def total(self) -> int:
-        """The number of images to draw."""
-        return len(self.prompts) * self.num_images
 
 
 class Plan(NamedTuple):
@@ -233,34 +162,6 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
     shape = (height // factor, width // factor, model.autoencoder.latent_channels)
     return Plan(
         model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments
-    )
-
-
-def read_request(
-    model: StableDiffusion, request: Request, sampling: Sampling
-) -> tuple[GridRow, np.ndarray | None, np.ndarray | None, int, int]:
-    """The grid, the images and masks, and their height and width, from a model without parameters.
-
-    Raise ValueError for a request that does not fit the model.
-    """
-    check_sampling(model.objective, sampling)
-    model.text_encoder.check_skip(request.clip_skip)
-    masked = len(request.masks) > 0
-    check(
-        masked or not model.inpaints,
-        "This network inpaints: give an image and a mask of what to redraw.",
-    )
-    grid = sampling_grid(model.objective, sampling)
-    if request.images:
-        default_strength = 1.0 if masked else IMAGE_STRENGTH
-        strength = default_strength if request.strength is None else request.strength
-        grid = rows_for_strength(grid, strength)
-    return grid, *read_pixels(
-        request.images,
-        request.masks,
-        (request.height, request.width),
-        sides(model.unet.sample_size),
-        model.autoencoder.factor,
     )
 
 

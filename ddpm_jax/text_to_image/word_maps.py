@@ -20,13 +20,13 @@ from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.text_to_image.draw import (
     Batch,
     Plan,
-    Request,
     decode_batch,
     draw_batches,
     make_plan,
     to_images,
 )
 from ddpm_jax.text_to_image.prompts import word_tokens
+from ddpm_jax.text_to_image.request import Request
 
 PERIODS = ("all steps", "early", "middle", "late")
 THIRDS = 3

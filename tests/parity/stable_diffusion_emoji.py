@@ -32,8 +32,9 @@ from ddpm_jax.pretrained.stable_diffusion import (
 )
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.runs.text_model import open_text_model
-from ddpm_jax.text_to_image.draw import Request, draw_pixels
+from ddpm_jax.text_to_image.draw import draw_pixels
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
+from ddpm_jax.text_to_image.request import Request
 
 CAPTIONS = ("red heart", "blue heart", "woman firefighter, medium skin tone", "flag: japan")
 SEED = 37

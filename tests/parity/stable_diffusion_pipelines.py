@@ -39,7 +39,8 @@ from helpers.text import (
 )
 
 from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion, save_stable_diffusion
-from ddpm_jax.text_to_image.draw import Request, draw_pixels
+from ddpm_jax.text_to_image.draw import draw_pixels
+from ddpm_jax.text_to_image.request import Request
 
 PIPELINE_CLASSES = {
     "text": diffusers.AutoPipelineForText2Image,

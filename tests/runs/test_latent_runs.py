@@ -20,7 +20,8 @@ from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
 from ddpm_jax.runs import loop, saved_steps
 from ddpm_jax.runs.sources import RunSource, open_run
 from ddpm_jax.runs.text_model import open_text_model
-from ddpm_jax.text_to_image.draw import Request, draw_pixels
+from ddpm_jax.text_to_image.draw import draw_pixels
+from ddpm_jax.text_to_image.request import Request
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
 

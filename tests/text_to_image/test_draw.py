@@ -17,10 +17,11 @@ from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.devices import parallel
 from ddpm_jax.generation.walk import sampling_grid
 from ddpm_jax.text_to_image import draw, prompts
-from ddpm_jax.text_to_image.draw import Request, draw_images, draw_pixels
+from ddpm_jax.text_to_image.draw import draw_images, draw_pixels
 from ddpm_jax.text_to_image.generate import image_to_image, rows_for_strength
 from ddpm_jax.text_to_image.latents import decode
 from ddpm_jax.text_to_image.noise import key_noise
+from ddpm_jax.text_to_image.request import Request
 from ddpm_jax.training.lora import Lora, init_lora, merge_lora
 
 pytestmark = pytest.mark.runs

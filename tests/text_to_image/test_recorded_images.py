@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers.text import FIXTURE, IMAGE, MASK, RECORDED, RECORDED_CALL, tiny_model
 
-from ddpm_jax.text_to_image.draw import Request, draw_pixels
+from ddpm_jax.text_to_image.draw import draw_pixels
+from ddpm_jax.text_to_image.request import Request
 
 
 @pytest.mark.parametrize("name", RECORDED)

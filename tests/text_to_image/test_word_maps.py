@@ -9,7 +9,8 @@ from helpers.text import tiny_model
 import ddpm_jax as dj
 from ddpm_jax.generation.walk import sampling_grid
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
-from ddpm_jax.text_to_image.draw import Batch, Request, draw_batches, draw_images, make_plan
+from ddpm_jax.text_to_image.draw import Batch, draw_batches, draw_images, make_plan
+from ddpm_jax.text_to_image.request import Request
 from ddpm_jax.text_to_image.word_maps import PERIODS, check_word_maps, draw_with_maps, word_maps
 
 pytestmark = pytest.mark.runs
