@@ -24,7 +24,7 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained import hub, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.own_settings import read_own_settings
-from ddpm_jax.pretrained.pipeline_folder import locate_folder
+from ddpm_jax.pretrained.pipeline_folder import locate_folder, shipped_networks
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.text_model import open_text_model, without_weights
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
@@ -142,9 +142,9 @@ class TextOptions(LoraOptions, BatchedRunOptions):
 
 
 def find_pipeline(ckpt: str) -> Path | None:
-    """The folder of a pipeline with a text encoder, on disk or of the hub; None if it is none."""
+    """The folder of a pipeline with a text encoder, as `locate_folder` finds it; None if none."""
     folder = Path(ckpt)
-    if not folder.exists() and hub.is_repository(ckpt):
+    if not folder.exists() and (ckpt in shipped_networks() or hub.is_repository(ckpt)):
         folder = locate_folder(ckpt)
     return folder if stable_diffusion.is_text_to_image(folder) else None
 

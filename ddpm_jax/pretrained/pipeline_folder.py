@@ -136,7 +136,7 @@ def locate_folder(
         if not path.is_dir():
             raise ValueError(f"{path} is a file: give its folder.")
         return path
-    shipped = {net.name: net for net in sorted(NETS.iterdir())}
+    shipped = shipped_networks()
     if str(path_or_repo) in shipped:
         return shipped[str(path_or_repo)]
     if not hub.is_repository(str(path_or_repo)):
@@ -150,6 +150,11 @@ def locate_folder(
     except (OSError, ImportError) as error:
         message = f"There is no folder {path_or_repo}, so it was looked up on the hub. {error}"
         raise type(error)(message) from error
+
+
+def shipped_networks() -> dict[str, Path]:
+    """The folders of the networks of this package, by name."""
+    return {net.name: net for net in sorted(NETS.iterdir())}
 
 
 def looks_like_diffusers(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from ddpm_jax.cli import sample, text_options
 from ddpm_jax.cli.text_options import TextOptions
 from ddpm_jax.pretrained.hub import OWN_SETTINGS
 from ddpm_jax.pretrained.lora_files import save_lora, with_lora
+from ddpm_jax.pretrained.pipeline_folder import NETS
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.text_to_image import tokenize
 from ddpm_jax.training.lora import Lora, init_lora
@@ -104,6 +105,14 @@ def test_a_repository_is_looked_up_on_the_hub_unless_it_is_a_folder(folder, tmp_
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert text_options.find_pipeline("owner/name") is None
     assert asked == ["owner/name"]
+
+
+def test_a_text_network_of_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert text_options.find_pipeline("emoji") == NETS / "emoji"
+    assert text_options.find_pipeline("digits") is None
+    (tmp_path / "emoji").mkdir()
+    assert text_options.find_pipeline("emoji") is None
 
 
 @pytest.fixture

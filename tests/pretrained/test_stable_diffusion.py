@@ -40,6 +40,17 @@ def test_a_saved_pipeline_loads_with_the_same_parts(folder):
     assert not loaded.inpaints
 
 
+def test_the_text_network_of_the_package_is_read():
+    model = load_stable_diffusion("emoji")
+    assert (model.unet.sample_size, model.autoencoder.factor) == (8, 4)
+    assert (model.sampling.sampler, model.sampling.steps) == ("ddim", 50)
+    assert model.sampling.guidance_scale == 3.0
+    trees = (model.text_params, model.unet_params, model.autoencoder_params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trees))
+    assert count == 3_048_040 + 689_083
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trees))
+
+
 def test_the_variant_chooses_the_files_of_all_three_networks(folder, tmp_path):
     """Beside them are the files without a variant, with other weights."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
