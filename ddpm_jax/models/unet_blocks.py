@@ -108,10 +108,9 @@ class ResidualBlock(nn.Module):
         scale_and_shift = self.net.modulation == "scale_shift"
         emb_width = self.width * (1 + scale_and_shift)
         emb = dense(emb, emb_width, "time_emb_proj", init=self.net.init_scheme)
-        emb = emb[:, None, None]  # (b, 1, 1, c2), or (b, 1, 1, 2 * c2) for a scale and a shift
         if not scale_and_shift:
-            return norm(h + emb)
-        gain, shift = jnp.split(emb, 2, -1)  # each (b, 1, 1, c2)
+            return norm(h, emb)
+        gain, shift = jnp.split(emb[:, None, None], 2, -1)  # each (b, 1, 1, c2)
         return norm(h) * (1 + gain) + shift
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.meshes import EXPLICIT, ROWS, split
 from helpers.nets import BLOCK, CONV_UNET, SMALLEST, UNET, apply, by_path, draw, inputs
 
 from ddpm_jax.models import conv_unet, layers, unet, unet_blocks
@@ -15,6 +16,7 @@ from ddpm_jax.models.conv_unet import TransposedConv
 from ddpm_jax.models.layers import (
     dropout,
     group_norm,
+    group_norm_of_few_kernels,
     max_pool,
     sinusoidal_embedding,
     upsample_nearest,
@@ -56,6 +58,93 @@ def test_group_norm_of_bfloat16_uses_float32_statistics():
     assert normed.dtype == jnp.bfloat16
     expected = exact_group_norm(np.asarray(x, np.float64), scale, bias, 4, 1e-6)
     np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2**-8, atol=1e-5)
+
+
+def values_and_gradients(norm, *arguments):
+    """The norm with 4 groups of x (b, h, w, c), scale, bias and offset, and its four gradients."""
+    weights = np.random.default_rng(3).standard_normal(arguments[0].shape, np.float32)
+
+    @jax.jit
+    def run(x, scale, bias, offset):
+        apply = lambda x, scale, bias, offset: norm(x, scale, bias, 4, 1e-6, offset)  # noqa: E731
+        out, back = jax.vjp(apply, x, scale, bias, offset)
+        return out, *back(jnp.asarray(weights, out.dtype))
+
+    return [np.asarray(result, np.float64) for result in run(*arguments)]
+
+
+def narrow_norm_arguments(dtype=jnp.bfloat16):
+    x, scale, bias = norm_inputs()
+    offset = np.random.default_rng(4).standard_normal((2, 8))
+    return jnp.asarray(x, dtype), scale, bias, jnp.asarray(offset, dtype)
+
+
+def test_group_norm_of_few_kernels_matches_group_norm():
+    arguments = narrow_norm_arguments(jnp.float32)
+    norms = (group_norm_of_few_kernels, group_norm)
+    for ours, plain in zip(*(values_and_gradients(n, *arguments) for n in norms), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=3e-6 * np.abs(plain).max())
+    x, scale, bias, _ = arguments
+    ours, plain = (norm(x, scale, bias, 4, 1e-6) for norm in norms)
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
+
+
+def test_group_norm_of_few_kernels_in_bfloat16_is_as_exact_as_group_norm():
+    arguments = narrow_norm_arguments()
+    wide = [jnp.asarray(x, jnp.float32) for x in arguments]
+    exact = values_and_gradients(group_norm, *wide)
+    norms = (group_norm_of_few_kernels, group_norm)
+    ours, plain = (values_and_gradients(norm, *arguments) for norm in norms)
+    for our, expected, right in zip(ours, plain, exact, strict=True):
+        assert np.abs(our - right).max() <= 1.5 * np.abs(expected - right).max()
+
+
+def test_group_norm_of_few_kernels_of_constants_is_the_bias():
+    """Their variance rounds to less than -eps for some constants."""
+    x = jnp.broadcast_to(jnp.linspace(1, 200, 64)[:, None, None, None], (64, 5, 5, 8))
+    normed = group_norm_of_few_kernels(x, jnp.ones(8), jnp.full(8, 0.5), 4, 1e-6)
+    np.testing.assert_allclose(normed, 0.5, atol=0.05)
+
+
+def test_group_norm_of_few_kernels_works_per_example_and_on_meshes():
+    x, scale, bias, offset = narrow_norm_arguments()
+    arguments = (x, scale, bias, offset)
+    expected = values_and_gradients(group_norm_of_few_kernels, *arguments)
+
+    def norm(x, scale, bias, groups, eps, offset):
+        one = lambda x, offset: group_norm_of_few_kernels(  # noqa: E731
+            x[None], scale, bias, groups, eps, offset[None]
+        )[0]
+        return jax.vmap(one)(x, offset)
+
+    def per_shard(x, scale, bias, groups, eps, offset):
+        run = lambda x, scale, bias, offset: group_norm_of_few_kernels(  # noqa: E731
+            x, scale, bias, groups, eps, offset
+        )
+        specs = {"in_specs": (ROWS, jax.P(), jax.P(), ROWS), "out_specs": ROWS}
+        return jax.shard_map(run, mesh=EXPLICIT, **specs)(x, scale, bias, offset)
+
+    split_arguments = (split(EXPLICIT, x), scale, bias, split(EXPLICIT, offset))
+    results = [
+        values_and_gradients(norm, *arguments),
+        values_and_gradients(group_norm_of_few_kernels, *split_arguments),
+        values_and_gradients(per_shard, *split_arguments),
+    ]
+    for result in results:
+        for ours, plain in zip(result, expected, strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=0, atol=0.02 * np.abs(plain).max())
+
+
+def test_the_dtype_chooses_the_form_of_group_norm():
+    """float32 is for a CPU, whose bits are those of the sum followed by the norm."""
+    x, scale, bias, offset = narrow_norm_arguments(jnp.float32)
+    params = {"params": {"scale": scale, "bias": bias}}
+    apply = jax.jit(layers.GroupNorm(4, 1e-6).apply)
+    plain = jax.jit(lambda x: group_norm(x + offset[:, None, None], scale, bias, 4, 1e-6))
+    np.testing.assert_array_equal(apply(params, x, offset), plain(x))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        program = str(jax.make_jaxpr(apply)(params, x.astype(dtype), offset.astype(dtype)))
+        assert ("group_norm_of_few_kernels" in program) == (dtype == jnp.bfloat16)
 
 
 def test_group_norm_of_a_constant_is_zero():
