@@ -1,7 +1,6 @@
 """Attention with several heads, and self-attention over the pixels of an image."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows
+from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows, matmul_by_rows_to_float32
 from ddpm_jax.models.layers import GroupNorm, dense
 
 # From this many keys on, the logits of all queries would take most of a network's memory, so they
@@ -33,7 +32,7 @@ def attend(
     A query sees only the keys where the mask is true.
     On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
     are plain matrix products with the heads as a leading axis, and the softmax's division comes
-    last, where the array is smallest.
+    last, where the array is smallest. Narrower dtypes than float32 divide first.
     """
     if k.shape[2] < MANY_KEYS:
         return _attend_at_once(q, k, v, mask)
@@ -56,20 +55,19 @@ def attend(
 
 
 def _attend_at_once(q, k, v, mask):
-    if v.dtype == jnp.float32:
-        by_rows = matmul_by_rows
-        product = matmul
-    else:
-        # The products accumulate in float32, because float16 would overflow.
-        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
-        by_rows = lambda a, b: product(a, b.swapaxes(-1, -2))  # noqa: E731
+    is_wide = v.dtype == jnp.float32
+    by_rows = matmul_by_rows if is_wide else matmul_by_rows_to_float32
     logits = by_rows(q * q.shape[-1] ** -0.5, k)  # (b, heads, n, m)
     if mask is not None:
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
+    if not is_wide:
+        # These dtypes are for GPUs, which divide on the chip: self-attention of cifar10 and its
+        # gradient move 1.32 GB instead of 1.60 GB (benchmarks/chips.py).
+        return matmul(jax.nn.softmax(logits).astype(v.dtype), v)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
-    mixed = product(weights.astype(v.dtype), v)  # (b, heads, n, d)
+    mixed = matmul(weights, v)  # (b, heads, n, d)
     total = jnp.sum(weights, -1, keepdims=True)  # (b, heads, n, 1)
-    return (mixed / total).astype(v.dtype)
+    return mixed / total
 
 
 def multi_head_attention(

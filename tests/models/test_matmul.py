@@ -7,10 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows
+from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows, matmul_by_rows_to_float32
 
-PLAIN = {matmul: jnp.matmul, matmul_by_rows: lambda a, b: jnp.matmul(a, b.swapaxes(-1, -2))}
-FUNCTIONS = pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows"])
+
+def plain_by_rows(a, b):
+    return jnp.matmul(a, b.swapaxes(-1, -2))
+
+
+PLAIN = {
+    matmul: jnp.matmul,
+    matmul_by_rows: plain_by_rows,
+    matmul_by_rows_to_float32: plain_by_rows,
+}
+FUNCTIONS = pytest.mark.parametrize("function", PLAIN, ids=["matmul", "by_rows", "to_float32"])
 
 
 def example_arguments(function, stack):
@@ -91,3 +100,15 @@ def test_gradients_keep_the_matmul_precision_set_inside_jit(function):
 
     text = gradient.lower(*example_arguments(function, (2,))).as_text()
     assert text.count("stablehlo.dot_general") == text.count("precision = [HIGHEST, HIGHEST]") == 3
+
+
+def test_the_product_to_float32_takes_the_gradients_of_its_factors_in_their_dtype():
+    args = [x.astype(jnp.bfloat16) for x in example_arguments(matmul_by_rows, ())]
+    product, back = jax.vjp(matmul_by_rows_to_float32, *args)
+    exact = matmul_by_rows(*(x.astype(jnp.float32) for x in args))
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-5)
+    text = jax.jit(back).lower(product).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    assert not any("f32" in line for line in products)

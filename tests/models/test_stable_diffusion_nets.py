@@ -2,6 +2,7 @@
 
 import functools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,40 @@ def test_attention_to_many_keys_in_chunks_equals_the_whole(with_mask):
     arguments = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
     result = jax.jit(attend)(*arguments, None if mask is None else jnp.asarray(mask))
     np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def attention_and_gradients(form, q, k, v, weights):
+    out, back = jax.vjp(form, q, k, v)
+    return [np.asarray(x, np.float64) for x in (out, *back(jnp.asarray(weights, out.dtype)))]
+
+
+def divided_last(q, k, v):
+    """Attention that sums exponentials and divides by their sum at the end."""
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    logits = product(q * q.shape[-1] ** -0.5, k.swapaxes(-1, -2))
+    weights = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
+    mixed = product(weights.astype(v.dtype), v) / jnp.sum(weights, -1, keepdims=True)
+    return mixed.astype(v.dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attention_in_narrow_dtypes_is_as_exact_as_a_division_at_the_end(dtype):
+    *arguments, weights = np.random.default_rng(0).standard_normal((4, 2, 2, 64, 16))
+    narrow = [jnp.asarray(x, dtype) for x in arguments]
+    wide = [x.astype(jnp.float32) for x in narrow]
+    exact = attention_and_gradients(attend, *wide, weights)
+    ours = attention_and_gradients(attend, *narrow, weights)
+    others = attention_and_gradients(divided_last, *narrow, weights)
+    for our, other, right in zip(ours, others, exact, strict=True):
+        assert np.linalg.norm(our - right) <= 1.5 * np.linalg.norm(other - right)
+
+
+def test_the_logits_of_float16_do_not_overflow():
+    """The second key has the larger product with every query; both are beyond 65,504."""
+    q = jnp.full((1, 1, 2, 16), 200.0, jnp.float16)
+    k = q.at[:, :, 1].set(220.0)
+    v = jnp.zeros_like(q).at[:, :, 1].set(1.0)
+    np.testing.assert_array_equal(attend(q, k, v), 1)
 
 
 def test_attention_to_many_keys_never_holds_all_logits():

@@ -17,6 +17,17 @@ def matmul_by_rows(a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]) -> Floa
     return _matmul_by_rows(a, b)
 
 
+def matmul_by_rows_to_float32(
+    a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]
+) -> Float[Array, "*b n m"]:
+    """a @ b.T in float32, of matrices of a narrower dtype, which is that of the gradients."""
+    return _matmul_by_rows_to_float32(a, b)
+
+
+def _rows_to_float32(a, b):
+    return jnp.matmul(a, b.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+
+
 def _rows(a, b):
     return jnp.matmul(a, b.swapaxes(-1, -2))  # (*b, n, k), (*b, m, k) -> (*b, n, m)
 
@@ -40,6 +51,7 @@ def _columns_on_cpu(a, b):
 
 _matmul = Bilinear("matmul", jnp.matmul, jnp.matmul)
 _matmul_by_rows = Bilinear("matmul_by_rows", _rows, _rows)
+_matmul_by_rows_to_float32 = Bilinear("matmul_by_rows_to_float32", *[_rows_to_float32] * 2)
 _matmul_by_columns = Bilinear("matmul_by_columns", _columns, _columns_on_cpu)
 _matmul.set_gradients(
     lambda g, a, b: _matmul_by_rows(g, b),
@@ -52,4 +64,9 @@ _matmul_by_rows.set_gradients(
 _matmul_by_columns.set_gradients(
     lambda g, a, b: _matmul_by_rows(b, g),
     lambda g, a, b: _matmul(a, g),
+)
+# Products of a float32 cotangent with a narrower array would be in float32, and slow on a GPU.
+_matmul_by_rows_to_float32.set_gradients(
+    lambda g, a, b: _matmul(g.astype(b.dtype), b),
+    lambda g, a, b: _matmul_by_columns(g.astype(a.dtype), a),
 )
