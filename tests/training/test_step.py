@@ -36,12 +36,14 @@ from ddpm_jax.training.optimizer import Optimizer, make_optimizer
 from ddpm_jax.training.step import (
     example_keys,
     hide_conditions,
+    in_layout_of_parameters,
     init_state,
     make_train_step,
     micro_batches,
     model_loss,
     step_by_micro_batches,
     training_keys,
+    written_by_rows,
 )
 
 # Steps
@@ -379,3 +381,23 @@ def test_seeds_and_keys_of_training_are_checked(monkeypatch):
         ((jnp.stack([key, key]), 0), r"takes one key, not keys of shape \(2,\)"),
     ]
     assert_refused(lambda case: example_keys(*case, jnp.arange(2)), cases)
+
+
+def test_a_gpu_writes_the_gradients_with_the_layout_of_the_parameters_and_a_cpu_does_not():
+    tree = {"kernel": jnp.arange(24.0).reshape(2, 3, 4), "count": jnp.ones(())}
+    jitted = jax.jit(in_layout_of_parameters)
+    for platform in ("cuda", "cpu"):
+        program = jitted.trace(tree).lower(lowering_platforms=(platform,)).as_text()
+        for operation in ("LayoutConstraint", "optimization_barrier"):
+            assert (operation in program) == (platform == "cuda"), (platform, operation)
+    assert_close(jitted(tree), tree)
+    assert_close(jax.jit(written_by_rows)(tree), tree)
+    assert_close(jax.jit(jax.vmap(written_by_rows))({"rows": jnp.ones((2, 3))}), {"rows": 1.0})
+
+
+def test_only_steps_that_hold_whole_gradients_set_their_layout():
+    state = init_state(linear_params(), SGD)
+    step, step_per_shard = step_and_step_per_shard(linear_loss, SGD)
+    of_shards = jax.make_jaxpr(step_per_shard)(state, split(EXPLICIT, linear_batch()))
+    assert "layout_constraint" in str(of_shards)
+    assert "layout_constraint" not in str(jax.make_jaxpr(step)(state, linear_batch()))
