@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.devices import memory
 from ddpm_jax.errors import check, check_at_least
 
 AXIS = "data"
@@ -248,14 +247,12 @@ class ParallelStep:
     def host_memory(self, state: Any, batch: Any) -> int:
         """The bytes of host memory that a step needs besides state and batch; 0 if not on a CPU.
 
-        Compiles the step, and returns what this took to the system. Later calls reuse the compiled
-        program.
+        Compiles the step. Later calls reuse the compiled program.
         """
         if jax.default_backend() != "cpu":
             return 0
         lowered = self.mapped.lower(state, self.shard_batch(batch), *self.frozen)
         needed = lowered.compile().memory_analysis()
-        memory.release()
         outputs = needed.output_size_in_bytes - needed.alias_size_in_bytes
         per_device = needed.temp_size_in_bytes + outputs
         return per_device * jax.local_device_count()

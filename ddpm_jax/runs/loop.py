@@ -209,7 +209,9 @@ def check_memory(
     start = int(state.step)
     batch = next(batches(config, images, start, start + 1))
     micro_batch = next(micro_batches(batch, config.training.accumulation))
-    memory.check_fits(train_step.host_memory(state, micro_batch))
+    needed = train_step.host_memory(state, micro_batch)
+    memory.release()
+    memory.check_fits(needed)
 
 
 def memory_advice(config: RunConfig) -> tuple[str, str]:
