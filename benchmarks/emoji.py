@@ -1,6 +1,8 @@
 """Measure a run of the recipe emoji.
 
-    python benchmarks/emoji.py --ckpt runs/emoji --path emoji --out emoji-report
+    python benchmarks/emoji.py --ckpt runs/emoji --path twemoji --out emoji-report
+
+Each line of metadata.jsonl in the folder needs a "category" beside "file_name" and "text".
 
 - guidance.png: captions of the data and others that recombine their words, drawn at guidance 1, 3
   and 7, two seeds each.

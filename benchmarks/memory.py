@@ -2,6 +2,8 @@
 
     python benchmarks/memory.py [--recipe butterflies] [--batch-size 16]
 
+The recipe is one without classes and captions.
+
 Two processes run, one with an empty compilation cache, which it fills, and one with the filled
 cache. Each line is the resident memory at that moment and the most there ever was, in MiB, as the
 kernel of Linux reports them. The stages are those of train.py; "memory released" is after

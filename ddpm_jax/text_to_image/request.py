@@ -20,7 +20,7 @@ IMAGE_STRENGTH = 0.8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request: image i has prompt i // num_images, and takes images and masks in turn."""
+    """A request. Output i has prompt i // num_images; start images and masks repeat in order."""
 
     prompts: Sequence[str]
     negative_prompts: Sequence[str] = ("",)
