@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def release() -> None:
     Compiling a training step frees hundreds of MiB that the C library would keep, beside what the
     step itself then needs (benchmarks/memory.py).
     """
+    if sys.platform != "linux":
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

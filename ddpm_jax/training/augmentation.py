@@ -68,7 +68,10 @@ def augment(
 
 
 def names_of(kinds: Sequence[AugmentationKind], channels: int) -> set[str]:
-    """The transformations of these kinds that images of so many channels can undergo."""
+    """The names of the transformations of these kinds.
+
+    Hue needs three channels and saturation more than one, so other images get neither.
+    """
     names = {name for kind in kinds for name in MEMBERS[kind]}
     impossible = {"hue"} if channels != 3 else set()
     return names - impossible - ({"saturation"} if channels == 1 else set())

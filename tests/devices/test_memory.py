@@ -1,7 +1,10 @@
 """Out-of-memory errors are one line with the remedy; the host's available memory is known."""
 
 import dataclasses
+import os
+import platform
 import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +48,23 @@ def test_the_memory_of_a_step_is_at_least_its_output():
     needed = step.host_memory(state, linear_batch())
     # 15 parameters have gradients of 4 bytes each.
     assert 15 * 4 <= needed < 2**20
+
+
+def resident() -> int:
+    """The resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can trim its heap")
+def test_freed_memory_below_memory_in_use_is_returned():
+    """Arrays below 128 KiB are in the heap, which the last one keeps from shrinking."""
+    arrays = [np.ones(100_000, np.uint8) for _ in range(1000)]
+    last = arrays.pop()
+    arrays.clear()
+    before = resident()
+    memory.release()
+    assert before - resident() > 50_000_000
+    assert last.all()
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):

@@ -335,3 +335,20 @@ def test_symmetric_padding_sets_the_stride_offset_of_downsampling(monkeypatch):
         two_levels = {"widths": (8, 8), "attention": (False, False)}
         dataclasses.replace(SMALLEST, **two_levels, symmetric_padding=symmetric).shapes()
     assert offsets == [1, 0]
+
+
+@pytest.mark.parametrize("mean", [30.0, 300.0])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_without_a_pilot_far_means_lose_no_more_than_the_rounding_of_x(dtype, mean):
+    values = np.random.default_rng(0).standard_normal((2, 16, 16, 32)) + mean
+    x = jnp.asarray(values, dtype)
+    arguments = jnp.ones(32, jnp.float32), jnp.zeros(32, jnp.float32), 8, 1e-5
+    by_group = values.reshape(2, 16, 16, 8, 4)
+    axes = {"axis": (1, 2, 4), "keepdims": True}
+    exact = (by_group - by_group.mean(**axes)) / by_group.std(**axes)
+
+    def error(normalise):
+        normed = np.float64(normalise(x, *arguments).astype(jnp.float32))
+        return np.abs(normed - exact.reshape(values.shape)).max()
+
+    assert error(group_norm_of_few_kernels) <= 1.1 * error(group_norm)

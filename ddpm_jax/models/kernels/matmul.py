@@ -20,7 +20,10 @@ def matmul_by_rows(a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]) -> Floa
 def matmul_by_rows_to_float32(
     a: Float[Array, "*b n k"], b: Float[Array, "*b m k"]
 ) -> Float[Array, "*b n m"]:
-    """a @ b.T in float32, of matrices of a narrower dtype, which is that of the gradients."""
+    """a @ b.T of matrices of a narrow dtype, summed and returned in float32.
+
+    The gradients have the dtypes of a and b.
+    """
     return _matmul_by_rows_to_float32(a, b)
 
 
