@@ -156,6 +156,15 @@ def test_spaced_with_as_many_steps_as_timesteps_is_every_timestep(spacing):
     assert spaced(20, 20, spacing).tolist() == list(range(20))[::-1]
 
 
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_spacings_by_noise_begin_and_end_at_whole_timesteps(spacing):
+    schedule = from_betas(linear_betas())
+    for steps in range(2, 60):
+        t = spaced_by_noise(schedule, steps, spacing)
+        assert (t[0], t[-1]) == (999, 0)
+    assert spaced_by_noise(schedule, 1, spacing).tolist() == [999]
+
+
 @pytest.mark.parametrize(
     ("spacing", "timesteps"),
     [

@@ -45,6 +45,7 @@ def test_bind_passes_the_condition_to_the_network():
 
 
 def test_bound_conditions_and_parameters_are_traced():
+    call(bind(NETWORK, LABELS), XT, T)
     num_programs = call._cache_size()
     for weight, labels in [(0.7, LABELS), (0.5, LABELS[::-1]), (0.2, NO_LABELS)]:
         call(bind(Partial(label_network, jnp.float32(weight)), labels), XT, T)
