@@ -83,6 +83,10 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     source = open_checkpoint(ckpt, named_step(args))
     if isinstance(source, RunSource):
         image_config(source)
+    check(
+        not source.spec.has_autoencoder,
+        f"{ckpt} draws from prompts: draw images with sample.py, and give them as --samples.",
+    )
     options, sampling = parse(args, ckpt, source, sampler)
     options.check_for_checkpoint()
     if options.loss:

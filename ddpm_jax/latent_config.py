@@ -72,6 +72,11 @@ class LatentConfig(Config):
         check(not self.data.flip, "Latents cannot be flipped as images are: leave out --data.flip.")
 
     @property
+    def image_autoencoder(self) -> ImageAutoencoder:
+        """The settings of the autoencoder."""
+        return self.autoencoder.model
+
+    @property
     def trains_autoencoder(self) -> bool:
         """Whether the run trains an autoencoder, not one with `init_from`, which uses another's."""
         return self.training.init_from is None

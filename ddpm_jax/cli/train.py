@@ -26,8 +26,9 @@ class TrainOptions:
 
     `--data NAME` and `--model NAME` select another data source or network; the settings `--data.*`
     and `--model.*` are then those of the new one. `--init-from` starts from the network, weights,
-    noise schedule and target of a run, of a folder or hub repository in the diffusers layout, or of
-    a state dict of the ConvBlock U-Net; with `--lora.rank` it trains a LoRA on them.
+    noise schedule and target of a run, of a network of the package, of a folder or hub repository
+    in the diffusers layout, or of a state dict of the ConvBlock U-Net; with `--lora.rank` it trains
+    a LoRA on them.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]

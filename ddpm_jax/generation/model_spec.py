@@ -7,6 +7,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.models import Model
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,15 @@ class ModelSpec:
     def resize(self) -> Literal["crop", "squash"]:
         """How images are resized to the network's size."""
         return "crop"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSpec(ModelSpec):
+    """A network of latents, with the settings of the autoencoder that makes them."""
+
+    has_autoencoder: ClassVar[bool] = True
+
+    image_autoencoder: ImageAutoencoder
 
 
 def check_guidance(scale: float, label_dropout: float) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ddpm_jax.errors import check_rows, check_shape
 from ddpm_jax.models import Model, Params
 from ddpm_jax.models.attention import AttentionKind
-from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.models.clip_text import ClipActivation, ClipText
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 
@@ -41,12 +41,24 @@ class TextUNet(Model):
     text_width: int = 128
     text_layers: int = 2
     text_heads: int = 4
+    text_activation: ClipActivation = "quick_gelu"
+    """quick_gelu: x sigmoid(1.702 x). gelu: the exact one."""
+    start_id: int = START_ID
+    """Token before a text."""
+    end_id: int = END_ID
+    """Token after a text."""
+    pad_id: int = END_ID
+    """Token that fills the places after the end."""
     widths: tuple[int, ...] = (48, 96)
     """Channels of each level, finest first. Each further level halves the size."""
     attention: tuple[bool, ...] = (True, True)
     """Which levels have transformers, finest first. The middle always has one."""
     head_dim: int | None = 24
     """Channels per attention head; None for a single head."""
+    heads: int | None = None
+    """Attention heads of every level. If it is given, head_dim has no effect."""
+    linear_projection: bool = False
+    """Keep the transformers' outer layers as matrices, and not as 1x1 convolutions."""
     layers_per_level: int = 1
     """Residual blocks per level on the way down. The way up has one more per level."""
     groups: int = 16
@@ -75,10 +87,14 @@ class TextUNet(Model):
         # The middle has the width of the last level, and always attends.
         attends = (*self.attention[:-1], True)
         for width in itertools.compress(self.widths, attends):
-            if width % (self.head_dim or width):
+            if self.heads is None and width % (self.head_dim or width):
                 raise ValueError(
                     f"Heads of {self.head_dim} channels do not divide {width} channels: "
                     "change head_dim or the width."
+                )
+            if self.heads is not None and width % self.heads:
+                raise ValueError(
+                    f"{self.heads} heads do not divide {width} channels: change heads or the width."
                 )
 
     @property
@@ -95,6 +111,7 @@ class TextUNet(Model):
             hidden_width=4 * self.text_width,
             layers=self.text_layers,
             heads=self.text_heads,
+            activation=self.text_activation,
             init_scheme="torch",
         )
 
@@ -107,10 +124,11 @@ class TextUNet(Model):
             out_channels=self.channels,
             widths=self.widths,
             cross_attention=self.attention,
-            heads=tuple(width // (self.head_dim or width) for width in self.widths),
+            heads=tuple(self.heads or width // (self.head_dim or width) for width in self.widths),
             transformer_layers=(1,) * len(self.widths),
             layers_per_level=self.layers_per_level,
             context_dim=self.text_width,
+            linear_projection=self.linear_projection,
             groups=self.groups,
             init_scheme=self.init_scheme,
         )
@@ -159,7 +177,8 @@ class TextUNet(Model):
 
     def empty_captions(self, n: int) -> Int[Array, "n length"]:
         """The token ids of n empty captions."""
-        row = jnp.full(self.max_length, END_ID, jnp.int32).at[0].set(START_ID)
+        row = jnp.full(self.max_length, self.pad_id, jnp.int32)
+        row = row.at[:2].set(jnp.array([self.start_id, self.end_id], jnp.int32))
         return jnp.broadcast_to(row, (n, self.max_length))
 
     def unconditional(self, n: int) -> Int[Array, "n length"] | None:

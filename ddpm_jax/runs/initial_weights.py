@@ -12,6 +12,7 @@ from ddpm_jax.config import Config, RunConfig
 from ddpm_jax.data import ImageSet
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.model_spec import LatentSpec
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.runs.provenance import check_trained_with, weights_hash
@@ -44,8 +45,9 @@ def with_pretrained_network(config: Config, ckpt: str) -> Config:
         sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
     shared: dict[str, Any] = {}
-    if isinstance(config, LatentConfig) and isinstance(source, LatentConfig):
-        shared = {"autoencoder": source.autoencoder}
+    if isinstance(config, LatentConfig) and isinstance(source, LatentConfig | LatentSpec):
+        run = dataclasses.replace(config.autoencoder, model=source.image_autoencoder)
+        shared = {"autoencoder": run}
     return dataclasses.replace(
         config,
         model=source.model,

@@ -1,7 +1,8 @@
 """The latents and token ids that a latent run trains on, and the files it keeps of them.
 
 `autoencoder/` is the run of the autoencoder, `tokenizer/` holds the tokenizer's files, and
-`latents.npz` the latents of all images.
+`latents.npz` the latents of all images. A run that starts from another run or from a folder of
+Stable Diffusion uses the autoencoder and the tokenizer there.
 """
 
 import functools
@@ -26,24 +27,32 @@ from ddpm_jax.models import Params
 from ddpm_jax.models.autoencoder import posterior_sample
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.pretrained.hub import TOKENIZER_FILES
+from ddpm_jax.pretrained.part_folder import read_part, read_part_params
+from ddpm_jax.pretrained.pipeline_folder import locate_folder
+from ddpm_jax.pretrained.stable_diffusion import is_text_to_image, read_tokenizer_files
 from ddpm_jax.runs import saved_steps
 from ddpm_jax.runs.directory import AUTOENCODER, LATENTS, TOKENIZER
 from ddpm_jax.runs.provenance import check_trained_with, is_trained_with, weights_hash
-from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.sources import RunSource, open_checkpoint, open_run
+from ddpm_jax.runs.text_folder import read_text_spec
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize
 
 BATCH = 64
+PIXELS_PER_BATCH = 2**18
+"""The largest number of pixels that are encoded as one batch, unless one image has more."""
 
 
 class TrainedAutoencoder(NamedTuple):
-    """The autoencoder of a run, with its averaged parameters and their hash."""
+    """The autoencoder of a run or of Stable Diffusion, with its parameters and their hash."""
 
     folder: Path
     model: ImageAutoencoder
     params: Params
     hash: str
+    scaling_factor: float | None = None
+    """The factor of the latents, if it is that of Stable Diffusion."""
 
 
 class Latents(NamedTuple):
@@ -74,13 +83,16 @@ class Latents(NamedTuple):
 
 
 def owner_of(config: LatentConfig, workdir: Path) -> Path:
-    """The directory that holds the autoencoder and the tokenizer of a run.
+    """The directory of the run, or the folder, that holds a run's autoencoder and tokenizer.
 
-    A run with `init_from` shares those of the run that it started from.
+    A run with `init_from` shares those of the run or the folder that it started from.
     """
     if config.trains_autoencoder:
         return workdir
-    source = open_run(str(config.training.init_from))
+    init_from = str(config.training.init_from)
+    source = open_checkpoint(init_from)
+    if not isinstance(source, RunSource):
+        return locate_folder(init_from, weights=True)
     assert isinstance(source.config, LatentConfig)
     return owner_of(source.config, source.folder)
 
@@ -124,12 +136,21 @@ def save_latents(config: LatentConfig, workdir: Path, latents: Latents) -> None:
 
 
 def load_autoencoder(owner: Path) -> TrainedAutoencoder:
-    """The autoencoder of the run that owns it. All hosts must call this together."""
+    """The autoencoder of the run or the folder that owns it. All hosts must call this together."""
+    if is_text_to_image(owner):
+        return _pretrained_autoencoder(owner)
     source = open_run(str(owner / AUTOENCODER))
     model = source.config.model
     assert isinstance(model, ImageAutoencoder)
     params = source.params(DEFAULT_WEIGHTS)
     return TrainedAutoencoder(source.folder, model, params, weights_hash(params))
+
+
+def _pretrained_autoencoder(folder: Path) -> TrainedAutoencoder:
+    net = read_part(folder / "vae", "vae")
+    params = read_part_params(folder / "vae", "vae", net)
+    model = read_text_spec(folder).image_autoencoder
+    return TrainedAutoencoder(folder, model, params, weights_hash(params), net.scaling_factor)
 
 
 def check_not_trained_further(workdir: Path, step: int) -> None:
@@ -159,7 +180,12 @@ def tokenizer_for(
 
 
 def read_tokenizer(owner: Path) -> dict[str, bytes]:
-    """The files of a run's tokenizer by name. Raise FileNotFoundError if they are lost."""
+    """The files of the tokenizer that a run or a folder owns, by name.
+
+    Raise FileNotFoundError if those of a run are lost.
+    """
+    if is_text_to_image(owner):
+        return read_tokenizer_files(owner / "tokenizer")
     files = tokenizer_files(owner)
     if not files:
         raise FileNotFoundError(
@@ -182,12 +208,15 @@ def scaling_factor(
     autoencoder: TrainedAutoencoder,
     means: Float[np.ndarray, "n h w c"],
 ) -> float:
-    """The factor of the steps so far, of this run or of `init_from`; at first 1 / std of all means.
+    """The factor of the steps so far, of this run or of `init_from`.
 
+    That of Stable Diffusion belongs to its autoencoder. At first it is 1 / std of all means.
     Raise ValueError if those steps were trained on another autoencoder.
     """
     if step:
         folder = workdir
+    elif autoencoder.scaling_factor is not None:
+        return autoencoder.scaling_factor
     elif config.training.init_from is not None:
         folder, step = saved_steps.resolve_checkpoint(config.training.init_from)
     else:
@@ -234,10 +263,12 @@ def encode_means(
 ) -> Float[np.ndarray, "n h w c"]:
     """The means of the latents of all images, encoded in batches."""
     print(f"encoding {len(images):,} images", file=sys.stderr)
+    height, width, _ = model.image_shape
+    batch = min(BATCH, max(1, PIXELS_PER_BATCH // (height * width)))
     batches = []
-    for start in range(0, len(images), BATCH):
+    for start in range(0, len(images), batch):
         # The last batch is filled with the first images, so that all have one shape.
-        indices = np.arange(start, start + BATCH) % len(images)
+        indices = np.arange(start, start + batch) % len(images)
         pixels = jnp.asarray(to_floats(images.read(indices)["image"]))
         batches.append(np.asarray(_means(model, params, pixels)))
     return np.concatenate(batches)[: len(images)]

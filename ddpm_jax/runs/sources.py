@@ -12,9 +12,11 @@ from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import conv_unet_weights, pipeline_folder
 from ddpm_jax.pretrained.own_settings import read_own_settings
+from ddpm_jax.pretrained.stable_diffusion import is_text_to_image
 from ddpm_jax.runs import directory, saved_steps
 from ddpm_jax.runs.provenance import check_trained_with, weights_hash
 from ddpm_jax.runs.saved_steps import Step
+from ddpm_jax.runs.text_folder import read_text_params, read_text_spec
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS, load_params
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import merge_lora
@@ -138,6 +140,8 @@ def open_checkpoint(ckpt: str, step: Step | None = None) -> Source:
             f"give {ACCEPTED}."
         )
     folder = pipeline_folder.locate_folder(ckpt)
+    if is_text_to_image(folder):
+        return PretrainedSource(read_text_spec(folder), partial(read_text_params, ckpt))
     spec = pipeline_folder.read_spec(folder)
     own = read_own_settings(folder)
     return PretrainedSource(
