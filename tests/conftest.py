@@ -80,7 +80,8 @@ def optimized():
 def without_kernels():
     """Turn off the hand-written kernels, which take long to compile.
 
-    For tests of what is built on networks; tests/models and tests/runs/test_loop.py have them on.
+    For tests of conditions and of what is built on networks. The other tests in tests/models, and
+    tests/runs/test_loop.py, have them on.
     """
     from ddpm_jax import use_kernels
 

@@ -20,6 +20,7 @@ from helpers.editing import (
     signal_and_noise,
 )
 from helpers.refusals import assert_refused
+from helpers.samplers import naive_walk
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
@@ -27,7 +28,6 @@ from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
 from ddpm_jax.generation.editing import Edit, check_inverts, invert, reversed_grid, slerp
-from ddpm_jax.samplers import sample
 
 DDIM = samplers.make("ddim")
 
@@ -59,7 +59,8 @@ def gaussian_round_trips():
     for steps in (250, 500):
         grid = grid_of(steps)
         xT = invert(KEYS, GAUSSIAN, DDIM, grid, IMAGES)
-        round_trips[steps] = xT, sample(KEYS, GAUSSIAN, DDIM, grid, xT)
+        *_, x0 = naive_walk(DDIM, KEYS, GAUSSIAN, grid, xT)
+        round_trips[steps] = xT, x0
     return round_trips
 
 

@@ -85,8 +85,18 @@ def by_path(tree) -> dict[str, np.ndarray]:
 
 @functools.cache
 def draw(net):
-    """The network and non-zero parameters for it."""
-    return net, random_like(net.init(jax.random.key(0)))
+    """The network and parameters for it, none of them zero.
+
+    Their size is about that of `net.init`, which would be a program to compile for each network.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw_leaf(path, leaf):
+        std = 0.15 if leaf.ndim < 2 else max(0.15, np.prod(leaf.shape[:-1]) ** -0.5)
+        mean = 1 if path[-1].key == "scale" else 0
+        return jnp.asarray(mean + std * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return net, jax.tree.map_with_path(draw_leaf, net.shapes())
 
 
 @partial(jax.jit, static_argnums=0)

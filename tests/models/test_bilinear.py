@@ -49,6 +49,10 @@ def derivatives(function, x, y):
     return function(x, y), gradients(x, y)
 
 
+derivatives_jit = jax.jit(derivatives, static_argnums=0)
+"""The same program for all tests of a case, except those with other settings of JAX."""
+
+
 def second_derivatives(function, x, y):
     """The gradients for x and y of the squared gradient for y."""
     return jax.grad(lambda x, y: jnp.sum(derivatives(function, x, y)[1][1] ** 2), (0, 1))(x, y)
@@ -68,9 +72,8 @@ def y_spec(case):
 def test_explicit_shardings_are_kept_and_the_results_those_of_one_device(case):
     function, x, y = arguments(case)
     sharded = [split(EXPLICIT, x), split(EXPLICIT, y, y_spec(case))]
-    compute = jax.jit(partial(derivatives, function))
-    ours = compute(*sharded)
-    assert_close(ours, compute(x, y))
+    ours = derivatives_jit(function, *sharded)
+    assert_close(ours, derivatives_jit(function, x, y))
     out, gradients = ours
     assert jax.typeof(out).sharding.spec[0] == "data"
     assert [jax.typeof(grad) for grad in gradients] == [jax.typeof(value) for value in sharded]
@@ -94,16 +97,15 @@ def test_gradients_in_shard_map_are_those_of_one_device(case):
     compute = partial(derivatives, function)
     mapped = jax.shard_map(compute, mesh=EXPLICIT, in_specs=specs, out_specs=(ROWS, specs))
     ours = jax.jit(mapped)(*map(partial(split, EXPLICIT), (x, y), specs))
-    assert_close(ours, jax.jit(compute)(x, y))
+    assert_close(ours, derivatives_jit(function, x, y))
 
 
 @by_small_case
 def test_results_without_jit_are_those_with_jit(case):
     function, x, y = arguments(case)
-    compute = partial(derivatives, function)
-    expected = jax.jit(compute)(x, y)
+    expected = derivatives_jit(function, x, y)
     with jax.disable_jit():
-        assert_close(compute(x, y), expected)
+        assert_close(derivatives(function, x, y), expected)
 
 
 @by_small_case
@@ -124,7 +126,7 @@ def test_an_export_for_any_batch_gives_the_same_gradients(case):
     y_batch = (batch,) if case == "by_rows" else y.shape[:1]
     y_shape = jax.ShapeDtypeStruct((*y_batch, *y.shape[1:]), y.dtype)
     exported = export.export(compute)(x_shape, y_shape)
-    assert_close(exported.call(x, y), compute(x, y))
+    assert_close(exported.call(x, y), derivatives_jit(function, x, y))
 
 
 def test_an_export_for_any_image_size_gives_the_same_results():
@@ -137,10 +139,9 @@ def test_an_export_for_any_image_size_gives_the_same_results():
 @by_case
 def test_results_under_x64_are_the_same_float32(case):
     function, x, y = arguments(case)
-    compute = partial(derivatives, function)
-    expected = jax.jit(compute)(x, y)
+    expected = derivatives_jit(function, x, y)
     with jax.enable_x64(True):
-        ours = jax.jit(compute)(x, y)
+        ours = derivatives_jit(function, x, y)
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype("float32")}
     assert_close(ours, expected)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.nets import CONV_UNET, NETS, SMALLEST, TINY, UNET, by_path, submodule_outputs
+from helpers.nets import CONV_UNET, NETS, SMALLEST, TINY, TWO_LEVELS, by_path, submodule_outputs
 
 from ddpm_jax.devices import parallel
 from ddpm_jax.models.conv_unet import ConvUNet
@@ -48,7 +48,7 @@ def fans(kernel):
 
 def test_ddpm_kernels_are_fan_avg_uniform():
     zero = ("conv2/kernel", "to_out/kernel", "conv_out/kernel")
-    for path, leaf in by_path(UNET.init(jax.random.key(0))).items():
+    for path, leaf in by_path(TWO_LEVELS.init(jax.random.key(0))).items():
         if path == "class_embedding/embedding":
             assert abs(leaf.std() - 1) < 4 / np.sqrt(2 * leaf.size)
         elif path.endswith("kernel") and not path.endswith(zero):
@@ -58,7 +58,9 @@ def test_ddpm_kernels_are_fan_avg_uniform():
 
 
 @pytest.mark.parametrize(
-    "net", [CONV_UNET, NETS["basic_unet"], dataclasses.replace(UNET, init_scheme="torch")], ids=str
+    "net",
+    [CONV_UNET, NETS["basic_unet"], dataclasses.replace(TWO_LEVELS, init_scheme="torch")],
+    ids=str,
 )
 def test_torch_kernels_and_biases_are_uniform_within_1_over_sqrt_fan_in(net):
     leaves = by_path(net.init(jax.random.key(0)))
@@ -71,8 +73,8 @@ def test_torch_kernels_and_biases_are_uniform_within_1_over_sqrt_fan_in(net):
 
 
 def test_each_parameter_depends_only_on_the_key_and_its_path():
-    ours, again, other = (by_path(UNET.init(jax.random.key(seed))) for seed in (0, 0, 1))
-    without = by_path(dataclasses.replace(UNET, num_classes=None).init(jax.random.key(0)))
+    ours, again, other = (by_path(TWO_LEVELS.init(jax.random.key(seed))) for seed in (0, 0, 1))
+    without = by_path(dataclasses.replace(TWO_LEVELS, num_classes=None).init(jax.random.key(0)))
     assert set(ours) - set(without) == {"class_embedding/embedding"}
     for path, leaf in ours.items():
         assert leaf.dtype == np.float32

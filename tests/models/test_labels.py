@@ -10,6 +10,8 @@ import pytest
 from helpers.nets import SMALLEST, apply, draw, inputs
 from helpers.refusals import assert_refused
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
 LABELLED = dataclasses.replace(SMALLEST, num_classes=3)
 NUMBERS = dataclasses.replace(SMALLEST, labels_are="numbers")
 HIDING = dataclasses.replace(LABELLED, label_dropout=0.25)

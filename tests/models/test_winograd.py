@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.nets import NETS
+from helpers.nets import CONV_UNET, TWO_LEVELS
 
 from benchmarks.convolutions import convolutions, naive_convolutions
 from ddpm_jax.diffusion.objective import Objective
@@ -225,10 +225,9 @@ def test_naive_convolutions_are_recognised():
         assert naive_convolutions(f"{line}\n") == ([] if labels == fast else [line]), labels
 
 
-@pytest.mark.parametrize("name", ["unet", "conv_unet"])
-def test_a_training_step_uses_no_xla_convolution_and_no_host_callback(name):
+@pytest.mark.parametrize("net", [TWO_LEVELS, CONV_UNET], ids=["unet", "conv_unet"])
+def test_a_training_step_uses_no_xla_convolution_and_no_host_callback(net):
     """The gradient of XLA's convolution would be the naive loop if the step ran in a loop."""
-    net = NETS[name]
     tx = optax.sgd(0.1)
     state = jax.eval_shape(partial(init_state, tx=tx), net.shapes())
     keys = jax.random.split(jax.random.key(1), 2)
