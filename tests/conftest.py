@@ -1,7 +1,9 @@
 """Settings of every test: shapes are checked, JAX promotes nothing, 8 virtual CPU devices."""
 
+import functools
 import gc
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 
@@ -88,6 +90,57 @@ def without_kernels():
     use_kernels(False)
     yield
     use_kernels(True)
+
+
+@pytest.fixture(scope="module")
+def without_curves():
+    """Draw no loss.png at the end of each run."""
+    from ddpm_jax.runs import metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "loss_curve", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_digits():
+    """Resize the digits once for each image size."""
+    from ddpm_jax.data.digits import Digits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "load", functools.cache(Digits.load))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_steps():
+    """Compile the training step of a recipe once, also for runs of other lengths.
+
+    The step depends on no setting that is left out of the key: a constant learning rate does not
+    depend on the length.
+    """
+    from ddpm_jax.config import config_to_json
+    from ddpm_jax.runs import loop
+
+    make = loop.parallel_train_step
+    made = {}
+
+    def shared(config, tx, base=None):
+        if config.optimizer.decay != "constant":
+            return make(config, tx, base)
+        settings = config_to_json(config)
+        settings["training"] = settings["training"] | {"steps": None}
+        for name in ("log", "checkpoint"):
+            settings.pop(name)
+        parts = [settings, base and base.hash, jax.config.jax_default_prng_impl]
+        key = json.dumps(parts, sort_keys=True)
+        if key not in made:
+            made[key] = make(config, tx, base)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "parallel_train_step", shared)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

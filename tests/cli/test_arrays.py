@@ -22,7 +22,7 @@ from ddpm_jax.runs import grids, loop
 from ddpm_jax.runs.model_card import write_card
 from ddpm_jax.runs.sources import open_run
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels", "without_curves")]
 
 SHAPE = (8, 12, 2)
 ARRAYS = np.random.default_rng(0).normal((0.0, 300.0), (1.0, 20.0), (32, *SHAPE))

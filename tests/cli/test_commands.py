@@ -12,11 +12,14 @@ from helpers.commands import SMALL, arrays, one_line, run, small_main, train_mai
 from helpers.saved_runs import RECIPE, save_run
 from PIL import Image
 
-from ddpm_jax.runs import checkpoints, export, loop, saved_steps
+from ddpm_jax.runs import checkpoints, export, loop, metrics, saved_steps
 from ddpm_jax.runs.directory import load_config
 from ddpm_jax.runs.metrics import read_metrics
 
-pytestmark = pytest.mark.runs
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.usefixtures("without_kernels", "shared_steps", "shared_digits"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,9 @@ def test_a_run_writes_checkpoints_metrics_pictures_and_its_recipe(straight):
     assert saved_steps.steps(straight) == [4, 8]
     data = {"images": 1797, "classes": list("0123456789")}
     assert [saved_steps.data_at(straight, step) for step in (4, 8)] == [data, data]
-    metrics = read_metrics(straight / "metrics.jsonl")
-    assert [line["step"] for line in metrics] == list(range(1, 9))
-    for line in metrics:
+    lines = read_metrics(straight / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
         assert {"loss", "grad_norm", "learning_rate"} <= set(line)
     pictures = ("loss", "preview/data", "preview/noise", "samples/00000004", "samples/00000008")
     for name in pictures:
@@ -46,6 +49,7 @@ def test_a_run_writes_checkpoints_metrics_pictures_and_its_recipe(straight):
 
 def test_resume_matches_an_uninterrupted_run(straight, tmp_path, monkeypatch, capsys):
     """Compare all arrays of the last checkpoint, all snapshots of averages, and all losses."""
+    monkeypatch.setattr(metrics, "loss_curve", lambda *_, **__: None)
     command = [*SMALL, "--log.samples", 0, "--workdir", tmp_path]
     for steps in (5, 8):
         run(small_main, *command, "--training.steps", steps)
@@ -73,8 +77,9 @@ def test_resume_matches_an_uninterrupted_run(straight, tmp_path, monkeypatch, ca
     assert f"draw samples with: python sample.py --ckpt {tmp_path}\n" in printed
 
 
-def test_a_run_does_not_depend_on_the_random_defaults_of_jax(straight, tmp_path):
+def test_a_run_does_not_depend_on_the_random_defaults_of_jax(straight, tmp_path, monkeypatch):
     """JAX also raises for a key that is used twice. test_draws.py tests jax_enable_x64."""
+    monkeypatch.setattr(metrics, "loss_curve", lambda *_, **__: None)
     command = [*SMALL, "--log.samples", 4, "--workdir", tmp_path]
     with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.debug_key_reuse(True):
         run(small_main, *command, "--training.steps", 4)

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import draw, one_line, run, small_main
+from helpers import nets
+from helpers.commands import arrays, draw, one_line, run, small_main
+from helpers.recipes.upscale import config as UPSCALE
+from helpers.saved_runs import save_run
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli import sample
@@ -23,17 +27,24 @@ from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.runs import grids, loop
 from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.tasks import task_of
 
-pytestmark = pytest.mark.runs
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.usefixtures("without_kernels", "without_curves", "shared_steps", "shared_digits"),
+]
 
-BRIGHTNESS = ("--config", "brightness", "--no-compilation-cache", "--training.steps", 4)
+BRIGHTNESS = (
+    *("--config", "brightness", "--no-compilation-cache", "--training.steps", 4),
+    *("--checkpoint.every", 2),
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A run of 4 steps of the recipe `brightness`."""
     folder = tmp_path_factory.mktemp("brightness") / "run"
-    run(small_main, *BRIGHTNESS, "--workdir", folder, "--preview", "--checkpoint.every", 2)
+    run(small_main, *BRIGHTNESS, "--workdir", folder)
     return folder
 
 
@@ -62,11 +73,12 @@ def test_resume_and_a_run_that_starts_from_another_keep_its_statistics(trained, 
 
 
 def test_resume_with_a_vector_matches_an_uninterrupted_run(trained, tmp_path):
-    for steps in (2, 4):
-        run(small_main, *BRIGHTNESS, "--training.steps", steps, "--workdir", tmp_path)
-    for weights in ("raw", "ema"):
-        both = [open_run(str(folder)).params(weights) for folder in (trained, tmp_path)]
-        jax.tree.map(np.testing.assert_array_equal, *both)
+    """Continue the run from step 2."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    run(small_main, *BRIGHTNESS, "--workdir", workdir, "--log.samples", 0)
+    for uninterrupted, resumed in zip(arrays(trained, 4), arrays(workdir, 4), strict=True):
+        np.testing.assert_array_equal(uninterrupted, resumed)
 
 
 def test_measures_and_statistics_compute_no_scale_of_their_own(trained, monkeypatch):
@@ -129,17 +141,22 @@ def test_measures_use_the_conditions_of_the_reference_images(trained, tmp_path):
     params = source.params("ema")
     [(_, x0, network)] = network_batches(source.spec, params, batch, 8, 0)
     t = jnp.full(8, 500, jnp.int32)
-    expected = source.spec.model.apply(params, x0, t, {"vector": jnp.asarray(batch["vector"])})
+    condition = {"vector": jnp.asarray(batch["vector"])}
+    expected = nets.apply(source.spec.model, params, x0, t, condition)
     np.testing.assert_allclose(jax.jit(network)(x0, t), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def upscaler(tmp_path_factory) -> Path:
-    """A run of 4 steps of the recipe `upscale`."""
-    folder = tmp_path_factory.mktemp("upscale") / "run"
-    command = ("--config", "upscale", "--no-compilation-cache", "--training.steps", 4)
-    run(small_main, *command, "--workdir", folder)
-    return folder
+    """A run of the recipe `upscale`, with random parameters."""
+    return save_run(tmp_path_factory.mktemp("upscale") / "run", UPSCALE, steps=(4,))
+
+
+def test_the_loss_of_a_recipe_takes_its_condition_images():
+    images = UPSCALE.load_images()
+    (batch,) = loop.batches(UPSCALE, images, 0, 1)
+    loss = task_of(UPSCALE).loss(UPSCALE)
+    assert jax.eval_shape(loss, UPSCALE.model.shapes(), batch.pop("key"), batch).shape == (16,)
 
 
 def test_grids_show_a_condition_image_its_sample_and_the_original(upscaler):

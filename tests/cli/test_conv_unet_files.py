@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.conv_unet_files import MODEL, state_dict
 from helpers.pretrained import save_bin
+from helpers.saved_runs import random_params
 
 from ddpm_jax.cli import sample
 from ddpm_jax.cli.recipes import load_recipe
@@ -21,7 +22,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(np.asarray, MODEL.init(jax.random.key(0)))
+    def around_one(path, leaf):
+        return leaf + np.float32(path[-1].key == "scale")
+
+    return jax.tree.map_with_path(around_one, random_params(MODEL))
 
 
 @pytest.fixture
@@ -36,8 +40,9 @@ def test_sample_draws_from_a_state_dict(ckpt, params, tmp_path):
     sample.main(["--ckpt", ckpt, *options])
     spec = open_checkpoint(ckpt).spec
     sampling = spec.sampling.override(steps=3)
-    options = {"num_images": 2, "batch_size": 2, "seed": 0, "sampling": sampling}
-    expected = generate(spec, params, **options)[-1]
+    # As many images and chunks as sample.py draws at a time, so that one program serves both.
+    options = {"num_images": 2, "batch_size": 64, "seed": 0, "min_chunks": 20}
+    expected = generate(spec, params, sampling=sampling, **options)[-1]
     found = np.load(out)["images"]
     assert found.shape == (2, 32, 32, 3)
     assert np.abs(found.astype(int) - expected).max() <= 1

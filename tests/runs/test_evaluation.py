@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.nets import SMALLEST
 from helpers.saved_runs import RECIPE, random_params
 
-from ddpm_jax.config import Checkpoint, Evaluation, Log
+from ddpm_jax.config import Checkpoint, Evaluation, Log, Training
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.conditions import with_condition
 from ddpm_jax.data.digits import Digits
@@ -19,13 +20,16 @@ from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.grids import shortened
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.tasks import task_of
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.step import TrainState
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
 
 IMAGES = InMemory(np.random.RandomState(0).randint(0, 60, (40, 8, 8, 1)).astype(np.uint8))
 CONFIG = dataclasses.replace(
     RECIPE,
-    training=dataclasses.replace(RECIPE.training, steps=7),
+    training=Training(batch_size=16, steps=7),
+    ema=Ema(decay=0.9),
     evaluation=Evaluation(every=2, num=40),
     checkpoint=Checkpoint(every=5, keep_last=1),
     log=Log(every=3, samples=0, sample_steps=2),
@@ -86,9 +90,13 @@ def test_measured_steps_are_saved_and_logged_and_the_best_is_kept(tmp_path, monk
         return evaluation.Distances(kid, 0.01, 1.0)
 
     monkeypatch.setattr(Evaluator, "__call__", measure)
-    tx = CONFIG.make_optimizer(len(IMAGES))
-    train_step = loop.parallel_train_step(CONFIG, tx)
-    state = loop.first_state(CONFIG, tx)
+
+    def train_step(state, batch):
+        metrics = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
+        return state._replace(step=state.step + 1), metrics
+
+    params = {"w": jnp.zeros(1)}
+    state = TrainState(jnp.int32(0), params, {"ema": params}, {"n": jnp.zeros(1)})
     evaluator = Evaluator(CONFIG, IMAGES)
     end = loop.run_steps(CONFIG, tmp_path, IMAGES, train_step, state, evaluator=evaluator)
     assert end == (7, 0)

@@ -23,7 +23,10 @@ from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import draw_pixels
 from ddpm_jax.text_to_image.request import Request
 
-pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("without_kernels")]
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.usefixtures("without_kernels", "without_curves", "shared_steps"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,7 @@ def test_a_lora_on_a_run_is_drawn_exported_alone_and_merged(straight, images, tm
     """The checkpoint holds the LoRA, its average, and two moments of it."""
     style = tmp_path / "style"
     options = "--lora.rank 2 --lora.targets attention conv --optimizer.learning-rate 0.03".split()
+    options += ["--log.samples", 0]
     train(images, style, "--init-from", straight, "--training.steps", 4, *options)
     file = tmp_path / "style.safetensors"
     run(export.main, "--ckpt", style, "--out", file)

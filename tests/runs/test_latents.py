@@ -8,14 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers.latent_runs import CONFIG, captioned_images, write_metadata
+from helpers.latent_runs import AUTOENCODER, CONFIG, TEXT_UNET, captioned_images, write_metadata
 from helpers.saved_runs import random_params, save_run
 from PIL import Image
 
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.devices import hosts
+from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs import checkpoints, grids, latents, loop, manifest
-from ddpm_jax.runs.directory import AUTOENCODER, LATENTS, TOKENIZER
+from ddpm_jax.runs.directory import LATENTS, TOKENIZER
 from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.provenance import is_trained_with, weights_hash
 
@@ -27,14 +28,25 @@ def data(tmp_path) -> Path:
     return captioned_images(tmp_path / "images")
 
 
+def on_images(data: Path) -> LatentConfig:
+    """The recipe, with networks of one level, on the captioned images in a folder."""
+    autoencoder = dataclasses.replace(AUTOENCODER, widths=(4,), groups=2)
+    return dataclasses.replace(
+        CONFIG,
+        autoencoder=dataclasses.replace(CONFIG.autoencoder, model=autoencoder),
+        model=dataclasses.replace(TEXT_UNET, image_size=8),
+        data=Folder(path=str(data), caption_column="text"),
+    )
+
+
 @pytest.fixture
-def config(data):
-    return dataclasses.replace(CONFIG, data=Folder(path=str(data), caption_column="text"))
+def config(data) -> LatentConfig:
+    return on_images(data)
 
 
 def save_autoencoder(folder: Path, config, steps=(4,)) -> str:
     """Save random parameters as the autoencoder of a run; return the hash of the average."""
-    save_run(folder / AUTOENCODER, config.autoencoder_config, steps)
+    save_run(folder / "autoencoder", config.autoencoder_config, steps)
     return weights_hash(random_params(config.autoencoder.model, steps[-1]))
 
 
@@ -53,12 +65,20 @@ def record(folder: Path, autoencoder: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run with an autoencoder, a tokenizer and a network of step 8, on the same images."""
+    folder = tmp_path_factory.mktemp("saved")
+    config = on_images(captioned_images(folder / "images"))
+    workdir = save_network(folder / "run", config, save_autoencoder(folder / "run", config))
+    latents.save_latents(config, workdir, loop.load(config, workdir, 0))
+    return workdir
+
+
 @pytest.fixture
-def run(tmp_path, config) -> Path:
-    """A run with an autoencoder, a tokenizer and a network of step 8."""
-    folder = save_network(tmp_path / "run", config, save_autoencoder(tmp_path / "run", config))
-    latents.save_latents(config, folder, loop.load(config, folder, 0))
-    return folder
+def run(saved, tmp_path) -> Path:
+    """A copy of the run, for one test."""
+    return shutil.copytree(saved, tmp_path / "run")
 
 
 def started_from(run: Path, config):
@@ -94,7 +114,7 @@ def test_the_scale_is_that_of_the_steps_so_far(run, config, tmp_path):
 
 def test_a_run_that_starts_from_another_takes_the_autoencoder_of_the_first(run, config, tmp_path):
     """Also if the other one started from a third, and whatever its own recipe says."""
-    other = dataclasses.replace(config.autoencoder.model, widths=(4, 4), groups=2)
+    other = dataclasses.replace(config.autoencoder.model, widths=(8,))
     autoencoder = dataclasses.replace(config.autoencoder, model=other)
     recipe = dataclasses.replace(config, autoencoder=autoencoder)
     second = started_from(run, recipe)
@@ -132,7 +152,7 @@ def test_an_autoencoder_is_known_by_its_weights_and_not_by_its_files(run, config
     assert loop.load(config, run, 8).autoencoder.hash == weights
     with pytest.raises(ValueError, match="was trained on the autoencoder as it is: leave"):
         latents.check_not_trained_further(run, 8)
-    shutil.rmtree(run / AUTOENCODER)
+    shutil.rmtree(run / "autoencoder")
     latents.check_not_trained_further(run, 8)
     assert save_autoencoder(run, config) == weights
     assert loop.load(config, run, 8).autoencoder.hash == weights

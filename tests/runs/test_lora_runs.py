@@ -14,14 +14,17 @@ from ddpm_jax import export
 from ddpm_jax.cli import sample
 from ddpm_jax.config import Checkpoint, Log, Training
 from ddpm_jax.pretrained.lora_files import load_lora
-from ddpm_jax.runs import loop, metrics, saved_steps
+from ddpm_jax.runs import loop, saved_steps
 from ddpm_jax.runs.initial_weights import load_base
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.runs.provenance import weights_hash
 from ddpm_jax.runs.sources import open_run
 from ddpm_jax.training.lora import Lora, find_targets, merge_lora
 
-pytestmark = pytest.mark.runs
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.usefixtures("without_kernels", "without_curves", "shared_steps", "shared_digits"),
+]
 
 TARGETS = ("linear", "conv")
 PATHS = find_targets(NET.shapes(), TARGETS)
@@ -56,7 +59,6 @@ def runs(tmp_path_factory, drawn):
         drawn[reporter._workdir] = params
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "loss_curve", lambda *_, **__: None)
         patch.setattr(Reporter, "_draw_grid", record)
         loop.train(recipe(base), folder / "style", 0)
         loop.train(recipe(base, steps=2), folder / "resumed", 0)

@@ -1,4 +1,4 @@
-"""The recipe `small` with a U-Net, conditioned on a reduced copy of each digit."""
+"""The recipe `small` with a U-Net and one average, conditioned on a reduced copy of each digit."""
 
 import dataclasses
 
@@ -6,9 +6,12 @@ from helpers.nets import SMALLEST
 from helpers.saved_runs import RECIPE
 
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.training.ema import Ema
 
 config = dataclasses.replace(
     RECIPE,
+    training=dataclasses.replace(RECIPE.training, accumulation=1),
+    ema=Ema(decay=0.9),
     model=dataclasses.replace(
         SMALLEST, image_size=8, condition_channels=1, condition_noise=0.3, label_dropout=0.2
     ),
