@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.refusals import assert_refused
-from helpers.text import IMAGE, MASK, tiny_model
+from helpers.text import IMAGE, MASK, smallest_model
 
 from ddpm_jax.data.values import scaled_values
 from ddpm_jax.diffusion.objective import Objective
@@ -101,7 +101,7 @@ def test_a_seed_or_number_of_images_out_of_range_is_refused(pipeline):
 
 
 def test_a_folder_with_a_text_encoder_is_drawn_from_prompts(tmp_path):
-    save_stable_diffusion(tiny_model(), tmp_path / "saved")
+    save_stable_diffusion(smallest_model(), tmp_path / "saved")
     pipeline = Pipeline.from_pretrained(tmp_path / "saved")
     assert isinstance(pipeline, TextToImagePipeline)
     options = {"steps": 3, "seed": 37, "progress": False}

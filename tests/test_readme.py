@@ -25,7 +25,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
     r"in range\(\d+\)": "in range(STEPS)",
     r"steps=\d+": "steps=5",
-    r'"widths": \(16, 32\)': '"widths": (16,)',
+    r'"widths": \(16, 32\)': '"widths": (8,)',
     r"\(False, False\)": "(False,)",
 }
 """Parts of the first script that take long, and what takes their place here."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.text import tiny_model
+from helpers.text import smallest_model
 
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 
@@ -16,15 +16,17 @@ PROLOGUE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 SMALLER = {
     r"dj\.ConvUNet\(image_size=32, channels=1\)": (
-        "dj.ConvUNet(image_size=32, channels=1, widths=(8, 16), groups=4)"
+        "dj.ConvUNet(image_size=32, channels=1, widths=(8,), attention_sizes=(), groups=4)"
     ),
     r"widths=[^)]*\), attention=[^)]*\)": (
-        "widths=(4, 8), attention=(False, True), groups=4, layers_per_level=1"
+        "widths=(8,), attention=(False,), groups=4, layers_per_level=1"
     ),
     r"\bsteps=(?:1000|50)\b": "steps=3",
     r'"[\w-]+/[\w.-]+"': '"stable_diffusion"',
     r"UniPCMultistepScheduler": "DDIMScheduler",
     r"\b64, 64\b": "4, 4",
+    # One program instead of one per operation.
+    r"\b((?:net\.)?model\.apply|dj\.ddpm\(\)\.step)\(": r"jax.jit(\1)(",
 }
 """Patterns in the page's calls, and what the test runs in their place."""
 
@@ -42,7 +44,7 @@ def names(tmp_path_factory):
     exec(PROLOGUE, names)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("tutorials"))
-        save_stable_diffusion(tiny_model(), "stable_diffusion")
+        save_stable_diffusion(smallest_model(), "stable_diffusion")
         for section in SECTIONS:
             for call in calls(section):
                 for pattern, smaller in SMALLER.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.nets import UNET, draw
 from helpers.refusals import assert_refused
-from helpers.text import tiny_model
+from helpers.text import smallest_model
 from jax.tree_util import Partial
 
 import ddpm_jax as dj
@@ -171,14 +171,14 @@ def probabilities(q, k, heads):
 
 
 def test_words_of_a_text_have_the_probabilities_of_the_cross_attention():
-    model = tiny_model()
+    model = smallest_model()
     maps = attention_maps(
         model.unet, model.unet_params, STATES[:1], GRID.split(3)[0], TEXT, keep_layers=True
     )
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     assert set(maps) == {
         path,
-        *(f"up_blocks.1.attentions.{i}.transformer_blocks.0.attn2" for i in range(2)),
+        *(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2" for i in range(2)),
     }
     modules = ("down_blocks.0.attentions.0", "transformer_blocks.0", "attn2")
     inputs = STATES[0], jnp.full(2, 900), TEXT.states
@@ -212,7 +212,7 @@ def test_a_pixel_of_a_pixel_network_looks_where_its_self_attention_does():
 
 
 def test_no_change_of_states_text_parameters_or_pixels_compiles_again():
-    model = tiny_model()
+    model = smallest_model()
     first = GRID.split(3)[0]
     attention_maps(model.unet, model.unet_params, STATES[:1], first, TEXT)
     attention_sums(Partial(scripted_pixels), STATES, GRID, pixels=[(0, 0)])
@@ -225,7 +225,7 @@ def test_no_change_of_states_text_parameters_or_pixels_compiles_again():
 
 
 def test_mistakes_are_refused():
-    model = tiny_model()
+    model = smallest_model()
     net, params = draw(dj.BasicUNet(image_size=8, channels=1))
 
     def maps(options):
