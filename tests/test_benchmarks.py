@@ -44,6 +44,7 @@ def test_every_benchmark_can_be_imported():
             assert module(name).__doc__, name
 
 
+@pytest.mark.usefixtures("without_kernels")
 def test_our_side_trains_and_samples(monkeypatch):
     jax_side = module("jax_side")
     gpu_side = module("gpu_side")

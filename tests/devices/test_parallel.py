@@ -100,7 +100,7 @@ def test_noise_and_masks_are_the_same_bits_on_every_route():
 
 
 @pytest.fixture(scope="module")
-def trained(optimized):
+def trained():
     """The results of `train` by route, all from the same parameters, none of them zero."""
     assert jax.local_device_count() == 8
     params = fresh_params()

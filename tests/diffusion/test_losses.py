@@ -1,5 +1,6 @@
 """L_simple matches its formula and known limits; timesteps have their distributions."""
 
+import functools
 from functools import partial
 
 import jax
@@ -56,12 +57,32 @@ def uniform_images(n):
     return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (n, 4, 4, 1)), jnp.float32)
 
 
+@jax.jit
+def losses_by_target(keys, network_of, x0, **options):
+    """L_simple for each target. One program for all of them compiles faster than four."""
+    return {
+        target: simple_loss(keys, SCHEDULE, network_of[target], x0, target, **options)
+        for target in TARGETS
+    }
+
+
+EXACT = {target: Partial(partial(exact_output, target, 0.0)) for target in TARGETS}
+ZERO = dict.fromkeys(TARGETS, Partial(scaled_input, 0.0))
+SCALED = dict.fromkeys(TARGETS, Partial(scaled_input, 0.1))
+
+
+@functools.cache
+def losses_of_constant_images():
+    """By target, the losses of the exact output and of zero output for 1024 images of X0."""
+    x0 = np.full((1024, 8, 8, 1), X0, np.float32)
+    keys = example_keys(1024)
+    return [jax.device_get(losses_by_target(keys, networks, x0)) for networks in (EXACT, ZERO)]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_exact_network_has_zero_loss(target):
-    network = Partial(partial(exact_output, target, 0.0))
-    x0 = np.full((64, 4, 4, 1), X0, np.float32)
-    loss = jitted_simple_loss(example_keys(64), SCHEDULE, network, x0, target)
-    assert loss.shape == (64,)
+    loss = losses_of_constant_images()[0][target]
+    assert loss.shape == (1024,)
     assert np.max(loss) < 1e-9
 
 
@@ -70,9 +91,7 @@ def test_the_loss_of_zero_output_is_the_second_moment_of_the_target(target):
     alpha_bar = np.cumprod(1 - linear_betas())
     v = np.mean(alpha_bar + (1 - alpha_bar) * X0**2)
     expected = {"eps": 1.0, "x0": X0**2, "v": v, "flow": 1 + X0**2}[target]
-    network = Partial(scaled_input, 0.0)
-    x0 = np.full((1024, 8, 8, 1), X0, np.float32)
-    loss = jitted_simple_loss(example_keys(1024), SCHEDULE, network, x0, target)
+    loss = losses_of_constant_images()[1][target]
     assert abs(np.mean(loss) - expected) < 5 * np.std(loss) / np.sqrt(1024) + 1e-6
 
 
@@ -96,19 +115,21 @@ def test_all_timesteps_are_equally_likely():
     assert np.max(np.abs(counts - 1000)) < 5 * np.sqrt(5000 * 0.2 * 0.8)
 
 
+@functools.cache
+def losses_of_parts():
+    """By target, the losses of eight images: all of them, each half, and in reverse order."""
+    x0 = np.asarray(uniform_images(8))
+    keys = example_keys(8)
+    parts = (slice(None), slice(4), slice(4, 8), slice(None, None, -1))
+    return [jax.device_get(losses_by_target(keys[part], SCALED, x0[part])) for part in parts]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_loss_of_an_example_does_not_depend_on_how_the_batch_is_split(target):
-    x0 = uniform_images(8)
-    keys = example_keys(8)
-    network = Partial(scaled_input, 0.1)
-
-    def loss(part):
-        return np.asarray(jitted_simple_loss(keys[part], SCHEDULE, network, x0[part], target))
-
-    whole = loss(slice(None))
+    whole, first, second, reverse = (losses[target] for losses in losses_of_parts())
     assert len(set(whole.tolist())) == 8
-    np.testing.assert_array_equal(np.concatenate([loss(slice(4)), loss(slice(4, 8))]), whole)
-    np.testing.assert_array_equal(loss(slice(None, None, -1)), whole[::-1])
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    np.testing.assert_array_equal(reverse, whole[::-1])
 
 
 def test_the_loss_has_the_gradient_of_its_formula():
@@ -123,21 +144,29 @@ def test_the_loss_has_the_gradient_of_its_formula():
     np.testing.assert_allclose(grad(jnp.float32(0.8)), 2 * (0.8 - X0), rtol=1e-5)
 
 
+WEIGHTS = np.arange(8, dtype=np.float32)
+
+
+@functools.cache
+def given_weights_and_timesteps():
+    """By target, the losses with given timesteps, those with WEIGHTS too, and the errors."""
+
+    @jax.jit
+    def compute(keys, x0, t):
+        plain = losses_by_target(keys, SCALED, x0, t=t)
+        weighted = losses_by_target(keys, SCALED, x0, t=t, weight=jnp.asarray(WEIGHTS))
+        xt, eps = draw_xt(keys, SCHEDULE, x0, t)
+        signal, noise = per_example(SCHEDULE.signal_and_noise(t), x0)
+        targets = {name: regression_target(name, x0, eps, signal, noise) for name in TARGETS}
+        return plain, weighted, {name: 0.1 * xt - target for name, target in targets.items()}
+
+    return jax.device_get(compute(example_keys(8), uniform_images(8), jnp.arange(8) * 140))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_given_weights_and_timesteps_are_used(target):
-    x0 = uniform_images(8)
-    t = jnp.arange(8) * 140
-    weight = np.arange(8, dtype=np.float32)
-    keys = example_keys(8)
-    network = Partial(scaled_input, 0.1)
-    plain, weighted = (
-        np.asarray(jitted_simple_loss(keys, SCHEDULE, network, x0, target, t=t, weight=each))
-        for each in (None, weight)
-    )
-    np.testing.assert_allclose(weighted, plain * weight, rtol=1e-6)
-    xt, eps = draw_xt(keys, SCHEDULE, x0, t)
-    signal, noise = per_example(SCHEDULE.signal_and_noise(t), x0)
-    error = 0.1 * np.asarray(xt) - regression_target(target, x0, eps, signal, noise)
+    plain, weighted, error = (each[target] for each in given_weights_and_timesteps())
+    np.testing.assert_allclose(weighted, plain * WEIGHTS, rtol=1e-6)
     np.testing.assert_allclose(plain, np.mean(error**2, (1, 2, 3)), rtol=1e-5)
 
 
@@ -146,29 +175,40 @@ def test_given_weights_and_timesteps_are_used(target):
 
 def test_lognormal_timesteps_are_normal_in_log_sigma():
     schedule = from_betas(edm_betas())
-    t = lognormal_timesteps(example_keys(4000), schedule)
-    log_sigma = -0.5 * np.log(np.asarray(schedule.snr(t), float))
+
+    @jax.jit
+    def draw(keys):
+        t = lognormal_timesteps(keys, schedule)
+        return t, schedule.snr(t)
+
+    t, snr = draw(example_keys(4000))
+    log_sigma = -0.5 * np.log(np.asarray(snr, float))
     assert abs(np.mean(log_sigma) + 1.2) < 5 * 1.2 / np.sqrt(4000)
     assert abs(np.std(log_sigma) / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
     assert t.dtype == jnp.float32
 
 
 def test_lognormal_timesteps_stay_within_the_schedule():
-    t = lognormal_timesteps(example_keys(500), SCHEDULE, 0.0, 50.0)
-    assert (float(t.min()), float(t.max())) == (0, 999)
-    schedule = from_betas(zero_terminal_snr(linear_betas()))
-    t = lognormal_timesteps(example_keys(500), schedule, 0.0, 50.0)
-    assert bool(jnp.all((t >= 0) & (t <= 999)))
+    draw = jax.jit(lambda schedule: lognormal_timesteps(example_keys(500), schedule, 0.0, 50.0))
+    t = np.asarray(draw(SCHEDULE))
+    assert (t.min(), t.max()) == (0, 999)
+    t = np.asarray(draw(from_betas(zero_terminal_snr(linear_betas()))))
+    assert np.all((t >= 0) & (t <= 999))
 
 
 @pytest.mark.parametrize("draw", [uniform_timesteps, lognormal_timesteps])
 def test_timesteps_and_noise_are_independent_and_depend_on_the_examples_key_alone(draw):
-    keys = example_keys(2000)
-    t = draw(keys, SCHEDULE)
-    _, eps = draw_xt(keys, SCHEDULE, jnp.zeros((2000, 1, 1, 1)), jnp.zeros(2000, jnp.int32))
-    correlation = np.corrcoef(t.astype(jnp.float32), eps.ravel())[0, 1]
+
+    @jax.jit
+    def timesteps_and_noise(keys, x0):
+        _, eps = draw_xt(keys, SCHEDULE, x0, jnp.zeros(len(keys), jnp.int32))
+        return draw(keys, SCHEDULE), eps, draw(keys[5:9], SCHEDULE)
+
+    x0 = np.zeros((2000, 1, 1, 1), np.float32)
+    t, eps, part = jax.device_get(timesteps_and_noise(example_keys(2000), x0))
+    correlation = np.corrcoef(t, eps.ravel())[0, 1]
     assert abs(correlation) < 5 / np.sqrt(2000)
-    np.testing.assert_array_equal(draw(keys[5:9], SCHEDULE), t[5:9])
+    np.testing.assert_array_equal(part, t[5:9])
 
 
 def test_losses_and_draws_keep_the_explicit_sharding_of_the_keys():

@@ -220,10 +220,11 @@ def test_target_edm_preconditions_the_network_in_the_loss_and_the_denoiser():
 
 
 SIZES = {"image_size": 4, "channels": 3, "widths": (4,), "groups": 2, "learned_variance": True}
-UNET = UNet(**SIZES, attention=(False,), layers_per_level=1)
+UNET = UNet(**SIZES, attention=(False,), layers_per_level=1, middle="none")
 CONV_UNET = ConvUNet(**SIZES, time_embedding_dim=4)
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize(("net", "target"), [(UNET, "eps"), (CONV_UNET, "edm")], ids=["u", "conv"])
 def test_l_hybrid_trains_the_mean_and_variance_outputs_of_a_net(net, target):
     objective = Objective(

@@ -26,6 +26,7 @@ from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
 from ddpm_jax.evaluation import bits_per_dim, ode_likelihood, solver_statistics
+from ddpm_jax.figures import plots
 from ddpm_jax.figures.image_grids import save_images
 from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.generation.sampling import Sampling
@@ -100,7 +101,8 @@ def test_the_command_measures_the_first_images_of_the_seed(run, config, average,
     np.testing.assert_allclose(terms, np.mean(bound.terms, 0), rtol=1e-3, atol=1e-6)
 
 
-def test_the_options_choose_weights_and_variance(run, config, params, average, batch):
+def test_the_options_choose_weights_and_variance(run, config, params, average, batch, monkeypatch):
+    monkeypatch.setattr(plots, "bound_curve", lambda *_: None)
     result = run_command(run, *SIZE, "--weights", "raw", "--variance", "fixed_large")
     assert "weights raw" in result["network"]
     assert result["variance"] == "fixed_large"

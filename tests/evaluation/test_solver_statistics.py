@@ -26,13 +26,17 @@ SCHEDULE = from_betas(linear_betas())
 SHAPE = (2, 2, 1)
 MEANS = jnp.array([[-0.7, 0.5, 0.1, 0.4], [0.3, -0.5, 0.8, -0.2], [0.9, 0.2, -0.6, -0.9]])
 MEANS = MEANS.reshape(3, *SHAPE)
+jitted_sample = jax.jit(sample)
 
 
 def make_batches(network, images, num_batches=1):
     denoise = make_denoiser(SCHEDULE, network, "x0", None)
-    keys = jnp.split(sample_keys(3, jnp.arange(len(images))), num_batches)
-    images = jnp.split(images, num_batches)
-    return [statistics_batch(k, denoise, x) for k, x in zip(keys, images, strict=True)]
+    rows = np.split(np.arange(len(images)), num_batches)
+    images = np.asarray(images, np.float32)
+    return [
+        statistics_batch(sample_keys(3, jnp.asarray(i, jnp.int32)), denoise, jnp.asarray(images[i]))
+        for i in rows
+    ]
 
 
 def x0_statistics(statistics):
@@ -46,8 +50,7 @@ def x0_statistics(statistics):
 def mixture():
     """A batch of images of three Gaussians, and the statistics of their exact denoiser."""
     rng = np.random.default_rng(0)
-    images = MEANS[rng.integers(0, 3, 4000)]
-    images = images + 0.3 * jnp.asarray(rng.normal(size=(4000, *SHAPE)), jnp.float32)
+    images = np.asarray(MEANS)[rng.integers(0, 3, 4000)] + 0.3 * rng.normal(size=(4000, *SHAPE))
     batches = make_batches(mixture_x0(SCHEDULE, MEANS, 0.3), images)
     return batches[0], estimate(SCHEDULE, batches, 64)
 
@@ -58,7 +61,7 @@ def test_a_gaussian_of_independent_numbers_has_the_closed_form():
     std = np.array([0.5, 0.2, 1.0, 0.7]).reshape(SHAPE)
     covariance = jnp.asarray(np.diag(std.reshape(-1) ** 2), jnp.float32)
     network = gaussian_x0(SCHEDULE, jnp.asarray(mean, jnp.float32), covariance)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(8, *SHAPE)), jnp.float32)
+    images = np.random.default_rng(0).normal(size=(8, *SHAPE))
     statistics = estimate(SCHEDULE, make_batches(network, images), 200)
     lambdas = statistics.lambdas.astype(float).reshape(-1, 1, 1, 1)
     l = 1 / (1 + std**2 * np.exp(2 * lambdas))
@@ -84,7 +87,7 @@ def test_a_gaussian_of_independent_numbers_has_the_closed_form():
 
     def error(statistics):
         sampler = with_statistics(statistics, 3, True)
-        return np.max(np.abs(sample(keys, denoise, sampler, grid, xT) - expected))
+        return np.max(np.abs(jitted_sample(keys, denoise, sampler, grid, xT) - expected))
 
     own = error(statistics)
     assert own < 1e-3
@@ -100,7 +103,7 @@ def test_a_gaussian_of_dependent_numbers_has_the_closed_form():
     images = (mean + rng.normal(size=(20000, 4)) @ root.T).reshape(-1, *SHAPE)
     mean_image = jnp.asarray(mean.reshape(SHAPE), jnp.float32)
     network = gaussian_x0(SCHEDULE, mean_image, jnp.asarray(cov, jnp.float32))
-    batches = make_batches(network, jnp.asarray(images, jnp.float32))
+    batches = make_batches(network, images)
     statistics = estimate(SCHEDULE, batches, 60)
 
     def exact_l(lam):
@@ -229,7 +232,8 @@ def test_statistics_reduce_the_error_on_a_mixture(mixture):
 
     def error(statistics):
         sampler = with_statistics(statistics, 3, True)
-        return np.sqrt(np.mean((sample(keys, denoise, sampler, grid, xT) - expected) ** 2))
+        samples = np.asarray(jitted_sample(keys, denoise, sampler, grid, xT))
+        return np.sqrt(np.mean((samples - expected) ** 2))
 
     assert error(statistics) < 0.75 * error(x0_statistics(statistics))
 
@@ -241,7 +245,7 @@ def saturated(xt, t):
 
 def test_statistics_do_not_depend_on_the_batches(mixture):
     """Each image has the noise and the signs of its own key, whatever the batch."""
-    images = mixture[0].images[:40]
+    images = np.asarray(mixture[0].images)[:40]
     whole, halves = (make_batches(Partial(saturated), images, n) for n in (1, 2))
     for array, *parts in zip(whole[0][1:], *(half[1:] for half in halves), strict=True):
         np.testing.assert_array_equal(array, np.concatenate(parts))

@@ -25,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from helpers.commands import arrays
 from helpers.processes import ENV, free_address
 
+from ddpm_jax import use_kernels
 from ddpm_jax.config import Checkpoint, Config, Log, Training
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
@@ -61,7 +62,7 @@ SHORT = dataclasses.replace(
     CONFIG,
     training=dataclasses.replace(CONFIG.training, steps=8),
     ema=dataclasses.replace(CONFIG.ema, snapshots_every=4),
-    checkpoint=Checkpoint(every=2),
+    checkpoint=Checkpoint(every=4),
 )
 """The same recipe with 8 steps."""
 SAMPLED_PARAMS = "sampled_params.npz"
@@ -127,9 +128,10 @@ def replicated_and_sharded(folder: str, coordinator: str, num_hosts: str, host: 
 
     In `replicated` the last host receives SIGTERM after the first save. In `sharded` the state is
     split over the devices of all hosts, the run ends at step 4, and the parameters that would draw
-    the sample grid are saved as SAMPLED_PARAMS.
+    the sample grid are saved as SAMPLED_PARAMS. The kernels, which take long to compile, are off.
     """
     parallel.MIN_SHARDED_SIZE = 1
+    use_kernels(False)
     is_last = int(host) == int(num_hosts) - 1
     sharded = dataclasses.replace(
         SHORT,

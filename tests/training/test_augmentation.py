@@ -11,16 +11,12 @@ from helpers.nets import SMALLEST, apply, draw, inputs
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.conditions import AUGMENTATION_NUMBERS, AugmentationKind
+from ddpm_jax.training import augmentation, step
 from ddpm_jax.training.augmentation import (
     MEMBERS,
     SIZES,
-    augment,
-    describe,
     draw_parameters,
-    move_pixels,
     names_of,
-    recolour,
-    resample,
     whole_pixels,
 )
 from ddpm_jax.training.step import model_loss
@@ -29,13 +25,23 @@ KINDS = typing.get_args(AugmentationKind)
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.uniform(-1, 1, (3, 8, 8, 3)), jnp.float32)
 NAMES = [name for names in MEMBERS.values() for name in names]
+move_pixels, resample, recolour, describe = map(
+    jax.jit,
+    (
+        augmentation.move_pixels,
+        augmentation.resample,
+        augmentation.recolour,
+        augmentation.describe,
+    ),
+)
+augment = jax.jit(augmentation.augment, static_argnums=(2, 3))
 
 
 def parameters(n=3, **given):
     """Parameters that are 0 but for the given ones."""
-    zeros = {name: jnp.zeros((n, SIZES.get(name, 1)), jnp.float32) for name in NAMES}
+    zeros = {name: np.zeros((n, SIZES.get(name, 1)), np.float32) for name in NAMES}
     return zeros | {
-        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), zeros[name].shape)
+        name: np.broadcast_to(np.asarray(value, np.float32), zeros[name].shape)
         for name, value in given.items()
     }
 
@@ -84,8 +90,8 @@ def test_pixels_that_stay_pixels_are_moved(given, expected):
     np.testing.assert_allclose(moved, expected, atol=1e-6 if exact else 1e-5)
 
 
-RAMP = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None] - 7.5, (1, 16, 16, 1))
-PLACES = jnp.concatenate([RAMP, RAMP.swapaxes(1, 2)], -1)
+RAMP = np.broadcast_to(np.arange(16, dtype=np.float32)[None, None, :, None] - 7.5, (1, 16, 16, 1))
+PLACES = np.concatenate([RAMP, RAMP.swapaxes(1, 2)], -1)
 """The x and y of each pixel, from the centre."""
 
 
@@ -111,8 +117,8 @@ def test_shifts_are_told_as_they_are_rounded():
     shift = jnp.asarray([[0.2, 0.6], [0.3, -0.9]], jnp.float32)
     # The largest shift is 2 pixels of 16 columns, and 1 pixel of 8 rows.
     np.testing.assert_array_equal(whole_pixels(shift, 8, 16), [[0, 1], [0.5, -1]])
-    keys = jax.random.split(jax.random.key(0), 40)
-    _, numbers = augment(keys, jnp.zeros((40, 8, 8, 1)), ("blitting",), 0.9)
+    all_keys = [jax.random.split(jax.random.key(seed), 3) for seed in range(14)]
+    numbers = np.concatenate([augment(keys, IMAGES, KINDS, 0.9)[1] for keys in all_keys])
     assert set(np.unique(numbers[:, 4:6])) == {-1, 0, 1}
 
 
@@ -156,8 +162,8 @@ def test_images_are_told_only_the_colours_that_they_have():
 
 
 def test_half_of_the_stretches_are_along_an_axis():
-    keys = jax.random.split(jax.random.key(0), 2000)
-    direction = draw_parameters(keys, ("stretch",), 0.999)["stretch"][:, 1]
+    keys = jax.random.split(jax.random.key(0), 4000)  # as many as below, for the same programs
+    direction = np.asarray(draw_parameters(keys, ("stretch",), 0.999)["stretch"])[:, 1]
     assert abs(np.mean(direction == 0) - 0.5) < 0.05
     assert -1 < direction.min() < -0.9
 
@@ -194,7 +200,10 @@ def test_the_loss_augments_images_and_tells_the_network(monkeypatch):
 
     monkeypatch.setattr(type(NET), "apply", apply_to)
     keys = jax.random.split(jax.random.key(0), 3)
-    loss = model_loss(NET, Objective(schedule="squaredcos", timesteps=20))
+    # The compiled function of the other tests.
+    monkeypatch.setattr(step, "augment", augment)
+    net = dataclasses.replace(NET, augmentation_probability=0.9)
+    loss = model_loss(net, Objective(schedule="squaredcos", timesteps=20))
     loss({}, keys, {"image": IMAGES})
     [condition] = seen
     assert condition["augmentation"].shape == (3, AUGMENTATION_NUMBERS)
@@ -214,8 +223,8 @@ def test_without_numbers_a_network_draws_images_as_they_are():
 
 def test_augmented_images_differ_with_their_keys_alone():
     keys = jax.random.split(jax.random.key(1), 3)
-    images, numbers = jax.jit(augment, static_argnums=(2, 3))(keys, IMAGES, KINDS, 0.9)
-    again, others = jax.jit(augment, static_argnums=(2, 3))(keys[::-1], IMAGES[::-1], KINDS, 0.9)
+    images, numbers = augment(keys, IMAGES, KINDS, 0.9)
+    again, others = augment(keys[::-1], IMAGES[::-1], KINDS, 0.9)
     np.testing.assert_allclose(again[::-1], images, atol=1e-5)
     np.testing.assert_allclose(others[::-1], numbers, atol=1e-6)
     assert np.abs(images - IMAGES).max() > 0.1

@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.latent_runs import AUTOENCODER
 
 from ddpm_jax import draws
+from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.training.autoencoder_loss import autoencoder_loss, kl_to_normal
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
+AUTOENCODER = ImageAutoencoder(
+    image_size=4, channels=3, latent_channels=2, widths=(4,), layers_per_level=1, groups=2
+)
 LOSS = jax.jit(autoencoder_loss(AUTOENCODER))
 
 
@@ -26,8 +31,8 @@ def test_the_divergence_is_that_of_two_normals():
 
 @pytest.fixture(scope="module")
 def inputs():
-    params = jax.jit(AUTOENCODER.init)(draws.make_key(1))
-    return params, draws.normal(draws.make_key(2), (2, 8, 8, 3))
+    params = AUTOENCODER.init(draws.make_key(1))
+    return params, draws.normal(draws.make_key(2), (2, 4, 4, 3))
 
 
 def test_the_loss_of_a_narrow_posterior_is_the_error_of_its_mean(inputs):
@@ -38,8 +43,13 @@ def test_the_loss_of_a_narrow_posterior_is_the_error_of_its_mean(inputs):
     narrow = {**params, "quant_conv": {**params["quant_conv"], "bias": bias.at[half:].add(-1e4)}}
     keys = jax.random.split(jax.random.key(0), 2)
     losses = LOSS(narrow, keys, {"image": images})
-    moments = jax.jit(AUTOENCODER.encode)(narrow, images)
-    restored = jax.jit(AUTOENCODER.decode)(narrow, moments[..., :half])
+
+    @jax.jit
+    def moments_and_images_of_means(params, images):
+        moments = AUTOENCODER.encode(params, images)
+        return moments, AUTOENCODER.decode(params, moments[..., :half])
+
+    moments, restored = moments_and_images_of_means(narrow, images)
     error = np.abs(images - restored).mean((1, 2, 3))
     divergence = np.asarray(kl_to_normal(moments)).mean((1, 2, 3))
     np.testing.assert_allclose(losses, error + AUTOENCODER.kl_weight * divergence, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Averages against numerical integrals of their profiles; rebuilt averages against tracked ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,29 +133,39 @@ def rebuild(snapshots, target_t, length):
     return ema.combine((tree for t in times for tree in snapshots[t]), weights), residual
 
 
+@functools.cache
+def random_walk():
+    """A walk of 50 numbers, and {t: {length: average}} tracked by the recursion in float64."""
+    path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS, 50)), 0)  # (steps, 50)
+    lengths = (*TRACKED_LENGTHS, *REBUILT_LENGTHS)
+    exponents = np.array([[ema.power_gamma(length) + 1] for length in lengths])
+    averages = np.zeros((len(lengths), 50))
+    tracked = {}
+    for t, params in enumerate(path, 1):
+        beta = (1 - 1 / t) ** exponents
+        averages = beta * averages + (1 - beta) * params
+        if t % SNAPSHOT_EVERY == 0:
+            tracked[t] = dict(zip(lengths, averages, strict=True))
+    return path, tracked
+
+
 @pytest.mark.parametrize("target_t", [STEPS, 1300])
 @pytest.mark.parametrize("length", REBUILT_LENGTHS)
 def test_the_residual_bounds_the_error_of_averages_of_a_random_walk(length, target_t):
-    """|error| <= |difference of profiles| |walk - c| (Cauchy-Schwarz).
-
-    The reference is tracked by the recursion in float64.
-    """
-    path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS, 50)), 0)  # (steps, 50)
-    averages = {}
-    snapshots = {}
-    for t, params in enumerate(path[:target_t], 1):
-        for tracked in (*TRACKED_LENGTHS, length):
-            beta = (1 - 1 / t) ** (ema.power_gamma(tracked) + 1)
-            averages[tracked] = beta * averages.get(tracked, 0) + (1 - beta) * params
-        if t % SNAPSHOT_EVERY == 0:
-            snapshots[t] = [{"w": averages[tracked]} for tracked in TRACKED_LENGTHS]
+    """|error| <= |difference of profiles| |walk - c| (Cauchy-Schwarz)."""
+    path, tracked = random_walk()
+    snapshots = {
+        t: [{"w": averages[tracked_length]} for tracked_length in TRACKED_LENGTHS]
+        for t, averages in tracked.items()
+    }
+    average = tracked[target_t][length]
     rebuilt, residual = rebuild(snapshots, target_t, length)
-    error = np.abs(rebuilt["w"] - averages[length])
+    error = np.abs(rebuilt["w"] - average)
     gamma = ema.power_gamma(length)
     spread = np.sqrt(target_t) * path[:target_t].std(0)
     norm = np.sqrt(ema.profile_inner_product(target_t, gamma, target_t, gamma))
     assert (error <= residual * norm * spread + 1e-5).all()
-    assert np.linalg.norm(error) < residual * np.linalg.norm(path[target_t - 1] - averages[length])
+    assert np.linalg.norm(error) < residual * np.linalg.norm(path[target_t - 1] - average)
 
 
 def test_rebuilt_averages_of_a_training_are_those_tracked_directly():
