@@ -1,6 +1,6 @@
-"""Measure a run of the recipe emoji.
+"""Measure a network of the recipe emoji: a run, an export, or the one of the package.
 
-    python benchmarks/emoji.py --ckpt runs/emoji --path twemoji --out emoji-report
+    python benchmarks/emoji.py --ckpt emoji --path twemoji --out emoji-report
 
 Each line of metadata.jsonl in the folder needs a "category" beside "file_name" and "text".
 
@@ -20,12 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.evaluation.features import classifier, pixels
 from ddpm_jax.evaluation.features._networks import map_images
 from ddpm_jax.evaluation.nearest import nearest, typical_distance
 from ddpm_jax.figures import plots
-from ddpm_jax.runs.sources import open_run
+from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
+from ddpm_jax.runs.initial_weights import with_pretrained_network
+from ddpm_jax.runs.sources import RunSource, open_checkpoint
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import draw_images
 from ddpm_jax.text_to_image.request import Request
@@ -51,20 +54,19 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt", required=True, help="directory of the run")
+    parser.add_argument("--ckpt", required=True, help="directory of a run, a folder, or emoji")
     parser.add_argument("--path", type=Path, required=True, help="the folder with metadata.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--num", type=int, default=20, help="drawn images per category")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
-    run = open_run(options.ckpt)
-    config = run.config
+    config = with_pretrained_network(load_recipe("emoji"), options.ckpt)
     data = dataclasses.replace(config.data, path=str(options.path))
     images = dataclasses.replace(config, data=data).load_images()
     originals = images.read(np.arange(len(images)))["image"]
-    model = open_text_model(run, run.params("ema"))
-    print(f"{run.folder}, step {run.step}, {len(originals):,} images")
+    model = load(options.ckpt)
+    print(f"{options.ckpt}, {len(originals):,} images")
 
     def draw(prompts, scale):
         sampling = model.sampling.override(steps=options.steps, guidance_scale=scale)
@@ -75,6 +77,14 @@ def main():
     categories = read_categories(options.path, images.captions)
     drawn = measure_categories(draw, originals, images.captions, categories, options)
     show_nearest(drawn, originals, options.out / "nearest.png")
+
+
+def load(ckpt):
+    """The model of a run, with its averaged parameters, or of a folder."""
+    source = open_checkpoint(ckpt)
+    if isinstance(source, RunSource):
+        return open_text_model(source, source.params("ema"))
+    return load_stable_diffusion(ckpt)
 
 
 def draw_guidance(draw, captions, path):
