@@ -139,16 +139,6 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
 
 
-def replicated_template(shapes: Any) -> Any:
-    """The shapes, dtypes and shardings with which to restore arrays on every local device."""
-    replicated = NamedSharding(data_mesh(), PartitionSpec())
-
-    def template(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
-
-    return jax.tree.map(template, shapes)
-
-
 def shard(tree: Any) -> Any:
     """Split the first axis of every array of `tree` over the local devices."""
     return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec(AXIS)))

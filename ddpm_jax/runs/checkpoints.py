@@ -281,15 +281,19 @@ def _one_copy(tree: Any) -> Any:
 
 
 @log_level(logging.CRITICAL, *NOISY_LOGGERS)
-def read_trees(folder: Path, template: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the trees named in `template` from a snapshot or one item of a checkpoint.
+def read_trees(
+    folder: Path, shapes: Mapping[str, Any], holder: str | None = None, item: str = "averages"
+) -> dict[str, Any]:
+    """Read the trees named in `shapes` from a snapshot or one item of a checkpoint, into NumPy.
 
-    Other trees in the folder are not read. Arrays are NumPy or sharded, as in the template.
-    Raise ValueError if shapes differ from the template's.
+    Other trees in the folder are not read. Raise ValueError if shapes differ from those given;
+    `holder`, by default the folder, and `item` name the place in the message.
     """
-    _check_shapes(folder, f"Folder {folder}", "averages", template, set(template))
-    restore_args = ocp.checkpoint_utils.construct_restore_args(dict(template))
-    args = ocp.args.PyTreeRestore(dict(template), restore_args=restore_args, partial_restore=True)
+    _check_shapes(folder, holder or f"Folder {folder}", item, shapes, set(shapes))
+    # Orbax keeps arrays on the host if the template is NumPy. Broadcast zeros take no memory.
+    template = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), dict(shapes))
+    restore_args = ocp.checkpoint_utils.construct_restore_args(template)
+    args = ocp.args.PyTreeRestore(template, restore_args=restore_args, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
         return reader.restore(folder.resolve(), args=args)
 
