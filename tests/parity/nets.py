@@ -5,7 +5,8 @@
 It takes about 17 minutes of CPU time and 8 GiB of memory.
 
 Networks with random configs and with public topologies, all with random weights, are saved by
-diffusers and loaded by us, then saved by us and loaded by diffusers. Each line shows
+diffusers and loaded by us, then saved by us and loaded by diffusers. Every third of those with
+random configs takes images of 16x24. Each line shows
 
 float32   the largest difference of the outputs, relative to the largest output
 bfloat16  the difference of our bfloat16 output from diffusers' float32 output, and that of
@@ -37,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from ddpm_jax.image_size import sides
 from ddpm_jax.pretrained.unet_config import DEFAULTS
 from ddpm_jax.pretrained.unet_folder import load_net, save_net
 from ddpm_jax.pretrained.weight_names import to_state_dict
@@ -141,7 +143,7 @@ def random_config(rng):
 def example(net, size, num_images=4):
     """Images (b, h, w, c), timesteps and labels for a network, as NumPy arrays."""
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(4, size, size, net.channels)).astype(np.float32)
+    images = rng.normal(size=(4, *sides(size), net.channels)).astype(np.float32)
     width = net.time_embedding_dim or 4 * net.widths[0]
     labels = {
         "numbers": np.array([1, 5, 2, 6]),
@@ -306,7 +308,10 @@ def main():
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     print(f"{'net':38}{'parameters':>13}  float32  bfloat16: ours and theirs  back")
     rng = np.random.default_rng(0)
-    nets = [(f"random {i}", random_config(rng), 16, 4) for i in range(NUM_RANDOM_NETS)]
+    nets = [
+        (f"random {i}", random_config(rng), (16, 24) if i % 3 == 0 else 16, 4)
+        for i in range(NUM_RANDOM_NETS)
+    ]
     # With 32 pixels the coarsest of four levels has 4x4. Two images show whether rows mix.
     nets += [(name, config, SIZES.get(name, 32), 2) for name, config in NAMED.items()]
     figures = []
@@ -318,7 +323,7 @@ def main():
             )
             figures += its_figures
             wrong += came_back_wrong
-            if size > 16:
+            if name in NAMED:
                 shared.print_progress(name)
         wrong += print_defaults()
         print("formats")
