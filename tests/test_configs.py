@@ -25,6 +25,8 @@ from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.settings_json import KINDS, settings_classes
 from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
+pytestmark = pytest.mark.usefixtures("without_kernels")
+
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = {name: load_recipe(name, FOLDER) for name in sorted(recipe_files(FOLDER))}
 PARAMETERS = {

@@ -19,11 +19,13 @@ from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.data.values import scaled_values
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runs import checkpoints, loop, manifest, metrics, saved_steps
+from ddpm_jax.runs import checkpoints, loop, manifest, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.training import step as training
 from ddpm_jax.training.step import TrainState
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 PIXELS = np.arange(40 * 64, dtype=np.uint32).astype(np.uint8).reshape(40, 8, 8, 1)
 CLASSES = tuple("abcdefghij")
@@ -36,12 +38,6 @@ CONFIG = dataclasses.replace(
     checkpoint=Checkpoint(every=3),
     log=Log(every=1, samples=0),
 )
-
-
-@pytest.fixture(autouse=True)
-def no_curve(monkeypatch):
-    """Draw no loss.png at the end of each run."""
-    monkeypatch.setattr(metrics, "loss_curve", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
