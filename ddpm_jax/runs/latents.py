@@ -5,6 +5,7 @@
 Stable Diffusion uses the autoencoder and the tokenizer there.
 """
 
+import dataclasses
 import functools
 import hashlib
 import sys
@@ -105,9 +106,12 @@ def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSe
     """
     owner = owner_of(config, workdir)
     autoencoder = load_autoencoder(owner)
+    model = config.autoencoder.model
+    # It encodes images of any size.
     check(
-        autoencoder.model == config.autoencoder.model,
-        f"The settings autoencoder.model are not those of {autoencoder.folder}: leave them out.",
+        dataclasses.replace(autoencoder.model, image_size=model.image_size) == model,
+        f"The settings autoencoder.model are not those of {autoencoder.folder}: leave them out, "
+        "except the size of images.",
     )
     captions = images.captions
     assert captions is not None, "LatentConfig needs a source of captions."
@@ -119,7 +123,7 @@ def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSe
     made_of = f"{autoencoder.hash} {images_hash(images)}"
     means = _read(workdir / LATENTS, made_of)
     if means is None:
-        means = encode_means(autoencoder.model, autoencoder.params, images)
+        means = encode_means(model, autoencoder.params, images)
     scale = scaling_factor(config, workdir, step, autoencoder, means)
     return Latents(means, ids, scale, captions, autoencoder, files, made_of)
 

@@ -76,9 +76,16 @@ def test_the_network_to_train_is_that_of_the_folder(tmp_path, text, unet, pad):
 
 
 def test_a_run_has_the_autoencoder_the_scale_and_the_tokenizer_of_the_folder(folder, images):
+    """Also if its images have another size."""
     data = Folder(path=str(images), caption_column="text")
     recipe = dataclasses.replace(CONFIG, data=data)
     config = with_pretrained_network(recipe, str(folder))
+    autoencoder = dataclasses.replace(config.autoencoder.model, image_size=16)
+    config = dataclasses.replace(
+        config,
+        autoencoder=dataclasses.replace(config.autoencoder, model=autoencoder),
+        model=dataclasses.replace(config.model, image_size=8),
+    )
     parts = load_stable_diffusion(folder)
     loaded = loop.load(config, folder / "none", 0)
     pixels = to_floats(config.load_images().read(np.array([2, 5]))["image"])
