@@ -126,23 +126,36 @@ def measure_categories(draw, originals, captions, categories, options):
     rows = rng.permutation(np.concatenate(train_rows))
     layers = classifier.train(InMemory(originals[rows], labels[rows].astype(np.int32)), seed=0)
 
-    def accuracy(images, true_labels):
+    def hits(images, true_labels):
+        """For each category, how many of its images the classifier recognises."""
         seen = np.argmax(map_images(classifier.logits, layers, images), 1)
-        return [float(np.mean(seen[true_labels == i] == i)) for i in range(len(names))]
+        return np.array([np.sum(seen[true_labels == i] == i) for i in range(len(names))])
 
+    counts = np.array([len(rows) for rows in held_out])
     rows = np.concatenate(held_out)
-    real = accuracy(originals[rows], labels[rows])
+    real = hits(originals[rows], labels[rows])
     rows = np.concatenate(drawn_rows)
     drawn = draw([captions[row] for row in rows], options.guidance_scale)
-    ours = accuracy(drawn, labels[rows])
-    print(f"{'category':<20}held out  drawn")
-    for name, a, b in zip(names, real, ours, strict=True):
-        print(f"{name:<20}{a:8.0%}  {b:5.0%}")
-    print(
-        f"balanced accuracy: {np.mean(real):.1%} on held-out images, {np.mean(ours):.1%} on "
-        f"{len(drawn)} drawn at guidance {options.guidance_scale:g}"
-    )
+    ours = hits(drawn, labels[rows])
+    print(f"{'category':<20}held out      drawn of {options.num}")
+    for name, a, n, b in zip(names, real, counts, ours, strict=True):
+        print(f"{name:<20}{a / n:8.0%} of {n:<4}{b / options.num:6.0%}")
+    for what, known in (("all categories", counts > 0), ("those of 5 or more", counts >= 5)):
+        a, a_error = balanced(real[known], counts[known])
+        b, b_error = balanced(ours[known], options.num)
+        print(
+            f"balanced accuracy over {what}: {a:.1%} +- {a_error:.1%} on held-out images, "
+            f"{b:.1%} +- {b_error:.1%} on those drawn at guidance {options.guidance_scale:g}"
+        )
     return drawn
+
+
+def balanced(hits, counts):
+    """The mean accuracy of categories, and its standard error from the number of images."""
+    # With one hit and one miss added, a category of one image has an error too.
+    accuracy = (hits + 1) / (counts + 2)
+    variance = accuracy * (1 - accuracy) / counts
+    return np.mean(hits / counts), np.sqrt(np.sum(variance)) / len(hits)
 
 
 def show_nearest(drawn, images, path):
