@@ -61,12 +61,11 @@ def main():
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
-    config = with_pretrained_network(load_recipe("emoji"), options.ckpt)
+    name, config, model = load(options.ckpt)
     data = dataclasses.replace(config.data, path=str(options.path))
     images = dataclasses.replace(config, data=data).load_images()
     originals = images.read(np.arange(len(images)))["image"]
-    model = load(options.ckpt)
-    print(f"{options.ckpt}, {len(originals):,} images")
+    print(f"{name}, {len(originals):,} images")
 
     def draw(prompts, scale):
         sampling = model.sampling.override(steps=options.steps, guidance_scale=scale)
@@ -80,11 +79,13 @@ def main():
 
 
 def load(ckpt):
-    """The model of a run, with its averaged parameters, or of a folder."""
+    """The name, the config and the averaged model of a run, or those of a folder."""
     source = open_checkpoint(ckpt)
     if isinstance(source, RunSource):
-        return open_text_model(source, source.params("ema"))
-    return load_stable_diffusion(ckpt)
+        name = f"{source.folder}, step {source.step}"
+        return name, source.config, open_text_model(source, source.params("ema"))
+    config = with_pretrained_network(load_recipe("emoji"), ckpt)
+    return ckpt, config, load_stable_diffusion(ckpt)
 
 
 def draw_guidance(draw, captions, path):
@@ -140,12 +141,13 @@ def measure_categories(draw, originals, captions, categories, options):
     print(f"{'category':<20}held out      drawn of {options.num}")
     for name, a, n, b in zip(names, real, counts, ours, strict=True):
         print(f"{name:<20}{a / n:8.0%} of {n:<4}{b / options.num:6.0%}")
-    for what, known in (("all categories", counts > 0), ("those of 5 or more", counts >= 5)):
+    for least in sorted({1, min(5, counts.max())}):
+        known = counts >= least
         a, a_error = balanced(real[known], counts[known])
         b, b_error = balanced(ours[known], options.num)
         print(
-            f"balanced accuracy over {what}: {a:.1%} +- {a_error:.1%} on held-out images, "
-            f"{b:.1%} +- {b_error:.1%} on those drawn at guidance {options.guidance_scale:g}"
+            f"balanced accuracy over categories with {least} or more held out: {a:.1%} +- "
+            f"{a_error:.1%}, drawn at guidance {options.guidance_scale:g}: {b:.1%} +- {b_error:.1%}"
         )
     return drawn
 

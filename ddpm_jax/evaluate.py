@@ -33,6 +33,7 @@ from ddpm_jax.cli.evaluate_options import USED, EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step
 from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.cli.text_options import find_pipeline
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.conditions import (
     given_part,
@@ -80,13 +81,13 @@ def main(args: list[str]) -> None:
 def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     """Measure the network of `--ckpt`, and the samples that it draws."""
     sampler, args = arguments.take_option(args, "--sampler")
+    check(
+        find_pipeline(ckpt) is None,
+        f"{ckpt} draws from prompts: draw images with sample.py, and give them as --samples.",
+    )
     source = open_checkpoint(ckpt, named_step(args))
     if isinstance(source, RunSource):
         image_config(source)
-    check(
-        not source.spec.has_autoencoder,
-        f"{ckpt} draws from prompts: draw images with sample.py, and give them as --samples.",
-    )
     options, sampling = parse(args, ckpt, source, sampler)
     options.check_for_checkpoint()
     if options.loss:

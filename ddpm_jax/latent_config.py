@@ -8,7 +8,7 @@ from ddpm_jax.data import ImageSet
 from ddpm_jax.data.values import Scales
 from ddpm_jax.errors import check
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
-from ddpm_jax.models.text_unet import TextUNet
+from ddpm_jax.models.text_unet import END_ID, START_ID, TextUNet
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.optimizer import Optimizer
 
@@ -68,6 +68,12 @@ class LatentConfig(Config):
             self.evaluation.every is None,
             "A run on latents does not compare its samples with images: leave out "
             "--evaluation.every, and measure them by sample.py and ddpm_jax.evaluate --samples.",
+        )
+        special = (self.model.start_id, self.model.end_id, self.model.pad_id)
+        check(
+            not self.trains_autoencoder or special == (START_ID, END_ID, END_ID),
+            "A run that learns its tokenizer chooses the special tokens itself: leave out "
+            "model.start_id, end_id and pad_id.",
         )
         check(not self.data.flip, "Latents cannot be flipped as images are: leave out --data.flip.")
 

@@ -155,7 +155,7 @@ def train(config: Config, options: TrainOptions) -> int:
     """Train or resume the run in the workdir; return the exit status.
 
     A latent run begins with the run of its autoencoder, in a folder of the workdir. It does not if
-    it starts from another run, whose autoencoder it shares.
+    it starts from another network, whose autoencoder it shares.
     """
     workdir = options.workdir
     check(

@@ -178,7 +178,7 @@ def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np
         first = np.exp(-lowest / 2 / RHO)
         last = np.exp(-highest / 2 / RHO)
         levels = -2 * RHO * np.log(np.linspace(first, last, steps))
-        # The exponentials round differently on each CPU, and the last row may end where it begins.
+        # Rounding differs between CPUs. Just above 0, the last t would make a row of no length.
         levels[-1] = highest
         levels[0] = lowest
     return np.interp(-levels, -log_snr, np.arange(schedule.timesteps))

@@ -82,6 +82,13 @@ class TextUNet(Model):
                 f"max_length must be at least {MIN_LENGTH}, one token between start and end, "
                 f"not {self.max_length}."
             )
+        for name in ("start_id", "end_id", "pad_id"):
+            token = getattr(self, name)
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"{name} must be a token in [0, vocab_size), here [0, {self.vocab_size}), "
+                    f"not {token}."
+                )
         # Each raises ValueError for settings that contradict each other.
         _ = self.text_encoder, self.unet
         # The middle has the width of the last level, and always attends.
@@ -92,7 +99,7 @@ class TextUNet(Model):
                     f"Heads of {self.head_dim} channels do not divide {width} channels: "
                     "change head_dim or the width."
                 )
-            if self.heads is not None and width % self.heads:
+            if self.heads is not None and (self.heads < 1 or width % self.heads):
                 raise ValueError(
                     f"{self.heads} heads do not divide {width} channels: change heads or the width."
                 )

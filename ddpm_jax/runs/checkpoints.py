@@ -282,14 +282,17 @@ def _one_copy(tree: Any) -> Any:
 
 @log_level(logging.CRITICAL, *NOISY_LOGGERS)
 def read_trees(
-    folder: Path, shapes: Mapping[str, Any], holder: str | None = None, item: str = "averages"
+    folder: Path, shapes: Mapping[str, Any], checkpoint: str | None = None
 ) -> dict[str, Any]:
     """Read the trees named in `shapes` from a snapshot or one item of a checkpoint, into NumPy.
 
-    Other trees in the folder are not read. Raise ValueError if shapes differ from those given;
-    `holder`, by default the folder, and `item` name the place in the message.
+    Other trees in the folder are not read. With the name of a checkpoint, `folder` is its item
+    params and there may be no others. Raise ValueError if shapes differ from those given.
     """
-    _check_shapes(folder, holder or f"Folder {folder}", item, shapes, set(shapes))
+    if checkpoint is None:
+        _check_shapes(folder, f"Folder {folder}", "averages", shapes, set(shapes))
+    else:
+        _check_shapes(folder, checkpoint, "params", shapes)
     # Orbax keeps arrays on the host if the template is NumPy. Broadcast zeros take no memory.
     template = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), dict(shapes))
     restore_args = ocp.checkpoint_utils.construct_restore_args(template)

@@ -1,4 +1,4 @@
-"""Initialise training from a run, a model in the diffusers layout or a PyTorch state dict."""
+"""Initialise training from a run, a pretrained model or a PyTorch state dict."""
 
 import dataclasses
 import sys

@@ -27,10 +27,15 @@ from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.models.autoencoder import posterior_sample
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.pretrained.hub import TOKENIZER_FILES
-from ddpm_jax.pretrained.part_folder import read_part, read_part_params
+from ddpm_jax.pretrained.part_folder import read_part_params
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
-from ddpm_jax.pretrained.stable_diffusion import is_text_to_image, read_tokenizer_files
+from ddpm_jax.pretrained.stable_diffusion import (
+    is_text_to_image,
+    read_tokenizer_files,
+    read_without_weights,
+)
 from ddpm_jax.runs import saved_steps
 from ddpm_jax.runs.directory import AUTOENCODER, LATENTS, TOKENIZER
 from ddpm_jax.runs.provenance import check_trained_with, is_trained_with, weights_hash
@@ -42,7 +47,7 @@ from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize
 
 BATCH = 64
 PIXELS_PER_BATCH = 2**18
-"""The largest number of pixels that are encoded as one batch, unless one image has more."""
+"""Limit of pixels per encoded batch. A larger image is a batch of its own."""
 
 
 class TrainedAutoencoder(NamedTuple):
@@ -53,7 +58,7 @@ class TrainedAutoencoder(NamedTuple):
     params: Params
     hash: str
     scaling_factor: float | None = None
-    """The factor of the latents, if it is that of Stable Diffusion."""
+    """Stable Diffusion's own factor of the latents; None for the autoencoder of a run."""
 
 
 class Latents(NamedTuple):
@@ -107,7 +112,7 @@ def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSe
     owner = owner_of(config, workdir)
     autoencoder = load_autoencoder(owner)
     model = config.autoencoder.model
-    # It encodes images of any size.
+    # The autoencoder encodes any size, so that of the images may differ.
     check(
         dataclasses.replace(autoencoder.model, image_size=model.image_size) == model,
         f"The settings autoencoder.model are not those of {autoencoder.folder}: leave them out, "
@@ -120,12 +125,24 @@ def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSe
         # A caption that is cut is still a caption.
         warnings.simplefilter("ignore")
         ids = tokenize(make_tokenizer(files), captions)
+    _check_tokens(config.model, ids)
     made_of = f"{autoencoder.hash} {images_hash(images)}"
     means = _read(workdir / LATENTS, made_of)
     if means is None:
         means = encode_means(model, autoencoder.params, images)
     scale = scaling_factor(config, workdir, step, autoencoder, means)
     return Latents(means, ids, scale, captions, autoencoder, files, made_of)
+
+
+def _check_tokens(model: TextUNet, ids: Int[np.ndarray, "n length"]) -> None:
+    """Raise ValueError unless the text encoder takes these ids. A tokenizer may be of another."""
+    length = ids.shape[1]
+    highest = int(np.max(ids))
+    check(
+        length == model.max_length and highest < model.vocab_size,
+        f"The tokenizer gives {length} tokens up to {highest}, but the text encoder takes "
+        f"{model.max_length} tokens below {model.vocab_size}: take both from one model.",
+    )
 
 
 def save_latents(config: LatentConfig, workdir: Path, latents: Latents) -> None:
@@ -151,7 +168,7 @@ def load_autoencoder(owner: Path) -> TrainedAutoencoder:
 
 
 def _pretrained_autoencoder(folder: Path) -> TrainedAutoencoder:
-    net = read_part(folder / "vae", "vae")
+    net = read_without_weights(folder).autoencoder
     params = read_part_params(folder / "vae", "vae", net)
     model = read_text_spec(folder).image_autoencoder
     return TrainedAutoencoder(folder, model, params, weights_hash(params), net.scaling_factor)
@@ -212,19 +229,20 @@ def scaling_factor(
     autoencoder: TrainedAutoencoder,
     means: Float[np.ndarray, "n h w c"],
 ) -> float:
-    """The factor of the steps so far, of this run or of `init_from`.
+    """The saved factor of the steps so far. A new run takes that of `init_from`, or 1 / std.
 
-    That of Stable Diffusion belongs to its autoencoder. At first it is 1 / std of all means.
-    Raise ValueError if those steps were trained on another autoencoder.
+    The standard deviation is that of all means. Raise ValueError if the steps of a run were trained
+    on another autoencoder.
     """
-    if step:
-        folder = workdir
-    elif autoencoder.scaling_factor is not None:
-        return autoencoder.scaling_factor
-    elif config.training.init_from is not None:
-        folder, step = saved_steps.resolve_checkpoint(config.training.init_from)
-    else:
+    folder = workdir
+    if not step and config.trains_autoencoder:
         return float(1 / np.std(means))
+    if not step:
+        source = open_checkpoint(str(config.training.init_from))
+        if not isinstance(source, RunSource):
+            assert autoencoder.scaling_factor is not None, "That of Stable Diffusion is known."
+            return autoencoder.scaling_factor
+        folder, step = source.folder, source.step
     return saved_scaling_factor(folder, step, autoencoder)
 
 

@@ -19,6 +19,7 @@ from ddpm_jax.evaluation.results import (
 )
 from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.pretrained.pipeline_folder import shipped_networks
 from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
@@ -121,7 +122,7 @@ def _network(config: Config) -> str:
 def _base_model(config: Config) -> str:
     """The card's line with the hub repository that training started from, if there is one."""
     base = config.training.init_from
-    if base is None or _is_local(base) or Path(base).exists():
+    if base is None or base in shipped_networks() or _is_local(base) or Path(base).exists():
         return ""
     return f"base_model: {base}\n"
 

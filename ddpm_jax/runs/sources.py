@@ -22,8 +22,9 @@ from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import merge_lora
 
 ACCEPTED = (
-    "a run such as runs/digits, a folder or hub repository owner/name in the diffusers layout, "
-    "or a state dict of the ConvBlock U-Net such as CIFAR_model.pt"
+    "a run such as runs/digits, a network of the package such as digits, a folder or hub "
+    "repository owner/name in the diffusers layout, or a state dict of the ConvBlock U-Net such "
+    "as CIFAR_model.pt"
 )
 IGNORED_MODEL_FIELDS = {"image_size", "dropout", "init_scheme", "augmentation_probability"}
 """Fields of a network that may differ, because its weights fit any value."""
@@ -135,8 +136,10 @@ def open_checkpoint(ckpt: str, step: Step | None = None) -> Source:
         spec, params = conv_unet_weights.load_conv_unet(path)
         return PretrainedSource(spec, lambda: params)
     if path.is_dir() and not pipeline_folder.looks_like_diffusers(path):
+        hidden = ckpt in pipeline_folder.shipped_networks()
         raise FileNotFoundError(
-            f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}: "
+            f"Directory {ckpt} holds neither {saved_steps.FOLDER} nor {pipeline_folder.INDEX}"
+            f"{', and hides the network of the package of this name' if hidden else ''}: "
             f"give {ACCEPTED}."
         )
     folder = pipeline_folder.locate_folder(ckpt)
@@ -174,16 +177,25 @@ def base_params(config: RunConfig) -> Params:
     """
     ckpt = str(config.training.init_from)
     source = open_checkpoint(ckpt)
+    check_same_network(config, source)
+    return source.params(DEFAULT_WEIGHTS)
+
+
+def check_same_network(config: RunConfig, source: Source) -> None:
+    """Raise ValueError if the weights of `training.init_from` do not fit the config's network."""
     ours = to_json(config.model)
     theirs = to_json(source.spec.model)
-    names = {*ours, *theirs} - IGNORED_MODEL_FIELDS
+    ignored = IGNORED_MODEL_FIELDS
+    if source.spec.has_autoencoder:
+        # Hidden captions are the empty one: they need no parameters.
+        ignored = ignored | {"label_dropout"}
+    names = {*ours, *theirs} - ignored
     different = sorted(name for name in names if ours.get(name) != theirs.get(name))
     check(
         not different,
-        f"The network of {ckpt} differs from the recipe's in model.{', model.'.join(different)}: "
-        "leave out these settings.",
+        f"The network of {config.training.init_from} differs from the recipe's in "
+        f"model.{', model.'.join(different)}: leave out these settings.",
     )
-    return source.params(DEFAULT_WEIGHTS)
 
 
 def open_run(ckpt: str, step: Step | None = None) -> RunSource:

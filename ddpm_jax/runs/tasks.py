@@ -17,7 +17,7 @@ from ddpm_jax.latent_config import AutoencoderConfig, LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.runs import grids, saved_steps
 from ddpm_jax.runs.latents import load_latents
-from ddpm_jax.runs.sources import open_checkpoint
+from ddpm_jax.runs.sources import check_same_network, open_checkpoint
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer
 from ddpm_jax.training.autoencoder_loss import autoencoder_loss
@@ -67,6 +67,9 @@ def _check_parts(config: Config) -> None:
 
 def _check_text(config: LatentConfig) -> None:
     _check_sampler(config)
+    if config.training.init_from is not None:
+        # Raise now, not after the images are encoded.
+        check_same_network(config, open_checkpoint(config.training.init_from))
     # The tokenizer of the captions needs the same library, and has the same settings.
     make_tokenizer(learn_tokenizer((), config.model.vocab_size, config.model.max_length))
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion in a folder, as what a run on latents starts from."""
+"""Read Stable Diffusion from a folder, to start a run on latents from it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ddpm_jax.pretrained.untrusted_files import brief
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer
 
 CAPTION_DROPOUT = 0.1
-"""The share of captions that Stable Diffusion was trained without (model card of version 1.4)."""
+"""Share of captions hidden when Stable Diffusion was trained (model card of version 1.4)."""
 
 
 def read_text_spec(folder: Path) -> LatentSpec:
@@ -75,7 +75,7 @@ def _text_unet(parts: StableDiffusion) -> TextUNet:
         widths=unet.widths,
         attention=unet.cross_attention,
         heads=unet.heads[0] if same_heads else None,
-        head_dim=unet.widths[0] // unet.heads[0],
+        head_dim=None if same_heads else unet.widths[0] // unet.heads[0],
         linear_projection=unet.linear_projection,
         layers_per_level=unet.layers_per_level,
         groups=unet.groups,

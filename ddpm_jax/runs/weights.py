@@ -24,8 +24,7 @@ def load_params(config: RunConfig, workdir: Path, step: int, weights: str) -> Pa
     rebuild, such as "0.08". Only the averages needed are read. Raise ValueError if the run has no
     such average, or too few snapshots to rebuild it.
     """
-    # All arrays are put on the devices at once, which takes a fraction of the time that Orbax takes
-    # for one after the other.
+    # Orbax would put one array after the other, which takes several times as long.
     return parallel.replicate(_read_params(config, workdir, step, weights))
 
 
@@ -34,7 +33,7 @@ def _read_params(config: RunConfig, workdir: Path, step: int, weights: str) -> P
     shapes = config.lora.trained_shapes(config.model.shapes())
     if weights == "raw":
         folder = workdir / saved_steps.FOLDER / str(step) / "params"
-        return checkpoints.read_trees(folder, shapes, f"Checkpoint {step}", "params")
+        return checkpoints.read_trees(folder, shapes, f"Checkpoint {step}")
     averages = _averages_folder(workdir, step)
     if weights in (*config.ema.decays, *config.ema.power_averages):
         return checkpoints.read_trees(averages, {weights: shapes})[weights]

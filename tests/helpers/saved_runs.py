@@ -60,8 +60,12 @@ def save_run(
     config: RunConfig,
     steps: tuple[int, ...] = (4, 8),
     classes: tuple[str, ...] | None = tuple("0123456789"),
+    **facts: Any,
 ) -> Path:
-    """Save checkpoints of these steps, with parameters from `random_params`."""
+    """Save checkpoints of these steps, with parameters from `random_params`.
+
+    `facts` are more of what a step was trained on.
+    """
     directory.write_config(folder, config)
     with CheckpointWriter(folder, Checkpoint(keep_last=len(steps))) as checkpoints:
         names = (*config.ema.decays, *config.ema.power_averages)
@@ -71,7 +75,6 @@ def save_run(
                 "ema_params": {name: random_params(config.model, step, name) for name in names},
                 "opt_state": {"count": np.zeros(1, np.float32)},
             }
-            checkpoints.save(
-                step, items, config_to_json(config), {"images": 1797, "classes": classes}
-            )
+            data = {"images": 1797, "classes": classes, **facts}
+            checkpoints.save(step, items, config_to_json(config), data)
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.commands import fails, one_line, run, small_main
 from helpers.latent_runs import CONFIG, captioned_images
-from helpers.saved_runs import random_params
+from helpers.saved_runs import random_params, save_run
 from helpers.text import tiny_model, tokenizer_files
 from helpers.training import assert_close
 
@@ -20,6 +20,7 @@ from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion, save_sta
 from ddpm_jax.runs import latents, loop, saved_steps
 from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.sources import open_checkpoint, open_run
+from ddpm_jax.runs.tasks import task_of
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.tokenizer import make_tokenizer, tokenize
 
@@ -96,6 +97,32 @@ def test_a_run_has_the_autoencoder_the_scale_and_the_tokenizer_of_the_folder(fol
     assert latents.owner_of(config, folder / "none") == folder
 
 
+def test_a_run_that_starts_from_a_run_takes_its_scale_and_knows_its_autoencoder(
+    folder, images, tmp_path
+):
+    data = Folder(path=str(images), caption_column="text")
+    first = with_pretrained_network(dataclasses.replace(CONFIG, data=data), str(folder))
+    weights = latents.load_autoencoder(folder).hash
+    facts = {"classes": None, "scaling_factor": 0.5}
+    run = save_run(tmp_path / "first", first, (8,), autoencoder=weights, **facts)
+    second = with_pretrained_network(first, str(run))
+    assert loop.load(second, tmp_path / "second", 0).scaling_factor == 0.5
+    save_run(tmp_path / "other", first, (8,), autoencoder="0" * 64, **facts)
+    second = with_pretrained_network(first, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="was trained on other weights than those in"):
+        loop.load(second, tmp_path / "second", 0)
+
+
+def test_hidden_captions_may_differ_and_the_network_may_not(folder):
+    """Found before the images are read."""
+    config = with_pretrained_network(CONFIG, str(folder))
+    check = task_of(config).check
+    check(dataclasses.replace(config, model=dataclasses.replace(config.model, label_dropout=0.5)))
+    other = dataclasses.replace(config.model, groups=4)
+    with pytest.raises(ValueError, match=r"differs from the recipe's in model\.groups: leave out"):
+        check(dataclasses.replace(config, model=other))
+
+
 @pytest.mark.runs
 def test_a_lora_on_a_folder_trains_and_knows_its_autoencoder(folder, images, tmp_path, capsys):
     run_folder = tmp_path / "run"
@@ -115,14 +142,19 @@ def test_a_lora_on_a_folder_trains_and_knows_its_autoencoder(folder, images, tmp
     assert "was trained on other weights than those in" in message
 
 
-def test_folders_that_cannot_be_trained_end_in_one_line(folder, tmp_path, capsys):
+def test_folders_that_cannot_be_trained_end_in_one_line(folder, images, tmp_path, capsys):
     save_stable_diffusion(tiny_model(inpaints=True), tmp_path / "inpaints")
     save(tmp_path / "norm", TEXT_1, ONE_LEVEL | {"norm_eps": 1e-4})
+    save(tmp_path / "short", TEXT_1 | {"max_length": 24}, ONE_LEVEL)
     command = (small_main, "--config", "latent", "--workdir", tmp_path / "run", "--init-from")
     message = one_line(capsys, *command, tmp_path / "inpaints")
     assert "takes a mask beside the latents" in message
     message = one_line(capsys, *command, tmp_path / "norm")
     assert "settings that cannot be trained here: norm_eps 0.0001." in message
+    message = fails(capsys, *command, tmp_path / "short", "--data.path", images)
+    assert "gives 77 tokens up to 520, but the text encoder takes 24 tokens below 521" in message
+    message = one_line(capsys, small_main, "--config", "latent", "--model.pad-id", 7)
+    assert "A run that learns its tokenizer chooses the special tokens itself" in message
     message = one_line(capsys, small_main, "--config", "small", "--init-from", folder)
     assert "go together" in message
     message = one_line(capsys, evaluate.main, "--ckpt", folder)
