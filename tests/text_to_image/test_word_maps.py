@@ -62,13 +62,13 @@ def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_third
     np.testing.assert_allclose(of_all, sum(of_thirds), atol=1e-5)
 
 
-def test_fewer_steps_than_three_have_no_thirds():
-    """One step cannot be split into thirds at all: `attention_sums` would refuse it."""
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fewer_steps_than_three_have_no_thirds(steps):
     model = smallest_model()
-    plan = make_plan(model, Request(prompts=PROMPTS), model.sampling.override(steps=2))
+    plan = make_plan(model, Request(prompts=PROMPTS), model.sampling.override(steps=steps))
     text = TextCondition(plan.text.states[np.arange(8) % 2])
-    states = dj.initial_noise(dj.sample_keys(0, jnp.arange(16)), (4, 4, 4))
-    states = states.reshape(2, 8, 4, 4, 4)
+    states = dj.initial_noise(dj.sample_keys(0, jnp.arange(8 * steps)), (4, 4, 4))
+    states = states.reshape(steps, 8, 4, 4, 4)
     found = word_maps(plan, Batch(np.arange(8), text, states[-1], states))
     assert [maps.maps.shape[:2] for maps in found] == [(4, 1), (1, 1)]
     # The layers have the size of the latents, so nothing is clamped and the steps add up.
@@ -76,7 +76,7 @@ def test_fewer_steps_than_three_have_no_thirds():
     condition = TextCondition(text.states[1:2])
     whole = sum(
         dj.attention_maps(*arguments, states[i : i + 1, 1:2], row, condition)[0, ..., 1]
-        for i, row in enumerate(plan.grid.split(2))
+        for i, row in enumerate(plan.grid.split(steps))
     )
     np.testing.assert_allclose(found[1].maps[0, 0], whole, atol=1e-5)
 
