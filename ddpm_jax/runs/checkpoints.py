@@ -286,8 +286,8 @@ def read_trees(
 ) -> dict[str, Any]:
     """Read the trees named in `shapes` from a snapshot or one item of a checkpoint, into NumPy.
 
-    Other trees in the folder are not read. With the name of a checkpoint, `folder` is its item
-    params and there may be no others. Raise ValueError if shapes differ from those given.
+    Other trees in the folder are not read. If `checkpoint` names a checkpoint, `folder` must be its
+    item params, and other trees are an error. Raise ValueError if shapes differ from those given.
     """
     if checkpoint is None:
         _check_shapes(folder, f"Folder {folder}", "averages", shapes, set(shapes))

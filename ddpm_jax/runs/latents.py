@@ -135,7 +135,7 @@ def load_latents(config: LatentConfig, workdir: Path, step: int, images: ImageSe
 
 
 def _check_tokens(model: TextUNet, ids: Int[np.ndarray, "n length"]) -> None:
-    """Raise ValueError unless the text encoder takes these ids. A tokenizer may be of another."""
+    """Raise ValueError unless the text encoder takes these ids, as with a tokenizer not its own."""
     length = ids.shape[1]
     highest = int(np.max(ids))
     check(
@@ -229,10 +229,10 @@ def scaling_factor(
     autoencoder: TrainedAutoencoder,
     means: Float[np.ndarray, "n h w c"],
 ) -> float:
-    """The saved factor of the steps so far. A new run takes that of `init_from`, or 1 / std.
+    """The factor of the latents of a run that goes on from `step`.
 
-    The standard deviation is that of all means. Raise ValueError if the steps of a run were trained
-    on another autoencoder.
+    Later steps use the saved one. A new run takes that of `init_from`, or else 1 / std of all
+    means. Raise ValueError if saved steps were trained on another autoencoder.
     """
     folder = workdir
     if not step and config.trains_autoencoder:
