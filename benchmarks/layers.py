@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.models.attention import attend
-from ddpm_jax.models.layers import group_norm
+from ddpm_jax.models.norms import group_norm
 
 PAIRS = 11
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows, matmul_by_rows_to_float32
-from ddpm_jax.models.layers import GroupNorm, dense
+from ddpm_jax.models.layers import dense
+from ddpm_jax.models.norms import GroupNorm
 
 # From this many keys on, the logits of all queries would take most of a network's memory, so they
 # are computed for one chunk of queries at a time (tests/parity/stable_diffusion.py).

@@ -15,7 +15,8 @@ from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import WIDEST_WINOGRAD, GroupNorm, conv, upsample_nearest
+from ddpm_jax.models.layers import WIDEST_WINOGRAD, conv, upsample_nearest
+from ddpm_jax.models.norms import GroupNorm
 from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 
 NORM_EPS = 1e-6

@@ -17,7 +17,7 @@ from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import multi_head_attention
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.layers import dense, embedding
-from ddpm_jax.models.transformer import LayerNorm
+from ddpm_jax.models.norms import LayerNorm
 
 ClipActivation = Literal["quick_gelu", "gelu"]
 

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
 from ddpm_jax.models.attention import SelfAttention
-from ddpm_jax.models.initializers import param_spec, torch_uniform
+from ddpm_jax.models.initializers import parameter, torch_uniform
 from ddpm_jax.models.layers import (
-    GroupNorm,
     check_image_size,
     check_unconditional,
     conv,
@@ -24,6 +23,7 @@ from ddpm_jax.models.layers import (
     module_keys,
     sinusoidal_embedding,
 )
+from ddpm_jax.models.norms import GroupNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,8 @@ class TransposedConv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c2"]:
         c = x.shape[-1]
         # PyTorch takes the fan-in of a transposed convolution from its output channels.
-        init = param_spec(torch_uniform(4 * self.features))
-        kernel = self.param("kernel", init, (c, 2, 2, self.features), jnp.float32)
-        bias = self.param("bias", init, (self.features,), jnp.float32)
+        init = torch_uniform(4 * self.features)
+        kernel = parameter(self, "kernel", init, (c, 2, 2, self.features))
+        bias = parameter(self, "bias", init, (self.features,))
         blocks = jnp.einsum("bhwc,cijf->bhiwjf", x, kernel.astype(x.dtype))  # (b, h, 2, w, 2, f)
         return merge_blocks(blocks) + bias.astype(x.dtype)[None, None, None]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Key
 
 from ddpm_jax import draws
@@ -71,6 +72,23 @@ class ParamSpec(nn.meta.AxisMetadata):
 def param_spec(distribution: InitDistribution) -> Callable:
     """A Linen initializer that draws nothing and only records the distribution."""
     return lambda key, shape, dtype=jnp.float32: ParamSpec(jnp.zeros(shape, dtype), distribution)
+
+
+def parameter(
+    module: nn.Module, name: str, distribution: InitDistribution, shape: tuple[int, ...]
+) -> Array:
+    """Declare a float32 parameter of a module, and return its value.
+
+    `module.param` would trace the initializer of each parameter in every application, to compare
+    shapes, which is half of the time to trace a network. Raise ScopeParamShapeError if the value
+    has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, param_spec(distribution), shape, jnp.float32)
+    value: Any = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+    return value
 
 
 def draw_parameters(key: Key[Array, ""], specs: Any) -> Any:

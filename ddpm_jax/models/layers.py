@@ -17,12 +17,10 @@ from ddpm_jax import draws
 from ddpm_jax.errors import check_shape
 from ddpm_jax.image_size import ImageSize, sides, size_text
 from ddpm_jax.models.initializers import (
-    ONES,
-    ZEROS,
     Init,
     InitDistribution,
     init_distributions,
-    param_spec,
+    parameter,
 )
 from ddpm_jax.models.kernels.matmul import matmul
 from ddpm_jax.models.kernels.winograd import conv3x3
@@ -48,14 +46,11 @@ def conv(
     """
     fan_in = size * size * x.shape[-1]
     fan_out = size * size * features
-    kernel, bias = init_distributions(init, fan_in, fan_out, zero)
-    options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
-    if size in CONVOLUTIONS:
-        convolve = direct3x3 if direct and size == 3 else CONVOLUTIONS[size]
-        options["conv_general_dilated"] = lambda x, kernel, *_, **__: convolve(
-            x, kernel, stride_offset=stride_offset
-        )
-    return nn.Conv(features, (size, size), dtype=x.dtype, name=name, **options)(x)
+    kernel_init, bias_init = init_distributions(init, fan_in, fan_out, zero)
+    convolve = direct3x3 if direct and size == 3 else CONVOLUTIONS.get(size, _convolve)
+    shape = (size, size, x.shape[-1], features)
+    product = partial(convolve, stride_offset=stride_offset)
+    return _Affine(product, shape, kernel_init, bias_init, name=name)(x)
 
 
 def conv1x1(
@@ -67,6 +62,12 @@ def conv1x1(
     """
     pixels = x.reshape(-1, x.shape[-1])  # (b * h * w, i)
     return matmul(pixels, kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+def _convolve(x: Array, kernel: Array, stride_offset: None = None) -> Array:
+    """The convolution of any size as XLA computes it."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
 
 CONVOLUTIONS: dict[int, Callable] = {1: conv1x1, 3: conv3x3}
@@ -93,12 +94,28 @@ def dense(
 
     `zero` makes the kernel start at 0 under the ddpm init.
     """
-    kernel, bias = init_distributions(init, x.shape[-1], features, zero)
-    options: dict[str, Any] = {"kernel_init": param_spec(kernel), "bias_init": param_spec(bias)}
-    options["dot_general"] = lambda x, kernel, *_, **__: matmul(x, kernel)
-    layer = nn.Dense(features, use_bias, dtype=x.dtype, name=name, **options)
-    rows = x.reshape(-1, x.shape[-1])  # (n, c)
-    return layer(rows).reshape(*x.shape[:-1], features)
+    kernel_init, bias_init = init_distributions(init, x.shape[-1], features, zero)
+    shape = (x.shape[-1], features)
+    layer = _Affine(matmul, shape, kernel_init, bias_init if use_bias else None, name=name)
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+
+
+class _Affine(nn.Module):
+    """product(x, kernel) + bias in the dtype of x."""
+
+    product: Callable[[Array, Array], Array]
+    shape: tuple[int, ...]
+    kernel_init: InitDistribution
+    bias_init: InitDistribution | None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape)
+        y = self.product(x, kernel.astype(x.dtype))
+        if self.bias_init is None:
+            return y
+        bias = parameter(self, "bias", self.bias_init, self.shape[-1:])
+        return y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
 
 
 def embedding(
@@ -110,10 +127,20 @@ def embedding(
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"The labels of a table must be integers, not {labels.dtype}: cast them.")
-    init = param_spec(InitDistribution("normal", std))
-    table = nn.Embed(num_embeddings, features, embedding_init=init, name=name).embedding
-    # nn.Embed itself cannot look up sharded labels.
+    distribution = InitDistribution("normal", std)
+    table = _Table((num_embeddings, features), distribution, name=name)()
     return table.at[labels].get(mode="fill", out_sharding=jax.typeof(labels).sharding)
+
+
+class _Table(nn.Module):
+    """A learned vector for each label."""
+
+    shape: tuple[int, int]
+    distribution: InitDistribution
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "labels features"]:
+        return parameter(self, "embedding", self.distribution, self.shape)
 
 
 def sinusoidal_embedding(
@@ -143,108 +170,6 @@ def sinusoidal_embedding(
     if layout == "concatenated":
         return jnp.concatenate(waves, -1)
     return jnp.stack(waves, -1).reshape(-1, dim)  # (b, dim / 2, 2) -> (b, dim)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def group_norm(
-    x: Float[Array, "b h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
-    groups: int,
-    eps: float,
-    offset: Float[Array, "b c"] | None = None,
-) -> Float[Array, "b h w c"]:
-    """Normalise x over (h, w) and the channels of each group, then scale and shift each channel.
-
-    Group normalisation, Wu & He 2018. Statistics are float32 sums per channel over (h, w), combined
-    per group afterwards: on a CPU this is faster than a reduction over (h, w, channels of the
-    group) (benchmarks/layers.py). `offset` is added to each channel of x first.
-    """
-    b = x.shape[0]
-    c = x.shape[-1]
-    if offset is not None:
-        x = x + offset[:, None, None]
-    wide = x.astype(jnp.float32)
-    # Plain sums of squares have an error of 1e-3 if |mean| = 30 std, so a pilot pixel is subtracted
-    # first. The result does not depend on the pilot, so it needs no gradient.
-    pilot = jax.lax.stop_gradient(wide[:, :1, :1])  # (b, 1, 1, c)
-    about_pilot = wide - pilot  # (b, h, w, c)
-    mean = jnp.mean(about_pilot, (1, 2))  # (b, c)
-    variance = jnp.mean(about_pilot**2, (1, 2)) - mean**2  # (b, c)
-    # The two barriers keep XLA from repeating the arithmetic per channel for every pixel.
-    mean, variance = jax.lax.optimization_barrier((mean, variance))
-    mean = (mean + pilot[:, 0, 0]).reshape(b, groups, -1)  # (b, groups, c / groups)
-    group_mean = jnp.mean(mean, -1, keepdims=True)  # (b, groups, 1)
-    # Law of total variance: the mean variance within the channels, plus the variance between them.
-    channel_terms = variance.reshape(mean.shape) + (mean - group_mean) ** 2
-    group_variance = jnp.mean(channel_terms, -1, keepdims=True)  # (b, groups, 1)
-    gain = jax.lax.rsqrt(group_variance + eps) * scale.reshape(1, groups, -1)
-    shift = bias.reshape(1, groups, -1) - group_mean * gain  # (b, groups, c / groups)
-    gain = gain.reshape(b, c)[:, None, None]  # (b, 1, 1, c)
-    shift = shift.reshape(b, c)[:, None, None]
-    gain, shift = jax.lax.optimization_barrier((gain, shift))
-    return (wide * gain + shift).astype(x.dtype)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def group_norm_of_few_kernels(
-    x: Float[Array, "b h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
-    groups: int,
-    eps: float,
-    offset: Float[Array, "b c"] | None = None,
-) -> Float[Array, "b h w c"]:
-    """`group_norm` for narrow dtypes on a GPU: x plus its offset is never written.
-
-    A residual block of cifar10 and its gradient take 49 kernels and 1.26 GB, not 59 and 1.36 GB
-    (benchmarks/chips.py). There is no pilot: x is rounded already, which changes more than the
-    error of a plain sum of squares.
-    """
-    b, h, w, _ = x.shape
-    x_by_group = x.astype(jnp.float32).reshape(b, h, w, groups, -1)
-    mean = jnp.mean(x_by_group, (1, 2))  # (b, groups, c / groups)
-    square = jnp.mean(x_by_group**2, (1, 2))
-    offset = jnp.zeros_like(mean) if offset is None else offset.astype(jnp.float32)
-    offset = offset.reshape(mean.shape)
-    # The moments of x + offset, from those of x.
-    square = square + 2 * mean * offset + offset**2
-    group_mean = jnp.mean(mean + offset, -1, keepdims=True)  # (b, groups, 1)
-    group_square = jnp.mean(square, -1, keepdims=True)
-    # Rounding would make the variance of a constant negative.
-    variance = jnp.maximum(group_square - group_mean**2, 0.0)
-    gain = jax.lax.rsqrt(variance + eps) * scale.reshape(1, groups, -1)
-    shift = bias.reshape(1, groups, -1) + (offset - group_mean) * gain  # (b, groups, c / groups)
-    # The gradients of scale and bias would take sums over x of their own without the barrier.
-    gain, shift = jax.lax.optimization_barrier((gain, shift))
-    normed = x_by_group * gain[:, None, None] + shift[:, None, None]
-    return normed.astype(x.dtype).reshape(x.shape)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation of x plus an offset per channel.
-
-    Raise ValueError if the groups do not divide the channels.
-    """
-
-    groups: int = 32
-    eps: float = 1e-5
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], offset: Float[Array, "b c"] | None = None
-    ) -> Float[Array, "b h w c"]:
-        channels = x.shape[-1]
-        if channels % self.groups:
-            raise ValueError(
-                f"{self.groups} groups do not divide {channels} channels: "
-                "change the groups or the width."
-            )
-        scale = self.param("scale", param_spec(ONES), (channels,), jnp.float32)
-        bias = self.param("bias", param_spec(ZEROS), (channels,), jnp.float32)
-        # The narrow dtypes are for GPUs and TPUs: a CPU is slower with them.
-        normalise = group_norm if x.dtype == jnp.float32 else group_norm_of_few_kernels
-        return normalise(x, scale, bias, self.groups, self.eps, offset)
 
 
 def dropout(

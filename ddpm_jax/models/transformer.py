@@ -4,33 +4,16 @@ Modules have the names of diffusers' Transformer2DModel.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.models.attention import AttentionKind, multi_head_attention
-from ddpm_jax.models.initializers import ONES, ZEROS, Init, param_spec
-from ddpm_jax.models.layers import GroupNorm, conv, dense
+from ddpm_jax.models.initializers import Init
+from ddpm_jax.models.layers import conv, dense
+from ddpm_jax.models.norms import GroupNorm, LayerNorm
 
 TRANSFORMER_NORM_EPS = 1e-6
 """Added to the variance in the group norm of a transformer, whatever the network's own is."""
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, Ba et al. 2016, in float32."""
-
-    eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        channels = x.shape[-1]
-        scale = self.param("scale", param_spec(ONES), (channels,), jnp.float32)
-        bias = self.param("bias", param_spec(ZEROS), (channels,), jnp.float32)
-        rows = x.astype(jnp.float32).reshape(-1, channels)
-        centred = rows - jnp.mean(rows, -1, keepdims=True)
-        variance = jnp.mean(centred**2, -1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps) * scale[None] + bias[None]
-        return normed.astype(x.dtype).reshape(x.shape)
 
 
 class Attention(nn.Module):

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax.models import Model
-from ddpm_jax.models.initializers import InitDistribution, param_spec
+from ddpm_jax.models.initializers import InitDistribution, parameter
 from ddpm_jax.models.layers import (
-    GroupNorm,
     average_pool,
     check_image_size,
     conv,
@@ -27,6 +26,7 @@ from ddpm_jax.models.layers import (
     sinusoidal_embedding,
     upsample_nearest,
 )
+from ddpm_jax.models.norms import GroupNorm
 from ddpm_jax.models.unet_blocks import (
     BlockSettings,
     MidBlock,
@@ -216,8 +216,8 @@ class UNetModule(nn.Module):
             )
         if net.time_embedding == "learned":
             return embedding(t, net.timesteps, width, "time_table")
-        init = param_spec(InitDistribution("normal", 16.0))
-        frequencies = self.param("time_frequencies", init, (width,), jnp.float32)
+        init = InitDistribution("normal", 16.0)
+        frequencies = parameter(self, "time_frequencies", init, (width,))
         log_t = jnp.log(t.astype(jnp.float32))[:, None]  # (b, 1)
         angles = log_t * jax.lax.stop_gradient(frequencies)[None] * 2 * jnp.pi  # (b, width)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)  # (b, 2 * width)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import GroupNorm, conv, dense, dropout, module_keys
+from ddpm_jax.models.layers import conv, dense, dropout, module_keys
+from ddpm_jax.models.norms import GroupNorm
 
 ResampleKind = Literal["conv", "resnet", "skip"]
 Activation = Literal["silu", "relu", "gelu", "mish"]

@@ -16,12 +16,12 @@ from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.initializers import Init
 from ddpm_jax.models.layers import (
     WIDEST_WINOGRAD,
-    GroupNorm,
     conv,
     dense,
     sinusoidal_embedding,
     upsample_nearest,
 )
+from ddpm_jax.models.norms import GroupNorm
 from ddpm_jax.models.transformer import Transformer2D
 from ddpm_jax.models.unet_blocks import BlockSettings, ResidualBlock
 

@@ -12,7 +12,8 @@ from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Model
-from ddpm_jax.models.layers import GroupNorm, conv
+from ddpm_jax.models.layers import conv
+from ddpm_jax.models.norms import GroupNorm
 
 
 class BlurModule(nn.Module):

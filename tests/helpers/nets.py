@@ -111,3 +111,13 @@ def submodule_outputs(net, params) -> dict:
         name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         outputs[name] = value[0]
     return outputs
+
+
+def exact_group_norm(x, scale, bias, groups, eps, xp=np):
+    """Group normalisation of x (b, h, w, c) by its formula, with NumPy or jax.numpy."""
+    b, h, w, c = x.shape
+    grouped = x.reshape(b, h, w, groups, c // groups)
+    mean = grouped.mean((1, 2, 4), keepdims=True)
+    variance = ((grouped - mean) ** 2).mean((1, 2, 4), keepdims=True)
+    normalised = ((grouped - mean) / xp.sqrt(variance + eps)).reshape(x.shape)
+    return normalised * scale[None, None, None] + bias[None, None, None]

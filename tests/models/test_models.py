@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 from helpers.meshes import EXPLICIT, split
 from helpers.nets import BLOCK, NETS, SMALLEST, TINY, TWO_LEVELS, UNET, apply, by_path, draw, inputs
 from jax import export
@@ -247,6 +248,14 @@ def test_every_submodule_is_named_explicitly():
         assert isinstance(net.module(), nn.Module)
         for path in by_path(net.shapes()):
             assert path == path.lower(), path
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    """One number per layer would be broadcast to its channels."""
+    params = SMALLEST.shapes()
+    params["conv_in"] |= {"bias": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    with pytest.raises(ScopeParamShapeError, match=r"bias.*conv_in"):
+        jax.eval_shape(SMALLEST.apply, params, *inputs(SMALLEST))
 
 
 VARIANTS = NETS | {
