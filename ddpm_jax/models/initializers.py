@@ -1,13 +1,13 @@
 """Fresh parameters: described by shape and distribution, then drawn, each with its own key."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Key
@@ -69,23 +69,21 @@ class ParamSpec(nn.meta.AxisMetadata):
         return self
 
 
-def param_spec(distribution: InitDistribution) -> Callable:
-    """A Linen initializer that draws nothing and only records the distribution."""
-    return lambda key, shape, dtype=jnp.float32: ParamSpec(jnp.zeros(shape, dtype), distribution)
-
-
 def parameter(
     module: nn.Module, name: str, distribution: InitDistribution, shape: tuple[int, ...]
 ) -> Array:
     """Declare a float32 parameter of a module, and return its value.
 
-    `module.param` would trace the initializer of each parameter in every application, to compare
-    shapes, which is half of the time to trace a network. Raise ScopeParamShapeError if the value
-    has another shape.
+    Initialisation draws nothing: it records a `ParamSpec`, and the value is zeros. Linen's own
+    `param` would trace the initializer of each parameter in every application, to compare shapes,
+    which is half of the time to trace a network. Raise ScopeParamShapeError if the value has
+    another shape.
     """
+    value: Any
     if not module.has_variable("params", name):
-        return module.param(name, param_spec(distribution), shape, jnp.float32)
-    value: Any = module.get_variable("params", name)
+        value = ParamSpec(jax.lax.full(shape, np.float32(0)), distribution)
+        return module.variable("params", name, lambda: value).value
+    value = module.get_variable("params", name)
     if value.shape != shape:
         raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
     return value
