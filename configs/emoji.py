@@ -42,7 +42,7 @@ config = LatentConfig(
         ema=Ema(decay=0.995),
     ),
     model=TextUNet(image_size=8, channels=8, label_dropout=0.1),
-    data=Folder(path="emoji", caption_column="text"),
+    data=Folder(path="twemoji", caption_column="text"),
     objective=Objective(schedule="squaredcos", target="v"),
     training=Training(batch_size=32, steps=8000),
     optimizer=optimizer,

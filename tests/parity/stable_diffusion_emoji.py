@@ -4,7 +4,9 @@ Without `--ckpt`, the networks of the recipe `emoji` get random weights, and the
 from a few captions. The line shows the largest difference of the pixels in [0, 1], and how many are
 equal as 8-bit numbers. Bounds: 1e-5 and 99.9 %.
 
-    python tests/parity/stable_diffusion_emoji.py --ckpt runs/emoji --prompt "red heart"
+    python tests/parity/stable_diffusion_emoji.py --ckpt emoji --prompt "red heart"
+
+`--ckpt` takes a run, a folder, or `emoji`, which is the network of the package.
 """
 
 import shared  # before torch
@@ -30,7 +32,7 @@ from ddpm_jax.pretrained.stable_diffusion import (
     load_stable_diffusion,
     save_stable_diffusion,
 )
-from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.sources import RunSource, open_checkpoint
 from ddpm_jax.runs.text_model import open_text_model
 from ddpm_jax.text_to_image.draw import draw_pixels
 from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
@@ -81,11 +83,7 @@ def compare(
     ckpt: str | None = None, prompts: tuple[str, ...] = CAPTIONS[1:3]
 ) -> tuple[list[shared.Figure], int]:
     """Print the differences of the images. Return them as figures; nothing else can be wrong."""
-    if ckpt is None:
-        model = random_model()
-    else:
-        run = open_run(ckpt)
-        model = open_text_model(run, run.params("ema"))
+    model = random_model() if ckpt is None else load(ckpt)
     with tempfile.TemporaryDirectory() as temporary, jax.default_matmul_precision("highest"):
         folder = Path(temporary)
         save_stable_diffusion(model, folder)
@@ -107,6 +105,14 @@ def compare(
         print(f"{name:<14} difference {difference:.1e}, {equal:.3%} equal as 8-bit numbers")
         figures += image_figures(f"emoji, {name},", difference, equal)
     return figures, 0
+
+
+def load(ckpt: str) -> StableDiffusion:
+    """The model of a run with averaged weights, or of a folder or the package."""
+    source = open_checkpoint(ckpt)
+    if isinstance(source, RunSource):
+        return open_text_model(source, source.params("ema"))
+    return load_stable_diffusion(ckpt)
 
 
 def draw_by_diffusers(pipeline, prompt: str, seed: int) -> np.ndarray:
