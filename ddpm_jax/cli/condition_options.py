@@ -34,11 +34,14 @@ class ConditionOptions:
         if not self.condition:
             return None
         check(bool(parts_of(model)), "This network takes no such condition: leave out --condition.")
-        parts = [read_conditions(model, given, values) for given in self._given(model, values)]
+        parts = [
+            read_conditions(model, given, values, name)
+            for name, given in self._given(model, values)
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _given(self, model: Model, values: Levels) -> list[np.ndarray]:
-        """The given conditions, in the unit of the data."""
+    def _given(self, model: Model, values: Levels) -> list[tuple[str, np.ndarray]]:
+        """The given conditions, in the unit of the data, each with its name for messages."""
         numbers = _as_numbers(self.condition)
         channels, size = model.condition_channels, model.vector_size
         if numbers is not None and size is not None:
@@ -46,23 +49,28 @@ class ConditionOptions:
                 len(numbers) % size == 0,
                 f"--condition has {len(numbers)} numbers: give {size} for each condition.",
             )
-            return [numbers.reshape(-1, size)]
+            return [("--condition", numbers.reshape(-1, size))]
         taken = f"{size} numbers for each image, or an .npy of rows"
         if channels is not None:
-            taken = f"images of {channels} channels, in files or in an .npy"
+            files = "files or in an .npy" if channels in COLOURS else "an .npy"
+            taken = f"images of {channels} channels, in {files}"
         for path in map(Path, self.condition):
             if not path.is_file():
                 raise FileNotFoundError(
                     f"There is no file {path}, and this network is conditioned on {taken}: give "
                     "these to --condition."
                 )
-        return [_read(Path(word), channels or 0, values) for word in self.condition]
+        return [(word, _read(Path(word), channels or 0, values, taken)) for word in self.condition]
 
 
-def _read(path: Path, channels: int, values: Levels) -> np.ndarray:
-    """Read an array, or an image in its own size."""
-    if path.suffix.lower() in (".npy", ".npz") or channels not in COLOURS:
+def _read(path: Path, channels: int, values: Levels, taken: str) -> np.ndarray:
+    """Read an array, or an image in its own size. `taken` is what the network takes."""
+    if path.suffix.lower() in (".npy", ".npz"):
         return load_conditions(path)
+    check(
+        channels in COLOURS,
+        f"{path} is no .npy or .npz, and this network is conditioned on {taken}.",
+    )
     check(
         values == LEVELS,
         f"{path} has levels from 0 to 255, but the condition of this network is in another unit "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,18 +42,18 @@ def open_stored(path: Path, with_conditions: bool = False) -> Stored:
     """
     if path.is_dir():
         return _open_folder(path)
-    loaded = _load(path)
+    keys = (*KEYS, CONDITIONS) if with_conditions else KEYS
+    loaded = _load(path, keys)
     if isinstance(loaded, np.ndarray):
         return _open_array(path, loaded, "")
-    check(
-        "images" in loaded,
-        f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `images` (n, h, w, c).",
-    )
-    keys = (*KEYS, CONDITIONS) if with_conditions else KEYS
+    images = loaded.get("images")
+    if images is None:
+        raise ValueError(
+            f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `images` (n, h, w, c)."
+        )
     others = [key for key in loaded if key not in keys]
     if others:
         print(f"Left out of {path}: {', '.join(others)}.", file=sys.stderr)
-    images = loaded["images"]
     stored = _open_array(path, images, "`images` of ")
     labels = _labels(path, loaded.get("labels"), len(images))
     classes = _classes(path, loaded.get("classes"), labels)
@@ -91,7 +91,7 @@ def _open_folder(root: Path) -> Stored:
 
 def load_array(path: Path) -> np.ndarray:
     """The memory-mapped array of an .npy. Raise ValueError or FileNotFoundError."""
-    loaded = _load(path)
+    loaded = _load(path, ())
     if not isinstance(loaded, np.ndarray):
         raise ValueError(f"{path} holds several arrays: give an .npy of one.")
     return loaded
@@ -102,25 +102,30 @@ def load_conditions(path: Path) -> np.ndarray:
 
     Raise ValueError or FileNotFoundError.
     """
-    loaded = _load(path)
+    keys = (CONDITIONS, "images")
+    loaded = _load(path, keys)
     if isinstance(loaded, np.ndarray):
         return loaded
-    for key in (CONDITIONS, "images"):
-        if key in loaded:
-            return loaded[key]
+    for key in keys:
+        array = loaded.get(key)
+        if array is not None:
+            return array
     raise ValueError(
         f"{path} holds {', '.join(loaded) or 'nothing'}: give an array `{CONDITIONS}`."
     )
 
 
-def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The arrays of an .npz by name, or the memory-mapped array of an .npy."""
+def _load(path: Path, keys: Sequence[str]) -> np.ndarray | dict[str, np.ndarray | None]:
+    """The memory-mapped array of an .npy, or the arrays of an .npz by name.
+
+    Arrays of an .npz whose names are not in `keys` are not read: they are None.
+    """
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            return {key: loaded[key] for key in loaded.files}
+            return {key: loaded[key] if key in keys else None for key in loaded.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}: check the path.") from None
     # A damaged file raises errors of many types.

@@ -79,19 +79,23 @@ def _along_height(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def read_condition_images(
-    given: np.ndarray, channels: int, image_size: ImageSize, values: Levels
+    given: np.ndarray,
+    channels: int,
+    image_size: ImageSize,
+    values: Levels,
+    name: str = "The condition",
 ) -> np.ndarray:
     """Images (h, w, c) or (m, h, w, c) as a network takes them, in its size.
 
-    Raise ValueError for another number of channels, for other types than uint8 if the data had
-    levels, for values that are not finite, and as `enlarge` does.
+    Messages call them `name`. Raise ValueError for another number of channels, for other types than
+    uint8 if the data had levels, for values that are not finite, and as `enlarge` does.
     """
     images = given[None] if given.ndim == 3 else given
     fits = images.dtype == np.uint8 if values == LEVELS else images.dtype.kind in "biuf"
     check(
         fits and images.ndim == 4 and images.shape[-1] == channels and len(images) > 0,
-        f"The condition is {given.dtype} {given.shape}, but the network takes {channels} channels "
-        f"of {values.describe()}: give such images (n, h, w, {channels}).",
+        f"{name} is {given.dtype} {given.shape}, but the network takes {channels} channels of "
+        f"{values.describe()}: give such images (n, h, w, {channels}).",
     )
-    check(bool(np.isfinite(images).all()), "The condition has values that are not finite.")
+    check(bool(np.isfinite(images).all()), f"{name} has values that are not finite.")
     return enlarge(values.to_network(images), image_size)

@@ -19,10 +19,11 @@ from ddpm_jax.data.loading import InMemory, Rows
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.data.scaled_images import (
     WrappedImages,
+    check_unit_of,
     computed_pairs,
     warn_of_few_levels,
 )
-from ddpm_jax.data.values import LEVELS, Levels, Scales, scaled_values
+from ddpm_jax.data.values import LEVELS, Levels, ScaledValues, Scales, scaled_values
 from ddpm_jax.errors import check
 from ddpm_jax.image_size import ImageSize
 
@@ -137,7 +138,7 @@ def with_condition_values(images: ImageSet, values: Levels | None) -> ImageSet:
     """Scale conditions as those of a trained network; None keeps the scale of the data.
 
     A scale that is replaced is not computed. Raise ValueError if one of the two is that of 8-bit
-    levels and the other is not.
+    levels and the other is not, and for conditions in another unit.
     """
     if values is None or not isinstance(images, ConditionedImages):
         return images
@@ -147,6 +148,9 @@ def with_condition_values(images: ImageSet, values: Levels | None) -> ImageSet:
         f"The conditions of this data are {ours}, but the network was trained on "
         f"{values.describe()}: give conditions in that unit.",
     )
+    if isinstance(values, ScaledValues) and images.conditions is not None:
+        first = np.arange(min(BLOCK, len(images)))
+        check_unit_of(images.conditions[first], values, "conditions")
     return dataclasses.replace(images, saved_values=values)
 
 

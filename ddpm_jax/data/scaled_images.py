@@ -77,11 +77,15 @@ class ScaledImages(WrappedImages):
 
 def check_unit(images: ImageSet, values: ScaledValues) -> None:
     """Raise ValueError if the first images are far outside of the scale of a trained network."""
-    first = next(_blocks(images))
-    distance = float(np.abs(values.to_network(first)).mean())
+    check_unit_of(next(_blocks(images)), values, "values")
+
+
+def check_unit_of(array: np.ndarray, values: ScaledValues, name: str) -> None:
+    """Raise ValueError if an array, the `name` of the data, is far outside of a scale."""
+    distance = float(np.abs(values.to_network(array)).mean())
     check(
         distance <= FAR,
-        f"The values of this data are not in the unit of those of the trained network "
+        f"The {name} of this data are not in the unit of those of the trained network "
         f"({values.describe()}): they are {distance:.3g} times as far from the centre. Restore "
         "them, or choose other data.",
     )

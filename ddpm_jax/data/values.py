@@ -106,5 +106,8 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Cast floats to a type; round and clip them to integers or booleans."""
     if dtype.kind == "f":
         return values.astype(dtype)
-    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return np.clip(np.rint(values), *limits).astype(dtype)
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    # The largest integer of 64 bits is no float, and the nearest float is too large to cast.
+    is_high = values >= high
+    cast = np.clip(np.where(is_high, 0, np.rint(values)), low, high).astype(dtype)
+    return np.where(is_high, np.asarray(high, dtype), cast)

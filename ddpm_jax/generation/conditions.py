@@ -105,17 +105,19 @@ def blank_conditions(model: Model) -> Conditions | None:
     return zeros or None
 
 
-def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditions:
+def read_conditions(
+    model: Model, given: np.ndarray, values: Levels, name: str = "The condition"
+) -> Conditions:
     """Scale conditions for a network.
 
     `given` is a vector (k,) or (m, k), or an image (h, w, c) or (m, h, w, c), in the unit of the
-    data. Smaller images are enlarged. Raise ValueError if the network takes no condition, or if its
-    shape does not fit or a value is not finite.
+    data. Smaller images are enlarged. Messages call it `name`. Raise ValueError if the network
+    takes no condition, or if its shape does not fit or a value is not finite.
     """
     check(bool(parts_of(model)), "This network has no such condition: leave the condition out.")
     if model.condition_channels is not None:
         channels = model.condition_channels
-        images = read_condition_images(given, channels, model.image_size, values)
+        images = read_condition_images(given, channels, model.image_size, values, name)
         return {"condition_image": images}
     is_real = given.dtype.kind in "biuf"
     vectors = given[None] if given.ndim == 1 else given
@@ -124,10 +126,10 @@ def read_conditions(model: Model, given: np.ndarray, values: Levels) -> Conditio
         and vectors.ndim == 2
         and vectors.shape[1] == model.vector_size
         and len(vectors) > 0,
-        f"The condition is {given.dtype} {given.shape}, but the network takes {model.vector_size} "
+        f"{name} is {given.dtype} {given.shape}, but the network takes {model.vector_size} "
         f"numbers: give an array (n, {model.vector_size}).",
     )
-    check(bool(np.isfinite(vectors).all()), "The condition has values that are not finite.")
+    check(bool(np.isfinite(vectors).all()), f"{name} has values that are not finite.")
     check(
         isinstance(values, ScaledValues),
         "The scale of the condition's numbers is unknown: give condition_values, those of the run.",

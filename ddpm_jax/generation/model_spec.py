@@ -64,6 +64,10 @@ def check_guidance(scale: float, label_dropout: float) -> None:
 def check_condition_noise(model: Model, sampling: Sampling) -> None:
     """Raise ValueError for more noise on condition images than the network was trained with."""
     check(
+        not sampling.condition_noise or model.condition_channels is not None,
+        "condition_noise is for a condition image, and this network takes none: leave it out.",
+    )
+    check(
         sampling.condition_noise <= model.condition_noise,
         f"The network was trained with noise up to {model.condition_noise:g} on its condition "
         f"image: lower condition_noise, which is {sampling.condition_noise:g}.",

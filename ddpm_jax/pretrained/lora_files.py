@@ -250,13 +250,25 @@ def _find_layers(
     )
     known = {module: target for module, target in found.items() if target is not None}
     for module, target in known.items():
-        _check_shapes(path, target, layers[module])
+        _check_pair(path, target, layers[module])
+    changes = {target: _changed_shape(layers[module]) for module, target in known.items()}
+    others = [
+        f"{target.module} as {change}, not {target.shape}"
+        for target, change in changes.items()
+        if change != _without_ones(target.shape)
+    ]
+    check(
+        not others,
+        f"{path} is for another network: {len(others)} of its {len(known)} layers have another "
+        f"shape; it changes {brief(', '.join(others))}.",
+    )
     paths = {(target.part, target.path) for target in known.values()}
     check(len(paths) == len(known), f"{path} has a layer under two names: use one dialect.")
     return known
 
 
-def _check_shapes(path: Path, target: Target, pair: Mapping[str, LazyTensor]) -> None:
+def _check_pair(path: Path, target: Target, pair: Mapping[str, LazyTensor]) -> None:
+    """Raise ValueError unless A and B can be multiplied and alpha is a number."""
     a = _without_ones(pair["A"].shape)
     b = _without_ones(pair["B"].shape)
     check(0 not in (*a, *b), f"{path}: A and B of {target.module} are empty: use another file.")
@@ -265,15 +277,14 @@ def _check_shapes(path: Path, target: Target, pair: Mapping[str, LazyTensor]) ->
         f"{path}: the ranks of {target.module} differ: A has the shape {pair['A'].shape} and B "
         f"{pair['B'].shape}.",
     )
-    change = (b[0], *a[1:])
-    check(
-        change == _without_ones(target.shape),
-        f"{path} is for another network: it changes {target.module} as {change}, but the weight is "
-        f"{target.shape}.",
-    )
     if "alpha" in pair:
         is_one_number = math.prod(pair["alpha"].shape) == 1
         check(is_one_number, f"{path}: alpha of {target.module} is no number.")
+
+
+def _changed_shape(pair: Mapping[str, LazyTensor]) -> tuple[int, ...]:
+    """The shape of the weight that B A changes, without the window of a 1x1 convolution."""
+    return (pair["B"].shape[0], *_without_ones(pair["A"].shape)[1:])
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

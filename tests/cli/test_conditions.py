@@ -16,11 +16,13 @@ from helpers.saved_runs import save_run
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli import sample
+from ddpm_jax.cli.condition_options import ConditionOptions
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.data.values import LEVELS
 from ddpm_jax.evaluation.network_batches import network_batches
 from ddpm_jax.evaluation.solver_statistics import draw_batches
 from ddpm_jax.figures import image_grids
@@ -115,17 +117,35 @@ def test_numbers_and_files_are_conditions_in_the_unit_of_the_data(trained, tmp_p
 def test_a_condition_that_does_not_fit_ends_in_one_line(trained, tmp_path, capsys):
     np.save(tmp_path / "wide.npy", np.ones((3, 2)))
     np.savez(tmp_path / "other.npz", rows=np.ones((3, 1)))
+    (tmp_path / "rows.csv").write_text("60\n")
     cases = {
-        (tmp_path / "wide.npy",): "(3, 2), but the network takes 1 numbers: give an array (n, 1).",
+        (
+            tmp_path / "wide.npy",
+        ): "wide.npy is float64 (3, 2), but the network takes 1 numbers: give",
+        (
+            tmp_path / "rows.csv",
+        ): "rows.csv is no .npy or .npz, and this network is conditioned on 1",
         (tmp_path / "other.npz",): "other.npz holds rows: give an array `conditions`.",
         (tmp_path / "nowhere.npy",): "There is no file",
         (1, tmp_path / "wide.npy"): "no file 1, and this network is conditioned on 1 numbers for",
-        ("nan",): "The condition has values that are not finite",
+        ("nan",): "--condition has values that are not finite",
+        (
+            60,
+            "--condition-noise",
+            0.2,
+        ): "condition_noise is for a condition image, and this network",
         (60, 70, 80, "--num", 2): "--num 2 leaves out some of 3 conditions: raise --num.",
     }
     for condition, message in cases.items():
         line = one_line(capsys, sample.main, "--ckpt", trained, "--condition", *condition)
         assert message in line
+
+
+def test_a_network_without_a_condition_takes_none():
+    given = ConditionOptions(condition=("5",))
+    with pytest.raises(ValueError, match="takes no such condition: leave out --condition"):
+        given.conditions(nets.SMALLEST, LEVELS)
+    assert ConditionOptions().conditions(nets.SMALLEST, LEVELS) is None
 
 
 def test_measures_use_the_conditions_of_the_reference_images(trained, tmp_path):

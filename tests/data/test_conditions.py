@@ -172,6 +172,17 @@ def test_conditions_of_other_images_take_the_statistics_of_training():
         with_condition_values(images, LEVELS)
 
 
+def test_conditions_in_another_unit_than_those_of_training_are_refused(tmp_path):
+    celsius = scaled_values("deviation", [(15.0, 8.0)], np.dtype(float))
+    for offset, is_kelvin in ((0, False), (273.15, True)):
+        path = save(tmp_path / f"{offset}.npz", conditions=RNG.normal(15 + offset, 8, (20, 1)))
+        if is_kelvin:
+            with pytest.raises(ValueError, match="The conditions of this data are not in the unit"):
+                with_condition_values(load(path), celsius)
+        else:
+            assert with_condition_values(load(path), celsius).condition_values == celsius
+
+
 class Unread(InMemory):
     """Images that may not be read."""
 
@@ -181,7 +192,7 @@ class Unread(InMemory):
 
 def test_a_saved_scale_replaces_one_that_is_not_computed(tmp_path):
     """The second number of this split is constant, so its own deviation would be 0."""
-    saved = scaled_values("deviation", [(5.0, 2.0), (-300.0, 40.0), (0.0, 1.0)], np.dtype(float))
+    saved = scaled_values("deviation", [(5.0, 2.0), (-300.0, 40.0), (0.0, 0.01)], np.dtype(float))
     constant = save(tmp_path / "x.npz", conditions=VECTORS * [1, 0, 1] + [0, -260, 0])
     np.testing.assert_allclose(every(with_condition_values(load(constant), saved))[:, 1], 1)
     digits = with_condition(Digits(condition="brightness"), Unread(IMAGES))

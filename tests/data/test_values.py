@@ -71,6 +71,12 @@ def test_integers_are_drawn_as_integers_of_their_type(dtype, x, expected):
 def test_integers_do_not_wrap_around():
     values = scaled_values("deviation", [(0.0, 100.0)], np.dtype(np.uint8))
     np.testing.assert_array_equal(values.to_values(np.float32([[-2.0], [4.0]])), [[0], [255]])
+    # As a float, the largest integer of 64 bits is too large by one.
+    for dtype in (np.int64, np.uint64):
+        limits = np.iinfo(dtype)
+        wide = scaled_values("range", [(float(limits.min), float(limits.max))], np.dtype(dtype))
+        drawn = wide.to_values(np.float32([[-1.0], [1.0]]))
+        np.testing.assert_array_equal(drawn[:, 0], [limits.min, limits.max])
 
 
 def test_pictures_show_the_range_or_three_deviations():

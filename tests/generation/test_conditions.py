@@ -166,6 +166,10 @@ def test_samples_take_noisy_condition_images_in_turn():
     noisy = sample_of(small, 0.5)
     assert np.abs(noisy - in_turn).max() > 1e-3
     np.testing.assert_array_equal(noisy, sample_of(small, 0.5))
+    pipeline = Pipeline(spec_of(net, condition_noise=0.5), params)
+    drawn = pipeline(batch_size=3, condition=small, progress=False).arrays
+    expected = np.clip(noisy, -1, 1)
+    np.testing.assert_allclose(drawn / 127.5 - 1, expected, atol=1 / 254 + 1e-4)
 
 
 def test_settings_of_condition_images_fit_the_network_and_the_data():

@@ -125,7 +125,7 @@ def test_pixels_outside_the_mask_are_kept_and_those_inside_are_sampled(name):
 
     np.testing.assert_allclose(inpainted(ALL), plain, atol=1e-6)
     np.testing.assert_array_equal(inpainted(NOTHING), IMAGES)
-    left = np.asarray(LEFT)
+    left = np.broadcast_to(LEFT, IMAGES.shape)
     for x0 in (inpainted(LEFT), inpainted(LEFT, up_and_down)):
         np.testing.assert_array_equal(x0[~left], np.asarray(IMAGES)[~left])
         assert np.all(np.any(left & (np.abs(x0 - plain) > 1e-3), (1, 2, 3)))
@@ -200,7 +200,7 @@ def test_the_noise_of_known_pixels_is_independent_and_new_in_every_row():
 
 def test_a_mask_of_another_size_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    message = r"Masks of size \(4, 3\) do not fit images of size \(4, 4\)"
+    message = r"Masks of size \(4, 3\) do not fit images of size \(4, 6\)"
     with pytest.raises(ValueError, match=message):
         inpaint(samplers.make("ddpm"), IMAGES, LEFT[:, :, :3])
 
@@ -208,8 +208,8 @@ def test_a_mask_of_another_size_is_refused(monkeypatch):
 def test_masks_images_and_samples_of_other_numbers_are_refused(monkeypatch):
     """JAX would share one mask or one image between all samples."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"masks must have shape \(6, 4, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"masks must have shape \(6, 4, 6, 1\)"):
         inpaint(samplers.make("ddpm"), IMAGES, LEFT[:1])
     sampler = inpaint(samplers.make("ddpm"), IMAGES[:1], LEFT[:1])
-    with pytest.raises(ValueError, match=r"images must have shape \(6, 4, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"images must have shape \(6, 4, 6, 2\)"):
         sampler.step(KEYS, CURVED, NOISE, grid_of(2).row(0), ())

@@ -86,7 +86,7 @@ def test_images_ends_and_fractions_must_match(monkeypatch):
     """JAX would share one end, one fraction, one key or one image between all samples."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     cases = [
-        ((IMAGES, IMAGES[:1], FRACTIONS), r"b must have shape \(6, 4, 4, 1\) .* \(1, 4, 4, 1\)"),
+        ((IMAGES, IMAGES[:1], FRACTIONS), r"b must have shape \(6, 4, 6, 2\) .* \(1, 4, 6, 2\)"),
         ((IMAGES, IMAGES, FRACTIONS[:1]), r"fraction must have shape \(6,\)"),
     ]
     for mix in (lerp, editing.slerp):
@@ -95,5 +95,5 @@ def test_images_ends_and_fractions_must_match(monkeypatch):
     assert_refused(lambda keys: add_noise(keys, grid, IMAGES), [(KEYS[:1], "keys must have shape")])
     arguments = KEYS, None, samplers.make("ddim"), grid, NOISE
     edits = [Edit(images=IMAGES[:1]), Edit(images=IMAGES[:, :2])]
-    cases = [(edit, r"images must have shape \(6, 4, 4, 1\)") for edit in edits]
+    cases = [(edit, r"images must have shape \(6, 4, 6, 2\)") for edit in edits]
     assert_refused(lambda edit: edit.start(*arguments), cases)

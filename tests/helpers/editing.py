@@ -17,14 +17,15 @@ SCHEDULE = from_betas(linear_betas())
 ALPHA_BAR = np.cumprod(1 - linear_betas())
 MU = 0.3
 STD = 0.5
-SHAPE = (4, 4, 1)
+SHAPE = (4, 6, 2)
 KEYS = sample_keys(0, jnp.arange(6))
 NOISE = initial_noise(KEYS, SHAPE)
 _NUMBERS = np.random.default_rng(5).standard_normal((6, *SHAPE), np.float32)
 IMAGES = jnp.asarray(np.clip(0.5 * _NUMBERS, -1, 1))
-LEFT = jnp.asarray(np.broadcast_to(np.arange(4)[None, None, :, None] < 2, (6, 4, 4, 1)))
-ALL = jnp.asarray(np.full((6, 4, 4, 1), True))
-NOTHING = jnp.asarray(np.full((6, 4, 4, 1), False))
+MASKS = (6, *SHAPE[:2], 1)
+LEFT = jnp.asarray(np.broadcast_to(np.arange(6)[None, None, :, None] < 2, MASKS))
+ALL = jnp.asarray(np.full(MASKS, True))
+NOTHING = jnp.asarray(np.full(MASKS, False))
 
 
 def grid_of(steps):

@@ -272,7 +272,7 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
         ((spell("kohya", {("text_encoder", "q"): (a, b)}), {}), r"its 1 \(lora_te_q\)"),
         ((spell("peft", {("unet", Q): (a[:2], b)}), {}), r"the ranks of .*to_q differ"),
         ((spell("peft", {("unet", Q): (a[:0], b[:, :0])}, 1.0), {}), r"A and B of .*to_q are empt"),
-        ((spell("peft", {("unet", Q): (a[:, :3], b)}), {}), r"changes .*to_q as \(8, 3\), but"),
+        ((spell("peft", {("unet", Q): (a[:, :3], b)}), {}), r"1 of its 1 .*to_q as \(8, 3\), not"),
         ((plain | spell("kohya", {("unet", Q): (a, b)}), {}), "a layer under two names"),
         ((plain, {"r": 8, "lora_alpha": 8}), "rank of .*to_q is 4 by its shape and 8 by its"),
         ((plain, {"r": 4, "lora_alpha": "x"}), "alpha of .*to_q is x, not a number"),

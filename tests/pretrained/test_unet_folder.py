@@ -315,5 +315,17 @@ def test_a_network_unknown_to_diffusers_is_not_written():
         ((skip, {"learned_variance": True}), "up path need 3 channels in .* has 6"),
         ((skip, {"up_kinds": ()}), "needs norm_num_groups"),
         ((mixed, {}), "down levels with attention resample by conv and resnet"),
+        (
+            (without, {"vector_size": 2}),
+            "has no condition by vector_size: only model.num_classes can",
+        ),
+        (
+            (without, {"condition_channels": 1}),
+            "has no condition by condition_channels: only model",
+        ),
+        (
+            (without, {"augmentation": ("colour",)}),
+            "has no condition by augmentation: only model.num",
+        ),
     ]
     assert_refused(lambda case: unet_to_config(dataclasses.replace(case[0], **case[1])), cases)
