@@ -1,7 +1,9 @@
-"""PSNR of the reconstructions of a run's autoencoder, on the images that it was trained on.
+"""PSNR of the reconstructions of an autoencoder, on the images that it was trained on.
 
     python benchmarks/autoencoder.py --ckpt runs/emoji/autoencoder --out reconstructions.png
+    python benchmarks/autoencoder.py --ckpt emoji --path twemoji --out reconstructions.png
 
+`--ckpt` is the run of an autoencoder, or `emoji`, which is the network of the package.
 PSNR = 10 log10(1 / MSE) of pixels in [0, 1], of each image's mean squared error. The picture shows
 images and their reconstructions in turn.
 """
@@ -12,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.pixels import to_floats, to_uint8
 from ddpm_jax.figures import image_grids
 from ddpm_jax.latent_config import AutoencoderConfig
+from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
 from ddpm_jax.runs.grids import reconstruct
-from ddpm_jax.runs.sources import open_run
+from ddpm_jax.runs.initial_weights import with_pretrained_network
+from ddpm_jax.runs.sources import RunSource, open_checkpoint
 
 BATCH = 64
 SHOWN = 32
@@ -30,17 +35,22 @@ def main() -> None:
     parser.add_argument("--path", help="another place of the data")
     parser.add_argument("--out", type=Path, help="a picture to write")
     options = parser.parse_args()
-    run = open_run(options.ckpt)
-    config = run.config
-    if not isinstance(config, AutoencoderConfig):
-        parser.error(f"{options.ckpt} is no run of an autoencoder: give RUN/autoencoder.")
-    model = config.model
+    source = open_checkpoint(options.ckpt)
+    if isinstance(source, RunSource):
+        config = source.config
+        if not isinstance(config, AutoencoderConfig):
+            parser.error(f"{options.ckpt} is no run of an autoencoder: give RUN/autoencoder.")
+        model = config.model
+        params = source.params(options.weights)
+    else:
+        config = with_pretrained_network(load_recipe("emoji"), options.ckpt)
+        model = config.autoencoder.model
+        params = load_stable_diffusion(options.ckpt).autoencoder_params
     if options.path is not None:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, path=options.path)
         )
     images = config.load_images()
-    params = run.params(options.weights)
     count = min(options.num or len(images), len(images))
     # Spread over the set, which is in the order of the files' names.
     chosen = np.linspace(0, len(images) - 1, count).astype(int)
@@ -58,7 +68,7 @@ def main() -> None:
     values = np.concatenate(psnr)[:count]
     low, middle, high = np.percentile(values, [5, 50, 95])
     print(
-        f"step {run.step}, {count} images, PSNR in dB: mean {values.mean():.2f}, "
+        f"{count} images, PSNR in dB: mean {values.mean():.2f}, "
         f"median {middle:.2f}, 5 % below {low:.2f}, 5 % above {high:.2f}"
     )
 
