@@ -1,8 +1,10 @@
 """`sample.py --ckpt model.pt` and `train.py --init-from model.pt` with a ConvBlock U-Net."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.conv_unet_files import MODEL, state_dict
@@ -12,8 +14,15 @@ from helpers.saved_runs import random_params
 from ddpm_jax.cli import sample
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.generation.generate import generate
-from ddpm_jax.runs.initial_weights import first_params, with_pretrained_network
+from ddpm_jax.pretrained.lora_files import save_lora
+from ddpm_jax.runs.initial_weights import (
+    first_params,
+    first_trained,
+    load_base,
+    with_pretrained_network,
+)
 from ddpm_jax.runs.sources import open_checkpoint
+from ddpm_jax.training.lora import Lora, merge_lora
 
 pytestmark = pytest.mark.runs
 
@@ -54,6 +63,33 @@ def test_training_starts_from_a_state_dict(ckpt, params):
     assert config.training.init_from == ckpt
     found = first_params(config, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_a_lora_is_trained_and_drawn_on_a_state_dict(ckpt, params, tmp_path):
+    """The settings are those of the project from which such state dicts come."""
+    settings = Lora(rank=8, alpha=1.0, targets=("linear", "conv"))
+    config = with_pretrained_network(load_recipe("convunet_mnist", CONFIGS), ckpt)
+    config = dataclasses.replace(config, lora=settings)
+    base = load_base(config, tmp_path, 0)
+    jax.tree.map(np.testing.assert_array_equal, base.params, params)
+    lora = {
+        path: (a, jnp.full_like(b, 0.1))
+        for path, (a, b) in first_trained(config, jax.random.key(1)).items()
+    }
+    save_lora(tmp_path / "style.safetensors", {"unet": lora}, {"unet": MODEL}, settings)
+    out = tmp_path / "samples.npz"
+    options = ["--num", "2", "--steps", "3", "--no-compilation-cache", "--out", str(out)]
+    sample.main(["--ckpt", ckpt, "--lora", f"{tmp_path / 'style.safetensors'}:0.8", *options])
+    spec = open_checkpoint(ckpt).spec
+    merged = merge_lora(params, lora, 0.8 / 8)
+    options = {"num_images": 2, "batch_size": 64, "seed": 0, "min_chunks": 20}
+    expected, plain = (
+        generate(spec, weights, sampling=spec.sampling.override(steps=3), **options)[-1].astype(int)
+        for weights in (merged, params)
+    )
+    found = np.load(out)["images"]
+    assert np.abs(found - expected).max() <= 1
+    assert np.abs(expected - plain).max() > 10
 
 
 def test_a_state_dict_has_one_set_of_weights(ckpt):
