@@ -4,8 +4,9 @@
     python benchmarks/conditions.py --ckpt runs/cifar10_upscale [--split test]
 
 For condition brightness, print for each of eight brightnesses the mean and the deviation of that of
-its samples. For condition reduced, print the peak signal-to-noise ratio in dB of the samples to the
-originals, and of the condition itself, which is enlarged by the cubic kernel, to them.
+its samples. For conditions reduced and grey, print the peak signal-to-noise ratio in dB of the
+samples to the originals, and of the condition itself to them: the copy enlarged by the cubic
+kernel, or the grey copy.
 """
 
 import argparse
@@ -34,9 +35,9 @@ def main(args: argparse.Namespace) -> None:
     source = open_run(args.ckpt)
     data = with_split(source.config.data, args.split)
     check(
-        data.condition in ("brightness", "reduced"),
-        f"A run on condition {data.condition} has no such measure: give one on brightness or "
-        "reduced.",
+        data.condition in ("brightness", "reduced", "grey"),
+        f"A run on condition {data.condition} has no such measure: give one on brightness, "
+        "reduced or grey.",
     )
     check(args.num % len(LEVELS) == 0, f"--num must be a multiple of {len(LEVELS)}.")
     config = dataclasses.replace(source.config, data=data)
