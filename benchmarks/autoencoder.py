@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.cli.arguments import one_line_errors
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.pixels import to_floats, to_uint8
+from ddpm_jax.errors import check
 from ddpm_jax.figures import image_grids
+from ddpm_jax.generation.model_spec import LatentSpec
 from ddpm_jax.latent_config import AutoencoderConfig
 from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
 from ddpm_jax.runs.grids import reconstruct
@@ -28,24 +31,15 @@ SHOWN = 32
 
 
 def main() -> None:
+    """Print the PSNR, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", required=True)
-    parser.add_argument("--weights", default="ema")
+    parser.add_argument("--weights", help="weights of a run; ema by default")
     parser.add_argument("--num", type=int, help="images to measure; all by default")
     parser.add_argument("--path", help="another place of the data")
     parser.add_argument("--out", type=Path, help="a picture to write")
     options = parser.parse_args()
-    source = open_checkpoint(options.ckpt)
-    if isinstance(source, RunSource):
-        config = source.config
-        if not isinstance(config, AutoencoderConfig):
-            parser.error(f"{options.ckpt} is no run of an autoencoder: give RUN/autoencoder.")
-        model = config.model
-        params = source.params(options.weights)
-    else:
-        config = with_pretrained_network(load_recipe("emoji"), options.ckpt)
-        model = config.autoencoder.model
-        params = load_stable_diffusion(options.ckpt).autoencoder_params
+    name, config, model, params = load(options.ckpt, options.weights)
     if options.path is not None:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, path=options.path)
@@ -68,10 +62,35 @@ def main() -> None:
     values = np.concatenate(psnr)[:count]
     low, middle, high = np.percentile(values, [5, 50, 95])
     print(
-        f"{count} images, PSNR in dB: mean {values.mean():.2f}, "
+        f"{name}: {count} images, PSNR in dB: mean {values.mean():.2f}, "
         f"median {middle:.2f}, 5 % below {low:.2f}, 5 % above {high:.2f}"
     )
 
 
+def load(ckpt: str, weights: str | None) -> tuple:
+    """The name, the config with the data, the autoencoder and its parameters.
+
+    Raise ValueError if there is no autoencoder.
+    """
+    source = open_checkpoint(ckpt)
+    if isinstance(source, RunSource):
+        config = source.config
+        check(
+            isinstance(config, AutoencoderConfig),
+            f"{ckpt} is no run of an autoencoder: give RUN/autoencoder.",
+        )
+        params = source.params(weights or "ema")
+        return f"{ckpt}, step {source.step}", config, config.model, params
+    check(
+        isinstance(source.spec, LatentSpec),
+        f"{ckpt} has no autoencoder: give RUN/autoencoder or emoji.",
+    )
+    check(weights is None, f"{ckpt} has one set of weights: leave out --weights.")
+    config = with_pretrained_network(load_recipe("emoji"), ckpt)
+    params = load_stable_diffusion(ckpt).autoencoder_params
+    return ckpt, config, config.autoencoder.model, params
+
+
 if __name__ == "__main__":
-    main()
+    with one_line_errors(debug=False):
+        main()

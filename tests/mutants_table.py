@@ -982,7 +982,7 @@ _ROWS = [
      "tests/runs/test_evaluation.py -k before_training"),
     # Conditions
     ("conditions-in-another-unit", "A resumed run accepts conditions in another unit.",
-     'check_unit_of(images.conditions[first], values, "conditions")',
+     'check_unit(InMemory(images.conditions), values, "conditions")',
      "pass",
      "tests/data/test_conditions.py -k unit"),
     ("reduced-by-the-first-pixel", "A reduced copy has one pixel of each block, not their mean.",

@@ -52,7 +52,8 @@ class ConditionOptions:
             return [("--condition", numbers.reshape(-1, size))]
         taken = f"{size} numbers for each image, or an .npy of rows"
         if channels is not None:
-            files = "files or in an .npy" if channels in COLOURS else "an .npy"
+            are_pictures = channels in COLOURS and values == LEVELS
+            files = "files or in an .npy" if are_pictures else "an .npy"
             taken = f"images of {channels} channels, in {files}"
         for path in map(Path, self.condition):
             if not path.is_file():
@@ -69,7 +70,7 @@ def _read(path: Path, channels: int, values: Levels, taken: str) -> np.ndarray:
         return load_conditions(path)
     check(
         channels in COLOURS,
-        f"{path} is no .npy or .npz, and this network is conditioned on {taken}.",
+        f"{path} is no .npy or .npz: give {taken}.",
     )
     check(
         values == LEVELS,

@@ -102,11 +102,10 @@ def load_conditions(path: Path) -> np.ndarray:
 
     Raise ValueError or FileNotFoundError.
     """
-    keys = (CONDITIONS, "images")
-    loaded = _load(path, keys)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    for key in keys:
+    for key in (CONDITIONS, "images"):
+        loaded = _load(path, (key,))
+        if isinstance(loaded, np.ndarray):
+            return loaded
         array = loaded.get(key)
         if array is not None:
             return array

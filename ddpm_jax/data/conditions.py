@@ -19,7 +19,7 @@ from ddpm_jax.data.loading import InMemory, Rows
 from ddpm_jax.data.pixels import to_floats
 from ddpm_jax.data.scaled_images import (
     WrappedImages,
-    check_unit_of,
+    check_unit,
     computed_pairs,
     warn_of_few_levels,
 )
@@ -149,8 +149,7 @@ def with_condition_values(images: ImageSet, values: Levels | None) -> ImageSet:
         f"{values.describe()}: give conditions in that unit.",
     )
     if isinstance(values, ScaledValues) and images.conditions is not None:
-        first = np.arange(min(BLOCK, len(images)))
-        check_unit_of(images.conditions[first], values, "conditions")
+        check_unit(InMemory(images.conditions), values, "conditions")
     return dataclasses.replace(images, saved_values=values)
 
 

@@ -22,8 +22,8 @@ FIRST_IMAGES = 64
 FEW_LEVELS = 64
 """The span of 8-bit levels below which they may be classes, or other small numbers."""
 FAR = 4.0
-"""Mean |x| above which images are in another unit than those of training, whose mean |x| is at most
-1."""
+"""Mean |x| above which images or conditions are in another unit than those of training, whose mean
+|x| is at most 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +75,15 @@ class ScaledImages(WrappedImages):
         return batch | {"image": self.values.to_network(batch["image"])}
 
 
-def check_unit(images: ImageSet, values: ScaledValues) -> None:
-    """Raise ValueError if the first images are far outside of the scale of a trained network."""
-    check_unit_of(next(_blocks(images)), values, "values")
+def check_unit(images: ImageSet, values: ScaledValues, name: str = "values") -> None:
+    """Raise ValueError if the first images are far outside of the scale of a trained network.
 
-
-def check_unit_of(array: np.ndarray, values: ScaledValues, name: str) -> None:
-    """Raise ValueError if an array, the `name` of the data, is far outside of a scale."""
-    distance = float(np.abs(values.to_network(array)).mean())
+    Messages call them the `name` of the data. Values that are not finite are not judged.
+    """
+    first = next(_blocks(images))
+    distance = float(np.abs(values.to_network(first)).mean())
     check(
-        distance <= FAR,
+        not distance > FAR,
         f"The {name} of this data are not in the unit of those of the trained network "
         f"({values.describe()}): they are {distance:.3g} times as far from the centre. Restore "
         "them, or choose other data.",

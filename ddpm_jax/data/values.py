@@ -107,7 +107,7 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f":
         return values.astype(dtype)
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    # The largest integer of 64 bits is no float, and the nearest float is too large to cast.
+    # 2^63 - 1 is no float64: it is rounded to 2^63, which would wrap around in the cast.
     is_high = values >= high
     cast = np.clip(np.where(is_high, 0, np.rint(values)), low, high).astype(dtype)
     return np.where(is_high, np.asarray(high, dtype), cast)

@@ -75,15 +75,13 @@ def parameter(
     """Declare a float32 parameter of a module, and return its value.
 
     Initialisation draws nothing: it records a `ParamSpec`, and the value is zeros. Linen's own
-    `param` would trace the initializer of each parameter in every application, to compare shapes,
-    which is half of the time to trace a network. Raise ScopeParamShapeError if the value has
-    another shape.
+    `param` is slow: in every application it traces an initializer for each parameter, to compare
+    shapes (docs/speed.md). Raise ScopeParamShapeError if the value has another shape.
     """
-    value: Any
     if not module.has_variable("params", name):
-        value = ParamSpec(jax.lax.full(shape, np.float32(0)), distribution)
-        return module.variable("params", name, lambda: value).value
-    value = module.get_variable("params", name)
+        spec = ParamSpec(jax.lax.full(shape, np.float32(0)), distribution)
+        module.variable("params", name, lambda: spec)
+    value = nn.meta.unbox(module.get_variable("params", name))
     if value.shape != shape:
         raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
     return value

@@ -49,13 +49,12 @@ def conv(
     kernel_init, bias_init = init_distributions(init, fan_in, fan_out, zero)
     convolve = direct3x3 if direct and size == 3 else CONVOLUTIONS.get(size, _convolve)
     shape = (size, size, x.shape[-1], features)
-    product = partial(convolve, stride_offset=stride_offset)
-    return _Affine(product, shape, kernel_init, bias_init, name=name)(x)
+    if stride_offset is not None:
+        convolve = partial(convolve, stride_offset=stride_offset)
+    return _Affine(convolve, shape, kernel_init, bias_init, name=name)(x)
 
 
-def conv1x1(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], stride_offset: None = None
-) -> Float[Array, "b h w o"]:
+def conv1x1(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "b h w o"]:
     """Multiply each pixel by the kernel.
 
     On a CPU the gradient of XLA's own 1x1 convolution is several times slower.
@@ -64,7 +63,9 @@ def conv1x1(
     return matmul(pixels, kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
-def _convolve(x: Array, kernel: Array, stride_offset: None = None) -> Array:
+def _convolve(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "size size i o"]
+) -> Float[Array, "b h w o"]:
     """The convolution of any size as XLA computes it."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
@@ -101,7 +102,10 @@ def dense(
 
 
 class _Affine(nn.Module):
-    """product(x, kernel) + bias in the dtype of x."""
+    """product(x, kernel) + bias in the dtype of x, for x (n, c) or (b, h, w, c).
+
+    The kernel has the given shape. Without a `bias_init` there is no bias.
+    """
 
     product: Callable[[Array, Array], Array]
     shape: tuple[int, ...]

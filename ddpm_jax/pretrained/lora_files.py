@@ -253,14 +253,14 @@ def _find_layers(
         _check_pair(path, target, layers[module])
     changes = {target: _changed_shape(layers[module]) for module, target in known.items()}
     others = [
-        f"{target.module} as {change}, not {target.shape}"
+        f"{target.module} as {change}, not {_without_ones(target.shape)}"
         for target, change in changes.items()
         if change != _without_ones(target.shape)
     ]
     check(
         not others,
         f"{path} is for another network: {len(others)} of its {len(known)} layers have another "
-        f"shape; it changes {brief(', '.join(others))}.",
+        f"shape; it changes {brief(first_names(others))}.",
     )
     paths = {(target.part, target.path) for target in known.values()}
     check(len(paths) == len(known), f"{path} has a layer under two names: use one dialect.")

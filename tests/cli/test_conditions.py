@@ -124,7 +124,7 @@ def test_a_condition_that_does_not_fit_ends_in_one_line(trained, tmp_path, capsy
         ): "wide.npy is float64 (3, 2), but the network takes 1 numbers: give",
         (
             tmp_path / "rows.csv",
-        ): "rows.csv is no .npy or .npz, and this network is conditioned on 1",
+        ): "rows.csv is no .npy or .npz: give 1 numbers for each image, or an .npy",
         (tmp_path / "other.npz",): "other.npz holds rows: give an array `conditions`.",
         (tmp_path / "nowhere.npy",): "There is no file",
         (1, tmp_path / "wide.npy"): "no file 1, and this network is conditioned on 1 numbers for",

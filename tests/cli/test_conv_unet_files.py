@@ -65,7 +65,7 @@ def test_training_starts_from_a_state_dict(ckpt, params):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-def test_a_lora_is_trained_and_drawn_on_a_state_dict(ckpt, params, tmp_path):
+def test_a_lora_of_a_state_dict_is_initialised_and_drawn(ckpt, params, tmp_path):
     """The settings are those of the project from which such state dicts come."""
     settings = Lora(rank=8, alpha=1.0, targets=("linear", "conv"))
     config = with_pretrained_network(load_recipe("convunet_mnist", CONFIGS), ckpt)

@@ -183,6 +183,14 @@ def test_conditions_in_another_unit_than_those_of_training_are_refused(tmp_path)
             assert with_condition_values(load(path), celsius).condition_values == celsius
 
 
+def test_sorted_conditions_are_in_the_unit_of_training(tmp_path):
+    """The first ones may be far from the mean of all."""
+    rows = np.sort(RNG.lognormal(0, 2, (2000, 1)), 0)[::-1]
+    images = np.zeros((2000, 4, 6, 2), np.uint8)
+    trained = load(save(tmp_path / "x.npz", images, conditions=rows)).condition_values
+    assert with_condition_values(load(tmp_path / "x.npz"), trained).condition_values == trained
+
+
 class Unread(InMemory):
     """Images that may not be read."""
 

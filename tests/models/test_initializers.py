@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,9 @@ from ddpm_jax.models.initializers import (
     ParamSpec,
     draw_parameters,
     draw_split_parameters,
+    is_spec,
 )
+from ddpm_jax.models.norms import GroupNorm
 
 
 def test_a_fresh_ddpm_network_outputs_zero_and_its_residual_branches_are_zero():
@@ -29,6 +32,21 @@ def test_a_fresh_ddpm_network_outputs_zero_and_its_residual_branches_are_zero():
     # to_out of the attention starts at 0.
     np.testing.assert_array_equal(states["down_0/attention_0"], states["down_0/resnet_0"])
     assert np.abs(states["up_0"][-1]).max() > 0
+
+
+class NormTwice(nn.Module):
+    """A layer that is applied twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = GroupNorm(1, name="norm")
+        return norm(norm(x))
+
+
+def test_a_layer_may_be_applied_twice():
+    x = jnp.ones((1, 2, 2, 4))
+    specs = jax.eval_shape(NormTwice().init, jax.random.key(0), x)
+    assert [spec.value.shape for spec in jax.tree.leaves(specs, is_leaf=is_spec)] == [(4,), (4,)]
 
 
 def assert_uniform(name, value, bound):

@@ -50,7 +50,7 @@ from helpers.stable_diffusion import (
     weights,
 )
 
-from ddpm_jax.models import attention, autoencoder, clip_text, transformer, unet_conditional
+from ddpm_jax.models import attention, autoencoder, clip_text, norms, transformer, unet_conditional
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.models.layers import upsample_nearest
@@ -187,7 +187,7 @@ def half_pixel_nearest(x):
 
 def without_final_norm(eps, name):
     """The text encoder's layer norms, of which the final one does nothing."""
-    norm = transformer.LayerNorm(eps, name=name)
+    norm = norms.LayerNorm(eps, name=name)
     return (lambda x: x) if "final" in name else norm
 
 
@@ -201,7 +201,7 @@ def unet_faults(net):
     changed = lambda **settings: (dataclasses.replace(net, **settings), {})  # noqa: E731
     replaced = lambda module, name, value: (net, {(module, name): value})  # noqa: E731
     head_sizes = tuple(width // heads for width, heads in zip(net.widths, net.heads, strict=True))
-    small_eps = partial(transformer.LayerNorm, 1e-6)
+    small_eps = partial(norms.LayerNorm, 1e-6)
     return {
         "layer norm eps 1e-6": replaced(transformer, "LayerNorm", small_eps),
         "transformer group norm eps 1e-5": replaced(transformer, "TRANSFORMER_NORM_EPS", 1e-5),
