@@ -8,7 +8,8 @@ Time: about 3 s per step on two CPU cores, 469 steps per epoch.
 Data: TFDS mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
 Expected: with 9,000 of the 60,000 images (71 steps per epoch), mean losses of 0.209, 0.090, 0.071,
 0.065, 0.059, 0.057, 0.056, 0.053, 0.052 and 0.051 in epochs 1 to 10. The samples then were digits,
-some of them on a grey background. Not verified by a full run.
+some of them on a grey background, for which docs/results.md has the reason. Not verified by a full
+run.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
