@@ -151,9 +151,9 @@ def test_a_network_without_a_condition_takes_none():
 def test_measures_use_the_conditions_of_the_reference_images(trained, tmp_path):
     out = tmp_path / "x.json"
     options = ("--num", 40, "--bits-num", 8, "--batch-size", 8, "--out", out)
-    run(evaluate.main, "--ckpt", trained, "--measures", "kid", "loss", *options)
+    run(evaluate.main, "--ckpt", trained, "--measures", "kid", "loss", "bits", *options)
     result = json.loads(out.read_text())
-    assert np.isfinite(result["loss"])
+    assert np.isfinite([result["loss"], result["bits_per_dim"]]).all()
     assert result["conditions"] == "those of reference images"
     assert "conditions: those of reference images, seed 0" in result["samples"]
     source = open_run(str(trained))

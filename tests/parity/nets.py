@@ -140,6 +140,17 @@ def random_config(rng):
     return config
 
 
+def random_net(i, config):
+    """The name, config, image size and number of images of random network i.
+
+    Some have other channels than those of pictures, and some images are not square.
+    """
+    # Levels with skips to the image need three channels.
+    if i % 4 == 1 and config["norm_num_groups"] is not None:
+        config = config | {"in_channels": 5, "out_channels": 5}
+    return f"random {i}", config, (16, 24) if i % 3 == 0 else 16, 4
+
+
 def example(net, size, num_images=4):
     """Images (b, h, w, c), timesteps and labels for a network, as NumPy arrays."""
     rng = np.random.default_rng(0)
@@ -308,10 +319,7 @@ def main():
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     print(f"{'net':38}{'parameters':>13}  float32  bfloat16: ours and theirs  back")
     rng = np.random.default_rng(0)
-    nets = [
-        (f"random {i}", random_config(rng), (16, 24) if i % 3 == 0 else 16, 4)
-        for i in range(NUM_RANDOM_NETS)
-    ]
+    nets = [random_net(i, random_config(rng)) for i in range(NUM_RANDOM_NETS)]
     # With 32 pixels the coarsest of four levels has 4x4. Two images show whether rows mix.
     nets += [(name, config, SIZES.get(name, 32), 2) for name, config in NAMED.items()]
     figures = []
