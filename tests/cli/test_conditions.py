@@ -119,21 +119,13 @@ def test_a_condition_that_does_not_fit_ends_in_one_line(trained, tmp_path, capsy
     np.savez(tmp_path / "other.npz", rows=np.ones((3, 1)))
     (tmp_path / "rows.csv").write_text("60\n")
     cases = {
-        (
-            tmp_path / "wide.npy",
-        ): "wide.npy is float64 (3, 2), but the network takes 1 numbers: give",
-        (
-            tmp_path / "rows.csv",
-        ): "rows.csv is no .npy or .npz: give 1 numbers for each image, or an .npy",
+        (tmp_path / "wide.npy",): "wide.npy is float64 (3, 2), but the network takes 1 numbers",
+        (tmp_path / "rows.csv",): "rows.csv is no .npy or .npz: give 1 numbers for each image",
         (tmp_path / "other.npz",): "other.npz holds rows: give an array `conditions`.",
         (tmp_path / "nowhere.npy",): "There is no file",
         (1, tmp_path / "wide.npy"): "no file 1, and this network is conditioned on 1 numbers for",
         ("nan",): "--condition has values that are not finite",
-        (
-            60,
-            "--condition-noise",
-            0.2,
-        ): "condition_noise is for a condition image, and this network",
+        (60, "--condition-noise", 0.2): "condition_noise is for a condition image, and",
         (60, 70, 80, "--num", 2): "--num 2 leaves out some of 3 conditions: raise --num.",
     }
     for condition, message in cases.items():
