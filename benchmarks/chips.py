@@ -88,20 +88,31 @@ def on_chips(chip: str, shape: str, fsdp: int) -> list[Program]:
     return [Program("cifar10", "step", chip, shape, route, size) for route, size in routes]
 
 
-RECIPES = ("cifar10", "digits", "mnist", "butterflies", "flowers128", "emoji")
+RECIPES = (
+    "cifar10",
+    "digits",
+    "mnist",
+    "butterflies",
+    "flowers128",
+    "emoji",
+    "cifar10_small",
+    "convunet_cifar10",
+    "convunet_flowers",
+)
+TPU_SLICES = (("v5e", "2x2"), ("v6e", "2x2"), ("v5p", "2x2x1"), ("v5e", "16x16"))
 LARGE = Program(chip_programs.LARGE, "init", "h100", "1x8", "jit", 8)
 PROGRAMS = [
     *chain.from_iterable(map(on_one_gpu, RECIPES)),
-    Program("cifar10_small", "step", "h100"),
     Program(chip_programs.STABLE_DIFFUSION, "pass", "h100"),
     *on_one_gpu("cifar10", "a100"),
+    Program("flowers128", "step", "a100"),
+    Program(chip_programs.STABLE_DIFFUSION, "pass", "a100"),
     *on_chips("h100", "1x8", 8),
-    LARGE,
-    Program("digits", "step", "v5e", "2x2"),
-    Program("convunet_cifar10", "step", "h100"),
     *on_chips("h100", "2x8", 8),
-    Program("cifar10", "step", "v5e", "2x2"),
-    Program("cifar10", "step", "v5p", "2x2x1"),
+    LARGE,
+    *(Program("digits", "step", *slice) for slice in TPU_SLICES),
+    Program("digits", "sampler", "v5e", "2x2"),
+    *(Program("cifar10", "step", *slice) for slice in TPU_SLICES),
 ]
 """The most telling ones first. The other recipes have the networks of these, or almost."""
 

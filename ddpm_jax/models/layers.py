@@ -27,7 +27,26 @@ from ddpm_jax.models.kernels.winograd import conv3x3
 from ddpm_jax.models.kernels.winograd import direct as direct3x3
 
 
-def conv(
+def conv(x: Array, features: int, size: int, name: str, **options: Any) -> Array:
+    """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
+
+    The options are those of `_conv_layer`.
+    """
+    return _conv_layer(x, features, size, name, **options)(x)
+
+
+def conv_and_bias(
+    x: Array, features: int, size: int, name: str, **options: Any
+) -> tuple[Array, Float[Array, " features"]]:
+    """Apply the kernel of `conv`. Return the result and the bias, which is not added.
+
+    A GPU needs a pass over the result to add a bias, unless another term is added with it
+    (docs/chips.md).
+    """
+    return _conv_layer(x, features, size, name, add_bias=False, **options)(x)
+
+
+def _conv_layer(
     x: Array,
     features: int,
     size: int,
@@ -37,8 +56,9 @@ def conv(
     zero: bool = False,
     stride_offset: int | None = None,
     direct: bool = False,
-) -> Array:
-    """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
+    add_bias: bool = True,
+) -> nn.Module:
+    """The layer of a convolution of arrays like x.
 
     `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 sets the stride
     to 2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
@@ -51,7 +71,7 @@ def conv(
     shape = (size, size, x.shape[-1], features)
     if stride_offset is not None:
         convolve = partial(convolve, stride_offset=stride_offset)
-    return _Affine(convolve, shape, kernel_init, bias_init, name=name)(x)
+    return _Affine(convolve, shape, kernel_init, bias_init, add_bias, name=name)
 
 
 def conv1x1(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "b h w o"]:
@@ -104,21 +124,25 @@ def dense(
 class _Affine(nn.Module):
     """product(x, kernel) + bias in the dtype of x, for x (n, c) or (b, h, w, c).
 
-    The kernel has the given shape. Without a `bias_init` there is no bias.
+    The kernel has the given shape. Without a `bias_init` there is no bias. Return the product and
+    the bias if the bias is not to be added.
     """
 
     product: Callable[[Array, Array], Array]
     shape: tuple[int, ...]
     kernel_init: InitDistribution
     bias_init: InitDistribution | None
+    add_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Any:
         kernel = parameter(self, "kernel", self.kernel_init, self.shape)
         y = self.product(x, kernel.astype(x.dtype))
         if self.bias_init is None:
             return y
         bias = parameter(self, "bias", self.bias_init, self.shape[-1:])
+        if not self.add_bias:
+            return y, bias
         return y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
 
 

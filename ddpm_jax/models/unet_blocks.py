@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import conv, dense, dropout, module_keys
+from ddpm_jax.models.layers import conv_and_bias, dense, dropout, module_keys
 from ddpm_jax.models.norms import GroupNorm
 
 ResampleKind = Literal["conv", "resnet", "skip"]
@@ -92,27 +92,34 @@ class ResidualBlock(nn.Module):
         h = GroupNorm(groups_in, net.norm_eps, name="norm1")(x)  # (b, h, w, c)
         x = self.resample(x)  # (b, h2, w2, c)
         h = self.resample(activate(h))
-        h = conv(h, self.width, 3, "conv1", init=init, direct=self.direct)  # (b, h2, w2, c2)
-
-        groups_out = self.groups_out or net.groups_of(self.width)
-        norm2 = GroupNorm(groups_out, net.norm_eps, name="norm2")
-        h = norm2(h) if emb is None else self._modulate(norm2, h, activate(emb))
+        # (b, h2, w2, c2), (c2,)
+        h, bias = conv_and_bias(h, self.width, 3, "conv1", init=init, direct=self.direct)
+        h = self._second_norm(h, bias, emb)
         h = dropout(activate(h), net.dropout, module_keys(self, keys))
-        h = conv(h, self.width, 3, "conv2", init=init, zero=True, direct=self.direct)
-
+        options = {"init": init, "zero": True, "direct": self.direct}
+        h, bias = conv_and_bias(h, self.width, 3, "conv2", **options)
         if self.shortcut or x.shape[-1] != self.width:
-            x = conv(x, self.width, 1, "conv_shortcut", init=init)  # (b, h2, w2, c2)
-        return (x + h) / self.scale
+            # (b, h2, w2, c2), (c2,)
+            x, shortcut_bias = conv_and_bias(x, self.width, 1, "conv_shortcut", init=init)
+            bias = bias + shortcut_bias
+        return (x + (h + bias.astype(h.dtype)[None, None, None])) / self.scale
 
-    def _modulate(self, norm, h, emb):
-        """norm(h), with the time embedding added before, or applied as scale and shift after."""
-        scale_and_shift = self.net.modulation == "scale_shift"
+    def _second_norm(self, h, bias, emb):
+        """norm(h + bias), with the time embedding added before, or as scale and shift after."""
+        net = self.net
+        groups = self.groups_out or net.groups_of(self.width)
+        norm = GroupNorm(groups, net.norm_eps, name="norm2")
+        offset = jnp.broadcast_to(bias, (h.shape[0], self.width))
+        if emb is None:
+            return norm(h, offset)
+        scale_and_shift = net.modulation == "scale_shift"
         emb_width = self.width * (1 + scale_and_shift)
-        emb = dense(emb, emb_width, "time_emb_proj", init=self.net.init_scheme)
+        emb = ACTIVATIONS[net.activation](emb)
+        emb = dense(emb, emb_width, "time_emb_proj", init=net.init_scheme)
         if not scale_and_shift:
-            return norm(h, emb)
+            return norm(h, offset + emb.astype(offset.dtype))
         gain, shift = jnp.split(emb[:, None, None], 2, -1)  # each (b, 1, 1, c2)
-        return norm(h) * (1 + gain) + shift
+        return norm(h, offset) * (1 + gain) + shift
 
 
 class UNetLevel(nn.Module):
