@@ -8,7 +8,8 @@ Each line of metadata.jsonl in the folder needs a "category" beside "file_name" 
   and 7, two seeds each.
 - The accuracy of a small classifier of the data's categories, balanced over the categories (three
   in five images are people, so the plain accuracy says little): on images that were held out of its
-  training, and on images drawn from captions of each category.
+  training, on images drawn from their captions, and on images drawn from the other captions. Those
+  of the other captions are like images that the classifier was trained on, so they are easier.
 - nearest.png: drawn images above the nearest images of the data, and the median distance in pixels,
   relative to that of a held-out image of the data.
 """
@@ -114,16 +115,17 @@ def read_categories(folder, captions):
 
 
 def measure_categories(draw, originals, captions, categories, options):
-    """Print the balanced accuracy on held-out and on drawn images. Return the drawn images."""
+    """Print the balanced accuracy on real and on drawn images. Return images of all captions."""
     names, labels = np.unique(categories, return_inverse=True)
     rng = np.random.RandomState(0)
-    train_rows, held_out, drawn_rows = [], [], []
+    train_rows, held_out, drawn_held_out, drawn_others = [], [], [], []
     for label in range(len(names)):
         rows = rng.permutation(np.flatnonzero(labels == label))
         count = max(len(rows) // 10, 1)
         held_out.append(rows[:count])
         train_rows.append(rng.choice(rows[count:], TIMES))
-        drawn_rows.append(rng.choice(rows, options.num))
+        drawn_held_out.append(np.resize(rows[:count], options.num))
+        drawn_others.append(rng.choice(rows[count:], options.num))
     rows = rng.permutation(np.concatenate(train_rows))
     layers = classifier.train(InMemory(originals[rows], labels[rows].astype(np.int32)), seed=0)
 
@@ -134,22 +136,25 @@ def measure_categories(draw, originals, captions, categories, options):
 
     counts = np.array([len(rows) for rows in held_out])
     rows = np.concatenate(held_out)
-    real = hits(originals[rows], labels[rows])
-    rows = np.concatenate(drawn_rows)
-    drawn = draw([captions[row] for row in rows], options.guidance_scale)
-    ours = hits(drawn, labels[rows])
-    print(f"{'category':<20}held out      drawn of {options.num}")
-    for name, a, n, b in zip(names, real, counts, ours, strict=True):
-        print(f"{name:<20}{a / n:8.0%} of {n:<4}{b / options.num:6.0%}")
+    columns = [(hits(originals[rows], labels[rows]), counts)]
+    drawn = []
+    for rows in map(np.concatenate, (drawn_held_out, drawn_others)):
+        images = draw([captions[row] for row in rows], options.guidance_scale)
+        drawn.append(images)
+        columns.append((hits(images, labels[rows]), np.full(len(names), options.num)))
+    kinds = ("held out", "drawn from their captions", "drawn from other captions")
+    print(" " * 20 + "".join(f"{kind:>27}" for kind in kinds))
+    for i, name in enumerate(names):
+        cells = (f"{found[i] / of[i]:.0%} of {of[i]:>3}" for found, of in columns)
+        print(f"{name:<20}" + "".join(f"{cell:>27}" for cell in cells))
     for least in sorted({1, min(5, counts.max())}):
         known = counts >= least
-        a, a_error = balanced(real[known], counts[known])
-        b, b_error = balanced(ours[known], options.num)
-        print(
-            f"balanced accuracy over categories with {least} or more held out: {a:.1%} +- "
-            f"{a_error:.1%}, drawn at guidance {options.guidance_scale:g}: {b:.1%} +- {b_error:.1%}"
-        )
-    return drawn
+        pairs = (balanced(found[known], of[known]) for found, of in columns)
+        cells = (f"{accuracy:.1%} +- {error:.1%}" for accuracy, error in pairs)
+        title = f"{least} or more held out"
+        print(f"{title:<20}" + "".join(f"{cell:>27}" for cell in cells))
+    print(f"last lines: balanced accuracy; drawn at guidance {options.guidance_scale:g}")
+    return np.concatenate(drawn)
 
 
 def balanced(hits, counts):

@@ -13,9 +13,9 @@ written for 3,786 Twemoji of 64 px, resized to 32 px. For images of 64 px add
 `--autoencoder.model.image-size 64 --autoencoder.model.widths 16 32 64 64`.
 Expected: reconstructions of a mean PSNR of 30.3 dB on 512 of the training images
 (`python benchmarks/autoencoder.py --ckpt runs/emoji/autoencoder --num 512`). The network of the
-package, `--ckpt emoji`, is from this recipe; docs/results.md shows what it draws. Its run was begun
-with --training.steps 40000 and resumed at steps 1,872 and 3,333 with 10000 and 8000: until then its
-cosine fell more slowly.
+package, `--ckpt emoji`, was trained by this recipe and for 10,000 steps more; docs/results.md has
+the commands and shows what it draws. The first run was begun with --training.steps 40000 and
+resumed at steps 1,872 and 3,333 with 10000 and 8000: until then its cosine fell more slowly.
 """
 
 from ddpm_jax.config import Checkpoint, Log, Training
