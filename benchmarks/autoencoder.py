@@ -46,8 +46,9 @@ def main() -> None:
         )
     images = config.load_images()
     count = min(options.num or len(images), len(images))
-    # Spread over the set, which is in the order of the files' names.
+    # Spread over the set, which is in the order of the files' names, and shown in random order.
     chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    chosen = np.random.RandomState(0).permutation(chosen)
     psnr = []
     for start in range(0, count, BATCH):
         # The last batch is filled up, so that all have one shape.

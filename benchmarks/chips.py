@@ -97,9 +97,8 @@ RECIPES = (
     "emoji",
     "cifar10_small",
     "convunet_cifar10",
-    "convunet_flowers",
 )
-TPU_SLICES = (("v5e", "2x2"), ("v6e", "2x2"), ("v5p", "2x2x1"), ("v5e", "16x16"))
+TPUS = (("v5e", "2x2"), ("v6e", "2x2"), ("v5p", "2x2x1"), ("v5e", "16x16"))
 LARGE = Program(chip_programs.LARGE, "init", "h100", "1x8", "jit", 8)
 PROGRAMS = [
     *chain.from_iterable(map(on_one_gpu, RECIPES)),
@@ -110,11 +109,11 @@ PROGRAMS = [
     *on_chips("h100", "1x8", 8),
     *on_chips("h100", "2x8", 8),
     LARGE,
-    *(Program("digits", "step", *slice) for slice in TPU_SLICES),
+    *(Program("digits", "step", *tpu) for tpu in TPUS),
     Program("digits", "sampler", "v5e", "2x2"),
-    *(Program("cifar10", "step", *slice) for slice in TPU_SLICES),
+    *(Program("cifar10", "step", *tpu) for tpu in TPUS),
 ]
-"""The most telling ones first. The other recipes have the networks of these, or almost."""
+"""The slow ones last. The other recipes have the networks of these, or almost."""
 
 
 def rates() -> str:

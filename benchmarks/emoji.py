@@ -2,14 +2,15 @@
 
     python benchmarks/emoji.py --ckpt emoji --path twemoji --out emoji-report
 
-Each line of metadata.jsonl in the folder needs a "category" beside "file_name" and "text".
+Each line of metadata.jsonl in the folder needs a "category" beside "file_name" and "text", as
+`twemoji.py` writes it.
 
 - guidance.png: captions of the data and others that recombine their words, drawn at guidance 1, 3
   and 7, two seeds each.
 - The accuracy of a small classifier of the data's categories, balanced over the categories (three
   in five images are people, so the plain accuracy says little): on images that were held out of its
-  training, on images drawn from their captions, and on images drawn from the other captions. Those
-  of the other captions are like images that the classifier was trained on, so they are easier.
+  training, on images drawn from their captions, and on images drawn from the other captions. The
+  last are easier, because the classifier was trained on the real images of these captions.
 - nearest.png: drawn images above the nearest images of the data, and the median distance in pixels,
   relative to that of a held-out image of the data.
 """
@@ -61,6 +62,7 @@ def main():
     parser.add_argument("--num", type=int, default=20, help="drawn images per category")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the classifier and its split")
     options = parser.parse_args()
     name, config, model = load(options.ckpt)
     data = dataclasses.replace(config.data, path=str(options.path))
@@ -115,46 +117,46 @@ def read_categories(folder, captions):
 
 
 def measure_categories(draw, originals, captions, categories, options):
-    """Print the balanced accuracy on real and on drawn images. Return images of all captions."""
+    """Print the accuracy of a classifier on real and on drawn images. Return the drawn images."""
     names, labels = np.unique(categories, return_inverse=True)
-    rng = np.random.RandomState(0)
-    train_rows, held_out, drawn_held_out, drawn_others = [], [], [], []
-    for label in range(len(names)):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        count = max(len(rows) // 10, 1)
-        held_out.append(rows[:count])
-        train_rows.append(rng.choice(rows[count:], TIMES))
-        drawn_held_out.append(np.resize(rows[:count], options.num))
-        drawn_others.append(rng.choice(rows[count:], options.num))
-    rows = rng.permutation(np.concatenate(train_rows))
-    layers = classifier.train(InMemory(originals[rows], labels[rows].astype(np.int32)), seed=0)
+    num = options.num
+    rng = np.random.RandomState(options.seed)
+    shuffled = [rng.permutation(np.flatnonzero(labels == label)) for label in range(len(names))]
+    counts = np.array([max(len(rows) // 10, 1) for rows in shuffled])
+    held_out = [rows[:count] for rows, count in zip(shuffled, counts, strict=True)]
+    others = [rows[count:] for rows, count in zip(shuffled, counts, strict=True)]
+    rows = rng.permutation(np.concatenate([rng.choice(rows, TIMES) for rows in others]))
+    training_set = InMemory(originals[rows], labels[rows].astype(np.int32))
+    layers = classifier.train(training_set, seed=options.seed)
 
     def hits(images, true_labels):
         """For each category, how many of its images the classifier recognises."""
         seen = np.argmax(map_images(classifier.logits, layers, images), 1)
         return np.array([np.sum(seen[true_labels == i] == i) for i in range(len(names))])
 
-    counts = np.array([len(rows) for rows in held_out])
     rows = np.concatenate(held_out)
     columns = [(hits(originals[rows], labels[rows]), counts)]
     drawn = []
-    for rows in map(np.concatenate, (drawn_held_out, drawn_others)):
+    for captioned in ([np.resize(r, num) for r in held_out], [rng.choice(r, num) for r in others]):
+        rows = np.concatenate(captioned)
         images = draw([captions[row] for row in rows], options.guidance_scale)
+        columns.append((hits(images, labels[rows]), np.full(len(names), num)))
         drawn.append(images)
-        columns.append((hits(images, labels[rows]), np.full(len(names), options.num)))
-    kinds = ("held out", "drawn from their captions", "drawn from other captions")
-    print(" " * 20 + "".join(f"{kind:>27}" for kind in kinds))
+    print_row("", ["real, held out", "drawn, captions held out", "drawn, other captions"])
     for i, name in enumerate(names):
-        cells = (f"{found[i] / of[i]:.0%} of {of[i]:>3}" for found, of in columns)
-        print(f"{name:<20}" + "".join(f"{cell:>27}" for cell in cells))
+        print_row(name, [f"{found[i] / of[i]:.0%} of {of[i]:>3}" for found, of in columns])
+    print(f"balanced accuracy, drawn at guidance {options.guidance_scale:g}:")
     for least in sorted({1, min(5, counts.max())}):
         known = counts >= least
-        pairs = (balanced(found[known], of[known]) for found, of in columns)
-        cells = (f"{accuracy:.1%} +- {error:.1%}" for accuracy, error in pairs)
-        title = f"{least} or more held out"
-        print(f"{title:<20}" + "".join(f"{cell:>27}" for cell in cells))
-    print(f"last lines: balanced accuracy; drawn at guidance {options.guidance_scale:g}")
+        pairs = [balanced(found[known], of[known]) for found, of in columns]
+        cells = [f"{accuracy:.1%} +- {error:.1%}" for accuracy, error in pairs]
+        print_row(f"{least} or more held out", cells)
     return np.concatenate(drawn)
+
+
+def print_row(title, cells):
+    """Print one row of the table."""
+    print(f"{title:<20}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 def balanced(hits, counts):
@@ -170,7 +172,10 @@ def show_nearest(drawn, images, path):
     reference, vectors = map(pixels.pixels, (images, drawn))
     found = nearest(vectors, reference)
     relative = found.distances / typical_distance(reference, len(reference))
-    print(f"nearest ratio {np.median(relative):.2f}; {np.mean(relative < 0.1):.0%} are below 0.1")
+    print(
+        f"nearest ratio {np.median(relative):.2f}, at least {np.min(relative):.2f}; "
+        f"{np.sum(relative < 0.1)} of {len(relative):,} are below 0.1"
+    )
     rows = np.linspace(0, len(drawn) - 1, 20).astype(int)
     titles = [f"{relative[row]:.2f}" for row in rows]
     rows_of_images = [("drawn", drawn[rows]), ("nearest", images[found.indices[rows]])]

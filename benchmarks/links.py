@@ -12,10 +12,14 @@ from chip_kinds import Chip
 
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}")
 """Groups as lists of chips, such as {{0,1},{2,3}}."""
-RESHAPED = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-"""All chips in order, reshaped, transposed and split: [4,2]<=[2,4]T(1,0) is {{0,4},{1,5},...}."""
-BY_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-"""Axes of a mesh of all chips, such as mesh['a'=2,'b'=4] {'b'}."""
+ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+"""All chips in order, reshaped and perhaps transposed: [2,4]T(1,0) is 0, 4, 1, 5, ..."""
+SPLIT = re.compile(rf"replica_groups=\[(\d+),(\d+)\]<={ORDER}")
+"""Chips in an order, split: [4,2]<=[2,4]T(1,0) is {{0,4},{1,5},...}."""
+BY_AXES = re.compile(
+    rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({ORDER}\))? \{{([^}}]*)\}}"
+)
+"""Axes of a mesh of all chips, in their order or another, such as mesh['a'=2,'b'=4] {'b'}."""
 ALL = "replica_groups={}"
 
 
@@ -65,19 +69,25 @@ def first_group(attributes: str, count: int) -> list[int]:
     chips = np.arange(count)
     if listed := LISTED.search(attributes):
         return _integers(listed[1])
-    if reshaped := RESHAPED.search(attributes):
-        sides = _integers(reshaped[3])
-        axes = _integers(reshaped[4]) if reshaped[4] else range(len(sides))
-        return chips.reshape(sides).transpose(axes).ravel()[: int(reshaped[2])].tolist()
+    if split := SPLIT.search(attributes):
+        return _in_order(chips, split[3], split[4])[: int(split[2])].tolist()
     if by_axes := BY_AXES.search(attributes):
         mesh = {name: int(side) for name, side in re.findall(r"('\w+')=(\d+)", by_axes[1])}
-        named = by_axes[2].split(",")
+        named = by_axes[4].split(",")
         first = tuple(slice(None) if axis in named else 0 for axis in mesh)
         if set(named) <= set(mesh):
+            if by_axes[2]:
+                chips = _in_order(chips, by_axes[2], by_axes[3])
             return chips.reshape(list(mesh.values()))[first].ravel().tolist()
     if ALL in attributes:
         return chips.tolist()
     raise ValueError(f"Cannot read the groups of a collective: teach links.py {attributes[:200]}.")
+
+
+def _in_order(chips: np.ndarray, sides: str, axes: str | None) -> np.ndarray:
+    """The chips reshaped to `sides`, transposed by `axes` if there are any, and flattened."""
+    reshaped = chips.reshape(_integers(sides))
+    return (reshaped.transpose(_integers(axes)) if axes else reshaped).ravel()
 
 
 def _integers(listed: str) -> list[int]:

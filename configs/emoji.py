@@ -14,8 +14,9 @@ written for 3,786 Twemoji of 64 px, resized to 32 px. For images of 64 px add
 Expected: reconstructions of a mean PSNR of 30.3 dB on 512 of the training images
 (`python benchmarks/autoencoder.py --ckpt runs/emoji/autoencoder --num 512`). The network of the
 package, `--ckpt emoji`, was trained by this recipe and for 10,000 steps more; docs/results.md has
-the commands and shows what it draws. The first run was begun with --training.steps 40000 and
-resumed at steps 1,872 and 3,333 with 10000 and 8000: until then its cosine fell more slowly.
+the commands and shows what it draws. The network's run of 8,000 steps was begun with
+--training.steps 40000 and resumed at steps 1,872 and 3,333 with 10000 and 8000: until then its
+learning rate was higher than the recipe's.
 """
 
 from ddpm_jax.config import Checkpoint, Log, Training

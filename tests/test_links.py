@@ -33,6 +33,9 @@ def collective(operation, groups):
         ("replica_groups=mesh['a'=2,'b'=8] {'b'}", list(range(8))),
         ("replica_groups=mesh['a'=2,'b'=8] {'a'}", [0, 8]),
         ("replica_groups=mesh['a'=2,'b'=8] {'a','b'}", list(range(16))),
+        ("replica_groups=mesh['a'=8,'b'=2], device_ids=([2,8]T(1,0)) {'a'}", list(range(8))),
+        ("replica_groups=mesh['a'=8,'b'=2], device_ids=([2,8]T(1,0)) {'b'}", [0, 8]),
+        ("replica_groups=mesh['a'=8,'b'=2], device_ids=([16]) {'b'}", [0, 1]),
         ("source_target_pairs={{3,4},{4,5}}", [3, 4]),
     ],
 )

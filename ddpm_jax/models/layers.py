@@ -27,26 +27,7 @@ from ddpm_jax.models.kernels.winograd import conv3x3
 from ddpm_jax.models.kernels.winograd import direct as direct3x3
 
 
-def conv(x: Array, features: int, size: int, name: str, **options: Any) -> Array:
-    """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
-
-    The options are those of `_conv_layer`.
-    """
-    return _conv_layer(x, features, size, name, **options)(x)
-
-
-def conv_and_bias(
-    x: Array, features: int, size: int, name: str, **options: Any
-) -> tuple[Array, Float[Array, " features"]]:
-    """Apply the kernel of `conv`. Return the result and the bias, which is not added.
-
-    A GPU needs a pass over the result to add a bias, unless another term is added with it
-    (docs/chips.md).
-    """
-    return _conv_layer(x, features, size, name, add_bias=False, **options)(x)
-
-
-def _conv_layer(
+def conv(
     x: Array,
     features: int,
     size: int,
@@ -56,22 +37,53 @@ def _conv_layer(
     zero: bool = False,
     stride_offset: int | None = None,
     direct: bool = False,
-    add_bias: bool = True,
-) -> nn.Module:
-    """The layer of a convolution of arrays like x.
+) -> Array:
+    """Apply a size x size convolution to x (b, h, w, c), padded to keep its size.
 
     `zero` makes the kernel start at 0 under the ddpm init. `stride_offset` 0 or 1 sets the stride
     to 2 and is the first row and column kept; it is for 3x3 convolutions only (see `conv3x3`).
     `direct` leaves 3x3 convolutions to XLA (see `WIDEST_WINOGRAD`).
     """
-    fan_in = size * size * x.shape[-1]
+    settings = _convolution(x.shape[-1], features, size, init, zero, stride_offset, direct)
+    return _Affine(*settings, name=name)(x)
+
+
+def conv_and_bias(
+    x: Array,
+    features: int,
+    size: int,
+    name: str,
+    *,
+    init: Init,
+    zero: bool = False,
+    direct: bool = False,
+) -> tuple[Array, Float[Array, " features"]]:
+    """Apply `conv` without adding its bias. Return the result and the bias.
+
+    On a GPU a bias alone can take a pass over the result, and one that is added with another term
+    takes none (docs/chips.md).
+    """
+    settings = _convolution(x.shape[-1], features, size, init, zero, None, direct)
+    return _ProductAndBias(*settings, name=name)(x)
+
+
+def _convolution(
+    channels: int,
+    features: int,
+    size: int,
+    init: Init,
+    zero: bool,
+    stride_offset: int | None,
+    direct: bool,
+) -> tuple[Callable[[Array, Array], Array], tuple[int, ...], InitDistribution, InitDistribution]:
+    """The product of x and a kernel, the kernel's shape, and the distributions at the start."""
+    fan_in = size * size * channels
     fan_out = size * size * features
     kernel_init, bias_init = init_distributions(init, fan_in, fan_out, zero)
     convolve = direct3x3 if direct and size == 3 else CONVOLUTIONS.get(size, _convolve)
-    shape = (size, size, x.shape[-1], features)
     if stride_offset is not None:
         convolve = partial(convolve, stride_offset=stride_offset)
-    return _Affine(convolve, shape, kernel_init, bias_init, add_bias, name=name)
+    return convolve, (size, size, channels, features), kernel_init, bias_init
 
 
 def conv1x1(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "b h w o"]:
@@ -124,26 +136,37 @@ def dense(
 class _Affine(nn.Module):
     """product(x, kernel) + bias in the dtype of x, for x (n, c) or (b, h, w, c).
 
-    The kernel has the given shape. Without a `bias_init` there is no bias. Return the product and
-    the bias if the bias is not to be added.
+    The kernel has the given shape. Without a `bias_init` there is no bias.
     """
 
     product: Callable[[Array, Array], Array]
     shape: tuple[int, ...]
     kernel_init: InitDistribution
     bias_init: InitDistribution | None
-    add_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array) -> Array:
         kernel = parameter(self, "kernel", self.kernel_init, self.shape)
         y = self.product(x, kernel.astype(x.dtype))
         if self.bias_init is None:
             return y
         bias = parameter(self, "bias", self.bias_init, self.shape[-1:])
-        if not self.add_bias:
-            return y, bias
         return y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
+
+
+class _ProductAndBias(nn.Module):
+    """product(x, kernel) in the dtype of x, and the bias in float32, which is not added."""
+
+    product: Callable[[Array, Array], Array]
+    shape: tuple[int, ...]
+    kernel_init: InitDistribution
+    bias_init: InitDistribution
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Float[Array, " c"]]:
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape)
+        bias = parameter(self, "bias", self.bias_init, self.shape[-1:])
+        return self.product(x, kernel.astype(x.dtype)), bias
 
 
 def embedding(

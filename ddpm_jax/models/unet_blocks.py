@@ -96,16 +96,21 @@ class ResidualBlock(nn.Module):
         h, bias = conv_and_bias(h, self.width, 3, "conv1", init=init, direct=self.direct)
         h = self._second_norm(h, bias, emb)
         h = dropout(activate(h), net.dropout, module_keys(self, keys))
-        options = {"init": init, "zero": True, "direct": self.direct}
-        h, bias = conv_and_bias(h, self.width, 3, "conv2", **options)
+        h, bias = conv_and_bias(h, self.width, 3, "conv2", init=init, zero=True, direct=self.direct)
         if self.shortcut or x.shape[-1] != self.width:
             # (b, h2, w2, c2), (c2,)
             x, shortcut_bias = conv_and_bias(x, self.width, 1, "conv_shortcut", init=init)
+            # One pass over h adds both.
             bias = bias + shortcut_bias
         return (x + (h + bias.astype(h.dtype)[None, None, None])) / self.scale
 
-    def _second_norm(self, h, bias, emb):
-        """norm(h + bias), with the time embedding added before, or as scale and shift after."""
+    def _second_norm(
+        self,
+        h: Float[Array, "b h w c"],
+        bias: Float[Array, " c"],
+        emb: Float[Array, "b d"] | None,
+    ) -> Float[Array, "b h w c"]:
+        """norm(h + bias + emb), or norm(h + bias) scaled and shifted by the time embedding."""
         net = self.net
         groups = self.groups_out or net.groups_of(self.width)
         norm = GroupNorm(groups, net.norm_eps, name="norm2")

@@ -44,6 +44,14 @@ def test_the_states_are_the_inputs_of_each_row_and_the_images_stay_the_same(draw
     assert np.abs(images.astype(int) - without).max() <= 1
 
 
+def test_without_maps_no_states_are_kept():
+    model = smallest_model()
+    request = Request(prompts=PROMPTS, num_images=2, seed=37)
+    [batch] = draw_batches(make_plan(model, request, model.sampling), 4, progress=False)
+    assert batch.states is None
+    assert batch.latents.shape == (8, 4, 4, 4)
+
+
 def test_each_image_has_the_maps_of_its_own_words_over_the_steps_and_their_thirds(drawn):
     model = smallest_model()
     _, maps, grid, states = drawn
