@@ -157,7 +157,7 @@ def _kernels(
         if each.operation in FREE or each.operation.endswith("-done"):
             continue
         if each.operation in ("while", "call", "conditional"):
-            runs = times * _trip_count(each)
+            runs = times * _trip_count(all_computations, each)
             inside = [list(_kernels(all_computations, inner, runs)) for inner in _called(each)]
             yield from max(inside, key=_bytes_moved, default=[])
             continue
@@ -264,15 +264,23 @@ def _called(each: Instruction) -> list[str]:
     return branches + re.findall(r"(?:to_apply|_computation)=%?([\w.-]+)", each.attributes)
 
 
-def _trip_count(each: Instruction) -> int:
+def _trip_count(all_computations: dict[str, list[Instruction]], each: Instruction) -> int:
     """How often a loop runs; 1 for a call or a conditional. Raise ValueError if it is unknown."""
+    if each.operation != "while":
+        return 1
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', each.attributes)
-    if each.operation == "while" and known is None:
-        raise ValueError(
-            f"The length of the loop {each.name} is unknown: count a program whose loops are of "
-            "fixed length."
-        )
-    return int(known[1]) if known else 1
+    if known:
+        return int(known[1])
+    # Programs for a TPU do not say it: their loops count from 0 while the number is below a limit.
+    named = re.search(r"condition=%?([\w.-]+)", each.attributes)
+    condition = all_computations.get(named[1], []) if named else []
+    limits = [one.operands[0] for one in condition if one.operation == "constant"]
+    if len(limits) == 1 and "direction=LT" in condition[-1].attributes:
+        return int(limits[0])
+    raise ValueError(
+        f"The length of the loop {each.name} is unknown: count a program whose loops are of "
+        "fixed length."
+    )
 
 
 def _operations_within(

@@ -183,6 +183,24 @@ def test_the_branch_that_moves_the_most_counts_and_a_loop_of_unknown_length_is_r
         kernels(unknown)
 
 
+@pytest.mark.parametrize(("direction", "times"), [("LT", 7), ("GT", None)])
+def test_the_condition_of_a_loop_gives_its_length_if_nothing_else_does(direction, times):
+    condition = f"""
+%test (carry: (s32[], bf16[8,4])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(7), metadata={{op_name="jit(walk)"}}
+  %carry.1 = (s32[], bf16[8,4]{{1,0}}) parameter(0)
+  %number = s32[] get-tuple-element(%carry.1), index=0
+  ROOT %less = pred[] compare(%number, %limit), direction={direction}, metadata={{}}
+}}
+"""
+    text = condition + MODULE.replace("known_trip_count", "trip_count")
+    if times is None:
+        with pytest.raises(ValueError, match="length of the loop"):
+            module("hlo").kernels(text)
+        return
+    assert [kernel.times for kernel in module("hlo").kernels(text)].count(times) == 1
+
+
 def test_totals_are_summed_by_label_and_count_repeated_kernels():
     hlo = module("hlo")
     launched, moved = hlo.totals(hlo.kernels(MODULE), lambda kernel: kernel.kind)
