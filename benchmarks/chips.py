@@ -73,8 +73,15 @@ class Program(NamedTuple):
     fsdp: int = 1
 
     def __str__(self) -> str:
-        route = f"fsdp {self.fsdp}" if self.fsdp > 1 else self.route
-        return f"{self.recipe} {self.work} on {self.chip} {self.shape} by {route}"
+        name = f"{self.recipe} {self.work} on {self.chip} {self.shape}"
+        if not self.is_split:
+            return name
+        return f"{name} by {f'fsdp {self.fsdp}' if self.fsdp > 1 else self.route}"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether all chips work on it. A sampler and a pass run on the first."""
+        return self.work in ("step", "init")
 
 
 def on_one_gpu(recipe: str, chip: str = "h100") -> list[Program]:
@@ -172,7 +179,7 @@ def compile_lowered(lowered: jax.stages.Lowered, chip: Chip) -> tuple[str, dict[
 def row(program: Program, text: str, figures: dict[str, Any]) -> str:
     """The row of a compiled program."""
     chip = CHIPS[program.chip]
-    count = links.num_chips(program.shape)
+    count = links.num_chips(program.shape) if program.is_split else 1
     kernels = hlo.kernels(text)
     launched, moved = hlo.totals(kernels, lambda kernel: kernel.kind)
     sent = sum(links.bytes_sent(kernel, count) * kernel.times for kernel in kernels)

@@ -62,7 +62,7 @@ class Kernel(NamedTuple):
     operation: str
     """The instruction's own name for what it does, such as "all-reduce"."""
     result_bytes: int
-    """The bytes of its result."""
+    """The bytes of its result, in the chip's memory or on the chip."""
     attributes: str
     """The end of the instruction, which names the groups of a collective."""
 
@@ -78,14 +78,14 @@ class Instruction(NamedTuple):
     attributes: str
 
 
-def array_bytes(shape: str) -> int:
+def array_bytes(shape: str, on_chip: bool = False) -> int:
     """The bytes of all arrays of a shape that are in the chip's memory.
 
-    A layout with S(1) or higher puts an array into memory on the chip, which is not counted.
+    A layout with S(1) or higher puts an array into memory on the chip, which counts if `on_chip`.
     """
     total = 0
     for kind, dims, layout in ARRAY.findall(shape):
-        if re.search(r"S\([1-9]", layout):
+        if re.search(r"S\([1-9]", layout) and not on_chip:
             continue
         digits = re.search(r"\d+", kind)
         bits = BITS.get(kind) or (int(digits[0]) if digits else 0)
@@ -164,13 +164,16 @@ def _kernels(
         body = _body(all_computations, each, shapes)
         read = bytes_read(each, body, shapes)
         result = array_bytes(each.shape)
+        whole = array_bytes(each.shape, on_chip=True)
         if each.operation.endswith("-start") and each.operation != "all-reduce-start":
             # The first half of the other asynchronous operations returns its operands, too.
             result = max(result - read, 0)
+            given = (array_bytes(shapes[name], on_chip=True) for name in each.operands)
+            whole = max(whole - sum(given), 0)
         moved = read + result - bytes_kept(body)
         kind = _kind(each, _operations_within(all_computations, each))
         operation = each.operation.removesuffix("-start")
-        yield Kernel(kind, moved, times, _place(each), operation, result, each.attributes)
+        yield Kernel(kind, moved, times, _place(each), operation, whole, each.attributes)
 
 
 def _bytes_moved(some_kernels: list[Kernel]) -> int:
@@ -271,12 +274,14 @@ def _trip_count(all_computations: dict[str, list[Instruction]], each: Instructio
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', each.attributes)
     if known:
         return int(known[1])
-    # Programs for a TPU do not say it: their loops count from 0 while the number is below a limit.
+    # Programs for a TPU do not say it. JAX's scans count from 0 by 1 while the number is below a
+    # limit.
     named = re.search(r"condition=%?([\w.-]+)", each.attributes)
     condition = all_computations.get(named[1], []) if named else []
-    limits = [one.operands[0] for one in condition if one.operation == "constant"]
-    if len(limits) == 1 and "direction=LT" in condition[-1].attributes:
-        return int(limits[0])
+    limits = {one.name: one.operands[0] for one in condition if one.operation == "constant"}
+    test = condition[-1] if condition else each
+    if "direction=LT" in test.attributes and test.operands[1] in limits:
+        return int(limits[test.operands[1]])
     raise ValueError(
         f"The length of the loop {each.name} is unknown: count a program whose loops are of "
         "fixed length."

@@ -98,6 +98,9 @@ def test_kernels_are_counted_with_their_bytes_and_how_often_a_loop_runs_them():
     gathered = "  %y = (f32[4], f32[16]) all-gather-start(%x), dimensions={0}"
     text = f"ENTRY %main (x: f32[4]) -> f32[16] {{\n  %x = f32[4] parameter(0)\n{gathered}\n}}\n"
     assert module("hlo").kernels(text)[0].result_bytes == 64
+    # What stays on the chip is not moved, but sent.
+    (on_chip,) = module("hlo").kernels(text.replace("f32[16])", "f32[16]{0:S(1)})"))
+    assert (on_chip.bytes, on_chip.result_bytes) == (16, 64)
 
 
 def fusion(*lines, shapes=("f32[8,100]", "f32[8,100]", "f32[]")):
@@ -232,6 +235,15 @@ def test_a_program_fits_into_the_memory_that_jax_takes(chip, shape, arguments, f
     figures = {"arguments": arguments, "outputs": 1e9, "temporaries": 10e9, "flops": 8e12}
     cells = chips.row(program, MODULE, figures).split(" | ")
     assert cells[7:9] == [fits, "0 MB in 1"]
+
+
+def test_a_sampler_runs_on_one_chip():
+    chips = module("chips")
+    program = chips.Program("digits", "sampler", "v5e", "2x2")
+    figures = {"arguments": 1e9, "outputs": 1e9, "temporaries": 1e9, "flops": 8e12}
+    cells = chips.row(program, MODULE, figures).split(" | ")
+    assert cells[:2] == ["| digits sampler on v5e 2x2", "1 x TPU v5e"]
+    assert cells[5] == "8.00"
 
 
 def test_a_kept_program_is_compiled_again_only_if_its_source_has_changed(tmp_path, monkeypatch):
