@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.cli.arguments import one_line_errors
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.loading import InMemory
+from ddpm_jax.errors import check
 from ddpm_jax.evaluation.features import classifier, pixels
-from ddpm_jax.evaluation.features._networks import map_images
 from ddpm_jax.evaluation.nearest import nearest, typical_distance
 from ddpm_jax.figures import plots
 from ddpm_jax.pretrained.stable_diffusion import load_stable_diffusion
@@ -112,7 +113,11 @@ def draw_guidance(draw, captions, path):
 def read_categories(folder, captions):
     """The category of each image, by its caption."""
     lines = (folder / "metadata.jsonl").read_text().splitlines()
-    category = {record["text"]: record["category"] for record in map(json.loads, lines)}
+    category = {record["text"]: record.get("category") for record in map(json.loads, lines)}
+    check(
+        None not in category.values(),
+        f"{folder}/metadata.jsonl has lines without a category: write it by twemoji.py.",
+    )
     return np.array([category[caption] for caption in captions])
 
 
@@ -131,7 +136,7 @@ def measure_categories(draw, originals, captions, categories, options):
 
     def hits(images, true_labels):
         """For each category, how many of its images the classifier recognises."""
-        seen = np.argmax(map_images(classifier.logits, layers, images), 1)
+        seen = classifier.classify(layers, images)
         return np.array([np.sum(seen[true_labels == i] == i) for i in range(len(names))])
 
     rows = np.concatenate(held_out)
@@ -184,4 +189,5 @@ def show_nearest(drawn, images, path):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors(debug=False):
+        main()

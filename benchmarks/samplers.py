@@ -1,12 +1,15 @@
-"""Measure both tables of docs/samplers.md, and write them to that page.
+"""Measure the three tables of docs/samplers.md, and write them to that page.
 
-    python benchmarks/samplers.py                                   # the first table, a minute
-    python benchmarks/samplers.py --ckpt runs/mnist --data-dir DIR  # both, most of an hour
+    python benchmarks/samplers.py exact                                    # a minute
+    python benchmarks/samplers.py energy --ckpt runs/mnist                 # most of an hour
+    python benchmarks/samplers.py frechet --ckpt runs/cifar10_small --num 500 \\
+        --rows ddpm ddim dpmpp_2m unipc
 
-The first table holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact; the
-second, the distances of a trained network's samples from its data. The measurements of the second
-are kept in runs/samplers.json, so the same command continues after an interruption. For
-DPM-Solver-v3, the first table uses statistics of the mixture, and the second the statistics that
+`exact` holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact. The other
+two hold the distances of a trained network's samples from its data: `energy` the energy distance of
+pixels, `frechet` the Frechet distance of EfficientNet's features. Their measurements are kept in
+runs/samplers.json, so the same command continues after an interruption. For DPM-Solver-v3, `exact`
+uses statistics of the mixture, and the others use the statistics that
 `python -m ddpm_jax.statistics --ckpt` wrote to the run's directory.
 """
 
@@ -15,6 +18,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,11 +29,15 @@ from tqdm import tqdm
 
 from ddpm_jax import samplers, statistics
 from ddpm_jax.cli import arguments
+from ddpm_jax.data.loading import InMemory
 from ddpm_jax.diffusion.analytic import mixture_x0
 from ddpm_jax.diffusion.grid import make_grid, spaced, timesteps_for
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear_betas
 from ddpm_jax.evaluation import solver_statistics
+from ddpm_jax.evaluation.features import load_features
+from ddpm_jax.evaluation.frechet import Moments, frechet_distance, moments
+from ddpm_jax.evaluation.reference import feature_vectors
 from ddpm_jax.generation.editing import check_inverts
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
@@ -37,7 +45,12 @@ from ddpm_jax.runs.sources import RunSource, open_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
 MEASUREMENTS = Path("runs/samplers.json")
-REAL = "real digits"
+BY_CHANCE = "real images, by chance"
+NUM_REAL = 4000
+"""Images of the data that samples are compared with."""
+NUM_OTHERS = 1280
+"""The next images of the data, whose subsets give the distances "by chance"."""
+BATCH = 64
 OPTIONS: dict[str, tuple[str, dict]] = {
     "ddpm fixed_large": ("ddpm", {"variance": "fixed_large"}),
     "ddim eta 1": ("ddim", {"eta": 1.0}),
@@ -56,7 +69,7 @@ NUM_POINTS = 1 << 14
 
 
 def cases(statistics_file: Path) -> dict[str, tuple[str, dict]]:
-    """The rows of both tables: every sampler with its defaults, and some with other options."""
+    """The rows of the tables: every sampler with its defaults, and some with other options."""
     plain: dict[str, tuple[str, dict]] = {name: (name, {}) for name in samplers.names()}
     with_statistics = ("dpm_solver_v3", {"statistics": str(statistics_file)})
     return plain | {"dpm_solver_v3 with statistics": with_statistics} | OPTIONS
@@ -134,50 +147,85 @@ def mixture_quantiles(probabilities: np.ndarray) -> np.ndarray:
     return np.interp(probabilities, distribution, x)
 
 
-def energy_distance(drawn: np.ndarray, real: np.ndarray, among_real: float) -> float:
-    """(2 E|X - Y| - E|X - X'| - E|Y - Y'|) / E|Y - Y'|, unbiased (Szekely & Rizzo 2013).
+class EnergyDistance:
+    """The energy distance of the pixels of images from real ones, relative to E|Y - Y'|.
 
-    X are the rows of `drawn`, Y those of `real`, each (n, pixels). `among_real` is E|Y - Y'|.
+    (2 E|X - Y| - E|X - X'| - E|Y - Y'|) / E|Y - Y'|, unbiased (Szekely & Rizzo 2013). X are the
+    pixels of the images, Y those of the real ones.
     """
-    across = np.mean(pairwise_distances(drawn, real))
-    among = np.sum(pairwise_distances(drawn, drawn)) / (len(drawn) * (len(drawn) - 1))
-    return float((2 * across - among - among_real) / among_real)
+
+    def __init__(self, real: np.ndarray):
+        self.real = flatten(real)
+        self.among_real = mean_distance(self.real)
+
+    def __call__(self, drawn: np.ndarray) -> float:
+        """The distance of uint8 images (n, h, w, c)."""
+        pixels = flatten(drawn)
+        across = np.mean(pairwise_distances(pixels, self.real))
+        return float((2 * across - mean_distance(pixels)) / self.among_real - 1)
 
 
-def trained_errors(run: RunSource, data_dir: str | None, num_images: int, seed: int = 0) -> dict:
-    """Measure the energy distance of every sampler's images from the data, at every budget.
+def mean_distance(rows: np.ndarray) -> float:
+    """The mean distance between two different rows."""
+    return np.sum(pairwise_distances(rows, rows)) / (len(rows) * (len(rows) - 1))
+
+
+class FeatureDistance:
+    """The squared Frechet distance of images from real ones in EfficientNet's features."""
+
+    def __init__(self, real: np.ndarray):
+        self.features = load_features("efficientnet")
+        self.real = self.moments(real)
+
+    def __call__(self, drawn: np.ndarray) -> float:
+        """The distance of uint8 images (n, h, w, c)."""
+        return frechet_distance(self.real, self.moments(drawn))
+
+    def moments(self, images: np.ndarray) -> Moments:
+        """The mean and the covariance of the features of uint8 images."""
+        return moments(feature_vectors(self.features, InMemory(images)))
+
+
+DISTANCES = {"energy": EnergyDistance, "frechet": FeatureDistance}
+
+
+def measure_trained(table: str, run: RunSource, options: argparse.Namespace) -> None:
+    """Measure the distance of the samplers' images from the data, at every budget.
 
     Each measurement is kept and written to the page at once.
     """
-    key = f"{run.folder} at step {run.step}, {num_images} images"
+    key = f"{table} of {run.folder} at step {run.step}, {options.num} images"
     config = run.config
     data = config.data
-    if data_dir is not None:
-        data = dataclasses.replace(data, data_dir=data_dir)
+    if options.data_dir is not None:
+        data = dataclasses.replace(data, data_dir=options.data_dir)
     images = data.load(config.model.image_size, config.model.channels)
-    real = flatten(images.read(np.arange(min(len(images), 4000)))["image"])  # (n, pixels)
-    among_real = np.sum(pairwise_distances(real, real)) / (len(real) * (len(real) - 1))
-    subsets = [real[start : start + num_images] for start in range(0, 20 * num_images, num_images)]
-    by_chance = [energy_distance(subset, real, among_real) for subset in subsets]
-    keep(key, REAL, "0", float(np.sqrt(np.mean(np.square(by_chance)))))
+    read = images.read(np.arange(NUM_REAL + NUM_OTHERS))["image"]
+    distance = DISTANCES[table](read[:NUM_REAL])
+    if BY_CHANCE not in measurements().get(key, {}):
+        others = read[NUM_REAL:]
+        starts = range(0, NUM_OTHERS - options.num + 1, options.num)
+        by_chance = [distance(others[start : start + options.num]) for start in starts]
+        keep(key, BY_CHANCE, "0", float(np.sqrt(np.mean(np.square(by_chance)))))
     params = run.params("ema")
     rows = cases(run.folder / statistics.NAME)
-    remaining = [(name, budget) for budget in TRAINED_BUDGETS for name in rows]
-    for name, budget in tqdm(remaining, desc="trained network"):
-        sampler, options = rows[name]
-        steps = steps_for(samplers.make(sampler, **options), budget)
-        if steps and str(budget) not in measurements()[key].get(name, {}):
-            states = generate(
-                config,
-                params,
-                num_images=num_images,
-                batch_size=num_images,
-                seed=seed,
-                sampling=Sampling(sampler=sampler, options=options, steps=steps),
-            )
-            keep(key, name, str(budget), energy_distance(flatten(states[-1]), real, among_real))
-            write_to_page("trained", trained_table(measurements()[key]))
-    return measurements()[key]
+    names = options.rows or list(rows)
+    for name, budget in tqdm([(name, budget) for budget in TRAINED_BUDGETS for name in names]):
+        sampler, sampler_options = rows[name]
+        steps = steps_for(samplers.make(sampler, **sampler_options), budget)
+        if not steps or str(budget) in measurements()[key].get(name, {}):
+            continue
+        sampling = Sampling(sampler=sampler, options=sampler_options, steps=steps)
+        (drawn,) = generate(
+            config,
+            params,
+            num_images=options.num,
+            batch_size=BATCH,
+            seed=0,
+            sampling=sampling,
+        )
+        keep(key, name, str(budget), distance(drawn))
+        write_to_page(table, trained_table(names, measurements()[key]))
 
 
 def flatten(images: np.ndarray) -> np.ndarray:
@@ -217,14 +265,13 @@ def exact_table() -> str:
     return markdown([*lines, last])
 
 
-def trained_table(distances: dict) -> str:
-    """The Markdown table of energy distances from the data, by network evaluations."""
+def trained_table(names: Sequence[str], distances: dict) -> str:
+    """The Markdown table of the distances of these rows, by network evaluations."""
     lines = [["sampler", *map(str, TRAINED_BUDGETS)], ["---"] * (1 + len(TRAINED_BUDGETS))]
-    for name in cases(Path()):
+    for name in names:
         row = distances.get(name, {})
         lines.append([name, *(cell(row.get(str(budget))) for budget in TRAINED_BUDGETS)])
-    by_chance = cell(distances[REAL]["0"])
-    lines.append(["real digits, by chance", *[by_chance] * len(TRAINED_BUDGETS)])
+    lines.append([BY_CHANCE, *[cell(distances[BY_CHANCE]["0"])] * len(TRAINED_BUDGETS)])
     return markdown(lines)
 
 
@@ -254,16 +301,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("table", choices=["exact", *DISTANCES])
     parser.add_argument("--ckpt", help="directory of a run, such as runs/mnist")
     parser.add_argument("--data-dir", help="where its data is, if not where it was trained")
     parser.add_argument("--num", type=int, default=64, help="images drawn by each sampler")
+    parser.add_argument("--rows", nargs="+", choices=cases(Path()), help="rows; all by default")
     options = parser.parse_args()
+    if options.table != "exact" and not options.ckpt:
+        parser.error(f"the table {options.table} needs --ckpt")
+    if options.num > NUM_OTHERS:
+        parser.error(f"--num must be at most {NUM_OTHERS}")
     arguments.set_up_jax(options.num, None, cache=True)
-    write_to_page("exact", exact_table())
-    if options.ckpt:
-        run = open_run(options.ckpt)
-        distances = trained_errors(run, options.data_dir, options.num)
-        write_to_page("trained", trained_table(distances))
+    if options.table == "exact":
+        write_to_page("exact", exact_table())
+    else:
+        measure_trained(options.table, open_run(options.ckpt), options)
     print(PAGE.read_text())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
 from ddpm_jax import draws, home
@@ -120,8 +120,12 @@ def accuracy(layers: Layers, images: ImageSet) -> float:
     """The share of at most 5,000 held-out images whose class is right."""
     rows = np.setdiff1d(np.arange(len(images)), training_rows(len(images)))[:MAX_HELD_OUT]
     batch = images.read(rows)
-    seen = np.argmax(map_images(logits, layers, batch["image"]), 1)
-    return float(np.mean(seen == batch["label"]))
+    return float(np.mean(classify(layers, batch["image"]) == batch["label"]))
+
+
+def classify(layers: Layers, images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, " n"]:
+    """The most probable class of each image."""
+    return np.argmax(map_images(logits, layers, images), 1)
 
 
 def init(key: Key[Array, ""], num_classes: int) -> Layers:
