@@ -1,5 +1,6 @@
 """The norm of a gradient, from few sums where each one is a kernel to launch."""
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -23,8 +24,20 @@ def global_norm(tree: Any) -> Float[Array, ""]:
 
 
 def norm_of_few_sums(tree: Any) -> Float[Array, ""]:
-    """`global_norm` by one sum for each large array, and one over their results and the rest."""
-    squares = [jnp.square(leaf) for leaf in jax.tree.leaves(tree)]
-    sums = [x.ravel() if x.size < SMALL else jnp.sum(x, range(x.ndim - 1)) for x in squares]
+    """`global_norm` by one sum for each large array, and two more: over these, and over the rest.
+
+    With fsdp, a training step of cifar10 would have 940 kernels more if small arrays were squared
+    before they are joined, and 330 more if the sums were joined before those of one length are
+    added: each would be received by itself (benchmarks/chips.py).
+    """
+    leaves = jax.tree.leaves(tree)
+    nothing = jnp.zeros(0, jnp.float32)  # either part may be empty
+    small = jnp.concatenate([nothing, *(x.ravel() for x in leaves if x.size < SMALL)])
+    sums = [jnp.sum(jnp.square(x), range(x.ndim - 1)) for x in leaves if x.size >= SMALL]
+    by_length: dict[int, list[Array]] = {}
+    for each in sums:
+        by_length.setdefault(each.size, []).append(each)
+    added = jnp.concatenate([nothing, *(reduce(jnp.add, group) for group in by_length.values())])
     # Without the barrier, XLA would take a sum apart into one per array, each in two kernels.
-    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums))))
+    small, added = jax.lax.optimization_barrier((small, added))
+    return jnp.sqrt(jnp.sum(jnp.square(small)) + jnp.sum(added))

@@ -1,5 +1,7 @@
 """The norm of a gradient, and clipping by it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,15 @@ from ddpm_jax.devices.parallel import MIN_SHARDED_SIZE
 from ddpm_jax.training.global_norm import SMALL, global_norm, norm_of_few_sums
 from ddpm_jax.training.optimizer import clip_by_global_norm
 
-SHAPES = {"bias": (7,), "scale": (3, 5), "step": (), "kernel": (3, 3, 8, SMALL // 64)}
+SHAPES = {
+    "bias": (7,),
+    "scale": (3, 5),
+    "step": (),
+    "kernel": (3, 3, 8, SMALL // 64),
+    "dense": (SMALL, SMALL // 64),
+    "wide": (2, SMALL),
+}
+LARGE = {"kernel", "dense", "wide"}
 
 
 def gradients(seed=0):
@@ -21,12 +31,17 @@ def gradients(seed=0):
 
 
 @pytest.mark.parametrize("names", [tuple(SHAPES), ("kernel",), ("bias", "step")], ids=str)
-def test_each_large_array_is_summed_once_and_the_rest_together(names):
+def test_each_large_array_is_squared_and_summed_once_and_the_rest_together(names):
     tree = {name: gradients()[name] for name in names}
     expected = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in tree.values()))
     np.testing.assert_allclose(norm_of_few_sums(tree), expected, rtol=1e-6)
     jaxpr = str(jax.make_jaxpr(norm_of_few_sums)(tree))
-    assert jaxpr.count("reduce_sum[") == 1 + ("kernel" in names)
+    large = LARGE & set(names)
+    assert jaxpr.count("= square ") == len(large) + 1
+    assert jaxpr.count("= reduce_sum[") == len(large) + 2
+    # Sums of one length are added before they are joined.
+    lengths = {SHAPES[name][-1] for name in large}
+    assert not large or re.search(rf"f32\[{sum(lengths)}\] = concatenate", jaxpr)
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 1e6])
