@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-SMALL = 1024
-"""Arrays with fewer elements than this are joined. fsdp splits none of them (a test compares this
-number with that of `devices.parallel`, which a user of a training step does not import)."""
+from ddpm_jax.training.small_arrays import is_small, join_small
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
@@ -31,13 +29,12 @@ def norm_of_few_sums(tree: Any) -> Float[Array, ""]:
     added: each would be received by itself (benchmarks/chips.py).
     """
     leaves = jax.tree.leaves(tree)
-    nothing = jnp.zeros(0, jnp.float32)  # either part may be empty
-    small = jnp.concatenate([nothing, *(x.ravel() for x in leaves if x.size < SMALL)])
-    sums = [jnp.sum(jnp.square(x), range(x.ndim - 1)) for x in leaves if x.size >= SMALL]
+    small = join_small(leaves)
+    sums = [jnp.sum(jnp.square(x), range(x.ndim - 1)) for x in leaves if not is_small(x)]
     by_length: dict[int, list[Array]] = {}
     for each in sums:
         by_length.setdefault(each.size, []).append(each)
-    added = jnp.concatenate([nothing, *(reduce(jnp.add, group) for group in by_length.values())])
+    added = [reduce(jnp.add, group) for group in by_length.values()]
     # Without the barrier, XLA would take a sum apart into one per array, each in two kernels.
-    small, added = jax.lax.optimization_barrier((small, added))
-    return jnp.sqrt(jnp.sum(jnp.square(small)) + jnp.sum(added))
+    small, large = jax.lax.optimization_barrier((small, jnp.concatenate(added or [small[:0]])))
+    return jnp.sqrt(jnp.sum(jnp.square(small)) + jnp.sum(large))

@@ -23,6 +23,7 @@ from ddpm_jax.training.augmentation import augment
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 from ddpm_jax.training.global_norm import global_norm
 from ddpm_jax.training.loss_bands import sum_by_band
+from ddpm_jax.training.small_arrays import with_small_joined
 
 Params = Any
 """Any pytree of float32 arrays."""
@@ -170,10 +171,9 @@ def make_train_step(
             return value * jnp.where(jnp.isfinite(value), scale, jnp.nan), (value, losses)
 
         grads, (value, losses) = jax.grad(scaled_loss, has_aux=True)(state.params)
-        grads = mean(grads)
         if axis_name is not None:
             # Without an axis, the arrays may be sharded: XLA would gather them for this.
-            grads = in_layout_of_parameters(grads)
+            grads = with_small_joined(lambda tree: in_layout_of_parameters(mean(tree)), grads)
         # optax's Adam and schedules mix dtypes, which this package's own code never does.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.devices.parallel import MIN_SHARDED_SIZE
-from ddpm_jax.training.global_norm import SMALL, global_norm, norm_of_few_sums
+from ddpm_jax.training.global_norm import global_norm, norm_of_few_sums
 from ddpm_jax.training.optimizer import clip_by_global_norm
+from ddpm_jax.training.small_arrays import SMALL
 
 SHAPES = {
     "bias": (7,),
@@ -41,7 +41,7 @@ def test_each_large_array_is_squared_and_summed_once_and_the_rest_together(names
     assert jaxpr.count("= reduce_sum[") == len(large) + 2
     # Sums of one length are added before they are joined.
     lengths = {SHAPES[name][-1] for name in large}
-    assert not large or re.search(rf"f32\[{sum(lengths)}\] = concatenate", jaxpr)
+    assert re.search(rf"f32\[{sum(lengths)}\] = optimization_barrier", jaxpr)
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 1e6])
@@ -54,8 +54,3 @@ def test_clipping_is_that_of_optax_to_the_bit_on_a_cpu(max_norm):
     expected, _ = jax.jit(theirs.update)(tree, theirs.init(tree))
     jax.tree.map(np.testing.assert_array_equal, clipped, expected)
     assert global_norm(tree) == optax.tree.norm(tree)
-
-
-def test_arrays_that_fsdp_splits_are_not_joined():
-    """Joining them would gather them on every device."""
-    assert SMALL <= MIN_SHARDED_SIZE

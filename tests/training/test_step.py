@@ -420,3 +420,12 @@ def test_only_steps_that_hold_whole_gradients_set_their_layout():
     of_shards = jax.make_jaxpr(step_per_shard)(state, split(EXPLICIT, linear_batch()))
     assert "layout_constraint" in str(of_shards)
     assert "layout_constraint" not in str(jax.make_jaxpr(step)(state, linear_batch()))
+
+
+def test_small_gradients_are_averaged_and_laid_out_joined():
+    """Both parameters of the linear loss are small."""
+    state = init_state(linear_params(), SGD)
+    _, step_per_shard = step_and_step_per_shard(linear_loss, SGD)
+    of_shards = str(jax.make_jaxpr(step_per_shard)(state, split(EXPLICIT, linear_batch())))
+    assert len(jax.tree.leaves(state.params)) == 2
+    assert of_shards.count("layout_constraint[") == 1
