@@ -190,17 +190,9 @@ def _train_autoencoder(config: LatentConfig, start: int, options: TrainOptions) 
     first = config.autoencoder_config
     folder = workdir / directory.AUTOENCODER
     callbacks: dict[str, Callable] = {}
-    if options.overwrite:
-        # The second run has no use for the files of an earlier one.
-        callbacks["on_start"] = partial(_clear, workdir)
-    elif start:
+    if start:
         callbacks["on_start"] = partial(latents.check_not_trained_further, workdir, start)
     return _train_run(first, folder, _start(first, folder, options), options, callbacks)
-
-
-def _clear(workdir: Path) -> None:
-    if hosts.is_primary():
-        directory.clear(workdir)
 
 
 def _start(config: RunConfig, folder: Path, options: TrainOptions) -> int:
@@ -221,7 +213,8 @@ def _train_run(
         config,
         folder,
         start,
-        overwrite=options.overwrite,
+        # The second run of a latent run has no use for the files of an earlier one.
+        overwritten=options.workdir if options.overwrite else None,
         with_preview=options.preview,
         **callbacks,
     )

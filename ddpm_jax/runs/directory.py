@@ -188,14 +188,14 @@ def rollback(
     return checkpoints.restore(workdir, target, template)
 
 
-def prepare(workdir: Path, config: RunConfig, start: int, overwrite: bool) -> None:
+def prepare(workdir: Path, config: RunConfig, start: int, overwritten: Path | None = None) -> None:
     """Prepare the directory for the steps after `start`, and write the config.
 
-    Checkpoints later than `start` are renamed. `overwrite` first removes the files of an earlier
-    run.
+    Checkpoints later than `start` are renamed. The files of the run in the directory `overwritten`
+    are removed first.
     """
-    if overwrite:
-        clear(workdir)
+    if overwritten is not None:
+        clear(overwritten)
     saved_steps.quarantine(workdir, after=start)
     write_config(workdir, config)
 

@@ -19,6 +19,7 @@ from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.pretrained.lora_files import save_lora, split_parts
 from ddpm_jax.pretrained.scheduler_config import scheduler_config
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
+from ddpm_jax.runs import saved_steps
 from ddpm_jax.runs.model_card import PICTURES, write_card
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.runs.text_model import open_text_model
@@ -125,7 +126,7 @@ def make_uploader(
 ) -> Callable[[int, TrainState], None]:
     """Make the callback (step, state) that uploads the averaged parameters during training.
 
-    A failed upload is reported on stderr, and training continues.
+    The step must have been saved. A failed upload is reported on stderr, and training continues.
     """
 
     def upload_ema(step: int, state: TrainState) -> None:
@@ -139,6 +140,7 @@ def make_uploader(
 
 def _upload(repo: str, private: bool, run: RunSource, params: Params) -> None:
     try:
+        check(run.step in saved_steps.steps(run.folder), "it was not saved")
         with export_to_temp(run, params, DEFAULT_WEIGHTS, repo) as folder:
             hub.upload(folder, repo, private=private, message=f"Step {run.step}")
     except Exception as error:

@@ -48,11 +48,6 @@ from ddpm_jax.training.step import (
 
 OnSave = Callable[[int, TrainState], None]
 
-
-def ignore_save(step: int, state: TrainState) -> None:
-    """Do nothing: the default `on_save`."""
-
-
 SHORT_RUN = 1000
 """Number of steps below which a run says that it is short."""
 DATA_LOCATION_FIELDS = ("path", "data_dir", "condition_path")
@@ -64,15 +59,17 @@ def train(
     folder: Path,
     start: int,
     *,
-    overwrite: bool = False,
+    overwritten: Path | None = None,
     with_preview: bool = False,
     on_start: Callable[[], None] = lambda: None,
-    on_save: OnSave = ignore_save,
+    on_save: OnSave | None = None,
 ) -> int:
     """Train from step `start` to the end. Return 0, or the exit status of the stop signal.
 
-    `on_start()` is called if any step is left to run, after the data are loaded and before anything
-    is written. `on_save(step, state)` is called on every host after each save has started.
+    `overwritten` is a directory whose run is removed when training starts: the folder, or one that
+    holds it. `on_start()` is called if any step is left to run, after the data are loaded and
+    before anything is written. `on_save(step, state)` is called on every host when a step is saved,
+    or has failed to be; training waits for both.
     Raise ValueError or OSError for a user's mistake. A mistake found before training starts leaves
     the folder as it was.
     """
@@ -111,7 +108,7 @@ def train(
         train_step = parallel_train_step(config, tx, base)
         check_memory(config, images, train_step, state)
         if hosts.is_primary():
-            directory.prepare(folder, config, start, overwrite)
+            directory.prepare(folder, config, start, overwritten)
             if isinstance(config, LatentConfig) and isinstance(images, Latents):
                 save_latents(config, folder, images)
             if with_preview:
@@ -263,7 +260,7 @@ def run_steps(
     images: ImageSet,
     train_step: Callable,
     state: TrainState,
-    on_save: OnSave = ignore_save,
+    on_save: OnSave | None = None,
     base: Base | None = None,
     evaluator: Evaluator | None = None,
 ) -> tuple[int, int]:
@@ -310,7 +307,9 @@ def run_steps(
                 if evaluator is not None and is_measured:
                     record = data | reporter.evaluate(done, state, evaluator)
                 writer.save(done, items, config_json, record, last_finite_step)
-                on_save(done, state)
+                if on_save is not None:
+                    writer.wait()
+                    on_save(done, state)
             reporter.draw(done, state)
             if signal:
                 reporter.skip_final_plot = True

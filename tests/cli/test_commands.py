@@ -124,7 +124,7 @@ def test_the_same_command_resumes_and_overwrite_starts_anew(trainings, tmp_path)
         run(small_main, *SMALL, "--workdir", tmp_path, *more)
         call = trainings[-1]
         assert (call["folder"], call["start"]) == (tmp_path, start)
-        assert call["overwrite"] == bool(more)
+        assert call["overwritten"] == (tmp_path if more else None)
         assert "on_save" not in call
 
 

@@ -72,7 +72,7 @@ IMAGES = InMemory(PIXELS, np.zeros(40, np.int32))
 """Replaces the digits, because scikit-learn takes seconds to import."""
 
 
-def train(config: Config, folder: Path, on_save: loop.OnSave = loop.ignore_save) -> int:
+def train(config: Config, folder: Path, on_save: loop.OnSave | None = None) -> int:
     """Train to the end of the recipe, from the newest checkpoint if any. Returns the exit status.
 
     Draws no loss curve, because Matplotlib takes seconds to import.
@@ -145,7 +145,7 @@ def replicated_and_sharded(folder: str, coordinator: str, num_hosts: str, host: 
         np.savez(path, *jax.tree.leaves(params))
 
     with hosts.distributed(coordinator, int(num_hosts), int(host)):
-        on_save = terminate_after_first_save if is_last else loop.ignore_save
+        on_save = terminate_after_first_save if is_last else None
         status = train(SHORT, Path(folder) / "replicated", on_save)
         assert status == 128 + signal.SIGTERM, status
         progress.Reporter._draw_grid = save_params

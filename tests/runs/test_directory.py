@@ -192,12 +192,12 @@ def test_prepare_keeps_the_steps_up_to_the_start_and_overwrite_keeps_none(averag
     config = averaged[0]
     folder = shutil.copytree(averaged[1], tmp_path / "run")
     (folder / "notes.txt").write_text("mine")
-    directory.prepare(folder, config, 5, overwrite=False)
+    directory.prepare(folder, config, 5)
     assert steps(folder, SNAPSHOTS) == [2, 4]
     assert steps(folder) == [5]
     assert (folder / FOLDER / "8-1.corrupt").is_dir()
     assert (folder / "config.json").exists()
-    directory.prepare(folder, config, 0, overwrite=True)
+    directory.prepare(folder, config, 0, overwritten=folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt"]
 
 

@@ -237,6 +237,9 @@ def test_a_failed_upload_is_reported_and_does_not_raise(trained, hub_here, monke
         warning = "Step 4 was not uploaded, training continues: no answer from the hub.\n"
         assert capsys.readouterr().err == warning, kind
     monkeypatch.setattr(hub, "upload", upload)
+    upload_ema(5, state)
+    warning = "Step 5 was not uploaded, training continues: it was not saved.\n"
+    assert capsys.readouterr().err == warning
     upload_ema(8, state)
     assert calls == [("them/net", False), ("them/net", False, "Step 8")]
     assert_same(load_pretrained(repositories / "them/net").params, params)

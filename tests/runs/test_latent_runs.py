@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -89,23 +90,31 @@ def test_resume_matches_an_uninterrupted_run(straight, images, tmp_path):
     assert losses(straight) == losses(workdir)
 
 
-def test_overwrite_removes_both_runs_before_the_first_step(straight, images, tmp_path, monkeypatch):
+def test_overwrite_removes_both_runs_at_the_first_step_and_not_before(
+    straight, images, tmp_path, monkeypatch, capsys
+):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
-    calls = []
+    before = sorted(workdir.rglob("*"))
+    left = []
 
-    def record(config, folder, start, *, overwrite, on_start=lambda: None, **_):
-        on_start()
-        left = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
-        calls.append((folder, start, overwrite, left))
-        return 0
+    def too_large(*_):
+        raise MemoryError("The step needs 9 GiB.")
 
-    monkeypatch.setattr(loop, "train", record)
-    train(images, workdir, "--overwrite")
-    assert calls == [
-        (workdir / "autoencoder", 0, True, []),
-        (workdir, 0, False, []),
-    ]
+    def stop_at_first_step(*_):
+        left.extend(path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
+        return 0, signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "check_memory", too_large)
+        assert "Out of memory" in last_line(capsys, train, images, workdir, "--overwrite")
+    assert sorted(workdir.rglob("*")) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "check_memory", lambda *_: None)
+        patch.setattr(loop, "run_steps", stop_at_first_step)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            train(images, workdir, "--overwrite")
+    assert {path.name for path in left} == {"config.json", ".lock"}
 
 
 def last_line(capsys, command, *args) -> str:

@@ -129,9 +129,7 @@ def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(
     assert all(np.isfinite(x).all() for x in arrays(tmp_path, 10))
 
 
-def run_toy(
-    folder, losses, checkpoint, after_step=lambda step: None, on_save=loop.ignore_save, **settings
-):
+def run_toy(folder, losses, checkpoint, after_step=lambda step: None, on_save=None, **settings):
     """Run a toy training step, which adds one to its only weight and returns the given losses."""
     settings = {"steps": len(losses), "skip_patience": 2, "on_patience": "rollback"} | settings
     config = small_recipe(training=Training(batch_size=16, **settings), checkpoint=checkpoint)
@@ -157,6 +155,7 @@ def test_on_save_gets_every_saved_step_and_its_state(tmp_path):
     calls = []
 
     def on_save(step, state):
+        assert step in saved_steps.steps(tmp_path)
         calls.append((step, int(state.step), float(state.params["w"][0])))
 
     run_toy(tmp_path, [1] * 7, Checkpoint(every=3, keep_last=5), on_save=on_save)
