@@ -15,6 +15,11 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """The message of an error as one line, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def check_at_least(minimum: int, **values: Any) -> None:
     """Raise ValueError for a Python number below `minimum`. None passes, and an array unread."""
     for name, value in values.items():

@@ -36,6 +36,7 @@ from ddpm_jax.cli.sampling_arguments import parse_with_sampling
 from ddpm_jax.cli.text_options import find_pipeline
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.conditions import (
+    ConditionedImages,
     given_part,
     load_conditioned,
     with_condition,
@@ -48,7 +49,7 @@ from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
 from ddpm_jax.generation.conditions import check_given_size
 from ddpm_jax.generation.model_spec import ModelSpec
-from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.generation.sampling import Sampling, check_variance, with_learned_variance
 from ddpm_jax.models import Params
 from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.sources import RunSource, Source, open_checkpoint
@@ -90,6 +91,7 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
         image_config(source)
     options, sampling = parse(args, ckpt, source, sampler)
     options.check_for_checkpoint()
+    check_variance(source.spec.objective, options.variance)
     if options.loss:
         compare_loss(source, options.out)
         return
@@ -115,6 +117,7 @@ def measure_parts(
         images, described = reference_of(source, options)
         if options.measures_network:
             options.check_bits_num(len(images))
+        if options.measures_network or isinstance(images, ConditionedImages):
             check_labels(images, spec.model.num_classes, source.classes)
         yield described, {}
     if compares_images(options.measures):

@@ -38,12 +38,17 @@ def temporary_cache(contents: str, remedy: str) -> Path:
     return Path(folder.name)
 
 
+def known_cache_folder() -> Path:
+    """The folder of this package in the user's cache. Raise ValueError without a home."""
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax"
+
+
 def cache_folder(contents: str, remedy: str) -> Path:
     """The folder of this package in the user's cache, or a temporary one without a home."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not caches.startswith("~"):
-        return Path(caches) / "ddpm_jax"
-    return temporary_cache(contents, remedy)
+    try:
+        return known_cache_folder()
+    except ValueError:
+        return temporary_cache(contents, remedy)
 
 
 def provide_hub_cache() -> None:

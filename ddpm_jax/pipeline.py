@@ -80,7 +80,7 @@ class Pipeline:
         batch_size: int | None = None,
         seed: int = 0,
         *,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
         condition: ArrayLike | None = None,
         progress: bool = True,
         **sampling: Any,

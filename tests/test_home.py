@@ -41,7 +41,7 @@ def updates(monkeypatch):
 def test_a_command_goes_on_without_a_compilation_cache(no_home, updates, capsys):
     arguments.use_compilation_cache()
     message = capsys.readouterr().err
-    assert message.startswith("Compiled programs are not cached (Could not determine home")
+    assert message.startswith("Compiled programs are not cached (The home directory in ~/.cache is")
     assert message.endswith("set JAX_COMPILATION_CACHE_DIR to a folder that can be written.\n")
     assert message.count("\n") == 1
     assert "jax_compilation_cache_dir" not in updates

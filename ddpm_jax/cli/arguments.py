@@ -16,8 +16,10 @@ import jax
 import tyro
 from PIL import Image
 
+from ddpm_jax import home
 from ddpm_jax.cli import console
 from ddpm_jax.devices import platform as platforms
+from ddpm_jax.errors import one_line
 from ddpm_jax.files import probe
 from ddpm_jax.settings_json import nearest
 
@@ -102,7 +104,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         except (ValueError, OSError, ImportError) as error:
             if debug:
                 traceback.print_exc()
-            message = " ".join(str(error).split())
+            message = one_line(error)
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
 
@@ -156,15 +158,14 @@ def use_compilation_cache() -> None:
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
-            user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            probe(user_cache / "ddpm_jax" / "probe")
-        # Path.home raises RuntimeError if no home directory is known.
-        except (OSError, RuntimeError) as error:
+            folder = home.known_cache_folder()
+            probe(folder / "probe")
+        except (OSError, ValueError) as error:
             print(
                 f"Compiled programs are not cached ({str(error).rstrip('.')}): set "
                 "JAX_COMPILATION_CACHE_DIR to a folder that can be written.",
                 file=sys.stderr,
             )
             return
-        jax.config.update("jax_compilation_cache_dir", str(user_cache / "ddpm_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -12,7 +12,6 @@ from ddpm_jax.files import check_writable
 from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.metrics import METRICS, read_metrics
 from ddpm_jax.runs.sources import RunSource, Source
-from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.loss_bands import band_edges
 
 
@@ -25,7 +24,7 @@ def compare_loss(source: Source, out: Path | None, recipes: Path = FOLDER) -> No
         raise ValueError("Only a run has logged its loss: give its directory to --ckpt.")
     config = image_config(source)
     ours = loss_curves.make_curve(read_metrics(source.folder / METRICS))
-    name, theirs = loss_curves.find_curve(to_json(config), recipe_curves(recipes))
+    name, theirs = loss_curves.find_curve(config, recipe_curves(recipes))
     timesteps = config.objective.timesteps
     verdict = loss_curves.describe(name, loss_curves.compare(theirs, ours), timesteps)
     path = picture_path(out or source.folder / EVALUATION, "loss.png")

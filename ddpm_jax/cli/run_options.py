@@ -64,10 +64,7 @@ class BatchedRunOptions(RunOptions):
 
 
 def image_config(run: RunSource) -> Config:
-    """The config of a run that denoises images.
-
-    Raise ValueError for runs without a bound on image likelihood: autoencoders and latent runs.
-    """
+    """The config of a run on images. Raise ValueError for autoencoders and runs on latents."""
     config = run.config
     if not isinstance(config, Config) or isinstance(config, LatentConfig):
         raise ValueError(

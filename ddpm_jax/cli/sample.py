@@ -52,8 +52,7 @@ class SampleOptions(ConditionOptions, LoraOptions, EditOptions, BatchedRunOption
     def __post_init__(self):
         super().__post_init__()
         check(self.num is None or self.num >= 1, f"--num must be at least 1, not {self.num}.")
-        for path in self.out:
-            image_grids.check_output(path, self.num, gif=True)
+        image_grids.check_outputs(self.out, self.num, gif=True)
 
 
 def run() -> None:
@@ -89,7 +88,7 @@ def main(args: list[str]) -> None:
     edit = options.edit(spec, num_images, source.values)
     given = arguments.class_numbers("--label", options.label, source.classes)
     labels = choose_labels(spec.model, given, edit)
-    check(len(options.out) > 0, "--out names no file: give at least one, such as --out x.png.")
+    image_grids.check_outputs(options.out, num_images, gif=True)
     image_grids.check_paths(options.out, options.trajectory)
     shown = options.channels or source.shown_channels
     check_shown(shown, spec.model.channels, "--channels")
@@ -136,7 +135,7 @@ def draw_states(
     `what` are the labels, conditions and edit of `generate`. The other states show the denoising
     path. Without an output that shows it, k is 1.
     """
-    trajectory = options.trajectory or any(out.suffix == ".gif" for out in options.out)
+    trajectory = options.trajectory or any(image_grids.is_gif(out) for out in options.out)
     return generate_shown(
         spec,
         params,

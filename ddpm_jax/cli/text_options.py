@@ -81,8 +81,7 @@ class TextOptions(LoraOptions, BatchedRunOptions):
     def __post_init__(self):
         super().__post_init__()
         check(self.num >= 1, f"--num must be at least 1, not {self.num}.")
-        for path in self.out:
-            image_grids.check_output(path)
+        image_grids.check_outputs(self.out)
 
     @property
     def seed_bits(self) -> int:
@@ -157,8 +156,7 @@ def main(args: list[str], ckpt: str, sampler: str | None, source: RunSource | Pa
     options, sampling = parse_with_sampling(TextOptions, args, default, prog)
     request = options.request()
     map_files = options.map_files(request.total)
-    for path in options.out:
-        image_grids.check_output(path, request.total)
+    image_grids.check_outputs(options.out, request.total)
     image_grids.check_paths(options.out, chain=False)
     for path in map_files:
         check_writable(path)
@@ -237,7 +235,7 @@ def _read_prompts(path: Path | None) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: check --prompt-file.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}): convert it.") from error
     return [line.strip() for line in lines if line.strip()]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax.data.folder import class_names, file_names, folder_labels
 from ddpm_jax.data.values import LEVELS, Levels
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 
 KEYS = ("images", "labels", "classes")
 """The arrays of an .npz that are always read."""
@@ -129,7 +129,7 @@ def _load(path: Path, keys: Sequence[str]) -> np.ndarray | dict[str, np.ndarray 
         raise FileNotFoundError(f"There is no file {path}: check the path.") from None
     # A damaged file raises errors of many types.
     except Exception as error:
-        cause = " ".join(str(error).split())
+        cause = one_line(error)
         raise ValueError(
             f"Cannot read {path} ({cause}): give an .npz or .npy of NumPy, without objects."
         ) from error

@@ -76,12 +76,23 @@ def upright(image: Image.Image) -> Image.Image:
     """
     # Some formats are turned while they are loaded.
     image.load()
+    method = _transposition(image)
+    return image if method is None else image.transpose(method)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The width and height of the upright image, from its header alone if possible."""
+    if _transposition(image) is None:
+        return image.size
+    return upright(image).size
+
+
+def _transposition(image: Image.Image) -> Image.Transpose | None:
     try:
-        method = TRANSPOSITIONS.get(image.getexif().get(ORIENTATION, 1))
+        return TRANSPOSITIONS.get(image.getexif().get(ORIENTATION, 1))
     # EXIF that Pillow cannot parse raises errors of many types, and says nothing.
     except Exception:
-        return image
-    return image if method is None else image.transpose(method)
+        return None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

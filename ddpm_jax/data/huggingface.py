@@ -24,9 +24,9 @@ from ddpm_jax.data.array_files import check_finite
 from ddpm_jax.data.captions import check_caption, only_texts
 from ddpm_jax.data.labels import choose_labels, class_labels, first_of, is_text
 from ddpm_jax.data.loading import load_or_stream
-from ddpm_jax.data.parquet_files import one_line, parquet_files, read_parquet
+from ddpm_jax.data.parquet_files import parquet_files, read_parquet
 from ddpm_jax.data.vectors import read_vectors
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 from ddpm_jax.image_size import ImageSize, sides
 
 if TYPE_CHECKING:
@@ -294,7 +294,8 @@ def hub_table(path: str, split: str) -> pa.Table:
     # The causes have many types: no such data set or split, access denied, connection lost, ...
     except Exception as error:
         raise ValueError(
-            f"Cannot load {path}, split {split}, from the Hugging Face hub ({one_line(error)}): "
+            f"Cannot load {path}, split {split}, from the Hugging Face hub "
+            f"({one_line(error).rstrip('.')}): "
             "check the name and the split, or give a local parquet file."
         ) from error
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_jax.data import SPLITS
 from ddpm_jax.data.folder import list_files
+from ddpm_jax.errors import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,7 +92,7 @@ def read_parquet(
                 parts.append(read_columns(parquet, columns))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"Cannot read {file} as parquet ({one_line(error)}): replace the file."
+                f"Cannot read {file} as parquet ({one_line(error).rstrip('.')}): replace the file."
             ) from error
         if parts[-1].schema != parts[0].schema:
             raise ValueError(
@@ -111,8 +112,3 @@ def read_columns(parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
 
     groups = [parquet.read_row_group(i, columns) for i in range(parquet.num_row_groups)]
     return pa.concat_tables(groups) if groups else parquet.read(columns)
-
-
-def one_line(error: Exception) -> str:
-    """The message of `error` on one line, without a full stop."""
-    return " ".join(str(error).split()).rstrip(".")

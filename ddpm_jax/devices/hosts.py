@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ddpm_jax.devices import parallel
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def explain_lost_host() -> Iterator[None]:
         # Do not count the hosts of another error: JAX may have no device to do so.
         if not str(error).startswith(LOST_HOST_STATUSES) or count() == 1:
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ConnectionError(
             f"Another host failed or runs another program ({reason}): "
             "start the same command on all hosts again to resume from the newest checkpoint."

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from ddpm_jax.errors import one_line
+
 
 @contextlib.contextmanager
 def explain_oom(workload: str, remedy: str) -> Iterator[None]:
@@ -25,7 +27,7 @@ def explain_oom(workload: str, remedy: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"Out of memory on the device ({reason}) for {workload}: {remedy}."
         ) from error

@@ -5,6 +5,8 @@ import sys
 
 import jax
 
+from ddpm_jax.errors import one_line
+
 
 def use_cpu_cores(
     batch_size: int, num_devices: int | None = None, cores_per_device: int = 1
@@ -68,7 +70,7 @@ def check_devices() -> None:
         jax.devices()
     # JAX asserts that a backend was found.
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or "no backend could be initialized"
+        reason = one_line(error).rstrip(".") or "no backend could be initialized"
         names = os.environ.get("JAX_PLATFORMS") or "not set"
         raise ValueError(
             f"JAX finds no device ({reason}): unset JAX_PLATFORMS, which is {names}, or install "

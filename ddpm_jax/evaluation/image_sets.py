@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import DataSource, ImageSet
+from ddpm_jax.data.decode import upright_size
 from ddpm_jax.data.folder import Folder, find_root, image_names
 from ddpm_jax.data.loading import InMemory
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 
 IMAGES_PER_READ = 1024
 ALL_FOLDERS = "."
@@ -80,7 +81,7 @@ def read_npz(path: Path) -> np.ndarray:
         raise
     # A damaged file, another compression or an array alone raises errors of many types.
     except Exception as error:
-        cause = " ".join(str(error).split())
+        cause = one_line(error)
         raise ValueError(
             f"Cannot read {path} ({cause}): give an .npz with an array `images`."
         ) from error
@@ -107,10 +108,10 @@ def digest(images: ImageSet) -> str:
 
 
 def _header(file: Path) -> tuple[tuple[int, int], str]:
-    """The size and the mode of an image file. Raise ValueError if it is none."""
+    """The upright size and the mode of an image file. Raise ValueError if it is none."""
     try:
         with Image.open(file) as image:
-            return image.size, image.mode
+            return upright_size(image), image.mode
     # PIL raises many types: OSError, SyntaxError, DecompressionBombError, ...
     except Exception as error:
         raise ValueError(

@@ -10,6 +10,7 @@ as independent. Those of one run are not quite: its parameters change slowly, an
 run, so a correct run may be outside more often.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import scipy.special
 from jaxtyping import Bool, Float, Int
 
 from ddpm_jax import settings_json
-from ddpm_jax.config import Config
+from ddpm_jax.config import RunConfig
 from ddpm_jax.errors import check
 from ddpm_jax.training.loss_bands import BANDS, band_edges
 
@@ -169,16 +170,16 @@ def from_json(value: Mapping[str, Any]) -> LossCurve:
     return LossCurve(np.array(value["ends"]), mean, spread, np.array(value["records"]))
 
 
-def find_curve(
-    config: Mapping[str, Any], curves: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, LossCurve]:
-    """The recipe's name and its curve, among {name: what `to_json` wrote}, for a run's settings.
+def find_curve(config: RunConfig, curves: Mapping[str, Mapping[str, Any]]) -> tuple[str, LossCurve]:
+    """The recipe's name and its curve, among {name: what `to_json` wrote}, for a run's config.
 
     A curve that is older than a setting was made with its default. Raise ValueError, with the
     settings that differ from the nearest recipe, if there is none.
     """
+    settings = settings_json.to_json(config)
+    defaults = _defaults(config)
     different = {
-        name: loss_differences(config, _with_defaults(value["config"]))
+        name: loss_differences(settings, _filled(value["config"], defaults))
         for name, value in curves.items()
     }
     name = min(different, key=lambda name: len(different[name]))
@@ -190,9 +191,27 @@ def find_curve(
     return name, from_json(curves[name])
 
 
-def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(settings: Any) -> dict[str, Any]:
+    """The defaults of the classes of these settings, as JSON. Some settings have none."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = settings_json.to_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = settings_json.to_json(field.default_factory())
+    return found
+
+
+def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a curve, with the default of each that it lacks."""
-    return settings_json.to_json(settings_json.from_json(Config, settings, ""))
+    filled = dict(defaults) | dict(settings)
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
+            filled[name] = _filled(value, defaults[name])
+    return filled
 
 
 def loss_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -183,8 +183,9 @@ def _identity(result: Result, key: str) -> Any:
 
 
 def _shown(result: Result, key: str) -> Any:
-    against = f"{result['against']}, {result['against_n']:,} images"
-    return against if key == "against" else result.get(key)
+    if key == "against":
+        return f"{result['against']}, {result['against_n']:,} images"
+    return result.get(key)
 
 
 def _setting_differences(group: str, a: Result, b: Result) -> dict[str, tuple[Any, Any]]:

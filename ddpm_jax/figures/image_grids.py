@@ -55,6 +55,18 @@ def chain_strip(states: np.ndarray) -> Image.Image:
     return image_grid(np.concatenate(by_sample), columns=len(states))
 
 
+def is_gif(path: Path) -> bool:
+    """Whether an output shows the denoising path."""
+    return path.suffix.lower() == ".gif" and not path.is_dir()
+
+
+def check_outputs(paths: Sequence[Path], num_images: int | None = None, gif: bool = False) -> None:
+    """Raise ValueError for no output, or for one that `check_output` refuses."""
+    check(len(paths) > 0, "--out names no file: give at least one, such as --out x.png.")
+    for path in paths:
+        check_output(path, num_images, gif)
+
+
 def check_output(path: str | os.PathLike, num_images: int | None = None, gif: bool = False) -> None:
     """Raise ValueError if `save_images`, or with `gif` also `save_gif`, cannot write to `path`.
 
@@ -141,9 +153,8 @@ def save_states(
     pictures = choose_channels(values.show(states), channels)
     outputs: dict[Path, Callable[[Path], None]] = {}
     for path in paths:
-        is_gif = path.suffix.lower() == ".gif" and not path.is_dir()
         outputs[path] = partial(save_images, pictures[-1])
-        if is_gif:
+        if is_gif(path):
             outputs[path] = partial(save_gif, pictures)
         if _is_array(path):
             outputs[path] = partial(save_array, states[-1])

@@ -32,7 +32,7 @@ def generate(
     num_images: int,
     batch_size: int,
     seed: int,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
     conditions: Conditions | None = None,
     sampling: Sampling | None = None,
     edit: Edit | None = None,
@@ -150,7 +150,7 @@ def guided_network(
 
 
 def choose_labels(
-    model: Model, labels: Sequence[int] | None, edit: Edit | None = None
+    model: Model, labels: Sequence[int] | np.ndarray | None, edit: Edit | None = None
 ) -> Sequence[int]:
     """The given labels; by default all classes, or for an edit NO_CLASS if the network takes it.
 
@@ -159,21 +159,22 @@ def choose_labels(
     """
     classes = range(model.num_classes or 0)
     no_class = [NO_CLASS] if model.label_dropout else []
+    given = [] if labels is None else [int(label) for label in labels]
     if not classes:
-        if set(labels or ()) - {NO_CLASS}:
+        if set(given) - {NO_CLASS}:
             raise ValueError("This network was trained without classes: leave the labels out.")
         return [NO_CLASS]
     default = classes if edit is None else no_class
-    labels = labels or default
-    unknown = sorted(set(labels) - {*classes, *no_class})
+    chosen = given or [*default]
+    unknown = sorted(set(chosen) - {*classes, *no_class})
     if unknown:
         valid = f"0..{classes[-1]}"
         raise ValueError(f"Label {unknown[0]} is outside the classes {valid}: choose one of them.")
-    if not labels:
+    if not chosen:
         raise ValueError("This network needs the class of the images it edits: give a label.")
-    if edit is not None and edit.fractions is not None and len(labels) > 1:
-        raise ValueError(f"An interpolation has one class: give one label, not {len(labels)}.")
-    return labels
+    if edit is not None and edit.fractions is not None and len(chosen) > 1:
+        raise ValueError(f"An interpolation has one class: give one label, not {len(chosen)}.")
+    return chosen
 
 
 def chunk_count(steps: int, minimum: int) -> int:

@@ -138,11 +138,7 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
     if sampling.timesteps is None and sampling.steps is not None:
         offset = sampling.leading_offset
         check_grid(sampling.grid, objective.timesteps, steps, sampling.spacing, offset)
-    variance = sampling.options.get("variance")
-    check(
-        variance in (None, "fixed_small", "fixed_large", objective.variance),
-        f"The network was not trained for variance {variance}: use fixed_small or fixed_large.",
-    )
+    check_variance(objective, sampling.options.get("variance"))
     variance = with_learned_variance(objective, sampling).options.get("variance")
     check(
         variance != "learned" or steps == objective.timesteps,
@@ -154,6 +150,14 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
         interval is None or (interval[0] < objective.timesteps and interval[1] >= 0),
         f"guidance_interval {interval} contains none of the timesteps "
         f"0..{objective.timesteps - 1}: move it, or leave it out.",
+    )
+
+
+def check_variance(objective: Objective, variance: Any) -> None:
+    """Raise ValueError for a variance that is neither fixed nor the one that was trained."""
+    check(
+        variance in (None, "fixed_small", "fixed_large", objective.variance),
+        f"The network was not trained for variance {variance}: use fixed_small or fixed_large.",
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ddpm_jax import home
+from ddpm_jax.errors import one_line
 from ddpm_jax.pretrained.unet_config import CLASS
 from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import read_json
@@ -243,7 +244,7 @@ def _as_os_error(error: BaseException, repo: str, revision: str | None) -> OSErr
             )
         case errors.OfflineModeIsEnabled():
             return FileNotFoundError(f"HF_HUB_OFFLINE is set{incomplete}: unset it.")
-    return OSError(" ".join(str(error).split()))
+    return OSError(one_line(error))
 
 
 def _revisions(repo: str) -> list[str]:

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax.config import Checkpoint
 from ddpm_jax.devices import hosts
+from ddpm_jax.errors import one_line
 from ddpm_jax.files import sync
 from ddpm_jax.runs import manifest
 from ddpm_jax.runs.log_levels import log_level
@@ -339,7 +340,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _shorten(error: BaseException) -> str:
     """An error's message on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    return one_line(error, 300)
 
 
 def _abstract(tree: Any) -> Any:

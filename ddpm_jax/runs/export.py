@@ -10,7 +10,7 @@ import jax
 
 from ddpm_jax.config import Config
 from ddpm_jax.devices import hosts, parallel
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 from ddpm_jax.files import check_writable
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.latent_config import LatentConfig
@@ -145,5 +145,5 @@ def _upload(repo: str, private: bool, run: RunSource, params: Params) -> None:
             hub.upload(folder, repo, private=private, message=f"Step {run.step}")
     except Exception as error:
         # No failure of an upload, of whatever kind, is worth losing the training run.
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         print(f"Step {run.step} was not uploaded, training continues: {reason}.", file=sys.stderr)

@@ -85,7 +85,8 @@ def train(
     if start:
         check_data(folder, start, images)
     if start >= total:
-        print(f"{folder} is at step {start} of {total} already: raise --training.steps to continue")
+        remedy = ": raise --training.steps to continue" if isinstance(config, Config) else ""
+        print(f"{folder} is at step {start} of {total} already{remedy}")
         return 0
     task.check(config)
     on_start()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, SupportsFloat
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.errors import one_line
 from ddpm_jax.figures.plots import loss_curve
 from ddpm_jax.files import atomic_file, free_name
 from ddpm_jax.runs.log_levels import log_level
@@ -244,7 +245,7 @@ def warn_on_write_error(description: str) -> Iterator[None]:
         yield
     # The user's own settings make matplotlib raise errors of many types.
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         print(f"Could not write {description}, training continues: {reason}.", file=sys.stderr)
 
 

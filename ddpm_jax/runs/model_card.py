@@ -21,15 +21,16 @@ from ddpm_jax.generation.sampling import step_count
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.pretrained.pipeline_folder import shipped_networks
 from ddpm_jax.runs.directory import EVALUATION
-from ddpm_jax.runs.metrics import read_metrics
+from ddpm_jax.runs.grids import shortened
+from ddpm_jax.runs.metrics import METRICS, read_metrics
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.settings_json import to_json
 
 LOSS_LINES = 20
 """Number of last logged losses whose mean is the training loss in the card."""
-PICTURES = {"samples.png": "samples/*[0-9].png", "loss.png": "loss.png"}
-"""{picture of an export: pattern of the run's files}. The last match by name is copied."""
+SAMPLES, LOSS = PICTURES = ("samples.png", "loss.png")
+"""The pictures of an export."""
 
 CARD = """---
 library_name: diffusers
@@ -82,7 +83,7 @@ ddpm_jax.Pipeline.from_pretrained("{name}")(batch_size=4, seed=0, steps={steps})
 
 
 def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler: str) -> None:
-    """Write README.md to the folder of an export, and copy the run's newest samples and loss plot.
+    """Write README.md to the folder of an export, and copy the run's samples and loss plot.
 
     `name` is the folder or repository from which the export will be loaded.
     """
@@ -90,7 +91,7 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
     assert isinstance(config, Config)
     draws_text = isinstance(config, LatentConfig)
     shown = config.autoencoder.model if isinstance(config, LatentConfig) else config.model
-    pictures = _copy_pictures(run.folder, folder)
+    pictures = _copy_pictures(run, folder)
     figures = _figures(run, config, weights, scheduler)
     flags = settings_as_flags(to_json(config))
     text = CARD.format(
@@ -142,14 +143,18 @@ def _use(config: Config, name: str) -> str:
     return "".join(template.format(**values) for template in templates)
 
 
-def _copy_pictures(run: Path, folder: Path) -> list[Path]:
-    """Copy the newest samples and the loss plot, if they exist. Return the copies."""
-    copies = []
-    for name, pattern in PICTURES.items():
-        paths = sorted(run.glob(pattern))
-        if paths:
-            copies.append(Path(shutil.copy(paths[-1], folder / name)))
-    return copies
+def _copy_pictures(run: RunSource, folder: Path) -> list[Path]:
+    """Copy the loss plot and the newest samples up to the run's step. Return the copies."""
+    grids = run.folder.glob("samples/*[0-9].png")
+    sources = {
+        SAMPLES: max((path for path in grids if int(path.stem) <= run.step), default=None),
+        LOSS: run.folder / LOSS,
+    }
+    return [
+        Path(shutil.copy(source, folder / name))
+        for name, source in sources.items()
+        if source is not None and source.exists()
+    ]
 
 
 def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> dict[str, Any]:
@@ -157,10 +162,9 @@ def _figures(run: RunSource, config: Config, weights: str, scheduler: str) -> di
     loss = "not logged"
     if losses:
         loss = f"{np.mean(losses):.4f}, the mean of the last {len(losses)} logged losses"
-    sampling = config.sampling
-    samples = (
-        f"the run's samples are drawn by {sampling.sampler} in {sampling.steps or 'all'} steps"
-    )
+    sampling = shortened(config)
+    steps = step_count(config.objective, sampling)
+    samples = f"the run's samples are drawn by {sampling.sampler} in {steps} steps"
     figures = {
         "weights": f"{weights}, of step {run.step:,}",
         "training loss": loss,
@@ -197,7 +201,7 @@ def _measures(run: RunSource, weights: str) -> dict[str, str]:
 
 def _metrics(run: RunSource) -> list[dict]:
     """The lines of metrics.jsonl up to the run's step."""
-    path = run.folder / "metrics.jsonl"
+    path = run.folder / METRICS
     if not path.exists():
         return []
     return [row for row in read_metrics(path) if row["step"] <= run.step]
@@ -215,4 +219,10 @@ def _describe_data(config: Config) -> str:
 
 def _is_local(value: str) -> bool:
     """Whether a setting is a path on this machine, which does not belong in a published card."""
-    return value.startswith(("/", "~")) or ("/" in value and Path(value).exists())
+    if value.startswith(("/", "~")):
+        return True
+    try:
+        return "/" in value and Path(value).exists()
+    # Captions are longer than any path.
+    except OSError:
+        return False

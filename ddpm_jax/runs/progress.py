@@ -18,6 +18,7 @@ from ddpm_jax.config import RunConfig, cadence_in_steps, multiple_of
 from ddpm_jax.data import ImageSet
 from ddpm_jax.data.pixels import describe_colours
 from ddpm_jax.devices import hosts, parallel
+from ddpm_jax.errors import one_line
 from ddpm_jax.figures import image_grids, plots
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
@@ -165,12 +166,15 @@ class Reporter:
             self._end_epoch(step)
 
     def draw(self, step: int, state: TrainState) -> None:
-        """Draw and save a grid of samples, with the averaged parameters, if one is due."""
+        """Draw and save a grid of samples, with the averaged parameters, if one is due.
+
+        Training continues if that fails.
+        """
         due = step == self._total or (self._sample_every and step % self._sample_every == 0)
         if self._config.log.samples and due:
             params = self._gather(state)
             if hosts.is_primary():
-                with self._without_time():
+                with self._aside(f"The samples of step {step} were not drawn"):
                     self._draw_grid(step, params)
 
     def _gather(self, state: TrainState) -> Params:
@@ -186,13 +190,10 @@ class Reporter:
         params = self._gather(state)
         if not hosts.is_primary():
             return {}
-        try:
-            with self._without_time():
-                result = evaluator(params)
-        # Out of memory, weights of a sampler that diverge, ...: training can continue.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            self._bar.write(f"Step {step} was not measured ({reason}).", file=sys.stderr)
+        result = None
+        with self._aside(f"Step {step} was not measured"):
+            result = evaluator(params)
+        if result is None:
             return {}
         self._write_waiting()
         self._log.scalars(step, result._asdict())
@@ -247,10 +248,14 @@ class Reporter:
         self._epoch_began = time.perf_counter()
 
     @contextmanager
-    def _without_time(self) -> Iterator[None]:
-        """Leave the time of the block out of the images per second of an epoch line."""
+    def _aside(self, failure: str) -> Iterator[None]:
+        """Keep the block's time out of the images per second, and its failure from the training."""
         began = time.perf_counter()
-        yield
+        try:
+            yield
+        # Out of memory, samples that are not finite, ...
+        except Exception as error:
+            self._bar.write(f"{failure} ({one_line(error, 200)}).", file=sys.stderr)
         self._epoch_began += time.perf_counter() - began
 
     def _draw_grid(self, step: int, params: Params) -> None:

@@ -30,7 +30,10 @@ def weights_hash(params: Params) -> str:
 
 
 def is_trained_with(folder: Path, step: int, part: str, weights: str) -> bool:
-    """Whether a saved step was trained with the weights of a part that have this hash."""
+    """Whether a saved step was trained with the weights of a part that have this hash.
+
+    A step that recorded a hash of the former, shorter kind counts as trained with any.
+    """
     trained = str(saved_steps.data_at(folder, step).get(part))
     return trained == weights or len(trained) == FORMER_DIGITS
 

@@ -1,4 +1,7 @@
-"""List the saved steps of a run and find the corrupt ones. Needs neither Orbax nor a device."""
+"""The saved steps of a run: list them, find and set aside the corrupt ones, read their records.
+
+Needs neither Orbax nor a device.
+"""
 
 import json
 import shutil

@@ -24,11 +24,11 @@ def open_image(image: ImageInput, channels: int = 3) -> Image.Image:
             raise FileNotFoundError(f"There is no image {image}: check its path.")
         return decode_colour(Path(image), str(image), channels)
     if isinstance(image, np.ndarray):
-        valid = image.dtype == np.uint8 and image.ndim in (2, 3) and image.shape[2:] != (2,)
+        is_picture = image.ndim in (2, 3) and image.shape[2:] in ((), (1,), (3,), (4,))
         check(
-            valid,
-            f"An image must be uint8 (h, w, c), not {image.dtype} {image.shape}: "
-            "convert it with to_uint8.",
+            image.dtype == np.uint8 and is_picture,
+            "An image must be uint8 (h, w, c) of 1, 3 or 4 channels, not "
+            f"{image.dtype} {image.shape}: convert it with to_uint8.",
         )
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     return to_colour(image, channels)

@@ -158,6 +158,15 @@ def test_measures_use_the_conditions_of_the_reference_images(trained, tmp_path):
     np.testing.assert_allclose(jax.jit(network)(x0, t), expected, atol=1e-5)
 
 
+def test_a_reference_without_the_labels_of_the_network_is_refused(tmp_path, capsys):
+    model = dataclasses.replace(UPSCALE.model, num_classes=10)
+    recipe = dataclasses.replace(UPSCALE, model=model)
+    folder = save_run(tmp_path / "run", recipe, steps=(4,))
+    np.savez(tmp_path / "x.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    args = ("--ckpt", folder, "--against", tmp_path / "x.npz", "--num", 8)
+    assert "for 10 classes, but this data has no labels" in one_line(capsys, evaluate.main, *args)
+
+
 @pytest.fixture(scope="module")
 def upscaler(tmp_path_factory) -> Path:
     """A run of the recipe `upscale`, with random parameters."""

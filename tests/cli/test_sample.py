@@ -37,7 +37,7 @@ def with_classes(tmp_path_factory) -> Path:
 
 
 def test_samples_are_written_in_every_form(saved, tmp_path, capsys):
-    outs = [tmp_path / name for name in ("grid.png", "all.npz", "path.gif", "folder")]
+    outs = [tmp_path / name for name in ("grid.png", "all.npz", "path.GIF", "folder")]
     draw(saved, "--num", 5, "--batch-size", 2, "--out", *outs, "--trajectory")
     written = [*outs, tmp_path / "grid_chain.png"]
     assert capsys.readouterr().out.split() == [str(path) for path in written]
@@ -131,7 +131,6 @@ def test_a_path_that_cannot_be_written_is_found_before_sampling(
         (["--out", tmp_path / "x.npz", tmp_path / "folder"], "00000.png is a directory"),
         (["--out", tmp_path / ("x" * 250 + ".gif")], "File name too long"),
         (["--out", tmp_path / "new.png", "--trajectory"], "new_chain.png is a directory"),
-        (["--out"], "--out names no file"),
     ]
     for args, cause in cases:
         assert cause in one_line(capsys, sample.main, "--ckpt", saved, *args), args
@@ -189,6 +188,9 @@ def test_edit_options_reach_generate(saved, ask, image_files):
 
 
 def test_a_mistake_is_an_error_of_one_line(saved, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "00064.png").touch()
     cases = [
         (["--num", "3"], ["--ckpt is missing"]),
         (["--ckpt", tmp_path], ["holds neither checkpoints nor"]),
@@ -196,6 +198,7 @@ def test_a_mistake_is_an_error_of_one_line(saved, tmp_path, capsys):
         (["--ckpt", saved, "--weights", "emma"], ["Unknown weights 'emma'"]),
         (["--ckpt", saved, "--sampler", "dpm"], ["Unknown sampler 'dpm'", "ddpm"]),
         (["--ckpt", saved, "--sampler", "ddim", "--sampler.eta", "-1"], ["eta must be at least 0"]),
+        (["--ckpt", saved, "--out", full], ["more numbered pictures than the 64 to be written"]),
         (["--ckpt", saved, "--strength", "0.5"], ["--strength is for an image"]),
         (["--ckpt", saved, "--guidance-scale", "2"], ["Guidance needs a network that was trained"]),
     ]
@@ -223,7 +226,12 @@ def test_a_label_is_a_name_before_it_is_a_number():
 
 
 def test_an_invalid_setting_is_named(saved, capsys):
-    for args, words in (("--num 0", "--num must be at least 1"), ("--out x.jpg", "x.jpg")):
+    cases = (
+        ("--num 0", "--num must be at least 1"),
+        ("--out x.jpg", "x.jpg"),
+        ("--out", "--out names no file"),
+    )
+    for args, words in cases:
         message = unboxed(fails(capsys, sample.main, "--ckpt", saved, *args.split()))
         assert words in message, args
 

@@ -203,6 +203,12 @@ def test_the_defaults_are_those_of_diffusers(ask):
     assert (request.height, request.width, request.strength) == (None, None, None)
 
 
+def test_a_file_of_prompts_may_have_the_mark_of_windows(ask, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa cat\r\na dog\r\n")
+    assert ask("--prompt-file", path).request.prompts == ["a cat", "a dog"]
+
+
 def test_mistakes_end_in_one_line(folder, files, tmp_path, capsys):
     """They are found before the weights are read: the folder of most cases has none."""
     bare = tmp_path / "bare"
@@ -227,6 +233,7 @@ def test_mistakes_end_in_one_line(folder, files, tmp_path, capsys):
     other_variant = ("--ckpt", folder, "--prompt", "a", "--variant", "fp16")
     assert "the variants there are None" in one_line(capsys, sample.main, *other_variant)
     for args, pattern in (
+        (("--out",), "--out names no file"),
         (("--num", 0), "--num must be at least 1, not 0"),
         (("--seed", 2**32), "--seed must be in [0, 2**32), not 4294967296"),
         (("--seed", 2**64, "--noise", "torch-cpu"), "--seed must be in [0, 2**64)"),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import one_line
 from PIL import Image
 
 from ddpm_jax import evaluate
@@ -170,6 +171,13 @@ def test_data_whose_classes_are_not_those_of_the_run_is_refused(config):
     ):
         with pytest.raises(ValueError, match=r"\(label 1 was 2 and is 1\): use data with the same"):
             draw(("0", "2", "1"))
+
+
+def test_a_variance_that_was_not_trained_is_refused(run, capsys):
+    args = ("--ckpt", run, "--measures", "bits", "--variance", "learned")
+    assert "not trained for variance learned: use fixed_small" in one_line(
+        capsys, evaluate.main, *args
+    )
 
 
 def test_the_split_of_the_data_can_be_replaced(config):

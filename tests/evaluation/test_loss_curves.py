@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_jax.cli.evaluate_loss import compare_loss
 from ddpm_jax.cli.recipes import load_recipe, loss_curves
+from ddpm_jax.data.folder import Folder
 from ddpm_jax.evaluation.loss_curves import (
     FALSE_ALARMS,
     LossCurve,
@@ -109,16 +110,24 @@ def test_a_bias_of_five_standard_errors_is_seen_in_most_runs():
 def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
     curve = to_json(make_curve(records(0)), settings(config))
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=5))
-    name, found = find_curve(settings(other), {"toy": curve})
+    name, found = find_curve(other, {"toy": curve})
     assert name == "toy"
     np.testing.assert_allclose(found.mean, make_curve(records(0)).mean, rtol=1e-3)
     # A curve that is older than a setting of the data.
     del curve["config"]["data"]["reduction"]
-    assert find_curve(settings(other), {"toy": curve})[0] == "toy"
+    assert find_curve(other, {"toy": curve})[0] == "toy"
+    # Another curve, of images in a folder: the folder is not kept.
+    of_folder = dataclasses.replace(config, data=Folder(path="/home/me/cats"))
+    folder_curve = to_json(make_curve(records(0)), settings(of_folder))
+    assert "path" not in folder_curve["config"]["data"]
+    curves = {"cats": folder_curve, "toy": curve}
+    assert find_curve(other, curves)[0] == "toy"
+    elsewhere = dataclasses.replace(of_folder, data=Folder(path="/tmp/cats"))
+    assert find_curve(elsewhere, curves)[0] == "cats"
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=4))
     message = r"\(toy, the nearest, differs in training\.batch_size\): recipes with a curve are toy"
     with pytest.raises(ValueError, match=message):
-        find_curve(settings(other), {"toy": curve})
+        find_curve(other, {"toy": curve})
 
 
 def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, capsys):
@@ -146,4 +155,4 @@ def test_some_recipes_have_curves():
 @pytest.mark.parametrize("name", CURVES)
 def test_a_curve_has_the_settings_of_its_recipe(name):
     recipe = load_recipe(name, CONFIGS)
-    assert find_curve(settings(recipe), {name: CURVES[name]})[0] == name
+    assert find_curve(recipe, {name: CURVES[name]})[0] == name

@@ -12,12 +12,13 @@ from PIL import Image
 from ddpm_jax import evaluate
 from ddpm_jax.cli.evaluate_images import choose_samples
 from ddpm_jax.cli.evaluate_options import EvaluateOptions
+from ddpm_jax.data.decode import ORIENTATION
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.evaluation import reference
 from ddpm_jax.evaluation.features import Features, load_features, names
 from ddpm_jax.evaluation.frechet import frechet_distance, moments
-from ddpm_jax.evaluation.image_sets import digest
+from ddpm_jax.evaluation.image_sets import digest, read_samples
 from ddpm_jax.evaluation.measures import over_seeds
 from ddpm_jax.evaluation.reference import cached_vectors, feature_vectors
 from ddpm_jax.evaluation.results import cell, compare
@@ -253,6 +254,25 @@ def test_bits_do_not_depend_on_the_samples():
         compare({"a": a, "b": a | {"bits_num": 8}})
     with pytest.raises(ValueError, match="have no number in common"):
         compare({"a": a, "b": RESULT})
+
+
+def test_speeds_are_compared_without_a_reference():
+    a = {"images_per_second": 9.0, "images_per_second_spread": 1.0, "device": "8 x cpu"}
+    with pytest.raises(ValueError, match=r"device \(8 x cpu; 1 x gpu\)"):
+        compare({"a": a, "b": a | {"device": "1 x gpu"}})
+    assert "images a second" in compare({"a": a, "b": a | {"device": "1 x gpu"}}, ["device"])
+
+
+def test_upright_photos_of_one_size_are_samples_as_they_are(tmp_path):
+    """Photos that a camera held sideways wrote: the file says how to turn them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # the first row of pixels is the right side
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    turned = Image.fromarray(np.rot90(pixels).copy())
+    turned.save(tmp_path / "turned.png", exif=exif)
+    images = read_samples(tmp_path)
+    np.testing.assert_array_equal(images.read(np.arange(2))["image"], [pixels, pixels])
 
 
 def test_losses_of_other_objectives_are_refused():

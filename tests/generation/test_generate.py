@@ -1,8 +1,11 @@
 """Generation: what a sample depends on, trajectories, the progress bar, rows of edits."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import nets
 from helpers.generation import (
     BLUR,
     CONVOLUTIONS,
@@ -22,7 +25,7 @@ from jax.tree_util import Partial
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion.guidance import bind
 from ddpm_jax.generation.editing import Edit
-from ddpm_jax.generation.generate import chunk_count, generate, generate_shown
+from ddpm_jax.generation.generate import choose_labels, chunk_count, generate, generate_shown
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import walk, walk_length
 from ddpm_jax.samplers import sample_keys
@@ -191,6 +194,12 @@ def test_an_image_does_not_depend_on_the_batch_or_the_devices():
     assert max_difference(single, batch[:, 9:10]) <= 1
     assert len(np.unique(batch[-1].reshape(11, -1), axis=0)) == 11
     assert len(np.unique(batch[-1])) > 20
+
+
+@pytest.mark.parametrize("labels", [[0], [2, 1]], ids=str)
+def test_labels_may_be_an_array(labels):
+    model = dataclasses.replace(nets.SMALLEST, num_classes=3)
+    assert choose_labels(model, np.array(labels)) == labels
 
 
 def test_numbers_and_seeds_out_of_range_are_refused():

@@ -57,7 +57,7 @@ def test_the_card_states_the_facts_of_the_run(card):
     assert "- bits per dimension, at most: 3.25 (256 images, step 30)\n" in text
     made_with = "5,000 images, step 30, ddim with 20 steps, features pixels"
     assert f"- Frechet distance: 1.5 ({made_with})\n" in text
-    assert "scheduler: DDPMScheduler; the run's samples are drawn by ddpm in all steps" in text
+    assert "scheduler: DDPMScheduler; the run's samples are drawn by ddpm in 100 steps" in text
     assert "--checkpoint.every 10" in text
     assert 'from_pretrained("me/cats")' in text
 
@@ -71,10 +71,11 @@ def test_the_card_names_the_classes_of_a_network_that_takes_labels(card, tmp_pat
     assert "- classes: 0: cat, 1: dog\n" in text
 
 
-def test_the_newest_grid_of_samples_is_copied_and_no_figure_beside_it(card, tmp_path):
+def test_the_newest_grid_up_to_the_step_is_copied_and_no_figure_beside_it(card, tmp_path):
     samples = tmp_path / "run" / "samples"
     samples.mkdir()
-    for name in ("00000010.png", "00000030.png", "00000030_predictions.png"):
+    names = ("00000010.png", "00000030.png", "00000030_predictions.png", "00000040.png")
+    for name in names:
         (samples / name).write_text(name)
     assert "![samples](samples.png)" in card()
     assert (tmp_path / "out" / "samples.png").read_text() == "00000030.png"
@@ -85,6 +86,8 @@ def test_the_card_names_no_path_of_this_machine(card, tmp_path):
     sampling = Sampling(sampler="dpm_solver_v3", options=options)
     training = Training(steps=30, init_from=str(tmp_path / "cats"))
     assert str(tmp_path) not in card(sampling=sampling, training=training)
+    # A setting too long to be a path, such as all captions.
+    assert "trained for 30 steps" in card(data=Folder(path="a/" + "b" * 300))
 
 
 def test_the_code_in_the_card_draws_as_the_run_does(card):

@@ -138,6 +138,19 @@ def test_predictions_are_drawn_if_the_grid_cannot_be_written(tmp_path, monkeypat
     assert (tmp_path / "samples" / "00000007_predictions.png").exists()
 
 
+def test_a_grid_that_cannot_be_drawn_does_not_end_training(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise FloatingPointError("The samples\nare not finite.")
+
+    task = tasks.task_of(CONFIG)._replace(grid=fail)
+    monkeypatch.setitem(tasks.TASKS, type(CONFIG), task)
+    config = dataclasses.replace(CONFIG, log=Log(every=2, samples=4, samples_every=2))
+    report(config, tmp_path, range(1, 4))
+    warning = "The samples of step 2 were not drawn (The samples are not finite.)."
+    assert warning in capsys.readouterr().err
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3]
+
+
 def test_settings_are_shown_as_command_line_flags():
     flags = dict(progress.settings_as_flags(to_json(CONFIG)))
     assert flags["--training.batch-size"] == "4"

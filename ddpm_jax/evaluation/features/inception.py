@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ddpm_jax import home
 from ddpm_jax.data import ImageSet
+from ddpm_jax.errors import one_line
 from ddpm_jax.evaluation.features import Features
 from ddpm_jax.evaluation.features._networks import (
     Layer,
@@ -66,7 +67,7 @@ def find_weights(address: str) -> Path:
         _download(address, path)
     # A response may be cut short, or another page.
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise FileNotFoundError(
             f"The weights of the FID network are missing, and the download failed ({reason}): "
             f"put {address} into {path.parent}."

@@ -37,6 +37,14 @@ def test_digits_are_learnt_and_the_accuracy_is_that_of_the_held_out_images(digit
     assert classifier.accuracy(layers, digits) == pytest.approx(right, abs=0.01)
 
 
+def test_the_accuracy_of_many_images_is_that_of_some_from_all_places(digits, monkeypatch):
+    """The images may be in the order of their classes."""
+    monkeypatch.setattr(classifier, "MAX_HELD_OUT", 60)
+    of_last_class = InMemory(digits.images, np.int32(np.arange(len(digits)) >= len(digits) / 2))
+    monkeypatch.setattr(classifier, "classify", lambda layers, images: np.zeros(len(images)))
+    assert 0.2 < classifier.accuracy([], of_last_class) < 0.8
+
+
 def test_a_classifier_is_trained_once_per_data_set_and_seed(digits, cache, monkeypatch, capsys):
     first = classifier.load(digits)
     assert "held-out images. Its features are comparable only" in capsys.readouterr().err
