@@ -34,6 +34,7 @@ from ddpm_jax.diffusion.analytic import mixture_x0
 from ddpm_jax.diffusion.grid import make_grid, spaced, timesteps_for
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule, from_betas, linear_betas
+from ddpm_jax.errors import check
 from ddpm_jax.evaluation import solver_statistics
 from ddpm_jax.evaluation.features import load_features
 from ddpm_jax.evaluation.frechet import Moments, frechet_distance, moments
@@ -136,8 +137,10 @@ def mixture_statistics() -> Path:
     keys = samplers.sample_keys(1, jnp.arange(NUM_POINTS))
     batch = solver_statistics.statistics_batch(keys, denoise, images)
     estimated = solver_statistics.estimate(schedule, [batch])
-    MEASUREMENTS.parent.mkdir(exist_ok=True)
-    return statistics.save(estimated, MEASUREMENTS.with_name("mixture_statistics.npz"))
+    path = MEASUREMENTS.with_name("mixture_statistics.npz")
+    path.parent.mkdir(exist_ok=True)
+    statistics.save(estimated, path)
+    return path
 
 
 def mixture_quantiles(probabilities: np.ndarray) -> np.ndarray:
@@ -287,12 +290,13 @@ def markdown(lines: list[list[str]]) -> str:
 
 def write_to_page(name: str, table: str) -> None:
     """Replace the table between the markers `<!-- name -->` and `<!-- end -->` of the page."""
-    page = re.sub(
+    page, count = re.subn(
         f"(<!-- {name} -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}{table}\n{match[2]}",
         PAGE.read_text(),
         flags=re.S,
     )
+    check(count == 1, f"{PAGE} has {count} tables {name}: it must have one.")
     PAGE.write_text(page)
 
 
