@@ -253,7 +253,7 @@ class Model(ImageNetwork):
         return (self.num_classes or 0) + (self.label_dropout > 0)
 
     def module(self) -> nn.Module:
-        """The Linen module, called with (xt, t, labels, dropout_keys), and numbers if it has any."""
+        """The Linen module, called with (xt, t, labels, dropout_keys[, numbers])."""
         raise NotImplementedError
 
     def example_inputs(self) -> tuple:
