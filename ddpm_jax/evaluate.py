@@ -32,7 +32,7 @@ from ddpm_jax.cli.evaluate_network import (
 from ddpm_jax.cli.evaluate_options import USED, EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step
-from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
 from ddpm_jax.cli.text_options import find_pipeline
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.conditions import (
@@ -49,7 +49,7 @@ from ddpm_jax.evaluation.measures import compares_images
 from ddpm_jax.evaluation.results import compare, read_result
 from ddpm_jax.generation.conditions import check_given_size
 from ddpm_jax.generation.model_spec import ModelSpec
-from ddpm_jax.generation.sampling import Sampling, check_variance, with_learned_variance
+from ddpm_jax.generation.sampling import Sampling, check_variance
 from ddpm_jax.models import Params
 from ddpm_jax.runs.directory import EVALUATION
 from ddpm_jax.runs.sources import RunSource, Source, open_checkpoint
@@ -145,9 +145,7 @@ def parse(
     args: list[str], ckpt: str, source: Source, sampler: str | None
 ) -> tuple[EvaluateOptions, Sampling]:
     """Parse the options of the command and the settings of sampling, as sample.py does."""
-    overrides = {} if sampler is None else {"sampler": sampler}
-    default = source.spec.sampling.override(**overrides)
-    default = with_learned_variance(source.spec.objective, default)
+    default = default_sampling(source.spec, sampler)
     return parse_with_sampling(EvaluateOptions, args, default, f"{PROG} --ckpt {ckpt}")
 
 

@@ -12,7 +12,7 @@ from ddpm_jax.cli.condition_options import ConditionOptions
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions, named_step
-from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
 from ddpm_jax.data.pixels import check_shown, describe_colours
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
@@ -20,7 +20,7 @@ from ddpm_jax.figures import image_grids
 from ddpm_jax.generation.conditions import count_of
 from ddpm_jax.generation.generate import choose_labels, generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
-from ddpm_jax.generation.sampling import Sampling, with_learned_variance
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained.lora_files import add_lora
@@ -114,9 +114,7 @@ def parse(
     The recipe of `source` gives the defaults of the settings. `sampler` names a sampler, or is None
     for the recipe's; `--sampler.OPTION` sets its options.
     """
-    overrides = {} if sampler is None else {"sampler": sampler}
-    default = source.spec.sampling.override(**overrides)
-    default = with_learned_variance(source.spec.objective, default)
+    default = default_sampling(source.spec, sampler)
     out = (source.output_folder / "samples.png",)
     prog = f"{arguments.command('sample')} --ckpt {ckpt}"
     return parse_with_sampling(SampleOptions, args, default, prog, out=out)

@@ -8,9 +8,16 @@ import tyro
 
 from ddpm_jax import samplers
 from ddpm_jax.cli import arguments
-from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.generation.sampling import Sampling, with_learned_variance
 
 Options = TypeVar("Options")
+
+
+def default_sampling(spec: ModelSpec, sampler: str | None) -> Sampling:
+    """The sampling of a recipe, by another sampler if one is named."""
+    sampling = spec.sampling if sampler is None else spec.sampling.override(sampler=sampler)
+    return with_learned_variance(spec.objective, sampling)
 
 
 def parse_with_sampling(

@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_jax.cli import arguments
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions
-from ddpm_jax.cli.sampling_arguments import parse_with_sampling
+from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.devices import memory
 from ddpm_jax.errors import check
@@ -197,8 +197,7 @@ def _check_request(
 def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling:
     """The sampling of a run, or of the scheduler of a pipeline; by another `sampler` if given."""
     if isinstance(source, RunSource):
-        sampling = source.spec.sampling
-        return sampling if sampler is None else sampling.override(sampler=sampler)
+        return default_sampling(source.spec, sampler)
     index = stable_diffusion.read_index(source)
     scheduler = stable_diffusion.read_scheduler(source, index["scheduler"][1])
     sampling = stable_diffusion.sampling_for(scheduler, sampler)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddpm_jax import draws
 from ddpm_jax.config import Config
 from ddpm_jax.data import check_labels, check_values
 from ddpm_jax.data.batches import batch_at
@@ -27,10 +26,11 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check, check_at_least, check_shape
+from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.evaluation.ode_likelihood import random_signs
 from ddpm_jax.generation.conditions import check_given_size
-from ddpm_jax.generation.generate import guided_network
 from ddpm_jax.models import Params
-from ddpm_jax.samplers import initial_noise, sample_keys
+from ddpm_jax.samplers import initial_noise
 from ddpm_jax.samplers.dpm_solver_v3 import Statistics
 
 ROUNDING = 1e-10
@@ -52,8 +52,7 @@ def statistics_batch(
     """Draw the noise and the signs of each image with its own key."""
     check_shape(images.shape[:1], keys=keys)
     shape = images.shape[1:]  # (h, w, c)
-    is_plus = draws.uniform(draws.fold_in(keys, 1), shape) < 0.5
-    signs = jnp.where(is_plus, 1, -1).astype(images.dtype)
+    (signs,) = random_signs(keys, shape, 1)
     return StatisticsBatch(denoise, images, initial_noise(keys, shape), signs)
 
 
@@ -86,15 +85,10 @@ def draw_batches(
     batch = batch_at(images, seed, 0, num_drawn)
     schedule = config.objective.noise_schedule
     batches = []
-    for start in range(0, num_drawn, batch_size):
-        rows = np.arange(start, start + batch_size)
-        keys = sample_keys(seed, jnp.asarray(rows))
-        arrays = {name: array[rows] for name, array in batch.items()}
-        keys, arrays = parallel.shard((keys, arrays))
-        network = guided_network(config.model, params, config.model.condition_of(arrays))
+    for keys, x0, network in network_batches(config, params, batch, batch_size, seed):
         network, target = config.objective.network_and_target(network)
         denoise = make_denoiser(schedule, network, target, None)
-        batches.append(statistics_batch(keys, denoise, arrays["image"]))
+        batches.append(statistics_batch(keys, denoise, x0))
     return batches
 
 
