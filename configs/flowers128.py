@@ -32,6 +32,6 @@ config = Config(
     optimizer=Optimizer(
         name="adamw", learning_rate=1e-4, decay="cosine", warmup_steps=500, clip_norm=1.0
     ),
-    checkpoint=Checkpoint(every_epochs=30),
+    checkpoint=Checkpoint(every_epochs=1),
     log=Log(samples_every_epochs=2, samples=16, sample_steps=None),
 )

@@ -69,7 +69,8 @@ class Training:
     init_from: str | None = None
     """Origin of the initial weights, set by --init-from; None for random initial weights."""
     skip_patience: int = 10
-    """Consecutive updates skipped for a non-finite loss or gradient before on_patience applies."""
+    """Consecutive updates skipped for a non-finite loss or gradient before on_patience applies.
+    They are counted at every record (log.every); a run that has recovered by then goes on."""
     on_patience: Literal["stop", "rollback"] = "stop"
     """stop ends the run with an error; rollback returns to the checkpoint before those updates."""
 
@@ -135,7 +136,8 @@ class Log:
     """Channels of arrays that pictures show: one in grey, or three as red, green and blue. By
     default all, in false colours unless they are one or three."""
     sample_steps: int | None = 100
-    """Maximum number of sampling steps for a grid; None for the number in the recipe's sampling."""
+    """Maximum number of sampling steps for a grid, and for evaluation.every; None for the number in
+    the recipe's sampling."""
 
     def __post_init__(self):
         check(self.every >= 1, f"log.every must be at least 1, not {self.every}.")

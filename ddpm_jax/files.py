@@ -1,4 +1,4 @@
-"""Write files atomically and flush them to disk, and check and choose their names."""
+"""Write files atomically, flush them to disk where that is asked for, and choose their names."""
 
 import contextlib
 import os

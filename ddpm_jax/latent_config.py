@@ -60,6 +60,10 @@ class LatentConfig(Config):
             f"not {channels}.",
         )
         check(
+            not self.log.channels,
+            "The pictures of a run on latents are in colour: leave out --log.channels.",
+        )
+        check(
             getattr(self.data, "caption_column", None) is not None,
             "The network learns from captions, and the data is read without: set "
             "--data.caption-column, with --data folder or huggingface.",

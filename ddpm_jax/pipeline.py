@@ -85,10 +85,11 @@ class Pipeline:
         progress: bool = True,
         **sampling: Any,
     ) -> PipelineOutput:
-        """Draw `batch_size` images, in batches of at most 64; by default one, or one per condition.
+        """Draw `batch_size` images, in batches of at most 64.
 
-        The noise of image i depends only on (seed, i). The seed is in [0, 2**32). The images take
-        the rows of `condition`, in the unit of its data, in turn (`read_conditions`).
+        The default is one image, or one for each label or condition. The noise of image i depends
+        only on (seed, i). The seed is in [0, 2**32). The images take the labels and the rows of
+        `condition`, in the unit of its data, in turn (`read_conditions`).
         `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
@@ -98,7 +99,7 @@ class Pipeline:
         if condition is not None:
             conditions = read_conditions(spec.model, np.asarray(condition), self.condition_values)
         if batch_size is None:
-            batch_size = max(1, count_of(conditions))
+            batch_size = max(1, count_of(conditions), 0 if labels is None else len(labels))
         check_at_least(1, batch_size=batch_size)
         states = generate_shown(
             spec,

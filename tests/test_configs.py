@@ -120,6 +120,15 @@ def test_the_json_of_a_recipe_holds_no_python_path():
         assert not [string for string in strings if "ddpm_jax" in string or "." in string], name
 
 
+def test_recipes_save_before_their_end():
+    """A kill loses at most one interval between saves."""
+    for name, config in CONFIGS.items():
+        steps_per_epoch = 500
+        total = config.training.steps or config.training.epochs * steps_per_epoch
+        every = config.steps_between_saves(steps_per_epoch * config.training.batch_size)
+        assert every <= max(total / 2, 500), name
+
+
 def test_parameter_counts_match_the_published_networks():
     # Several recipes share a network.
     parameter_count = functools.cache(lambda model: model.parameter_count())

@@ -80,6 +80,14 @@ def test_a_call_overrides_the_sampling_of_the_recipe(pipeline, drawn):
     np.testing.assert_array_equal(drawn, draw(pipeline, timesteps=timesteps))
 
 
+def test_there_is_an_image_for_each_label():
+    model = dataclasses.replace(MODEL, num_classes=3)
+    recipe = dataclasses.replace(RECIPE, model=model)
+    pipeline = Pipeline(recipe, model.init(jax.random.key(0)))
+    assert len(pipeline(labels=[2, 0, 1], steps=STEPS, progress=False).images) == 3
+    assert len(pipeline(1, labels=np.array([2]), steps=STEPS, progress=False).images) == 1
+
+
 def test_an_unknown_sampler_is_refused(pipeline):
     with pytest.raises(ValueError, match="Unknown sampler 'nonsense'"):
         pipeline(sampler="nonsense")

@@ -136,8 +136,8 @@ def set_up_jax(
 ) -> int | None:
     """Configure JAX before its first use of a device; return the number of virtual CPU devices.
 
-    The number is None if the user set it by an environment variable. Raise ValueError if there is
-    no device.
+    The number is None if the user set it by an environment variable, or if JAX uses other devices.
+    Raise ValueError if there is no device.
     """
     platforms.warn_of_slow_settings()
     if cache:
@@ -148,7 +148,7 @@ def set_up_jax(
     if platform is not None:
         platforms.require_platform(platform)
     platforms.check_devices()
-    return num_devices
+    return num_devices if jax.default_backend() == "cpu" else None
 
 
 def use_compilation_cache() -> None:

@@ -234,7 +234,7 @@ def _read_prompts(path: Path | None) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: check --prompt-file.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}): convert it.") from error
     return [line.strip() for line in lines if line.strip()]

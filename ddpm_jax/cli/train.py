@@ -136,17 +136,22 @@ def use_devices(options: TrainOptions) -> Config:
         cores_per_device=config.cores_per_device(),
         deterministic=options.deterministic,
     )
-    for batch_size in batch_sizes:
-        parallel.check_divides(batch_size, settings.fsdp)
     if single_host:
         settings = dataclasses.replace(settings, cpu_devices=num_devices)
     return dataclasses.replace(config, parallel=settings)
+
+
+def check_batches(config: Config) -> None:
+    """Raise ValueError unless the devices divide the batches of all runs of a recipe."""
+    for batch_size in config.micro_batch_sizes:
+        parallel.check_divides(batch_size, config.parallel.fsdp)
 
 
 def dry_run(config: Config, options: TrainOptions) -> int:
     """Check whether the recipe may resume, and print it resolved; return exit status 0."""
     if not options.overwrite:
         directory.resume(config, options.workdir)
+    check_batches(config)
     print(banner(config, options.workdir))
     return 0
 
@@ -165,6 +170,7 @@ def train(config: Config, options: TrainOptions) -> int:
     )
     with directory.lock(workdir):
         start = _start(config, workdir, options)
+        check_batches(config)
         if isinstance(config, LatentConfig) and config.trains_autoencoder:
             if status := _train_autoencoder(config, start, options):
                 return status

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data import SPLITS
 from ddpm_jax.data.folder import class_names, file_names, folder_labels
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.errors import check, one_line
@@ -73,20 +74,45 @@ def _open_array(path: Path, images: np.ndarray, name: str) -> Stored:
 
 
 def _open_folder(root: Path) -> Stored:
-    """Open a folder. Its first file decides the shape and the type of all."""
+    """Open a folder. Its first sound file decides the shape and the type of all."""
+    splits = sorted(path.name for path in root.glob("*/") if path.name.lower() in SPLITS)
+    check(
+        not splits,
+        f"{root} holds the splits {', '.join(splits)}: give one of these folders to --data.path.",
+    )
     names = file_names(root, {".npy"}, ".npy files, one array (h, w, c) each")
-    first = load_array(root / names[0])
+    path, first = _first_array([root / name for name in names])
     check(
         first.ndim == 3 and first.dtype.kind in KINDS and 0 not in first.shape,
-        f"{root / names[0]} is {first.dtype} {first.shape}: give floats or integers (h, w, c).",
+        f"{path} is {first.dtype} {first.shape}: give floats or integers (h, w, c).",
     )
 
     def read(i: int) -> tuple[np.ndarray, str]:
-        return np.asarray(load_array(root / names[i])), str(root / names[i])
+        # A copy: a view would keep its file mapped, and Linux allows 65,530 mappings.
+        return np.array(_load_file(root / names[i])), str(root / names[i])
 
     classes = class_names(names)
     labels = folder_labels(names, classes)
     return Stored(root, len(names), first.shape, first.dtype, read, labels, classes)
+
+
+def _first_array(paths: Sequence[Path]) -> tuple[Path, np.ndarray]:
+    """The first file that can be read. Raise the ValueError of the first one if none can."""
+    errors = []
+    for path in paths:
+        try:
+            return path, _load_file(path)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _load_file(path: Path) -> np.ndarray:
+    """`load_array` of a file in a folder. Raise ValueError for a link to nothing, too."""
+    try:
+        return load_array(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -201,6 +227,9 @@ def check_image(
     )
     check_finite(image, name)
     if limits is not None:
+        if image.dtype.kind == "f":
+            # 0.1 in float32 is more than 0.1.
+            limits = limits.astype(image.dtype)
         check(
             bool(np.all((limits[0] <= image) & (image <= limits[1]))),
             f"The image {name} has values from {image.min():g} to {image.max():g}, outside of "

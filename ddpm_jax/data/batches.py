@@ -49,11 +49,12 @@ def batch_at(
     rows: np.ndarray | slice = slice(None),
     flip: bool = False,
 ) -> Batch:
-    """The global batch of (seed, step): `image` (b, h, w, c) float32 in [-1, 1] and `label` (b,).
+    """The global batch of (seed, step): `image` (b, h, w, c) float32 and `label` (b,).
 
-    `rows` selects a part of the batch; only the images of these rows are read. There is no `label`
-    if the images have none, and a condition only if they have one. `flip` flips each image, and a
-    condition that is an image, horizontally with probability 1/2.
+    Images are in [-1, 1], unless data are scaled by their deviation. `rows` selects a part of the
+    batch; only the images of these rows are read. There is no `label` if the images have none, and
+    a condition only if they have one. `flip` flips each image, and a condition that is an image,
+    horizontally with probability 1/2.
     """
     batch = images.read(batch_indices(seed, step, batch_size, len(images))[rows])
     if flip:

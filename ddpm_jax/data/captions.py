@@ -29,7 +29,8 @@ def folder_captions(root: Path, names: Sequence[str], column: str) -> list[str |
             f"{column} a line, or set --data.caption-column None."
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not by `splitlines`: a caption may contain the line separator of Unicode.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
         captions = {str(row["file_name"]): row.get(column) for row in rows}
     # A line may be any JSON.

@@ -47,13 +47,14 @@ def _floats(numbers: pa.Array, described: str) -> np.ndarray:
     import pyarrow as pa
 
     check(
-        is_number(numbers.type) or pa.types.is_floating(numbers.type),
+        is_number(numbers.type),
         f"The values in {described} are {numbers.type}: choose --data.condition-columns of "
         "numbers, or of lists of numbers.",
     )
     if pa.types.is_boolean(numbers.type):
         numbers = numbers.cast(pa.uint8())
-    return numbers.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    # Integers beyond 2^53 are rounded.
+    return numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -34,7 +34,8 @@ class Parallel:
     fsdp: int = 1
     """Devices to split parameters, averages and optimizer state over. Above 1 the route is jit."""
     cpu_devices: int | None = None
-    """Virtual CPU devices per host; None for a divisor of the micro-batch, at most one per core."""
+    """Virtual CPU devices per host; None for the number of the run that is resumed, one on several
+    hosts, and else a divisor of the micro-batch, at most one per core."""
 
     @property
     def description(self) -> str:

@@ -43,14 +43,16 @@ def set_deterministic() -> None:
 
 
 def require_platform(platform: str) -> None:
-    """Make JAX use "cpu", "gpu" or "tpu"; raise ValueError if it finds no such device."""
+    """Make JAX use "cpu"; for "gpu" and "tpu", raise ValueError if that is not what it uses."""
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
         return
     check_devices()
     if jax.default_backend() != platform:
+        names = os.environ.get("JAX_PLATFORMS")
+        cause = f" (JAX_PLATFORMS is {names})" if names else ""
         raise ValueError(
-            f"JAX finds no {platform}: install JAX for it, such as 'ddpm_jax[{platform}]', "
+            f"JAX uses no {platform}{cause}: install JAX for it, such as 'ddpm_jax[{platform}]', "
             "or omit --platform to use the default device."
         )
 

@@ -279,7 +279,9 @@ def run_steps(
     done = start
     signal = 0
     writer = CheckpointWriter(folder, config.checkpoint)
-    reporter = Reporter(config, images, folder, start, partial(network_params, config, base))
+    skipped = int(optax.tree.get(state.opt_state, "skipped", 0))
+    to_network = partial(network_params, config, base)
+    reporter = Reporter(config, images, folder, start, to_network, skipped)
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
@@ -295,6 +297,10 @@ def run_steps(
                 reporter.report_until(done)
             is_skipping = monitor.in_a_row > 0
             out_of_patience = monitor.in_a_row >= settings.skip_patience
+            if out_of_patience:
+                # The steps that were not read yet may be finite again.
+                reporter.report_until(done)
+                out_of_patience = monitor.in_a_row >= settings.skip_patience
             if out_of_patience:
                 writer.wait()
                 items = directory.rollback(config, folder, done, checkpoint_items(state), monitor)

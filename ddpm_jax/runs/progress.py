@@ -99,7 +99,8 @@ class Reporter:
     Values on the devices are read one log interval late, so that reading them does not block the
     step in flight. `monitor` counts the skipped updates among the steps read so far.
     `skip_final_plot` leaves out the last loss plot, because the resumed run draws it again.
-    `to_network` makes the parameters of the network from what is trained.
+    `to_network` makes the parameters of the network from what is trained. `skipped` counts the
+    updates that were skipped before `start`.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Reporter:
         workdir: Path,
         start: int,
         to_network: Callable[[Params], Params] = lambda trained: trained,
+        skipped: int = 0,
     ):
         self._config = config
         self._images = images
@@ -129,7 +131,7 @@ class Reporter:
         options = {"unit": "step", "dynamic_ncols": True, "disable": not hosts.is_primary()}
         self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict, list[jax.Array]]] = []
-        self.monitor = UpdateMonitor(start)
+        self.monitor = UpdateMonitor(start, skipped)
         self.skip_final_plot = False
         self._epoch_losses: list[jax.Array] = []
         self._bands: list[jax.Array] = []

@@ -18,12 +18,13 @@ MIN_NORMS = 20
 class UpdateMonitor:
     """Count skipped updates among the steps read so far.
 
-    `skipped` is the number of skipped updates, `in_a_row` the number since the last finite step.
-    `last_finite_step` is the last step with a finite loss and gradient, initially the start step.
+    `skipped` is the number of skipped updates, with those before `start`, and `in_a_row` the number
+    since the last finite step. `last_finite_step` is the last step with a finite loss and gradient,
+    initially the start step.
     """
 
-    def __init__(self, start: int = 0):
-        self.skipped = 0
+    def __init__(self, start: int = 0, skipped: int = 0):
+        self.skipped = skipped
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self.reset(start)
 

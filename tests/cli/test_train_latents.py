@@ -87,8 +87,9 @@ def test_devices_divide_the_batches_of_both_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(arguments, "set_up_jax", record)
     monkeypatch.setattr(parallel, "check_divides", lambda size, fsdp: checked.append(size))
     options = ("--autoencoder.training.batch-size", "12", "--workdir", str(tmp_path))
-    train.use_devices(parse(*options))
+    config = train.use_devices(parse(*options))
     assert sizes.pop() == (4, None)
+    train.check_batches(config)
     assert checked == [8, 12]
     # The first run has begun, and the second has no config yet.
     settings = dataclasses.replace(CONFIG.parallel, cpu_devices=3)

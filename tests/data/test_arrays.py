@@ -5,6 +5,7 @@ import pytest
 from helpers.refusals import assert_refused
 
 from ddpm_jax.data import loading, scaled_images
+from ddpm_jax.data.array_files import open_stored
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.loading import InMemory, OnDisk
@@ -125,6 +126,33 @@ def test_a_folder_of_npy_has_its_subfolders_as_classes(tmp_path, capsys):
     assert "1 .txt" in capsys.readouterr().err
 
 
+def test_the_first_sound_file_of_a_folder_decides_and_broken_ones_are_counted(tmp_path, capsys):
+    (tmp_path / "0.npy").write_bytes(b"broken")
+    (tmp_path / "1.npy").symlink_to(tmp_path / "none.npy")
+    for i in (2, 3):
+        np.save(tmp_path / f"{i}.npy", FLOATS[i])
+    with pytest.raises(ValueError, match=r"2 of 4 images cannot be used"):
+        load(tmp_path)
+    assert len(load(tmp_path, max_corrupt_fraction=0.5)) == 2
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_a_folder_with_splits_is_refused(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", FLOATS[0])
+    with pytest.raises(ValueError, match="holds the splits test, train: give one of these folders"):
+        load(tmp_path)
+    assert len(load(tmp_path / "train")) == 1
+
+
+def test_images_of_a_folder_keep_no_file_open(tmp_path):
+    """Linux allows 65,530 mapped files of a process."""
+    np.save(tmp_path / "0.npy", FLOATS[0])
+    image, _ = open_stored(tmp_path).read(0)
+    assert image.base is None
+
+
 def test_images_with_values_that_are_not_finite_are_counted_and_refused_or_left_out(
     tmp_path, capsys
 ):
@@ -148,6 +176,9 @@ def test_values_outside_of_a_given_range_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 2 images .* from 2 to 2, outside of --data.stat"):
         load(path, 1, 1, statistics=(0.0, 1.0))
     assert len(load(path, 1, 1, scaling="deviation", statistics=(0.0, 1.0))) == 2
+    # float32(0.1) is more than 0.1.
+    tenth = save(tmp_path / "tenth.npz", np.float32([0, 0.1]).reshape(2, 1, 1, 1))
+    assert len(load(tenth, 1, 1, statistics=(0.0, 0.1))) == 2
 
 
 def test_other_arrays_of_an_npz_are_named(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Captions of a folder and of a parquet file; images without one count as corrupt images."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +43,15 @@ def test_captions_belong_to_the_files_that_the_lines_name(folder, capsys):
     assert "Left out" not in capsys.readouterr().err
     assert load(folder, caption_column="group").captions == tuple(text.split()[0] for text in ORDER)
     assert load(folder, caption_column=None).captions is None
+
+
+def test_captions_may_contain_line_separators_and_the_file_a_mark(folder):
+    """JSON allows U+2028 in a string, and Windows begins files with a mark."""
+    lines = [{"file_name": f"{text.replace(' ', '-')}.png", "text": text} for text in ORDER]
+    lines[0]["text"] = "blue\u2028square"
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8-sig")
+    assert load(folder).captions == ("blue\u2028square", *ORDER[1:])
 
 
 def test_images_without_a_caption_are_refused_or_left_out_by_their_share(folder, capsys):

@@ -122,16 +122,18 @@ def test_columns_of_a_parquet_file_are_a_vector(tmp_path):
         "image": [png(10 * i) for i in range(6)],
         "age": [20, 31, 42, 55, 60, 71],
         "smiles": [True, False, True, True, False, False],
+        "nanoseconds": [1_700_000_000_000_000_001 + 10**18 * i for i in range(6)],
         "place": [[0.5, i / 7] for i in range(5)] + [[0.25, 1.0]],
         "label": [0, 1, 0, 1, 0, 1],
     }
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    columns = ("age", "smiles", "place")
+    columns = ("age", "smiles", "nanoseconds", "place")
     source = HuggingFace(
         path=str(tmp_path / "x.parquet"), condition="vector", condition_columns=columns
     )
     images = load_conditioned(source, 4, 1)
-    raw = np.column_stack([table["age"], table["smiles"], table["place"]]).astype(float)
+    numbers = [table[column] for column in columns]
+    raw = np.column_stack([np.array(each, float) for each in numbers])
     assert_standardised(every(images), raw)
     np.testing.assert_array_equal(images.labels, table["label"])
 

@@ -73,9 +73,12 @@ def test_an_absent_device_and_disabled_compilation_are_named():
 
 def test_a_missing_platform_is_refused(updates, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    with pytest.raises(ValueError, match=r"JAX finds no gpu: install .*'ddpm_jax\[gpu\]'"):
+    with pytest.raises(ValueError, match=r"JAX uses no gpu: install .*'ddpm_jax\[gpu\]'"):
         platform.require_platform("gpu")
     assert not updates
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu,cuda")
+    with pytest.raises(ValueError, match=r"JAX uses no gpu \(JAX_PLATFORMS is cpu,cuda\): install"):
+        platform.require_platform("gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     platform.require_platform("gpu")
     platform.require_platform("cpu")
