@@ -40,7 +40,8 @@ def first_steps(
         env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
         for run in ("cold", "warm"):
             data = f"--data folder --data.path {image_folder} --workdir {folder / run}"
-            length = f"--training.batch-size {batch_size} --training.steps 1000"
+            # An epoch is one step here, and each log record has its own line of an epoch.
+            length = f"--training.batch-size {batch_size} --training.steps 1000 --log.every 1"
             args = ["--config", recipe, *data.split(), *length.split(), *options]
             yield seconds_to_marks(args, env)
 

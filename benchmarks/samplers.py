@@ -203,7 +203,9 @@ def measure_trained(table: str, run: RunSource, options: argparse.Namespace) -> 
     if options.data_dir is not None:
         data = dataclasses.replace(data, data_dir=options.data_dir)
     images = data.load(config.model.image_size, config.model.channels)
-    read = images.read(np.arange(NUM_REAL + NUM_OTHERS))["image"]
+    needed = NUM_REAL + NUM_OTHERS
+    check(len(images) >= needed, f"The data has {len(images):,} images: {needed:,} are needed.")
+    read = images.read(np.arange(needed))["image"]
     distance = DISTANCES[table](read[:NUM_REAL])
     if BY_CHANCE not in measurements().get(key, {}):
         others = read[NUM_REAL:]
@@ -324,4 +326,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with arguments.one_line_errors(debug=False):
+        main()

@@ -252,6 +252,7 @@ class Config(RunConfig, ModelSpec):
             "or give --data arrays.",
         )
         check_condition_settings(self.model, self.data)
+        check_time_embedding(self.model, self.objective.timesteps)
         check_shown(self.log.channels, channels, "log.channels")
         clips = self.sampling.clip_x0 or self.sampling.dynamic_threshold is not None
         check(
@@ -268,6 +269,20 @@ class Config(RunConfig, ModelSpec):
     def importance_timesteps(self) -> int | None:
         is_importance = self.objective.timestep_sampling == "importance"
         return self.objective.timesteps if is_importance else None
+
+
+def check_time_embedding(model: Model, timesteps: int) -> None:
+    """Raise ValueError if a network's embedding of t is not defined for all of 0..timesteps-1."""
+    check(
+        getattr(model, "time_embedding", None) != "fourier",
+        "model.time_embedding fourier takes the logarithm of t, which starts at 0: choose another.",
+    )
+    known = getattr(model, "timesteps", None)
+    check(
+        known is None or known >= timesteps,
+        f"The network embeds {known} timesteps, but the objective has {timesteps}: raise "
+        "model.timesteps.",
+    )
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:

@@ -291,7 +291,21 @@ def test_differences_are_dotted_names():
         (lambda: Objective(zero_terminal_snr=True), "use target x0 or v"),
         (
             lambda: Objective(zero_terminal_snr=True, target="v", timesteps=1),
-            "needs timesteps of at least 2",
+            "need timesteps of at least 2",
+        ),
+        (
+            lambda: Objective(schedule="flow", target="flow", timesteps=1),
+            "need timesteps of at least 2",
+        ),
+        (
+            lambda: with_(model=dataclasses.replace(BASE.model, time_embedding="fourier")),
+            "fourier takes the logarithm of t, which starts at 0",
+        ),
+        (
+            lambda: with_(
+                model=dataclasses.replace(BASE.model, time_embedding="learned", timesteps=100)
+            ),
+            "embeds 100 timesteps, but the objective has 1000: raise model.timesteps",
         ),
         (lambda: Objective(gamma=5.0), "set weighting to min_snr"),
         (lambda: Objective(sigma_data=0.0), "sigma_data must be positive, not 0.0"),

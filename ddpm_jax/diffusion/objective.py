@@ -87,9 +87,9 @@ class Objective:
 
     def _check_combinations(self) -> None:
         check(
-            self.timesteps >= 2 or not self.zero_terminal_snr,
-            "The only timestep would be pure noise: "
-            "zero_terminal_snr needs timesteps of at least 2.",
+            self.timesteps >= 2 or not (self.zero_terminal_snr or self.schedule == "flow"),
+            "The only timestep would be pure noise: zero_terminal_snr and the schedule flow need "
+            "timesteps of at least 2.",
         )
         check(
             self.gamma is None or self.weighting != "simple",

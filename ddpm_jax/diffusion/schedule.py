@@ -87,7 +87,7 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     """The schedule of any betas (T,) in (0, 1].
 
     Warn if alpha_bar ends above 0.01, far from pure noise. Raise ValueError for betas outside
-    (0, 1], or a beta of 1 before the end.
+    (0, 1], and for an alpha_bar that is 0 in float32 before the end.
     """
     beta = np.asarray(betas, np.float64)
     in_range = np.all((beta > 0) & (beta <= 1))
@@ -107,6 +107,12 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     log_alpha_bar = np.cumsum(log_alpha)
     alpha_bar = np.exp(log_alpha_bar)
     one_minus_alpha_bar = -np.expm1(log_alpha_bar)
+    without_signal = np.flatnonzero(np.sqrt(alpha_bar[:-1]) < np.finfo(np.float32).tiny)
+    if without_signal.size:
+        raise ValueError(
+            f"The schedule leaves no signal from t = {without_signal[0]} on (alpha_bar is 0 in "
+            "float32): lower the betas or T."
+        )
     with np.errstate(divide="ignore"):
         log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)
     return NoiseSchedule(

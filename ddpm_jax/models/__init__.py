@@ -33,6 +33,13 @@ Condition = Any
 """None, or a pytree of arrays with the batch in front."""
 
 
+COUNTS = (
+    "channels num_classes vector_size condition_channels groups layers_per_level head_dim "
+    "time_embedding_dim text_width text_layers text_heads"
+).split()
+"""Settings of networks that are at least 1, or None."""
+
+
 class Network:
     """Base class of everything that has parameters: draws, describes and counts them.
 
@@ -99,22 +106,15 @@ class ImageNetwork(Network):
     def __post_init__(self):
         """Raise ValueError if a setting is out of range or `check` finds a conflict."""
         object.__setattr__(self, "image_size", simplest(self.image_size))
-        for name in (
-            "channels",
-            "num_classes",
-            "vector_size",
-            "condition_channels",
-            "groups",
-            "layers_per_level",
-            "head_dim",
-            "time_embedding_dim",
-            "text_width",
-            "text_layers",
-            "text_heads",
-        ):
+        for name in COUNTS:
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        widths: tuple[int, ...] = getattr(self, "widths", (1,))
+        check(
+            min(widths, default=0) >= 1,
+            f"widths must name at least one level, of at least 1 channel, not {widths}.",
+        )
         for name in ("dropout", "label_dropout", "condition_noise", "augmentation_probability"):
             rate = getattr(self, name, 0.0)
             if not 0 <= rate < 1:
@@ -230,10 +230,10 @@ class Model(ImageNetwork):
         With `condition_noise`, the dict also holds its level, which is 0 (`add_condition_noise`).
         Raise ValueError if the batch lacks a part.
         """
-        if not self._takes_dict:
-            return batch.get("label")
         for name in self.condition_parts:
             check(name in batch, f"This network is conditioned on {name}: give it in each batch.")
+        if not self._takes_dict:
+            return batch.get("label")
         parts = {name: batch[name] for name in self.condition_parts}
         if self.condition_noise:
             parts["condition_noise"] = jnp.zeros(len(parts["condition_image"]), jnp.float32)

@@ -82,10 +82,6 @@ class UNet(BlockSettings, Model):
     """Take images in [0, 1] and map them to [-1, 1] first."""
 
     def check(self) -> None:
-        if min(self.widths, default=0) < 1:
-            raise ValueError(
-                f"widths must name at least one level, of at least 1 channel, not {self.widths}."
-            )
         check_image_size(self.image_size, len(self.widths) - 1)
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
             num_levels = len(getattr(self, name))

@@ -1,7 +1,8 @@
 """ddpm_jax.json: settings that the diffusers layout has no place for.
 
 In diffusers the number of steps and the guidance scale are arguments of a call, and no file holds
-the names of classes or the unit of arrays. diffusers ignores this file.
+the names of classes, whether the last class stands for none, or the unit of arrays. diffusers
+ignores this file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from ddpm_jax.pretrained.hub import OWN_SETTINGS
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json, write_json
 from ddpm_jax.settings_json import from_json, to_json
 
+MOST_STEPS = 10_000
+"""Number of steps above which a file is refused."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnSettings:
@@ -25,6 +29,8 @@ class OwnSettings:
     steps: int | None = None
     """Number of steps of a sample."""
     guidance_scale: float | None = None
+    label_dropout: float | None = None
+    """That of a network whose last class stands for none, for guidance."""
     classes: tuple[str, ...] | None = None
     """The names of the classes, in the order of the labels."""
     values: Levels = LEVELS
@@ -50,7 +56,9 @@ def read_own_settings(folder: Path) -> OwnSettings:
     content = read_json(inside(folder, path))
     known = {field.name: content.get(field.name) for field in dataclasses.fields(OwnSettings)}
     steps, scale, classes = (known[name] for name in ("steps", "guidance_scale", "classes"))
-    _check(path, "steps", steps, type(steps) is int and steps >= 1)
+    _check(path, "steps", steps, type(steps) is int and 1 <= steps <= MOST_STEPS)
+    dropout = known["label_dropout"]
+    _check(path, "label_dropout", dropout, type(dropout) is float and 0 < dropout < 1)
     _check(path, "guidance_scale", scale, type(scale) in (int, float))
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     _check(path, "classes", classes, is_list)
@@ -58,6 +66,7 @@ def read_own_settings(folder: Path) -> OwnSettings:
     return OwnSettings(
         steps=steps,
         guidance_scale=scale,
+        label_dropout=dropout,
         classes=None if classes is None else tuple(classes),
         values=LEVELS if values is None else from_json(ScaledValues, values, f"{path}: values"),
     )

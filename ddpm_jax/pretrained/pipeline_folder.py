@@ -1,18 +1,20 @@
 """Models in the diffusers layout: a network, its scheduler, and model_index.json."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.data.values import LEVELS, Levels
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
+from ddpm_jax.errors import check
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import build_sampler
 from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pretrained import hub, scheduler_config, unet_folder
-from ddpm_jax.pretrained.hub import INDEX
+from ddpm_jax.pretrained.hub import INDEX, OWN_SETTINGS
 from ddpm_jax.pretrained.json_settings import VERSION
 from ddpm_jax.pretrained.own_settings import (
     OwnSettings,
@@ -101,6 +103,7 @@ def save_pretrained(
     own = OwnSettings(
         steps=spec.sampling.steps,
         guidance_scale=spec.sampling.guidance_scale,
+        label_dropout=model.label_dropout or None,
         classes=classes,
         values=values,
     )
@@ -172,8 +175,21 @@ def read_spec(
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
     config = {"_class_name": index["scheduler"][1]} | read_json(inside(folder, path))
     parsed = parse_scheduler(config, scheduler)
-    sampling = read_own_settings(folder).applied(parsed.sampling)
+    own = read_own_settings(folder)
+    if own.label_dropout is not None:
+        model = with_label_dropout(model, own.label_dropout)
+    sampling = own.applied(parsed.sampling)
     return ModelSpec(model=model, objective=parsed.objective, sampling=sampling)
+
+
+def with_label_dropout(model: UNet, label_dropout: float) -> UNet:
+    """The network of a folder, whose last class stands for none. Raise ValueError without two."""
+    classes = model.num_classes or 0
+    check(
+        classes >= 2,
+        f"A network of {classes} classes has no label dropout: remove it from {OWN_SETTINGS}.",
+    )
+    return dataclasses.replace(model, num_classes=classes - 1, label_dropout=label_dropout)
 
 
 def read_params(

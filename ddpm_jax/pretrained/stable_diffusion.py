@@ -28,6 +28,7 @@ from ddpm_jax.pretrained.pipeline_folder import locate_folder
 from ddpm_jax.pretrained.scheduler_config import Scheduler, parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json, write_json
+from ddpm_jax.pretrained.weight_files import check_no_other_weights
 from ddpm_jax.samplers import Sampler
 
 PIPELINES = (
@@ -247,6 +248,8 @@ def save_stable_diffusion(
         "vae": (model.autoencoder, model.autoencoder_params),
         "text_encoder": (model.text_encoder, model.text_params),
     }
+    for part in nets:
+        check_no_other_weights(folder / part, PARTS[part].files)
     for part, (net, params) in nets.items():
         in_dtype = jax.tree.map(lambda x: x.astype(dtype), params)
         save_part(folder / part, part, net, in_dtype)

@@ -96,7 +96,7 @@ def _paths(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def to_state_dict(net: Network, params: Params) -> dict[str, np.ndarray]:
-    """Convert parameters to {diffusers name: float32 array in PyTorch's layout}.
+    """Convert parameters to {diffusers name: array in PyTorch's layout}.
 
     Raise ValueError if the parameters do not belong to the network.
     """

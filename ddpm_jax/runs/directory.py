@@ -61,6 +61,8 @@ CHANGEABLE_SETTINGS = (
     "data.max_pixels",
 )
 """Prefixes of the settings that may differ when a run resumes."""
+DATA_LOCATION_FIELDS = ("path", "data_dir", "condition_path")
+"""Settings with the location of the data. They may differ between hosts."""
 
 
 def load_config(workdir: Path, step: int | None) -> RunConfig:
@@ -77,6 +79,15 @@ def load_config(workdir: Path, step: int | None) -> RunConfig:
             f"Cannot read {path} ({reason}): use another run or checkpoint, or the version of "
             "ddpm_jax that wrote it, or start the run afresh with --overwrite."
         ) from error
+
+
+def comparable_config(config: RunConfig) -> dict:
+    """The config without the location of its data, as JSON, to compare between hosts."""
+    settings = to_json(config)
+    data = {
+        name: value for name, value in settings["data"].items() if name not in DATA_LOCATION_FIELDS
+    }
+    return settings | {"data": data}
 
 
 def cpu_devices(workdir: Path) -> int | None:

@@ -50,8 +50,6 @@ OnSave = Callable[[int, TrainState], None]
 
 SHORT_RUN = 1000
 """Number of steps below which a run says that it is short."""
-DATA_LOCATION_FIELDS = ("path", "data_dir", "condition_path")
-"""Settings with the location of the data. They may differ between hosts."""
 
 
 def train(
@@ -81,7 +79,7 @@ def train(
     images = load(config, folder, start)
     total = config.total_steps(len(images))
     per_epoch = config.steps_per_epoch(len(images))
-    hosts.assert_identical([comparable_config(config), describe_data(images), start])
+    hosts.assert_identical([directory.comparable_config(config), describe_data(images), start])
     if start:
         check_data(folder, start, images)
     if start >= total:
@@ -141,15 +139,6 @@ def warn_of_short_run(config: RunConfig, num_images: int) -> None:
         f"and most networks need thousands: {remedy}.",
         file=sys.stderr,
     )
-
-
-def comparable_config(config: RunConfig) -> dict:
-    """The config without the location of its data, as JSON, to compare between hosts."""
-    settings = to_json(config)
-    data = {
-        name: value for name, value in settings["data"].items() if name not in DATA_LOCATION_FIELDS
-    }
-    return settings | {"data": data}
 
 
 def load(config: RunConfig, folder: Path, step: int) -> ImageSet:

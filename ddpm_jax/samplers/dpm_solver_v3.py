@@ -24,7 +24,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, one_line
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import (
     NODES,
@@ -96,14 +96,16 @@ def load(path: Path) -> Statistics:
 @functools.lru_cache(maxsize=4)
 def _load(path: Path, modified: int) -> Statistics:
     try:
-        with np.load(path) as file:
+        # NumPy does not close a file that it cannot read.
+        with path.open("rb") as opened, np.load(opened) as file:
             return Statistics(*(file[name] for name in Statistics._fields))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"Statistics file {path} does not exist: run python -m ddpm_jax.statistics to make it."
         ) from None
-    except (KeyError, ValueError, OSError) as error:
-        cause = str(error).rstrip(".")
+    # A damaged file raises errors of many types.
+    except Exception as error:
+        cause = one_line(error).rstrip(".")
         raise ValueError(
             f"{path} holds no statistics ({cause}): run python -m ddpm_jax.statistics to make them."
         ) from error

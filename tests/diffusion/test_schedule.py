@@ -147,6 +147,12 @@ def test_invalid_betas_are_refused(betas):
         from_betas(np.asarray(betas))
 
 
+def test_a_schedule_without_signal_before_its_end_is_refused():
+    """Both its signal and its square root are 0 there, and their quotient would be NaN."""
+    with pytest.raises(ValueError, match=r"no signal from t = 874 on .*: lower the betas or T"):
+        from_betas(linear_betas(1000, 1e-4, 0.4))
+
+
 def test_a_schedule_that_never_reaches_noise_warns():
     with pytest.warns(UserWarning, match=r"never reaches noise: alpha_bar ends at 0\.0818"):
         from_betas(linear_betas(1000, 0.001, 0.004))

@@ -72,6 +72,21 @@ def test_the_loss_gives_the_network_the_vectors_of_the_batch():
         loss(params, keys, {"image": xt, "label": labels})
 
 
+def test_a_batch_without_the_labels_of_a_network_is_refused():
+    """With label dropout they would count as hidden."""
+    net = dataclasses.replace(SMALLEST, num_classes=3, label_dropout=0.1)
+    with pytest.raises(ValueError, match="conditioned on label: give it in each batch"):
+        net.condition_of({"image": IMAGE})
+
+
+def test_a_label_out_of_range_gives_nan_on_both_sides():
+    net, params = draw(dataclasses.replace(SMALLEST, num_classes=3))
+    xt, t, _ = inputs(net)
+    for label, is_nan in ((-1, True), (0, False), (2, False), (3, True)):
+        out = net.apply(params, xt, t, jnp.full(2, label, jnp.int32))
+        assert np.isnan(out).any() == is_nan, label
+
+
 def test_conditions_that_do_not_fit_are_refused():
     xt, t, _ = inputs(VECTORS)
     shapes = VECTORS.shapes()

@@ -237,6 +237,9 @@ def test_invalid_hyperparameters_are_refused():
     message = r"No level has size 7 for attention: the sizes are \[32, 16, 8, 4, 2\]"
     with pytest.raises(ValueError, match=message):
         ConvUNet(image_size=32, channels=3, attention_sizes=(7,))
+    for widths in ((), (0, 64)):
+        with pytest.raises(ValueError, match="at least one level, of at least 1 channel"):
+            ConvUNet(image_size=32, channels=3, widths=widths)
     for kind in (UNet, ConvUNet):
         with pytest.raises(ValueError, match="dropout must be in"):
             kind(image_size=32, channels=3, dropout=1.0)

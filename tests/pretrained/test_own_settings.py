@@ -12,7 +12,9 @@ from ddpm_jax.pretrained.hub import OWN_SETTINGS
 from ddpm_jax.pretrained.own_settings import OwnSettings, read_own_settings, write_own_settings
 
 VALUES = scaled_values("deviation", [(1.5, 2.0), (280.0, 7.0)], np.dtype(np.float64))
-SETTINGS = OwnSettings(steps=20, guidance_scale=2.5, classes=("cat", "dog"), values=VALUES)
+SETTINGS = OwnSettings(
+    steps=20, guidance_scale=2.5, label_dropout=0.1, classes=("cat", "dog"), values=VALUES
+)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, OwnSettings()], ids=["all", "none"])
@@ -38,6 +40,8 @@ def test_unusable_settings_are_refused(tmp_path):
     cases = [
         ({"steps": 0}, "unusable steps, 0: remove it"),
         ({"steps": True}, "unusable steps, True"),
+        ({"steps": 10**12}, "unusable steps, 1000000000000"),
+        ({"label_dropout": 1.0}, "unusable label_dropout, 1.0"),
         ({"guidance_scale": "high"}, "unusable guidance_scale, high"),
         ({"classes": [1, 2]}, r"unusable classes, \[1, 2\]"),
         ({"values": {"scaling": "range"}}, "settings are missing: .*values.centre"),

@@ -219,6 +219,22 @@ def test_save_and_load_keep_any_shape(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
+def test_save_and_load_keep_classes_and_their_guidance(tmp_path):
+    model = dataclasses.replace(SMALL, num_classes=3, label_dropout=0.2, init_scheme="torch")
+    params = model.init(jax.random.key(0))
+    spec = ModelSpec(model=model, sampling=Sampling(sampler="ddim", steps=4, guidance_scale=2.0))
+    save_pretrained(spec, params, tmp_path)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    assert config["num_class_embeds"] == 4
+    loaded = load_pretrained(tmp_path)
+    assert loaded.spec.sampling.guidance_scale == 2
+    assert (loaded.model.num_classes, loaded.model.label_dropout) == (3, 0.2)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"num_class_embeds": 1}))
+    with pytest.raises(ValueError, match="of 1 classes has no label dropout"):
+        read_spec(tmp_path)
+
+
 def test_the_sampling_of_a_diffusers_scheduler_keeps_its_grid(tmp_path, params):
     settings = {"sampler": "ddim", "grid": "strides", "keep_eps": True, "spacing": "leading"}
     spec = ModelSpec(model=SMALL, sampling=Sampling(**settings, steps=50, end="clean"))

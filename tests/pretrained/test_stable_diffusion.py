@@ -28,6 +28,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_folder_with_other_weights_of_any_part_keeps_all_its_files(tmp_path):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    with pytest.raises(ValueError, match="vae holds other weights"):
+        save_stable_diffusion(tiny_model(), tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == [
+        "vae",
+        "diffusion_pytorch_model.fp16.safetensors",
+    ]
+
+
 def test_a_saved_pipeline_loads_with_the_same_parts(folder):
     saved = tiny_model()
     loaded = load_stable_diffusion(folder)

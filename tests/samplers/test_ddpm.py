@@ -101,6 +101,11 @@ def test_the_last_ancestral_step_returns_the_estimated_x0(variance):
     np.testing.assert_allclose(x_next, estimated_x0(XT, ROWS[9].t), atol=1e-6)
 
 
+def test_a_negative_clip_sample_is_refused():
+    with pytest.raises(ValueError, match="clip_sample must be at least 0, not -1.0"):
+        ddpm(clip_sample=-1.0)
+
+
 def test_clip_sample_limits_each_state_and_is_traced():
     """The expected states are Algorithm 2 with variance beta, and each x_next clipped."""
     betas = linear_betas(20, 1e-3, 0.5)

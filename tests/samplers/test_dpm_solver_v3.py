@@ -232,6 +232,10 @@ def test_the_error_for_a_missing_or_foreign_file_names_it(tmp_path):
     text.write_text("x")
     other = tmp_path / "other.npz"
     np.savez(other, images=[1])
-    for path in (text, other):
+    empty = tmp_path / "empty.npz"
+    empty.touch()
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(other.read_bytes()[:-30])
+    for path in (text, other, empty, cut):
         with pytest.raises(ValueError, match=f"{path.name} holds no statistics"):
             load(path)
