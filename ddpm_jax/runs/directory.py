@@ -16,6 +16,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.files import atomic_file, check_name, check_writable
 from ddpm_jax.latent_config import read_config
 from ddpm_jax.runs import checkpoints, saved_steps
+from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CONFIG = "config.json"

@@ -285,11 +285,7 @@ def run_steps(
                 # Saving blocks on this step anyway, so read its metrics now.
                 reporter.report_until(done)
             is_skipping = monitor.in_a_row > 0
-            out_of_patience = monitor.in_a_row >= settings.skip_patience
-            if out_of_patience:
-                # The steps that were not read yet may be finite again.
-                reporter.report_until(done)
-                out_of_patience = monitor.in_a_row >= settings.skip_patience
+            out_of_patience = reporter.is_out_of_patience(done)
             if out_of_patience:
                 writer.wait()
                 items = directory.rollback(config, folder, done, checkpoint_items(state), monitor)

@@ -208,6 +208,15 @@ class Reporter:
         for line in self.monitor.report_until(step):
             self._bar.write(line)
 
+    def is_out_of_patience(self, step: int) -> bool:
+        """Whether the last `skip_patience` updates up to this step were all skipped."""
+        patience = self._config.training.skip_patience
+        if self.monitor.in_a_row < patience:
+            return False
+        # The steps that were not read yet may be finite again.
+        self.report_until(step)
+        return self.monitor.in_a_row >= patience
+
     def _write_waiting(self, extra: dict[str, float] | None = None) -> None:
         """Write the metrics that wait, and redraw the loss curve every CURVE_SECONDS.
 
