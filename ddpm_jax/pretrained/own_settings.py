@@ -1,8 +1,8 @@
 """ddpm_jax.json: settings that the diffusers layout has no place for.
 
-In diffusers the number of steps and the guidance scale are arguments of a call, and no file holds
-the names of classes, whether the last class stands for none, or the unit of arrays. diffusers
-ignores this file.
+In diffusers the number of steps and the guidance scale are arguments of a call, not all samplers
+have a scheduler, and no file holds the names of classes, whether the last class stands for none, or
+the unit of arrays. diffusers ignores this file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from ddpm_jax.settings_json import from_json, to_json
 
 MOST_STEPS = 10_000
 """Number of steps above which a file is refused."""
+FILE_OPTION = "statistics"
+"""The option of samplers that names a file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnSettings:
     """The contents of ddpm_jax.json. What is None is left as the scheduler sets it."""
 
+    sampling: Sampling | None = None
+    """All settings of sampling. They come before those of the scheduler, `steps` and
+    `guidance_scale`."""
     steps: int | None = None
     """Number of steps of a sample."""
     guidance_scale: float | None = None
@@ -37,7 +42,9 @@ class OwnSettings:
     """The numbers that inputs and outputs of the network stand for."""
 
     def applied(self, sampling: Sampling) -> Sampling:
-        """The sampling of a scheduler, with the steps and the guidance scale given here."""
+        """The sampling of a scheduler, with the settings given here."""
+        if self.sampling is not None:
+            return self.sampling
         given = {"steps": self.steps, "guidance_scale": self.guidance_scale}
         return sampling.override(**{name: x for name, x in given.items() if x is not None})
 
@@ -64,12 +71,24 @@ def read_own_settings(folder: Path) -> OwnSettings:
     _check(path, "classes", classes, is_list)
     values = known["values"]
     return OwnSettings(
+        sampling=_read_sampling(path, known["sampling"]),
         steps=steps,
         guidance_scale=scale,
         label_dropout=dropout,
         classes=None if classes is None else tuple(classes),
         values=LEVELS if values is None else from_json(ScaledValues, values, f"{path}: values"),
     )
+
+
+def _read_sampling(path: Path, value: Any) -> Sampling | None:
+    if value is None:
+        return None
+    sampling = from_json(Sampling, value, f"{path}: sampling")
+    steps = sampling.steps
+    _check(path, "number of steps", steps, type(steps) is int and 1 <= steps <= MOST_STEPS)
+    # A file from elsewhere must not choose which files are read.
+    _check(path, "option", FILE_OPTION, FILE_OPTION not in sampling.options)
+    return sampling
 
 
 def _check(path: Path, name: str, value: Any, valid: bool) -> None:

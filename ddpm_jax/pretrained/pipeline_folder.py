@@ -17,6 +17,7 @@ from ddpm_jax.pretrained import hub, scheduler_config, unet_folder
 from ddpm_jax.pretrained.hub import INDEX, OWN_SETTINGS
 from ddpm_jax.pretrained.json_settings import VERSION
 from ddpm_jax.pretrained.own_settings import (
+    FILE_OPTION,
     OwnSettings,
     read_own_settings,
     write_own_settings,
@@ -87,8 +88,8 @@ def save_pretrained(
     """Write a folder for `load_pretrained`, and for `DDPMPipeline.from_pretrained` of diffusers.
 
     Return the name of its scheduler: the one that steps as the spec's sampler does, or else
-    DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. The steps and
-    the guidance scale of the spec, `classes` and `values` are in a file that diffusers ignores.
+    DDPMScheduler. `for_pipeline` allows only schedulers that DDPMPipeline can call. The sampling of
+    the spec, `classes` and `values` are in a file that diffusers ignores.
     Raise ValueError if diffusers cannot represent the model.
     """
     folder = Path(folder)
@@ -101,6 +102,8 @@ def save_pretrained(
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
     own = OwnSettings(
+        # A file of this machine does not belong in the folder.
+        sampling=None if FILE_OPTION in spec.sampling.options else spec.sampling,
         steps=spec.sampling.steps,
         guidance_scale=spec.sampling.guidance_scale,
         label_dropout=model.label_dropout or None,
@@ -178,6 +181,8 @@ def read_spec(
     own = read_own_settings(folder)
     if own.label_dropout is not None:
         model = with_label_dropout(model, own.label_dropout)
+    if scheduler is not None:
+        own = dataclasses.replace(own, sampling=None)
     sampling = own.applied(parsed.sampling)
     return ModelSpec(model=model, objective=parsed.objective, sampling=sampling)
 

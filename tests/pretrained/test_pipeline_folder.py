@@ -247,7 +247,30 @@ def test_for_pipeline_writes_a_scheduler_that_the_pipeline_can_call(tmp_path, pa
     spec = ModelSpec(model=SMALL, sampling=Sampling(sampler="unipc", spacing="linspace", **compat))
     scheduler = save_pretrained(spec, params, tmp_path, for_pipeline=True)
     assert scheduler == "DDPMScheduler"
-    assert read_spec(tmp_path).sampling.spacing == "linspace"
+    assert read_spec(tmp_path).sampling == spec.sampling
+    other = read_spec(tmp_path, scheduler="DDIMScheduler").sampling
+    assert (other.sampler, other.spacing) == ("ddim", "linspace")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(sampler="heun", steps=10),
+        Sampling(sampler="ddim", timesteps=(900.0, 300.0, 10.0)),
+        Sampling(sampler="ddim", steps=20, clip_x0=True),
+    ],
+    ids=["no scheduler", "timesteps", "keep_eps"],
+)
+def test_a_folder_keeps_a_sampling_that_no_scheduler_has(sampling, tmp_path, params):
+    save_pretrained(ModelSpec(model=SMALL, sampling=sampling), params, tmp_path)
+    assert read_spec(tmp_path).sampling == sampling
+
+
+def test_a_folder_names_no_file_of_this_machine(tmp_path, params):
+    options = {"statistics": "/home/me/statistics.npz"}
+    spec = ModelSpec(model=SMALL, sampling=Sampling(sampler="dpm_solver_v3", options=options))
+    save_pretrained(spec, params, tmp_path)
+    assert "/home/me" not in (tmp_path / "ddpm_jax.json").read_text()
 
 
 def test_a_model_unknown_to_diffusers_is_refused_before_anything_is_written(tmp_path, params):
