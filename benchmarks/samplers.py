@@ -292,14 +292,22 @@ def markdown(lines: list[list[str]]) -> str:
 
 def write_to_page(name: str, table: str) -> None:
     """Replace the table between the markers `<!-- name -->` and `<!-- end -->` of the page."""
-    page, count = re.subn(
+    page = re.sub(
         f"(<!-- {name} -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}{table}\n{match[2]}",
         PAGE.read_text(),
         flags=re.S,
     )
-    check(count == 1, f"{PAGE} has {count} tables {name}: it must have one.")
     PAGE.write_text(page)
+
+
+def check_page(name: str) -> None:
+    """Raise ValueError unless the page has a place for a table."""
+    marker = f"<!-- {name} -->"
+    check(
+        PAGE.read_text().count(marker) == 1,
+        f"{PAGE} has no place for this table: add the lines {marker} and <!-- end -->.",
+    )
 
 
 def main() -> None:
@@ -317,6 +325,7 @@ def main() -> None:
         parser.error(f"the table {options.table} needs --ckpt")
     if options.num > NUM_OTHERS:
         parser.error(f"--num must be at most {NUM_OTHERS}")
+    check_page(options.table)
     arguments.set_up_jax(options.num, None, cache=True)
     if options.table == "exact":
         write_to_page("exact", exact_table())

@@ -6,10 +6,11 @@ Squared-cosine schedule, AdamW, batches of 128 images.
 Hardware: one GPU, or a CPU.
 Time: about 3 s per step on two CPU cores, 469 steps per epoch.
 Data: TFDS mnist, split train; downloaded on first use, or `--data.data-dir DIR`.
-Expected: with 9,000 of the 60,000 images (71 steps per epoch), mean losses of 0.209, 0.090, 0.071,
-0.065, 0.059, 0.057, 0.056, 0.053, 0.052 and 0.051 in epochs 1 to 10. The samples then were digits,
-some of them on a grey background, for which docs/results.md has the reason. Not verified by a full
-run.
+Expected: on 9,000 of MNIST's 10,000 test images instead of the 60,000 training images (71 steps per
+epoch), mean losses of 0.209, 0.090, 0.071, 0.065, 0.059, 0.057, 0.056, 0.053, 0.052 and 0.051 in
+epochs 1 to 10. The samples then were digits, some of them on a grey background, for which
+docs/results.md has the reason. With `--objective.target v` none is: docs/results.md has that run,
+which gave the package's network `mnist`. Not verified by a full run.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
