@@ -9,9 +9,9 @@ Time: half a second per step on two cores of an AMD EPYC, so 50 minutes.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
 Expected: the colours and shapes of CIFAR-10. With guidance 2 some ships, cars and horses can be
 recognised, and most other images cannot (docs/results.md): 6,000 steps of 32 images pass the data
-four times, and papers pass it thousands of times. The equivalent in diffusers is a UNet2DModel of these
-widths with `num_class_embeds=11` (the last for no class), a DDPMScheduler with `squaredcos_cap_v2`
-and `v_prediction`, and AdamW with weight decay 0.01.
+four times, and papers pass it thousands of times. The equivalent in diffusers is a UNet2DModel of
+these widths with `num_class_embeds=11` (the last for no class), a DDPMScheduler with
+`squaredcos_cap_v2` and `v_prediction`, and AdamW with weight decay 0.01.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training

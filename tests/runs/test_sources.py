@@ -52,7 +52,7 @@ def test_the_scheduler_may_have_a_folder_of_its_own(pretrained):
 
 def test_a_ckpt_of_another_kind_is_an_error_that_names_the_choices(tmp_path):
     message = (
-        r"is neither a folder nor a network of this package \(.*digits, emoji.*\) nor the name of a hub"
+        r"is neither a folder nor a network of this package \(.*emoji.*\) nor the name of a hub"
     )
     with pytest.raises(FileNotFoundError, match=message):
         open_checkpoint(str(tmp_path / "none"))
