@@ -180,8 +180,8 @@ def embedding(
         raise ValueError(f"The labels of a table must be integers, not {labels.dtype}: cast them.")
     distribution = InitDistribution("normal", std)
     table = _Table((num_embeddings, features), distribution, name=name)()
-    options = {"out_sharding": jax.typeof(labels).sharding, "wrap_negative_indices": False}
-    return table.at[labels].get(mode="fill", **options)
+    sharding = jax.typeof(labels).sharding
+    return table.at[labels].get(mode="fill", wrap_negative_indices=False, out_sharding=sharding)
 
 
 class _Table(nn.Module):

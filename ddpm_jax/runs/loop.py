@@ -90,12 +90,7 @@ def train(
     on_start()
     length = f"{per_epoch} steps an epoch, {total - start} steps from {start} to {total}"
     print(f"images    {len(images):,}, {length}")
-    if images.classes is not None:
-        print(f"classes   {describe_classes(images.classes)}")
-    if images.values != LEVELS:
-        print(f"values    {images.values.describe()}")
-    if condition_values_of(images) != LEVELS:
-        print(f"condition {condition_values_of(images).describe()}")
+    print_values(images)
     warn_of_short_run(config, len(images))
     if not start:
         warn_of_other_values(config, images)
@@ -121,6 +116,16 @@ def train(
         return 128 + signal
     print(f"done: step {total}, in {folder}")
     return 0
+
+
+def print_values(images: ImageSet) -> None:
+    """Print the names of the classes, and the unit of values that are no 8-bit levels."""
+    if images.classes is not None:
+        print(f"classes   {describe_classes(images.classes)}")
+    if images.values != LEVELS:
+        print(f"values    {images.values.describe()}")
+    if condition_values_of(images) != LEVELS:
+        print(f"condition {condition_values_of(images).describe()}")
 
 
 def warn_of_short_run(config: RunConfig, num_images: int) -> None:
@@ -284,8 +289,8 @@ def run_steps(
             if due:
                 # Saving blocks on this step anyway, so read its metrics now.
                 reporter.report_until(done)
-            is_skipping = monitor.in_a_row > 0
             out_of_patience = reporter.is_out_of_patience(done)
+            is_skipping = monitor.in_a_row > 0
             if out_of_patience:
                 writer.wait()
                 items = directory.rollback(config, folder, done, checkpoint_items(state), monitor)
