@@ -5,7 +5,8 @@
 # make hub-check REPO=CompVis/stable-diffusion-v1-4: the numbers of diffusers' tests, on real weights (5 GB).
 # make faults: every fault a run is to survive, many times (about an hour).
 # make mutants: break the code in 250 ways, one at a time; each must turn a test red (an hour).
-# make bench: how fast, beside diffusers on PyTorch (installs PyTorch); OLDER_PYTHON=... also with that one's JAX.
+# make bench DEW_PYTHON=...: how fast, beside diffusers on PyTorch (installs PyTorch) and dew, in the environment of
+#   DEW_PYTHON with dewml and jaxtyping; OLDER_PYTHON=... also with that one's JAX; TORCH_PYTHON=... with that PyTorch.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -48,8 +49,9 @@ faults: $(VENV)/.test
 mutants: $(VENV)/.test
 	$(RUN) tests/mutants.py
 
-bench: $(VENV)/.parity
-	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON))
+bench: $(if $(TORCH_PYTHON),$(VENV)/.test,$(VENV)/.parity)
+	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(DEW_PYTHON),--dew-python $(DEW_PYTHON)) \
+		$(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON)) $(if $(TORCH_PYTHON),--torch-python $(TORCH_PYTHON))
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"

@@ -32,11 +32,7 @@ def first_steps(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         image_folder = folder / "images"
-        image_folder.mkdir()
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (batch_size, 32, 32, 3), np.uint8)  # (b, h, w, c)
-        for i, image in enumerate(images):
-            Image.fromarray(image).save(image_folder / f"{i:05d}.png")
+        write_images(image_folder, batch_size)
         env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
         for run in ("cold", "warm"):
             data = f"--data folder --data.path {image_folder} --workdir {folder / run}"
@@ -44,6 +40,15 @@ def first_steps(
             length = f"--training.batch-size {batch_size} --training.steps 1000 --log.every 1"
             args = ["--config", recipe, *data.split(), *length.split(), *options]
             yield seconds_to_marks(args, env)
+
+
+def write_images(folder: Path, number: int) -> None:
+    """Make a folder of random images of 32x32 pixels."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (number, 32, 32, 3), np.uint8)  # (b, h, w, c)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:05d}.png")
 
 
 def seconds_to_marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:

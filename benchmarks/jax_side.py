@@ -4,7 +4,6 @@ It runs the same code as train.py and sample.py.
 """
 
 import dataclasses
-import resource
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import operations
 import sampling_loop
 from sides import serve
 
@@ -187,12 +187,24 @@ def loop_overhead(recipe, sampler, steps, batch_size, pairs):
     return sampling_loop.overhead(config, sampler, steps, batch_size, pairs)
 
 
-def peak():
-    """The peak memory of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def network():
+    """The recipe's network: shape of an image, widths, and which levels have attention."""
+    model = STATE["config"].model
+    return {
+        "image_shape": model.image_shape,
+        "widths": model.widths,
+        "attention": model.attention,
+    }
 
 
-SERVED = (versions, load, train, feed, wait, save, forward, sample, loop_overhead, peak)
+def size():
+    """The parameters of the network, and the operations of a forward pass of a batch."""
+    config = STATE["config"]
+    of_image = operations.of_image(config.model, config.training.dtype)
+    return config.model.parameter_count(), of_image * config.training.batch_size
+
+
+SERVED = (versions, load, train, feed, wait, save, forward, sample, loop_overhead, network, size)
 FUNCTIONS = {function.__name__: function for function in SERVED}
 
 if __name__ == "__main__":

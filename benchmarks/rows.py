@@ -9,6 +9,8 @@ from typing import NamedTuple, SupportsFloat
 FOLDER = Path(__file__).parent
 OURS = str(FOLDER / "jax_side.py")
 TORCH = str(FOLDER / "torch_side.py")
+TORCH_PROCESS = str(FOLDER / "torch_process.py")
+DEW = str(FOLDER / "dew_side.py")
 HEAD = """| measurement | net | result | goal | met | details |
 | --- | --- | --- | --- | --- | --- |"""
 
@@ -22,14 +24,14 @@ class Net(NamedTuple):
     """Images drawn at once by a sampler."""
     steps_per_turn: int
     """Training steps in each turn of a pair."""
-    goal: float
-    """Lowest speed relative to PyTorch that meets the goal."""
+    training_goal: float
+    """Lowest speed of training relative to PyTorch that meets the goal."""
 
 
 NETS = [
     Net("butterflies", 16, 16, 2, 1.2),
     Net("cifar10", 8, 8, 2, 1.2),
-    Net("mnist", 128, 64, 2, 1.3),
+    Net("mnist", 128, 64, 2, 1.0),
 ]
 
 

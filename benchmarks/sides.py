@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -89,8 +89,11 @@ def ratio(above: Callable[[], float], below: Callable[[], float], pairs: int) ->
             below_seconds = below()
             above_seconds = above()
         times.append((above_seconds, below_seconds))
-    ratios = [a / b for a, b in times]
-    above_median = statistics.median(a for a, _ in times)
-    below_median = statistics.median(b for _, b in times)
-    medians = (above_median, below_median)
+    return ratio_of(*zip(*times, strict=True))
+
+
+def ratio_of(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """The `Ratio` of times that were measured in pairs."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    medians = (statistics.median(above), statistics.median(below))
     return Ratio(statistics.median(ratios), min(ratios), max(ratios), medians)

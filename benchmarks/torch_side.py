@@ -4,7 +4,6 @@ It runs as in diffusers' own scripts, except for two faster forms: AdamW is PyTo
 the moving average is a foreach operation instead of diffusers' loop.
 """
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -76,28 +75,26 @@ def now():
     return time.perf_counter()
 
 
-def train(steps, accumulation=1):
+def train(steps):
     """Run training steps and return the seconds.
 
     One step before them is not counted, because a process is slow at first after it was idle.
     """
-    train_step(accumulation)
+    train_step()
     began = now()
     for _ in range(steps):
-        train_step(accumulation)
+        train_step()
     return now() - began
 
 
-def train_step(accumulation):
-    """Run one optimizer step of `accumulation` micro-batches."""
+def train_step():
+    """Run one optimizer step."""
     net = STATE["net"]
     scheduler = STATE["scheduler"]
-    for _ in range(accumulation):
-        x0 = to_device(STATE["image"])
-        eps = torch.randn_like(x0)
-        t = torch.randint(0, 1000, (len(x0),), device=x0.device)
-        loss = functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps)
-        (loss / accumulation).backward()
+    x0 = to_device(STATE["image"])
+    eps = torch.randn_like(x0)
+    t = torch.randint(0, 1000, (len(x0),), device=x0.device)
+    functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps).backward()
     STATE["optimizer"].step()
     STATE["optimizer"].zero_grad()
     with torch.no_grad():
@@ -132,11 +129,6 @@ def sample(steps, num_images, sampler="ddim"):
     return now() - began
 
 
-def peak():
-    """The peak memory of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 if __name__ == "__main__":
-    served = (versions, load, use, train, forward, sample, peak)
+    served = (versions, load, use, train, forward, sample)
     serve({function.__name__: function for function in served})

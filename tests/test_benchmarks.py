@@ -21,7 +21,7 @@ pytestmark = pytest.mark.runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-NEEDS_TORCH = {"torch_side", "torch_twin"}
+NEED_OTHER_PACKAGES = {"torch_side", "torch_twin", "torch_process", "dew_side"}
 TINY = Config(
     model=CONV_UNET,
     data=Digits(),
@@ -40,7 +40,7 @@ def module(name):
 
 def test_every_benchmark_can_be_imported():
     for name in NAMES:
-        if name not in NEEDS_TORCH:
+        if name not in NEED_OTHER_PACKAGES:
             assert module(name).__doc__, name
 
 
