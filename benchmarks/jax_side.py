@@ -71,6 +71,7 @@ def load(
         dtype=dtype,
     )
     config = dataclasses.replace(config, model=model, training=training)
+    platforms.order_for_memory()
     platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_per_device())
     # Some parameters are 0 at initialisation, which would make the network's output 0.
     params = jax.tree.map(lambda x: x + 0.01, model.init(jax.random.key(0)))

@@ -16,8 +16,10 @@ MAX_MEMORY_MAPS = 30_000
 
 # Set in the environment, so that processes started by a test have the same settings.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# A program that is split into parts compiles in parallel, which two workers do already.
+# A program that is split into parts compiles in parallel, which two workers do already. The other
+# flag is that of the commands, some of which run in the workers' processes.
 os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 if importlib.metadata.version("jax").startswith("0.10."):
     # The older code generator compiles in half the time. JAX 0.12 has only the newer one, so that
     # it is tested there.

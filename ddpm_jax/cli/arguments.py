@@ -140,6 +140,7 @@ def set_up_jax(
     Raise ValueError if there is no device.
     """
     platforms.warn_of_slow_settings()
+    platforms.order_for_memory()
     if cache:
         use_compilation_cache()
     if deterministic:

@@ -31,6 +31,21 @@ def use_cpu_cores(
     return number
 
 
+MEMORY_ORDER = "xla_cpu_enable_concurrency_optimized_scheduler"
+
+
+def order_for_memory() -> None:
+    """Make XLA order the operations of a CPU's program so that it needs little memory.
+
+    Its default order lets more operations run at the same time, which gains nothing with one or two
+    cores per device: there a step needs more memory and is not faster (benchmarks/memory_order.py). If the user
+    set this flag in XLA_FLAGS, change nothing.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if MEMORY_ORDER not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{MEMORY_ORDER}=false".strip()
+
+
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 

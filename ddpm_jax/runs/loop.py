@@ -201,6 +201,8 @@ def check_memory(
     start = int(state.step)
     batch = next(batches(config, images, start, start + 1))
     micro_batch = next(micro_batches(batch, config.training.accumulation))
+    # Before, so that compiling needs no more than what initialisation freed.
+    memory.release()
     needed = train_step.host_memory(state, micro_batch)
     memory.release()
     memory.check_fits(needed)

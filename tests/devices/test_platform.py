@@ -41,10 +41,11 @@ def test_cpu_devices_set_by_the_user_are_kept(updates, monkeypatch, name, value)
     assert not updates
 
 
-def test_jax_accepts_the_devices_and_the_deterministic_flags():
+def test_jax_accepts_the_devices_and_the_flags():
     """XLA aborts the process at an unknown flag. The user's own flags are kept."""
     code = (
-        "print(platforms.use_cpu_cores(128, 4)); platforms.set_deterministic()\n"
+        "print(platforms.use_cpu_cores(128, 4)); platforms.order_for_memory()\n"
+        "platforms.set_deterministic()\n"
         "platforms.require_platform('cpu')\n"
         "print(os.environ['XLA_FLAGS'])\n"
         "print(jax.numpy.ones(2).sum(), parallel.describe_devices())"
@@ -52,8 +53,16 @@ def test_jax_accepts_the_devices_and_the_deterministic_flags():
     own = "--xla_cpu_enable_fast_math=false"
     number, flags, result = in_a_process(code, JAX_PLATFORMS="", XLA_FLAGS=own)
     assert number == "4"
-    assert flags == f"{own} {platform.DETERMINISTIC}"
+    order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    assert flags == f"{own} {order} {platform.DETERMINISTIC}"
     assert result == "2.0 4 x cpu"
+
+
+def test_the_user_can_choose_the_order_of_operations(monkeypatch):
+    own = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
+    monkeypatch.setenv("XLA_FLAGS", own)
+    platform.order_for_memory()
+    assert os.environ["XLA_FLAGS"] == own
 
 
 def test_an_absent_device_and_disabled_compilation_are_named():

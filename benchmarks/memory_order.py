@@ -1,0 +1,46 @@
+"""Compare XLA's two orders of a CPU program's operations: for parallelism and for little memory.
+
+    python benchmarks/memory_order.py [--recipes butterflies cifar10 mnist] [--pairs 7]
+
+Each line is the time with XLA's default order, which is for parallelism, divided by the time with
+the order that train.py and sample.py choose (`platform.order_for_memory`): the median ratio of
+interleaved pairs, with the lowest and the highest. Above 1, ours is faster. `memory.py` shows how
+much memory each needs; XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=true gives it
+XLA's order.
+"""
+
+import argparse
+import sys
+from functools import partial
+
+from beside_torch import work_by_row
+from rows import NETS, OURS, Net
+from sides import Side, ratio
+
+PARALLEL = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=true"}
+
+
+def compare(net: Net, pairs: int) -> None:
+    """Print a line for each kind of work."""
+    with Side(sys.executable, OURS, PARALLEL) as parallel, Side(sys.executable, OURS) as ours:
+        for side in (parallel, ours):
+            side.ask("load", net.recipe, net.batch_size)
+        for name in ("training", "forward"):
+            work = work_by_row(net)[name]
+            above, below = (
+                partial(side.ask, work.function, *work.arguments) for side in (parallel, ours)
+            )
+            print(f"{net.recipe}, {work.description}: {ratio(above, below, pairs)}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [net.recipe for net in NETS]
+    parser.add_argument("--recipes", nargs="+", choices=names, default=names)
+    parser.add_argument("--pairs", type=int, default=7)
+    options = parser.parse_args()
+    for net in NETS:
+        if net.recipe in options.recipes:
+            compare(net, options.pairs)
