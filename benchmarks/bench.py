@@ -1,7 +1,7 @@
 """Compare our speed and memory with diffusers on PyTorch, and measure our overheads.
 
     python benchmarks/bench.py [--rows training loop ...] [--nets butterflies cifar10 mnist]
-        [--pairs 7] [--torch-python PYTHON] [--dew-python PYTHON] [--older-python PYTHON]
+        [--pairs 5] [--torch-python PYTHON] [--dew-python PYTHON] [--older-python PYTHON]
         [--out FILE]
 
 A speed relative to PyTorch is PyTorch's seconds divided by ours: above 1, ours is faster. Each side
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     names = [net.recipe for net in NETS]
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="rows to measure")
     parser.add_argument("--nets", nargs="+", choices=names, default=names, help="recipes")
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs per ratio")
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs per ratio")
     parser.add_argument(
         "--torch-python",
         default=sys.executable,
