@@ -35,7 +35,7 @@ def compare(theirs: Side, ours: Side, net: Net, work: Work, pairs: int) -> Row:
         lambda: ours.ask(work.function, *work.arguments) / work.repeats / our_operations,
         pairs,
     )
-    their_seconds, our_seconds = result.seconds
+    their_seconds, our_seconds = result.medians
     versions = theirs.ask("versions")
     details = (
         f"dew {versions['dew']} with JAX {versions['jax']}: {1e12 * their_seconds:.1f} ms per "

@@ -77,7 +77,8 @@ def speed(
             ours = [stack.enter_context(Side(python, OURS)) for python in pythons]
             for side in ours:
                 side.ask("load", net.recipe, net.batch_size, folder, sampling=name != "training")
-            theirs.ask("load", folder, net.batch_size)
+            clip_norm = ours[0].ask("clip_norm")
+            theirs.ask("load", folder, net.batch_size, clip_norm=clip_norm)
             # A few sampling steps are enough to compare PyTorch's modes.
             trial = (5, net.num_images) if work.function == "sample" else work.arguments
             mode = use_fastest_mode(theirs, work.function, trial)
@@ -87,7 +88,7 @@ def speed(
                     partial(side.ask, work.function, *work.arguments),
                     pairs,
                 )
-                torch_seconds, our_seconds = (seconds / work.repeats for seconds in result.seconds)
+                torch_seconds, our_seconds = (seconds / work.repeats for seconds in result.medians)
                 version = side.ask("versions")["jax"]
                 details = f"PyTorch {torch_seconds:.3f} s ({mode})"
                 details += f", JAX {version} {our_seconds:.3f} s"

@@ -3,8 +3,8 @@
     python benchmarks/cold_start.py [--recipe butterflies] [--batch-size 16] [settings of train.py]
 
 The command runs twice: with an empty compilation cache, which it fills, and with the filled cache.
-The data is a folder with one batch of random images, so an epoch has one step. The line of the
-first epoch needs the loss of step 1, so it marks the end of this step. Then the run is killed. The
+The data is a folder with one batch of random images, so an epoch has one step. train.py prints the
+line of epoch 1 only when step 1 is done. Then the run is killed. The
 user's own compilation cache is not touched.
 """
 
@@ -32,7 +32,7 @@ def first_steps(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         image_folder = folder / "images"
-        write_images(image_folder, batch_size)
+        write_images(image_folder, batch_size, (32, 32, 3))
         env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
         for run in ("cold", "warm"):
             data = f"--data folder --data.path {image_folder} --workdir {folder / run}"
@@ -42,13 +42,13 @@ def first_steps(
             yield seconds_to_marks(args, env)
 
 
-def write_images(folder: Path, number: int) -> None:
-    """Make a folder of random images of 32x32 pixels."""
+def write_images(folder: Path, number: int, shape: Sequence[int]) -> None:
+    """Make a folder of random images of a shape (h, w, c) with one or three channels."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (number, 32, 32, 3), np.uint8)  # (b, h, w, c)
+    images = rng.integers(0, 256, (number, *shape), np.uint8)  # (b, h, w, c)
     for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:05d}.png")
+        Image.fromarray(image.squeeze()).save(folder / f"{i:05d}.png")
 
 
 def seconds_to_marks(args: Sequence[str], env: dict[str, str]) -> dict[str, float]:

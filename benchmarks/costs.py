@@ -26,7 +26,7 @@ def loop(net: Net, pairs: int) -> Iterator[Row]:
             f"{sampler}: time of a scan of {LOOP_STEPS} steps, "
             f"relative to {LOOP_STEPS} forward passes"
         )
-        details = f"{result.seconds[0]:.2f} s per scan, {LOOP_BATCH_SIZE} images"
+        details = f"{result.medians[0]:.2f} s per scan, {LOOP_BATCH_SIZE} images"
         yield Row(measurement, net.recipe, result, Goal("<=", 1.02), details)
 
 
@@ -41,8 +41,8 @@ def input_pipeline(net: Net, pairs: int) -> Iterator[Row]:
             lambda: fraction * ours.ask("feed", BATCHES_FED),
             pairs,
         )
-        used, made = (net.batch_size * steps / seconds for seconds in result.seconds)
-        measurement = "speed of the input pipeline alone, relative to the training step"
+        used, made = (net.batch_size * steps / seconds for seconds in result.medians)
+        measurement = "speed of making batches from images in memory, relative to the training step"
         details = f"{made:,.0f} images/s made, {used:,.0f} images/s used"
         yield Row(measurement, net.recipe, result, Goal(">=", 3), details)
         percent_waited = 100 * ours.ask("wait", STEPS_WATCHED)
@@ -60,7 +60,10 @@ def saving(net: Net, pairs: int) -> Iterator[Row]:
         statistics.median(seconds for seconds, _ in times) for times in zip(*turns, strict=True)
     )
     size = turns[0][0][1] / 2**20
-    details = f"{size:.0f} MiB; with --checkpoint.no-wait training continues after {copied:.2f} s"
+    details = (
+        f"a state of {size:.0f} MiB; with --checkpoint.no-wait training continues "
+        f"after {copied:.2f} s"
+    )
     yield Row("saving a checkpoint", net.recipe, saved, None, details, " s")
 
 
@@ -113,5 +116,5 @@ def devices(net: Net, pairs: int) -> Iterator[Row]:
 
 def describe_seconds(result: Ratio) -> str:
     """The median seconds of both sides of a ratio."""
-    above, below = result.seconds
+    above, below = result.medians
     return f"{above:.2f} s against {below:.2f} s"

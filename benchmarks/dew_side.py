@@ -3,7 +3,7 @@
 dew needs an environment of its own, because it pins other versions than this package. Its network
 has the widths and the levels with attention of the recipe, but other blocks, so its times are
 divided by the operations of a forward pass. The training step does the work of ours: noise, loss,
-gradients, AdamW and a moving average, compiled as one program whose state is donated.
+gradients and their norm, AdamW and a moving average. It is one program, whose state is donated.
 """
 
 import sys
@@ -62,7 +62,7 @@ def size():
 
 
 def step(net, tx, state, x0, key):
-    """A training step on the noise of images (b, h, w, c)."""
+    """The new state, and the loss and the norm of its gradient, for images (b, h, w, c)."""
     params, ema_params, opt_state = state
     t_key, eps_key = jax.random.split(key)
     t = jax.random.uniform(t_key, x0.shape[:1])
@@ -73,10 +73,11 @@ def step(net, tx, state, x0, key):
     def loss(params):
         return jnp.mean((net.apply(params, xt, 1000 * t) - eps) ** 2)
 
-    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     ema_params = optax.incremental_update(params, ema_params, EMA_RATE)
-    return params, ema_params, opt_state
+    return (params, ema_params, opt_state), (value, optax.global_norm(grads))
 
 
 def train(steps):
@@ -93,7 +94,7 @@ def train(steps):
 def train_on(number):
     """Start one training step, without waiting for it."""
     key = jax.random.fold_in(jax.random.key(1), number)
-    STATE["state"] = STATE["step"](STATE["state"], STATE["x"], key)
+    STATE["state"], _ = STATE["step"](STATE["state"], STATE["x"], key)
 
 
 def forward(passes):

@@ -70,7 +70,8 @@ def both_sides(options: argparse.Namespace, batch_size: int) -> Iterator[Sides]:
         Side(options.torch_python, TORCH) as theirs,
     ):
         ours.ask("load", options.recipe, batch_size, folder, dtype=DTYPE)
-        theirs.ask("load", folder, batch_size, device, DTYPE)
+        clip_norm = ours.ask("clip_norm")
+        theirs.ask("load", folder, batch_size, device, DTYPE, clip_norm)
         theirs.ask("use", True, True, options.torch_mode)
         yield Sides(ours, theirs, batch_size, ours.ask("flops"))
 
@@ -83,7 +84,7 @@ def training(options: argparse.Namespace, sides: Sides, chip: Chip) -> Iterator[
     details = describe_images_per_second(size * STEPS_PER_TURN, result)
     yield Row(f"speed relative to PyTorch: {name}", options.recipe, result, SPEED_GOAL, details)
     flops = PASSES_OF_A_STEP * size * sides.flops
-    seconds = result.seconds[1] / STEPS_PER_TURN
+    seconds = result.medians[1] / STEPS_PER_TURN
     yield mfu(options, name, flops, seconds, chip, MFU_GOAL)
     launched, moved = sides.ours.ask("work")
     estimate = chip.shortest_time(flops, moved)
@@ -104,7 +105,7 @@ def sampling(
     name = f"{steps} {sampler.upper()} steps of {size} images"
     details = describe_images_per_second(size, result)
     yield Row(f"speed relative to PyTorch: {name}", options.recipe, result, SPEED_GOAL, details)
-    yield mfu(options, name, steps * size * sides.flops, result.seconds[1], chip)
+    yield mfu(options, name, steps * size * sides.flops, result.medians[1], chip)
 
 
 def compare(options: argparse.Namespace, sides: Sides, function: str, *args: Any) -> Ratio:
@@ -143,7 +144,7 @@ def determinism(options: argparse.Namespace) -> Iterator[Row]:
             partial(usual.ask, "train", STEPS_PER_TURN),
             options.pairs,
         )
-    deterministic_step, usual_step = (seconds / STEPS_PER_TURN for seconds in result.seconds)
+    deterministic_step, usual_step = (seconds / STEPS_PER_TURN for seconds in result.medians)
     measurement = (
         f"time of a deterministic training step of {batch_size} images, relative to the usual one"
     )
@@ -153,7 +154,7 @@ def determinism(options: argparse.Namespace) -> Iterator[Row]:
 
 def describe_images_per_second(num_images: int, result: Ratio) -> str:
     """The images per second of both sides."""
-    theirs, ours = (num_images / seconds for seconds in result.seconds)
+    theirs, ours = (num_images / seconds for seconds in result.medians)
     return f"images/s: PyTorch {theirs:,.1f}, ours {ours:,.1f}"
 
 

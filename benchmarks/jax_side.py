@@ -198,6 +198,11 @@ def network():
     }
 
 
+def clip_norm():
+    """The largest norm of a gradient in the recipe, or None for no limit."""
+    return STATE["config"].optimizer.clip_norm
+
+
 def size():
     """The parameters of the network, and the operations of a forward pass of a batch."""
     config = STATE["config"]
@@ -205,7 +210,20 @@ def size():
     return config.model.parameter_count(), of_image * config.training.batch_size
 
 
-SERVED = (versions, load, train, feed, wait, save, forward, sample, loop_overhead, network, size)
+SERVED = (
+    versions,
+    load,
+    train,
+    feed,
+    wait,
+    save,
+    forward,
+    sample,
+    loop_overhead,
+    network,
+    clip_norm,
+    size,
+)
 FUNCTIONS = {function.__name__: function for function in SERVED}
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ XLA's order.
 """
 
 import argparse
+import os
 import sys
 from functools import partial
 
@@ -17,16 +18,17 @@ from beside_torch import work_by_row
 from rows import NETS, OURS, Net
 from sides import Side, ratio
 
-PARALLEL = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=true"}
+PARALLEL = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
 
 
 def compare(net: Net, pairs: int) -> None:
     """Print a line for each kind of work."""
-    with Side(sys.executable, OURS, PARALLEL) as parallel, Side(sys.executable, OURS) as ours:
-        for side in (parallel, ours):
-            side.ask("load", net.recipe, net.batch_size)
-        for name in ("training", "forward"):
-            work = work_by_row(net)[name]
+    env = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {PARALLEL}".strip()}
+    for name in ("training", "forward"):
+        work = work_by_row(net)[name]
+        with Side(sys.executable, OURS, env) as parallel, Side(sys.executable, OURS) as ours:
+            for side in (parallel, ours):
+                side.ask("load", net.recipe, net.batch_size, sampling=name == "forward")
             above, below = (
                 partial(side.ask, work.function, *work.arguments) for side in (parallel, ours)
             )

@@ -1,5 +1,6 @@
 """Rows about compilation: naive convolutions, recompilations, time until the first step ends."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def naive(net: Net) -> Iterator[Row]:
     """Count the naive convolutions in all optimized programs of a training step and a sampler."""
     with tempfile.TemporaryDirectory() as folder:
         env = {
-            "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_as_text",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} "
+            "--xla_dump_hlo_as_text",
             # XLA does not dump a program that comes from the cache.
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
@@ -64,4 +66,5 @@ def cold_start(net: Net) -> Iterator[Row]:
             f"compilation cache {cache}"
         )
         details = ", ".join(f"{mark} after {seconds:.1f} s" for mark, seconds in earlier)
+        details += "; one run"
         yield Row(measurement, net.recipe, first_step, Goal("<=", goal), details, " s")

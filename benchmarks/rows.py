@@ -59,7 +59,9 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         value = float(self.result)
         result = str(self.result)
-        if isinstance(self.result, int | float):
+        if isinstance(self.result, int):
+            result = f"{self.result:,}{self.unit}"
+        elif isinstance(self.result, float):
             result = f"{value:.3g}{self.unit}"
         goal = ""
         met = ""

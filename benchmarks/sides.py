@@ -56,15 +56,15 @@ def serve(functions: dict[str, Callable]) -> None:
 
 
 class Ratio(NamedTuple):
-    """The time of one kind of work relative to another, in pairs.
+    """The time of one kind of work, or another amount, relative to another, in pairs.
 
-    `seconds` holds the median seconds of both.
+    `medians` holds the median amounts of both.
     """
 
     median: float
     lowest: float
     highest: float
-    seconds: tuple[float, float]
+    medians: tuple[float, float]
 
     def __float__(self) -> float:
         return self.median
@@ -93,7 +93,7 @@ def ratio(above: Callable[[], float], below: Callable[[], float], pairs: int) ->
 
 
 def ratio_of(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """The `Ratio` of times that were measured in pairs."""
+    """The `Ratio` of amounts that were measured in pairs."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     medians = (statistics.median(above), statistics.median(below))
     return Ratio(statistics.median(ratios), min(ratios), max(ratios), medians)

@@ -28,10 +28,11 @@ def versions():
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "on": device}
 
 
-def load(folder, batch_size, device="cpu", autocast=None):
+def load(folder, batch_size, device="cpu", autocast=None, clip_norm=None):
     """Load a network in the diffusers layout and make a batch.
 
-    `autocast` is a dtype such as "bfloat16", or None for float32.
+    `autocast` is a dtype such as "bfloat16", or None for float32. `clip_norm` is the largest norm
+    of a gradient, or None for no limit.
     """
     net = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
     net = net.to(device)
@@ -41,7 +42,7 @@ def load(folder, batch_size, device="cpu", autocast=None):
         image = image.pin_memory()
     STATE.clear()
     STATE.update(net=net, run=net, device=device, memory_format=torch.contiguous_format)
-    STATE.update(image=image, scheduler=diffusers.DDPMScheduler())
+    STATE.update(image=image, scheduler=diffusers.DDPMScheduler(), clip_norm=clip_norm)
     torch.backends.cudnn.benchmark = True
     STATE["dtype"] = getattr(torch, autocast or "float32")
 
@@ -95,6 +96,8 @@ def train_step():
     eps = torch.randn_like(x0)
     t = torch.randint(0, 1000, (len(x0),), device=x0.device)
     functional.mse_loss(network(scheduler.add_noise(x0, eps, t), t), eps).backward()
+    if STATE["clip_norm"] is not None:
+        torch.nn.utils.clip_grad_norm_(net.parameters(), STATE["clip_norm"])
     STATE["optimizer"].step()
     STATE["optimizer"].zero_grad()
     with torch.no_grad():

@@ -37,9 +37,9 @@ MEMORY_ORDER = "xla_cpu_enable_concurrency_optimized_scheduler"
 def order_for_memory() -> None:
     """Make XLA order the operations of a CPU's program so that it needs little memory.
 
-    Its default order lets more operations run at the same time, which gains nothing with one or two
-    cores per device: there a step needs more memory and is not faster (benchmarks/memory_order.py). If the user
-    set this flag in XLA_FLAGS, change nothing.
+    XLA's default order lets more operations run at the same time. With one or two cores per device
+    this gains nothing, and a step needs more memory (benchmarks/memory_order.py). If the user set
+    this flag in XLA_FLAGS, change nothing.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if MEMORY_ORDER not in flags:
