@@ -65,7 +65,7 @@ def inpaint(
 
     x_next = mask x_next + (1 - mask) (sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next) eps)
     (Eq. 8, Lugmayr et al. 2022). eps comes from the sample's key, but is independent of the
-    sampler's own draws. At clean data the known pixels equal x0.
+    sampler's own draws. After the last step the known pixels equal x0.
     On a row to a noisier level, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network
     is not called, and a multistep method forgets its earlier steps.
     Raise ValueError if masks and images differ in size or number, or images and samples do.
@@ -86,8 +86,7 @@ def _inpaint_step(sampler, images, masks, keys, denoise, xt, row, state):
     def down():
         x_next, state_next = sampler.step(keys, denoise, xt, row, state)
         eps = step_noise(draws.fold_in_name(keys, "known"), row, xt)
-        known = row.sqrt_alpha_bar_next * images + row.sqrt_one_minus_alpha_bar_next * eps
-        return jnp.where(masks, x_next, known), state_next
+        return jnp.where(masks, x_next, at_end_of(row, images, eps)), state_next
 
     def up():
         signal = row.sqrt_alpha_bar_next / row.sqrt_alpha_bar
@@ -95,6 +94,16 @@ def _inpaint_step(sampler, images, masks, keys, denoise, xt, row, state):
         return x_next, sampler.init(x_next)
 
     return jax.lax.cond(row.sqrt_alpha_bar_next < row.sqrt_alpha_bar, up, down)
+
+
+def at_end_of(
+    row: GridRow, images: Float[Array, "b h w c"], eps: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """The images at the noise level where a row ends. After the last row they have no noise."""
+    is_last = row.i + 1 == row.steps
+    signal = jnp.where(is_last, 1.0, row.sqrt_alpha_bar_next)
+    std = jnp.where(is_last, 0.0, row.sqrt_one_minus_alpha_bar_next)
+    return signal * images + std * eps
 
 
 def repaint_grid(grid: GridRow, repeats: int, jump_length: int) -> GridRow:

@@ -91,9 +91,10 @@ class Sampling:
         )
 
     def override(self, **settings: Any) -> "Sampling":
-        """Replace settings. Another sampler starts from its own options and the plain grid."""
+        """Replace settings. Another sampler starts from its own options, grid and end."""
         if settings.get("sampler", self.sampler) != self.sampler:
-            settings = {"options": {}, "grid": "plain", "keep_eps": False} | settings
+            own = {"options": {}, "grid": "plain", "keep_eps": False, "end": None}
+            settings = own | settings
         return dataclasses.replace(self, **settings)
 
     @property
@@ -140,10 +141,11 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
         check_grid(sampling.grid, objective.timesteps, steps, sampling.spacing, offset)
     check_variance(objective, sampling.options.get("variance"))
     variance = with_learned_variance(objective, sampling).options.get("variance")
+    by_noise = sampling.timesteps is None and is_noise_spacing(sampling.spacing)
     check(
-        variance != "learned" or steps == objective.timesteps,
+        variance != "learned" or (steps == objective.timesteps and not by_noise),
         "Variance learned is valid only for steps from t to t - 1: take all "
-        f"{objective.timesteps} steps, not {steps}.",
+        f"{objective.timesteps} steps, not {steps}, and spacing trailing.",
     )
     interval = sampling.guidance_interval
     check(

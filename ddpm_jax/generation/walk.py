@@ -81,7 +81,7 @@ def walk(
     chunks: int,
     edit: Edit | None = None,
 ) -> Iterator[Float[Array, "b h w c"]]:
-    """Yield xT, then xt after each of `chunks` equal parts of the grid. The last is x0 in [-1, 1].
+    """Yield xT, then xt after each of `chunks` equal parts of the grid. The last is the sample.
 
     `shape` is (h, w, c). The arrays of `edit` have a row per key.
     """

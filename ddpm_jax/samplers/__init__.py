@@ -45,10 +45,10 @@ class Sampler:
     evaluations: int = dataclasses.field(default=1, metadata={"static": True})
     """Denoiser evaluations per step."""
     startup_evaluations: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    """Extra evaluations in each of the first steps. The last step never has any."""
+    """Extra evaluations in each of the first steps. The step to clean data never has any."""
 
     def num_evaluations(self, steps: int) -> int:
-        """The number of denoiser evaluations in `steps` steps."""
+        """The number of denoiser evaluations in `steps` steps from noise to clean data."""
         return self.evaluations * steps + sum(self.startup_evaluations[: steps - 1])
 
 

@@ -50,6 +50,11 @@ def count_known(positions):
     return jnp.sum(jnp.cumprod(known, dtype=jnp.int32), dtype=jnp.int32)
 
 
+def has_length(h):
+    """Whether a step of this h is neither to clean data nor of length 0, to its own noise level."""
+    return jnp.isfinite(h) & (h != 0)
+
+
 def full_order(row, order):
     """The order rule (row, order) -> order that keeps the order on every row."""
     return order

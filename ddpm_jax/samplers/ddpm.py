@@ -28,8 +28,9 @@ def _step(variance_for, clip_sample, keys, denoise, xt, row, state):
     x0, _, log_var = denoise(xt, row.t)
     mean, posterior_variance = posterior(row, x0, xt)  # Eq. 7
     variance = variance_for(row, posterior_variance, log_var)
-    # The step to clean data adds no noise, whatever its variance.
-    variance = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, variance, 0)
+    # Steps to clean data and of length 0 add no noise, whatever their variance.
+    adds_noise = (row.sqrt_one_minus_alpha_bar_next > 0) & (row.h != 0)
+    variance = jnp.where(adds_noise, variance, 0)
     x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)
     return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), state
 

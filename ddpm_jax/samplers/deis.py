@@ -12,6 +12,7 @@ from ddpm_jax.samplers._multistep import (
     count_known,
     exponential_moments,
     full_order,
+    has_length,
     history,
     integral_weights,
     reduced_final_order,
@@ -38,10 +39,9 @@ def _step(order_rule, min_signal, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
     state = remember(state, eps, row.log_snr / 2)
     values, positions = state
-    # On diffusers' Karras grid the last step has length 0.
-    has_length = jnp.isfinite(row.h) & (row.h != 0)
-    h = jnp.where(has_length, row.h, 1)
-    num_nodes = jnp.where(has_length, order_rule(row, count_known(positions)), 1)
+    moves = has_length(row.h)
+    h = jnp.where(moves, row.h, 1)
+    num_nodes = jnp.where(moves, order_rule(row, count_known(positions)), 1)
     nodes = (positions - positions[0]) / h
     moments = exponential_moments(len(nodes), h, growing=False)
     slope_correction = change_from_newest(integral_weights(nodes, moments, num_nodes), values)

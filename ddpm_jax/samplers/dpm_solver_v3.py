@@ -30,6 +30,7 @@ from ddpm_jax.samplers._multistep import (
     NODES,
     WEIGHTS,
     count_known,
+    has_length,
     history,
     integral_weights,
     remember,
@@ -145,13 +146,13 @@ def _step(statistics, correct, keys, denoise, xt, row, state):
     x0 = x0 + df_dx * (x - xt)  # f keeps its value from before the correction: Algorithm 2, line 13
     step = x, scale, row.sqrt_alpha_bar_next, lambda_finite, row.h
     x_next = _integrate(statistics, step, past_to_predict)
-    x_next = jnp.where(jnp.isfinite(row.h), x_next, ddim_step(row, x, x0))
+    x_next = jnp.where(has_length(row.h), x_next, ddim_step(row, x, x0))
     return x_next, (past, step)
 
 
 def _correct(statistics, xt, step_before, past):
     """Return the corrected x, and the history without its oldest f for the predictor."""
-    can_correct = jnp.isfinite(step_before[-1]) & (count_known(past[1]) > 2)
+    can_correct = has_length(step_before[-1]) & (count_known(past[1]) > 2)
     x = jnp.where(can_correct, _integrate(statistics, step_before, past), xt)
     return x, tuple(table[:-1] for table in past)
 
@@ -164,7 +165,7 @@ def _integrate(statistics, step, past):
     """Take one step, with the polynomial g through all known f (Eq. 9)."""
     x, scale, scale_next, start, h = step
     f, positions = past  # (k, b, h, w, c) and (k,)
-    h = jnp.where(jnp.isfinite(h), h, 1)
+    h = jnp.where(has_length(h), h, 1)
     k = len(f)
     dtype = x.dtype
     inner = jnp.asarray(NODES, dtype)

@@ -7,6 +7,7 @@ from ddpm_jax.samplers import Sampler
 from ddpm_jax.samplers._multistep import (
     count_known,
     exponential_mean,
+    has_length,
     history,
     reduced_final_order,
     remember,
@@ -31,9 +32,9 @@ def dpmpp_3m(*, compat: bool = False) -> Sampler:
 def _step(keys, denoise, xt, row, state):
     state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
     values, positions = state
-    finite = jnp.isfinite(row.h)
-    h = jnp.where(finite, row.h, 1)
-    num_nodes = jnp.where(finite, count_known(positions), 1)
+    moves = has_length(row.h)
+    h = jnp.where(moves, row.h, 1)
+    num_nodes = jnp.where(moves, count_known(positions), 1)
     nodes = (positions - positions[0]) / h
     x0_mean = exponential_mean(h, nodes, values, num_nodes)
     return ddim_step(row, xt, x0_mean), state
@@ -42,9 +43,9 @@ def _step(keys, denoise, xt, row, state):
 def _published_step(keys, denoise, xt, row, state):
     state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
     values, positions = state
-    finite = jnp.isfinite(row.h)
-    order = jnp.where(finite, reduced_final_order(row, count_known(positions)), 1)
-    h = jnp.where(finite, row.h, 1)
+    moves = has_length(row.h)
+    order = jnp.where(moves, reduced_final_order(row, count_known(positions)), 1)
+    h = jnp.where(moves, row.h, 1)
     r0 = (positions[0] - positions[1]) / h
     r1 = (positions[1] - positions[2]) / h
     slope = (values[0] - values[1]) / r0

@@ -7,7 +7,13 @@ from jax.tree_util import Partial
 
 from ddpm_jax.errors import check
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.samplers._multistep import count_known, exponential_mean, history, remember
+from ddpm_jax.samplers._multistep import (
+    count_known,
+    exponential_mean,
+    has_length,
+    history,
+    remember,
+)
 from ddpm_jax.samplers.ddim import ddim_step_by
 
 
@@ -55,7 +61,7 @@ def _step(B, correct, order_rule, keys, denoise, xt, row, state):
     xt = correct(B, xt, x_before, step_before, past, order_before)
     std_ratio = row.sqrt_one_minus_alpha_bar_next / row.sqrt_one_minus_alpha_bar
     step = std_ratio, row.sqrt_alpha_bar_next, row.h
-    order = jnp.where(jnp.isfinite(row.h), order_rule(row.i, row, past), 1)
+    order = jnp.where(has_length(row.h), order_rule(row.i, row, past), 1)
     return _predict(B, xt, step, past, order), (past, xt, step)
 
 
@@ -63,7 +69,7 @@ def _predict(B, xt, step, past, order):
     """Take a step with the mean of x0 over it, from the `order` newest x0."""
     values, positions = past
     *_, h = step
-    h = jnp.where(jnp.isfinite(h), h, 1)
+    h = jnp.where(has_length(h), h, 1)
     nodes = (positions - positions[0]) / h
     half_weight = B(h) / _one_minus_exp(h) / 2
     one_slope = values[0] + half_weight * (values[1] - values[0]) / nodes[1]
@@ -76,14 +82,14 @@ def _correct(B, xt, x_before, step_before, past, order):
     """Repeat the previous step with a mean that includes the x0 at its end."""
     values, positions = past
     *_, h = step_before
-    finite = jnp.isfinite(h)
-    h = jnp.where(finite, h, 1)
+    moved = has_length(h)
+    h = jnp.where(moved, h, 1)
     half_weight = B(h) / _one_minus_exp(h) / 2
     one_slope = values[1] + half_weight * (values[0] - values[1])
     mean = exponential_mean(h, (positions - positions[1]) / h, values, order + 1)
     x0 = jnp.where(order == 1, one_slope, mean)
     corrected = ddim_step_by(*step_before, x_before, x0)
-    return jnp.where((order > 0) & finite, corrected, xt)
+    return jnp.where((order > 0) & moved, corrected, xt)
 
 
 def _skip_correction(B, xt, *_):

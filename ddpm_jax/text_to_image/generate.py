@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.errors import check
-from ddpm_jax.generation.editing import last_rows
+from ddpm_jax.generation.editing import at_end_of, last_rows
 from ddpm_jax.samplers import Sampler, sample_in_chunks
 
 
@@ -114,7 +114,4 @@ def keep_known(
 
 def _keep_known(sampler, latents, masks, eps, keys, denoise, xt, row, state):
     x_next, state = sampler.step(keys, denoise, xt, row, state)
-    is_last = row.i + 1 == row.steps
-    signal = jnp.where(is_last, 1.0, row.sqrt_alpha_bar_next)
-    std = jnp.where(is_last, 0.0, row.sqrt_one_minus_alpha_bar_next)
-    return jnp.where(masks, x_next, signal * latents + std * eps), state
+    return jnp.where(masks, x_next, at_end_of(row, latents, eps)), state

@@ -27,6 +27,7 @@ from helpers.samplers import naive_walk
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
+from ddpm_jax.diffusion.grid import make_grid
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.generation.editing import inpaint, repaint_grid, repaint_order
 from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
@@ -125,6 +126,9 @@ def test_pixels_outside_the_mask_are_kept_and_those_inside_are_sampled(name):
 
     np.testing.assert_allclose(inpainted(ALL), plain, atol=1e-6)
     np.testing.assert_array_equal(inpainted(NOTHING), IMAGES)
+    # Also if the walk ends at a noise level.
+    t = np.linspace(999, 100, len(down.i)).round().astype(int)
+    np.testing.assert_array_equal(inpainted(NOTHING, make_grid(SCHEDULE, t, end=0)), IMAGES)
     left = np.broadcast_to(LEFT, IMAGES.shape)
     for x0 in (inpainted(LEFT), inpainted(LEFT, up_and_down)):
         np.testing.assert_array_equal(x0[~left], np.asarray(IMAGES)[~left])

@@ -80,6 +80,7 @@ def test_a_sampling_that_does_not_fit_the_objective_is_refused():
         ((SMALL, untrained), "was not trained for variance learned_range: use fixed_small"),
         ((SMALL, outside), r"contains none of the timesteps 0\.\.19"),
         ((LEARNED, {"steps": 10}), too_few),
+        ((LEARNED, {"spacing": "karras"}), "take all 20 steps, not 20, and spacing trailing"),
     ]
     assert_refused(lambda case: check_sampling(case[0], Sampling(**case[1])), cases)
     for objective in (SMALL, LEARNED):
@@ -95,19 +96,21 @@ def test_a_learned_variance_is_used_if_the_sampler_takes_one():
     assert with_learned_variance(SMALL, Sampling()).options == {}
 
 
-def test_another_sampler_starts_from_its_own_options_and_grid():
+def test_another_sampler_starts_from_its_own_options_grid_and_end():
     pndm = Sampling(
         sampler="pndm",
         options={"compat": True},
         grid="strides_to_0",
         keep_eps=True,
+        end="sigma_min",
         steps=5,
         spacing="leading",
         offset=1,
     )
-    own = {"options": {}, "grid": "plain", "keep_eps": False}
+    own = {"options": {}, "grid": "plain", "keep_eps": False, "end": None}
     assert pndm.override(sampler="ddim") == dataclasses.replace(pndm, sampler="ddim", **own)
     given = {"sampler": "ddim", "options": {"eta": 1.0}, "grid": "strides", "keep_eps": True}
+    given |= {"end": "clean"}
     assert pndm.override(**given) == dataclasses.replace(pndm, **given)
 
 

@@ -16,6 +16,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 
 from ddpm_jax import samplers
+from ddpm_jax.diffusion.grid import make_grid, timesteps_for
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import (
     from_betas,
@@ -192,6 +193,20 @@ def test_a_walk_can_start_from_pure_noise(name):
         x0 = draw(name, mixture(POINT, 0.1, schedule=schedule), grid)
         np.testing.assert_allclose(x0.mean(0), POINT, atol=0.1, err_msg=case)
         assert 0.05 < float(x0.std(0).mean()) < 0.2, case
+
+
+@every_sampler_and(
+    ("unipc", {"order": 3}),
+    ("dpmpp_3m", {"compat": True}),
+    ("ddpm", {"variance": "fixed_large"}),
+)
+def test_a_last_row_to_its_own_level_hardly_changes_the_image(name, options):
+    """A grid to t = 0 by a spacing that ends there. Only a corrector still changes the image."""
+    t = timesteps_for(SCHEDULE, 20, "log_snr")
+    atol = 0.02 if name in ("unipc", "dpm_solver_v3") else 2e-6
+    with_row = draw(name, grid=make_grid(SCHEDULE, t, end=0), **options)
+    without = draw(name, grid=make_grid(SCHEDULE, t[:-1], end=0), **options)
+    np.testing.assert_allclose(with_row, without, atol=atol)
 
 
 @every_sampler
