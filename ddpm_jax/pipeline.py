@@ -18,12 +18,12 @@ from ddpm_jax.generation.conditions import count_of, read_conditions
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
+from ddpm_jax.pretrained.latent_scheduler import sampling_for
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, locate_folder, save_pretrained
 from ddpm_jax.pretrained.stable_diffusion import (
     StableDiffusion,
     is_text_to_image,
     load_stable_diffusion,
-    sampling_for,
     save_stable_diffusion,
 )
 from ddpm_jax.text_to_image.draw import draw_images
@@ -169,7 +169,7 @@ class TextToImagePipeline:
             clip_skip=clip_skip,
         )
         settings = self.model.sampling
-        if sampler is not None:
+        if sampler not in (None, settings.sampler):
             settings = sampling_for(self.model.scheduler, sampler).override(
                 steps=settings.steps, guidance_scale=settings.guidance_scale
             )

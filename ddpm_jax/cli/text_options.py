@@ -21,7 +21,7 @@ from ddpm_jax.errors import check
 from ddpm_jax.figures import heat, image_grids
 from ddpm_jax.files import check_writable, write_all
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.pretrained import hub, stable_diffusion
+from ddpm_jax.pretrained import hub, latent_scheduler, stable_diffusion
 from ddpm_jax.pretrained.lora_files import with_lora
 from ddpm_jax.pretrained.own_settings import read_own_settings
 from ddpm_jax.pretrained.pipeline_folder import locate_folder, shipped_networks
@@ -30,6 +30,7 @@ from ddpm_jax.runs.text_model import open_text_model, without_weights
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.text_to_image.draw import draw_images
 from ddpm_jax.text_to_image.noise import NoiseKind, seed_bits
+from ddpm_jax.text_to_image.prompts import check_tokenizer
 from ddpm_jax.text_to_image.request import Request, read_request
 from ddpm_jax.text_to_image.word_maps import PERIODS, WordMaps, check_word_maps, draw_with_maps
 
@@ -51,11 +52,12 @@ class TextOptions(LoraOptions, BatchedRunOptions):
     image: tuple[Path, ...] = ()
     """Images to start from, which the samples take in turn."""
     mask: tuple[Path, ...] = ()
-    """Masks of the images. White is redrawn, black is kept."""
+    """Masks of the images. White is redrawn; black and what is transparent are kept."""
     strength: float | None = None
     """Fraction of the steps to run, in (0, 1]; None for 0.8, or 1 with --mask."""
     height: int | None = None
-    """Height in pixels; None for the network's own, or with --image for the image's."""
+    """Height in pixels; None for the network's own, or for the image's with --image and no --mask.
+    """
     width: int | None = None
     """Width in pixels; None as for the height."""
     seed: int = 0
@@ -192,16 +194,19 @@ def _check_request(
     read_request(model, request, sampling)
     if with_maps:
         check_word_maps(model, request.prompts)
+    else:
+        check_tokenizer(model)
 
 
 def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling:
     """The sampling of a run, or of the scheduler of a pipeline; by another `sampler` if given."""
     if isinstance(source, RunSource):
         return default_sampling(source.spec, sampler)
-    index = stable_diffusion.read_index(source)
-    scheduler = stable_diffusion.read_scheduler(source, index["scheduler"][1])
-    sampling = stable_diffusion.sampling_for(scheduler, sampler)
-    return read_own_settings(source).applied(sampling)
+    scheduler = stable_diffusion.read_scheduler(source, stable_diffusion.read_index(source))
+    own = read_own_settings(source)
+    if own.sampling is not None and sampler not in (None, own.sampling.sampler):
+        own = dataclasses.replace(own, sampling=None)
+    return own.applied(latent_scheduler.sampling_for(scheduler, sampler))
 
 
 def _save(images: np.ndarray, path: Path) -> None:

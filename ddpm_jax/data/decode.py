@@ -33,18 +33,19 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def to_colour(image: Image.Image, channels: int) -> Image.Image:
+def to_colour(image: Image.Image, channels: int, ground: str = "white") -> Image.Image:
     """Convert `image` to 8-bit greyscale (1 channel) or RGB (3).
 
     Apply the EXIF orientation, scale 16-bit pixels to 8 bits (v * 255 / 65535) and show transparent
-    pixels as white. Raise ValueError for pixels of another type or range, such as floats.
+    pixels as the colour `ground`. Raise ValueError for pixels of another type or range, such as
+    floats.
     """
     image = upright(image)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert({1: "L", 3: "RGB"}[channels])
 
 
@@ -188,12 +189,12 @@ def decode_image(
     return _decode(file, name, convert, max_pixels, f"raise {limit_name}, or ")
 
 
-def decode_colour(file: File, name: str, channels: int) -> Image.Image:
+def decode_colour(file: File, name: str, channels: int, ground: str = "white") -> Image.Image:
     """Decode `file` at its own size and convert it as `to_colour` does.
 
     Raise ValueError if that is impossible, or if the image has more than `MAX_PIXELS`.
     """
-    return _decode(file, name, lambda image: to_colour(image, channels), MAX_PIXELS, "")
+    return _decode(file, name, lambda image: to_colour(image, channels, ground), MAX_PIXELS, "")
 
 
 def _decode(

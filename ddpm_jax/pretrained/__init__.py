@@ -3,7 +3,7 @@
 - `hub` downloads and uploads; `pipeline_folder` reads and writes a whole model.
 - `unet_folder`, and `part_folder` for Stable Diffusion, read and write networks: `*_config` map the
   settings, `weight_files` reads the tensors, `weight_names` maps their names.
-- `scheduler_config` maps a scheduler's JSON; `schedulers` is its table of keys and defaults.
+- `scheduler_config` and `latent_scheduler` map a scheduler's JSON by the table in `schedulers`.
 - `conv_unet_weights` reads the state dict of a ConvBlock U-Net.
 - `torch_pickle`, `untrusted_files` and `json_settings` confine what is read: files may come from
   anyone, so they are read within size limits, and nothing in them is executed.

@@ -40,6 +40,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 TEXT_FILES = [
     *(f"{part}/{CONFIG}" for part in TEXT_PARTS),

@@ -176,7 +176,10 @@ def read_spec(
     index = _read_index(folder)
     model = unet_folder.read_net(_part_folder(folder, "unet"), image_size)
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
-    config = {"_class_name": index["scheduler"][1]} | read_json(inside(folder, path))
+    class_name = {"_class_name": index["scheduler"][1]}
+    config = read_json(inside(folder, path))
+    # An index decides, as in diffusers.
+    config = config | class_name if (folder / INDEX).exists() else class_name | config
     parsed = parse_scheduler(config, scheduler)
     own = read_own_settings(folder)
     if own.label_dropout is not None:

@@ -82,16 +82,17 @@ def parse_scheduler(config: Mapping[str, Any], name: str | None = None) -> Sched
 def _settings(config: Mapping[str, Any], own_name: str, name: str) -> dict[str, Any]:
     """The settings of the scheduler `own_name` as the scheduler `name` reads them.
 
-    The JSON may hold keys of any scheduler, because diffusers keeps them when it converts one.
+    The JSON may hold keys of any scheduler, because diffusers keeps them when it converts one. A
+    value that only other schedulers know is read as the default, as in diffusers.
     """
     lookup(SCHEDULERS, own_name, f"{NAME}: _class_name")
     spec = lookup(SCHEDULERS, name, "scheduler")
     unknown_here = {
         key
         for key, value in config.items()
-        if own_name != name
-        and key in VALUES_BY_SCHEDULER
+        if key in VALUES_BY_SCHEDULER
         and value not in VALUES_BY_SCHEDULER[key].get(name, ())
+        and (own_name != name or value in sum(VALUES_BY_SCHEDULER[key].values(), ()))
     }
     known = {key: value for key, value in config.items() if key not in unknown_here}
     return validate(known, spec.defaults, IGNORED, NAME)

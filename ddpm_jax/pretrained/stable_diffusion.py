@@ -1,6 +1,7 @@
 """Stable Diffusion in the diffusers layout: its parts, read from and written to a folder."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check
 from ddpm_jax.generation.sampling import Sampling, build_sampler
+from ddpm_jax.image_size import sides
 from ddpm_jax.models import Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
@@ -18,31 +20,35 @@ from ddpm_jax.models.unet_conditional import ConditionalUNet
 from ddpm_jax.pretrained import scheduler_config
 from ddpm_jax.pretrained.hub import INDEX, TEXT_ENCODER, TOKENIZER_FILES
 from ddpm_jax.pretrained.json_settings import VERSION
+from ddpm_jax.pretrained.latent_scheduler import (
+    as_pipeline_reads,
+    converted,
+    parse_latent_scheduler,
+)
 from ddpm_jax.pretrained.own_settings import (
+    FILE_OPTION,
     OwnSettings,
     read_own_settings,
     write_own_settings,
 )
 from ddpm_jax.pretrained.part_folder import PARTS, read_part, read_part_params, save_part
 from ddpm_jax.pretrained.pipeline_folder import locate_folder
-from ddpm_jax.pretrained.scheduler_config import Scheduler, parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
+from ddpm_jax.pretrained.unet_folder import CONFIG
 from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json, write_json
 from ddpm_jax.pretrained.weight_files import check_no_other_weights
 from ddpm_jax.samplers import Sampler
 
+INPAINTS = "StableDiffusionInpaintPipeline"
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
+    INPAINTS,
 )
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 DTYPES = ("float32", "bfloat16", "float16")
-STEPS = 50
-GUIDANCE_SCALE = 7.5
-"""The defaults of diffusers' pipelines."""
-FORCED = {"steps_offset": 1, "clip_sample": False}
-"""Settings that diffusers' pipelines force on the scheduler of a folder that has them."""
+SMALLEST_SAMPLE = 64
+"""The side of latents to which diffusers raises that of networks from before its version 0.9."""
 MAX_TOKENIZER_BYTES = 16 * 2**20
 
 
@@ -117,10 +123,14 @@ def read_without_weights(
 ) -> StableDiffusion:
     """The parts of a folder, with no parameters. Raise ValueError if they do not fit together."""
     index = read_index(folder)
-    config = read_scheduler(folder, index["scheduler"][1])
+    config = read_scheduler(folder, index)
     parsed = parse_latent_scheduler(config, scheduler)
     nets = {part: read_part(_part_folder(folder, part), part) for part in PARTS}
+    nets["unet"] = _with_raised_size(nets["unet"], _part_folder(folder, "unet"))
     _check_fit(nets["text_encoder"], nets["unet"], nets["vae"])
+    own = read_own_settings(folder)
+    if scheduler is not None:
+        own = dataclasses.replace(own, sampling=None)
     return StableDiffusion(
         tokenizer_files=read_tokenizer_files(_part_folder(folder, "tokenizer")),
         text_encoder=nets["text_encoder"],
@@ -130,8 +140,8 @@ def read_without_weights(
         autoencoder=nets["vae"],
         autoencoder_params={},
         objective=parsed.objective,
-        sampling=read_own_settings(folder).applied(parsed.sampling),
-        scheduler={**config, "_class_name": parsed.name},
+        sampling=own.applied(parsed.sampling),
+        scheduler=converted(config, parsed.name),
         dtype=dtype,
     )
 
@@ -167,56 +177,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def read_scheduler(folder: Path, class_name: str) -> dict[str, Any]:
-    """The scheduler's JSON, with the class of model_index.json if it names none."""
+def read_scheduler(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's JSON as the pipeline of model_index.json reads it."""
     path = _part_folder(folder, "scheduler") / scheduler_config.NAME
-    return {"_class_name": class_name, **read_json(inside(folder, path))}
-
-
-def parse_latent_scheduler(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
-    """Read a scheduler's JSON as diffusers' pipelines do; with `name`, as that scheduler would.
-
-    Keys in the JSON are read by the other scheduler too; missing ones get its own defaults. Latents
-    are not clipped. The sampling has 50 steps and guidance 7.5. Raise ValueError as
-    `parse_scheduler` does.
-    """
-    own = SCHEDULERS.get(str(config.get("_class_name")))
-    forced: dict[str, Any] = {
-        key: value for key, value in FORCED.items() if own and key in own.defaults
-    }
-    left_out = config.get("_use_default_values")
-    if isinstance(left_out, list):
-        forced["_use_default_values"] = [key for key in left_out if key not in forced]
-    parsed = parse_scheduler({**config, **forced}, name)
-    # The default of clip_sample is to clip in some schedulers that lack the key in the JSON.
-    sampling = dataclasses.replace(
-        parsed.sampling,
-        clip_x0=False,
-        steps=min(STEPS, parsed.objective.timesteps - 1),
-        guidance_scale=GUIDANCE_SCALE,
-    )
-    return parsed._replace(sampling=sampling)
-
-
-def latent_scheduler_config(objective: Objective, sampling: Sampling) -> dict[str, Any]:
-    """The scheduler's JSON of `scheduler_config`, with the settings that diffusers forces on it."""
-    config = scheduler_config.scheduler_config(objective, sampling)
-    return {**config, **{key: value for key, value in FORCED.items() if key in config}}
-
-
-def sampling_for(config: Mapping[str, Any], sampler: str | None = None) -> Sampling:
-    """The sampling of a scheduler's JSON, by its own sampler or by another one.
-
-    If a scheduler of diffusers is the other sampler, it reads the JSON. Otherwise the sampler gets
-    its own default options, and the plain grid.
-    """
-    own = parse_latent_scheduler(config).sampling
-    if sampler in (None, own.sampler):
-        return own
-    for name, spec in SCHEDULERS.items():
-        if spec.sampler(spec.defaults)[0] == sampler:
-            return parse_latent_scheduler(config, name).sampling
-    return own.override(sampler=sampler)
+    inpaints = index["_class_name"] == INPAINTS
+    return as_pipeline_reads(read_json(inside(folder, path)), index["scheduler"][1], inpaints)
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -240,7 +205,8 @@ def save_stable_diffusion(
     """Write a folder that `load_stable_diffusion` and diffusers can open.
 
     It holds the networks in `dtype`, the tokenizer, the JSON of the model's scheduler and, for this
-    library, the steps and the guidance scale. Raise ValueError if the folder holds other weights.
+    library, the model's sampling. An interrupted call leaves a folder that nothing opens.
+    Raise ValueError if the folder holds other weights.
     """
     folder = Path(folder)
     nets = {
@@ -250,25 +216,36 @@ def save_stable_diffusion(
     }
     for part in nets:
         check_no_other_weights(folder / part, PARTS[part].files)
+    # The index is written last.
+    (folder / INDEX).unlink(missing_ok=True)
     for part, (net, params) in nets.items():
         in_dtype = jax.tree.map(lambda x: x.astype(dtype), params)
         save_part(folder / part, part, net, in_dtype)
     for part in ("tokenizer", "scheduler"):
         (folder / part).mkdir(exist_ok=True)
-    for name, content in model.tokenizer_files.items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    for name in TOKENIZER_FILES:
+        path = folder / "tokenizer" / name
+        if name in model.tokenizer_files:
+            path.write_bytes(model.tokenizer_files[name])
+        else:
+            path.unlink(missing_ok=True)
     write_json(folder / "scheduler" / scheduler_config.NAME, dict(model.scheduler))
-    write_json(folder / INDEX, _index(model))
     sampling = model.sampling
-    own = OwnSettings(steps=sampling.steps, guidance_scale=sampling.guidance_scale)
+    own = OwnSettings(
+        # A file of this machine does not belong in the folder.
+        sampling=None if FILE_OPTION in sampling.options else sampling,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+    )
     write_own_settings(folder, own)
+    write_json(folder / INDEX, _index(model))
 
 
 def _index(model: StableDiffusion) -> dict[str, Any]:
     """The model_index.json. It names no safety checker."""
     absent = ("safety_checker", "feature_extractor", "image_encoder")
     return {
-        "_class_name": PIPELINES[2] if model.inpaints else PIPELINES[0],
+        "_class_name": INPAINTS if model.inpaints else PIPELINES[0],
         "_diffusers_version": VERSION,
         "requires_safety_checker": False,
         "tokenizer": ["transformers", TOKENIZERS[0]],
@@ -284,6 +261,16 @@ def _part_folder(folder: Path, part: str) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{folder} has no folder {part}: a pipeline needs all its parts.")
     return inside(folder, path)
+
+
+def _with_raised_size(unet: ConditionalUNet, folder: Path) -> ConditionalUNet:
+    """The network, with the size that diffusers' pipelines give to those of old versions."""
+    config = read_json(inside(folder, folder / CONFIG))
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "")))
+    is_old = version is not None and tuple(map(int, version.groups())) < (0, 9)
+    if is_old and max(sides(unet.sample_size)) < SMALLEST_SAMPLE:
+        return dataclasses.replace(unet, sample_size=SMALLEST_SAMPLE)
+    return unet
 
 
 def _check_fit(text_encoder: ClipText, unet: ConditionalUNet, autoencoder: Autoencoder) -> None:

@@ -4,6 +4,7 @@ PyTorch is not needed. Nothing in a file is executed, nothing outside the folder
 is read, and tensors are read lazily.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -40,6 +41,7 @@ TRANSFORMERS = FileNames(
     frozenset({"text_model.embeddings.position_ids", "embeddings.position_ids"}),
 )
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+INTEGERS = {"I32", "I64"}
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_PATH_LENGTH = 255  # characters
 
@@ -158,7 +160,11 @@ def _read_safetensors(path: Path, buffers: Collection[str]) -> dict[str, LazyTen
     except (SafetensorError, OSError) as error:
         message = f"{path} is not a complete safetensors file: {brief(error)}."
         raise ValueError(message) from error
-    unsupported = sorted(set(dtypes.values()) - set(DTYPES))
+    # A single number may be an integer: the alpha of a LoRA.
+    unsupported = sorted(
+        {d for name, d in dtypes.items() if math.prod(shapes[name]) > 1 or d not in INTEGERS}
+        - set(DTYPES)
+    )
     if unsupported:
         types = ", ".join(unsupported)
         supported = ", ".join(DTYPES)

@@ -6,7 +6,8 @@ import jax
 
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
-from ddpm_jax.pretrained.stable_diffusion import StableDiffusion, latent_scheduler_config
+from ddpm_jax.pretrained.latent_scheduler import latent_scheduler_config
+from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.runs.latents import (
     TrainedAutoencoder,
     load_autoencoder,

@@ -14,15 +14,15 @@ WHITE_FROM = 128
 ImageInput = Image.Image | np.ndarray | str | Path
 
 
-def open_image(image: ImageInput, channels: int = 3) -> Image.Image:
+def open_image(image: ImageInput, channels: int = 3, ground: str = "white") -> Image.Image:
     """The image at a path, or in uint8 (h, w, c) or (h, w), in 8-bit RGB (3) or greyscale (1).
 
-    Transparent pixels become white. Raise FileNotFoundError or ValueError.
+    Transparent pixels become the colour `ground`. Raise FileNotFoundError or ValueError.
     """
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise FileNotFoundError(f"There is no image {image}: check its path.")
-        return decode_colour(Path(image), str(image), channels)
+        return decode_colour(Path(image), str(image), channels, ground)
     if isinstance(image, np.ndarray):
         is_picture = image.ndim in (2, 3) and image.shape[2:] in ((), (1,), (3,), (4,))
         check(
@@ -31,7 +31,12 @@ def open_image(image: ImageInput, channels: int = 3) -> Image.Image:
             f"{image.dtype} {image.shape}: convert it with to_uint8.",
         )
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    return to_colour(image, channels)
+    return to_colour(image, channels, ground)
+
+
+def open_mask(mask: ImageInput) -> Image.Image:
+    """The greyscale mask at a path or in an array. Transparent pixels are black, which is kept."""
+    return open_image(mask, 1, ground="black")
 
 
 def read_pixels(
@@ -55,9 +60,13 @@ def read_pixels(
             len(sizes) == 1 or None not in size, "The images differ in size: give height and width."
         )
         width, height = (length - length % factor for length in opened[0].size)
-    height, width = divisible_size(size[0] or height, size[1] or width, factor)
+    height, width = (
+        default if given is None else given
+        for given, default in zip(size, (height, width), strict=True)
+    )
+    height, width = divisible_size(height, width, factor)
     resized = [resize(image, height, width) for image in opened]
-    resized_masks = [resize_mask(open_image(mask, 1), height, width) for mask in masks]
+    resized_masks = [resize_mask(open_mask(mask), height, width) for mask in masks]
     return (
         np.stack(resized) if resized else None,
         np.stack(resized_masks) if resized_masks else None,

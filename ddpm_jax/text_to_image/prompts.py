@@ -22,6 +22,11 @@ def tokenize(model: StableDiffusion, prompts: str | Sequence[str]) -> Int[np.nda
     return tokenizers.tokenize(_tokenizer_of(model), prompts)
 
 
+def check_tokenizer(model: StableDiffusion) -> None:
+    """Raise ValueError for files that are not those of a tokenizer, or ImportError."""
+    _tokenizer_of(model)
+
+
 def word_tokens(model: StableDiffusion, prompt: str) -> dict[str, list[int]]:
     """Where the tokens of each word of a prompt are among its ids (`tokenizer.word_tokens`)."""
     return tokenizers.word_tokens(_tokenizer_of(model), prompt)

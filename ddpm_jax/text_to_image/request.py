@@ -46,6 +46,9 @@ class Request:
 
     def __post_init__(self):
         check(len(self.prompts) > 0, "There is no prompt: give at least one.")
+        for name in ("prompts", "negative_prompts"):
+            value = getattr(self, name)
+            check(not isinstance(value, str), f"{name} must be a list of texts: write [{value!r}].")
         check(self.num_images >= 1, f"num_images must be at least 1, not {self.num_images}.")
         check_noise_kind(self.noise)
         check_seed(self.seed, bits=seed_bits(self.noise))
@@ -82,6 +85,10 @@ def read_request(
     Raise ValueError for a request that does not fit the model.
     """
     check_sampling(model.objective, sampling)
+    check(
+        not sampling.condition_noise,
+        "condition_noise is for a condition image, and this network takes none: leave it out.",
+    )
     model.text_encoder.check_skip(request.clip_skip)
     masked = len(request.masks) > 0
     check(

@@ -25,6 +25,7 @@ MERGES = "merges.txt"
 WHOLE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
 DEFAULT_LENGTH = 77
 MAX_IDS = 2**20
 START = "<|startoftext|>"
@@ -61,7 +62,7 @@ class _Model(NamedTuple):
 def make_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
     """The tokenizer of these files, by name: tokenizer.json, or vocab.json and merges.txt.
 
-    Only vocabulary, merges, special tokens and length are read; the other settings of
+    Only vocabulary, merges, special and added tokens and length are read; the other settings of
     tokenizer.json are CLIP's own. Raise ValueError for invalid files, and ImportError without the
     library `tokenizers`.
     """
@@ -71,6 +72,14 @@ def make_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
         words = _build(library, model)
     except Exception as error:
         raise ValueError(f"The tokenizer's files are invalid: {brief(error)}.") from error
+    for token in model.added:
+        content = _content(token)
+        given = words.token_to_id(content)
+        check(
+            token.get("id") in (None, given),
+            f"The tokenizer's added token {brief(content)} has the id {brief(token.get('id'))}, "
+            f"but it would get {given}: list the added tokens of all ids from the vocabulary on.",
+        )
     start, end, pad = (
         words.token_to_id(_content(model.special[name]))
         for name in ("bos_token", "eos_token", "pad_token")
@@ -145,7 +154,8 @@ def _build(library: ModuleType, model: _Model) -> Any:
         unk_token=_content(model.special["unk_token"]),
     )
     words = _word_splitter(library, bpe)
-    words.add_special_tokens([_added_token(library, token) for token in _added(model)])
+    for token in _added(model):
+        words.add_tokens([_added_token(library, token)])
     return words
 
 
@@ -186,20 +196,25 @@ def byte_alphabet() -> list[str]:
 
 
 def _added(model: _Model) -> list[Any]:
-    """The tokens that are found before the text is split, each once, in the order of their ids."""
-    tokens = model.added or [model.special[name] for name in DEFAULT_SPECIAL]
+    """The tokens that are found before the text is split, each once, in the order of their ids.
+
+    A token without an id that is not in the vocabulary comes last, and gets the next id.
+    """
+    tokens = [*(model.special[name] for name in DEFAULT_SPECIAL), *model.added]
     # If a token is given twice, transformers uses the later one.
     by_content = {_content(token): token for token in tokens}
-    return sorted(
-        by_content.values(), key=lambda token: model.vocabulary.get(_content(token), MAX_IDS)
-    )
+
+    def order(token: Any) -> int:
+        id = token.get("id") if isinstance(token, dict) else None
+        return model.vocabulary.get(_content(token), MAX_IDS) if id is None else id
+
+    return sorted(by_content.values(), key=order)
 
 
 def _added_token(library: ModuleType, token: Any) -> Any:
     flags = token if isinstance(token, dict) else {}
-    options = {
-        name: flags.get(name) is True for name in ("normalized", "lstrip", "rstrip", "single_word")
-    }
+    names = ("normalized", "lstrip", "rstrip", "single_word")
+    options = {name: flags.get(name) is True for name in names}
     return library.AddedToken(_content(token), special=True, **options)
 
 
@@ -214,17 +229,44 @@ def _read_model(files: Mapping[str, bytes]) -> _Model:
         model = model if isinstance(model, dict) else {}
         vocabulary = model.get("vocab")
         merges = model.get("merges")
-        added = whole.get("added_tokens") or []
+        added = _with_ids(whole.get("added_tokens") or [])
     else:
         check(VOCABULARY in files, f"The tokenizer has neither {WHOLE} nor {VOCABULARY}.")
         check(MERGES in files, f"The tokenizer has {VOCABULARY}, but no {MERGES}.")
         vocabulary = _json(files, VOCABULARY)
         lines = files[MERGES].decode(errors="replace").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
-        added = []
-    tokens = [*special.values(), *(added if isinstance(added, list) else [None])]
-    check(all(map(_content, tokens)), "The tokenizer has a special token without content.")
+        added = _added_beside(files)
+    check(
+        all(map(_content, [*special.values(), *added])),
+        "The tokenizer has a special or added token without content.",
+    )
     return _Model(_checked_vocabulary(vocabulary), _pairs(merges), special, added)
+
+
+def _added_beside(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The added tokens beside vocab.json: of the configuration, or else of added_tokens.json."""
+    decoder = _json(files, CONFIG).get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        tokens = [
+            {"id": int(id) if id.isdecimal() else None, **token}
+            for id, token in decoder.items()
+            if isinstance(token, dict)
+        ]
+    else:
+        added = _json(files, ADDED_TOKENS)
+        tokens = [{"content": content, "id": id} for content, id in added.items()]
+    return _with_ids(tokens)
+
+
+def _with_ids(tokens: Any) -> list[dict[str, Any]]:
+    """Added tokens. Raise ValueError unless they are objects with valid ids or none."""
+    valid = isinstance(tokens, list) and all(isinstance(token, dict) for token in tokens)
+    check(valid, "The tokenizer's added tokens must be a list of objects.")
+    ids = [token["id"] for token in tokens if token.get("id") is not None]
+    valid = all(type(id) is int and 0 <= id < MAX_IDS for id in ids)
+    check(valid, f"The ids of the tokenizer's added tokens must be integers in [0, {MAX_IDS}).")
+    return tokens
 
 
 def _checked_vocabulary(vocabulary: Any) -> dict[str, int]:

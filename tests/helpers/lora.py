@@ -38,7 +38,10 @@ def spell(dialect: str, pairs: Pairs, alpha: float | None = None) -> dict[str, n
         tensors[f"{stem}{down}.weight"] = a
         tensors[f"{stem}{up}.weight"] = b
         if alpha is not None:
-            tensors[f"{stem}.alpha"] = np.float32(alpha).reshape(())
+            # An integer alpha is an integer tensor, as kohya's script writes it.
+            tensors[f"{stem}.alpha"] = np.asarray(
+                alpha, np.int64 if isinstance(alpha, int) else np.float32
+            )
     return tensors
 
 

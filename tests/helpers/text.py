@@ -15,7 +15,8 @@ from ddpm_jax.models import Network, Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.models.unet_conditional import ConditionalUNet
-from ddpm_jax.pretrained.stable_diffusion import StableDiffusion, parse_latent_scheduler
+from ddpm_jax.pretrained.latent_scheduler import parse_latent_scheduler
+from ddpm_jax.pretrained.stable_diffusion import StableDiffusion
 from ddpm_jax.pretrained.weight_names import from_state_dict, to_state_dict
 
 MERGES = ["h e", "r e</w>", "a r", "he ar", "hear t</w>", "r ed</w>", "e d</w>"]

@@ -26,9 +26,9 @@ from stable_diffusion_pipelines import image_figures
 
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.pretrained.latent_scheduler import latent_scheduler_config
 from ddpm_jax.pretrained.stable_diffusion import (
     StableDiffusion,
-    latent_scheduler_config,
     load_stable_diffusion,
     save_stable_diffusion,
 )

@@ -23,7 +23,7 @@ from ddpm_jax.diffusion.guidance import guide
 from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
-from ddpm_jax.pretrained.stable_diffusion import parse_latent_scheduler
+from ddpm_jax.pretrained.latent_scheduler import parse_latent_scheduler
 from ddpm_jax.samplers import sample_keys
 
 SCHEDULER = {

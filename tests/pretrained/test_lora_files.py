@@ -111,6 +111,7 @@ def metadata(**settings):
     ("dialect", "alpha", "settings", "scale"),
     [
         ("kohya", 1.0, {}, 1 / 4),
+        ("kohya", 1, {}, 1 / 4),
         ("peft", None, {}, 1.0),
         ("peft", None, {"r": 4, "lora_alpha": 8}, 2.0),
         ("peft", None, {"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),

@@ -12,11 +12,11 @@ from helpers.refusals import assert_refused
 from helpers.text import HUB_SCHEDULER, SAVED_SCHEDULER, tiny_model
 
 from ddpm_jax.generation.walk import sampling_grid
+from ddpm_jax.pretrained import stable_diffusion
+from ddpm_jax.pretrained.latent_scheduler import parse_latent_scheduler, sampling_for
 from ddpm_jax.pretrained.stable_diffusion import (
     is_text_to_image,
     load_stable_diffusion,
-    parse_latent_scheduler,
-    sampling_for,
     save_stable_diffusion,
 )
 
@@ -125,8 +125,110 @@ def test_another_scheduler_gets_the_keys_of_the_json_and_its_own_defaults_for_th
         np.testing.assert_allclose(t[-3:], last, atol=1e-3, err_msg=f"{sampler}")
     by_sampler = {sampler: sampling_for(HUB_SCHEDULER, sampler) for sampler in ("ddim", "dpmpp_3m")}
     assert by_sampler["ddim"].end == "sigma_min"
-    assert by_sampler["dpmpp_3m"].grid == "plain"
+    assert by_sampler["dpmpp_3m"].grid == "inner"
     assert not any(sampling.clip_x0 for sampling in by_sampler.values())
+
+
+def test_the_sampler_that_is_asked_for_is_the_one_that_is_used():
+    """Whatever else the JSON would make of the scheduler that has it."""
+    sde = HUB_SCHEDULER | {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+    }
+    third_order = HUB_SCHEDULER | {"_class_name": "UniPCMultistepScheduler", "solver_order": 3}
+    for config in (HUB_SCHEDULER, sde, third_order):
+        for sampler in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "deis", "edm"):
+            assert sampling_for(config, sampler).sampler == sampler
+    assert sampling_for(third_order, "unipc").options["order"] == 3
+    # Not the end of PNDM, which is a noise level.
+    assert sampling_for(HUB_SCHEDULER, "edm").end is None
+
+
+def test_a_pipeline_loaded_with_another_scheduler_is_saved_as_it_is(folder, tmp_path):
+    """Values that the other scheduler does not know, and defaults that differ, do not matter."""
+    shutil.copytree(folder, tmp_path / "unipc")
+    path = tmp_path / "unipc" / "scheduler" / "scheduler_config.json"
+    config = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "beta_end": 0.012}
+    path.write_text(json.dumps(config))
+    index_path = tmp_path / "unipc" / "model_index.json"
+    index = json.loads(index_path.read_text())
+    index_path.write_text(json.dumps(index | {"scheduler": ["diffusers", config["_class_name"]]}))
+    for name in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler"):
+        model = load_stable_diffusion(tmp_path / "unipc", scheduler=name)
+        save_stable_diffusion(model, tmp_path / name)
+        again = load_stable_diffusion(tmp_path / name)
+        assert again.sampling == model.sampling
+        assert again.objective == model.objective
+        assert again.objective.beta_start == 1e-4
+        assert sampling_for(again.scheduler, "ddim").sampler == "ddim"
+
+
+def test_the_index_decides_which_scheduler_it_is(folder, tmp_path):
+    """diffusers builds the class of model_index.json, whatever the JSON of the scheduler says."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"_class_name": "EulerDiscreteScheduler"}))
+    (tmp_path / "ddpm_jax.json").unlink()
+    assert load_stable_diffusion(tmp_path).sampling.sampler == "ddim"
+
+
+def test_all_settings_of_sampling_are_saved(tmp_path):
+    model = tiny_model()
+    changes = {"sampler": "edm", "guidance_rescale": 0.7, "guidance_interval": (1.0, 500.0)}
+    sampling = model.sampling.override(**changes)
+    save_stable_diffusion(model._replace(sampling=sampling), tmp_path)
+    assert load_stable_diffusion(tmp_path).sampling == sampling
+    # A scheduler that is asked for decides on all but steps and guidance scale.
+    other = load_stable_diffusion(tmp_path, scheduler="EulerDiscreteScheduler").sampling
+    assert (other.sampler, other.guidance_rescale) == ("euler", None)
+    assert (other.steps, other.guidance_scale) == (sampling.steps, sampling.guidance_scale)
+
+
+def test_an_interrupted_save_leaves_no_pipeline_of_old_and_new_parts(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stable_diffusion, "write_own_settings", interrupt)
+        save_stable_diffusion(tiny_model(), tmp_path)
+    assert not is_text_to_image(tmp_path)
+    save_stable_diffusion(tiny_model(), tmp_path)
+    assert load_stable_diffusion(tmp_path).tokenizer_files == tiny_model().tokenizer_files
+
+
+def test_networks_of_old_versions_draw_in_the_size_that_diffusers_gives_them(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    for version, expected in (("0.8.1", 64), ("0.9.0", 4), ("0.42.1", 4)):
+        path.write_text(json.dumps(config | {"_diffusers_version": version}))
+        assert load_stable_diffusion(tmp_path).unet.sample_size == expected
+
+
+def test_latents_are_clipped_only_if_the_scheduler_thresholds():
+    config = HUB_SCHEDULER | {"_class_name": "DPMSolverMultistepScheduler"}
+    clips = [sampling_for(config | {"thresholding": on}).clip_x0 for on in (False, True)]
+    assert clips == [False, True]
+
+
+def test_a_pipeline_that_inpaints_skips_the_runge_kutta_steps(tmp_path):
+    """diffusers' pipeline sets skip_prk_steps."""
+    save_stable_diffusion(tiny_model(inpaints=True), tmp_path)
+    config = {key: value for key, value in HUB_SCHEDULER.items() if key != "skip_prk_steps"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index_path = tmp_path / "model_index.json"
+    index = json.loads(index_path.read_text()) | {"scheduler": ["diffusers", "PNDMScheduler"]}
+    for name, runge_kutta in (
+        ("StableDiffusionInpaintPipeline", False),
+        ("StableDiffusionPipeline", True),
+    ):
+        index_path.write_text(json.dumps(index | {"_class_name": name}))
+        sampling = load_stable_diffusion(tmp_path, scheduler="PNDMScheduler").sampling
+        assert sampling.options["runge_kutta"] == runge_kutta
 
 
 def test_settings_that_diffusers_forces_are_forced():

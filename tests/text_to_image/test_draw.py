@@ -178,6 +178,7 @@ def test_requests_that_do_not_fit_are_refused():
     other = np.zeros((4, 8, 3), np.uint8)
     cases = [
         ({"prompts": []}, "There is no prompt"),
+        ({"prompts": "a red"}, r"prompts must be a list of texts: write \['a red'\]"),
         ({"num_images": 0}, "num_images must be at least 1, not 0"),
         ({"noise": "torch"}, "Unknown noise 'torch'"),
         ({"seed": 2**32}, r"seed must be in \[0, 2\*\*32\)"),
@@ -190,6 +191,7 @@ def test_requests_that_do_not_fit_are_refused():
         ({"images": [IMAGE] * 2}, "2 images do not fit the 1 to be drawn"),
         ({"images": [IMAGE], "masks": [MASK] * 2}, "2 masks do not fit 1 images"),
         ({"images": [IMAGE, other], "num_images": 2}, "images differ in size"),
+        ({"height": 0}, "height must be a multiple of 2 pixels, not 0: use 2"),
         ({"height": 9}, "height must be a multiple of 2 pixels, not 9: use 8 or 10"),
         ({"clip_skip": 2}, "it can skip 0 to 1 of them, not 2"),
         ({"inpaints": True}, "This network inpaints: give an image and a mask"),

@@ -11,6 +11,7 @@ from ddpm_jax.samplers import initial_noise, sample_keys
 from ddpm_jax.text_to_image.images import (
     divisible_size,
     open_image,
+    open_mask,
     paste_known,
     resize,
     resize_mask,
@@ -38,6 +39,10 @@ def test_images_of_any_mode_become_rgb_and_masks_grey(tmp_path):
     ):
         np.testing.assert_array_equal(np.asarray(open_image(given)), expected)
     assert open_image(grey, 1).mode == "L"
+    # What is transparent in a mask is not to be redrawn.
+    strokes = np.full((6, 4, 4), 255, np.uint8)
+    strokes[:, 2:, 3] = 0
+    assert np.asarray(open_mask(strokes))[0].tolist() == [255, 255, 0, 0]
 
 
 def test_invalid_images_are_refused(tmp_path):

@@ -94,6 +94,31 @@ def test_the_length_is_that_of_the_config():
         assert tokenize(tokenizer, "a").shape == (1, expected)
 
 
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+def test_added_tokens_keep_their_ids(form):
+    """Words that textual inversion learned; transformers 5.24 reads all three forms."""
+    added = {"<cat-toy>": 521, "<dog-toy>": 522}
+    files = tokenizer_files(whole=form == "tokenizer.json")
+    if form == "added_tokens.json":
+        files[form] = json.dumps(added).encode()
+    elif form == "tokenizer_config.json":
+        decoder = {str(id): {"content": content} for content, id in reversed(added.items())}
+        files[form] = json.dumps({"added_tokens_decoder": decoder}).encode()
+    else:
+        whole = json.loads(files[form])
+        whole["added_tokens"] += [{"content": content, "id": id} for content, id in added.items()]
+        files[form] = json.dumps(whole).encode()
+    tokenizer = make_tokenizer(files)
+    assert tokenize(tokenizer, "a <dog-toy> <cat-toy>")[0, :5].tolist() == [
+        *(START, 320, 522, 521, END),
+    ]
+
+
+def test_a_padding_token_that_is_nowhere_else_gets_the_next_id():
+    tokenizer = make_tokenizer(tokenizer_files(pad="[PAD]", whole=True))
+    assert tokenize(tokenizer, "a")[0, -1] == 521
+
+
 def test_invalid_files_are_refused():
     files = tokenizer_files()
 
@@ -113,7 +138,13 @@ def test_invalid_files_are_refused():
         ({"tokenizer.json": b"{}"}, "vocabulary must map tokens"),
         ({"tokenizer.json": b'{"model": {"vocab": {"a": 1}}}'}, "merges must be pairs"),
         ({"tokenizer_config.json": b'{"model_max_length": "x"}'}, "model_max_length must be"),
-        ({"special_tokens_map.json": b'{"pad_token": {}}'}, "special token without content"),
+        (
+            {"special_tokens_map.json": b'{"pad_token": {}}'},
+            "special or added token without content",
+        ),
+        ({"added_tokens.json": b'{"<x>": 600}'}, "<x> has the id 600, but it would get 521"),
+        ({"added_tokens.json": b'{"<x>": "1"}'}, "added tokens must be integers in"),
+        ({"tokenizer.json": b'{"added_tokens": [1]}'}, "added tokens must be a list of objects"),
     ]
     assert_refused(make, cases)
     tokenizer = make_tokenizer(files)

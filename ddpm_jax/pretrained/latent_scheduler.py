@@ -1,0 +1,102 @@
+"""The scheduler of a latent diffusion model: its JSON as diffusers' pipelines read and write it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.pretrained import scheduler_config
+from ddpm_jax.pretrained.scheduler_config import Scheduler, parse_scheduler
+from ddpm_jax.pretrained.schedulers import SCHEDULERS, TRAINING
+
+STEPS = 50
+GUIDANCE_SCALE = 7.5
+"""The defaults of diffusers' pipelines."""
+FORCED = {"steps_offset": 1, "clip_sample": False}
+"""Settings that diffusers' pipelines force on the scheduler of a folder that has them."""
+FORCED_TO_INPAINT = {"skip_prk_steps": True}
+"""Settings that its pipeline which inpaints forces, too."""
+
+
+def as_pipeline_reads(config: Mapping[str, Any], name: str, inpaints: bool) -> dict[str, Any]:
+    """A scheduler's JSON as a pipeline reads it whose model_index.json names the class `name`."""
+    config = {**config, "_class_name": name}
+    if not inpaints:
+        return config
+    defaults = SCHEDULERS[name].defaults
+    return _forced(config, {k: value for k, value in FORCED_TO_INPAINT.items() if k in defaults})
+
+
+def _forced(config: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's JSON with settings that count even if it lists them as mere defaults."""
+    left_out = config.get("_use_default_values")
+    if not isinstance(left_out, list):
+        return {**config, **forced}
+    kept = [key for key in left_out if key not in forced]
+    return {**config, **forced, "_use_default_values": kept}
+
+
+def converted(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The JSON as that of the scheduler `name`, for the same noise schedule and target."""
+    own = SCHEDULERS[config["_class_name"]]
+    if name == config["_class_name"]:
+        return dict(config)
+    left_out = config.get("_use_default_values")
+    given = config if not isinstance(left_out, list) else set(config) - set(left_out)
+    training = {
+        key: config[key] if key in given else own.defaults[key]
+        for key in TRAINING
+        if key in own.defaults
+    }
+    return _forced({**config, "_class_name": name}, training)
+
+
+def parse_latent_scheduler(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
+    """Read a scheduler's JSON as diffusers' pipelines do; with `name`, as that scheduler would.
+
+    Keys in the JSON are read by the other scheduler too; missing ones get its own defaults. Latents
+    are clipped only by `thresholding`. The sampling has 50 steps and guidance 7.5. Raise ValueError
+    as `parse_scheduler` does.
+    """
+    own = SCHEDULERS.get(str(config.get("_class_name")))
+    forced = {key: value for key, value in FORCED.items() if own and key in own.defaults}
+    parsed = parse_scheduler(_forced(config, forced), name)
+    # The default of clip_sample is to clip in some schedulers that lack the key in the JSON.
+    clips = parsed.sampling.clip_x0 and config.get("thresholding") is True
+    sampling = dataclasses.replace(
+        parsed.sampling,
+        clip_x0=clips,
+        steps=max(1, min(STEPS, parsed.objective.timesteps - 1)),
+        guidance_scale=GUIDANCE_SCALE,
+    )
+    return parsed._replace(sampling=sampling)
+
+
+def latent_scheduler_config(objective: Objective, sampling: Sampling) -> dict[str, Any]:
+    """The scheduler's JSON of `scheduler_config`, with the settings that diffusers forces on it."""
+    config = scheduler_config.scheduler_config(objective, sampling)
+    return {**config, **{key: value for key, value in FORCED.items() if key in config}}
+
+
+def sampling_for(config: Mapping[str, Any], sampler: str | None = None) -> Sampling:
+    """The sampling of a scheduler's JSON, by its own sampler or by another one.
+
+    If a scheduler of diffusers is the other sampler, it reads the JSON, without the values that
+    would make it another one. Otherwise the sampler gets its own default options, grid and end.
+    """
+    own = parse_latent_scheduler(config).sampling
+    if sampler in (None, own.sampler):
+        return own
+    for name, spec in SCHEDULERS.items():
+        for choice in spec.choices:
+            if spec.sampler({**spec.defaults, **choice})[0] != sampler:
+                continue
+            with contextlib.suppress(ValueError):
+                sampling = parse_latent_scheduler(config, name).sampling
+                if sampling.sampler == sampler:
+                    return sampling
+            kept = {key: {**spec.defaults, **choice}[key] for key in spec.supported}
+            return parse_latent_scheduler(_forced(config, kept), name).sampling
+    return own.override(sampler=sampler)
