@@ -93,6 +93,8 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     options.check_for_checkpoint()
     check_variance(source.spec.objective, options.variance)
     if options.loss:
+        default = default_sampling(source.spec, None)
+        check(sampling == default, "--loss draws nothing: leave out the settings of sampling.")
         compare_loss(source, options.out)
         return
     out = options.out or source.output_folder / EVALUATION

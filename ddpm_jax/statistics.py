@@ -28,6 +28,8 @@ class StatisticsOptions(BatchedRunOptions):
 
     images: int = 256
     """Number of images, drawn from the recipe's data and rounded up to full batches."""
+    batch_size: int = 64
+    """Images per batch. The result depends on it through the number of images alone."""
     levels: int = 128
     """Maximum number of noise levels."""
     out: Path | None = None

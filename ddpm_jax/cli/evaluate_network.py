@@ -86,7 +86,7 @@ def draw(
 
 def measure_speed(spec: ModelSpec, params: Params, options: EvaluateOptions) -> dict[str, Any]:
     """Images drawn per second in full batches, after one batch that compiles the program."""
-    size = options.batch_size
+    size = parallel.padded_batch_size(options.batch_size, options.batch_size)
     conditions = blank_conditions(spec.model)
     run = partial(
         generate,
@@ -189,7 +189,8 @@ OF_NETWORKS = {"bits": measure_bits, "loss": measure_loss, "ode_bits": measure_o
 
 def _bar(options: EvaluateOptions, parts: int, unit: str, title: str) -> tqdm:
     """A progress bar of the parts of all batches."""
-    num_batches = -(-options.bits_num // options.batch_size)
+    batch_size = parallel.padded_batch_size(options.batch_size, options.bits_num)
+    num_batches = -(-options.bits_num // batch_size)
     return tqdm(total=num_batches * parts, unit=unit, desc=title)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.diffusion.posterior import Variance
@@ -20,6 +21,13 @@ USED = {
 }
 """{option: the options that have an effect beside it, with those always used}."""
 NOT_OF_NETWORKS = {"samples", "compare", "may_differ"}
+USED_BY_MEASURES = (
+    ({"num", "seeds", "features"}, {"frechet", "kid", "precision_recall", "nearest"}),
+    ({"bits_num"}, {"bits", "ode_bits", "loss"}),
+    ({"variance"}, {"bits", "ode_bits"}),
+    ({"against", "split"}, set(get_args(Measure)) - {"speed"}),
+)
+"""Options of a network, with the measures that use them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,11 @@ class EvaluateOptions(BatchedRunOptions):
         self.check_used("--ckpt", names - NOT_OF_NETWORKS)
         if self.loss:
             self.check_used("--loss", USED["--loss"])
+            return
+        of_other_measures = set().union(
+            *(options for options, measures in USED_BY_MEASURES if not measures & {*self.measures})
+        )
+        self.check_used(f"--measures {' '.join(self.measures)}", names - of_other_measures)
 
     def check_used(self, option: str, used: set[str]) -> None:
         """Raise ValueError for other options than those `used` beside this one."""

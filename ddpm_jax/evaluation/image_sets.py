@@ -20,6 +20,10 @@ CROP = DataSource()
 """The settings of a data source by default."""
 
 
+GREY_MODES = {"1", "L", "LA", "I;16"}
+"""Pillow's modes of greyscale images."""
+
+
 def read_samples(path: Path) -> ImageSet:
     """Read images of one size, without resizing them. Raise ValueError or FileNotFoundError."""
     if path.suffix.lower() == ".npz":
@@ -35,7 +39,7 @@ def read_samples(path: Path) -> ImageSet:
         f"The images of {path} are not of one size ({shown}): resize them to one size, with the "
         "filter used for the results that you compare with.",
     )
-    channels = 1 if modes <= {"1", "L"} else 3
+    channels = 1 if modes <= GREY_MODES else 3
     return Folder(path=str(path), split=ALL_FOLDERS).load((height, width), channels)
 
 

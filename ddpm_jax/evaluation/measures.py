@@ -1,7 +1,7 @@
 """Measure samples against reference images: the numbers of each measure by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -74,8 +74,12 @@ def measure(
 ) -> tuple[dict[str, float], Nearest | None]:
     """The numbers of these measures, and with `nearest` the nearest reference image of each sample.
 
-    The distances are relative to the typical one of held-out reference images.
+    The distances are relative to the typical one of held-out reference images. Raise ValueError for
+    the name of another measure.
     """
+    known = get_args(Measure)
+    unknown = ", ".join(name for name in measures if name not in known)
+    check(not unknown, f"Unknown measures {unknown}: choose from {', '.join(known)}.")
     numbers: dict[str, float] = {}
     chosen = [name for name in OF_SAMPLES if name in measures]
     for name in tqdm(chosen, "Comparing", unit="measure", leave=False):

@@ -108,7 +108,12 @@ def levels(schedule: NoiseSchedule, num_levels: int) -> np.ndarray:
     )
     evenly_spaced = np.linspace(-log_snr[0], -log_snr[-1], num_levels)
     t = np.interp(evenly_spaced, -log_snr, np.arange(len(log_snr)))
-    return np.unique(np.minimum(np.floor(t), len(log_snr) - 2))[::-1] + 0.5
+    found = np.unique(np.minimum(np.floor(t), len(log_snr) - 2))[::-1] + 0.5
+    check(
+        len(found) >= 3,
+        f"{num_levels} levels fall on only {len(found)} pairs of timesteps: take more levels.",
+    )
+    return found
 
 
 def estimate(

@@ -177,7 +177,10 @@ def embedding(
     A label out of range gives NaN. Raise ValueError for labels that are not integers.
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"The labels of a table must be integers, not {labels.dtype}: cast them.")
+        raise ValueError(
+            f"The labels of a table must be integers, not {labels.dtype}: cast them. A learned "
+            "time embedding needs whole timesteps: choose another spacing or sampler."
+        )
     distribution = InitDistribution("normal", std)
     table = _Table((num_embeddings, features), distribution, name=name)()
     sharding = jax.typeof(labels).sharding

@@ -15,12 +15,12 @@ from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.data.decode import ORIENTATION
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.loading import InMemory
-from ddpm_jax.evaluation import reference
+from ddpm_jax.evaluation import measures, reference
 from ddpm_jax.evaluation.features import Features, load_features, names
 from ddpm_jax.evaluation.frechet import frechet_distance, moments
 from ddpm_jax.evaluation.image_sets import digest, read_samples
 from ddpm_jax.evaluation.measures import over_seeds
-from ddpm_jax.evaluation.reference import cached_vectors, feature_vectors
+from ddpm_jax.evaluation.reference import Reference, cached_vectors, feature_vectors
 from ddpm_jax.evaluation.results import cell, compare
 from ddpm_jax.figures.image_grids import save_images
 
@@ -308,6 +308,9 @@ def test_results_are_compared_by_the_command(sets, capsys):
         ("--compare", ("--measures", "kid", "--num", 9), "--measures, --num"),
         ("--loss", ("--measures", "kid", "--num", 9), "--measures, --num"),
         ("--ckpt", ("--may-differ", "n"), "--may-differ"),
+        ("--measures bits", ("--num", 9, "--seeds", 2), "--num, --seeds"),
+        ("--measures kid", ("--bits-num", 9), "--bits-num"),
+        ("--measures speed", ("--split", "test"), "--split"),
     ],
 )
 def test_options_without_effect_are_refused(sets, run_folder, capsys, option, arguments, unused):
@@ -317,8 +320,20 @@ def test_options_without_effect_are_refused(sets, run_folder, capsys, option, ar
         "--loss": ("--ckpt", run_folder, "--loss"),
         "--ckpt": ("--ckpt", run_folder),
     }
-    message = one_line(capsys, evaluate.main, *given[option], *arguments)
+    of_network = ("--ckpt", run_folder, *option.split())
+    message = one_line(capsys, evaluate.main, *given.get(option, of_network), *arguments)
     assert f"{option} does not use {unused}: leave out {unused}." in message
+
+
+def test_the_loss_takes_no_settings_of_sampling(run_folder, capsys):
+    for given in (("--steps", 3), ("--sampler", "ddim")):
+        message = one_line(capsys, evaluate.main, "--ckpt", run_folder, "--loss", *given)
+        assert "--loss draws nothing: leave out the settings of sampling." in message
+
+
+def test_a_measure_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="Unknown measures fid: choose from frechet, kid"):
+        measures.measure(np.zeros((4, 2)), Reference(np.zeros((4, 2))), ["frechet", "fid"])
 
 
 def test_mistakes_end_in_one_line(sets, digits, run_folder, capsys):
