@@ -22,7 +22,7 @@ PICTURE_SECONDS = 6
 
 
 class Process(NamedTuple):
-    """What a process took: seconds, and at most this many bytes of memory."""
+    """The seconds of a process, and its peak memory in bytes."""
 
     seconds: float
     peak: int
