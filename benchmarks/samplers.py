@@ -5,9 +5,9 @@
     python benchmarks/samplers.py frechet --ckpt runs/cifar10_small --num 500 \\
         --rows ddpm ddim dpmpp_2m unipc
 
-`exact` holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact. The other
-two hold the distances of a trained network's samples from its data: `energy` the energy distance of
-pixels, `frechet` the Frechet distance of EfficientNet's features. Their measurements are kept in
+`exact` holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact. `energy`
+and `frechet` compare a trained network's samples with its data: by the energy distance of pixels,
+and by the Frechet distance of EfficientNet's features. Their measurements are kept in
 runs/samplers.json, so the same command continues after an interruption. For DPM-Solver-v3, `exact`
 uses statistics of the mixture, and the others use the statistics that
 `python -m ddpm_jax.statistics --ckpt` wrote to the run's directory.
@@ -230,7 +230,9 @@ def measure_trained(table: str, run: RunSource, options: argparse.Namespace) -> 
             sampling=sampling,
         )
         keep(key, name, str(budget), distance(drawn))
-        write_to_page(table, trained_table(names, measurements()[key]))
+    # Also the rows that an earlier call measured.
+    measured = measurements()[key]
+    write_to_page(table, trained_table([name for name in rows if name in measured], measured))
 
 
 def flatten(images: np.ndarray) -> np.ndarray:

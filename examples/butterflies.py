@@ -1,4 +1,4 @@
-"""The butterflies tutorial: look at images and noise, train a U-Net, plot the loss, sample twice.
+"""The butterflies tutorial: images and noise, training, loss, samples by pipeline and by loop.
 
     python examples/butterflies.py    # minutes on a GPU, hours on a CPU
 
@@ -48,10 +48,10 @@ for step in range(EPOCHS * epoch_steps):
         print(f"Epoch {(step + 1) // epoch_steps}, mean loss {np.mean(losses[-epoch_steps:]):.5f}")
 loss_curve(np.arange(len(losses)), losses, OUT / "loss.png", "Butterflies")  # linear and log
 pipeline = dj.Pipeline(dj.ModelSpec(model=model, objective=objective), state.params)
-drawn = pipeline(batch_size=8, steps=SAMPLING_STEPS).images  # PIL images
-dj.save_images(np.stack(drawn), OUT / "pipeline.png")
-denoise = dj.make_denoiser(objective.noise_schedule, Partial(model.apply, state.params))
-grid = dj.make_grid(objective.noise_schedule, dj.spaced(1000, SAMPLING_STEPS))
+dj.save_images(pipeline(batch_size=8, steps=SAMPLING_STEPS).arrays, OUT / "pipeline.png")
+schedule, network = objective.noise_schedule, Partial(model.apply, state.params)
+denoise = dj.make_denoiser(schedule, network, objective.target)
+grid = dj.make_grid(schedule, dj.spaced(objective.timesteps, SAMPLING_STEPS))
 xt = dj.initial_noise(keys, model.image_shape)  # (8, 32, 32, 3)
 sampler_state, sampler_step = dj.ddpm().init(xt), jax.jit(dj.ddpm().step)
 for i in range(SAMPLING_STEPS):
