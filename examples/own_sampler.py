@@ -19,11 +19,9 @@ STEPS = (25, 50, 100, 200)
 
 
 def two_step() -> dj.Sampler:
-    """The two-step Adams-Bashforth method for x / sqrt(alpha_bar) over sigma.
+    """Integrate eps over sigma, which is finite, with the line through this eps and the last.
 
-    The derivative of x / sqrt(alpha_bar) by sigma is eps. The method integrates the line through
-    the last two eps: with h = sigma_next - sigma, the step is
-    h (eps + h / (2 h_before) (eps - eps_before)). The first sigma must be finite.
+    The step is h (eps + h / (2 h_before) (eps - eps_before)), the two-step Adams-Bashforth method.
     """
     return dj.Sampler(Partial(_init), Partial(_step), order=2)
 

@@ -61,6 +61,16 @@ def test_a_home_that_cannot_be_written_has_no_cache(updates, capsys, monkeypatch
     assert "Not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "expected"), [("2", None), ("", 0.05)])
+def test_the_user_decides_which_programs_are_cached(
+    updates, monkeypatch, tmp_path, given, expected
+):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", given)
+    arguments.use_compilation_cache()
+    assert updates.get("jax_persistent_cache_min_compile_time_secs") == expected
+
+
 def test_data_and_hub_use_temporary_folders_and_say_so_once(no_home, capsys):
     for _ in range(2):
         folder = tfds.default_folder()

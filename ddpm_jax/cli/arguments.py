@@ -169,4 +169,6 @@ def use_compilation_cache() -> None:
             )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        # Initialisation has a dozen programs that compile in a tenth of a second (docs/speed.md).
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
