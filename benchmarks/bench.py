@@ -49,8 +49,8 @@ ROWS = (*beside_torch.ROWS, "dew", "process", *OWN_ROWS)
 TITLE = """# Speed and memory
 `make bench` wrote this page. A speed relative to PyTorch is PyTorch's time divided by ours. A ratio
 with a range is the median of interleaved pairs in one run, with the lowest and the highest pair.
-`python benchmarks/bench.py --help` explains the method. `python benchmarks/gpu.py` measures speed
-on a GPU.
+dew is another JAX library. `python benchmarks/bench.py --help` explains the method. `python
+benchmarks/gpu.py` measures speed on a GPU.
 """
 
 

@@ -39,21 +39,21 @@ def work_by_row(net: Net) -> dict[str, Work]:
             steps,
             "train",
             (steps,),
-            net.training_goal,
+            goal=net.training_goal,
         ),
         "forward": Work(
             f"forward pass of {net.batch_size} images",
             FORWARD_PASSES,
             "forward",
             (FORWARD_PASSES,),
-            1.1,
+            goal=1.1,
         ),
         "sampling": Work(
             f"{DDIM_STEPS} DDIM steps of {images} images",
             1,
             "sample",
             (DDIM_STEPS, images),
-            1.3,
+            goal=1.3,
         ),
     }
 

@@ -4,8 +4,8 @@
 
 The command runs twice: with an empty compilation cache, which it fills, and with the filled cache.
 The data is a folder with one batch of random images, so an epoch has one step. train.py prints the
-line of epoch 1 only when step 1 is done. Then the run is killed. The
-user's own compilation cache is not touched.
+line of epoch 1 only when step 1 is done. Then the run is killed. The user's own compilation cache
+is not touched.
 """
 
 import argparse

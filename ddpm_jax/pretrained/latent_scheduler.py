@@ -39,7 +39,11 @@ def _forced(config: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, A
 
 
 def converted(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The JSON as that of the scheduler `name`, for the same noise schedule and target."""
+    """Turn a scheduler's JSON into that of the scheduler `name`.
+
+    The noise schedule and the target stay the same: what the JSON leaves to the defaults of its own
+    scheduler is written out, because the defaults of the other one may differ.
+    """
     own = SCHEDULERS[config["_class_name"]]
     if name == config["_class_name"]:
         return dict(config)

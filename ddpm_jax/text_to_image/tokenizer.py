@@ -154,8 +154,7 @@ def _build(library: ModuleType, model: _Model) -> Any:
         unk_token=_content(model.special["unk_token"]),
     )
     words = _word_splitter(library, bpe)
-    for token in _added(model):
-        words.add_tokens([_added_token(library, token)])
+    words.add_tokens([_added_token(library, token) for token in _added(model)])
     return words
 
 
