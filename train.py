@@ -5,7 +5,8 @@
     python train.py --config cifar10 --data folder --data.path my_images --model conv_unet
     python train.py --config butterflies --init-from google/ddpm-cat-256 --push owner/name
 
-Run the same command again to resume. `--config NAME --help` lists all settings.
+Run the same command again, without `--overwrite`, to resume. `--config NAME --help` lists all
+settings.
 """
 
 from ddpm_jax.cli import train

@@ -1,9 +1,11 @@
 """The config of a run: all settings, their checks, and their form in JSON."""
 
+import copy
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import optax
+import tyro
 
 from ddpm_jax import settings_json
 from ddpm_jax.data import DataSource, ImageSet
@@ -66,7 +68,7 @@ class Training:
     """Compute dtype. Parameters stay float32; float16 adds a dynamic loss scale."""
     seed: int = 0
     """Seed of initial parameters, image order, noise and dropout, in [0, 2**32)."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, tyro.conf.Suppress] = None
     """Origin of the initial weights, set by --init-from; None for random initial weights."""
     skip_patience: int = 10
     """Consecutive updates skipped for a non-finite loss or gradient before on_patience applies.
@@ -170,6 +172,9 @@ class Evaluation:
 class RunConfig:
     """The settings of any run, whatever its network learns. Equal configs give equal runs."""
 
+    FLAGS: ClassVar = "--"
+    """The beginning of the flags of `training` and `optimizer` on the command line."""
+
     model: ImageNetwork
     data: DataSource
     training: Training
@@ -269,6 +274,20 @@ class Config(RunConfig, ModelSpec):
     def importance_timesteps(self) -> int | None:
         is_importance = self.objective.timestep_sampling == "importance"
         return self.objective.timesteps if is_importance else None
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def with_unchecked(config: C, **parts: Any) -> C:
+    """The config with other parts, which are not yet checked together.
+
+    The command line changes such a config further. It is checked when it is parsed.
+    """
+    changed = copy.copy(config)
+    for name, part in parts.items():
+        object.__setattr__(changed, name, part)
+    return changed
 
 
 def check_time_embedding(model: Model, timesteps: int) -> None:

@@ -17,6 +17,7 @@ from ddpm_jax.training.optimizer import Optimizer
 class AutoencoderConfig(RunConfig):
     """All settings of the run of an autoencoder."""
 
+    FLAGS: ClassVar = "--autoencoder."
     FORMER_FIELDS: ClassVar = ("objective", "sampling")
     """Settings in the JSON of older runs, where they had no meaning."""
 

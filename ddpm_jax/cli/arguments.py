@@ -112,7 +112,15 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 def run(main: Callable[[list[str]], None]) -> None:
     """Run the main function of a command with the arguments of this process."""
     with one_line_errors("--debug" in sys.argv):
-        main(sys.argv[1:])
+        main([expand_home(argument) for argument in sys.argv[1:]])
+
+
+def expand_home(argument: str) -> str:
+    """`--name=~/path` with the home directory; a shell expands only a ~ that begins a word."""
+    flag, equals, value = argument.partition("=")
+    if not (flag.startswith("--") and value.startswith("~/")):
+        return argument
+    return f"{flag}{equals}{home.expand(value)}"
 
 
 def command(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from ddpm_jax import recipes
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, with_unchecked
 from ddpm_jax.data import DataSource
 from ddpm_jax.models import Model
 from ddpm_jax.settings_json import find_kind, nearest
@@ -105,8 +105,9 @@ def replace_part(config: Config, field: str, name: str) -> Config:
 
     `name` is the module of the new source or network, which gets its own default settings. It keeps
     the `KEPT` settings of the old one. Any other setting without a default becomes tyro.MISSING, so
-    that the command line must give it. Raise ValueError with the valid names if there is no such
-    module.
+    that the command line must give it. Whether the new part fits the others is not checked here,
+    because the command line may change both. Raise ValueError with the valid names if there is no
+    such module.
     """
     base = {"data": DataSource, "model": Model}[field]
     kind = find_kind(base, name, field)
@@ -115,4 +116,4 @@ def replace_part(config: Config, field: str, name: str) -> Config:
     values = {f.name: tyro.MISSING for f in fields if f.default is f.default_factory}
     old = vars(getattr(config, field))
     values |= {f.name: old[f.name] for f in fields if f.name in KEPT & set(old)}
-    return dataclasses.replace(config, **{field: kind(**values)})
+    return with_unchecked(config, **{field: kind(**values)})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,20 @@ import tyro
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_part
-from ddpm_jax.config import Config, RunConfig
+from ddpm_jax.config import Config, RunConfig, with_unchecked
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import check
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs import directory, export, latents, loop, tasks
-from ddpm_jax.runs.initial_weights import with_pretrained_network
+from ddpm_jax.runs.initial_weights import pretrained_parts
 from ddpm_jax.runs.progress import banner
+
+OVERRIDES = (
+    ("training", "steps", "epochs"),
+    ("checkpoint", "every", "every_epochs"),
+    ("log", "samples_every", "samples_every_epochs"),
+)
+"""Parts of a config, each with a setting and one that it overrides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,14 @@ class TrainOptions:
             "A LoRA run cannot --push while it trains: push it afterwards with "
             "python -m ddpm_jax.export.",
         )
+        base = self.config.training.init_from
+        check(
+            base is None
+            or not Path(base).exists()
+            or not self.workdir.exists()
+            or not self.workdir.samefile(base),
+            f"--init-from {base} is the directory of this run: give another --workdir.",
+        )
 
 
 def run() -> None:
@@ -107,12 +123,32 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
         "--init-from determines the network: leave --model out.",
     )
     if init_from is not None:
-        recipe = with_pretrained_network(recipe, init_from)
+        recipe = with_unchecked(recipe, **pretrained_parts(recipe, init_from))
+    sampler, args = arguments.take_option(args, "--sampling.sampler")
+    if sampler is not None:
+        recipe = with_unchecked(recipe, sampling=recipe.sampling.override(sampler=sampler))
     workdir = Path("runs") / Path(name.removesuffix(".py")).name
-    default = TrainOptions(config=recipe, workdir=workdir)
-    return arguments.parse(
-        TrainOptions, args, default, f"{arguments.command('train')} --config {name}"
+    options = arguments.parse(
+        TrainOptions,
+        args,
+        TrainOptions(config=recipe, workdir=workdir),
+        f"{arguments.command('train')} --config {name}",
     )
+    check_precedence(options.config, recipe)
+    return options
+
+
+def check_precedence(config: Config, recipe: Config) -> None:
+    """Raise ValueError if the command line changed a setting that one of the recipe overrides."""
+    for part, stronger, weaker in OVERRIDES:
+        ours = getattr(config, part)
+        theirs = getattr(recipe, part)
+        steps = getattr(ours, stronger)
+        flag = f"--{part}.{stronger.replace('_', '-')}"
+        check(
+            steps is None or getattr(ours, weaker) == getattr(theirs, weaker),
+            f"{flag} is {steps} and overrides {part}.{weaker}: give {flag} None, too.",
+        )
 
 
 def use_devices(options: TrainOptions) -> Config:
@@ -149,8 +185,9 @@ def check_batches(config: Config) -> None:
 
 def dry_run(config: Config, options: TrainOptions) -> int:
     """Check whether the recipe may resume, and print it resolved; return exit status 0."""
-    if not options.overwrite:
-        directory.resume(config, options.workdir)
+    _start(config, options.workdir, options)
+    if isinstance(config, LatentConfig) and config.trains_autoencoder:
+        _start(config.autoencoder_config, options.workdir / directory.AUTOENCODER, options)
     check_batches(config)
     print(banner(config, options.workdir))
     return 0
@@ -184,7 +221,8 @@ def train(config: Config, options: TrainOptions) -> int:
         status = _train_run(config, workdir, start, options, callbacks)
         if status == 0:
             prompt = " --prompt TEXT" if isinstance(config, LatentConfig) else ""
-            print(f"draw samples with: {arguments.command('sample')} --ckpt {workdir}{prompt}")
+            sample = f"{arguments.command('sample')} --ckpt {shlex.quote(str(workdir))}{prompt}"
+            print(f"draw samples with: {sample}")
         return status
 
 

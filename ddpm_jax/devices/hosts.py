@@ -85,7 +85,8 @@ def explain_lost_host() -> Iterator[None]:
         reason = one_line(error, 300)
         raise ConnectionError(
             f"Another host failed or runs another program ({reason}): "
-            "start the same command on all hosts again to resume from the newest checkpoint."
+            "start the same command, without --overwrite, on all hosts again to resume from the "
+            "newest checkpoint."
         ) from error
 
 

@@ -137,19 +137,21 @@ def lock(workdir: Path) -> Iterator[None]:
     """Lock the directory against other runs. Raise ValueError if one is using it.
 
     The operating system releases the lock after a crash. On several hosts only the primary host
-    locks the directory. If it holds nothing but the lock after the block, it is removed.
+    locks the directory. If this function made it, and it holds nothing but the lock after the
+    block, it is removed.
     """
     if not hosts.is_primary():
         yield
         return
     _check_path(workdir)
+    is_new = not workdir.exists()
     check_writable(workdir / LOCK)
     try:
         with filelock.FileLock(workdir / LOCK, timeout=0):
             try:
                 yield
             finally:
-                if {path.name for path in workdir.iterdir()} == {LOCK}:
+                if is_new and {path.name for path in workdir.iterdir()} == {LOCK}:
                     shutil.rmtree(workdir)
     except filelock.Timeout:
         raise ValueError(
@@ -179,13 +181,14 @@ def rollback(
     cause = (
         f"Loss or gradient was non-finite in {monitor.in_a_row} steps in a row, up to step {done}"
     )
+    flags = config.FLAGS
     remedy = (
-        "lower --optimizer.learning-rate, set --optimizer.clip-norm 1, "
-        "or look for outliers in the data"
+        f"look for outliers in the data, or start another run, with a lower "
+        f"{flags}optimizer.learning-rate or with {flags}optimizer.clip-norm 1"
     )
     check(
         config.training.on_patience == "rollback",
-        f"{cause}: {remedy}, or set --training.on-patience rollback.",
+        f"{cause}: set {flags}training.on-patience rollback and resume, {remedy}.",
     )
     valid = saved_steps.valid_steps(workdir)
     earlier = (step for step in valid if step < monitor.last_finite_step)

@@ -33,10 +33,18 @@ OUTPUT_FIELDS = (
 
 
 def with_pretrained_network(config: Config, ckpt: str) -> Config:
-    """The config with the network, noise schedule and target of the model that `ckpt` names.
+    """The config with the `pretrained_parts` of the model that `ckpt` names.
 
-    One on latents gets its autoencoder too. `training.init_from` is `ckpt`. Raise as
-    `sources.open_checkpoint` does, and ValueError if the rest of the config does not fit.
+    Raise as `sources.open_checkpoint` does, and ValueError if the rest of the config does not fit.
+    """
+    return dataclasses.replace(config, **pretrained_parts(config, ckpt))
+
+
+def pretrained_parts(config: Config, ckpt: str) -> dict[str, Any]:
+    """The parts of a config that starts from the model that `ckpt` names.
+
+    They have its network, noise schedule and target, and its autoencoder if it is one on latents.
+    `training.init_from` is `ckpt`. Raise as `sources.open_checkpoint` does.
     """
     source = open_checkpoint(ckpt).spec
     objective = _merge_objectives(config.objective, source.objective)
@@ -44,18 +52,16 @@ def with_pretrained_network(config: Config, ckpt: str) -> Config:
     if (sampling.steps or 0) > objective.timesteps:
         sampling = dataclasses.replace(sampling, steps=None)
     training = dataclasses.replace(config.training, init_from=ckpt)
-    shared: dict[str, Any] = {}
+    parts = {
+        "model": source.model,
+        "objective": objective,
+        "sampling": sampling,
+        "training": training,
+    }
     if isinstance(config, LatentConfig) and isinstance(source, LatentConfig | LatentSpec):
         run = dataclasses.replace(config.autoencoder, model=source.image_autoencoder)
-        shared = {"autoencoder": run}
-    return dataclasses.replace(
-        config,
-        model=source.model,
-        objective=objective,
-        sampling=sampling,
-        training=training,
-        **shared,
-    )
+        parts["autoencoder"] = run
+    return parts
 
 
 def _merge_objectives(ours: Objective, theirs: Objective) -> Objective:

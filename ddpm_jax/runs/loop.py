@@ -32,7 +32,7 @@ from ddpm_jax.runs.initial_weights import (
     warn_of_other_values,
 )
 from ddpm_jax.runs.latents import Latents, save_latents
-from ddpm_jax.runs.progress import Reporter
+from ddpm_jax.runs.progress import Reporter, warn_of_short_run
 from ddpm_jax.runs.tasks import saved_scales, task_of
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import lora_loss
@@ -47,9 +47,6 @@ from ddpm_jax.training.step import (
 )
 
 OnSave = Callable[[int, TrainState], None]
-
-SHORT_RUN = 1000
-"""Number of steps below which a run says that it is short."""
 
 
 def train(
@@ -94,7 +91,7 @@ def train(
     warn_of_short_run(config, len(images))
     if not start:
         warn_of_other_values(config, images)
-    with memory.explain_oom(*memory_advice(config)):
+    with memory.explain_oom(*memory_advice(config, start)):
         evaluator = prepared_evaluator(config, images)
         tx = config.make_optimizer(len(images))
         base = load_base(config, folder, start)
@@ -112,7 +109,8 @@ def train(
             config, folder, images, train_step, state, on_save, base, evaluator
         )
     if done < total:
-        print(f"stopped: step {done} of {total} is saved in {folder}; the same command resumes it")
+        resumes = "the same command without --overwrite resumes it"
+        print(f"stopped: step {done} of {total} is saved in {folder}; {resumes}")
         return 128 + signal
     print(f"done: step {total}, in {folder}")
     return 0
@@ -126,24 +124,6 @@ def print_values(images: ImageSet) -> None:
         print(f"values    {images.values.describe()}")
     if condition_values_of(images) != LEVELS:
         print(f"condition {condition_values_of(images).describe()}")
-
-
-def warn_of_short_run(config: RunConfig, num_images: int) -> None:
-    """Print to stderr if the run is shorter than `SHORT_RUN` steps."""
-    total = config.total_steps(num_images)
-    if total >= SHORT_RUN:
-        return
-    settings = config.training
-    if settings.steps is not None:
-        remedy = "raise --training.steps"
-    else:
-        remedy = "set --training.steps instead of epochs, or lower --training.batch-size"
-    print(
-        f"The run has only {total} steps ({num_images:,} images in batches of "
-        f"{settings.batch_size} are {config.steps_per_epoch(num_images)} an epoch), "
-        f"and most networks need thousands: {remedy}.",
-        file=sys.stderr,
-    )
 
 
 def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
@@ -208,17 +188,23 @@ def check_memory(
     memory.check_fits(needed)
 
 
-def memory_advice(config: RunConfig) -> tuple[str, str]:
-    """Describe the memory load of a training step, and how to reduce it."""
+def memory_advice(config: RunConfig, start: int) -> tuple[str, str]:
+    """Describe the memory load of a training step, and how to reduce it.
+
+    A run that resumes at a step `start` keeps its batches and its dtype.
+    """
     settings = config.training
+    flags = f"{config.FLAGS}training"
     height, width, channels = config.model.image_shape
     description = (
         f"micro-batches of {settings.micro_batch_size} images of {height}x{width}x{channels} "
         f"in {settings.dtype}"
     )
+    if start:
+        return description, "end other programs, or split the state by --parallel.fsdp"
     remedy = (
-        f"raise --training.accumulation (now {settings.accumulation}), lower "
-        f"--training.batch-size (now {settings.batch_size}), try --training.dtype bfloat16, "
+        f"raise {flags}.accumulation (now {settings.accumulation}), lower "
+        f"{flags}.batch-size (now {settings.batch_size}), try {flags}.dtype bfloat16, "
         "or split the state by --parallel.fsdp"
     )
     return description, remedy
@@ -289,8 +275,9 @@ def run_steps(
             is_measured = not signal and evaluator is not None and evaluator.is_due(done, total)
             due = signal or done == total or (save_every and done % save_every == 0) or is_measured
             if due:
-                # Saving blocks on this step anyway, so read its metrics now.
-                reporter.report_until(done)
+                # Saving blocks on this step anyway, so read its metrics now. They are written
+                # before it is saved, because a resumed run does not compute them again.
+                reporter.write_until(done)
             out_of_patience = reporter.is_out_of_patience(done)
             is_skipping = monitor.in_a_row > 0
             if out_of_patience:

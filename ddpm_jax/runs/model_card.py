@@ -1,5 +1,6 @@
 """Write the README.md of an exported run: the network, its data, training, figures and recipe."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,11 @@ def write_card(folder: Path, run: RunSource, weights: str, name: str, scheduler:
         pictures="\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
         use=_use(config, name),
         figures="\n".join(f"- {title}: {value}" for title, value in figures.items()),
-        recipe="\n".join(f"{flag} {value}" for flag, value in flags if not _is_local(value)),
+        recipe="\n".join(
+            f"{flag} {value}".rstrip()
+            for flag, value in flags
+            if not any(map(_is_local, shlex.split(value)))
+        ),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

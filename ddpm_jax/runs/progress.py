@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from ddpm_jax.training.update_monitor import UpdateMonitor
 
 CURVE_SECONDS = 30
 """Seconds between updates of loss.png."""
+SHORT_RUN = 1000
+"""Number of steps below which a run says that it is short."""
 
 
 def banner(config: RunConfig, workdir: Path) -> str:
@@ -48,7 +51,7 @@ def banner(config: RunConfig, workdir: Path) -> str:
         length = f"{training.epochs} epochs"
     batch = f"batches of {training.batch_size} in {training.accumulation} micro-batches"
     model = f"{type(config.model).__name__}, {config.model.parameter_count()} parameters"
-    flags = [f"  {flag} {value}" for flag, value in settings_as_flags(to_json(config))]
+    flags = [f"  {flag} {value}".rstrip() for flag, value in settings_as_flags(to_json(config))]
     rows = {
         "data": config.data.describe(),
         "model": model,
@@ -79,12 +82,39 @@ def _describe_lora(config: RunConfig) -> dict[str, str]:
     return {"lora": f"{layers}, on {base}"}
 
 
+def warn_of_short_run(config: RunConfig, num_images: int) -> None:
+    """Print to stderr if the run is shorter than `SHORT_RUN` steps."""
+    total = config.total_steps(num_images)
+    if total >= SHORT_RUN:
+        return
+    settings = config.training
+    flags = f"{config.FLAGS}training"
+    if settings.steps is not None:
+        remedy = f"raise {flags}.steps"
+    else:
+        remedy = f"set {flags}.steps instead of epochs, or lower {flags}.batch-size"
+    print(
+        f"The run has only {total} steps ({num_images:,} images in batches of "
+        f"{settings.batch_size} are {config.steps_per_epoch(num_images)} an epoch), "
+        f"and most networks need thousands: {remedy}.",
+        file=sys.stderr,
+    )
+
+
 def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
-    """Settings as command-line flags and values, such as ("--training.batch-size", "128")."""
+    """Settings as command-line flags and values, such as ("--training.batch-size", "128").
+
+    They are quoted for a shell. A flag of True or False has no value.
+    """
+    if path.endswith(".init-from"):
+        return [] if values is None else [("--init-from", shlex.quote(values))]
     if isinstance(values, list):
-        return [(path, " ".join(map(str, values)))]
+        return [(path, shlex.join(map(str, values)))]
+    if isinstance(values, bool):
+        part, _, name = path.rpartition(".")
+        return [(path if values else f"{part}.no-{name}", "")]
     if not isinstance(values, dict):
-        return [(path, str(values))]
+        return [(path, shlex.quote(str(values)))]
     joint = "." if path != "-" else "-"
     flags: list[tuple[str, str]] = []
     for name, value in values.items():
@@ -208,6 +238,11 @@ class Reporter:
         for line in self.monitor.report_until(step):
             self._bar.write(line)
 
+    def write_until(self, step: int) -> None:
+        """Report the steps up to this one, and write their metrics."""
+        self.report_until(step)
+        self._write_waiting()
+
     def is_out_of_patience(self, step: int) -> bool:
         """Whether the last `skip_patience` updates up to this step were all skipped."""
         patience = self._config.training.skip_patience
@@ -217,6 +252,10 @@ class Reporter:
         self.report_until(step)
         return self.monitor.in_a_row >= patience
 
+    def _rate_at(self, step: int) -> Any:
+        """The learning rate of a step. A skipped update does not advance its schedule."""
+        return self._rate(max(step - 1 - self.monitor.skipped, 0))
+
     def _write_waiting(self, extra: dict[str, float] | None = None) -> None:
         """Write the metrics that wait, and redraw the loss curve every CURVE_SECONDS.
 
@@ -224,7 +263,7 @@ class Reporter:
         """
         for step, metrics, bands in self._waiting:
             self.report_until(step)
-            facts = {"learning_rate": self._rate(step - 1), "skipped": self.monitor.skipped}
+            facts = {"learning_rate": self._rate_at(step), "skipped": self.monitor.skipped}
             values: dict[str, Any] = {"loss": metrics["loss"]} | metrics | facts | (extra or {})
             if bands:
                 values["loss_bands"] = mean_by_band(np.stack(jax.device_get(bands)))
@@ -248,10 +287,9 @@ class Reporter:
         # An epoch is incomplete if the run resumed or ends within it.
         is_complete = num_steps == self._steps_per_line
         part = "" if num_steps == self._steps_per_epoch else f" of {num_steps} steps"
-        rate = float(self._rate(step - 1))
         self._bar.write(
             f"epoch {epoch}/{epochs}: mean loss{part} {mean:.5f}, "
-            f"{images_per_second:.0f} images/s, lr {rate:.6f}"
+            f"{images_per_second:.0f} images/s, lr {float(self._rate_at(step)):.6f}"
         )
         extra = {"epoch": float(epoch), "epoch_loss": mean} if is_complete else None
         self._write_waiting(extra)

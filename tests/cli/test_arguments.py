@@ -1,5 +1,7 @@
 """Command lines: recipes, data sources and networks by name, help, and invalid settings."""
 
+import dataclasses
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +18,8 @@ from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.models.basic_unet import BasicUNet
+from ddpm_jax.runs.progress import settings_as_flags
+from ddpm_jax.settings_json import to_json
 
 
 @pytest.fixture
@@ -49,6 +53,43 @@ def test_arrays_of_any_shape_are_settings_of_the_command_line():
     statistics = (0.0, 1.0, 2.0, 3.0)
     assert config.data == Arrays(path="x.npz", scaling="deviation", statistics=statistics)
     assert config.model.image_shape == (8, 16, 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("cifar10_upscale", "--data folder --data.path x --data.condition reduced"),
+        ("mnist_classes", "--model basic_unet --sampling.guidance-scale 1"),
+    ],
+)
+def test_a_new_part_may_need_other_settings_of_the_command_line(recipe, options):
+    """Neither new part fits the recipe by itself."""
+    assert train.parse(recipe, options.split(), CONFIGS).config.model.image_size in (28, 32)
+
+
+def test_another_sampler_starts_without_the_options_of_the_recipe():
+    assert load_recipe("cifar10", CONFIGS).sampling.options
+    options = "--sampling.sampler ddim --sampling.options eta 0.5".split()
+    sampling = train.parse("cifar10", options, CONFIGS).config.sampling
+    assert (sampling.sampler, dict(sampling.options)) == ("ddim", {"eta": 0.5})
+    assert not train.parse("cifar10", options[:2], CONFIGS).config.sampling.options
+
+
+@pytest.mark.parametrize("name", ["digits_classes", "cifar10", "emoji", "flowers128"])
+def test_the_settings_of_a_recipe_are_shown_as_flags_that_set_them(name):
+    recipe = load_recipe(name, CONFIGS)
+    training = dataclasses.replace(recipe.training, steps=77)
+    changed = dataclasses.replace(recipe, training=training)
+    if name == "emoji":
+        changed = dataclasses.replace(changed, captions=("red heart", "dog's face"))
+    flags = [" ".join(flag) for flag in settings_as_flags(to_json(changed))]
+    assert train.parse(name, shlex.split(" ".join(flags)), CONFIGS).config == changed
+
+
+def test_the_origin_of_the_weights_is_shown_as_its_flag():
+    settings = {"training": {"init_from": "my runs/a"}, "autoencoder": {"init_from": None}}
+    assert settings_as_flags(settings) == [("--init-from", "'my runs/a'")]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -86,6 +127,15 @@ def test_a_missing_recipe_lists_all_recipes(capsys):
 def test_a_command_is_named_as_this_one_was_called(called, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", [called, "--config", "digits"])
     assert arguments.command("sample") == command
+
+
+def test_a_home_directory_is_expanded_after_the_flag_too(monkeypatch):
+    """A shell does so only at the beginning of a word."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--workdir=~/runs/a", "--prompt=~ 5", "~x"])
+    given: list[str] = []
+    arguments.run(given.extend)
+    assert given == ["--workdir=/home/me/runs/a", "--prompt=~ 5", "~x"]
 
 
 def test_help_lists_every_setting(capsys):
@@ -132,6 +182,8 @@ def test_an_invalid_setting_is_named(capsys):
         ("--model.image-size 9", ["Image size 9", "8 or 10"]),
         ("--model.image-size 8 16 24", ["--model.image-size", "8", "16", "24"]),
         ("--private", ["--private is for --push"]),
+        ("--training.epochs 5", ["--training.steps is 1000 and overrides training.epochs"]),
+        ("--training.init-from digits", ["Unrecognized options: --training.init-from"]),
     ]
     for args, words in cases:
         message = unboxed(fails(capsys, train_main, "--config", "digits", *args.split()))

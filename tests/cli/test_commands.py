@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.bench import losses
-from helpers.commands import SMALL, arrays, one_line, run, small_main, train_main
+from helpers.commands import SMALL, arrays, fails, one_line, run, small_main, train_main, unboxed
 from helpers.saved_runs import RECIPE, save_run
 from PIL import Image
 
@@ -126,6 +126,14 @@ def test_the_same_command_resumes_and_overwrite_starts_anew(trainings, tmp_path)
         assert (call["folder"], call["start"]) == (tmp_path, start)
         assert call["overwritten"] == (tmp_path if more else None)
         assert "on_save" not in call
+
+
+def test_a_run_does_not_start_from_its_own_directory(tmp_path, capsys):
+    """With --overwrite it would delete the weights that it starts from."""
+    save_run(tmp_path, RECIPE)
+    options = ["--workdir", tmp_path, "--init-from", tmp_path, "--overwrite"]
+    message = unboxed(fails(capsys, small_main, *SMALL, *options))
+    assert "is the directory of this run: give another --workdir." in message
 
 
 def test_push_uploads_each_checkpoint(trainings, tmp_path, monkeypatch):

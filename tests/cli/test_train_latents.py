@@ -67,6 +67,13 @@ def test_mistakes_are_found_before_the_autoencoder_is_trained(
     assert started == []
 
 
+def test_a_dry_run_checks_the_run_of_the_autoencoder_too(tmp_path, capsys):
+    save_run(tmp_path / "autoencoder", CONFIG.autoencoder_config)
+    command = (*COMMAND, "--workdir", tmp_path, "--dry-run")
+    message = one_line(capsys, *command, "--autoencoder.optimizer.learning-rate", 0.5)
+    assert "other settings (optimizer.learning_rate)" in message
+
+
 def test_a_network_with_a_checkpoint_keeps_its_autoencoder(started, tmp_path, capsys):
     save_run(tmp_path, CONFIG)
     small_main(["--config", "latent", "--no-compilation-cache", "--workdir", str(tmp_path)])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.hosts import SHORT
+from helpers.latent_runs import CONFIG as LATENT
 from helpers.training import linear_batch, linear_loss, linear_params
 from optax import sgd
 
@@ -17,7 +18,7 @@ from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.devices import memory, parallel
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.recipes.digits import config as digits
-from ddpm_jax.runs import loop
+from ddpm_jax.runs import directory, loop
 from ddpm_jax.training.step import init_state, make_train_step
 
 
@@ -83,13 +84,25 @@ def test_every_step_fits_if_the_available_memory_is_unknown(monkeypatch):
 
 
 def test_the_remedy_for_a_step_names_settings_of_the_recipe():
-    workload, remedy = loop.memory_advice(dataclasses.replace(digits, training=SHORT.training))
+    workload, remedy = loop.memory_advice(dataclasses.replace(digits, training=SHORT.training), 0)
     assert workload == "micro-batches of 8 images of 8x8x1 in float32"
     assert "--training.accumulation (now 2), lower --training.batch-size (now 16)" in remedy
     settings = re.findall(r"--(\w+)\.([\w-]+)", remedy)
     assert len(settings) == 4
     for group, name in settings:
         assert name.replace("-", "_") in vars(getattr(digits, group))
+
+
+def test_the_remedy_for_a_resumed_run_names_what_it_may_change():
+    _, remedy = loop.memory_advice(digits, 100)
+    settings = re.findall(r"--([\w.-]+)", remedy)
+    assert settings
+    assert all(name.startswith(directory.CHANGEABLE_SETTINGS) for name in settings)
+
+
+def test_the_remedy_for_an_autoencoder_names_its_own_settings():
+    _, remedy = loop.memory_advice(LATENT.autoencoder_config, 0)
+    assert "lower --autoencoder.training.batch-size (now 8)" in remedy
 
 
 def test_the_error_of_sampling_names_its_batch():

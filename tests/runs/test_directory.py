@@ -247,6 +247,14 @@ def test_two_runs_cannot_use_one_directory(tmp_path):
         pass
 
 
+def test_a_run_that_ends_early_removes_the_folder_only_if_it_made_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with directory.lock(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path):
     """The other process only takes the lock, which is quick; `make faults` starts a second run."""
     path = str(tmp_path / directory.LOCK)

@@ -20,7 +20,7 @@ from ddpm_jax.data.loading import InMemory
 from ddpm_jax.data.scaled_images import ScaledImages
 from ddpm_jax.data.values import scaled_values
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runs import checkpoints, loop, manifest, saved_steps
+from ddpm_jax.runs import checkpoints, loop, manifest, progress, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.training import step as training
@@ -157,6 +157,8 @@ def test_on_save_gets_every_saved_step_and_its_state(tmp_path):
 
     def on_save(step, state):
         assert step in saved_steps.steps(tmp_path)
+        # A run that is killed now resumes after this step.
+        assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == step
         calls.append((step, int(state.step), float(state.params["w"][0])))
 
     run_toy(tmp_path, [1] * 7, Checkpoint(every=3, keep_last=5), on_save=on_save)
@@ -223,7 +225,7 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path):
 )
 def test_a_run_of_less_than_a_thousand_steps_is_announced(capsys, length, message):
     config = dataclasses.replace(CONFIG, training=Training(batch_size=16, **length))
-    loop.warn_of_short_run(config, 40)
+    progress.warn_of_short_run(config, 40)
     assert re.fullmatch(rf"The run has {message}.*\.\n", capsys.readouterr().err)
 
 
@@ -238,7 +240,7 @@ def test_a_short_run_is_announced_before_it_starts(tmp_path, monkeypatch, capsys
 
 
 def test_a_run_of_a_thousand_steps_is_not_called_short(capsys):
-    loop.warn_of_short_run(small_recipe(training=Training(steps=1000)), 40)
+    progress.warn_of_short_run(small_recipe(training=Training(steps=1000)), 40)
     assert not capsys.readouterr().err
 
 
@@ -266,7 +268,7 @@ def test_the_last_finite_checkpoint_is_kept_while_updates_are_skipped(tmp_path):
 
 
 def test_on_patience_stop_ends_the_run_after_skipped_updates(tmp_path):
-    message = "non-finite in 2 steps in a row, up to step 3: lower"
+    message = "non-finite in 2 steps in a row, up to step 3: set"
     with pytest.raises(ValueError, match=message):
         run_toy(tmp_path, [1, np.nan, np.nan, 1, 1], Checkpoint(every=1), on_patience="stop")
     assert saved_steps.steps(tmp_path)[0] == 1

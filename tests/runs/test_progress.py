@@ -1,4 +1,4 @@
-"""Report the loss of each logged step, epoch means, sample grids and settings as flags."""
+"""Report the loss of each logged step, epoch means and sample grids."""
 
 import dataclasses
 
@@ -17,7 +17,6 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.runs import grids, progress, tasks
 from ddpm_jax.runs.metrics import read_metrics
-from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.optimizer import Optimizer
 from ddpm_jax.training.step import TrainState
 
@@ -54,6 +53,15 @@ def test_each_line_holds_the_values_of_its_own_step(tmp_path):
     assert all(line["loss"] == line["step"] / 8 for line in lines)
     rates = [line["learning_rate"] for line in lines]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.15, 0.25, 0.3], rtol=1e-6)
+
+
+def test_a_skipped_update_does_not_advance_the_logged_learning_rate(tmp_path):
+    config = dataclasses.replace(CONFIG, log=Log(every=1, samples=0))
+    with progress.Reporter(config, IMAGES, tmp_path, 0) as reporter:
+        for step, norm in enumerate((1.0, np.nan, 1.0, 1.0), 1):
+            reporter.after_step(step, {"loss": jnp.float32(1), "grad_norm": jnp.float32(norm)})
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[2:], [0.05, 0.1], rtol=1e-6)
 
 
 def test_each_line_holds_the_mean_losses_by_band_since_the_last_line(tmp_path):
@@ -149,13 +157,6 @@ def test_a_grid_that_cannot_be_drawn_does_not_end_training(tmp_path, monkeypatch
     warning = "The samples of step 2 were not drawn (The samples are not finite.)."
     assert warning in capsys.readouterr().err
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3]
-
-
-def test_settings_are_shown_as_command_line_flags():
-    flags = dict(progress.settings_as_flags(to_json(CONFIG)))
-    assert flags["--training.batch-size"] == "4"
-    assert flags["--log.samples-every-epochs"] == "None"
-    assert not [flag for flag in flags if flag.endswith(".kind")]
 
 
 def test_previews_and_prediction_rows_run_from_clean_images_to_noise(tmp_path):
