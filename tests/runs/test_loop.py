@@ -161,8 +161,8 @@ def test_on_save_gets_every_saved_step_and_its_state(tmp_path):
         assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == step
         calls.append((step, int(state.step), float(state.params["w"][0])))
 
-    run_toy(tmp_path, [1] * 7, Checkpoint(every=3, keep_last=5), on_save=on_save)
-    assert calls == [(3, 3, 3.0), (6, 6, 6.0), (7, 7, 7.0)]
+    run_toy(tmp_path, [1] * 7, Checkpoint(every=2, keep_last=5), on_save=on_save)
+    assert calls == [(2, 2, 2.0), (4, 4, 4.0), (6, 6, 6.0), (7, 7, 7.0)]
     saved = [(step, step, weight(tmp_path, step)) for step in saved_steps.steps(tmp_path)]
     assert saved == calls
 
