@@ -92,9 +92,9 @@ def measure_checkpoint(ckpt: str, args: list[str]) -> None:
     options, sampling = parse(args, ckpt, source, sampler)
     options.check_for_checkpoint()
     check_variance(source.spec.objective, options.variance)
+    if not options.draws:
+        check_sampling_left_out(ckpt, source, options, sampling)
     if options.loss:
-        default = default_sampling(source.spec, None)
-        check(sampling == default, "--loss draws nothing: leave out the settings of sampling.")
         compare_loss(source, options.out)
         return
     out = options.out or source.output_folder / EVALUATION
@@ -149,6 +149,15 @@ def parse(
     """Parse the options of the command and the settings of sampling, as sample.py does."""
     default = default_sampling(source.spec, sampler)
     return parse_with_sampling(EvaluateOptions, args, default, f"{PROG} --ckpt {ckpt}")
+
+
+def check_sampling_left_out(
+    ckpt: str, source: Source, options: EvaluateOptions, sampling: Sampling
+) -> None:
+    """Raise ValueError if the command line gave settings of sampling."""
+    _, default = parse([], ckpt, source, None)
+    option = "--loss" if options.loss else f"--measures {' '.join(options.measures)}"
+    check(sampling == default, f"{option} draws nothing: leave out the settings of sampling.")
 
 
 def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, dict[str, Any]]:

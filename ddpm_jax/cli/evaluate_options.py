@@ -8,7 +8,7 @@ from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.evaluation.features import check_features
-from ddpm_jax.evaluation.measures import DEFAULT, MIN_IMAGES, Measure
+from ddpm_jax.evaluation.measures import DEFAULT, MIN_IMAGES, Measure, compares_images
 
 DEFAULT_NUM = 10_000
 NETWORKS = {"bits", "ode_bits", "loss", "speed"}
@@ -134,6 +134,11 @@ class EvaluateOptions(BatchedRunOptions):
     def sampling_seeds(self) -> range:
         """The seed of each set of samples."""
         return range(self.seed, self.seed + self.seeds)
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are drawn from a network."""
+        return not self.loss and ("speed" in self.measures or compares_images(self.measures))
 
     @property
     def measures_network(self) -> bool:

@@ -306,6 +306,16 @@ def test_the_settings_of_the_named_step_are_the_defaults(run, config, monkeypatc
     assert seen[1]["step"] == 5
 
 
+@pytest.mark.parametrize("measures", ["--loss", "--measures bits ode_bits loss"])
+@pytest.mark.parametrize(
+    "settings", ["--sampler unipc", "--guidance-scale 3", "--sampler.variance learned"]
+)
+def test_settings_of_sampling_are_refused_where_nothing_is_drawn(run, measures, settings, capsys):
+    args = ("--ckpt", run, *measures.split(), *settings.split())
+    message = one_line(capsys, evaluate.main, *args)
+    assert message == f"error: {measures} draws nothing: leave out the settings of sampling.\n"
+
+
 def test_a_bound_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="The bound is not finite: look for NaN in the weights"):
         bits_per_dim.summary(VariationalBound(jnp.full((2, 3), jnp.nan), jnp.zeros(2)))

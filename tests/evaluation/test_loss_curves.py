@@ -9,8 +9,10 @@ import pytest
 from helpers.commands import CONFIGS
 from PIL import Image
 
+from ddpm_jax import evaluate
 from ddpm_jax.cli.evaluate_loss import compare_loss
 from ddpm_jax.cli.recipes import load_recipe, loss_curves
+from ddpm_jax.config import config_to_json
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.evaluation.loss_curves import (
     FALSE_ALARMS,
@@ -21,6 +23,8 @@ from ddpm_jax.evaluation.loss_curves import (
     make_curve,
     to_json,
 )
+from ddpm_jax.runs.checkpoints import CheckpointWriter
+from ddpm_jax.runs.metrics import METRICS
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.settings_json import to_json as settings
 
@@ -145,6 +149,17 @@ def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, 
 
 
 CURVES = loss_curves(CONFIGS)
+
+
+def test_the_command_compares_a_run_with_its_recipe(tmp_path, capsys):
+    """A run of the recipe digits, whose curve comes with the package."""
+    config = load_recipe("digits", CONFIGS)
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(100, {"params": {"w": np.zeros(1)}}, config_to_json(config))
+    lines = [json.dumps(each) for each in records(1)]
+    (tmp_path / METRICS).write_text("\n".join(lines) + "\n")
+    evaluate.main(["--ckpt", str(tmp_path), "--loss"])
+    assert "that of recipe digits, steps " in capsys.readouterr().out
 
 
 def test_some_recipes_have_curves():
