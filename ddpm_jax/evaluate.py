@@ -183,7 +183,8 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, di
         data = with_split(data, options.split)
         size = source.spec.model.image_size, source.spec.model.channels
         images = load_conditioned(data, *size, Scales(source.values, source.condition_values))
-        name, split = data.describe(), getattr(data, "split", None)
+        name = data.describe()
+        split = getattr(data, "split", None) if data.has_splits else None
     else:
         raise ValueError(
             "This checkpoint does not name its data: give reference images, --against."
@@ -197,7 +198,7 @@ def with_split(data: DataSource, split: str | None) -> DataSource:
     """The data source with another split. Raise ValueError if the data has no splits."""
     if split is None:
         return data
-    check("split" in vars(data), f"The data has no splits ({data.describe()}): leave out --split.")
+    check(data.has_splits, f"The data has no splits ({data.describe()}): leave out --split.")
     change: dict[str, Any] = {"split": split}
     return dataclasses.replace(data, **change)
 

@@ -95,6 +95,11 @@ class DataSource:
         """Whether networks see values in [-1, 1], to which sampling may clip."""
         return True
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether the setting `split` chooses images."""
+        return "split" in vars(self)
+
     def describe(self) -> str:
         """One line that names the source. Needs no data on disk."""
         raise NotImplementedError

@@ -69,7 +69,13 @@ class HuggingFace(DataSource):
         )
 
     def describe(self) -> str:
-        return f"huggingface: {self.path}, split {self.split}"
+        split = f", split {self.split}" if self.has_splits else ""
+        return f"huggingface: {self.path}{split}"
+
+    @property
+    def has_splits(self) -> bool:
+        # A home directory that is unknown is no error here.
+        return not os.path.isfile(os.path.expanduser(self.path))
 
     def load(self, image_size: ImageSize, channels: int) -> ImageSet:
         table = self.table()

@@ -23,9 +23,10 @@ SHARD = re.compile(r"(?P<prefix>.*?)(?P<index>\d{1,6})-of-(?P<count>\d{1,6}).*")
 def parquet_files(path: Path, split: str) -> list[Path]:
     """The file `path`, or the sorted parquet files of a split in the folder `path`.
 
-    A file belongs to `split` if its relative path contains that word. If no relative path contains
-    the name of any split, all files belong to `train`. Hidden files and folders are skipped. Raise
-    FileNotFoundError if there is no file, or if one of several is missing.
+    A file belongs to `split` if `split_names` finds that word alone in its relative path. If it
+    finds no name of a split in any path, all files belong to `train`. Hidden files and folders are
+    skipped. Raise ValueError if a file may belong to other splits too, and FileNotFoundError if
+    there is no file, or if one of several is missing.
     """
     if path.is_file():
         return [path]
@@ -35,9 +36,15 @@ def parquet_files(path: Path, split: str) -> list[Path]:
         for name in names
         if not name.startswith(".") and name.lower().endswith(".parquet")
     ]
-    words = {name: set(re.split(r"[^a-z0-9]+", name.lower())) for name in files}
-    chosen = sorted(name for name in files if split.lower() in words[name])
-    if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
+    found = {name: split_names(name, split) for name in files}
+    chosen = sorted(name for name in files if split.lower() in found[name])
+    for name in chosen:
+        if len(found[name]) > 1:
+            raise ValueError(
+                f"{name} in {path} may belong to {' or '.join(sorted(found[name]))}: give the path "
+                "of one file, or rename it."
+            )
+    if not chosen and split == "train" and not any(found.values()):
         chosen = sorted(files)
     if not chosen:
         if files:
@@ -51,6 +58,19 @@ def parquet_files(path: Path, split: str) -> list[Path]:
         )
     check_shards(chosen, path)
     return [path / name for name in chosen]
+
+
+def split_names(name: str, split: str) -> set[str]:
+    """The names of splits in the last part of a relative path that contains any.
+
+    The file's name is the last part: train-test-split/test.parquet is of `test` alone. `split`
+    counts as the name of a split too.
+    """
+    for part in reversed(name.lower().split("/")):
+        found = {*SPLITS, split.lower()} & set(re.split(r"[^a-z0-9]+", part))
+        if found:
+            return found
+    return set()
 
 
 def check_shards(names: list[str], folder: Path) -> None:

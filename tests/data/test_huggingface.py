@@ -81,6 +81,14 @@ def test_a_parquet_file_is_read_in_order(tmp_path, kind, in_struct):
     assert images.labels is None
 
 
+def test_a_single_parquet_file_has_no_splits(tmp_path):
+    (tmp_path / "any.parquet").touch()
+    source = HuggingFace(path=str(tmp_path / "any.parquet"), split="test")
+    assert not source.has_splits
+    assert source.describe() == f"huggingface: {source.path}"
+    assert HuggingFace(path=str(tmp_path)).has_splits
+
+
 @pytest.mark.parametrize("name", ["label", "labels", "fine_label", "target"])
 def test_a_column_with_the_name_of_labels_becomes_the_labels(tmp_path, name):
     column = pa.array([5, 4, 3, 2, 1, 0], pa.int64())
@@ -172,6 +180,26 @@ def test_the_files_of_a_split_are_read_in_sorted_order(tmp_path):
     message = r"split 'validation' .*there are data/test-00000.*give another split"
     with pytest.raises(FileNotFoundError, match=message):
         load(tmp_path, split="validation")
+
+
+def test_the_name_of_a_file_decides_on_its_split_before_those_of_its_folders(tmp_path):
+    write(tmp_path / "train-test-split" / "train.parquet", image=structs(LEVELS[:1]))
+    write(tmp_path / "train-test-split" / "test.parquet", image=structs(LEVELS[1:2]))
+    write(tmp_path / "train_data" / "validation-0.parquet", image=structs(LEVELS[2:3]))
+    write(tmp_path / "test" / "train" / "0.parquet", image=structs(LEVELS[3:4]))
+    splits = {"train": [0, 3], "test": [1], "validation": [2]}
+    for split, rows in splits.items():
+        assert sorted(levels(load(tmp_path, split=split))) == sorted(LEVELS[rows])
+
+
+def test_a_file_whose_name_has_two_splits_is_refused(tmp_path):
+    write(tmp_path / "train-dev-0.parquet", image=structs())
+    write(tmp_path / "test-0.parquet", image=structs([1]))
+    with pytest.raises(
+        ValueError, match=r"^train-dev-0\.parquet in .* may belong to dev or train: "
+    ):
+        load(tmp_path)
+    np.testing.assert_array_equal(levels(load(tmp_path, split="test")), [1])
 
 
 def test_files_named_after_no_split_are_train(tmp_path):

@@ -5,6 +5,7 @@ compiled program for each network and variance.
 """
 
 import dataclasses
+import io
 import json
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.commands import one_line
 from PIL import Image
@@ -23,6 +26,7 @@ from ddpm_jax.cli.evaluate_options import EvaluateOptions
 from ddpm_jax.config import config_to_json
 from ddpm_jax.data import check_labels
 from ddpm_jax.data.folder import Folder
+from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
@@ -185,6 +189,19 @@ def test_the_split_of_the_data_can_be_replaced(config):
     with pytest.raises(ValueError, match=r"The data has no splits \(.*\): leave out --split"):
         evaluate.with_split(config.data, "test")
     assert evaluate.with_split(Tfds(name="mnist"), "test") == Tfds(name="mnist", split="test")
+
+
+def test_a_single_parquet_file_is_measured_as_no_split(config, tmp_path):
+    """The file is the same whatever the split."""
+    png = io.BytesIO()
+    Image.new("L", (4, 4)).save(png, "PNG")
+    pq.write_table(pa.table({"image": [png.getvalue()]}), tmp_path / "a.parquet")
+    source = HuggingFace(path=str(tmp_path / "a.parquet"))
+    with pytest.raises(ValueError, match="The data has no splits"):
+        evaluate.with_split(source, "test")
+    run = RunSource(tmp_path, 5, dataclasses.replace(config, data=source))
+    _, described = evaluate.reference_of(run, EvaluateOptions())
+    assert described["against_split"] is None
 
 
 def test_more_images_than_the_data_has_end_in_one_line(run, capsys):
