@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,22 +41,25 @@ def report(result: dict[str, Any], parts: Iterable[Part], out: Path | None) -> N
         for numbers, pictures in parts:
             result |= numbers
             if out is not None and numbers_of(numbers):
-                written += save(result, out, pictures)
+                written += save(result, out, pictures, written)
     finally:
         if numbers_of(result):
             print(table(result), *dict.fromkeys(written), sep="\n")
 
 
-def save(result: dict[str, Any], out: Path, pictures: Outputs) -> list[Path]:
+def save(
+    result: dict[str, Any], out: Path, pictures: Outputs, written: Sequence[Path] = ()
+) -> list[Path]:
     """Write a result and its pictures, and return their paths.
 
-    Numbers and pictures of an earlier result stay if they were made in the same way.
+    Numbers and pictures of an earlier result stay if they were made in the same way. The pictures
+    `written` before are of this result.
     """
     whole = merged(_earlier(out), result)
     if whole is None:
-        for name in PICTURES:
+        for path in {picture_path(out, name) for name in PICTURES}.difference(written):
             with contextlib.suppress(OSError):
-                picture_path(out, name).unlink()
+                path.unlink()
     paths = {picture_path(out, name): write for name, write in pictures.items()}
     return write_all({out: partial(write_json, whole or result), **paths})
 

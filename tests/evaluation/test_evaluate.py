@@ -274,6 +274,14 @@ def test_numbers_made_differently_replace_those_of_a_file_and_its_pictures(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x_bits.png"}
 
 
+def test_a_picture_of_the_same_call_is_not_deleted(tmp_path):
+    """The file holds bits of other images, with which the samples agree and the new bits do not."""
+    save(tmp_path, (BOUND, {"bits.png": picture}))
+    result = save(tmp_path, (SAMPLES, {"nearest.png": picture}), (BOUND | {"bits_num": 3}, {}))
+    assert (result["kid"], result["bits_num"]) == (0.5, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x_nearest.png"}
+
+
 def test_a_failed_measure_loses_none_of_those_before_it(tmp_path, capsys):
     def parts():
         yield BOUND, {"bits.png": picture}
