@@ -181,6 +181,12 @@ def read_spec(
     # An index decides, as in diffusers.
     config = config | class_name if (folder / INDEX).exists() else class_name | config
     parsed = parse_scheduler(config, scheduler)
+    variance_type = "learned_range" if model.learned_variance else "fixed_small"
+    check(
+        model.learned_variance == parsed.objective.learns_variance,
+        f"The number of out_channels of {folder} does not fit its scheduler: write {path.name} of "
+        f"a DDPMScheduler with variance_type {variance_type}.",
+    )
     own = read_own_settings(folder)
     if own.label_dropout is not None:
         model = with_label_dropout(model, own.label_dropout)

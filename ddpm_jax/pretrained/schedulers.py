@@ -82,6 +82,8 @@ VALUES_BY_SCHEDULER: dict[str, dict[str, tuple]] = {
             "learned",
             "learned_range",
         ),
+        "DPMSolverMultistepScheduler": ("learned", "learned_range"),
+        "DPMSolverSinglestepScheduler": ("learned", "learned_range"),
     },
 }
 """The values of a key that each scheduler accepts.

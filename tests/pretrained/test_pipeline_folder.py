@@ -109,6 +109,14 @@ def test_a_scheduler_can_be_read_as_another(root):
     assert (spec.sampling.sampler, spec.objective.schedule) == ("unipc", "scaled_linear")
 
 
+def test_a_scheduler_that_does_not_read_the_variance_of_its_network_is_refused(root):
+    config = json.loads((root / "config.json").read_text())
+    channels = 2 * config["in_channels"]
+    (root / "config.json").write_text(json.dumps(config | {"out_channels": channels}))
+    with pytest.raises(ValueError, match=r"write scheduler_config\.json .* learned_range\.$"):
+        read_spec(root)
+
+
 def test_an_index_of_another_pipeline_is_refused(root):
     def read(change):
         (root / INDEX_JSON).write_text(json.dumps(INDEX | change))

@@ -91,6 +91,14 @@ def test_a_learned_variance_is_used_for_sampling():
     assert scheduler.sampling.options["variance"] == "learned_range"
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "DPMSolverSinglestep"])
+def test_a_learned_variance_is_read_by_the_solvers_that_leave_it_out(name):
+    """They use the network's mean alone, as in diffusers."""
+    scheduler = parse(name, variance_type="learned_range")
+    assert scheduler.objective.variance == "learned_range"
+    assert scheduler.sampling == parse(name).sampling
+
+
 def test_a_threshold_of_at_most_1_is_a_clip():
     assert not parse("UniPCMultistep").sampling.clip_x0
     clipped = parse("UniPCMultistep", thresholding=True).sampling
@@ -325,6 +333,7 @@ UNSUPPORTED = [
         {"variance_type": ["learned"]},
         r"variance_type \['learned'\] is not supported",
     ),
+    ("DPMSolverSinglestep", {"variance_type": "learned"}, "only learned_range is"),
     (
         "DPMSolverMultistep",
         {"lambda_min_clipped": -5.1},
