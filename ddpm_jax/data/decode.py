@@ -105,10 +105,11 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError(
             f"pixels of mode {image.mode} from {lowest} to {highest}, not of 8 or 16 bits"
         )
-    grey = np.round(pixels / 257).astype(np.uint8)
+    grey = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
     if "transparency" in image.info:
-        grey[pixels == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
+        is_opaque = pixels != image.info["transparency"]
+        grey.putalpha(Image.fromarray(np.where(is_opaque, 255, 0).astype(np.uint8)))
+    return grey
 
 
 def convert_file(file: File, convert: Callable[[ImageFile.ImageFile], T]) -> T:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ddpm_jax.data.decode import PNG_SIGNATURE, decode_image
+from ddpm_jax.data.decode import PNG_SIGNATURE, decode_colour, decode_image
 
 
 def decode(content, size):
@@ -78,6 +78,13 @@ def test_the_transparent_colour_of_a_png_shows_white_at_every_depth(
     chunk = png_chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
     content = png((size, size), depth, colour_type, size * [row], [chunk])
     np.testing.assert_array_equal(decode(content, size)[0], expected)
+
+
+def test_the_transparent_colour_of_16_bit_grey_shows_the_ground():
+    chunk = png_chunk(b"tRNS", struct.pack(">H", 1028))
+    content = png((2, 1), 16, 0, [struct.pack(">2H", 1028, 257)], [chunk])
+    pixels = np.asarray(decode_colour(io.BytesIO(content), "a", 1, ground="black"))
+    np.testing.assert_array_equal(pixels, [[0, 1]])
 
 
 def exif_with_rational_description(orientation):
