@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ddpm_jax.data import DataSource, ImageSet
-from ddpm_jax.data.decode import upright_size
+from ddpm_jax.data.decode import convert_file, upright_size
 from ddpm_jax.data.folder import Folder, find_root, image_names
 from ddpm_jax.data.loading import InMemory
 from ddpm_jax.errors import check, one_line
@@ -20,8 +19,8 @@ CROP = DataSource()
 """The settings of a data source by default."""
 
 
-GREY_MODES = {"1", "L", "LA", "I;16"}
-"""Pillow's modes of greyscale images."""
+GREY_MODES = {"1", "L", "LA"}
+"""Pillow's modes of greyscale images of 8 bits or less. Those of more begin with I."""
 
 
 def read_samples(path: Path) -> ImageSet:
@@ -39,8 +38,8 @@ def read_samples(path: Path) -> ImageSet:
         f"The images of {path} are not of one size ({shown}): resize them to one size, with the "
         "filter used for the results that you compare with.",
     )
-    channels = 1 if modes <= GREY_MODES else 3
-    return Folder(path=str(path), split=ALL_FOLDERS).load((height, width), channels)
+    is_grey = all(mode in GREY_MODES or mode.startswith("I") for mode in modes)
+    return Folder(path=str(path), split=ALL_FOLDERS).load((height, width), 1 if is_grey else 3)
 
 
 def read_reference(
@@ -114,8 +113,7 @@ def digest(images: ImageSet) -> str:
 def _header(file: Path) -> tuple[tuple[int, int], str]:
     """The upright size and the mode of an image file. Raise ValueError if it is none."""
     try:
-        with Image.open(file) as image:
-            return upright_size(image), image.mode
+        return convert_file(file, lambda image: (upright_size(image), image.mode))
     # PIL raises many types: OSError, SyntaxError, DecompressionBombError, ...
     except Exception as error:
         raise ValueError(

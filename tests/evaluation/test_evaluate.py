@@ -332,9 +332,7 @@ def test_the_settings_of_the_named_step_are_the_defaults(run, config, monkeypatc
 
 
 @pytest.mark.parametrize("measures", ["--loss", "--measures bits ode_bits loss"])
-@pytest.mark.parametrize(
-    "settings", ["--sampler unipc", "--guidance-scale 3", "--sampler.variance learned"]
-)
+@pytest.mark.parametrize("settings", ["--sampler unipc", "--steps 3", "--sampler.variance learned"])
 def test_settings_of_sampling_are_refused_where_nothing_is_drawn(run, measures, settings, capsys):
     args = ("--ckpt", run, *measures.split(), *settings.split())
     message = one_line(capsys, evaluate.main, *args)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.commands import one_line, run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddpm_jax import evaluate
 from ddpm_jax.cli.evaluate_images import choose_samples
@@ -275,6 +276,22 @@ def test_upright_photos_of_one_size_are_samples_as_they_are(tmp_path):
     np.testing.assert_array_equal(images.read(np.arange(2))["image"], [pixels, pixels])
 
 
+def test_samples_of_16_bits_are_grey(tmp_path):
+    """Pillow reads a PGM as mode I, and a TIFF of the other byte order as I;16B."""
+    levels = np.full((8, 6), 257 * 40, ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 6 8 65535 " + levels.tobytes())
+    Image.frombytes("I;16B", (6, 8), levels.tobytes()).save(tmp_path / "b.tif")
+    images = read_samples(tmp_path).read(np.arange(2))["image"]
+    np.testing.assert_array_equal(images, np.full((2, 8, 6, 1), 40))
+
+
+def test_samples_whose_metadata_pillow_refuses_are_read(tmp_path):
+    text = PngInfo()
+    text.add_text("Comment", "x" * 2 * 2**20, zip=True)
+    Image.new("L", (6, 8), 40).save(tmp_path / "a.png", pnginfo=text)
+    assert read_samples(tmp_path).read(np.arange(1))["image"].shape == (1, 8, 6, 1)
+
+
 def test_losses_of_other_objectives_are_refused():
     shared = {"loss": 0.1, "bits_num": 9, "against_images": "abc", "against": "digits"}
     a = shared | {"against_n": 20, "objective": {"target": "eps", "weighting": "simple"}}
@@ -323,12 +340,6 @@ def test_options_without_effect_are_refused(sets, run_folder, capsys, option, ar
     of_network = ("--ckpt", run_folder, *option.split())
     message = one_line(capsys, evaluate.main, *given.get(option, of_network), *arguments)
     assert f"{option} does not use {unused}: leave out {unused}." in message
-
-
-def test_the_loss_takes_no_settings_of_sampling(run_folder, capsys):
-    for given in (("--steps", 3), ("--sampler", "ddim")):
-        message = one_line(capsys, evaluate.main, "--ckpt", run_folder, "--loss", *given)
-        assert "--loss draws nothing: leave out the settings of sampling." in message
 
 
 def test_a_measure_that_does_not_exist_is_named():
