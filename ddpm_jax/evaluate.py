@@ -31,7 +31,7 @@ from ddpm_jax.cli.evaluate_network import (
 )
 from ddpm_jax.cli.evaluate_options import USED, EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
-from ddpm_jax.cli.run_options import image_config, named_step
+from ddpm_jax.cli.run_options import image_config, named_step, own_remedies
 from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
 from ddpm_jax.cli.text_options import find_pipeline
 from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
@@ -65,6 +65,12 @@ MISSING = (
 
 def main(args: list[str]) -> None:
     """Run the command with these arguments."""
+    with own_remedies({"--data.split": "--split"}):
+        measure_or_compare(args)
+
+
+def measure_or_compare(args: list[str]) -> None:
+    """Measure what the arguments name, or compare results."""
     ckpt, args = arguments.take_option(args, "--ckpt")
     if ckpt is not None:
         measure_checkpoint(ckpt, args)

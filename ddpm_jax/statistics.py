@@ -52,7 +52,8 @@ def main(args: list[str]) -> None:
     schedule = objective.noise_schedule
     params = run.params(options.weights)
     size = (options.images, options.batch_size, options.seed)
-    batches = draw_batches(config, params, *size, run.classes, run.values, run.condition_values)
+    with run_options.own_remedies():
+        batches = draw_batches(config, params, *size, run.classes, run.values, run.condition_values)
     num_levels = len(levels(schedule, options.levels))
     bar = tqdm(total=num_levels, unit="level", desc=f"{options.images} images")
     with options.explain_oom(config.model), bar:

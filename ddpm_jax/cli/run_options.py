@@ -1,8 +1,8 @@
 """Shared options of the commands that read a trained network, and how `--ckpt` is resolved."""
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TypeVar, cast
 
 from ddpm_jax.cli import arguments
@@ -14,6 +14,12 @@ from ddpm_jax.models import Model
 from ddpm_jax.runs.saved_steps import Step
 from ddpm_jax.runs.sources import MISSING, RunSource, open_run
 from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
+
+OF_TRAINING = {
+    ", or raise --data.max-corrupt-fraction": "",
+    "raise --data.max-pixels, or ": "",
+}
+"""{remedy of an error while images are read: what replaces it in a command that lacks it}."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,24 @@ def named_step(args: Sequence[str]) -> Step | None:
     """
     step, _ = arguments.take_option(args, "--checkpoint")
     return int(step) if step is not None and step.isdigit() else cast("Step | None", step)
+
+
+@contextmanager
+def own_remedies(others: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Leave options of training, which the command lacks, out of the errors of the block.
+
+    `others` are further texts of messages to replace, such as names of options.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+        for old, new in {**OF_TRAINING, **(others or {})}.items():
+            message = message.replace(old, new)
+        if message == str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(message) from error
 
 
 Options = TypeVar("Options", bound=RunOptions)

@@ -17,7 +17,8 @@ ALL_FOLDERS = "."
 """The split that reads all subfolders, whatever their names."""
 CROP = DataSource()
 """The settings of a data source by default."""
-
+READ_WITH = ("resize", "max_pixels", "max_corrupt_fraction")
+"""Settings of a data source with which the files of a reference are read."""
 
 GREY_MODES = {"1", "L", "LA"}
 """Pillow's modes of greyscale images of 8 bits or less. Those of more begin with I."""
@@ -47,7 +48,7 @@ def read_reference(
 ) -> ImageSet:
     """Read images of the samples' `shape` (h, w, c).
 
-    The files of a folder are resized to it with the settings `like` those of training. Raise
+    The files of a folder are read and resized with the settings `like` those of training. Raise
     ValueError or FileNotFoundError, and ValueError for an array of another shape.
     """
     if path.suffix.lower() == ".npz":
@@ -65,12 +66,8 @@ def read_reference(
         f"Samples of {channels} channels cannot be compared with image files: give {path} as an "
         ".npz.",
     )
-    try:
-        folder = Folder(path=str(path), split=split, resize=like.resize, max_pixels=like.max_pixels)
-        return folder.load((height, width), channels)
-    except (ValueError, FileNotFoundError) as error:
-        # The option has a shorter name here than in training.
-        raise type(error)(str(error).replace("--data.split", "--split")) from error
+    shared = {name: getattr(like, name) for name in READ_WITH}
+    return Folder(path=str(path), split=split, **shared).load((height, width), channels)
 
 
 def read_npz(path: Path) -> np.ndarray:

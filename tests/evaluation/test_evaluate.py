@@ -316,6 +316,26 @@ def test_a_reference_folder_is_resized_as_in_training(config, tmp_path):
     assert expected.max() > 200  # a crop to the centre has no white
 
 
+def test_a_reference_folder_may_have_the_corrupt_images_that_training_allows(config, tmp_path):
+    save_images(np.zeros((4, 8, 8, 1), np.uint8), tmp_path / "against")
+    (tmp_path / "against" / "4.png").write_bytes(b"truncated")
+    data = dataclasses.replace(config.data, max_corrupt_fraction=0.2)
+    source = RunSource(tmp_path, 5, dataclasses.replace(config, data=data))
+    images, _ = evaluate.reference_of(source, EvaluateOptions(against=tmp_path / "against"))
+    assert len(images) == 4
+
+
+def test_a_wrong_split_of_the_run_names_the_option_of_the_command(config, params, tmp_path, capsys):
+    save_images(np.zeros((4, 8, 8, 1), np.uint8), tmp_path / "data" / "train")
+    changed = dataclasses.replace(config, data=Folder(path=str(tmp_path / "data"), split="train"))
+    with CheckpointWriter(tmp_path) as writer:
+        parts = {"params": params, "ema_params": {"ema": params}}
+        writer.save(5, parts, config_to_json(changed))
+    args = ("--ckpt", tmp_path, "--split", "test", "--no-compilation-cache")
+    message = one_line(capsys, evaluate.main, *args)
+    assert "choose --split among train." in message
+
+
 def test_the_settings_of_the_named_step_are_the_defaults(run, config, monkeypatch, tmp_path):
     """The newest step may have other ones."""
     folder = shutil.copytree(run, tmp_path / "run")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.commands import one_line, run
+from helpers.commands import fails, one_line, run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -290,6 +290,14 @@ def test_samples_whose_metadata_pillow_refuses_are_read(tmp_path):
     text.add_text("Comment", "x" * 2 * 2**20, zip=True)
     Image.new("L", (6, 8), 40).save(tmp_path / "a.png", pnginfo=text)
     assert read_samples(tmp_path).read(np.arange(1))["image"].shape == (1, 8, 6, 1)
+
+
+def test_a_corrupt_image_names_no_option_of_training(sets, digits, capsys):
+    save_images(digits[:5], sets / "cut")
+    (sets / "cut" / "5.png").write_bytes(b"truncated")
+    args = ("--samples", sets / "a.npz", "--against", sets / "cut")
+    message = fails(capsys, evaluate.main, *args).splitlines()[-1]
+    assert "1 of 6 images cannot be used: replace or remove them. The first error" in message
 
 
 def test_losses_of_other_objectives_are_refused():

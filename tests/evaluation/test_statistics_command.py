@@ -1,9 +1,13 @@
 """`python -m ddpm_jax.statistics`: the file that it writes to a run, and the errors it raises."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_jax import statistics
+from ddpm_jax.data.decode import decode_image
 from ddpm_jax.evaluation import solver_statistics
 from ddpm_jax.evaluation.solver_statistics import levels
 from ddpm_jax.samplers.dpm_solver_v3 import load
@@ -25,6 +29,18 @@ def test_an_output_that_cannot_be_written_is_found_before_the_estimate(run, monk
     args = ["--ckpt", str(run), "--no-compilation-cache", "--out", str(tmp_path)]
     with pytest.raises(IsADirectoryError, match="is a directory: give the name of a file"):
         statistics.main(args)
+
+
+def test_an_image_of_too_many_pixels_names_no_option_of_training(run, monkeypatch):
+    png = io.BytesIO()
+    Image.new("L", (8, 8)).save(png, "PNG")
+
+    def draw(*_):
+        decode_image(png, "a", 8, 1, "crop", max_pixels=10)
+
+    monkeypatch.setattr(statistics, "draw_batches", draw)
+    with pytest.raises(ValueError, match=r"above 10 pixels\): replace or remove it\.$"):
+        statistics.main(["--ckpt", str(run), "--no-compilation-cache"])
 
 
 @pytest.mark.parametrize(
