@@ -34,7 +34,7 @@ from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step, own_remedies
 from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
 from ddpm_jax.cli.text_options import find_pipeline
-from ddpm_jax.data import DataSource, ImageSet, check_labels, check_values
+from ddpm_jax.data import SAME_DATA, DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.conditions import (
     ConditionedImages,
     given_part,
@@ -126,7 +126,7 @@ def measure_parts(
         if options.measures_network:
             options.check_bits_num(len(images))
         if options.measures_network or isinstance(images, ConditionedImages):
-            check_labels(images, spec.model.num_classes, source.classes)
+            check_labels(images, spec.model.num_classes, source.classes, is_trained=True)
         yield described, {}
     if compares_images(options.measures):
         reference = prepare_reference(options, images, described["against_images"])
@@ -195,8 +195,8 @@ def reference_of(source: Source, options: EvaluateOptions) -> tuple[ImageSet, di
         raise ValueError(
             "This checkpoint does not name its data: give reference images, --against."
         )
-    check_given_size(source.spec.model, images)
-    check_values(images.values, source.values, "leave out --split and --against")
+    check_given_size(source.spec.model, images, SAME_DATA)
+    check_values(images.values, source.values, SAME_DATA)
     return images, describe_reference(images, name, split)
 
 

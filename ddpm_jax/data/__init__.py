@@ -31,6 +31,9 @@ SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 UNLABELED = -1
 """The label of an image without one, as in TFDS and on the Hugging Face hub."""
+SAME_CLASSES = "use data with the same classes"
+SAME_DATA = "use the data that it was trained on"
+"""Remedies for labels and for other data that do not fit a trained network."""
 
 
 @runtime_checkable
@@ -121,40 +124,52 @@ class DataSource:
 
 
 def check_labels(
-    images: ImageSet, num_classes: int | None, classes: Sequence[str] | None = None
+    images: ImageSet,
+    num_classes: int | None,
+    classes: Sequence[str] | None = None,
+    is_trained: bool = False,
 ) -> None:
     """Raise ValueError unless every image has a label in 0..num_classes-1.
 
     If `classes`, the names of a trained network's classes, are given, they must be those of the
-    images. A network without classes (`num_classes` None) takes any labels, or none.
+    images. A network without classes (`num_classes` None) takes any labels, or none. The message
+    for a network that `is_trained` names no setting.
     """
     if num_classes is None:
         return
+    found = _fault_of_labels(images, num_classes)
+    if found is not None:
+        fault, remedy = found
+        raise ValueError(f"{fault}: {SAME_CLASSES if is_trained else remedy}.")
+    if classes is not None:
+        check_classes(images.classes, classes, SAME_CLASSES)
+
+
+def _fault_of_labels(images: ImageSet, num_classes: int) -> tuple[str, str] | None:
+    """The first fault of the labels, with its remedy for a new network; None if there is none."""
     if images.labels is None:
-        raise ValueError(
-            f"The network is for {num_classes} classes, but this data has no labels: "
-            "leave num_classes out, or give data with labels."
+        return (
+            f"The network is for {num_classes} classes, but this data has no labels",
+            "leave num_classes out, or give data with labels",
         )
     num_unlabeled = int(np.count_nonzero(images.labels == UNLABELED))
     if num_unlabeled:
-        raise ValueError(
+        return (
             f"{num_unlabeled:,} of the {len(images):,} images are unlabeled (their label is -1 or "
-            "missing): choose other labels or another split, or leave num_classes out."
+            "missing)",
+            "choose other labels or another split, or leave num_classes out",
         )
     lowest = images.labels.min()
     highest = images.labels.max()
+    labels = f"The labels of this data go from {lowest} to {highest}"
     if lowest < 0:
-        raise ValueError(
-            f"The labels of this data go from {lowest} to {highest}: number the classes from 0, "
-            "or leave num_classes out."
-        )
+        return labels, "number the classes from 0, or leave num_classes out"
     if highest >= num_classes:
-        raise ValueError(
-            f"The labels of this data go from {lowest} to {highest}, outside the network's "
-            f"classes 0..{num_classes - 1}: set num_classes to {highest + 1}."
+        return (
+            f"{labels}, outside the network's classes 0..{num_classes - 1}",
+            f"set num_classes to {highest + 1}",
         )
-    if classes is not None:
-        check_classes(images.classes, classes, "use data with the same classes")
+    return None
 
 
 def check_classes(

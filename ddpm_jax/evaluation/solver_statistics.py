@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddpm_jax.config import Config
-from ddpm_jax.data import check_labels, check_values
+from ddpm_jax.data import SAME_DATA, check_labels, check_values
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.values import LEVELS, Levels, Scales
 from ddpm_jax.devices import parallel
@@ -74,9 +74,9 @@ def draw_batches(
     batch_size = parallel.padded_batch_size(batch_size, num_images)
     num_drawn = -(-num_images // batch_size) * batch_size
     images = config.load_images(Scales(values, condition_values))
-    check_given_size(config.model, images)
-    check_labels(images, config.model.num_classes, classes)
-    check_values(images.values, values, "use the data that it was trained on")
+    check_given_size(config.model, images, SAME_DATA)
+    check_labels(images, config.model.num_classes, classes, is_trained=True)
+    check_values(images.values, values, SAME_DATA)
     check(
         num_drawn <= len(images),
         f"--images {num_images} takes {num_drawn:,} images in batches of {batch_size}, but the "

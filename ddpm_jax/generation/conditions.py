@@ -67,17 +67,21 @@ def _check_made_condition(model: Model, data: DataSource, part: Part, size: int)
     )
 
 
-def check_given_size(model: Model, images: ImageSet) -> None:
-    """Raise ValueError unless conditions that come with images have the network's size."""
+def check_given_size(model: Model, images: ImageSet, remedy: str | None = None) -> None:
+    """Raise ValueError, with the `remedy`, unless conditions of images have the network's size.
+
+    Only those that come with the images are checked. None is the remedy for a new network.
+    """
     if not isinstance(images, ConditionedImages) or images.kind.size is not None:
         return
     part = images.part
     size = images.conditions.shape[-1]
     taken = size_of(model, part)
+    remedy = remedy or f"set --model.{part.setting.replace('_', '-')} {size}"
     check(
         size == taken,
-        f"The conditions of this data have {size} {part.unit}, but the network takes {taken}: set "
-        f"--model.{part.setting.replace('_', '-')} {size}.",
+        f"The conditions of this data have {size} {part.unit}, but the network takes {taken}: "
+        f"{remedy}.",
     )
 
 

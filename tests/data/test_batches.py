@@ -200,6 +200,9 @@ def test_check_labels_rejects_missing_labels_and_unknown_classes(labels, message
     wrong = InMemory(images, None if labels is None else np.array(labels))
     with pytest.raises(ValueError, match=re.escape(message)):
         check_labels(wrong, 3)
+    # The classes of a trained network are no setting.
+    with pytest.raises(ValueError, match=r": use data with the same classes\.$"):
+        check_labels(wrong, 3, is_trained=True)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ def test_a_network_and_its_data_have_the_same_condition():
         ValueError, match=r"have 2 numbers, but the network takes 1: set --model.vector-size 2"
     ):
         check_given_size(ONE, given)
+    with pytest.raises(ValueError, match=r"the network takes 1: use other data\."):
+        check_given_size(ONE, given, "use other data")
 
 
 SUPER = Conditioned(condition_channels=1, condition_noise=0.5)
