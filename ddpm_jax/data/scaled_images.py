@@ -16,7 +16,8 @@ from ddpm_jax.errors import check
 BLOCK_BYTES = 2**24
 """The size of the blocks that statistics are computed in."""
 DIGITS = 7
-"""Significant digits of a computed mean or deviation: its last ones differ between computers."""
+"""Significant digits of a computed deviation: its last ones differ between computers. A mean is
+rounded to the same place."""
 FIRST_IMAGES = 64
 """The number of images whose levels are looked at."""
 FEW_LEVELS = 64
@@ -128,11 +129,15 @@ def _moments(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     mean = np.average(means, 0, counts)
     # Law of total variance: the mean variance within the blocks, plus the variance between them.
     variance = np.average(variances + (means - mean) ** 2, 0, counts)
-    return _rounded(mean), _rounded(np.sqrt(variance))
+    deviation = np.sqrt(variance)
+    return _rounded(mean, deviation), _rounded(deviation, deviation)
 
 
-def _rounded(numbers: np.ndarray) -> np.ndarray:
-    return np.array([float(f"{number:.{DIGITS}g}") for number in numbers])
+def _rounded(numbers: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """Round each number to the last of `DIGITS` significant digits of its deviation."""
+    known = np.where((deviations > 0) & np.isfinite(deviations), deviations, 1)
+    places = DIGITS - 1 - np.floor(np.log10(known)).astype(int)
+    return np.array([round(float(a), int(n)) for a, n in zip(numbers, places, strict=True)])
 
 
 def _pixels(images: ImageSet) -> Iterator[np.ndarray]:

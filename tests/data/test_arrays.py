@@ -73,6 +73,13 @@ def test_the_mean_and_deviation_of_each_channel_are_computed(tmp_path, monkeypat
     np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)
 
 
+def test_numbers_far_from_0_get_mean_0_too(tmp_path):
+    """Times in ms have means a million times their deviation."""
+    times = 1.7e12 + 1e5 * RNG.normal(size=(30, *SHAPE))
+    x = every(load(save(tmp_path / "x.npy", times), scaling="deviation"))
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-5)
+
+
 def test_statistics_may_be_given_for_all_channels_or_for_each(tmp_path):
     path = save(tmp_path / "x.npz", np.float64([[[[0.5, 4.0]]]]))
     one = load(path, (1, 1), statistics=(0.0, 4.0))
