@@ -123,7 +123,7 @@ def to_colour(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 
     channels = images.shape[-1]
     check(
         channels in (1, 3),
-        f"Networks of features need images of 1 or 3 channels, not {channels}: use --features "
+        f"Networks of features need images of 1 or 3 channels, not {channels}: use the features "
         "pixels.",
     )
     return np.broadcast_to(images, (*images.shape[:3], 3))

@@ -72,7 +72,7 @@ def test_features_have_the_same_bits_in_any_batch_and_on_any_number_of_devices(m
 def test_grey_images_are_repeated_and_others_refused():
     images = random_images(3, 8, 8)[..., :1]
     np.testing.assert_array_equal(toy_features(images), toy_features(np.repeat(images, 3, -1)))
-    with pytest.raises(ValueError, match="1 or 3 channels, not 4: use --features pixels"):
+    with pytest.raises(ValueError, match="1 or 3 channels, not 4: use the features pixels"):
         toy_features(np.zeros((1, 8, 8, 4), np.uint8))
 
 
