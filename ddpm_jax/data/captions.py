@@ -41,9 +41,9 @@ def folder_captions(root: Path, names: Sequence[str], column: str) -> list[str |
         ) from error
     if not any(is_caption(caption) for caption in captions.values()):
         keys = sorted({key for row in rows for key in row} - {"file_name"})
+        remedy = f"choose --data.caption-column among {', '.join(keys)}"
         raise ValueError(
-            f"{path} has no captions {column!r}: choose --data.caption-column among "
-            f"{', '.join(keys)}."
+            f"{path} has no captions {column!r}: {remedy if keys else 'add them to its lines'}."
         )
     return only_texts([captions.get(name) for name in names])
 

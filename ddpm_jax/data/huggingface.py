@@ -170,7 +170,7 @@ def choose_columns(
     check(
         not unknown,
         f"{name} has no column {', '.join(map(repr, unknown))}: choose --data.condition-columns "
-        f"among {', '.join(others)}.",
+        f"among {', '.join(others) or 'its other columns, of which there are none'}.",
     )
     declared = [column for column in declared_classes(schema) if column in others]
     labels = choose_labels(label, others, declared, name, "--data.label-column")

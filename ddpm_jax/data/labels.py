@@ -41,8 +41,9 @@ def choose_labels(
         likely = list(dict.fromkeys([*named, *declared]))
         return first_of(likely, f"labels of {name}", setting) if likely else ""
     if requested and requested not in columns:
+        remedy = f"choose {setting} among {', '.join(columns)}"
         raise ValueError(
-            f"{name} has no labels {requested!r}: choose {setting} among {', '.join(columns)}."
+            f"{name} has no labels {requested!r}: {remedy if columns else f'leave out {setting}'}."
         )
     return requested
 

@@ -82,6 +82,7 @@ def test_a_set_on_disk_refuses_an_image_without_a_caption_when_it_is_read(folder
     [
         (None, "There are no captions in .*: add metadata.jsonl"),
         ('{"file_name": "red-square.png", "title": "red"}\n', "choose .* among title"),
+        ('{"file_name": "red-square.png"}\n', "has no captions 'text': add them to its lines"),
         ("not JSON\n", "each line must be a JSON object with file_name"),
         ("[]\n", "each line must be a JSON object with file_name"),
         ('{"text": "red"}\n', "each line must be a JSON object with file_name"),

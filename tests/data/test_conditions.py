@@ -21,7 +21,7 @@ from ddpm_jax.data.conditions import (
     with_condition_values,
 )
 from ddpm_jax.data.digits import Digits
-from ddpm_jax.data.huggingface import HuggingFace
+from ddpm_jax.data.huggingface import HuggingFace, choose_columns
 from ddpm_jax.data.loading import InMemory, Rows
 from ddpm_jax.data.values import LEVELS, scaled_values
 
@@ -282,3 +282,6 @@ def test_columns_that_do_not_fit_are_refused(tmp_path):
         ((), "data.condition vector and data.condition_columns go together: set both or neither"),
     ]
     assert_refused(load_columns, cases)
+    images_alone = pa.schema({"image": pa.binary()})
+    with pytest.raises(ValueError, match="among its other columns, of which there are none"):
+        choose_columns(images_alone, "x.parquet", condition=("size",))

@@ -94,3 +94,5 @@ def test_requested_labels_must_exist():
         ValueError, match=r"has no labels 'bird': choose --set among text, label\.$"
     ):
         choose(["text", "label"], requested="bird")
+    with pytest.raises(ValueError, match=r"has no labels 'bird': leave out --set\.$"):
+        choose([], requested="bird")
