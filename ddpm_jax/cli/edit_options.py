@@ -28,7 +28,8 @@ class EditOptions:
     strength: float | None = None
     """Fraction of the steps to run, in (0, 1]; None for 0.5, or 1 with --mask or --invert."""
     mask: tuple[Path, ...] = ()
-    """Masks, each of the size of its image. White is redrawn, black is kept."""
+    """Masks, each of the size of its image. White is redrawn; black and what is transparent are
+    kept."""
     resample: int = 1
     """RePaint, with --mask: passes over each stretch of the denoising path (10 in the paper)."""
     jump_length: int | None = None
@@ -82,21 +83,26 @@ class EditOptions:
             f"The network draws {channels} channels of {values.describe()}, which {path} cannot "
             "hold: give an .npy of an array (h, w, c).",
         )
-        return values.to_network(self._read(path, "--image", spec, channels))
+        return values.to_network(self._read(path, "--image", spec, channels, "white"))
 
     def _read_mask(self, path: Path, spec: ModelSpec) -> np.ndarray:
         """The mask as bool (h, w, 1), True where the image is redrawn."""
         channels = spec.model.channels if spec.model.channels in (1, 3) else 1
-        pixels = self._read(path, "--mask", spec, channels)  # (h, w, channels)
+        pixels = self._read(path, "--mask", spec, channels, "black")  # (h, w, channels)
         return pixels.mean(-1, keepdims=True) >= WHITE_FROM
 
-    def _read(self, path: Path, flag: str, spec: ModelSpec, channels: int) -> np.ndarray:
-        """Read an image as uint8 (h, w, channels), resized like the training data."""
+    def _read(
+        self, path: Path, flag: str, spec: ModelSpec, channels: int, ground: str
+    ) -> np.ndarray:
+        """Read an image as uint8 (h, w, channels), resized like the training data.
+
+        Transparent pixels become the colour `ground`.
+        """
         if not path.is_file():
             raise FileNotFoundError(f"There is no image {path}: check {flag}.")
         limit = (self.max_pixels, "--max-pixels")
         size = spec.model.image_size
-        return decode_image(path, str(path), size, channels, spec.resize, *limit)
+        return decode_image(path, str(path), size, channels, spec.resize, *limit, ground)
 
     def _check_together(self, num_images: int) -> None:
         strength = self.strength

@@ -50,14 +50,14 @@ def to_colour(image: Image.Image, channels: int, ground: str = "white") -> Image
 
 
 def resize_image(
-    image: Image.Image, image_size: ImageSize, channels: int, resize: str
+    image: Image.Image, image_size: ImageSize, channels: int, resize: str, ground: str = "white"
 ) -> np.ndarray:
     """Convert `image` as `to_colour` does, to uint8 (h, w, channels) of this size.
 
     Cut out the middle, as much as has the new aspect ratio (`resize` "crop"), or change the aspect
     ratio ("squash"); interpolate bilinearly with antialiasing.
     """
-    image = to_colour(image, channels)
+    image = to_colour(image, channels, ground)
     height, width = sides(image_size)
     if resize == "crop":
         crop_width = min(image.width, max(1, round(image.height * width / height)))
@@ -174,6 +174,7 @@ def decode_image(
     resize: str,
     max_pixels: int = MAX_PIXELS,
     limit_name: str = "--data.max-pixels",
+    ground: str = "white",
 ) -> np.ndarray:
     """Decode `file` and convert it as `resize_image` does.
 
@@ -185,7 +186,7 @@ def decode_image(
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
     def convert(image: Image.Image) -> np.ndarray:
-        return resize_image(image, image_size, channels, resize)
+        return resize_image(image, image_size, channels, resize, ground)
 
     return _decode(file, name, convert, max_pixels, f"raise {limit_name}, or ")
 

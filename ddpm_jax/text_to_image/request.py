@@ -30,7 +30,7 @@ class Request:
     images: Sequence[ImageInput] = ()
     """Images to start from."""
     masks: Sequence[ImageInput] = ()
-    """White is redrawn, black is kept."""
+    """White is redrawn; black and what is transparent are kept."""
     strength: float | None = None
     """Fraction of the steps to run, in (0, 1]; None for 0.8, or 1 with masks. With masks, 1 starts
     from pure noise."""

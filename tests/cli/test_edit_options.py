@@ -115,6 +115,14 @@ def test_white_pixels_of_a_mask_are_redrawn(files):
     np.testing.assert_array_equal(masks[0, 0, :, 0], [False, False, True, True])
 
 
+def test_transparent_pixels_of_a_mask_are_kept(files):
+    strokes = np.full((4, 4, 4), 255, np.uint8)
+    strokes[:, 2:, 3] = 0
+    Image.fromarray(strokes).save(files["mask"])
+    masks = make_edit(files, image="a", mask="mask").masks
+    np.testing.assert_array_equal(masks[0, 0, :, 0], [True, True, False, False])
+
+
 @pytest.mark.parametrize(
     ("options", "strength"),
     [

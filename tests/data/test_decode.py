@@ -80,11 +80,12 @@ def test_the_transparent_colour_of_a_png_shows_white_at_every_depth(
     np.testing.assert_array_equal(decode(content, size)[0], expected)
 
 
-def test_the_transparent_colour_of_16_bit_grey_shows_the_ground():
-    chunk = png_chunk(b"tRNS", struct.pack(">H", 1028))
-    content = png((2, 1), 16, 0, [struct.pack(">2H", 1028, 257)], [chunk])
-    pixels = np.asarray(decode_colour(io.BytesIO(content), "a", 1, ground="black"))
-    np.testing.assert_array_equal(pixels, [[0, 1]])
+@pytest.mark.parametrize(("depth", "step"), [(8, 1), (16, 257)])
+def test_the_transparent_colour_takes_the_ground(depth, step):
+    row = b"".join((level * step).to_bytes(depth // 8, "big") for level in (4, 9))
+    content = png((2, 2), depth, 0, [row, row], [png_chunk(b"tRNS", struct.pack(">H", 4 * step))])
+    pixels = decode_image(io.BytesIO(content), "a", 2, 1, "crop", ground="black")
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 9])
 
 
 def exif_with_rational_description(orientation):
