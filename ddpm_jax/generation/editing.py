@@ -119,6 +119,11 @@ def repaint_grid(grid: GridRow, repeats: int, jump_length: int) -> GridRow:
     if repeats == 1:
         return grid
     check(
+        steps > 1,
+        "One step has no stretch to repeat: take more steps, raise strength, or set repeats "
+        "(--resample) to 1.",
+    )
+    check(
         1 <= jump_length < steps,
         f"jump_length must be at least 1 and less than the {steps} steps, not {jump_length}.",
     )
@@ -243,7 +248,8 @@ def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> No
 
 
 def _zero_x0(xt, t):
-    return Prediction(jnp.zeros_like(xt), xt)
+    # With an output for the variance, a sampler of a learned variance draws its noise.
+    return Prediction(jnp.zeros_like(xt), xt, jnp.zeros_like(xt))
 
 
 @jax.tree_util.register_dataclass
@@ -281,8 +287,8 @@ class Edit:
             "An interpolation of images needs images, end_images and fractions: give all three.",
         )
         check(
-            has_images or (self.masks is None and not self.invert),
-            "Masks and inversion need images: give images too.",
+            has_images or (self.masks is None and not self.invert and self.strength == 1),
+            "Masks, inversion and strength need images: give images too.",
         )
         check(self.masks is not None or self.repeats == 1, "repeats needs masks: give masks too.")
         check(

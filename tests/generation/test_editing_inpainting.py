@@ -98,6 +98,8 @@ def test_invalid_repaint_grids_are_refused():
         ((2, 10), "less than the 10 steps, not 10"),
     ]
     assert_refused(lambda case: repaint_grid(grid, *case), cases)
+    with pytest.raises(ValueError, match="One step has no stretch to repeat: take more steps"):
+        repaint_grid(grid_of(1), 2, 1)
 
 
 def test_every_sampler_can_inpaint_with_repeats():

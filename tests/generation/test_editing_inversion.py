@@ -104,6 +104,12 @@ def test_inversion_refuses_a_sampler_that_draws_noise():
         invert(KEYS, CURVED, samplers.make("ddpm"), grid, IMAGES)
 
 
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_inversion_refuses_a_sampler_with_a_learned_variance_for_its_noise(variance):
+    with pytest.raises(ValueError, match="Inversion needs a deterministic sampler"):
+        check_inverts(samplers.make("ddpm", variance=variance), grid_of(4), SHAPE)
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_an_inversion_skips_pure_noise(name):
     schedule = from_betas(zero_terminal_snr(linear_betas()))
