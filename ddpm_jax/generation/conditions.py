@@ -151,7 +151,8 @@ def condition_at(
 ) -> Any:
     """The condition of samples, which take the rows of labels and conditions in turn.
 
-    Without conditions it is `Model.unconditional`. Raise ValueError if the network needs some.
+    Without conditions it is `Model.unconditional`. Raise ValueError if the network needs some, and
+    for labels without conditions or the reverse, because training hides both together.
     """
     label = jnp.asarray(labels)[indices % len(labels)]
     unconditional = model.unconditional(len(indices))
@@ -167,6 +168,11 @@ def condition_at(
             "This network has not seen labels without its other condition: give conditions too.",
         )
         conditions = unconditional
+    else:
+        check(
+            "label" not in model.condition_parts or NO_CLASS not in labels,
+            "This network has not seen its condition without a label: give a label too.",
+        )
     # Rows are taken on the host, so that a device holds those of one batch.
     host = np.asarray(indices)
     rows = {name: jnp.asarray(array[host % len(array)]) for name, array in conditions.items()}

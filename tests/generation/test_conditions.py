@@ -118,6 +118,10 @@ def test_conditions_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match="not seen labels without its other condition"):
         net, params = draw(BOTH)
         generate(spec_of(net), params, num_images=1, batch_size=1, seed=0)
+    for labels in ([-1], [1, -1]):
+        with pytest.raises(ValueError, match="not seen its condition without a label: give a lab"):
+            options = {"labels": labels, "conditions": {"vector": np.zeros((1, 2), np.float32)}}
+            generate(spec_of(net), params, num_images=1, batch_size=1, seed=0, **options)
     with pytest.raises(ValueError, match="draws what its condition says: give conditions"):
         net, params = draw(ONE)
         generate(spec_of(net), params, num_images=1, batch_size=1, seed=0)
