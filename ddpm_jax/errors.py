@@ -4,6 +4,7 @@ The checks of arrays read shapes alone, so they cost nothing in a compiled progr
 """
 
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,6 +26,14 @@ def check_at_least(minimum: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, numbers.Real):
             check(float(value) >= minimum, f"{name} must be at least {minimum}, not {value}.")
+
+
+def check_choice(valid: Iterable[str], **names: Any) -> None:
+    """Raise ValueError for a name that is not among the valid ones."""
+    for what, name in names.items():
+        known = list(valid)
+        if name not in known:
+            raise ValueError(f"Unknown {what} {name!r}: choose one of {', '.join(known)}.")
 
 
 def check_ascending(**ranges: Any) -> None:

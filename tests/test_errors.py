@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from helpers.refusals import assert_refused
 
-from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
+from ddpm_jax.errors import (
+    check,
+    check_at_least,
+    check_choice,
+    check_rows,
+    check_seed,
+    check_shape,
+)
 
 
 def test_check_raises_only_if_the_condition_is_false():
@@ -17,6 +24,13 @@ def test_values_below_the_minimum_are_refused():
     check_at_least(1, steps=1, batch_size=None)
     cases = [(0, r"^batch_size must be at least 1, not 0\.$"), (-3, "at least 1, not -3")]
     assert_refused(lambda size: check_at_least(1, steps=1, batch_size=size), cases)
+
+
+def test_a_name_that_is_not_among_the_valid_ones_is_refused():
+    for valid in (("eps", "v"), {"eps": 0, "v": 1}):
+        check_choice(valid, target="v")
+        cases = [("w", r"^Unknown target 'w': choose one of eps, v\.$"), (["v"], r"target \['v'\]")]
+        assert_refused(lambda target, valid=valid: check_choice(valid, target=target), cases)
 
 
 def test_seeds_outside_32_bits_are_refused():

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax.diffusion.schedule import NoiseSchedule, table_at
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choice
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
 
@@ -125,8 +125,7 @@ def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
 
 def is_noise_spacing(spacing: str) -> bool:
     """Whether a spacing places timesteps by noise level. Raise ValueError for an unknown one."""
-    valid = get_args(Spacing)
-    check(spacing in valid, f"Unknown spacing {spacing!r}: choose one of {', '.join(valid)}.")
+    check_choice(get_args(Spacing), spacing=spacing)
     return spacing in ("karras", "log_snr")
 
 

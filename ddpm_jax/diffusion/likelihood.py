@@ -8,7 +8,7 @@ Timesteps in the code are 0..T-1: the paper's x_1 is the state at t = 0, one ste
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from ddpm_jax.diffusion.posterior import (
 )
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
-from ddpm_jax.errors import check_shape
+from ddpm_jax.errors import check_choice, check_shape
 
 HALF_BIN = 1 / 255
 """Half the distance between two levels of a uint8 image in [-1, 1]."""
@@ -63,7 +63,8 @@ def bits_per_dim(
     """The bound of 8-bit images in [-1, 1], with one noise sample at each of the T timesteps.
 
     `keys` holds one key per example. `variance` names the variance of the reverse step, as in the
-    ddpm sampler. Raise ValueError for a learned variance if the network predicts none.
+    ddpm sampler. Raise ValueError for another name, and for a learned variance if the network
+    predicts none.
     """
     t = jnp.arange(schedule.timesteps, dtype=jnp.int32)
     terms = bound_terms(keys, schedule, denoise, x0, t, variance)
@@ -126,6 +127,7 @@ def bound_term(
 
 
 def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> Array:
+    check_choice(get_args(Variance), variance=variance)
     if variance.startswith("learned"):
         return learned_log_variance(variance, row, _variance_output(prediction))
     fixed = clipped_posterior_variance(row)

@@ -10,7 +10,7 @@ Without `t`, one timestep per example is drawn uniformly.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,12 @@ from ddpm_jax.diffusion.prediction import (
     FROM_OUTPUT,
     Network,
     Target,
+    check_target,
     regression_target,
     split_output,
 )
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example, q_sample
-from ddpm_jax.errors import check_shape
+from ddpm_jax.errors import check_choice, check_shape
 
 Weighting = Literal["simple", "min_snr", "soft_min_snr", "p2"]
 HYBRID_WEIGHT = 0.001
@@ -46,6 +47,7 @@ def simple_loss(
 
     `target` is what the network predicts. `keys` holds one key per example, so t and eps do not
     depend on how the batch is split over devices. The network's output for the variance is ignored.
+    Raise ValueError for an unknown target, and for edm (`Objective.network_and_target`).
     """
     t = uniform_timesteps(keys, schedule) if t is None else t
     xt, eps = draw_xt(keys, schedule, x0, t)
@@ -105,6 +107,7 @@ def _squared_error(output, schedule, x0, eps, t, target, weight):
 
 
 def _vlb(output, log_var, schedule, x0, xt, t, target, variance):
+    check_target(target)
     coefficients = per_example(schedule.signal_and_noise(t), xt)
     prediction = FROM_OUTPUT[target](xt, output, *coefficients)._replace(log_var=log_var)
     return schedule.timesteps * bound_term(schedule, prediction, x0, xt, t, variance)
@@ -173,10 +176,12 @@ def loss_weight(
     simple: 1 for every target. The others give the same loss for every target, with these weights
     of the squared error in x0. min_snr: min(SNR, gamma). soft_min_snr: SNR gamma / (SNR + gamma).
     p2: SNR / (1 + SNR)^gamma. At zero SNR they are 0, except for target eps, which gives NaN there.
-    `gamma` defaults to the paper's.
+    `gamma` defaults to the paper's. Raise ValueError for another weighting or target.
     """
     if weighting == "simple":
         return jnp.ones_like(snr)
+    check_target(target)
+    check_choice(get_args(Weighting), weighting=weighting)
     x0_weight, paper_gamma = WEIGHTINGS[weighting]
     if gamma is None:
         gamma = paper_gamma

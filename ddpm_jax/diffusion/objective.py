@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.losses import (
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.diffusion.prediction import Network, Target
 from ddpm_jax.diffusion.schedule import BETAS, NoiseSchedule, from_betas, zero_terminal_snr
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,7 @@ class Objective:
     def __post_init__(self):
         for name, hint in get_type_hints(Objective).items():
             if get_origin(hint) is Literal:
-                value = getattr(self, name)
-                valid = get_args(hint)
-                check(
-                    value in valid,
-                    f"Unknown {name} {value!r}: choose one of {', '.join(valid)}.",
-                )
+                check_choice(get_args(hint), **{name: getattr(self, name)})
         self._check_numbers()
         self._check_combinations()
 

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choice
 
 Target = Literal["eps", "x0", "v", "flow"]
 
@@ -76,10 +76,23 @@ def from_flow(
 FROM_OUTPUT = {"eps": from_eps, "x0": from_x0, "v": from_v, "flow": from_flow}
 
 
+def check_target(target: str) -> None:
+    """Raise ValueError for a target that a network's output cannot be read for as it is."""
+    check(
+        target != "edm",
+        "Target edm is that of a preconditioned network: use Objective.network_and_target.",
+    )
+    check_choice(FROM_OUTPUT, target=target)
+
+
 def regression_target(
     target: Target, x0: Array, eps: Array, sqrt_alpha_bar: Array, sqrt_one_minus_alpha_bar: Array
 ):
-    """The value (b, h, w, c) that the network's output is trained towards."""
+    """The value (b, h, w, c) that the network's output is trained towards.
+
+    Raise ValueError for an unknown target (`check_target`).
+    """
+    check_target(target)
     v = sqrt_alpha_bar * eps - sqrt_one_minus_alpha_bar * x0
     return {"eps": eps, "x0": x0, "v": v, "flow": eps - x0}[target]
 
@@ -118,8 +131,10 @@ def make_denoiser(
     image, if above 1, and divided by it (section 2.3, Saharia et al. 2022). `threshold_limit` is
     the maximum of that quantile. `keep_eps` keeps the network's eps, as diffusers' DDIM does.
     The result is a pytree (a `jax.tree_util.Partial`). If `network` is one too, its parameters and
-    the limits pass through jit as arguments.
+    the limits pass through jit as arguments. Raise ValueError for an unknown target, and for edm,
+    which `Objective.network_and_target` turns into x0.
     """
+    check_target(target)
     if not isinstance(network, Partial):
         network = Partial(network)
     limit = None if clip_x0 is None else Partial(_clip, clip_x0)

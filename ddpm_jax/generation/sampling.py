@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_ascending
+from ddpm_jax.errors import check, check_ascending, check_choice
 from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind, check_grid
 
 
@@ -57,10 +57,7 @@ class Sampling:
             self.end in (None, "clean", "sigma_min"),
             f"end must be clean or sigma_min, not {self.end}.",
         )
-        check(
-            self.grid in GRID_KINDS,
-            f"Unknown grid {self.grid!r}: choose one of {', '.join(GRID_KINDS)}.",
-        )
+        check_choice(GRID_KINDS, grid=self.grid)
         check(
             self.guidance_scale >= 0,
             f"guidance_scale must be at least 0, not {self.guidance_scale}.",

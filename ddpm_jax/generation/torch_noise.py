@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ddpm_jax.errors import check, check_seed
+from ddpm_jax.errors import check, check_choice, check_seed
 
 TorchNoise = Literal["torch-cpu", "torch-cuda"]
 BLOCK = 16
@@ -28,8 +28,7 @@ def torch_normal(kind: str, seed: int, shapes: Sequence[tuple[int, ...]]) -> lis
     Raise ValueError for an unknown kind, for a seed outside [0, 2**64), and for fewer than 16
     values of torch-cpu, which PyTorch draws by another algorithm.
     """
-    valid = get_args(TorchNoise)
-    check(kind in valid, f"Unknown noise {kind!r}: choose one of {', '.join(valid)}.")
+    check_choice(get_args(TorchNoise), noise=kind)
     check_seed(seed, "The seed", bits=64)
     draw = torch_cpu_normal if kind == "torch-cpu" else torch_cuda_normal
     return draw(seed, shapes)

@@ -10,7 +10,7 @@ import jax
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import NoiseSchedule
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choice
 from ddpm_jax.generation.sampling import Sampling, build_sampler
 from ddpm_jax.image_size import sides
 from ddpm_jax.models import Params
@@ -103,7 +103,7 @@ def load_stable_diffusion(
     encoder and of the U-Net are kept in `dtype`, in which they compute.
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
-    check(dtype in DTYPES, f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    check_choice(DTYPES, dtype=dtype)
     folder = locate_folder(path_or_repo, revision, variant, weights=True)
     model = read_without_weights(folder, scheduler=scheduler, dtype=dtype)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check_choice
 from ddpm_jax.generation.torch_noise import torch_normal
 from ddpm_jax.samplers import initial_noise
 
@@ -34,8 +34,7 @@ def seed_bits(kind: str) -> int:
 
 def check_noise_kind(kind: str) -> None:
     """Raise ValueError for an unknown kind of noise."""
-    valid = get_args(NoiseKind)
-    check(kind in valid, f"Unknown noise {kind!r}: choose one of {', '.join(valid)}.")
+    check_choice(get_args(NoiseKind), noise=kind)
 
 
 def key_noise(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Noise:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.tree_util import Partial
@@ -108,6 +109,14 @@ def test_a_learned_variance_needs_a_network_that_predicts_it():
     message = "does not predict the variance: use variance fixed_small or fixed_large"
     with pytest.raises(ValueError, match=message):
         bound_term(SCHEDULE, Prediction(x0, x0), x0, x0, jnp.arange(12), "learned")
+
+
+@pytest.mark.parametrize("variance", ["fixed-large", "learned_rnage"])
+def test_an_unknown_variance_is_refused(variance, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x0 = images(0)
+    with pytest.raises(ValueError, match=f"Unknown variance '{variance}': choose one of fixed_sma"):
+        bound_term(SCHEDULE, Prediction(x0, x0, x0), x0, x0, jnp.arange(12), variance)
 
 
 # The decoder

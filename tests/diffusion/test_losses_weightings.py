@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.losses import (
@@ -76,6 +77,12 @@ def test_soft_min_snr_matches_crowson_et_al_for_edms_inner_network(sigma_data):
 def test_the_weighting_simple_is_1(target):
     weight = loss_weight("simple", target, jnp.array([0.0, 1.0, 1e5]))
     np.testing.assert_array_equal(weight, [1.0, 1.0, 1.0])
+
+
+def test_an_unknown_weighting_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="Unknown weighting 'min-snr': choose one of simple, min_"):
+        loss_weight("min-snr", "x0", jnp.ones(3))
 
 
 def constant_output(output, xt, t):

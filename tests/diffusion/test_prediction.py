@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 from jax.tree_util import Partial
 
+from ddpm_jax.diffusion.losses import loss_weight, simple_loss, vlb_loss
 from ddpm_jax.diffusion.prediction import FROM_OUTPUT, make_denoiser, regression_target
 from ddpm_jax.diffusion.schedule import flow_betas, from_betas, linear_betas, per_example, q_sample
 
@@ -150,3 +153,21 @@ def test_the_output_for_the_variance_passes_through(example):
     alone = make_denoiser(SCHEDULE, lambda xt, t: normal(2))(xt, t)
     np.testing.assert_array_equal(both.log_var, normal(3))
     np.testing.assert_array_equal(both.x0, alone.x0)
+
+
+def test_an_unknown_target_is_refused_and_edm_explained(example, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x0 = example[0]
+    arguments = (jax.random.split(jax.random.key(0), 5), SCHEDULE, lambda xt, t: xt, x0)
+    calls = (
+        lambda target: make_denoiser(SCHEDULE, lambda xt, t: xt, target),
+        lambda target: simple_loss(*arguments, target, t=T),
+        lambda target: vlb_loss(*arguments, target, "fixed_small", t=T),
+        lambda target: loss_weight("min_snr", target, jnp.ones(5)),
+    )
+    cases = [
+        ("epsilon", "Unknown target 'epsilon': choose one of eps, x0, v, flow"),
+        ("edm", "Target edm is that of a preconditioned network: use Objective.network_and_target"),
+    ]
+    for call in calls:
+        assert_refused(call, cases)
