@@ -78,7 +78,9 @@ def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
     if rescale is not None:
         # The ratio is the same with n and with n - 1 as both divisors.
         cond_std = jnp.std(cond, (1, 2, 3), keepdims=True)  # (b, 1, 1, 1)
-        ratio = cond_std / jnp.std(guided, (1, 2, 3), keepdims=True)
+        std = jnp.std(guided, (1, 2, 3), keepdims=True)
+        # A constant output, as of a network that starts at zero, is left as it is.
+        ratio = jnp.where(std > 0, cond_std / jnp.where(std > 0, std, 1), 1)
         guided = guided * (rescale * ratio + 1 - rescale)
     return guided if log_var is None else jnp.concatenate([guided, log_var], -1)
 

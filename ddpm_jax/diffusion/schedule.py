@@ -62,6 +62,9 @@ class NoiseSchedule:
     @partial(jax.jit, inline=True)
     def timestep_at(self, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
         """The float t in [0, T-1] of a log SNR: the inverse of `signal_and_noise`."""
+        # T-1 may be pure noise, whose log SNR of -infinity would give NaN.
+        is_last = log_snr <= self.log_snr[-1]
+        log_snr = jnp.where(is_last, self.log_snr[0], log_snr)
         # The default method of searchsorted is a loop, which cannot carry a sharded array.
         above = jnp.searchsorted(-self.log_snr, -log_snr, side="right", method="compare_all")
         above = jnp.clip(above.astype(jnp.int32), 1, self.timesteps - 1)
@@ -69,7 +72,7 @@ class NoiseSchedule:
         width = start - table_at(self.log_snr, above)
         fraction = (start - log_snr) / jnp.where(width > 0, width, 1)
         t = (above - 1).astype(log_snr.dtype) + fraction
-        return jnp.clip(t, 0, self.timesteps - 1)
+        return jnp.where(is_last, self.timesteps - 1, jnp.clip(t, 0, self.timesteps - 1))
 
     @partial(jax.jit, inline=True)
     def snr(self, t: Num[Array, "..."]) -> Float[Array, "..."]:

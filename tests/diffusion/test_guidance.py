@@ -100,6 +100,12 @@ def test_rescale_interpolates_the_std_of_guided_and_conditional_output(fraction)
     np.testing.assert_allclose(np.std(rescaled, (1, 2, 3)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.7])
+def test_a_constant_output_has_no_std_to_rescale(fraction):
+    output = guided(5.0, lambda xt, t, labels: 0 * xt, rescale=fraction)
+    np.testing.assert_array_equal(output, np.zeros_like(XT))
+
+
 def test_the_log_variance_is_the_conditional_one():
     def network_with_log_var(xt, t, labels):
         log_var = per_example(labels + 2, xt).astype(jnp.float32) * xt

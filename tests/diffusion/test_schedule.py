@@ -231,6 +231,14 @@ def test_noise_levels_keep_the_explicit_sharding_of_t(dtype):
     np.testing.assert_array_equal(inverse, schedule.timestep_at(log_snr))
 
 
+@pytest.mark.parametrize("betas", [flow_betas(9), zero_terminal_snr(SMALL)], ids=len)
+def test_pure_noise_is_at_the_last_timestep(betas):
+    schedule = from_betas(betas)
+    with jax.debug_nans(True):
+        t = schedule.timestep_at(schedule.log_snr)
+    np.testing.assert_array_equal(t, np.arange(schedule.timesteps))
+
+
 @pytest.mark.parametrize("betas", [linear_betas(), SMALL], ids=len)
 def test_float_t_and_log_snr_are_interpolated_as_by_numpy(betas):
     schedule = from_betas(betas)
