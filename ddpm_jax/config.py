@@ -14,6 +14,7 @@ from ddpm_jax.data.conditions import load_conditioned
 from ddpm_jax.data.pixels import check_shown
 from ddpm_jax.data.values import Scales
 from ddpm_jax.devices.parallel import Parallel
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import check, check_seed
 from ddpm_jax.generation.conditions import check_condition_settings
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -257,13 +258,14 @@ class Config(RunConfig, ModelSpec):
             "or give --data arrays.",
         )
         check_condition_settings(self.model, self.data)
-        check_time_embedding(self.model, self.objective.timesteps)
+        check_time_embedding(self.model, self.objective)
         check_shown(self.log.channels, channels, "log.channels")
         clips = self.sampling.clip_x0 or self.sampling.dynamic_threshold is not None
         check(
-            self.data.is_bounded or not clips,
-            "Values scaled by their deviation exceed [-1, 1], to which sampling clips: set "
-            "sampling.clip_x0 to False (--sampling.no-clip-x0).",
+            not clips or (self.data.is_bounded and not self.has_autoencoder),
+            "Latents, and values scaled by their deviation, exceed [-1, 1], to which sampling "
+            "clips: set clip_x0 to False (--no-clip-x0, or --sampling.no-clip-x0 of train.py), and "
+            "leave out dynamic_threshold.",
         )
 
     @property
@@ -290,17 +292,22 @@ def with_unchecked(config: C, **parts: Any) -> C:
     return changed
 
 
-def check_time_embedding(model: Model, timesteps: int) -> None:
-    """Raise ValueError if a network's embedding of t is not defined for all of 0..timesteps-1."""
+def check_time_embedding(model: Model, objective: Objective) -> None:
+    """Raise ValueError if a network's embedding of t is not defined for each t of the objective."""
     check(
         getattr(model, "time_embedding", None) != "fourier",
         "model.time_embedding fourier takes the logarithm of t, which starts at 0: choose another.",
     )
     known = getattr(model, "timesteps", None)
     check(
-        known is None or known >= timesteps,
-        f"The network embeds {known} timesteps, but the objective has {timesteps}: raise "
+        known is None or known >= objective.timesteps,
+        f"The network embeds {known} timesteps, but the objective has {objective.timesteps}: raise "
         "model.timesteps.",
+    )
+    check(
+        known is None or objective.timestep_sampling != "lognormal",
+        "A learned time embedding needs whole timesteps: set objective.timestep_sampling to "
+        "uniform or importance.",
     )
 
 

@@ -307,6 +307,23 @@ def test_differences_are_dotted_names():
             ),
             "embeds 100 timesteps, but the objective has 1000: raise model.timesteps",
         ),
+        (
+            lambda: with_(
+                model=dataclasses.replace(BASE.model, time_embedding="learned", timesteps=1000),
+                objective=Objective(timestep_sampling="lognormal"),
+            ),
+            "needs whole timesteps: set objective.timestep_sampling to uniform or importance",
+        ),
+        (
+            lambda: dataclasses.replace(LATENT_CONFIG, sampling=Sampling()),
+            r"Latents, .* exceed \[-1, 1\], .* set clip_x0 to False .*leave out dynamic_threshold",
+        ),
+        (
+            lambda: dataclasses.replace(
+                LATENT_CONFIG, sampling=Sampling(clip_x0=False, dynamic_threshold=0.9)
+            ),
+            "Latents, .* to which sampling clips",
+        ),
         (lambda: Objective(gamma=5.0), "set weighting to min_snr"),
         (lambda: Objective(sigma_data=0.0), "sigma_data must be positive, not 0.0"),
         (lambda: with_(sampling=Sampling(steps=1001)), "T = 1000, not 1001"),
