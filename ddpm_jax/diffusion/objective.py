@@ -49,7 +49,8 @@ class Objective:
     log_sigma_std: float = 1.2
     """Standard deviation of ln(sigma) for lognormal timesteps."""
     weighting: Weighting = "simple"
-    """Weight of the loss at each noise level; simple: 1 for the error of the network's output."""
+    """Weight of the loss at each noise level; simple: 1 for the error of the network's output. The
+    others are 0 at zero SNR, so pure noise, where sampling starts, is not trained."""
     gamma: float | None = None
     """The weighting's gamma; the default is 5 (min_snr), 4 (soft_min_snr) or 1 (p2)."""
     loss_kind: Literal["simple", "hybrid", "vlb"] = "simple"
