@@ -89,6 +89,10 @@ def read_request(
         not sampling.condition_noise,
         "condition_noise is for a condition image, and this network takes none: leave it out.",
     )
+    check(
+        sampling.guided or not any(request.negative_prompts),
+        "A negative prompt needs guidance: set guidance_scale too, or leave it out.",
+    )
     model.text_encoder.check_skip(request.clip_skip)
     masked = len(request.masks) > 0
     check(

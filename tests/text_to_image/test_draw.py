@@ -173,7 +173,8 @@ def test_the_size_is_the_networks_own_or_that_of_the_image():
 def test_requests_that_do_not_fit_are_refused():
     def make(options):
         model = tiny_model(inpaints=options.pop("inpaints", False))
-        draw.make_plan(model, request(**options), model.sampling)
+        sampling = dataclasses.replace(model.sampling, **options.pop("sampling", {}))
+        draw.make_plan(model, request(**options), sampling)
 
     other = np.zeros((4, 8, 3), np.uint8)
     cases = [
@@ -184,6 +185,10 @@ def test_requests_that_do_not_fit_are_refused():
         ({"seed": 2**32}, r"seed must be in \[0, 2\*\*32\)"),
         ({"seed": 2**64, "noise": "torch-cpu"}, r"seed must be in \[0, 2\*\*64\)"),
         ({"negative_prompts": ["a", "b"]}, "2 negative prompts do not fit 1 prompts"),
+        (
+            {"negative_prompts": ["a"], "sampling": {"guidance_scale": 1.0}},
+            "A negative prompt needs guidance: set guidance_scale too, or leave it out",
+        ),
         ({"masks": [MASK]}, "A mask is for an image"),
         ({"strength": 0.5}, "strength is for an image"),
         ({"images": [IMAGE], "strength": 0.0}, "strength must be above 0"),
