@@ -132,8 +132,9 @@ def is_noise_spacing(spacing: str) -> bool:
 def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndarray:
     """`steps` distinct timesteps in 0..T-1, from noise to data, where T is `timesteps`.
 
-    The spacings are from Table 2, Lin et al. 2024. trailing: starts at T-1. leading: ends at 0, and
-    starts below T-1 unless steps = T. linspace: starts at T-1 and ends at 0; a single step is T-1.
+    The spacings are from Table 2, Lin et al. 2024. trailing: starts at T-1. linspace: starts at T-1
+    and ends at 0; a single step is T-1. leading: ends at 0 and starts at (steps - 1) (T // steps),
+    which for some numbers of steps is far from noise: T/2 for T/2 + 1 steps, 0 for one.
     Raise ValueError unless 1 <= steps <= timesteps, and for any other spacing.
     """
     check(

@@ -139,10 +139,14 @@ def check_sampling(objective: Objective, sampling: Sampling) -> None:
     check_variance(objective, sampling.options.get("variance"))
     variance = with_learned_variance(objective, sampling).options.get("variance")
     by_noise = sampling.timesteps is None and is_noise_spacing(sampling.spacing)
+    valid = "Variance learned is valid only for steps from t to t - 1"
     check(
-        variance != "learned" or (steps == objective.timesteps and not by_noise),
-        "Variance learned is valid only for steps from t to t - 1: take all "
-        f"{objective.timesteps} steps, not {steps}, and spacing trailing.",
+        variance != "learned" or not by_noise,
+        f"{valid}: use spacing trailing, not {sampling.spacing}.",
+    )
+    check(
+        variance != "learned" or steps == objective.timesteps,
+        f"{valid}: take all {objective.timesteps} steps, not {steps}.",
     )
     interval = sampling.guidance_interval
     check(

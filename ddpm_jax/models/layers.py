@@ -211,11 +211,17 @@ def sinusoidal_embedding(
 
     t may be float. Layout concatenated is [sin..., cos...] as in the DDPM code, or [cos..., sin...]
     with `flip_sin_to_cos`. Layout interleaved is [sin0, cos0, sin1, cos1, ...] (Vaswani et al.
-    2017, section 3.5, with freq_shift 0). Raise ValueError if dim is odd.
+    2017, section 3.5, with freq_shift 0). Raise ValueError if dim is odd, or too small
+    for freq_shift.
     """
     if dim % 2:
         raise ValueError(f"A sinusoidal embedding needs an even dim, not {dim}.")
     half = dim // 2
+    if half <= freq_shift:
+        raise ValueError(
+            f"A sinusoidal embedding of dim {dim} needs a freq_shift below {half}, not "
+            f"{freq_shift}: lower it, or raise dim."
+        )
     exponents = -np.log(max_period) * np.arange(half) / (half - freq_shift)
     frequencies = np.exp(exponents).astype(np.float32)  # (dim / 2,)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]  # (b, dim / 2)

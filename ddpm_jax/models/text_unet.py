@@ -89,6 +89,11 @@ class TextUNet(Model):
                     f"{name} must be a token in [0, vocab_size), here [0, {self.vocab_size}), "
                     f"not {token}."
                 )
+        if len(self.attention) != len(self.widths):
+            raise ValueError(
+                f"attention names {len(self.attention)} levels, but widths has "
+                f"{len(self.widths)}: give one value per level."
+            )
         # Each raises ValueError for settings that contradict each other.
         _ = self.text_encoder, self.unet
         # The middle has the width of the last level, and always attends.

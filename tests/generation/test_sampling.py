@@ -74,13 +74,13 @@ def test_steps_and_timesteps_out_of_range_are_refused():
 def test_a_sampling_that_does_not_fit_the_objective_is_refused():
     untrained = {"options": {"variance": "learned_range"}}
     outside = {"guidance_scale": 2.0, "guidance_interval": (20.0, 30.0)}
-    too_few = "Variance learned is valid only for steps from t to t - 1: take all 20 steps, not 10"
+    learned = "Variance learned is valid only for steps from t to t - 1: "
     cases = [
         ((SMALL, {"steps": 21}), "between 1 and the schedule's T = 20"),
         ((SMALL, untrained), "was not trained for variance learned_range: use fixed_small"),
         ((SMALL, outside), r"contains none of the timesteps 0\.\.19"),
-        ((LEARNED, {"steps": 10}), too_few),
-        ((LEARNED, {"spacing": "karras"}), "take all 20 steps, not 20, and spacing trailing"),
+        ((LEARNED, {"steps": 10}), learned + r"take all 20 steps, not 10\."),
+        ((LEARNED, {"spacing": "karras"}), learned + r"use spacing trailing, not karras\."),
     ]
     assert_refused(lambda case: check_sampling(case[0], Sampling(**case[1])), cases)
     for objective in (SMALL, LEARNED):

@@ -57,6 +57,11 @@ def test_sinusoidal_embedding_needs_an_even_dim():
         sinusoidal_embedding(jnp.zeros(1), 5)
 
 
+def test_sinusoidal_embedding_needs_a_frequency_below_the_shift():
+    with pytest.raises(ValueError, match="of dim 2 needs a freq_shift below 1, not"):
+        sinusoidal_embedding(jnp.zeros(1), 2)
+
+
 def split_keys(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 

@@ -96,7 +96,7 @@ def test_batches_of_the_autoencoder_are_its_images_one_by_one():
     [
         (TextUNet, {"num_classes": 3}, "neither classes nor a learned variance"),
         (TextUNet, {"text_heads": 3}, "3 heads do not divide 128 channels"),
-        (TextUNet, {"attention": (True,)}, "cross_attention names 1 levels"),
+        (TextUNet, {"attention": (True,)}, "^attention names 1 levels, but widths has 2"),
         (ImageAutoencoder, {"widths": (8, 8, 8, 8, 8)}, "use a multiple of 16"),
         (TextUNet, {"text_heads": 0}, "text_heads must be at least 1, not 0"),
         (TextUNet, {"heads": 0}, "0 heads do not divide 48 channels"),
