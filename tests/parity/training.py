@@ -165,7 +165,9 @@ def print_pair(name, run, reference):
     """Print one line. Return the largest difference of the losses and that of the gradients."""
     apart = np.abs(run.losses - reference.losses) / reference.losses
     largest = max(np.max(np.abs(g)) for g in reference.grads.values())
-    grads = max(np.max(np.abs(run.grads[key] - g)) for key, g in reference.grads.items()) / largest
+    # Python's max would hide NaN.
+    grads = np.max([np.max(np.abs(run.grads[key] - g)) for key, g in reference.grads.items()])
+    grads = grads / largest
     shown = "".join(f"{apart[step - 1]:9.1e}" for step in SHOWN if step <= len(apart))
     print(f"{name:24}{shown}  {apart.mean():8.1e} {apart.max():8.1e}  {grads:9.1e}", flush=True)
     return apart.max(), grads

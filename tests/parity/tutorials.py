@@ -223,7 +223,8 @@ def compare_gradients(name, ours, theirs):
     """The figure of the gradients, in trees like the parameters."""
     ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     largest = max(np.max(np.abs(grad)) for grad in theirs)
-    apart = max(np.max(np.abs(a - b)) for a, b in zip(ours, theirs, strict=True))
+    # Python's max would hide NaN.
+    apart = np.max([np.max(np.abs(a - b)) for a, b in zip(ours, theirs, strict=True)])
     return report(f"{name}: gradients, relative to the largest", apart / largest, GRADIENT_BOUND)
 
 
