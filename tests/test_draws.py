@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers.editing import CURVED, IMAGES, KEYS, LEFT, SCHEDULE, SHAPE, grid_of
+from helpers.editing import CURVED, IMAGES, KEYS, LEFT, SHAPE
 from helpers.generation import HIDING
 from helpers.refusals import assert_refused
+from helpers.samplers import SCHEDULE, grid_of
 
 from ddpm_jax import draws, samplers
 from ddpm_jax.diffusion.likelihood import bound_terms

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers.losses import SCHEDULE, TARGETS, example_keys, jitted_simple_loss
+from helpers.losses import TARGETS, example_keys, jitted_simple_loss
 from helpers.meshes import EXPLICIT, ROWS, split
 from helpers.refusals import assert_refused
+from helpers.samplers import SCHEDULE
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.likelihood import bits_per_dim, prior_term

@@ -8,13 +8,13 @@ import jaxtyping
 import numpy as np
 import pytest
 from helpers.losses import (
-    SCHEDULE,
     STD,
     TARGETS,
     example_keys,
     gaussian_images,
     jitted_simple_loss,
 )
+from helpers.samplers import SCHEDULE
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion import preconditioning

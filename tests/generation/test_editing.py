@@ -10,12 +10,12 @@ from helpers.editing import (
     MU,
     NOISE,
     STD,
-    grid_of,
     signal_and_noise,
     start,
     walk,
 )
 from helpers.refusals import assert_refused
+from helpers.samplers import grid_of
 
 from ddpm_jax import samplers
 from ddpm_jax.generation.editing import Edit, add_noise, truncate

@@ -17,13 +17,10 @@ from helpers.editing import (
     LEFT,
     NOISE,
     NOTHING,
-    SCHEDULE,
     assert_moments,
-    grid_of,
-    step,
 )
 from helpers.refusals import assert_refused
-from helpers.samplers import naive_walk
+from helpers.samplers import SCHEDULE, grid_of, naive_walk, step
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers

@@ -10,11 +10,11 @@ from helpers.editing import (
     NOISE,
     SHAPE,
     assert_moments,
-    grid_of,
     signal_and_noise,
     start,
 )
 from helpers.refusals import assert_refused
+from helpers.samplers import grid_of
 
 from ddpm_jax import samplers
 from ddpm_jax.generation import editing

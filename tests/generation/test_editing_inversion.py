@@ -13,14 +13,12 @@ from helpers.editing import (
     KEYS,
     MU,
     NOISE,
-    SCHEDULE,
     SHAPE,
     STD,
-    grid_of,
     signal_and_noise,
 )
 from helpers.refusals import assert_refused
-from helpers.samplers import naive_walk
+from helpers.samplers import SCHEDULE, grid_of, naive_walk
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers

@@ -5,15 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.samplers import SCHEDULE, grid_of
 from jax.tree_util import Partial
 
 from ddpm_jax import samplers
-from ddpm_jax.diffusion.grid import make_grid, spaced
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.diffusion.schedule import from_betas, linear_betas, per_example
+from ddpm_jax.diffusion.schedule import linear_betas, per_example
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
-SCHEDULE = from_betas(linear_betas())
 ALPHA_BAR = np.cumprod(1 - linear_betas())
 MU = 0.3
 STD = 0.5
@@ -26,10 +25,6 @@ MASKS = (6, *SHAPE[:2], 1)
 LEFT = jnp.asarray(np.broadcast_to(np.arange(6)[None, None, :, None] < 2, MASKS))
 ALL = jnp.asarray(np.full(MASKS, True))
 NOTHING = jnp.asarray(np.full(MASKS, False))
-
-
-def grid_of(steps):
-    return make_grid(SCHEDULE, spaced(1000, steps))
 
 
 def signal_and_noise(t):
@@ -58,10 +53,6 @@ def assert_moments(samples, mean, std):
     samples = np.asarray(samples, float).ravel()
     assert abs(samples.mean() - mean) <= 5 * std / np.sqrt(samples.size) + 1e-5
     assert abs(samples.std() - std) <= 5 * std / np.sqrt(2 * samples.size) + 1e-5
-
-
-step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
-"""One jitted step of a sampler, compiled once for each kind of sampler."""
 
 
 @partial(jax.jit, static_argnames="name")

@@ -1,13 +1,11 @@
-"""Shared by the tests of the losses: a schedule, keys, Gaussian images."""
+"""Shared by the tests of the losses: keys, Gaussian images."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.losses import simple_loss
-from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 
-SCHEDULE = from_betas(linear_betas())
 TARGETS = ["eps", "x0", "v", "flow"]
 STD = 0.5
 jitted_simple_loss = jax.jit(simple_loss, static_argnames="target")

@@ -36,6 +36,7 @@ def grid_of(steps, spacing="trailing", schedule=SCHEDULE):
 
 
 step = jax.jit(lambda sampler, *arguments: sampler.step(*arguments))
+"""One jitted step of a sampler, compiled once for each kind of sampler."""
 _init = jax.jit(lambda sampler, xT: sampler.init(xT))
 
 

@@ -11,10 +11,10 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
-from helpers.losses import SCHEDULE
 from helpers.meshes import EXPLICIT, ROWS, split
 from helpers.nets import SMALLEST
 from helpers.refusals import assert_refused
+from helpers.samplers import SCHEDULE
 from helpers.training import (
     SGD,
     assert_close,
