@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ddpm_jax.data.decode import PNG_SIGNATURE, decode_colour, decode_image
+from ddpm_jax.data.decode import PNG_SIGNATURE, decode_image
 
 
 def decode(content, size):
