@@ -31,11 +31,11 @@ def test_each_rollback_goes_one_checkpoint_further_until_none_is_left(tmp_path, 
         warning = f"up to step 11: rolling back to the weights of step {target}."
         assert warning in capsys.readouterr().err
         assert steps(tmp_path)[-1] == monitor.last_finite_step == target
-    with pytest.raises(ValueError, match="no earlier checkpoint is left to roll back to: lower"):
+    with pytest.raises(ValueError, match="no earlier checkpoint is left to roll back to: look"):
         directory.rollback(config, tmp_path, 11, items(0), monitor)
     names = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
     assert names == ["2", "4-1.abandoned", "8-1.abandoned"]
-    message = r"up to step 11: lower .*or set --training\.on-patience rollback\.$"
+    message = r"up to step 11: set --training\.on-patience rollback and resume, look for"
     with pytest.raises(ValueError, match=message):
         directory.rollback(CONFIG, tmp_path, 11, items(0), monitor)
     assert steps(tmp_path) == [2]
