@@ -38,11 +38,11 @@ from ddpm_jax.generation.editing import (
     inpaint,
     invert,
     lerp,
-    repaint_grid,
     slerp,
     truncate,
 )
 from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.generation.repaint import repaint_grid
 from ddpm_jax.generation.walk import noise_ladder
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet

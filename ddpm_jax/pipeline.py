@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ddpm_jax.pretrained.stable_diffusion import (
     load_stable_diffusion,
     save_stable_diffusion,
 )
+from ddpm_jax.settings_json import nearest
 from ddpm_jax.text_to_image.draw import draw_images
 from ddpm_jax.text_to_image.images import ImageInput
 from ddpm_jax.text_to_image.request import Request
@@ -80,7 +82,7 @@ class Pipeline:
         batch_size: int | None = None,
         seed: int = 0,
         *,
-        labels: Sequence[int] | np.ndarray | None = None,
+        labels: Sequence[int | str] | np.ndarray | None = None,
         condition: ArrayLike | None = None,
         progress: bool = True,
         **sampling: Any,
@@ -88,8 +90,9 @@ class Pipeline:
         """Draw `batch_size` images, in batches of at most 64.
 
         The default is one image, or one for each label or condition. The noise of image i depends
-        only on (seed, i). The seed is in [0, 2**32). The images take the labels and the rows of
-        `condition`, in the unit of its data, in turn (`read_conditions`).
+        only on (seed, i). The seed is in [0, 2**32). The images take the labels, which are numbers
+        or names of classes, and the rows of `condition`, in the unit of its data, in turn
+        (`read_conditions`).
         `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do.
@@ -107,13 +110,22 @@ class Pipeline:
             num_images=batch_size,
             batch_size=min(batch_size, MAX_BATCH_SIZE),
             seed=seed,
-            labels=labels,
+            labels=None if labels is None else self._class_numbers(labels),
             conditions=conditions,
             progress=progress,
             to_values=self.values.to_values,
         )
         pictures = self.values.show(states[0])
         return PipelineOutput([to_image(picture) for picture in pictures], states[0])
+
+    def _class_numbers(self, labels: Sequence[int | str] | np.ndarray) -> list[int]:
+        """The numbers of classes, some given by name. Raise ValueError for an unknown name."""
+        names = list(self.classes or ())
+        for label in labels:
+            if isinstance(label, str) and label not in names:
+                remedy = nearest(label, names) if names else "give its number"
+                raise ValueError(f"{label!r} is no class of this network: {remedy}.")
+        return [names.index(x) if isinstance(x, str) else operator.index(x) for x in labels]
 
 
 @dataclasses.dataclass(frozen=True)

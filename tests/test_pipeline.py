@@ -88,6 +88,20 @@ def test_there_is_an_image_for_each_label():
     assert len(pipeline(1, labels=np.array([2]), steps=STEPS, progress=False).images) == 1
 
 
+def test_labels_may_be_names_of_classes():
+    model = dataclasses.replace(MODEL, num_classes=3)
+    recipe = dataclasses.replace(RECIPE, model=model)
+    pipeline = Pipeline(recipe, model.init(jax.random.key(0)), classes=("cat", "dog", "ship"))
+    by_name = pipeline(labels=["ship", 0], steps=STEPS, progress=False).arrays
+    np.testing.assert_array_equal(
+        by_name, pipeline(labels=[2, 0], steps=STEPS, progress=False).arrays
+    )
+    with pytest.raises(ValueError, match="'shop' is no class of this network: choose one of ship"):
+        pipeline(labels=["shop"])
+    with pytest.raises(ValueError, match="'cat' is no class of this network: give its number"):
+        dataclasses.replace(pipeline, classes=None)(labels=["cat"])
+
+
 def test_an_unknown_sampler_is_refused(pipeline):
     with pytest.raises(ValueError, match="Unknown sampler 'nonsense'"):
         pipeline(sampler="nonsense")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import shlex
 import sys
 import traceback
 import typing
@@ -130,7 +131,8 @@ def command(name: str) -> str:
     """
     called = Path(sys.argv[0])
     if called.name in ("train.py", "sample.py"):
-        return f"python {called.with_name(name)}.py"
+        script = called.with_name(f"{name}.py")
+        return f"python {shlex.quote(str(script))}"
     return f"ddpm-jax-{name}"
 
 

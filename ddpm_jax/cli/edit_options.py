@@ -16,7 +16,6 @@ from ddpm_jax.generation.model_spec import ModelSpec
 
 WHITE_FROM = 128
 DEFAULT_STRENGTH = 0.5
-DEFAULT_JUMP_LENGTH = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class EditOptions:
     resample: int = 1
     """RePaint, with --mask: passes over each stretch of the denoising path (10 in the paper)."""
     jump_length: int | None = None
-    """Steps in a stretch of --resample; None for 10."""
+    """Steps in a stretch of --resample; None for 10, or for as many as there are below that."""
     interpolate: bool = False
     """Interpolate between two images, or without --image between two noises."""
     invert: bool = False
@@ -69,7 +68,7 @@ class EditOptions:
             fractions=fractions if self.interpolate else None,
             strength=self.strength or default_strength,
             repeats=self.resample,
-            jump_length=DEFAULT_JUMP_LENGTH if self.jump_length is None else self.jump_length,
+            jump_length=self.jump_length,
             invert=self.invert,
         )
 

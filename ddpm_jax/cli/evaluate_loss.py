@@ -23,8 +23,8 @@ def compare_loss(source: Source, out: Path | None, recipes: Path = FOLDER) -> No
     if not isinstance(source, RunSource):
         raise ValueError("Only a run has logged its loss: give its directory to --ckpt.")
     config = image_config(source)
-    ours = loss_curves.make_curve(read_metrics(source.folder / METRICS))
     name, theirs = loss_curves.find_curve(config, recipe_curves(recipes))
+    ours = loss_curves.make_curve(read_metrics(source.folder / METRICS))
     timesteps = config.objective.timesteps
     verdict = loss_curves.describe(name, loss_curves.compare(theirs, ours), timesteps)
     path = picture_path(out or source.folder / EVALUATION, "loss.png")

@@ -74,7 +74,8 @@ def image_config(run: RunSource) -> Config:
     config = run.config
     if not isinstance(config, Config) or isinstance(config, LatentConfig):
         raise ValueError(
-            f"{run.folder} is the run of an autoencoder or on latents: give a run on images."
+            f"{run.folder} is the run of an autoencoder or on latents: give a run on images, or "
+            "draw by sample.py and measure by python -m ddpm_jax.evaluate --samples."
         )
     return config
 

@@ -81,13 +81,14 @@ def main(args: list[str]) -> None:
     spec = dataclasses.replace(source.spec, sampling=sampling)
     conditions = options.conditions(spec.model, source.condition_values)
     num_images = options.num or options.default_num() or count_of(conditions) or DEFAULT_NUM
-    check(
-        count_of(conditions) <= num_images,
-        f"--num {num_images} leaves out some of {count_of(conditions)} conditions: raise --num.",
-    )
+    given = arguments.class_numbers("--label", options.label, source.classes)
+    for what, number in (("conditions", count_of(conditions)), ("labels", len(given))):
+        check(
+            number <= num_images,
+            f"--num {num_images} leaves out some of {number} {what}: raise --num.",
+        )
     options.set_up_jax(num_images)
     edit = options.edit(spec, num_images, source.values)
-    given = arguments.class_numbers("--label", options.label, source.classes)
     labels = choose_labels(spec.model, given, edit)
     image_grids.check_outputs(options.out, num_images, gif=True)
     image_grids.check_paths(options.out, options.trajectory)
@@ -98,8 +99,8 @@ def main(args: list[str]) -> None:
         params = source.params(options.weights)
         for path, scale in loras:
             params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
-        what = {"labels": labels, "conditions": conditions, "edit": edit}
-        states = draw_states(spec, params, options, num_images, what, source.values)
+        of_images = {"labels": labels, "conditions": conditions, "edit": edit}
+        states = draw_states(spec, params, options, num_images, of_images, source.values)
     how = (options.trajectory, source.values, shown)
     for path in image_grids.save_states(states, options.out, *how):
         print(path)

@@ -77,14 +77,6 @@ class TrainOptions:
             "A LoRA run cannot --push while it trains: push it afterwards with "
             "python -m ddpm_jax.export.",
         )
-        base = self.config.training.init_from
-        check(
-            base is None
-            or not Path(base).exists()
-            or not self.workdir.exists()
-            or not self.workdir.samefile(base),
-            f"--init-from {base} is the directory of this run: give another --workdir.",
-        )
 
 
 def run() -> None:
@@ -135,7 +127,16 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
         f"{arguments.command('train')} --config {name}",
     )
     check_precedence(options.config, recipe)
+    check(
+        init_from is None or not is_same_folder(init_from, options.workdir),
+        f"--init-from {init_from} is the directory of this run: give another --workdir.",
+    )
     return options
+
+
+def is_same_folder(ckpt: str, workdir: Path) -> bool:
+    """Whether a checkpoint is named by the path of a directory, which exists."""
+    return Path(ckpt).exists() and workdir.exists() and workdir.samefile(ckpt)
 
 
 def check_precedence(config: Config, recipe: Config) -> None:

@@ -2,7 +2,7 @@
 
 `sampling` holds the settings. `walk` builds the grid of timesteps and the denoiser from them and
 runs the sampler. `scheduler_grids` has the timesteps of diffusers' schedulers, `editing` starts
-from images, `model_spec` joins network, objective and sampling, `generate` draws batches,
-`attention_maps` shows where a network looked.
+from images, `repaint` repeats stretches of steps for it, `model_spec` joins network, objective and
+sampling, `generate` draws batches, `attention_maps` shows where a network looked.
 Imports only `diffusion`, `models`, `data`, `devices`, `samplers` and `errors`; writes no files.
 """

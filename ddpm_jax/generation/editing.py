@@ -25,6 +25,7 @@ from ddpm_jax.diffusion.grid import GridRow, grid_from_pairs
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import per_example
 from ddpm_jax.errors import check, check_shape
+from ddpm_jax.generation.repaint import repaint_grid
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_keys, step_noise
 
 
@@ -104,51 +105,6 @@ def at_end_of(
     signal = jnp.where(is_last, 1.0, row.sqrt_alpha_bar_next)
     std = jnp.where(is_last, 0.0, row.sqrt_one_minus_alpha_bar_next)
     return signal * images + std * eps
-
-
-def repaint_grid(grid: GridRow, repeats: int, jump_length: int) -> GridRow:
-    """The grid with each stretch of `jump_length` rows passed `repeats` times.
-
-    Between two passes, one row leads back to the noisier end (section 4.2, Lugmayr et al. 2022).
-    Stretches are counted back from the last noisy level: the row to clean data, and the rows before
-    the first full stretch, are passed once. Raise ValueError unless repeats is at least 1 and a
-    stretch is shorter than the grid.
-    """
-    steps = len(grid.i)
-    check(repeats >= 1, f"repeats must be at least 1, not {repeats}.")
-    if repeats == 1:
-        return grid
-    check(
-        steps > 1,
-        "One step has no stretch to repeat: take more steps, raise strength, or set repeats "
-        "(--resample) to 1.",
-    )
-    check(
-        1 <= jump_length < steps,
-        f"jump_length must be at least 1 and less than the {steps} steps, not {jump_length}.",
-    )
-    t = np.asarray(grid.t)
-    t_next = np.asarray(grid.t_next)
-    order = np.array(repaint_order(steps, repeats, jump_length))
-    states = order[:-1]
-    next_states = order[1:]
-    # No row leads up to clean data, the state `steps`: its index only has to be valid.
-    t_up = t[np.minimum(next_states, steps - 1)]
-    assert grid.schedule is not None
-    return grid_from_pairs(
-        grid.schedule, t[states], np.where(next_states > states, t_next[states], t_up)
-    )
-
-
-def repaint_order(steps: int, repeats: int, jump_length: int) -> list[int]:
-    """The states that `repaint_grid` passes: i is the state before row i, `steps` is clean data."""
-    first = (steps - 1) % jump_length
-    states = list(range(first))
-    for start in range(first, steps - 1, jump_length):
-        stretch = list(range(start, start + jump_length + 1))
-        # The next stretch starts with the state that ends this one.
-        states += (stretch * repeats)[:-1]
-    return [*states, steps - 1, steps]
 
 
 def slerp(
@@ -274,8 +230,8 @@ class Edit:
     """Fraction of the grid's rows to run, in (0, 1]. With masks, 1 starts from pure noise."""
     repeats: int = dataclasses.field(default=1, metadata={"static": True})
     """Passes over each stretch of the grid, for masks (`repaint_grid`)."""
-    jump_length: int = dataclasses.field(default=10, metadata={"static": True})
-    """Rows of a stretch."""
+    jump_length: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Rows of a stretch; None as in `repaint_grid`."""
     invert: bool = dataclasses.field(default=False, metadata={"static": True})
     """Start from the inverted images instead of adding noise to them."""
 

@@ -26,7 +26,7 @@ from ddpm_jax.models.conditions import (
     condition_image,
     condition_numbers,
 )
-from ddpm_jax.models.initializers import draw_parameters, draw_split_parameters, is_spec
+from ddpm_jax.models.initializers import check_specs, draw_parameters, draw_split_parameters
 
 Params = dict[str, Any]
 Condition = Any
@@ -62,7 +62,7 @@ class Network:
 
     def shapes(self) -> Params:
         """The shapes and dtypes of the parameters, without drawing them."""
-        return jax.tree.map(lambda spec: spec.value, self._param_specs, is_leaf=is_spec)
+        return nn.meta.unbox(self._param_specs)
 
     def parameter_count(self) -> int:
         """The number of scalar parameters, without drawing them."""
@@ -91,7 +91,7 @@ def _param_specs(network: Network, _mesh: jax.sharding.AbstractMesh) -> Any:
     def init():
         return network.module().init(draws.make_key(0), *network.example_inputs())["params"]
 
-    return jax.eval_shape(init)
+    return check_specs(jax.eval_shape(init))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,18 @@ def is_spec(leaf: Any) -> bool:
     return isinstance(leaf, ParamSpec)
 
 
+def check_specs(specs: Any) -> Any:
+    """Return a tree of `ParamSpec`s. Raise ValueError if Flax's own layers declared some leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec):
+        if not is_spec(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"The parameter {name} was declared by Flax's own `param`, which draws it itself: "
+                "use ddpm_jax.models.layers, or declare it by initializers.parameter."
+            )
+    return specs
+
+
 def _key_at(path, key):
     """The key of the parameter at a path."""
     return draws.fold_in_name(key, jax.tree_util.keystr(path, simple=True, separator="/"))

@@ -110,6 +110,11 @@ def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraPa
 def _file(path: Path) -> Path:
     """The path of a LoRA file. In a folder, the name that diffusers gives comes before peft's."""
     if path.is_dir():
+        check(
+            not (path / "checkpoints").is_dir(),
+            f"{path} is the directory of a run: export its LoRA by python -m ddpm_jax.export "
+            f"--ckpt {path} --out X.safetensors.",
+        )
         path /= next((name for name in (NAME, PEFT_NAME) if (path / name).exists()), NAME)
     if not path.is_file():
         raise FileNotFoundError(f"There is no LoRA file {path}: check its path.")

@@ -140,7 +140,14 @@ def locate_folder(
     path = Path(path_or_repo)
     if path.exists():
         if not path.is_dir():
-            raise ValueError(f"{path} is a file: give its folder.")
+            raise ValueError(
+                f"{path} is a file: give its folder, or for a LoRA the network that it changes."
+            )
+        check(
+            not (path / "checkpoints").is_dir() or (path / INDEX).exists(),
+            f"{path} is the directory of a run: draw from it by sample.py, or export it by "
+            f"python -m ddpm_jax.export --ckpt {path} --out FOLDER.",
+        )
         return path
     shipped = shipped_networks()
     if str(path_or_repo) in shipped:

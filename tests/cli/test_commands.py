@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.bench import losses
-from helpers.commands import SMALL, arrays, fails, one_line, run, small_main, train_main, unboxed
+from helpers.commands import SMALL, arrays, one_line, run, small_main, train_main
 from helpers.saved_runs import RECIPE, save_run
 from PIL import Image
 
@@ -132,8 +132,16 @@ def test_a_run_does_not_start_from_its_own_directory(tmp_path, capsys):
     """With --overwrite it would delete the weights that it starts from."""
     save_run(tmp_path, RECIPE)
     options = ["--workdir", tmp_path, "--init-from", tmp_path, "--overwrite"]
-    message = unboxed(fails(capsys, small_main, *SMALL, *options))
+    message = one_line(capsys, small_main, *SMALL, *options)
     assert "is the directory of this run: give another --workdir." in message
+
+
+def test_a_run_may_start_from_the_run_of_the_same_recipe(trainings, tmp_path, monkeypatch):
+    """Without --workdir, it would be in the directory of that run."""
+    monkeypatch.chdir(tmp_path)
+    save_run(Path("runs/small"), RECIPE)
+    run(small_main, *SMALL, "--init-from", "runs/small", "--workdir", "runs/again")
+    assert trainings[-1]["folder"] == Path("runs/again")
 
 
 def test_push_uploads_each_checkpoint(trainings, tmp_path, monkeypatch):

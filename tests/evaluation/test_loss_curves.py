@@ -148,6 +148,15 @@ def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, 
         assert picture.width > 1000
 
 
+def test_a_run_of_no_recipe_is_not_asked_to_train_longer(tmp_path, config):
+    (tmp_path / "curves").mkdir()
+    curve = to_json(make_curve(records(0)), settings(config))
+    (tmp_path / "curves" / "toy.json").write_text(json.dumps(curve))
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=4))
+    with pytest.raises(ValueError, match="No recipe with a loss curve has the settings"):
+        compare_loss(RunSource(tmp_path, 1, other), None, recipes=tmp_path)
+
+
 CURVES = loss_curves(CONFIGS)
 
 

@@ -26,7 +26,8 @@ from jax.tree_util import Partial
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import make_grid
 from ddpm_jax.diffusion.prediction import make_denoiser
-from ddpm_jax.generation.editing import inpaint, repaint_grid, repaint_order
+from ddpm_jax.generation.editing import inpaint
+from ddpm_jax.generation.repaint import repaint_grid, repaint_order
 from ddpm_jax.samplers import initial_noise, sample, sample_keys, step_noise
 
 MANY = sample_keys(2, jnp.arange(64))
@@ -85,6 +86,13 @@ def test_each_row_of_a_repaint_grid_starts_where_the_last_one_ended():
     assert grid.i.tolist() == list(range(len(grid.i)))
     assert grid.t_next[-1] == -1
     assert repaint_grid(plain, 1, 10) is plain
+
+
+@pytest.mark.parametrize(("steps", "jump_length"), [(12, 10), (6, 5)])
+def test_a_stretch_is_as_in_the_paper_or_as_long_as_the_steps_allow(steps, jump_length):
+    ours = repaint_grid(grid_of(steps), 2, None)
+    np.testing.assert_array_equal(ours.i, repaint_grid(grid_of(steps), 2, jump_length).i)
+    np.testing.assert_array_equal(ours.t, repaint_grid(grid_of(steps), 2, jump_length).t)
 
 
 def test_invalid_repaint_grids_are_refused():

@@ -15,6 +15,7 @@ from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.models.initializers import (
     InitDistribution,
     ParamSpec,
+    check_specs,
     draw_parameters,
     draw_split_parameters,
     is_spec,
@@ -47,6 +48,18 @@ def test_a_layer_may_be_applied_twice():
     x = jnp.ones((1, 2, 2, 4))
     specs = jax.eval_shape(NormTwice().init, jax.random.key(0), x)
     assert [spec.value.shape for spec in jax.tree.leaves(specs, is_leaf=is_spec)] == [(4,), (4,)]
+
+
+def test_a_layer_of_flax_is_refused_by_the_path_of_its_parameter():
+    class Dense(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="dense")(GroupNorm(1, name="norm")(x))
+
+    specs = jax.eval_shape(Dense().init, jax.random.key(0), jnp.ones((1, 2, 2, 4)))["params"]
+    with pytest.raises(ValueError, match=r"parameter dense/(bias|kernel) .*: use ddpm_jax\.models"):
+        check_specs(specs)
+    assert check_specs(specs["norm"]) == specs["norm"]
 
 
 def assert_uniform(name, value, bound):

@@ -292,6 +292,9 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
         ("bad.safetensors", "is not a complete safetensors file|has a header of"),
         ("json.safetensors", "is not valid JSON"),
     ])  # fmt: skip
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is the directory of a run: export its LoRA by"):
+        load_lora(tmp_path / "run", NETS)
     with pytest.raises(FileNotFoundError, match=r"There is no LoRA file .*none.safetensors"):
         load_lora(tmp_path / "none.safetensors", NETS)
 

@@ -139,6 +139,9 @@ def test_a_missing_file_or_folder_is_named(root, tmp_path):
     cases = [(root, r"scheduler_config\.json is missing"), (tmp_path / "none", neither)]
     assert_refused(load_pretrained, cases, FileNotFoundError)
     assert_refused(locate_folder, [(root / "config.json", "is a file: give its folder")])
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    remedy = r"is the directory of a run: draw from it by sample\.py, or export it"
+    assert_refused(load_pretrained, [(tmp_path / "run", remedy)])
 
 
 def test_a_part_outside_the_folder_is_not_read(root, tmp_path_factory):
