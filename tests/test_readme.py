@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import train_main
+from helpers.saved_runs import save_run
 from PIL import Image
 
-from ddpm_jax.cli.recipes import recipe_files
+from ddpm_jax.cli.recipes import load_recipe, recipe_files
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models.unet import UNet
@@ -90,14 +91,18 @@ ELSEWHERE = ("help", "data.path", "init-from", "push")
 )
 def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train_main(
-        [
-            *command.split(),
-            *([] if "--dry-run" in command else ["--dry-run"]),
-            "--no-compilation-cache",
-        ]
-    )
+    dry = [] if "--dry-run" in command else ["--dry-run"]
+    train_main([*command.split(), *dry, "--no-compilation-cache"])
     assert "parameters" in capsys.readouterr().out
+
+
+def test_the_training_command_of_a_lora_makes_a_recipe(tmp_path, monkeypatch, capsys):
+    """It starts from the run of the recipe that it names, and its data are a folder of the user."""
+    (command,) = [command for command in COMMANDS if "--init-from runs/digits" in command]
+    monkeypatch.chdir(tmp_path)
+    save_run(Path("runs/digits"), load_recipe("digits"))
+    train_main([*command.split(), "--dry-run", "--no-compilation-cache"])
+    assert "rank 4 in" in capsys.readouterr().out
     assert len(COMMANDS) > 8
 
 
