@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 MAX_MEMORY_MAPS = 30_000
@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
 # Each entry is written under the lock, after a look at all others: too slow for small programs.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.7"
-install_import_hook("ddpm_jax", "beartype.beartype")
+jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
 HELPERS_WITH_ASSERTS = (
     "bench",
     "commands",
@@ -153,3 +153,11 @@ def free_programs():
     if not maps.exists() or maps.read_bytes().count(b"\n") > MAX_MEMORY_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def unchecked():
+    """Disable type checks, because tyro.MISSING is of no setting's type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -96,6 +96,7 @@ def test_the_training_commands_make_recipes(command, tmp_path, monkeypatch, caps
     assert "parameters" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_training_command_of_a_lora_makes_a_recipe(tmp_path, monkeypatch, capsys):
     """It starts from the run of the recipe that it names, and its data are a folder of the user."""
     (command,) = [command for command in COMMANDS if "--init-from runs/digits" in command]

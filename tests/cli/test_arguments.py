@@ -6,7 +6,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import jaxtyping
 import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
 from PIL import Image
@@ -20,14 +19,6 @@ from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.settings_json import to_json
-
-
-@pytest.fixture
-def unchecked():
-    """Disable type checks, because tyro.MISSING is of no setting's type."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")
