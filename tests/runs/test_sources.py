@@ -22,7 +22,7 @@ def test_options_out_of_range_are_refused(setting, message):
 def test_a_missing_ckpt_or_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="--ckpt is missing: give the directory of a run"):
         parse(BatchedRunOptions, ["--seed", "1"], "command")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="There is no directory"):
         parse(RunOptions, ["--ckpt", str(tmp_path / "none")], "command")
 
 
