@@ -32,7 +32,8 @@ class EditOptions:
     resample: int = 1
     """RePaint, with --mask: passes over each stretch of the denoising path (10 in the paper)."""
     jump_length: int | None = None
-    """Steps in a stretch of --resample; None for 10, or for as many as there are below that."""
+    """Steps in a stretch of --resample; None for 10, or for one less than the steps if
+    these are fewer than 11."""
     interpolate: bool = False
     """Interpolate between two images, or without --image between two noises."""
     invert: bool = False

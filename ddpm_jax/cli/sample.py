@@ -38,9 +38,9 @@ class SampleOptions(ConditionOptions, LoraOptions, EditOptions, BatchedRunOption
     num: int | None = None
     """Number of images; None for 64, or one for each image of --invert, or for each condition."""
     label: tuple[str, ...] = ()
-    """Classes, such as cat,dog or 3,5,7, which the images take in turn; all classes by default, and
-    with --image or --interpolate no class, without guidance, if the network was trained with that.
-    A word is a number unless it is the name of a class."""
+    """Classes, such as cat,dog or 3,5,7, which the images take in turn. By default, all classes;
+    with --image or --interpolate no class, and then no guidance, if the network was trained with
+    label dropout. A word is a number unless it is the name of a class."""
     out: tuple[Path, ...] = ()
     """Files or folders: X.png is a grid, X.npz holds NHWC under `images` (uint8, or the values of a
     run on arrays), X.gif shows the denoising path, and a folder gets one PNG per image."""

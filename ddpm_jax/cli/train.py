@@ -135,7 +135,7 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
 
 
 def is_same_folder(ckpt: str, workdir: Path) -> bool:
-    """Whether a checkpoint is named by the path of a directory, which exists."""
+    """Whether `ckpt` is the path of the directory `workdir`, and that directory exists."""
     return Path(ckpt).exists() and workdir.exists() and workdir.samefile(ckpt)
 
 

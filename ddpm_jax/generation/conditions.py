@@ -68,9 +68,10 @@ def _check_made_condition(model: Model, data: DataSource, part: Part, size: int)
 
 
 def check_given_size(model: Model, images: ImageSet, remedy: str | None = None) -> None:
-    """Raise ValueError, with the `remedy`, unless conditions of images have the network's size.
+    """Raise ValueError if the conditions of images have another size than the network takes.
 
-    Only those that come with the images are checked. None is the remedy for a new network.
+    Conditions that are made of the images are not checked here. The message ends in `remedy`, by
+    default the setting of a new network.
     """
     if not isinstance(images, ConditionedImages) or images.kind.size is not None:
         return

@@ -39,10 +39,10 @@ def _forced(config: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, A
 
 
 def converted(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Turn a scheduler's JSON into that of the scheduler `name`.
+    """Write the settings of one scheduler, as JSON, for another scheduler, named `name`.
 
-    The noise schedule and the target stay the same: what the JSON leaves to the defaults of its own
-    scheduler is written out, because the defaults of the other one may differ.
+    The noise schedule and the target stay the same. The defaults of two schedulers may differ, so
+    settings of training that the JSON leaves out are written with the first one's defaults.
     """
     own = SCHEDULERS[config["_class_name"]]
     if name == config["_class_name"]:

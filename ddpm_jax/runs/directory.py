@@ -183,7 +183,7 @@ def rollback(
     )
     flags = config.FLAGS
     remedy = (
-        f"look for outliers in the data, or start another run, with a lower "
+        "look for outliers in the data, or start another run, with a lower "
         f"{flags}optimizer.learning-rate or with {flags}optimizer.clip-norm 1"
     )
     check(

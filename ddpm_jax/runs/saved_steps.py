@@ -36,8 +36,8 @@ def resolve_checkpoint(ckpt: str | Path, step: Step | None = None) -> tuple[Path
     check_name(workdir)
     if not workdir.exists():
         raise FileNotFoundError(
-            f"There is no directory {workdir}, and only a run has what is asked for: give the "
-            "directory of one, such as runs/digits."
+            f"There is no directory {workdir}: give the directory of a run, such as runs/digits, "
+            "not the name of a network."
         )
     saved = steps(workdir)
     if not saved:

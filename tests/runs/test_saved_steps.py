@@ -31,7 +31,7 @@ def test_quarantine_deletes_later_snapshots(tmp_path):
 
 
 def test_a_missing_run_or_step_is_an_error(tmp_path):
-    message = "There is no directory .*nowhere, and only a run has what is asked for: give"
+    message = "There is no directory .*nowhere: give the directory of a run"
     with pytest.raises(FileNotFoundError, match=message):
         resolve_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
