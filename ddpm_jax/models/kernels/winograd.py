@@ -5,6 +5,7 @@ Compiled for a CPU, it and its gradients use minimal filtering, where m x m outp
 multiplications per pair of channels in place of 9 m^2, and matrix products do most of the work.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -153,7 +154,15 @@ def _combine(matrix, parts, axis=0):
 
     The product is written as sums, because a matrix product with so few rows is slow.
     """
-    sums = [sum(float(c) * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
+
+    def scaled(part, c):
+        return part if c == 1 else jax.lax.mul(part, jax.lax.full_like(part, c))
+
+    # Not as jnp.add and jnp.multiply, whose tracing takes longer: a network has 10,000 of them.
+    sums = [
+        reduce(jax.lax.add, [scaled(part, c) for c, part in zip(row, parts, strict=True) if c])
+        for row in matrix
+    ]
     return jnp.stack(sums, axis)
 
 
