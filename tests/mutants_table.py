@@ -493,7 +493,7 @@ _ROWS = [
      "drawn = jax.lax.optimization_barrier(_draw_block(key, distribution.kind, shape))",
      "drawn = _draw_block(key, distribution.kind, shape)",
      "tests/models/test_initializers.py -k split"),
-    ("norm-of-large-arrays", "On a GPU the norm of the gradient lacks the small arrays.",
+    ("norm-of-large-arrays", "The norm of the gradient lacks the small arrays.",
      "jnp.sum(jnp.square(small)) + jnp.sum(large)",
      "jnp.sum(large)",
      "tests/training/test_global_norm.py"),

@@ -1,28 +1,21 @@
-"""The norm of a gradient, from few sums where each one is a kernel to launch."""
+"""The norm of a gradient, from few sums."""
 
 from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from ddpm_jax.training.small_arrays import is_small, join_small
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
-    """The Euclidean norm of all arrays of a tree.
+    """The Euclidean norm of all arrays of a tree, by one sum for each large array, and two more.
 
-    A GPU launches two kernels to sum a large array and one for a small one. Most arrays of a
-    network are as small as a bias, so all are summed to vectors there, and those joined: 126
-    kernels of cifar10 instead of 228 (benchmarks/chips.py). A CPU keeps optax's sums.
-    """
-    return jax.lax.platform_dependent(tree, cpu=optax.tree.norm, default=norm_of_few_sums)
-
-
-def norm_of_few_sums(tree: Any) -> Float[Array, ""]:
-    """`global_norm` by one sum for each large array, and two more: over these, and over the rest.
+    These two are over the small arrays, joined, and over the sums of the large ones. Most arrays of
+    a network are as small as a bias, and with a sum for each a step of cifar10 on a GPU would have
+    102 kernels more. On a CPU, butterflies' step has 5,094 fusions instead of 5,715.
 
     With fsdp, a training step of cifar10 would have 940 kernels more if small arrays were squared
     before they are joined, and 330 more if the sums were joined before those of one length are

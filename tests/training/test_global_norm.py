@@ -1,6 +1,7 @@
 """The norm of a gradient, and clipping by it."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.global_norm import global_norm, norm_of_few_sums
+from ddpm_jax.training.global_norm import global_norm
 from ddpm_jax.training.optimizer import clip_by_global_norm
 from ddpm_jax.training.small_arrays import SMALL
 
@@ -34,8 +35,8 @@ def gradients(seed=0):
 def test_each_large_array_is_squared_and_summed_once_and_the_rest_together(names):
     tree = {name: gradients()[name] for name in names}
     expected = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in tree.values()))
-    np.testing.assert_allclose(norm_of_few_sums(tree), expected, rtol=1e-6)
-    jaxpr = str(jax.make_jaxpr(norm_of_few_sums)(tree))
+    np.testing.assert_allclose(global_norm(tree), expected, rtol=1e-6)
+    jaxpr = str(jax.make_jaxpr(global_norm)(tree))
     large = LARGE & set(names)
     assert jaxpr.count("= square ") == len(large) + 1
     assert jaxpr.count("= reduce_sum[") == len(large) + 2
@@ -45,12 +46,11 @@ def test_each_large_array_is_squared_and_summed_once_and_the_rest_together(names
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 1e6])
-def test_clipping_is_that_of_optax_to_the_bit_on_a_cpu(max_norm):
+def test_clipping_is_that_of_optax(max_norm):
     tree = gradients()
     ours = clip_by_global_norm(max_norm)
     theirs = optax.clip_by_global_norm(max_norm)
     assert ours.init(tree) == theirs.init(tree)
     clipped, _ = jax.jit(ours.update)(tree, ours.init(tree))
     expected, _ = jax.jit(theirs.update)(tree, theirs.init(tree))
-    jax.tree.map(np.testing.assert_array_equal, clipped, expected)
-    assert global_norm(tree) == optax.tree.norm(tree)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), clipped, expected)

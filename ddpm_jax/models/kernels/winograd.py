@@ -158,7 +158,7 @@ def _combine(matrix, parts, axis=0):
     def scaled(part, c):
         return part if c == 1 else jax.lax.mul(part, jax.lax.full_like(part, c))
 
-    # Not as jnp.add and jnp.multiply, whose tracing takes longer: a network has 10,000 of them.
+    # jnp.add and jnp.multiply would take longer to trace (docs/speed.md).
     sums = [
         reduce(jax.lax.add, [scaled(part, c) for c, part in zip(row, parts, strict=True) if c])
         for row in matrix
