@@ -41,6 +41,8 @@ NOT_OF_THE_LOSS = (
     "training.on_patience",
 )
 """Prefixes of the settings on which the loss curve does not depend, beyond chance."""
+LENGTH = ("training.steps", "training.epochs")
+"""Settings on which it depends only where the learning rate falls until the last step."""
 
 
 class LossCurve(NamedTuple):
@@ -217,4 +219,6 @@ def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 def loss_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The settings in which two configs differ and on which the loss depends, as dotted names."""
     different = settings_json.differences(dict(ours), dict(theirs))
-    return [setting for setting in different if not setting.startswith(NOT_OF_THE_LOSS)]
+    is_constant = ours["optimizer"]["decay"] == "constant"
+    ignored = (*NOT_OF_THE_LOSS, *LENGTH) if is_constant else NOT_OF_THE_LOSS
+    return [setting for setting in different if not setting.startswith(ignored)]

@@ -53,10 +53,11 @@ def band_curves(
     path: str | os.PathLike,
     title: str,
 ) -> None:
-    """Write a PNG with a panel per band of t: the loss of each curve over the steps.
+    """Write a PNG with a panel per band of t: the losses of two curves over the steps.
 
     A curve is its name, its steps (w,) and its losses (w, bands). A coloured area shows `spread`
     (w, bands) around the first one. `titles` are those of the panels. All axes are logarithmic.
+    Raise ValueError unless there are two curves.
     """
     figure = _figure(figsize=(12.0, 5.5), layout="constrained")
     figure.suptitle(title, fontweight="bold", parse_math=False)
@@ -66,7 +67,7 @@ def band_curves(
         low, high = losses[:, band] - spread[:, band], losses[:, band] + spread[:, band]
         lowest = losses[:, band] / 10  # a logarithmic axis has no 0
         axes.fill_between(steps, np.maximum(low, lowest), high, color=LIGHT_BLUE, alpha=0.25)
-        for (name, steps, losses), color in zip(curves, (LIGHT_BLUE, DARK_RED), strict=False):
+        for (name, steps, losses), color in zip(curves, (LIGHT_BLUE, DARK_RED), strict=True):
             axes.plot(steps, losses[:, band], color=color, marker=".", linewidth=1.4, label=name)
         axes.set(title=panel_title, xscale="log", yscale="log")
         axes.grid(alpha=0.25, linewidth=0.6)

@@ -27,6 +27,7 @@ from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.metrics import METRICS
 from ddpm_jax.runs.sources import RunSource
 from ddpm_jax.settings_json import to_json as settings
+from ddpm_jax.training.optimizer import Optimizer
 
 OFFSETS = np.arange(8) / 10
 
@@ -132,6 +133,19 @@ def test_the_recipe_is_found_by_the_settings_of_the_loss(config):
     message = r"\(toy, the nearest, differs in training\.batch_size\): recipes with a curve are toy"
     with pytest.raises(ValueError, match=message):
         find_curve(other, {"toy": curve})
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_the_length_of_a_run_matters_only_if_its_learning_rate_falls(config, decay):
+    config = dataclasses.replace(config, optimizer=Optimizer(decay=decay))
+    curve = to_json(make_curve(records(0)), settings(config))
+    steps = config.training.steps + 100
+    longer = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+    if decay == "constant":
+        assert find_curve(longer, {"toy": curve})[0] == "toy"
+    else:
+        with pytest.raises(ValueError, match=r"differs in training\.steps"):
+            find_curve(longer, {"toy": curve})
 
 
 def test_the_command_prints_the_verdict_and_draws_both_curves(tmp_path, config, capsys):
