@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test runs check parity hub-check faults mutants bench
+.PHONY: demo test runs check parity hub-check faults mutants bench dew-python
 
 demo: $(VENV)/.demo
 	$(RUN) train.py --config digits
@@ -49,9 +49,12 @@ faults: $(VENV)/.test
 mutants: $(VENV)/.test
 	$(RUN) tests/mutants.py
 
-bench: $(if $(TORCH_PYTHON),$(VENV)/.test,$(VENV)/.parity)
-	$(RUN) benchmarks/bench.py --out docs/benchmarks.md $(if $(DEW_PYTHON),--dew-python $(DEW_PYTHON)) \
+bench: dew-python $(if $(TORCH_PYTHON),$(VENV)/.test,$(VENV)/.parity)
+	$(RUN) benchmarks/bench.py --out docs/benchmarks.md --dew-python $(DEW_PYTHON) \
 		$(if $(OLDER_PYTHON),--older-python $(OLDER_PYTHON)) $(if $(TORCH_PYTHON),--torch-python $(TORCH_PYTHON))
+
+dew-python:
+	@test -n "$(DEW_PYTHON)" || { echo "make bench needs DEW_PYTHON=..., a Python with dewml and jaxtyping."; exit 2; }
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=...')"

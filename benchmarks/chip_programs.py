@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,6 @@ from ddpm_jax.training.step import (
     training_keys,
 )
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_IMAGES = 50_000
 """Images of the data set; they only set the length of an epoch."""
 DTYPE = "bfloat16"
@@ -148,4 +146,4 @@ def stable_diffusion_pass(devices: Sequence[jax.Device]) -> Work:
 
 def load(recipe: str) -> Config:
     """The recipe's config."""
-    return load_recipe(recipe, CONFIGS)
+    return load_recipe(recipe)

@@ -29,14 +29,8 @@ from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.checkpoints import CheckpointWriter
-from ddpm_jax.runs.loop import checkpoint_items
-from ddpm_jax.training.step import (
-    example_keys,
-    init_state,
-    make_train_step,
-    model_loss,
-    step_by_micro_batches,
-)
+from ddpm_jax.runs.loop import checkpoint_items, parallel_train_step
+from ddpm_jax.training.step import example_keys, init_state, step_by_micro_batches
 
 NUM_IMAGES = 1000
 STATE = {}
@@ -62,7 +56,7 @@ def load(
     `devices` is the number of virtual CPU devices, by default that of train.py, or with `sampling`
     that of sample.py. Return the number of devices that train.py uses per two cores.
     """
-    config = load_recipe(recipe, ROOT / "configs")
+    config = load_recipe(recipe)
     model = dataclasses.replace(config.model, dropout=0.0)
     training = dataclasses.replace(
         config.training,
@@ -70,7 +64,8 @@ def load(
         accumulation=accumulation,
         dtype=dtype,
     )
-    config = dataclasses.replace(config, model=model, training=training)
+    route_of_step = dataclasses.replace(config.parallel, route=route)
+    config = dataclasses.replace(config, model=model, training=training, parallel=route_of_step)
     platforms.order_for_memory()
     platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_per_device())
     # Some parameters are 0 at initialisation, which would make the network's output 0.
@@ -79,8 +74,7 @@ def load(
         save_pretrained(config, params, folder)
     tx = config.make_optimizer(NUM_IMAGES)
     state = parallel.replicate(jax.jit(init_state, static_argnums=(1, 2))(params, tx, config.ema))
-    loss = model_loss(model, config.objective, dtype)
-    step = parallel.parallelize(lambda axis: make_train_step(loss, tx, config.ema, axis), route)
+    step = parallel_train_step(config, tx)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_IMAGES, *model.image_shape), np.uint8)
     STATE.clear()
@@ -184,8 +178,8 @@ def sample(steps, num_images):
 
 def loop_overhead(recipe, sampler, steps, batch_size, pairs):
     """The `Ratio` of a sampling scan to as many single forward passes."""
-    config = load_recipe(recipe, ROOT / "configs")
-    return sampling_loop.overhead(config, sampler, steps, batch_size, pairs)
+    platforms.order_for_memory()
+    return sampling_loop.overhead(load_recipe(recipe), sampler, steps, batch_size, pairs)
 
 
 def network():

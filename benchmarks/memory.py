@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import numpy as np
 
+from ddpm_jax.cli import arguments
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.batches import batch_at
 from ddpm_jax.data.loading import InMemory
@@ -32,7 +33,6 @@ from ddpm_jax.devices import platform as platforms
 from ddpm_jax.runs.loop import first_state, parallel_train_step
 from ddpm_jax.training.step import example_keys, step_by_micro_batches, training_keys
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 3
 
 
@@ -48,10 +48,11 @@ def train(recipe: str, batch_size: int) -> None:
     """Take a few training steps on random images, with a line after each stage."""
     print(f"{'':<24}{'now':>6} {'peak':>6}")
     say("imports")
-    config = load_recipe(recipe, CONFIGS)
+    config = load_recipe(recipe)
     training = dataclasses.replace(config.training, batch_size=batch_size)
     config = dataclasses.replace(config, training=training)
     platforms.order_for_memory()
+    arguments.use_compilation_cache()
     platforms.use_cpu_cores(batch_size, None, config.cores_per_device())
     shape = (batch_size, *config.model.image_shape)
     images = InMemory(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -62,10 +63,10 @@ def train(recipe: str, batch_size: int) -> None:
     keys = example_keys(training_keys(0)[1], 0, np.arange(batch_size, dtype=np.int32))
     batch = batch_at(images, 0, 0, batch_size) | {"key": keys}
     shards = step.shard_batch(batch)
-    lowered = step.mapped.lower(state, shards)
-    say("lowered")
     memory.release()
     say("memory released")
+    lowered = step.mapped.lower(state, shards)
+    say("lowered")
     needed = lowered.compile().memory_analysis()
     say("compiled or loaded")
     memory.release()
@@ -74,9 +75,9 @@ def train(recipe: str, batch_size: int) -> None:
         state, _ = step_by_micro_batches(step, state, batch, config.training.accumulation)
         jax.block_until_ready(state)
         say(f"step {number}")
-    arguments = needed.argument_size_in_bytes >> 20
+    given = needed.argument_size_in_bytes >> 20
     temporaries = needed.temp_size_in_bytes >> 20
-    print(f"the step itself: {arguments} MiB of arguments, {temporaries} MiB of temporaries")
+    print(f"the step itself: {given} MiB of arguments, {temporaries} MiB of temporaries")
 
 
 def main() -> None:

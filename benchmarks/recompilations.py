@@ -31,7 +31,7 @@ NUM_IMAGES = 16
 
 def count(recipe, steps, every):
     """Count the programs up to the first grid, checkpoint and evaluation, and those after it."""
-    config = load_recipe(recipe, ROOT / "configs")
+    config = load_recipe(recipe)
     images = config.data.load(config.model.image_size, config.model.channels)
     batch = batch_at(images, 0, 0, NUM_IMAGES)
     compiled = []

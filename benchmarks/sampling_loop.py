@@ -22,6 +22,7 @@ from sides import Ratio, ratio
 import ddpm_jax as dj
 from ddpm_jax import samplers
 from ddpm_jax.cli.recipes import load_recipe
+from ddpm_jax.devices import platform as platforms
 
 NAMES = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
@@ -58,7 +59,8 @@ def overhead(config, name: str, steps: int, batch_size: int, pairs: int) -> Rati
 
 def main(recipe: str, steps: int, batch_size: int, pairs: int) -> None:
     """Print a line for each sampler."""
-    config = load_recipe(recipe, ROOT / "configs")
+    platforms.order_for_memory()
+    config = load_recipe(recipe)
     parameters = config.model.parameter_count()
     print(f"{recipe}, {parameters:,} parameters, {steps} steps of {batch_size} images")
     for name in NAMES:

@@ -21,7 +21,6 @@ from chip_kinds import CHIPS
 
 from ddpm_jax.cli.recipes import load_recipe
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_CHIPS = (8, 64, 256, 1024)
 FRACTION_OF_PEAK = 0.4
 
@@ -51,7 +50,7 @@ def main(recipes: list[str]) -> None:
     print(f"| net | chip and link | {' | '.join(f'{n:,} chips' for n in NUM_CHIPS)} |")
     print(f"| --- | --- |{' --- |' * len(NUM_CHIPS)}")
     for recipe in recipes:
-        model = load_recipe(recipe, CONFIGS).model
+        model = load_recipe(recipe).model
         parameters = model.parameter_count()
         flops = operations.of_image(model, "bfloat16")
         millions = f"{parameters / 1e6:.1f} million parameters"

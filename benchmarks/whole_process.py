@@ -59,6 +59,9 @@ def three_steps(net: Net, torch_python: str) -> Iterator[Row]:
         with Side(sys.executable, OURS) as ours:
             ours.ask("load", net.recipe, net.batch_size, str(folder / "net"))
             write_images(folder / "images", net.batch_size, ours.ask("network")["image_shape"])
+            if ours.ask("clip_norm") is not None:
+                cause = f"{net.recipe} clips gradients, and torch_process.py does not"
+                raise ValueError(f"{cause}: choose other --nets.")
         turns = []
         for number in range(TURNS):
             turn = folder / str(number)

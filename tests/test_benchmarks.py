@@ -48,7 +48,7 @@ def test_every_benchmark_can_be_imported():
 def test_our_side_trains_and_samples(monkeypatch):
     jax_side = module("jax_side")
     gpu_side = module("gpu_side")
-    monkeypatch.setattr(jax_side, "load_recipe", lambda name, folder: TINY)
+    monkeypatch.setattr(jax_side, "load_recipe", lambda name: TINY)
     jax_side.load("tiny", 8)
     times = jax_side.train(1), jax_side.forward(1), gpu_side.sample(2, 8)
     assert min(times) > 0
