@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from ddpm_jax.cli.arguments import one_line_errors
 from ddpm_jax.data.values import Scales
 from ddpm_jax.errors import check
 from ddpm_jax.evaluate import with_split
@@ -74,4 +75,5 @@ if __name__ == "__main__":
     parser.add_argument("--split")
     parser.add_argument("--num", type=int, default=128)
     parser.add_argument("--guidance-scale", type=float, default=1.0)
-    main(parser.parse_args())
+    with one_line_errors(debug=False):
+        main(parser.parse_args())

@@ -4,26 +4,27 @@
 
 Print the Frechet distance of the samples to all 1,797 real digits (8x8 pixels in [0, 1]), and for
 comparison the distance of as many real digits to the rest. Print how many samples a classifier
-fitted on the real digits assigns to each class. Print the median distance of a sample to the
-nearest real digit, relative to that of a real digit to the nearest other one, because copies would
-have a distance near 0. Exit with status 1 if the Frechet distance is above 0.20, if a class is
-missing, or if the relative distance is below 0.7.
+fitted on the real digits assigns to each class. Print how far a sample is from the nearest real
+digit, relative to how far real digits are from each other (medians): about 1 for new digits, 0 for
+copies. Exit with status 1 if the Frechet distance is above 0.20, if a class is missing, or if the
+relative distance is below 0.7.
 
 With --in-turn, for samples whose classes were requested in turn, print instead the fraction of
 samples of the requested class, and their variance within a class relative to the real digits.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.metrics import pairwise_distances
 from sklearn.svm import SVC
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ddpm_jax.evaluation.frechet import frechet_distance, moments
+from ddpm_jax.evaluation.nearest import nearest, typical_distance
 
 
 def frechet_of_real(real: np.ndarray, n: int, repeats: int = 20) -> float:
@@ -69,10 +70,7 @@ def main(path: str) -> int:
     distance = frechet_distance(moments(samples), moments(real))
     predicted = SVC(gamma=0.02).fit(real, digits.target).predict(samples)
     classes = np.bincount(predicted, minlength=10)
-    to_samples = np.median(pairwise_distances(samples, real).min(1))
-    among_real = pairwise_distances(real)
-    np.fill_diagonal(among_real, np.inf)
-    ratio = to_samples / np.median(among_real.min(1))
+    ratio = np.median(nearest(samples, real).distances) / typical_distance(real, len(real))
     print(f"samples                                  {len(samples)}")
     print(f"Frechet distance to the real digits      {distance:.3f} (at most 0.20)")
     print(f"  of as many real digits to the rest     {frechet_of_real(real, len(samples)):.3f}")
@@ -82,5 +80,10 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    command = print_by_class if "--in-turn" in sys.argv else main
-    sys.exit(command(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", help=".npz file of samples")
+    parser.add_argument("--in-turn", action="store_true")
+    options = parser.parse_args()
+    sys.exit(print_by_class(options.path) if options.in_turn else main(options.path))

@@ -4,9 +4,9 @@
 
 Each line is the time with XLA's default order, which is for parallelism, divided by the time with
 the order that train.py and sample.py choose (`platform.order_for_memory`): the median ratio of
-interleaved pairs, with the lowest and the highest. Above 1, ours is faster. `memory.py` shows how
-much memory each needs; XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=true gives it
-XLA's order.
+interleaved pairs, with the lowest and the highest. Above 1, ours is faster. `memory.py` shows the
+memory with our order; with XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=true it shows
+the memory with XLA's.
 """
 
 import argparse

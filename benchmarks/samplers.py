@@ -1,14 +1,15 @@
 """Measure the three tables of docs/samplers.md, and write them to that page.
 
     python benchmarks/samplers.py exact                                    # a minute
-    python benchmarks/samplers.py energy --ckpt runs/mnist                 # most of an hour
-    python benchmarks/samplers.py frechet --ckpt runs/cifar10_small --num 500 \\
-        --rows ddpm ddim dpmpp_2m unipc
+    python benchmarks/samplers.py energy --ckpt runs/mnist_v               # most of an hour
+    python benchmarks/samplers.py frechet --ckpt runs/cifar10_small --num 128 \\
+        --rows ddim ddpm dpmpp_2m unipc
 
 `exact` holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact. `energy`
 and `frechet` compare a trained network's samples with its data: by the energy distance of pixels,
 and by the Frechet distance of EfficientNet's features. Their measurements are kept in
-runs/samplers.json, so the same command continues after an interruption. For DPM-Solver-v3, `exact`
+runs/samplers.json, so the same command continues after an interruption; delete this file after a
+change of the samplers, the statistics or the data. For DPM-Solver-v3, `exact`
 uses statistics of the mixture, and the others use the statistics that
 `python -m ddpm_jax.statistics --ckpt` wrote to the run's directory.
 """
@@ -42,6 +43,7 @@ from ddpm_jax.evaluation.reference import feature_vectors
 from ddpm_jax.generation.editing import check_inverts
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.runs.provenance import weights_hash
 from ddpm_jax.runs.sources import RunSource, open_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
@@ -197,7 +199,9 @@ def measure_trained(table: str, run: RunSource, options: argparse.Namespace) -> 
 
     Each measurement is kept and written to the page at once.
     """
-    key = f"{table} of {run.folder} at step {run.step}, {options.num} images"
+    params = run.params("ema")
+    weights = weights_hash(params)[:16]
+    key = f"{table} of {run.folder} at step {run.step} ({weights}), {options.num} images"
     config = run.config
     data = config.data
     if options.data_dir is not None:
@@ -212,7 +216,6 @@ def measure_trained(table: str, run: RunSource, options: argparse.Namespace) -> 
         starts = range(0, NUM_OTHERS - options.num + 1, options.num)
         by_chance = [distance(others[start : start + options.num]) for start in starts]
         keep(key, BY_CHANCE, "0", float(np.sqrt(np.mean(np.square(by_chance)))))
-    params = run.params("ema")
     rows = cases(run.folder / statistics.NAME)
     names = options.rows or list(rows)
     for name, budget in tqdm([(name, budget) for budget in TRAINED_BUDGETS for name in names]):

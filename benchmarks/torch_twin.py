@@ -54,7 +54,8 @@ TWIN_HAS = {
     "training": {"dtype": ("float32",)},
     "lora": {"rank": (0,)},
 }
-"""{part of a recipe: {setting: the values that the twin has}}. It has all values of the others."""
+"""{part of a recipe: {setting: the values that the twin has}}. Settings that are not listed may have any
+value."""
 
 
 def main():

@@ -5,7 +5,7 @@
 
 The U-Net of diffusers' butterflies tutorial, 18,536,323 parameters, 16 steps per epoch.
 Hardware: one GPU, or a CPU.
-Time: minutes on a GPU, hours on two CPU cores.
+Time: minutes on a GPU, about 45 minutes on two CPU cores (from the time of a step).
 Data: huggan/smithsonian_butterflies_subset from the Hugging Face hub (needs the extra
 `ddpm_jax[huggingface]`), or a local parquet file, or a folder of parquet files.
 Expected: the tutorial prints mean losses of 0.15309, 0.11697, 0.09691, 0.08497, 0.08003 and 0.07250

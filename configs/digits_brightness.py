@@ -3,7 +3,8 @@
     python train.py --config digits_brightness
     python sample.py --ckpt runs/digits_brightness --condition 65 78 90 --num 60
 
-The number is the mean level of an image, from 0 to 255. A tenth of them are hidden in training.
+The number is the mean level of an image, from 0 to 255. A tenth of these numbers
+is hidden in training.
 Hardware: any.
 Time: 2 to 5 minutes on two CPU cores.
 Data: the 1,797 digits of scikit-learn, included in its installation.

@@ -27,8 +27,9 @@ from ddpm_jax.version import VERSION
 
 CONFIG_FORMAT = 3
 """The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
-# On two cores, two devices trained faster than one at 17 and 79 parameters per pixel of a batch,
-# and slower at 1,130 (`python benchmarks/bench.py --rows devices`).
+# On two cores, two devices trained 1.15 times as fast as one at 17 parameters per pixel of a batch
+# (mnist), as fast at 1,130 (butterflies), and 0.80 times as fast at 4,360 (cifar10)
+# (`python benchmarks/bench.py --rows devices`).
 PARAMETERS_PER_PIXEL = 300
 
 
@@ -205,7 +206,7 @@ class RunConfig:
         """The number of CPU cores per virtual device in training: 2 for large networks, else 1.
 
         Every device all-reduces and applies the whole gradient. Above PARAMETERS_PER_PIXEL this
-        costs more time than a second device saves.
+        costs at least the time that a second device saves.
         """
         height, width, _ = self.model.image_shape
         pixels = self.training.micro_batch_size * height * width

@@ -1,6 +1,6 @@
 """The butterflies tutorial: images and noise, training, loss, samples by pipeline and by loop.
 
-    python examples/butterflies.py    # minutes on a GPU, hours on a CPU
+    python examples/butterflies.py    # minutes on a GPU, about an hour on two CPU cores
 
 It writes pictures to runs/butterflies_by_hand.
 """

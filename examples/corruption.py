@@ -23,7 +23,8 @@ from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.figures.plots import labelled_rows
 from ddpm_jax.files import check_writable
 from ddpm_jax.models.basic_unet import BasicUNet
-from ddpm_jax.training.step import example_keys, init_state, make_train_step
+from ddpm_jax.samplers import sample_keys
+from ddpm_jax.training.step import example_keys, init_state, make_train_step, training_keys
 
 MODEL = BasicUNet(image_size=28, channels=1)  # 309,057 parameters; ignores the timestep
 LEARNING_RATE = 1e-3
@@ -79,8 +80,7 @@ def main(args: list[str] | None = None) -> None:
     source = Digits() if options.data == "digits" else Tfds(name="mnist", data_dir=options.data_dir)
     images = source.load(MODEL.image_size, MODEL.channels)
 
-    key = draws.make_key(options.seed)
-    init_key, train_key, noise_key = (draws.fold_in(key, i) for i in range(3))
+    init_key, train_key = training_keys(options.seed)
     tx = optax.adam(LEARNING_RATE)
     state = init_state(MODEL.init(init_key), tx)
     train_step = jax.jit(make_train_step(loss, tx), donate_argnums=0)
@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"Finished epoch {step // epoch_steps + 1}, mean loss {mean:.4f}", flush=True)
 
     x0 = (batch_at(images, options.seed, 0, SHOWN)["image"] + 1) / 2
-    noise = draws.uniform(noise_key, x0.shape)
+    noise = draws.uniform(sample_keys(options.seed, jnp.arange(SHOWN)), x0.shape[1:])
     corrupted = corrupt(x0, jnp.linspace(0, 1, SHOWN)[:, None, None, None], noise)
     prediction = predict_x0(state.params, corrupted)
     rows = [row("input", x0), row("corrupted", corrupted), row("prediction", prediction)]

@@ -45,7 +45,7 @@ def rms_error(sampler: dj.Sampler, steps: int) -> float:
     keys = dj.sample_keys(seed=0, indices=jnp.arange(NUM_SAMPLES))
     xT = dj.initial_noise(keys, (1, 1, 1))  # (n, 1, 1, 1)
     grid = dj.make_grid(schedule, dj.timesteps_for(schedule, steps, "log_snr"))
-    x0 = jax.jit(dj.sample)(keys, denoise, sampler, grid, xT)
+    x0 = dj.sample(keys, denoise, sampler, grid, xT)
     signal, noise = schedule.sqrt_alpha_bar[-1], schedule.sqrt_one_minus_alpha_bar[-1]
     exact = MEAN + STD * (xT - signal * MEAN) / jnp.sqrt((signal * STD) ** 2 + noise**2)
     return float(jnp.sqrt(jnp.mean((x0 - exact) ** 2)))

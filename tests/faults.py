@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import faults_of_disks, faults_of_processes
 from helpers.bench import Bench, make_bench
-from helpers.faults_of_processes import EXIT_SECONDS
-from helpers.processes import ROOT
+from helpers.faults_of_processes import EXIT_SECONDS, KILLED_IN_SAVE
+from helpers.processes import EVERY, ROOT
 
 
 class Fault(NamedTuple):
@@ -80,7 +80,9 @@ def attempt(fault: Fault, seed: int, bench: Bench) -> tuple[int | None, str]:
     """Try a fault once. Return the repeated steps, or None if the run failed, and the error."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return fault.cause(bench._replace(folder=Path(folder)), random.Random(seed)), ""
+            repeated = fault.cause(bench._replace(folder=Path(folder)), random.Random(seed))
+            assert repeated <= EVERY, f"{repeated} steps were repeated"
+            return repeated, ""
         except Exception as error:
             return None, f"{fault.name} {seed}: {error!r}"
 
@@ -89,7 +91,9 @@ def run_tests(arguments: list[str]) -> tuple[int, int]:
     """Run pytest, and return how many tests ran and how many passed."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
-    outcomes = re.findall(r"(\d+) (passed|failed|error)", done.stdout)
+    # 1 says that tests failed; other statuses say that pytest did not run them to their end.
+    assert done.returncode in (0, 1), done.stdout
+    outcomes = re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
     counts = {outcome: int(number) for number, outcome in outcomes}
     assert counts, f"pytest {' '.join(arguments)} ran no test"
     return sum(counts.values()), counts.get("passed", 0)
@@ -118,6 +122,8 @@ def main(only: list[str], out: Path | None) -> None:
         if passed < tries:
             failures.append(f"{description}: {tries - passed} of {tries} tests failed")
         lines.append(f"| {description} | {tries} | {passed} | |")
+    if KILLED_IN_SAVE and not any(KILLED_IN_SAVE):
+        failures.append("killed: no kill fell in a save")
     if EXIT_SECONDS:
         shortest = min(EXIT_SECONDS)
         longest = max(EXIT_SECONDS)

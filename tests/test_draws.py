@@ -119,6 +119,12 @@ def test_raw_keys_are_refused(monkeypatch):
         draws.normal(jax.random.PRNGKey(0))
 
 
+def test_no_key_of_training_is_a_key_of_samples():
+    of_training = {tuple(np.asarray(jax.random.key_data(key))) for key in training_keys(0)}
+    of_samples = np.asarray(jax.random.key_data(sample_keys(0, jnp.arange(100))))
+    assert not of_training & {tuple(row) for row in of_samples}
+
+
 def test_no_key_is_used_twice():
     """JAX raises KeyReuseError for a key that is used twice."""
     grid = grid_of(4)

@@ -38,8 +38,8 @@ def order_for_memory() -> None:
     """Make XLA order the operations of a CPU's program so that it needs little memory.
 
     XLA's default order lets more operations run at the same time. With one or two cores per device
-    this gains nothing, and a step needs more memory (benchmarks/memory_order.py). If the user set
-    this flag in XLA_FLAGS, change nothing.
+    this gains nothing (benchmarks/memory_order.py), and a step needs more memory
+    (benchmarks/memory.py). If the user set this flag in XLA_FLAGS, change nothing.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if MEMORY_ORDER not in flags:

@@ -63,7 +63,7 @@ def _attend_at_once(q, k, v, mask):
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
     if not is_wide:
         # These dtypes are for GPUs, which divide on the chip: self-attention of cifar10 and its
-        # gradient move 1.32 GB instead of 1.60 GB (benchmarks/chips.py).
+        # gradient move 1.32 GB instead of 1.60 GB (docs/chips.md).
         return matmul(jax.nn.softmax(logits).astype(v.dtype), v)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
     mixed = matmul(weights, v)  # (b, heads, n, d)

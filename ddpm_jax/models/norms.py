@@ -63,7 +63,7 @@ def group_norm_of_few_kernels(
     """`group_norm` for narrow dtypes on a GPU: x plus its offset is never written.
 
     A residual block of cifar10 and its gradient take 49 kernels and 1.26 GB, not 59 and 1.36 GB
-    (benchmarks/chips.py). There is no pilot: x is rounded already, which changes more than the
+    (docs/chips.md). There is no pilot: x is rounded already, which changes more than the
     error of a plain sum of squares.
     """
     b, h, w, _ = x.shape

@@ -205,7 +205,7 @@ def in_layout_of_parameters(grads: Params) -> Params:
     """Have a GPU write the gradients, with the layout that the parameters have.
 
     cuDNN writes the gradients of convolutions in another one. XLA would compute the new state in
-    that and copy it, in about 200 of the 2,278 kernels of cifar10 (benchmarks/chips.py).
+    that and copy it, in about 200 of the 2,278 kernels of cifar10 (docs/chips.md).
     """
     return jax.lax.platform_dependent(grads, cuda=written_by_rows, default=lambda tree: tree)
 

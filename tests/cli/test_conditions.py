@@ -74,11 +74,12 @@ def test_resume_and_a_run_that_starts_from_another_keep_its_statistics(trained, 
     assert loop.load(own, trained, 0).condition_values.centre[0] < 45
 
 
-def test_resume_with_a_vector_matches_an_uninterrupted_run(trained, tmp_path):
+def test_resume_with_a_vector_matches_an_uninterrupted_run(trained, tmp_path, capsys):
     """Continue the run from step 2."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "4")
     run(small_main, *BRIGHTNESS, "--workdir", workdir, "--log.samples", 0)
+    assert "2 steps from 2 to 4" in capsys.readouterr().out
     for uninterrupted, resumed in zip(arrays(trained, 4), arrays(workdir, 4), strict=True):
         np.testing.assert_array_equal(uninterrupted, resumed)
 

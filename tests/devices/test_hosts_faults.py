@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.bench import losses, make_bench
+from helpers.bench import assert_starts_at, losses, make_bench
 from helpers.hosts import assert_close, train_by_sgd
 from helpers.processes import STEPS, Run, run_on_hosts, run_under_slurm
 
@@ -80,6 +80,7 @@ def test_two_hosts_write_one_log_and_one_host_resumes(bench, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     with Run(workdir, bench.cache) as run:
         assert run.exit_status() == 0, run.output
+    assert_starts_at(run, STEPS // 2, STEPS)
     np.testing.assert_allclose(losses(workdir), losses(bench.uninterrupted), rtol=1e-3)
     with running(2, bench, workdir, "--overwrite", "--training.steps", 2) as runs:
         assert_all_exit_with_0(runs)

@@ -165,6 +165,16 @@ def test_spacings_by_noise_begin_and_end_at_whole_timesteps(spacing):
     assert spaced_by_noise(schedule, 1, spacing).tolist() == [999]
 
 
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_spacings_by_noise_are_equal_steps_of_their_level(spacing):
+    """Eq. 5, Karras et al. 2022, with rho = 7, or log SNR."""
+    schedule = from_betas(linear_betas())
+    t = spaced_by_noise(schedule, 9, spacing)
+    log_snr = np.interp(t, np.arange(1000), np.asarray(schedule.log_snr, float))
+    levels = log_snr if spacing == "log_snr" else np.exp(-log_snr / 2) ** (1 / 7)  # sigma^(1/rho)
+    np.testing.assert_allclose(np.diff(levels), (levels[-1] - levels[0]) / 8, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("spacing", "timesteps"),
     [

@@ -89,6 +89,10 @@ def test_timesteps_outside_the_interval_are_not_guided():
     output = guided(3.0, interval=(500.0, 899.0))
     np.testing.assert_allclose(output[1], guided(3.0)[1], atol=1e-6)
     np.testing.assert_allclose(output[::2], COND[::2], atol=1e-6)
+    # Both ends belong to the interval.
+    to_its_ends = guided(3.0, interval=(10.0, 500.0))
+    np.testing.assert_allclose(to_its_ends[:2], guided(3.0)[:2], atol=1e-6)
+    np.testing.assert_allclose(to_its_ends[2], COND[2], atol=1e-6)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.7, 1.0])

@@ -26,6 +26,17 @@ def draw(model, num_images=9, scale=1.0, params=None, seed=3, **options):
     return states[0].astype(int)
 
 
+def test_the_interval_and_rescaling_of_a_sampling_reach_the_guidance(monkeypatch):
+    given = []
+    module = guided_network.__module__
+    monkeypatch.setattr(f"{module}.guide", lambda *_, **options: given.append(options))
+    sampling = Sampling(
+        guidance_scale=4.0, guidance_interval=(5.0, 9.0), guidance_rescale=0.5, steps=7
+    )
+    guided_network(HIDING, blur_params(HIDING), jnp.array([0, 1]), sampling)
+    assert given == [{"interval": (5.0, 9.0), "rescale": 0.5}]
+
+
 def max_difference(a, b):
     """The largest difference of uint8 images."""
     return np.abs(a - b).max()

@@ -1,6 +1,7 @@
 """A folder in which to try a fault, and checks of how a run in it ends."""
 
 import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -34,12 +35,16 @@ class Bench(NamedTuple):
         return Run(self.workdir, self.cache, *arguments, launcher=launcher, strict=strict)
 
     def resume(self) -> str:
-        """Resume the run to its end, and return its output.
+        """Resume the run from its newest step to its end, and return its output.
 
         Its arrays and losses must equal those of the uninterrupted run, bit for bit.
         """
+        with contextlib.redirect_stderr(io.StringIO()):
+            start = saved_steps.newest(self.workdir)
         with self.run() as run:
             assert run.exit_status() == 0, run.output
+        if start < STEPS:
+            assert_starts_at(run, start, STEPS)
         pairs = zip(arrays(self.workdir, STEPS), arrays(self.uninterrupted, STEPS), strict=True)
         for resumed, expected in pairs:
             np.testing.assert_array_equal(resumed, expected)
@@ -66,6 +71,11 @@ class Bench(NamedTuple):
             yield self._replace(folder=folder)
         finally:
             subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def assert_starts_at(run: Run, start: int, total: int) -> None:
+    """Check that a run continued from a step, because one that starts afresh ends the same."""
+    assert f"{total - start} steps from {start} to {total}" in run.output, run.output
 
 
 def losses(workdir: Path) -> list[float]:

@@ -164,7 +164,9 @@ def lasting_file_size_limit(bench: Bench, rng: random.Random) -> int:
     bench.copy_without_newest()
     limit = limit_below_largest_file(bench, rng)
     launcher = LIMIT_FILE_SIZE % (limit, limit)
-    with bench.run("--checkpoint.on-failure", "continue", launcher=launcher) as run:
+    options = ("--checkpoint.on-failure", "continue", "--checkpoint.every", EVERY // 2)
+    with bench.run(*options, launcher=launcher) as run:
         assert_clean_stop(run, f"Step {STEPS} was not saved")
+    assert f"Step {STEPS - EVERY // 2} was not saved" in run.output, run.output
     bench.resume()
     return EVERY

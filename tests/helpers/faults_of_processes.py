@@ -11,13 +11,15 @@ import signal
 import time
 
 import numpy as np
-from helpers.bench import Bench, assert_clean_stop, losses
+from helpers.bench import Bench, assert_clean_stop, assert_starts_at, losses
 from helpers.processes import EVERY, NO_OUTPUT, STEPS, run_on_hosts
 
-from ddpm_jax.runs import saved_steps
+from ddpm_jax.runs import manifest, saved_steps
 
 EXIT_SECONDS: list[float] = []
 """Seconds from each signal to the exit of the process, its last step and save included."""
+KILLED_IN_SAVE: list[bool] = []
+"""Whether each SIGKILL left a checkpoint that was not complete."""
 
 
 def kill(bench: Bench, step: int, rng: random.Random) -> int:
@@ -26,6 +28,8 @@ def kill(bench: Bench, step: int, rng: random.Random) -> int:
         run.wait_for_step(step)
         time.sleep(rng.random() * 0.05)
         assert run.exit_status(signal.SIGKILL) == -signal.SIGKILL, run.output
+    folders = (run.workdir / saved_steps.FOLDER).glob("*")
+    KILLED_IN_SAVE.append(any(manifest.find_corruption(x) for x in folders))
     assert run.step - saved_steps.newest(run.workdir) <= EVERY
     return run.step
 
@@ -47,11 +51,14 @@ def stop(bench: Bench, number: signal.Signals, step: int) -> None:
 def hang_up(bench: Bench, step: int) -> None:
     """Start the run with no reader of stdout and no stderr, and close its terminal after a step.
 
-    The kernel and the shell both send SIGHUP. The run must save and exit with 129.
+    The kernel and the shell both send SIGHUP. The run must save and exit with 129. If they arrive
+    one by one, the second must not end the run before that.
     """
     with bench.run(launcher=NO_OUTPUT) as run:
         run.wait_for_step(step)
-        assert run.exit_status(signal.SIGHUP, signal.SIGHUP) == 129
+        run.process.send_signal(signal.SIGHUP)
+        time.sleep(0.002)
+        assert run.exit_status(signal.SIGHUP) == 129
     assert step <= saved_steps.newest(run.workdir) == run.step < STEPS
 
 
@@ -113,7 +120,7 @@ def host_killed(bench: Bench, rng: random.Random) -> int:
         started = run_on_hosts(2, bench.workdir, bench.cache, *length)
         runs = [stack.enter_context(run) for run in started]
         runs[0].wait_for_step(EVERY + 1)
-        runs[lost].exit_status(signal.SIGKILL)
+        assert runs[lost].exit_status(signal.SIGKILL) == -signal.SIGKILL, runs[lost].output
         # JAX aborts the process if its coordination service notices first.
         status = runs[1 - lost].exit_status(seconds=60)
         assert status > 0 or status == -signal.SIGABRT
@@ -121,8 +128,11 @@ def host_killed(bench: Bench, rng: random.Random) -> int:
     assert "Another host failed" in output or "distributed service" in output, output
     repeated = runs[0].step - saved_steps.newest(bench.workdir)
     assert repeated <= EVERY
-    with bench.run("--training.steps", runs[0].step + STEPS) as run:
+    saved = saved_steps.newest(bench.workdir)
+    total = runs[0].step + STEPS
+    with bench.run("--training.steps", total) as run:
         assert run.exit_status() == 0, run.output
+    assert_starts_at(run, saved, total)
     return max(repeated, 0)
 
 
@@ -138,5 +148,6 @@ def host_signalled(bench: Bench, rng: random.Random) -> int:
     assert f"stopped: step {step} of {STEPS} is saved" in runs[0].output
     with bench.run() as run:
         assert run.exit_status() == 0, run.output
+    assert_starts_at(run, step, STEPS)
     np.testing.assert_allclose(losses(bench.workdir), losses(bench.uninterrupted), rtol=1e-3)
     return 0

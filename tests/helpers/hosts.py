@@ -104,7 +104,7 @@ def sgd(folder: str, steps: str, fsdp: str, nan_step: str, *host: str) -> None:
         config = dataclasses.replace(config, checkpoint=Checkpoint(every=4))
         make_step = loop.parallel_train_step
         call = int(nan_step) * training.accumulation
-        loop.parallel_train_step = lambda config, tx: with_nan_at(call, make_step(config, tx))
+        loop.parallel_train_step = lambda *args: with_nan_at(call, make_step(*args))
         # The check asks for the compiled step, which the replacement is not.
         loop.check_memory = lambda *_: None
     with hosts.distributed(coordinator, *map(int, numbers)):

@@ -160,7 +160,7 @@ def compare_dialects(folder: Path, model: StableDiffusion, scratch: Path) -> lis
         ]
         changed = sum(bool(np.any(their_after[key] != their_before[key])) for key in before)
         assert changed == len(pairs), f"{name}: diffusers changes {changed} of {len(pairs)} layers"
-        figures.append(report(f"{name}, {changed} layers", max(differences), CHANGE_BOUND))
+        figures.append(report(f"{name}, {changed} layers", np.max(differences), CHANGE_BOUND))
     return figures
 
 
@@ -242,7 +242,7 @@ def compare_saved(folder: Path, model: StableDiffusion, scratch: Path) -> list[s
             differences.append(np.abs(to_torch(path, ours) - grad).max())
     assert not [name for name in theirs if "lora_" in name]
     largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(grads))
-    gradients = report("gradients of A and B", max(differences) / largest, GRADIENT_BOUND)
+    gradients = report("gradients of A and B", np.max(differences) / largest, GRADIENT_BOUND)
     return [*figures, gradients]
 
 

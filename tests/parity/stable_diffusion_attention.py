@@ -117,7 +117,7 @@ def differences(config, size, seed, folder):
     return (
         difference(dj.attention_maps(*arguments), average(outside)),
         difference(dj.attention_maps(*arguments, middle=True), average(crossed)),
-        max(difference(kept[name], crossed[name]) for name in kept),
+        np.max([difference(kept[name], crossed[name]) for name in kept]),
         difference(dj.attention_maps(*arguments, pixels=PIXELS), average(looks)),
     )
 
@@ -129,7 +129,7 @@ def compare() -> tuple[list[shared.Figure], int]:
     with jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as folder:
         for seed, (name, config, size) in enumerate(CASES):
             found = differences(config, size, seed, Path(folder))
-            figure = shared.Figure(f"attention maps, {name},", max(found), BOUND)
+            figure = shared.Figure(f"attention maps, {name},", float(np.max(found)), BOUND)
             shown = "".join(f"{value:10.1e}" for value in found)
             print(f"{name:18}{shown}{'  OVER' if figure.over else ''}", flush=True)
             figures.append(figure)

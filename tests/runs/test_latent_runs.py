@@ -78,13 +78,14 @@ def test_the_config_of_a_latent_run_survives_json():
     assert read_config(json.loads(json.dumps(config_to_json(CONFIG)))) == CONFIG
 
 
-def test_resume_matches_an_uninterrupted_run(straight, images, tmp_path):
+def test_resume_matches_an_uninterrupted_run(straight, images, tmp_path, capsys):
     """Continue the network from step 4, after the file of latents was lost."""
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "8")
     (workdir / "latents.npz").unlink()
     train(images, workdir, "--log.samples", 0)
+    assert "4 steps from 4 to 8" in capsys.readouterr().out
     for uninterrupted, resumed in zip(arrays(straight, 8), arrays(workdir, 8), strict=True):
         np.testing.assert_array_equal(uninterrupted, resumed)
     assert losses(straight) == losses(workdir)

@@ -297,6 +297,60 @@ def test_two_samplers_with_these_options_agree(one, other):
         np.testing.assert_allclose(x0 / scale, expected / scale, atol=2e-5, err_msg=case)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"S_churn": 2.0},
+        {"S_churn": 40.0},
+        {"S_churn": 40.0, "S_noise": 1.5},
+        {"S_churn": 40.0, "S_min": 1e6},
+        {"S_churn": 40.0, "S_max": 1e-6},
+    ],
+    ids=str,
+)
+def test_edm_adds_the_noise_that_its_options_state(options):
+    """Algorithm 2, Karras et al. 2022, where the estimate of x0 is always the same."""
+    keys, xt = keys_and_noise(0)
+    sampler = samplers.make("edm", **options)
+    row = list(rows_of(grid_of(10)))[5]
+    x_next, _ = step(sampler, keys, mixture(POINT, 0.0), xt, row, sampler.init(xt))
+    given = {"S_min": 0.0, "S_max": np.inf, "S_noise": 1.0} | options
+    is_inside = given["S_min"] <= row.sigma <= given["S_max"]
+    gamma = min(given["S_churn"] / 10, 2**0.5 - 1) if is_inside else 0.0
+    hat = row.sigma * (1 + gamma)
+    noise = np.sqrt(hat**2 - row.sigma**2) * given["S_noise"] * samplers.step_noise(keys, row, xt)
+    y_hat = xt / row.sqrt_alpha_bar + noise
+    sigma_next = row.sqrt_one_minus_alpha_bar_next / row.sqrt_alpha_bar_next
+    expected = row.sqrt_alpha_bar_next * (POINT + sigma_next / hat * (y_hat - POINT))
+    np.testing.assert_allclose(x_next, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m"])
+@pytest.mark.parametrize(("steps", "falls"), [(14, True), (15, False)])
+def test_compat_lowers_the_last_order_of_fewer_than_15_steps(name, steps, falls):
+    grid = make_grid(SCHEDULE, np.linspace(999, 100, steps).round(), end=50)
+    keys, xT = keys_and_noise(0)
+    *_, before, last = walk(samplers.make(name, compat=True), keys, MIXTURE, grid, xT)
+    *_, row = rows_of(grid)
+    ddim = samplers.make("ddim")
+    expected, _ = step(ddim, keys, MIXTURE, before, row, ddim.init(before))
+    assert np.allclose(last, expected, atol=1e-5) == falls
+
+
+def test_heun_corrects_the_slope_at_almost_no_signal_only_with_compat():
+    schedule = from_betas(squaredcos_betas())
+    row = next(rows_of(grid_of(10, schedule=schedule)))
+    assert row.sqrt_alpha_bar < 1e-3
+    keys, xt = keys_and_noise(0)
+
+    def end(name, **options):
+        sampler = samplers.make(name, **options)
+        return step(sampler, keys, mixture(schedule=schedule), xt, row, sampler.init(xt))[0]
+
+    np.testing.assert_allclose(end("heun"), end("euler"), atol=1e-5)
+    assert np.abs(end("heun", compat=True) - end("euler")).max() > 1e-2
+
+
 def test_the_first_step_of_dpmpp_2m_sde_is_the_ancestral_step():
     row = list(rows_of(grid_of(10)))[3]
     x_next, expected = (one_step(name, row) for name in ("dpmpp_2m_sde", "ddpm"))

@@ -69,6 +69,7 @@ def test_prompt_negative_prompt_seed_and_guidance_each_count():
         ({"clip_skip": 1}, {}),
         ({}, {"guidance_scale": 2.0}),
         ({}, {"guidance_rescale": 0.7}),
+        ({}, {"guidance_interval": (0.0, 10.0)}),
     ):
         assert np.abs(pixels(options, **settings) - base).max() > 1e-5, (options, settings)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.nets import SMALLEST, apply, draw, inputs
 
+from ddpm_jax import draws
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models.conditions import AUGMENTATION_NUMBERS, AugmentationKind
 from ddpm_jax.training import augmentation, step
@@ -193,12 +194,19 @@ NET = dataclasses.replace(SMALLEST, channels=3, augmentation=KINDS, augmentation
 
 def test_the_loss_augments_images_and_tells_the_network(monkeypatch):
     seen = []
+    trained_on = []
+    plain_loss = Objective.loss
 
     def apply_to(self, params, xt, t, condition, **options):
         seen.append(condition)
         return xt
 
+    def loss_of(self, keys, network, images, t=None):
+        trained_on.append(images)
+        return plain_loss(self, keys, network, images, t)
+
     monkeypatch.setattr(type(NET), "apply", apply_to)
+    monkeypatch.setattr(Objective, "loss", loss_of)
     keys = jax.random.split(jax.random.key(0), 3)
     # The compiled function of the other tests.
     monkeypatch.setattr(step, "augment", augment)
@@ -207,7 +215,11 @@ def test_the_loss_augments_images_and_tells_the_network(monkeypatch):
     loss({}, keys, {"image": IMAGES})
     [condition] = seen
     assert condition["augmentation"].shape == (3, AUGMENTATION_NUMBERS)
-    assert np.any(condition["augmentation"] != 0)
+    own_keys = draws.fold_in_name(keys, "augmentation")
+    images, numbers = augment(own_keys, IMAGES, KINDS, 0.9)
+    np.testing.assert_allclose(trained_on[0], images, atol=1e-5)
+    np.testing.assert_allclose(condition["augmentation"], numbers, atol=1e-6)
+    assert np.abs(images - IMAGES).max() > 0.1
 
 
 def test_without_numbers_a_network_draws_images_as_they_are():

@@ -101,20 +101,29 @@ def test_a_stored_average_is_rebuilt_from_itself_alone():
     assert residual < 1e-6
 
 
+def relative_distance(weights, t, gamma, length):
+    """The residual of weights of averages at t, by quadrature between evenly spaced snapshots.
+
+    Between snapshots all profiles are smooth. The target is the last one.
+    """
+    end = max(t)
+    gap = end / len(set(t))
+    starts = gap * np.arange(len(set(t)))
+    nodes = np.concatenate([start + gap / 2 * (1 + NODES) for start in starts])
+    node_weights = np.tile(WEIGHTS, len(starts))
+    target = profile(ema.power_gamma(length), end)(nodes)
+    rebuilt = sum(w * profile(g, s)(nodes) for w, s, g in zip(weights, t, gamma, strict=True))
+    squared_error = np.sum(node_weights * (target - rebuilt) ** 2)
+    return np.sqrt(squared_error / np.sum(node_weights * target**2))
+
+
 @pytest.mark.parametrize("length", [0.03, 0.075, 0.2])
 def test_weights_add_up_to_one_and_minimize_the_residual(length):
     t, gamma = snapshot_profiles([250, 500, 750, 1000])
-    target_gamma = ema.power_gamma(length)
-    weights, residual = ema.solve_weights(t, gamma, 1000, target_gamma)
+    weights, residual = ema.solve_weights(t, gamma, 1000, ema.power_gamma(length))
 
     def distance(weights):
-        """The residual, integrated between snapshots, where all profiles are smooth."""
-        nodes = np.concatenate([start + 125 * (1 + NODES) for start in (0, 250, 500, 750)])
-        node_weights = np.tile(WEIGHTS, 4)
-        target = profile(target_gamma, 1000)(nodes)
-        rebuilt = sum(w * profile(g, s)(nodes) for w, s, g in zip(weights, t, gamma, strict=True))
-        squared_error = np.sum(node_weights * (target - rebuilt) ** 2)
-        return np.sqrt(squared_error / np.sum(node_weights * target**2))
+        return relative_distance(weights, t, gamma, length)
 
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(distance(weights), residual, rtol=1e-5)
@@ -218,12 +227,17 @@ def test_combine_sums_in_float64_and_takes_an_iterator():
 
 
 def test_more_snapshots_make_more_lengths_reachable():
-    def lengths(n):
+    def lengths(n, checked):
         t, gamma = snapshot_profiles(np.arange(1, n + 1) * 640 / n)
-        return ema.reachable_lengths(t, gamma, 640)
+        reachable = ema.reachable_lengths(t, gamma, 640)
+        for length in checked:
+            weights, _ = ema.solve_weights(t, gamma, 640, ema.power_gamma(length))
+            is_near = relative_distance(weights, t, gamma, length) <= ema.MAX_RESIDUAL
+            assert (length in reachable) == is_near, (n, length)
+        return reachable
 
-    assert lengths(2) == [0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11]
-    assert lengths(ema.SNAPSHOTS) == [i / 100 for i in range(2, 28)]
+    few = lengths(2, np.arange(1, 29) / 100)
+    assert 0 < len(few) < len(lengths(ema.SNAPSHOTS, [0.01, 0.02, 0.27, 0.28]))
     t, gamma = snapshot_profiles(np.arange(10, 650, 10))
     for length in (0.03, 0.2):
         _, residual = ema.solve_weights(t, gamma, 640, ema.power_gamma(length))
