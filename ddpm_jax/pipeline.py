@@ -14,10 +14,11 @@ from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.data.values import LEVELS, Levels
-from ddpm_jax.errors import check_at_least
+from ddpm_jax.errors import check, check_at_least
 from ddpm_jax.generation.conditions import count_of, read_conditions
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained.latent_scheduler import sampling_for
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, locate_folder, save_pretrained
@@ -95,15 +96,22 @@ class Pipeline:
         (`read_conditions`).
         `sampling` replaces settings of the spec's `Sampling`, such as sampler="unipc", steps=20.
         Another sampler starts from its own default options. Raise ValueError as `generate` and
-        `Sampling` do.
+        `Sampling` do, and for more labels or conditions than images.
         """
+        check(not isinstance(labels, str), f"labels must be a list: write [{labels!r}].")
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         conditions = None
         if condition is not None:
             conditions = read_conditions(spec.model, np.asarray(condition), self.condition_values)
+        given = {"labels": 0 if labels is None else len(labels), "conditions": count_of(conditions)}
         if batch_size is None:
-            batch_size = max(1, count_of(conditions), 0 if labels is None else len(labels))
+            batch_size = max(1, *given.values())
         check_at_least(1, batch_size=batch_size)
+        for name, number in given.items():
+            check(
+                number <= batch_size,
+                f"batch_size {batch_size} leaves out some of {number} {name}: raise batch_size.",
+            )
         states = generate_shown(
             spec,
             self.params,
@@ -142,9 +150,9 @@ class TextToImagePipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
-        image: ImageInput | Sequence[ImageInput] = (),
-        mask: ImageInput | Sequence[ImageInput] = (),
+        negative_prompt: str | Sequence[str] | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        mask: ImageInput | Sequence[ImageInput] | None = None,
         num_images: int = 1,
         strength: float | None = None,
         height: int | None = None,
@@ -169,7 +177,7 @@ class TextToImagePipeline:
         check_at_least(1, batch_size=batch_size)
         request = Request(
             prompts=_listed(prompt),
-            negative_prompts=_listed(negative_prompt),
+            negative_prompts=_listed(negative_prompt or ""),
             images=_listed(image),
             masks=_listed(mask),
             num_images=num_images,
@@ -180,21 +188,28 @@ class TextToImagePipeline:
             noise=noise,
             clip_skip=clip_skip,
         )
-        settings = self.model.sampling
-        if sampler not in (None, settings.sampler):
-            settings = sampling_for(self.model.scheduler, sampler).override(
-                steps=settings.steps, guidance_scale=settings.guidance_scale
-            )
         images = draw_images(
             self.model,
             request,
-            settings.override(**sampling),
+            self._sampling_by(sampler).override(**sampling),
             batch_size=batch_size,
             progress=progress,
         )
         return PipelineOutput([to_image(image) for image in images], images)
 
+    def _sampling_by(self, sampler: str | None) -> Sampling:
+        """The sampling of the model, by another sampler if one is named."""
+        own = self.model.sampling
+        if sampler in (None, own.sampler):
+            return own
+        if not self.model.scheduler:  # a run whose objective diffusers lacks
+            return own.override(sampler=sampler)
+        other = sampling_for(self.model.scheduler, sampler)
+        return other.override(steps=own.steps, guidance_scale=own.guidance_scale)
+
 
 def _listed(value: Any) -> list:
-    """A single text or image as a list of one."""
+    """A single text or image as a list of one, and None as an empty list."""
+    if value is None:
+        return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -98,6 +98,10 @@ def test_labels_may_be_names_of_classes():
     )
     np.testing.assert_array_equal(by_name, by_number)
     assert np.any(by_name[0] != of_others[0])
+    with pytest.raises(ValueError, match="batch_size 1 leaves out some of 2 labels: raise"):
+        pipeline(1, labels=["cat", "dog"])
+    with pytest.raises(ValueError, match=r"labels must be a list: write \['cat'\]"):
+        pipeline(labels="cat")
     with pytest.raises(ValueError, match="'shop' is no class of this network: choose one of ship"):
         pipeline(labels=["shop"])
     with pytest.raises(ValueError, match="'cat' is no class of this network: give its number"):
@@ -135,6 +139,9 @@ def test_a_folder_with_a_text_encoder_is_drawn_from_prompts(tmp_path):
     sampling = pipeline.model.sampling.override(steps=3)
     expected = draw_images(pipeline.model, request, sampling, progress=False)
     np.testing.assert_array_equal(np.asarray(image), expected[0])
+    nothing = {"image": None, "mask": None, "negative_prompt": None}
+    (same,) = pipeline("a red heart", **nothing, **options).images
+    np.testing.assert_array_equal(np.asarray(same), np.asarray(image))
     # The task follows from the arguments.
     (redrawn,) = pipeline("a heart", image=IMAGE, mask=MASK, **options).images
     np.testing.assert_array_equal(np.asarray(redrawn)[MASK < 128], IMAGE[MASK < 128])

@@ -87,7 +87,9 @@ def named_step(args: Sequence[str]) -> Step | None:
     parsed.
     """
     step, _ = arguments.take_option(args, "--checkpoint")
-    return int(step) if step is not None and step.isdigit() else cast("Step | None", step)
+    if step in (None, "None"):
+        return None
+    return int(step) if step.isdecimal() else cast("Step", step)
 
 
 @contextmanager

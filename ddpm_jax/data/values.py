@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.pixels import finite_floats, to_floats, to_uint8
+from ddpm_jax.errors import check, check_choice
 
 Scaling = Literal["range", "deviation"]
 SHOWN = {"range": 1.0, "deviation": 3.0}
@@ -55,6 +56,20 @@ class ScaledValues(Levels):
     centre: tuple[float, ...]
     spread: tuple[float, ...]
     dtype: str
+
+    def __post_init__(self):
+        check_choice("scaling", self.scaling, tuple(SHOWN))
+        numbers = np.asarray([*self.centre, *self.spread], np.float64)
+        check(
+            len(self.centre) == len(self.spread) > 0
+            and bool(np.isfinite(numbers).all())
+            and 0 not in self.spread,
+            "centre and spread must hold a finite number for each channel, and spread no 0.",
+        )
+        check(
+            np.dtype(self.dtype).kind in "biuf",
+            f"dtype must be a type of numbers, not {self.dtype}.",
+        )
 
     def to_network(self, values: np.ndarray) -> np.ndarray:
         x = (np.asarray(values, np.float64) - self.centre) / self.spread

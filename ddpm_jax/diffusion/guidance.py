@@ -42,7 +42,7 @@ def guide(
     network: Callable,
     condition: Condition,
     unconditional: Condition,
-    scale: float | Float[Array, ""],
+    scale: float | Float[Array, "*b"],
     *,
     interval: tuple[float, float] | None = None,
     rescale: float | None = None,
@@ -50,7 +50,7 @@ def guide(
     """The network (xt, t) -> output of `network` (xt, t, condition) -> output, guided by `scale`.
 
     `unconditional` has the structure and shapes of `condition`; the network must have been trained
-    with it too (`Model.unconditional`). `interval` limits guidance to timesteps lo <= t <= hi
+    with it too (`Model.unconditional`). There is one `scale`, or one per image. `interval` limits guidance to timesteps lo <= t <= hi
     (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales each guided output: 0 keeps its
     standard deviation, 1 gives it the conditional one's (Eq. 15-16, Lin et al. 2024). The log
     variance is the conditional one. The result is a pytree: scale, interval, rescale and conditions
@@ -70,10 +70,13 @@ def _guided(network, condition, unconditional, scale, interval, rescale, xt, t):
     output = network(jnp.repeat(xt, 2, 0), jnp.repeat(t, 2, 0), both)  # (2b, h, w, out)
     cond, log_var = split_output(output[::2], xt)
     uncond, _ = split_output(output[1::2], xt)
+    if scale.ndim:
+        check_rows(xt.shape[0], scale=scale)
+    scale = per_example(scale, xt)  # (1, 1, 1, 1) or (b, 1, 1, 1)
     if interval is not None:
         float_t = t.astype(scale.dtype)
         inside = (interval[0] <= float_t) & (float_t <= interval[1])
-        scale = per_example(jnp.where(inside, scale, 1.0), xt)  # (b, 1, 1, 1)
+        scale = jnp.where(per_example(inside, xt), scale, 1.0)
     guided = uncond + scale * (cond - uncond)
     if rescale is not None:
         # The ratio is the same with n and with n - 1 as both divisors.

@@ -84,7 +84,7 @@ class Sampling:
         check(
             self.guided or (rescale is None and self.guidance_interval is None),
             "guidance_interval and guidance_rescale need guidance: set guidance_scale too, or "
-            "leave them out.",
+            "leave them out; if they are of a recipe or a folder, set them to None.",
         )
 
     def override(self, **settings: Any) -> "Sampling":

@@ -16,6 +16,7 @@ GUIDANCE_SCALE = 7.5
 """The defaults of diffusers' pipelines."""
 FORCED = {"steps_offset": 1, "clip_sample": False}
 """Settings that diffusers' pipelines force on the scheduler of a folder that has them."""
+ZERO_SNR = "rescale_betas_zero_snr"
 FORCED_TO_INPAINT = {"skip_prk_steps": True}
 """Settings that its pipeline which inpaints forces, too."""
 
@@ -34,7 +35,7 @@ def _forced(config: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, A
     left_out = config.get("_use_default_values")
     if not isinstance(left_out, list):
         return {**config, **forced}
-    kept = [key for key in left_out if key not in forced]
+    kept = [key for key in left_out if isinstance(key, str) and key not in forced]
     return {**config, **forced, "_use_default_values": kept}
 
 
@@ -42,13 +43,17 @@ def converted(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Write the settings of one scheduler, as JSON, for another scheduler, named `name`.
 
     The noise schedule and the target stay the same. The defaults of two schedulers may differ, so
-    settings of training that the JSON leaves out are written with the first one's defaults.
+    settings of training that the JSON leaves out are written with the first one's defaults. A JSON
+    with zero terminal SNR stays as it is if the other scheduler has no key for it.
     """
     own = SCHEDULERS[config["_class_name"]]
-    if name == config["_class_name"]:
-        return dict(config)
     left_out = config.get("_use_default_values")
-    given = config if not isinstance(left_out, list) else set(config) - set(left_out)
+    listed = left_out if isinstance(left_out, list) else []
+    given = set(config) - {key for key in listed if isinstance(key, str)}
+    has_zero_snr = ZERO_SNR in own.defaults and ZERO_SNR in given and config[ZERO_SNR]
+    loses_zero_snr = has_zero_snr and ZERO_SNR not in SCHEDULERS[name].defaults
+    if name == config["_class_name"] or loses_zero_snr:
+        return dict(config)
     training = {
         key: config[key] if key in given else own.defaults[key]
         for key in TRAINING

@@ -138,6 +138,12 @@ def locate_folder(
     Raise FileNotFoundError, ValueError, ImportError or OSError.
     """
     path = Path(path_or_repo)
+    shipped = shipped_networks()
+    check(
+        revision is None or not (path.exists() or str(path_or_repo) in shipped),
+        f"{path_or_repo} is on this machine and has no revisions: leave revision out, or rename "
+        "the folder to open the repository of this name.",
+    )
     if path.exists():
         if not path.is_dir():
             raise ValueError(
@@ -149,7 +155,6 @@ def locate_folder(
             f"python -m ddpm_jax.export --ckpt {path} --out FOLDER.",
         )
         return path
-    shipped = shipped_networks()
     if str(path_or_repo) in shipped:
         return shipped[str(path_or_repo)]
     if not hub.is_repository(str(path_or_repo)):

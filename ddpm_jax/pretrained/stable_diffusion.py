@@ -206,8 +206,13 @@ def save_stable_diffusion(
 
     It holds the networks in `dtype`, the tokenizer, the JSON of the model's scheduler and, for this
     library, the model's sampling. An interrupted call leaves a folder that nothing opens.
-    Raise ValueError if the folder holds other weights.
+    Raise ValueError if the folder holds other weights, and if diffusers lacks the objective.
     """
+    check(
+        bool(model.scheduler),
+        "diffusers lacks the noise schedule or target of this model, so it cannot be written in "
+        "the diffusers layout: keep the directory of its run.",
+    )
     folder = Path(folder)
     nets = {
         "unet": (model.unet, model.unet_params),

@@ -1,6 +1,7 @@
 """A latent run as Stable Diffusion by parts: to draw from prompts, and to export."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -63,6 +64,14 @@ def text_model(
         autoencoder_params=autoencoder.params,
         objective=config.objective,
         sampling=config.sampling,
-        scheduler=latent_scheduler_config(config.objective, config.sampling),
+        scheduler=_scheduler(config),
         dtype=dtype,
     )
+
+
+def _scheduler(config: LatentConfig) -> dict[str, Any]:
+    """The scheduler as diffusers' JSON; empty if diffusers lacks the objective."""
+    try:
+        return latent_scheduler_config(config.objective, config.sampling)
+    except ValueError:
+        return {}

@@ -173,7 +173,7 @@ def draw_batch(
 ) -> Batch:
     """Draw the latents of the images at these indices as one batch."""
     # PyTorch's seeds have 64 bits.
-    keys = sample_keys(plan.request.seed % 2**32, jnp.asarray(indices))
+    keys = sample_keys(int(plan.request.seed) % 2**32, jnp.asarray(indices))
     noise = _noise(plan, indices, keys)
     known = _known(plan, indices, noise)
     arrays = (keys, noise, known, *_conditions(plan, indices, noise))
@@ -235,7 +235,7 @@ def _noise(plan: Plan, indices: np.ndarray, keys: Array) -> Noise:
     if plan.request.noise == "jax":
         return key_noise(keys, plan.shape)
     # The last batch is padded with images that may lie beyond the last seed.
-    seeds = [(plan.request.seed + int(i)) % 2**64 for i in indices]
+    seeds = [(int(plan.request.seed) + int(i)) % 2**64 for i in indices]
     # diffusers does not encode the image if a network that inpaints starts from noise alone.
     encodes_image = plan.images is not None and (plan.keeps_known or not plan.starts_from_noise)
     return torch_seed_noise(plan.request.noise, seeds, plan.shape, encodes_image)

@@ -28,14 +28,26 @@ def open_image(image: ImageInput, channels: int = 3, ground: str = "white") -> I
         check(
             image.dtype == np.uint8 and is_picture,
             "An image must be uint8 (h, w, c) of 1, 3 or 4 channels, not "
-            f"{image.dtype} {image.shape}: convert it with to_uint8.",
+            f"{image.dtype} {image.shape}: give one image, and convert floats in [-1, 1] with "
+            "to_uint8.",
         )
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     return to_colour(image, channels, ground)
 
 
 def open_mask(mask: ImageInput) -> Image.Image:
-    """The greyscale mask at a path or in an array. Transparent pixels are black, which is kept."""
+    """The greyscale mask at a path or in an array, in which True is white.
+
+    Transparent pixels are black, which is kept. Raise FileNotFoundError or ValueError.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.dtype == bool:
+            mask = mask.astype(np.uint8) * 255
+        check(
+            mask.dtype == np.uint8,
+            f"A mask must be bool, or uint8 from 0 (kept) to 255 (redrawn), not {mask.dtype}: "
+            "compare it with a number, as in mask > 0.5.",
+        )
     return open_image(mask, 1, ground="black")
 
 
@@ -107,7 +119,7 @@ def paste_known(
 def divisible_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """The size (height, width). Raise ValueError unless `factor` divides both."""
     for name, size in (("height", height), ("width", width)):
-        lower = size - size % factor
+        lower = max(size - size % factor, 0)
         nearest = f"{lower} or {lower + factor}" if lower else f"{factor}"
         check(
             size > 0 and size % factor == 0,

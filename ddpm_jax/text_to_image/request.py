@@ -93,6 +93,11 @@ def read_request(
         sampling.guided or not any(request.negative_prompts),
         "A negative prompt needs guidance: set guidance_scale too, or leave it out.",
     )
+    check(
+        sampling.guidance_scale != 0 or not any(request.prompts),
+        "With guidance_scale 0 the prompt has no effect: set it to 1 for no guidance, which is any "
+        "scale up to 1 in diffusers.",
+    )
     model.text_encoder.check_skip(request.clip_skip)
     masked = len(request.masks) > 0
     check(

@@ -279,7 +279,8 @@ def _checked_vocabulary(vocabulary: Any) -> dict[str, int]:
 def _pairs(merges: object) -> list[tuple[str, str]]:
     """Merges as pairs, from lines of text or from lists."""
     lists = merges if isinstance(merges, list) else [None]
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge or ()) for merge in lists]
+    parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in lists]
+    pairs = [tuple(part) if isinstance(part, list) else () for part in parts]
     valid = all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs)
     check(valid, "The tokenizer's merges must be pairs of tokens.")
     return pairs

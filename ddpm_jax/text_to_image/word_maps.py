@@ -41,7 +41,15 @@ class WordMaps(NamedTuple):
 
 
 def check_word_maps(model: StableDiffusion, prompts: Sequence[str]) -> None:
-    """Raise ValueError for a prompt without words, or if only the middle attends to the text."""
+    """Raise ValueError for a prompt without words, and for a model that has no maps.
+
+    That is one with target edm, or one of which only the middle attends to the text.
+    """
+    check(
+        model.objective.target != "edm",
+        "Attention maps do not scale the input of the network, as target edm needs: leave them "
+        "out.",
+    )
     for prompt in prompts:
         check(
             len(word_tokens(model, prompt)) > 0,

@@ -92,6 +92,7 @@ def test_weights_and_checkpoint_select_the_parameters(saved, ask):
         ([], 8, "ema"),
         (["--weights", "raw"], 8, "raw"),
         (["--checkpoint", 4], 4, "ema"),
+        (["--checkpoint", "None"], 8, "ema"),
     ):
         params = ask(saved, *args).params
         expected = random_params(model, step, weights)

@@ -63,6 +63,15 @@ def test_scale_1_gives_the_conditional_output_and_scale_0_the_unconditional():
     assert np.max(np.abs(COND - UNCOND)) > 0.1
 
 
+@pytest.mark.parametrize("options", [{}, {"interval": (0.0, 1000.0)}], ids=["all", "interval"])
+def test_each_image_may_have_its_own_scale(options):
+    scales = np.float32([0.0, 1.0, 3.5])
+    expected = UNCOND + scales[:, None, None, None] * (COND - UNCOND)
+    np.testing.assert_allclose(guided(scales, **options), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="scale must have 3 rows"):
+        guided(scales[:2], **options)
+
+
 def test_a_condition_may_be_any_tree_of_arrays():
     """A tree of class labels, text states and images works, with its own unconditional tree."""
     rng = np.random.default_rng(1)

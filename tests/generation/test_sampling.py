@@ -50,6 +50,13 @@ def test_invalid_settings_are_refused(monkeypatch):
     assert_refused(lambda settings: Sampling(**settings), INVALID)
 
 
+def test_guidance_of_a_recipe_is_turned_off_with_its_interval():
+    recipe = Sampling(guidance_scale=2.0, guidance_interval=(3.0, 9.0))
+    with pytest.raises(ValueError, match="recipe or a folder, set them to None"):
+        recipe.override(guidance_scale=1.0)
+    assert not recipe.override(guidance_scale=1.0, guidance_interval=None).guided
+
+
 def test_the_number_of_steps_is_t_by_default():
     for settings, n in (
         ({}, 20),

@@ -117,6 +117,12 @@ def test_a_scheduler_that_does_not_read_the_variance_of_its_network_is_refused(r
         read_spec(root)
 
 
+def test_a_revision_is_for_a_repository(root):
+    for place in (root, "digits"):
+        with pytest.raises(ValueError, match="has no revisions: leave revision out"):
+            load_pretrained(place, revision="v1")
+
+
 def test_an_index_of_another_pipeline_is_refused(root):
     def read(change):
         (root / INDEX_JSON).write_text(json.dumps(INDEX | change))

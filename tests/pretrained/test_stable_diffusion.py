@@ -163,6 +163,25 @@ def test_a_pipeline_loaded_with_another_scheduler_is_saved_as_it_is(folder, tmp_
         assert sampling_for(again.scheduler, "ddim").sampler == "ddim"
 
 
+def test_zero_terminal_snr_survives_a_scheduler_without_a_key_for_it(folder, tmp_path):
+    ddim = shutil.copytree(folder, tmp_path / "ddim")
+    (ddim / "ddpm_jax.json").unlink()
+    path = ddim / "scheduler" / "scheduler_config.json"
+    change = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for name in ("PNDMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler"):
+        model = load_stable_diffusion(ddim, scheduler=name)
+        assert model.objective.zero_terminal_snr, name
+        save_stable_diffusion(model, tmp_path / name)
+        again = load_stable_diffusion(tmp_path / name)
+        assert (again.objective, again.sampling) == (model.objective, model.sampling)
+
+
+def test_default_keys_that_are_no_text_are_ignored():
+    config = HUB_SCHEDULER | {"_use_default_values": [["x"], 3]}
+    assert parse_latent_scheduler(config) == parse_latent_scheduler(HUB_SCHEDULER)
+
+
 def test_the_index_decides_which_scheduler_it_is(folder, tmp_path):
     """diffusers builds the class of model_index.json, whatever the JSON of the scheduler says."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -14,11 +14,17 @@ from PIL import Image
 
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.devices import hosts
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.latent_config import LatentConfig
+from ddpm_jax.pipeline import TextToImagePipeline
+from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.runs import checkpoints, grids, latents, loop, manifest
 from ddpm_jax.runs.directory import LATENTS, TOKENIZER
 from ddpm_jax.runs.initial_weights import with_pretrained_network
 from ddpm_jax.runs.provenance import is_trained_with, weights_hash
+from ddpm_jax.runs.text_model import text_model
+from ddpm_jax.text_to_image.learn_tokenizer import learn_tokenizer
+from ddpm_jax.text_to_image.word_maps import check_word_maps
 
 SCALE = 0.5
 
@@ -175,6 +181,24 @@ def test_records_of_older_runs_name_the_files_of_the_autoencoder(run):
     ("process", "expected"),
     [(0, ["images", "barrier", "restore"]), (1, ["barrier", "images", "restore"])],
 )
+@pytest.mark.parametrize("kind", ["flow", "edm"])
+def test_an_objective_that_diffusers_lacks_is_drawn_and_not_exported(kind, data, tmp_path):
+    config = dataclasses.replace(on_images(data), objective=Objective(schedule=kind, target=kind))
+    net = config.autoencoder.model
+    trained = latents.TrainedAutoencoder(data, net, random_params(net), "")
+    files = learn_tokenizer(("red square",), config.model.vocab_size, config.model.max_length)
+    model = text_model(config, random_params(config.model), trained, files, 1.0)
+    for sampler in (None, "euler"):
+        pipeline = TextToImagePipeline(model)
+        images = pipeline("red square", steps=2, sampler=sampler, progress=False).arrays
+        assert images.shape == (1, 8, 8, 3), sampler
+    with pytest.raises(ValueError, match="diffusers lacks the noise schedule or target"):
+        save_stable_diffusion(model, tmp_path / "out")
+    if kind == "edm":
+        with pytest.raises(ValueError, match="Attention maps do not scale the input"):
+            check_word_maps(model, ["red square"])
+
+
 def test_hosts_load_images_one_after_the_other_and_restore_together(
     run, config, monkeypatch, process, expected
 ):

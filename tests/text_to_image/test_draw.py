@@ -74,6 +74,13 @@ def test_prompt_negative_prompt_seed_and_guidance_each_count():
         assert np.abs(pixels(options, **settings) - base).max() > 1e-5, (options, settings)
 
 
+@pytest.mark.parametrize("noise", ["jax", "torch-cpu"])
+def test_a_seed_may_be_an_integer_of_numpy(noise):
+    base = pixels({"noise": noise})
+    for kind in (np.int32, np.uint32, np.int64):
+        np.testing.assert_array_equal(pixels({"seed": kind(37), "noise": noise}), base)
+
+
 def test_no_change_of_text_seed_guidance_timesteps_or_lora_compiles_again():
     model = smallest_model()
     lora = init_lora(jax.random.key(0), model.unet.shapes(), Lora(rank=2))
@@ -190,6 +197,7 @@ def test_requests_that_do_not_fit_are_refused():
             {"negative_prompts": ["a"], "sampling": {"guidance_scale": 1.0}},
             "A negative prompt needs guidance: set guidance_scale too, or leave it out",
         ),
+        ({"sampling": {"guidance_scale": 0.0}}, "With guidance_scale 0 the prompt has no effect"),
         ({"masks": [MASK]}, "A mask is for an image"),
         ({"strength": 0.5}, "strength is for an image"),
         ({"images": [IMAGE], "strength": 0.0}, "strength must be above 0"),

@@ -67,6 +67,14 @@ def test_resizing_is_lanczos_and_masks_are_cut_at_one_half():
     np.testing.assert_array_equal(resize_mask(grey, 1, 4)[..., 0], [[False, False, True, True]])
 
 
+def test_a_mask_may_be_boolean_and_not_of_floats():
+    mask = np.array([[False, True]])
+    for given in (mask, mask[..., None]):
+        assert np.asarray(open_mask(given)).tolist() == [[0, 255]]
+    with pytest.raises(ValueError, match=r"A mask must be bool, or uint8 .*not float32"):
+        open_mask(np.float32(mask))
+
+
 def test_a_mask_of_latents_is_the_first_pixel_of_each_block():
     """torch.nn.functional.interpolate(mode="nearest") of 8 to 2 takes the pixels 0 and 4."""
     masks = np.zeros((1, 8, 8, 1), bool)
@@ -89,6 +97,7 @@ def test_a_size_that_does_not_divide_is_refused_with_its_neighbours():
         ((100, 16), "height must be a multiple of 8 pixels, not 100: use 96 or 104."),
         ((16, 3), "width must be a multiple of 8 pixels, not 3: use 8."),
         ((0, 16), "height must be a multiple of 8 pixels, not 0: use 8."),
+        ((-8, 16), "height must be a multiple of 8 pixels, not -8: use 8."),
     ]
     assert_refused(lambda size: divisible_size(*size, 8), cases)
 

@@ -134,6 +134,10 @@ def test_invalid_files_are_refused():
         ({"vocab.json": None}, "neither tokenizer.json nor vocab.json"),
         ({"merges.txt": None}, "has vocab.json, but no merges.txt"),
         ({"vocab.json": b"{"}, "vocab.json is not valid JSON"),
+        (
+            {"tokenizer.json": b'{"model": {"vocab": {"a": 1}, "merges": [5]}}'},
+            "merges must be pairs",
+        ),
         ({"vocab.json": b"[" * 100_000}, "vocab.json is not valid JSON"),
         ({"vocab.json": b"[]"}, "vocab.json does not hold a JSON object"),
         ({"vocab.json": b'{"a": -1}'}, r"must map tokens to ids in \[0, 1048576\)"),
