@@ -3,7 +3,7 @@
     python tests/faults.py [--only NAME ...] [--out FILE]
 
 A try starts real processes of train.py on a tiny recipe, or changes the directory of a finished
-run. The last rows count tests instead. A resumed run must end with the same arrays and losses as an
+run. A resumed run must end with the same arrays and losses as an
 uninterrupted one, bit for bit (up to rounding if the number of hosts changes). The table shows the
 number of tries, how many the run survived, and the maximum number of training steps that had to be
 repeated, which may be at most one checkpoint interval. No step may be lost.
@@ -11,8 +11,6 @@ repeated, which may be at most one checkpoint interval. No step may be lost.
 
 import argparse
 import random
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import faults_of_disks, faults_of_processes
 from helpers.bench import Bench, make_bench
 from helpers.faults_of_processes import EXIT_SECONDS, KILLED_IN_SAVE
-from helpers.processes import EVERY, ROOT
+from helpers.processes import EVERY
 
 
 class Fault(NamedTuple):
@@ -63,17 +61,6 @@ FAULTS = [
     Fault(faults_of_processes.host_killed, 6),
     Fault(faults_of_processes.host_signalled, 5),
 ]
-IN_TESTS = {
-    "Non-finite losses and gradients": ["training/test_optimizer.py"],
-    "Weights without a finite loss: the run rolls back": [
-        "runs/test_loop.py",
-        "runs/test_rollback.py",
-    ],
-    "200 images, half of them corrupt": ["data/test_fuzz.py"],
-    "Out of memory": ["devices/test_memory.py"],
-    "Several hosts: resume and roll back": ["devices/test_hosts_faults.py", "-m", "faults"],
-}
-"""Faults that tests cover, each with the arguments of pytest that select these tests."""
 
 
 def attempt(fault: Fault, seed: int, bench: Bench) -> tuple[int | None, str]:
@@ -85,18 +72,6 @@ def attempt(fault: Fault, seed: int, bench: Bench) -> tuple[int | None, str]:
             return repeated, ""
         except Exception as error:
             return None, f"{fault.name} {seed}: {error!r}"
-
-
-def run_tests(arguments: list[str]) -> tuple[int, int]:
-    """Run pytest, and return how many tests ran and how many passed."""
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
-    # 1 says that tests failed; other statuses say that pytest did not run them to their end.
-    assert done.returncode in (0, 1), done.stdout
-    outcomes = re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
-    counts = {outcome: int(number) for number, outcome in outcomes}
-    assert counts, f"pytest {' '.join(arguments)} ran no test"
-    return sum(counts.values()), counts.get("passed", 0)
 
 
 def main(only: list[str], out: Path | None) -> None:
@@ -117,11 +92,6 @@ def main(only: list[str], out: Path | None) -> None:
             failures += [error for _, error in results if error]
             cells = (fault.description, fault.tries, len(repeated), max(repeated, default=0))
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    for description, arguments in ({} if only else IN_TESTS).items():
-        tries, passed = run_tests(arguments)
-        if passed < tries:
-            failures.append(f"{description}: {tries - passed} of {tries} tests failed")
-        lines.append(f"| {description} | {tries} | {passed} | |")
     if KILLED_IN_SAVE and not any(KILLED_IN_SAVE):
         failures.append("killed: no kill fell in a save")
     if EXIT_SECONDS:

@@ -60,21 +60,17 @@ def test_the_data_snippet_makes_a_recipe():
 
 
 def test_the_snippet_on_diffusers_draws(tmp_path, monkeypatch, capsys):
-    """On a tiny pipeline; what prints the shape of an output is traced and not run."""
+    """On a tiny pipeline."""
     small = {"widths": (4,), "attention": (False,), "layers_per_level": 1, "groups": 2}
     model = UNet(image_size=8, channels=1, **small)
-    recipe = ModelSpec(model=model, objective=Objective(timesteps=20, beta_end=0.9))
+    recipe = ModelSpec(model=model, objective=Objective())
     save_pretrained(recipe, model.init(jax.random.key(0)), tmp_path / "my_pipeline")
     monkeypatch.chdir(tmp_path)
-    draws, prints = re.split(r"(?=^net = )", SCRIPTS[2], flags=re.MULTILINE)
-    assert "steps=50" in draws
-    names: dict = {}
-    exec(draws.replace("steps=50", "steps=5"), names)
+    assert "steps=50" in SCRIPTS[2]
+    exec(SCRIPTS[2].replace("steps=50", "steps=5"), {})
     for name in ("first.png", "quick.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (8, 8)
-    xt, t = jnp.zeros((2, 8, 8, 1)), jnp.arange(2)
-    jax.eval_shape(lambda xt, t: exec(prints, names | {"xt": xt, "t": t}), xt, t)
     assert capsys.readouterr().out.startswith("(2, 8, 8, 1) ")
 
 
