@@ -63,7 +63,10 @@ def distributed(
     try:
         yield
     except SystemExit as end:
-        _exit_without_barrier(end.code if isinstance(end.code, int) else 1)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+            _exit_without_barrier(1)
+        _exit_without_barrier(end.code or 0)
     except BaseException:
         traceback.print_exc()
         _exit_without_barrier(1)

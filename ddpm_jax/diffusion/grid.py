@@ -198,9 +198,13 @@ def make_grid(
 
     `t` decreases strictly within [0, T-1]; float timesteps are interpolated in log SNR. `end` is
     clean data or a timestep. Build the grid outside jit and pass it in as an argument.
-    Raise ValueError for timesteps that do not decrease or are out of range.
+    Raise ValueError for timesteps that do not decrease or are out of range, and for another end.
     """
     t = check_decreasing(schedule.timesteps, t)
+    check(
+        end == CLEAN_DATA or 0 <= end <= t[-1],
+        f"A grid ends at clean data ({CLEAN_DATA}) or within 0..{t[-1]}, not at {end}.",
+    )
     return grid_from_pairs(schedule, t, np.append(t[1:], end))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.prediction import Network, split_output
 from ddpm_jax.diffusion.schedule import per_example
-from ddpm_jax.errors import check_ascending, check_rows
+from ddpm_jax.errors import check, check_ascending, check_rows
 
 Condition = Any
 
@@ -54,10 +54,15 @@ def guide(
     (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales each guided output: 0 keeps its
     standard deviation, 1 gives it the conditional one's (Eq. 15-16, Lin et al. 2024). The log
     variance is the conditional one. The result is a pytree: scale, interval, rescale and conditions
-    change without recompilation. Raise ValueError for an interval that descends; the network raises
-    it unless both conditions have one row per image.
+    change without recompilation. Raise ValueError for an interval that descends and without
+    `unconditional`; the network raises it unless both conditions have one row per image.
     """
     check_ascending(interval=interval)
+    check(
+        condition is None or unconditional is not None,
+        "Guidance needs the unconditional condition too: train the network with label_dropout, and "
+        "give Model.unconditional.",
+    )
     network = network if isinstance(network, Partial) else Partial(network)
     scale = jnp.float32(scale)
     return Partial(_guided, network, condition, unconditional, scale, interval, rescale)

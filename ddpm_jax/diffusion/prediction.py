@@ -4,6 +4,7 @@ xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps                        Eq. 4, 
 v  = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0               Salimans & Ho 2022, appendix D
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -104,7 +105,7 @@ def split_output(output: Array, xt: Array) -> tuple[Array, Array | None]:
     output of any other shape.
     """
     channels = xt.shape[-1]
-    has_log_var = output.shape[-1] == 2 * channels
+    has_log_var = output.shape == (*xt.shape[:-1], 2 * channels)
     check(
         has_log_var or output.shape == xt.shape,
         f"The network's output must have the shape of its input {xt.shape}, or twice its channels, "
@@ -131,10 +132,15 @@ def make_denoiser(
     image, if above 1, and divided by it (section 2.3, Saharia et al. 2022). `threshold_limit` is
     the maximum of that quantile. `keep_eps` keeps the network's eps, as diffusers' DDIM does.
     The result is a pytree (a `jax.tree_util.Partial`). If `network` is one too, its parameters and
-    the limits pass through jit as arguments. Raise ValueError for an unknown target, and for edm,
-    which `Objective.network_and_target` turns into x0.
+    the limits pass through jit as arguments. Raise ValueError for a threshold out of range, for an
+    unknown target, and for edm, which `Objective.network_and_target` turns into x0.
     """
     check_target(target)
+    if isinstance(dynamic_threshold, numbers.Real):
+        check(
+            0 < dynamic_threshold <= 1,
+            f"dynamic_threshold must be above 0 and at most 1, not {dynamic_threshold}.",
+        )
     if not isinstance(network, Partial):
         network = Partial(network)
     limit = None if clip_x0 is None else Partial(_clip, clip_x0)

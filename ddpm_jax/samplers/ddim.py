@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import posterior
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check_at_least
 from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
@@ -14,7 +14,7 @@ def ddim(*, eta: float = 0.0) -> Sampler:
     Eq. 12, Song et al. 2021. std = eta std_posterior (Eq. 16), at most sqrt(1 - alpha_bar_next).
     eta = 0 is deterministic, eta = 1 is ancestral sampling with variance fixed_small.
     """
-    check(eta >= 0, f"Sampler option eta must be at least 0, not {eta}.")
+    check_at_least(0, **{"Sampler option eta": eta})
     return Sampler(Partial(stateless_init), Partial(_step, eta), order=1)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check_at_least
 from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 from ddpm_jax.samplers.heun import heun_step
 
@@ -20,7 +20,7 @@ def edm(
     """
     options = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
     for name, value in options.items():
-        check(value >= 0, f"Sampler option {name} must be at least 0, not {value}.")
+        check_at_least(0, **{f"Sampler option {name}": value})
     step = Partial(_step, S_churn, S_min, S_max, S_noise)
     return Sampler(Partial(stateless_init), step, order=2, evaluations=2)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check_at_least
 from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
@@ -14,7 +14,7 @@ def euler_ancestral(*, eta: float = 1.0) -> Sampler:
     sigma_down^2 = sigma_next^2 - sigma_up^2. eta = 1 samples the posterior of Ho et al. 2020,
     eta = 0 is `euler`.
     """
-    check(eta >= 0, f"Sampler option eta must be at least 0, not {eta}.")
+    check_at_least(0, **{"Sampler option eta": eta})
     return Sampler(Partial(stateless_init), Partial(_step, eta))
 
 

@@ -91,7 +91,7 @@ def make_optimizer(
     total_steps: int,
     steps_per_epoch: int,
     *,
-    dtype: str = "float32",
+    dtype: Any = "float32",
     accumulation: int = 1,
     importance_timesteps: int | None = None,
 ) -> optax.GradientTransformation:
@@ -111,7 +111,7 @@ def make_optimizer(
     else:
         clip = clip_by_global_norm(settings.clip_norm)
     tx = skip_nonfinite(optax.chain(clip, adam))
-    if dtype == "float16":
+    if jnp.dtype(dtype) == jnp.float16:
         tx = dynamic_loss_scale(tx)
     if accumulation > 1:
         tx = accumulate(tx, accumulation)

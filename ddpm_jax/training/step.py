@@ -55,7 +55,7 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 
 
-def model_loss(model: Model, objective: Objective, dtype: str = "float32") -> Loss:
+def model_loss(model: Model, objective: Objective, dtype: Any = "float32") -> Loss:
     """Make the loss (params, keys, batch) -> losses (b,) of a model and an objective.
 
     A batch holds `image`, optionally `t`, and the arrays of the condition (`Model.condition_of`).

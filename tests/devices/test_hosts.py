@@ -104,11 +104,16 @@ class Exited(Exception):
     """Raised in place of ending this process."""
 
 
-FAILURES = [(SystemExit(2), 2), (SystemExit("no"), 1), (ZeroDivisionError(), 1)]
+FAILURES = [
+    (SystemExit(2), 2),
+    (SystemExit(), 0),
+    (SystemExit("no"), 1),
+    (ZeroDivisionError(), 1),
+]
 
 
 @pytest.mark.parametrize(("error", "status"), FAILURES, ids=repr)
-def test_a_failing_host_exits_without_a_shutdown(jax_calls, monkeypatch, error, status):
+def test_a_failing_host_exits_without_a_shutdown(jax_calls, monkeypatch, error, status, capsys):
     """A shutdown waits for the other hosts, which wait for this one in the middle of a step."""
 
     def exit_(status):
@@ -119,6 +124,8 @@ def test_a_failing_host_exits_without_a_shutdown(jax_calls, monkeypatch, error, 
         raise error
     assert exited.value.args == (status,)
     assert "shutdown" not in jax_calls
+    if error.args == ("no",):
+        assert capsys.readouterr().err == "no\n"
 
 
 def test_a_failed_connection_is_one_error_with_the_address(jax_calls, monkeypatch):

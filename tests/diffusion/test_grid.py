@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.grid import is_noise_spacing, make_grid, spaced, spaced_by_noise
 from ddpm_jax.diffusion.posterior import posterior, q_posterior
@@ -154,6 +155,12 @@ def test_spaced_timesteps_decrease_evenly_for_every_number_of_steps(T, spacing):
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_spaced_with_as_many_steps_as_timesteps_is_every_timestep(spacing):
     assert spaced(20, 20, spacing).tolist() == list(range(20))[::-1]
+
+
+def test_a_grid_ends_at_clean_data_or_a_timestep_below_its_last():
+    schedule = from_betas(linear_betas())
+    cases = [(end, "A grid ends at clean data") for end in (700, -2, 1000)]
+    assert_refused(lambda end: make_grid(schedule, [900, 500], end), cases)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "log_snr"])

@@ -72,6 +72,11 @@ def test_each_image_may_have_its_own_scale(options):
         guided(scales[:2], **options)
 
 
+def test_guidance_needs_an_unconditional_condition():
+    with pytest.raises(ValueError, match="train the network with label_dropout"):
+        guide(NETWORK, LABELS, None, 2.0)
+
+
 def test_a_condition_may_be_any_tree_of_arrays():
     """A tree of class labels, text states and images works, with its own unconditional tree."""
     rng = np.random.default_rng(1)

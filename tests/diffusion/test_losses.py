@@ -258,6 +258,10 @@ def test_arrays_that_do_not_match_the_images_are_refused(monkeypatch):
         ({"keys": keys[:1], "t": None}, "keys must have shape"),
         ({"t": t[:1]}, "t must have shape"),
         ({"network": lambda xt, t: xt[:1]}, "network's output must have the shape of its input"),
+        (
+            {"network": lambda xt, t: jnp.concatenate([xt, xt], -1)[:1]},
+            "network's output must have the shape of its input",
+        ),
     ]
     for loss in losses:
         assert_refused(lambda change, loss=loss: loss(**arguments | change), cases)

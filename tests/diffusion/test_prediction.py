@@ -155,6 +155,13 @@ def test_the_output_for_the_variance_passes_through(example):
     np.testing.assert_array_equal(both.x0, alone.x0)
 
 
+def test_a_threshold_that_is_no_quantile_is_refused():
+    def make(p):
+        make_denoiser(SCHEDULE, abs, "x0", dynamic_threshold=p)
+
+    assert_refused(make, [(99.5, "above 0 and at most 1, not 99.5"), (0.0, "above 0")])
+
+
 def test_an_unknown_target_is_refused_and_edm_explained(example, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x0 = example[0]

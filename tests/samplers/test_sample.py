@@ -82,6 +82,21 @@ def test_an_invalid_option_value_is_refused(monkeypatch):
             samplers.make(name, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("ddim", "eta"), ("euler_ancestral", "eta"), ("edm", "S_churn")]
+)
+def test_a_sampler_can_be_made_of_a_traced_option(monkeypatch, name, option):
+    # The type check that is on in tests would refuse a traced number.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    keys, xT = keys_and_noise(0, 2)
+
+    def draw(value):
+        return sample(keys, MIXTURE, samplers.make(name, **{option: value}), grid_of(5), xT)
+
+    both = jax.vmap(draw)(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(both[1], draw(0.5), atol=1e-5)
+
+
 def test_an_int_is_accepted_for_a_float_option():
     leaves = jax.tree.leaves(samplers.make("ddim", eta=1))
     assert [leaf for leaf in leaves if isinstance(leaf, float)] == [1.0]

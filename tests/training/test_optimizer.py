@@ -8,7 +8,12 @@ import pytest
 from helpers.training import assert_close, linear_batch, linear_loss, linear_params, recipe, train
 
 from ddpm_jax.training.ema import Ema
-from ddpm_jax.training.optimizer import Optimizer, learning_rate, skip_nonfinite
+from ddpm_jax.training.optimizer import (
+    Optimizer,
+    learning_rate,
+    make_optimizer,
+    skip_nonfinite,
+)
 
 
 def rates(total_steps=100, steps_per_epoch=10, n=None, **settings):
@@ -128,6 +133,12 @@ def test_a_nonfinite_update_changes_nothing_and_is_counted(name):
         assert [int(state.step) for state in states] == [0, 1, 2, 3, 4], bad
         assert weights(states[3]) != weights(states[4]), bad
         assert np.isfinite(states[4].params["w"]).all(), bad
+
+
+@pytest.mark.parametrize("dtype", ["float16", jnp.float16, np.float16, jnp.dtype("float16")])
+def test_float16_gets_a_loss_scale_however_it_is_named(dtype):
+    state = make_optimizer(Optimizer(), 10, 10, dtype=dtype).init({"w": jnp.ones(3)})
+    assert optax.tree.get(state, "loss_scale") == 2.0**15
 
 
 def test_a_skipped_update_keeps_negative_zeros():
