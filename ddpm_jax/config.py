@@ -15,7 +15,7 @@ from ddpm_jax.data.pixels import check_shown
 from ddpm_jax.data.values import Scales
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_seed
+from ddpm_jax.errors import check, check_choices, check_seed
 from ddpm_jax.generation.conditions import check_condition_settings
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import ImageNetwork, Model
@@ -79,6 +79,7 @@ class Training:
     """stop ends the run with an error; rollback returns to the checkpoint before those updates."""
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("batch_size", "steps", "epochs", "accumulation", "skip_patience"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}.")
@@ -117,6 +118,7 @@ class Checkpoint:
     """After a failed save, stop the run with an error, or warn on stderr and continue."""
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("every", "every_epochs", "keep_last", "keep_every"):
             value = getattr(self, name)
             message = f"checkpoint.{name} must be at least 1, not {value}."

@@ -3,9 +3,10 @@
 The checks of arrays read shapes alone, so they cost nothing in a compiled program.
 """
 
+import functools
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -34,6 +35,28 @@ def check_choice(valid: Iterable[str], **names: Any) -> None:
         known = list(valid)
         if name not in known:
             raise ValueError(f"Unknown {what} {name!r}: choose one of {', '.join(known)}.")
+
+
+def check_choices(settings: Any) -> None:
+    """Raise ValueError for a setting of a dataclass that its type, a Literal, does not have.
+
+    A tuple of Literals is checked, too. Python itself accepts any value.
+    """
+    for name, valid in _choices(type(settings)).items():
+        value = getattr(settings, name)
+        for each in value if isinstance(value, tuple) else (value,):
+            check_choice(valid, **{name: each})
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[str, ...]]:
+    """The values of each field that is a Literal, or a tuple of them."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        of_each = get_args(hint)[0] if get_origin(hint) is tuple and get_args(hint) else hint
+        if get_origin(of_each) is Literal:
+            found[name] = get_args(of_each)
+    return found
 
 
 def check_ascending(**ranges: Any) -> None:

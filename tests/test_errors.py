@@ -1,9 +1,15 @@
 """Each check raises a ValueError with one line, and nothing otherwise."""
 
+from dataclasses import replace
+
+import jaxtyping
 import numpy as np
 import pytest
+from helpers.nets import SMALLEST
 from helpers.refusals import assert_refused
 
+from ddpm_jax.config import Checkpoint, Training
+from ddpm_jax.devices.parallel import Parallel, parallelize
 from ddpm_jax.errors import (
     check,
     check_at_least,
@@ -12,6 +18,7 @@ from ddpm_jax.errors import (
     check_seed,
     check_shape,
 )
+from ddpm_jax.training.optimizer import Optimizer
 
 
 def test_check_raises_only_if_the_condition_is_false():
@@ -31,6 +38,22 @@ def test_a_name_that_is_not_among_the_valid_ones_is_refused():
         check_choice(valid, target="v")
         cases = [("w", r"^Unknown target 'w': choose one of eps, v\.$"), (["v"], r"target \['v'\]")]
         assert_refused(lambda target, valid=valid: check_choice(valid, target=target), cases)
+
+
+def test_a_misspelt_choice_is_refused(monkeypatch):
+    # The type check that is on in tests would refuse it earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    cases = [
+        (lambda: Optimizer(name="Adam"), "Unknown name 'Adam': choose one of adam, adamw"),
+        (lambda: Optimizer(decay="linear"), "Unknown decay 'linear'"),
+        (lambda: Parallel(route="pmaps"), "Unknown route 'pmaps': choose one of pmap, jit"),
+        (lambda: parallelize(lambda axis: None, "pmaps"), "Unknown route"),
+        (lambda: Training(steps=1, on_patience="Rollback"), "Unknown on_patience"),
+        (lambda: Checkpoint(on_failure="go on"), "Unknown on_failure"),
+        (lambda: replace(SMALLEST, time_embedding="positional"), "Unknown time_embedding"),
+        (lambda: replace(SMALLEST, augmentation=("color",)), "choose one of blitting, geometry"),
+    ]
+    assert_refused(lambda make: make(), cases)
 
 
 def test_seeds_outside_32_bits_are_refused():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.errors import check, check_at_least
+from ddpm_jax.errors import check, check_at_least, check_choice, check_choices
 
 AXIS = "data"
 FSDP = "fsdp"
@@ -43,6 +43,7 @@ class Parallel:
         return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("fsdp", "cpu_devices"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}.")
@@ -326,8 +327,10 @@ def parallelize(
 
     With fsdp above 1 the route is always jit. The step takes a state from `put_state` and this
     host's rows of the batch. `frozen`, from `put_state` too, are further arguments of the step, and
-    `mesh` is a `training_mesh` of other devices, to compile for them.
+    `mesh` is a `training_mesh` of other devices, to compile for them. Raise ValueError for another
+    route.
     """
+    check_choice(("pmap", "jit"), route=route)
     if route == "pmap" and fsdp == 1:
         return pmap_step(make_step(AXIS), frozen, mesh)
     return jit_step(make_step(None), fsdp, frozen, mesh)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check, check_rows, check_shape
+from ddpm_jax.errors import check, check_choices, check_rows, check_shape
 from ddpm_jax.image_size import ImageSize, sides, simplest
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.conditions import (
@@ -25,6 +25,7 @@ from ddpm_jax.models.conditions import (
     AugmentationKind,
     condition_image,
     condition_numbers,
+    label_rows,
 )
 from ddpm_jax.models.initializers import check_specs, draw_parameters, draw_split_parameters
 
@@ -105,6 +106,7 @@ class ImageNetwork(Network):
 
     def __post_init__(self):
         """Raise ValueError if a setting is out of range or `check` finds a conflict."""
+        check_choices(self)
         object.__setattr__(self, "image_size", simplest(self.image_size))
         for name in COUNTS:
             value = getattr(self, name, None)
@@ -311,11 +313,7 @@ class Model(ImageNetwork):
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
         parts = self._parts(condition)
-        labels = parts.get("label")
-        if self.label_dropout and self.num_classes is not None:
-            labels = jnp.full(xt.shape[0], NO_CLASS, jnp.int32) if labels is None else labels
-            no_class_row = self.label_count - 1
-            labels = jnp.where(labels == NO_CLASS, no_class_row, labels)
+        labels = label_rows(self, parts.get("label"), xt.shape[0])
         numbers = condition_numbers(self, parts, xt.shape[0])
         if self.condition_channels is not None:
             xt = jnp.concatenate([xt, condition_image(self, parts, xt.shape)], -1)

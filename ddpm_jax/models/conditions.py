@@ -1,10 +1,10 @@
-"""The parts of a network's condition beside its labels: numbers, and an image to concatenate."""
+"""The parts of a network's condition: labels, numbers, and an image to concatenate."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check, check_shape
@@ -19,6 +19,17 @@ NO_NUMBER = float(jnp.finfo(jnp.float32).min)
 
 NaN would end programs under jax_debug_nans.
 """
+
+
+def label_rows(net: Any, labels: Int[Array, " n"] | None, n: Any) -> Int[Array, " n"] | None:
+    """The rows of the label embedding. With label dropout, the last one stands for no class."""
+    if not net.label_dropout or net.num_classes is None:
+        return labels
+    if labels is None:
+        labels = jnp.full(n, NO_CLASS, jnp.int32)
+    # A label out of range gives NaN, as it does without label dropout.
+    labels = jnp.where(labels == net.num_classes, net.label_count, labels)
+    return jnp.where(labels == NO_CLASS, net.num_classes, labels)
 
 
 def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[Array, "b h w k"]:
