@@ -55,8 +55,9 @@ class NoiseSchedule:
         fraction = t - below
         low = table_at(self.log_snr, below.astype(jnp.int32))
         high = table_at(self.log_snr, below.astype(jnp.int32) + 1)
-        # With zero terminal SNR the line is NaN at T-2 (0 * -inf), so whole t are looked up.
-        log_snr = jnp.where(fraction == 0, low, low + fraction * (high - low))
+        slope = high - low
+        # With zero terminal SNR the slope after T-2 is infinite, and 0 * -inf would be NaN at T-2.
+        log_snr = low + fraction * jnp.where((fraction == 0) & ~jnp.isfinite(slope), 0, slope)
         return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
     @partial(jax.jit, inline=True)

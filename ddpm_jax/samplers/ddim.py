@@ -21,12 +21,15 @@ def ddim(*, eta: float = 0.0) -> Sampler:
 def _step(eta, keys, denoise, xt, row, state):
     x0, eps, _ = denoise(xt, row.t)
     _, posterior_variance = posterior(row, x0, xt)
-    variance = eta**2 * posterior_variance  # Eq. 16
+    std_next = row.sqrt_one_minus_alpha_bar_next
     # On a row that leads to a noisier level, as in inversion, beta and this variance are negative.
-    variance = jnp.clip(variance, 0, row.sqrt_one_minus_alpha_bar_next**2)
-    eps_scale = jnp.sqrt(row.sqrt_one_minus_alpha_bar_next**2 - variance)
+    posterior_std = jnp.sqrt(jnp.maximum(posterior_variance, 0))
+    std = jnp.minimum(eta * posterior_std, std_next)  # Eq. 16
+    # The inner choice keeps derivatives finite, which a root of 0 does not have.
+    left = jnp.where(std < std_next, std_next**2 - std**2, 1)
+    eps_scale = jnp.where(std < std_next, jnp.sqrt(left), 0)
     x_next = row.sqrt_alpha_bar_next * x0 + eps_scale * eps
-    return x_next + jnp.sqrt(variance) * step_noise(keys, row, xt), state  # Eq. 12
+    return x_next + std * step_noise(keys, row, xt), state  # Eq. 12
 
 
 def ddim_step(row, xt, x0):

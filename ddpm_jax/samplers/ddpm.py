@@ -29,8 +29,9 @@ def _step(variance_for, clip_sample, keys, denoise, xt, row, state):
     variance = variance_for(row, posterior_variance, log_var)
     # Steps to clean data and of length 0 add no noise, whatever their variance.
     adds_noise = (row.sqrt_one_minus_alpha_bar_next > 0) & (row.h != 0)
-    variance = jnp.where(adds_noise, variance, 0)
-    x_next = mean + jnp.sqrt(variance) * step_noise(keys, row, mean)
+    # The inner choice keeps derivatives finite, which a root of 0 does not have.
+    std = jnp.where(adds_noise, jnp.sqrt(jnp.where(adds_noise, variance, 1)), 0)
+    x_next = mean + std * step_noise(keys, row, mean)
     return x_next if clip_sample is None else jnp.clip(x_next, -clip_sample, clip_sample), state
 
 

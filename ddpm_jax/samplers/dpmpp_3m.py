@@ -44,10 +44,12 @@ def _published_step(keys, denoise, xt, row, state):
     state = remember(state, denoise(xt, row.t).x0, row.log_snr / 2)
     values, positions = state
     moves = has_length(row.h)
-    order = jnp.where(moves, reduced_final_order(row, count_known(positions)), 1)
+    known = count_known(positions)
+    order = jnp.where(moves, reduced_final_order(row, known), 1)
     h = jnp.where(moves, row.h, 1)
-    r0 = (positions[0] - positions[1]) / h
-    r1 = (positions[1] - positions[2]) / h
+    # Unknown positions are infinite, and would make derivatives NaN.
+    r0 = jnp.where(known > 1, (positions[0] - positions[1]) / h, 1)
+    r1 = jnp.where(known > 2, (positions[1] - positions[2]) / h, 1)
     slope = (values[0] - values[1]) / r0
     slope_before = (values[1] - values[2]) / r1
     bend = (slope - slope_before) / (r0 + r1)

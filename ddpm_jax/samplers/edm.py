@@ -34,9 +34,11 @@ def _step(S_churn, S_min, S_max, S_noise, keys, denoise, xt, row, state):
     # y_hat = y + sqrt(sigma_hat^2 - sigma^2) S_noise z, where y = x / sqrt(alpha_bar).
     hat = row.from_level(row.log_snr - 2 * jnp.log1p(gamma))
     noise_std = jnp.sqrt(jnp.maximum(hat.sigma**2 - sigma**2, 0)) * S_noise
-    x_hat = hat.sqrt_alpha_bar * (xt / row.sqrt_alpha_bar + noise_std * step_noise(keys, row, xt))
+    # At pure noise the formulas above are infinite, and so would be the derivative of xt / 0.
+    signal = jnp.where(row.sqrt_alpha_bar > 0, row.sqrt_alpha_bar, 1)
+    x_hat = hat.sqrt_alpha_bar * (xt / signal + noise_std * step_noise(keys, row, xt))
 
-    # Without churn xt and its row stay unchanged. At pure noise the formulas above are infinite.
+    # Without churn xt and its row stay unchanged.
     churned = (gamma > 0) & (hat.sigma > sigma)
     x_hat = jnp.where(churned, x_hat, xt)
     hat = hat._replace(schedule=None)

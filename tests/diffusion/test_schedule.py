@@ -201,6 +201,15 @@ def test_q_sample_has_the_mean_and_variance_of_eq_4(t):
     assert abs(float(jnp.std(xt)) / std - 1) < 5 / np.sqrt(2 * n)
 
 
+def test_the_derivative_in_t_is_the_slope_at_whole_t_too():
+    schedule = from_betas(linear_betas())
+
+    def slope(t):
+        return jax.jvp(lambda t: jnp.log(schedule.snr(t)), (t,), (jnp.ones_like(t),))[1]
+
+    np.testing.assert_allclose(slope(jnp.array([500.0])), slope(jnp.array([500.5])), rtol=1e-4)
+
+
 def test_a_schedule_passes_through_jit_and_vmap():
     schedule = from_betas(SMALL)
     t = jnp.arange(12).reshape(3, 4)

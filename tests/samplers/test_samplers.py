@@ -19,6 +19,7 @@ from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import make_grid, timesteps_for
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import (
+    flow_betas,
     from_betas,
     linear_betas,
     squaredcos_betas,
@@ -323,6 +324,33 @@ def test_edm_adds_the_noise_that_its_options_state(options):
     sigma_next = row.sqrt_one_minus_alpha_bar_next / row.sqrt_alpha_bar_next
     expected = row.sqrt_alpha_bar_next * (POINT + sigma_next / hat * (y_hat - POINT))
     np.testing.assert_allclose(x_next, expected, atol=1e-3)
+
+
+def test_derivatives_of_samples_are_finite():
+    keys, xT = TWO_KEYS, jnp.ones((2, *SHAPE))
+    flow = from_betas(flow_betas(50))
+
+    def predict_with_variance(xt, t):
+        return jnp.concatenate([0.1 * xt, 0.1 * xt], -1)
+
+    def total(name, denoise, schedule, **options):
+        grid = grid_of(5, schedule=schedule)
+        sampler = samplers.make(name, **options)
+        return lambda xT: jnp.sum(sample(keys, denoise, sampler, grid, xT))
+
+    third = total("dpmpp_3m", MIXTURE, SCHEDULE, compat=True)
+    assert np.isfinite(jax.grad(third)(xT)).all()
+    churned = total("edm", mixture(schedule=flow), flow, S_churn=5.0)
+    assert np.isfinite(jax.grad(churned)(xT)).all()
+    learned = make_denoiser(SCHEDULE, predict_with_variance)
+    ancestral = total("ddpm", learned, SCHEDULE, variance="learned_range")
+    assert np.isfinite(jax.jvp(ancestral, (xT,), (xT,))[1])
+
+    def of_eta(sampler):
+        return jnp.sum(sample(keys, MIXTURE, sampler, grid_of(5), xT))
+
+    [by_eta] = jax.tree.leaves(jax.grad(of_eta)(samplers.make("ddim", eta=0.5)))
+    assert np.isfinite(by_eta)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m"])
