@@ -73,26 +73,24 @@ def check_seed(seed: Any, name: str = "seed", bits: int = 32) -> None:
         check(0 <= int(seed) < 2**bits, f"{name} must be in [0, 2**{bits}), not {seed}.")
 
 
-def check_shape(shape: tuple[Any, ...], **arrays: Any) -> None:
+def check_shape(shape: tuple[Any, ...], /, **arrays: Any) -> None:
     """Raise ValueError for an array of another shape, which JAX might broadcast. None passes.
 
     A size may be symbolic, as in `jax.export`.
     """
     for name, array in arrays.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(
-                f"{name} must have shape {shape} to match the batch, not {array.shape}."
-            )
+        given = getattr(array, "shape", ())
+        if array is not None and given != shape:
+            raise ValueError(f"{name} must have shape {shape} to match the batch, not {given}.")
 
 
-def check_rows(count: Any, **arrays: Any) -> None:
+def check_rows(count: Any, /, **arrays: Any) -> None:
     """Raise ValueError for an array, or one in a pytree, without `count` rows. None passes.
 
     The count may be symbolic, as in `jax.export`.
     """
     for name, tree in arrays.items():
         for array in jax.tree.leaves(tree):
-            if array.shape[:1] != (count,):
-                raise ValueError(
-                    f"{name} must have {count} rows, one per image, not shape {array.shape}."
-                )
+            given = getattr(array, "shape", ())
+            if given[:1] != (count,):
+                raise ValueError(f"{name} must have {count} rows, one per image, not shape {given}.")

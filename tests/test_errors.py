@@ -40,6 +40,15 @@ def test_a_name_that_is_not_among_the_valid_ones_is_refused():
         assert_refused(lambda target, valid=valid: check_choice(valid, target=target), cases)
 
 
+def test_python_numbers_are_no_arrays_and_any_name_may_be_checked():
+    with pytest.raises(ValueError, match=r"t must have shape \(2,\) .* not \(\)"):
+        check_shape((2,), t=0)
+    with pytest.raises(ValueError, match=r"label must have 2 rows, one per image, not shape \(\)"):
+        check_rows(2, label=[0, 1])
+    check_rows(2, count=np.zeros(2))
+    check_shape((2,), shape=np.zeros(2))
+
+
 def test_a_misspelt_choice_is_refused(monkeypatch):
     # The type check that is on in tests would refuse it earlier.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

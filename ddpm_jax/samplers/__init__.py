@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.prediction import Denoiser
-from ddpm_jax.errors import check_seed, check_shape
+from ddpm_jax.errors import check, check_seed, check_shape
 
 
 @jax.tree_util.register_dataclass
@@ -140,9 +140,9 @@ def sample(
     """Draw x0 (b, h, w, c) from xT by one `lax.scan`.
 
     With `trajectory`, return all states (steps + 1, b, h, w, c) from xT to x0. Raise ValueError
-    unless there is one key per image.
+    unless there is one key per image, and xT has the type of the grid, float32.
     """
-    check_shape(xT.shape[:1], keys=keys)
+    _check_start(keys, grid, xT)
     start = _start(sampler, xT)
     (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, start, trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
@@ -160,9 +160,10 @@ def sample_in_chunks(
 
     The last one is x0. All parts share one compiled program. It has no host callback, because JAX
     does not keep programs with callbacks in the persistent compilation cache. Raise ValueError
-    unless `chunks` divides the number of steps, and there is one key per image.
+    unless `chunks` divides the number of steps, there is one key per image, and xT has the type of
+    the grid, float32.
     """
-    check_shape(xT.shape[:1], keys=keys)
+    _check_start(keys, grid, xT)
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"Cannot split {steps} steps into {chunks} equal chunks: use a divisor.")
@@ -170,6 +171,12 @@ def sample_in_chunks(
     for part in grid.split(chunks):
         carry, _ = _walk_jit(keys, _pytree(denoise), sampler, part, carry)
         yield carry[0]
+
+
+def _check_start(keys, grid, xT):
+    check_shape(xT.shape[:1], keys=keys)
+    dtype = grid.sqrt_alpha_bar.dtype
+    check(xT.dtype == dtype, f"xT must be {dtype}, not {xT.dtype}: cast it.")
 
 
 def _walk(keys, denoise, sampler, grid, carry, trajectory=False):

@@ -23,7 +23,7 @@ from ddpm_jax.diffusion.losses import (
     uniform_timesteps,
     vlb_loss,
 )
-from ddpm_jax.diffusion.prediction import regression_target
+from ddpm_jax.diffusion.prediction import make_denoiser, regression_target
 from ddpm_jax.diffusion.schedule import (
     edm_betas,
     from_betas,
@@ -238,6 +238,23 @@ def test_draws_and_losses_under_x64_are_the_same_float32():
     assert [out.dtype for out in ours] == [out.dtype for out in expected]
     for out, plain in zip(ours, expected, strict=True):
         np.testing.assert_allclose(out, plain, rtol=1e-5)
+
+
+def test_images_of_integers_are_refused(monkeypatch):
+    """8-bit levels would be taken for noise of 255 times the size."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x0 = jnp.zeros((2, 4, 4, 1), jnp.uint8)
+    keys = example_keys(2)
+
+    def network(xt, t):
+        return xt
+
+    for call in (
+        lambda: simple_loss(keys, SCHEDULE, network, x0),
+        lambda: bits_per_dim(keys, SCHEDULE, make_denoiser(SCHEDULE, network), x0),
+    ):
+        with pytest.raises(ValueError, match=r"must be floats in \[-1, 1\], not uint8"):
+            call()
 
 
 # Arrays that JAX would broadcast

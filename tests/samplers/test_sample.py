@@ -82,6 +82,16 @@ def test_an_invalid_option_value_is_refused(monkeypatch):
             samplers.make(name, **options)
 
 
+def test_a_start_of_another_type_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    keys, xT = keys_and_noise(0, 2)
+
+    def draw(dtype):
+        return sample(keys, MIXTURE, samplers.make("ddim"), grid_of(5), xT.astype(dtype))
+
+    assert_refused(draw, [(dtype, "xT must be float32") for dtype in (jnp.bfloat16, jnp.uint8)])
+
+
 @pytest.mark.parametrize(
     ("name", "option"), [("ddim", "eta"), ("euler_ancestral", "eta"), ("edm", "S_churn")]
 )
