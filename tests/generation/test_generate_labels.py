@@ -28,8 +28,12 @@ def draw(model, num_images=9, scale=1.0, params=None, seed=3, **options):
 
 def test_the_interval_and_rescaling_of_a_sampling_reach_the_guidance(monkeypatch):
     given = []
-    module = guided_network.__module__
-    monkeypatch.setattr(f"{module}.guide", lambda *_, **options: given.append(options))
+
+    def guide_as(network, *_, **options):
+        given.append(options)
+        return network
+
+    monkeypatch.setattr(f"{guided_network.__module__}.guide", guide_as)
     sampling = Sampling(
         guidance_scale=4.0, guidance_interval=(5.0, 9.0), guidance_rescale=0.5, steps=7
     )
