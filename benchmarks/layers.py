@@ -2,23 +2,18 @@
 
     python benchmarks/layers.py
 
-Each line shows the time of the stock layer divided by the time of ours, for the forward pass or the
-gradients: the median of interleaved pairs in one run, with the lowest and the highest. Above 1, ours
-is faster.
+Each line shows the time of the stock layer divided by the time of ours, for the forward pass or
+the gradients: the median of interleaved pairs in one run, with the lowest and the highest. Above 1,
+ours is faster.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from sides import ratio
 
 from ddpm_jax.devices import platform as platforms

@@ -54,8 +54,7 @@ TWIN_HAS = {
     "training": {"dtype": ("float32",)},
     "lora": {"rank": (0,)},
 }
-"""{part of a recipe: {setting: the values that the twin has}}. Settings that are not listed may have any
-value."""
+"""{part of a recipe: {setting: the values that the twin has}}. Others may have any value."""
 
 
 def main():

@@ -93,4 +93,5 @@ def check_rows(count: Any, /, **arrays: Any) -> None:
         for array in jax.tree.leaves(tree):
             given = getattr(array, "shape", ())
             if given[:1] != (count,):
-                raise ValueError(f"{name} must have {count} rows, one per image, not shape {given}.")
+                rows = f"{count} rows, one per image"
+                raise ValueError(f"{name} must have {rows}, not shape {given}.")

@@ -58,7 +58,7 @@ class ScaledValues(Levels):
     dtype: str
 
     def __post_init__(self):
-        check_choice("scaling", self.scaling, tuple(SHOWN))
+        check_choice(SHOWN, scaling=self.scaling)
         numbers = np.asarray([*self.centre, *self.spread], np.float64)
         check(
             len(self.centre) == len(self.spread) > 0

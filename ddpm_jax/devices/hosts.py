@@ -11,7 +11,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def _connect(coordinator: str, num_hosts: int | None, host_index: int | None) ->
         ) from error
 
 
-def _exit_without_barrier(status: int) -> None:
+def _exit_without_barrier(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -221,7 +221,8 @@ def q_sample(
     """
     check(
         jnp.issubdtype(x0.dtype, jnp.floating),
-        f"Images must be floats in [-1, 1], not {x0.dtype}: convert them with data.pixels.to_floats.",
+        f"Images must be floats in [-1, 1], not {x0.dtype}: convert them with "
+        "data.pixels.to_floats.",
     )
     check_shape(x0.shape[:1], t=t)
     check_shape(x0.shape, eps=eps)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check, check_shape
@@ -21,7 +21,7 @@ NaN would end programs under jax_debug_nans.
 """
 
 
-def label_rows(net: Any, labels: Int[Array, " n"] | None, n: Any) -> Int[Array, " n"] | None:
+def label_rows(net: Any, labels: Num[Array, "n ..."] | None, n: Any) -> Num[Array, "n ..."] | None:
     """The rows of the label embedding. With label dropout, the last one stands for no class."""
     if not net.label_dropout or net.num_classes is None:
         return labels

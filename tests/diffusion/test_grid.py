@@ -160,7 +160,7 @@ def test_spaced_with_as_many_steps_as_timesteps_is_every_timestep(spacing):
 def test_a_grid_ends_at_clean_data_or_a_timestep_below_its_last():
     schedule = from_betas(linear_betas())
     cases = [(end, "A grid ends at clean data") for end in (700, -2, 1000)]
-    assert_refused(lambda end: make_grid(schedule, [900, 500], end), cases)
+    assert_refused(lambda end: make_grid(schedule, np.array([900, 500]), end), cases)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "log_snr"])

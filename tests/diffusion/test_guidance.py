@@ -67,9 +67,9 @@ def test_scale_1_gives_the_conditional_output_and_scale_0_the_unconditional():
 def test_each_image_may_have_its_own_scale(options):
     scales = np.float32([0.0, 1.0, 3.5])
     expected = UNCOND + scales[:, None, None, None] * (COND - UNCOND)
-    np.testing.assert_allclose(guided(scales, **options), expected, atol=1e-6)
+    np.testing.assert_allclose(guided(jnp.asarray(scales), **options), expected, atol=1e-6)
     with pytest.raises(ValueError, match="scale must have 3 rows"):
-        guided(scales[:2], **options)
+        guided(jnp.asarray(scales[:2]), **options)
 
 
 def test_guidance_needs_an_unconditional_condition():

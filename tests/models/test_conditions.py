@@ -82,9 +82,7 @@ def test_a_batch_without_the_labels_of_a_network_is_refused():
 @pytest.mark.parametrize("label_dropout", [0.0, 0.5])
 def test_a_label_out_of_range_gives_nan_on_both_sides(label_dropout):
     """With label dropout, -1 stands for no class."""
-    net, params = draw(
-        dataclasses.replace(SMALLEST, num_classes=3, label_dropout=label_dropout)
-    )
+    net, params = draw(dataclasses.replace(SMALLEST, num_classes=3, label_dropout=label_dropout))
     xt, t, _ = inputs(net)
     for label, is_nan in ((-1, not label_dropout), (0, False), (2, False), (3, True)):
         out = net.apply(params, xt, t, jnp.full(2, label, jnp.int32))

@@ -177,10 +177,6 @@ def test_records_of_older_runs_name_the_files_of_the_autoencoder(run):
     assert is_trained_with(run, 8, "autoencoder", "0" * 64)
 
 
-@pytest.mark.parametrize(
-    ("process", "expected"),
-    [(0, ["images", "barrier", "restore"]), (1, ["barrier", "images", "restore"])],
-)
 @pytest.mark.parametrize("kind", ["flow", "edm"])
 def test_an_objective_that_diffusers_lacks_is_drawn_and_not_exported(kind, data, tmp_path):
     config = dataclasses.replace(on_images(data), objective=Objective(schedule=kind, target=kind))
@@ -199,6 +195,10 @@ def test_an_objective_that_diffusers_lacks_is_drawn_and_not_exported(kind, data,
             check_word_maps(model, ["red square"])
 
 
+@pytest.mark.parametrize(
+    ("process", "expected"),
+    [(0, ["images", "barrier", "restore"]), (1, ["barrier", "images", "restore"])],
+)
 def test_hosts_load_images_one_after_the_other_and_restore_together(
     run, config, monkeypatch, process, expected
 ):

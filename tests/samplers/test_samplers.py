@@ -316,11 +316,12 @@ def test_edm_adds_the_noise_that_its_options_state(options):
     row = list(rows_of(grid_of(10)))[5]
     x_next, _ = step(sampler, keys, mixture(POINT, 0.0), xt, row, sampler.init(xt))
     given = {"S_min": 0.0, "S_max": np.inf, "S_noise": 1.0} | options
-    is_inside = given["S_min"] <= row.sigma <= given["S_max"]
+    sigma = row.sqrt_one_minus_alpha_bar / row.sqrt_alpha_bar
+    is_inside = given["S_min"] <= sigma <= given["S_max"]
     gamma = min(given["S_churn"] / 10, 2**0.5 - 1) if is_inside else 0.0
-    hat = row.sigma * (1 + gamma)
-    noise = np.sqrt(hat**2 - row.sigma**2) * given["S_noise"] * samplers.step_noise(keys, row, xt)
-    y_hat = xt / row.sqrt_alpha_bar + noise
+    hat = sigma * (1 + gamma)
+    noise = np.sqrt(hat**2 - sigma**2) * given["S_noise"] * samplers.step_noise(keys, row, xt)
+    y_hat = np.asarray(xt / row.sqrt_alpha_bar + noise)
     sigma_next = row.sqrt_one_minus_alpha_bar_next / row.sqrt_alpha_bar_next
     expected = row.sqrt_alpha_bar_next * (POINT + sigma_next / hat * (y_hat - POINT))
     np.testing.assert_allclose(x_next, expected, atol=1e-3)
