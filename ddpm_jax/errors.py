@@ -42,14 +42,15 @@ def check_choices(settings: Any) -> None:
 
     A tuple of Literals is checked, too. Python itself accepts any value.
     """
-    for name, valid in _choices(type(settings)).items():
+    kind: Any = type(settings)
+    for name, valid in _choices(kind).items():
         value = getattr(settings, name)
         for each in value if isinstance(value, tuple) else (value,):
             check_choice(valid, **{name: each})
 
 
 @functools.cache
-def _choices(kind: type) -> dict[str, tuple[str, ...]]:
+def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
     """The values of each field that is a Literal, or a tuple of them."""
     found = {}
     for name, hint in get_type_hints(kind).items():

@@ -5,7 +5,6 @@
 The data are Gaussian, so the exact network is known, and the only error is the sampler's.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 

@@ -202,7 +202,7 @@ def make_grid(
     """
     t = check_decreasing(schedule.timesteps, t)
     check(
-        end == CLEAN_DATA or 0 <= end <= t[-1],
+        end == CLEAN_DATA or 0 <= end <= float(t[-1]),
         f"A grid ends at clean data ({CLEAN_DATA}) or within 0..{t[-1]}, not at {end}.",
     )
     return grid_from_pairs(schedule, t, np.append(t[1:], end))

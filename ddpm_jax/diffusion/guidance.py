@@ -51,12 +51,12 @@ def guide(
 
     `unconditional` has the structure and shapes of `condition`; the network must have been trained
     with it too (`Model.unconditional`). There is one `scale`, or one per image. `interval` limits
-    guidance to timesteps lo <= t <= hi (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales each
-    guided output: 0 keeps its standard deviation, 1 gives it the conditional one's (Eq. 15-16, Lin
-    et al. 2024). The log variance is the conditional one. The result is a pytree: scale, interval,
-    rescale and conditions change without recompilation. Raise ValueError for an interval that
-    descends and without `unconditional`; the network raises it unless both conditions have one row
-    per image.
+    guidance to timesteps lo <= t <= hi (Kynkäänniemi et al. 2024). `rescale` in [0, 1] rescales
+    each guided output: 0 keeps its standard deviation, 1 gives it the conditional one's (Eq. 15-16,
+    Lin et al. 2024). The log variance is the conditional one. The result is a pytree: scale,
+    interval, rescale and conditions change without recompilation. Raise ValueError for an interval
+    that descends and without `unconditional`; the network raises it unless both conditions have one
+    row per image.
     """
     check_ascending(interval=interval)
     check(
