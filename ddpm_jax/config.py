@@ -27,8 +27,8 @@ from ddpm_jax.version import VERSION
 
 CONFIG_FORMAT = 3
 """The number of the JSON layout. Format 1 (version 0.1) had no number and named Python classes."""
-# On two cores, two devices trained 1.15 times as fast as one at 17 parameters per pixel of a batch
-# (mnist), as fast at 1,130 (butterflies), and 0.80 times as fast at 4,360 (cifar10)
+# On two cores, two devices trained 1.13 times as fast as one at 17 parameters per pixel of a batch
+# (mnist), as fast at 1,130 (butterflies), and 0.85 times as fast at 4,360 (cifar10)
 # (`python benchmarks/bench.py --rows devices`).
 PARAMETERS_PER_PIXEL = 300
 
