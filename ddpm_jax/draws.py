@@ -65,12 +65,17 @@ def bits16(keys: Key[Array, "*b"], shape: tuple[int, ...]) -> UInt[Array, "..."]
     return _one_by_one(jax.random.bits, keys, options=(shape, jnp.uint16))
 
 
+def check_typed(keys: Array) -> None:
+    """Raise ValueError for a key of `jax.random.PRNGKey`, which is an array of numbers."""
+    if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"Keys of {keys.dtype} are not typed: make them with jax.random.key.")
+
+
 def _one_by_one(
     draw: Callable[..., Array], keys: Array, *numbers: Array, options: tuple[Any, ...] = ()
 ) -> Any:
     """Call `draw` with a single key, or with each key of (b,) and its row of the numbers."""
-    if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"Keys of {keys.dtype} are not typed: make them with jax.random.key.")
+    check_typed(keys)
     implementation = jax.random.key_impl(keys)
     if keys.ndim and implementation in NOT_ONE_BY_ONE:
         raise ValueError(

@@ -40,23 +40,25 @@ def check_choice(valid: Iterable[str], **names: Any) -> None:
 def check_choices(settings: Any) -> None:
     """Raise ValueError for a setting of a dataclass that its type, a Literal, does not have.
 
-    A tuple of Literals is checked, too. Python itself accepts any value.
+    The type may also be a tuple of Literals, or a Literal or None. Python itself accepts any value.
     """
     kind: Any = type(settings)
-    for name, valid in _choices(kind).items():
+    for name, (valid, is_optional) in _choices(kind).items():
         value = getattr(settings, name)
+        if value is None and is_optional:
+            continue
         for each in value if isinstance(value, tuple) else (value,):
             check_choice(valid, **{name: each})
 
 
 @functools.cache
-def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
-    """The values of each field that is a Literal, or a tuple of them."""
+def _choices(kind: Any) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """The values of each field that `check_choices` checks, and whether it may be None."""
     found = {}
     for name, hint in get_type_hints(kind).items():
-        of_each = get_args(hint)[0] if get_origin(hint) is tuple and get_args(hint) else hint
-        if get_origin(of_each) is Literal:
-            found[name] = get_args(of_each)
+        for each in (hint, *get_args(hint)):
+            if get_origin(each) is Literal:
+                found[name] = get_args(each), type(None) in get_args(hint)
     return found
 
 

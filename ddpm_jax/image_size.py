@@ -25,3 +25,28 @@ def simplest(size: Any) -> ImageSize:
 def size_text(size: ImageSize) -> str:
     """The size as text: 64 for a square, 64x128 for a height of 64 and a width of 128."""
     return "x".join(map(str, dict.fromkeys(sides(size))))
+
+
+def check_image_size(image_size: ImageSize, halvings: int) -> None:
+    """Raise ValueError, with sizes that fit, unless image_size can be halved `halvings` times."""
+    unit = 2**halvings
+    height, width = sides(image_size)
+    if height % unit == 0 and width % unit == 0:
+        return
+    remedy = f"a multiple of {unit}, such as {_multiples(height, unit)}"
+    if height != width:
+        remedy = (
+            f"multiples of {unit}, such as a height of {_multiples(height, unit)} and a width of "
+            f"{_multiples(width, unit)}"
+        )
+    raise ValueError(
+        f"Image size {size_text(image_size)} does not fit a network that halves it {halvings} "
+        f"times: use {remedy}."
+    )
+
+
+def _multiples(side: int, unit: int) -> str:
+    """The multiples of `unit` that are nearest to a side: one if it is a multiple, else two."""
+    below = side // unit * unit
+    nearest = [below] if side == below else [below, below + unit]
+    return " or ".join(str(size) for size in nearest if size)

@@ -117,6 +117,8 @@ def test_raw_keys_are_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"Keys of uint32 are not typed: make them with jax"):
         draws.normal(jax.random.PRNGKey(0))
+    with pytest.raises(ValueError, match=r"Keys of uint32 are not typed: make them with jax"):
+        example_keys(jax.random.PRNGKey(0), 0, jnp.arange(2))
 
 
 def test_no_key_of_training_is_a_key_of_samples():

@@ -9,7 +9,9 @@ from helpers.nets import SMALLEST
 from helpers.refusals import assert_refused
 
 from ddpm_jax.config import Checkpoint, Training
+from ddpm_jax.data.folder import Folder
 from ddpm_jax.devices.parallel import Parallel, parallelize
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.errors import (
     check,
     check_at_least,
@@ -18,6 +20,8 @@ from ddpm_jax.errors import (
     check_seed,
     check_shape,
 )
+from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.training.optimizer import Optimizer
 
 
@@ -61,8 +65,14 @@ def test_a_misspelt_choice_is_refused(monkeypatch):
         (lambda: Checkpoint(on_failure="go on"), "Unknown on_failure"),
         (lambda: replace(SMALLEST, time_embedding="positional"), "Unknown time_embedding"),
         (lambda: replace(SMALLEST, augmentation=("color",)), "choose one of blitting, geometry"),
+        (lambda: ClipText(activation="relu"), "Unknown activation"),
+        (lambda: Objective(loss_kind="VLB"), "Unknown loss_kind"),
+        (lambda: Sampling(end="sigma_max"), "Unknown end 'sigma_max': choose one of clean, sigma"),
+        (lambda: Folder(path="images", resize="stretch"), "Unknown resize"),
+        (lambda: Folder(path="images", condition="gray"), "Unknown condition 'gray'"),
     ]
     assert_refused(lambda make: make(), cases)
+    assert Sampling(end=None).end is Folder(path="images", condition=None).condition is None
 
 
 def test_seeds_outside_32_bits_are_refused():

@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_jax.data.decode import MAX_PIXELS, File, decode_image
 from ddpm_jax.data.values import Levels
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choices
 from ddpm_jax.image_size import ImageSize
 
 Batch = dict[str, np.ndarray]
@@ -86,6 +86,7 @@ class DataSource:
     """Largest image to decode, in pixels. Protects memory from decompression bombs."""
 
     def __post_init__(self):
+        check_choices(self)
         check(
             0 <= self.max_corrupt_fraction < 1,
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",

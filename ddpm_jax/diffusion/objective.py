@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.losses import (
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.diffusion.prediction import Network, Target
 from ddpm_jax.diffusion.schedule import BETAS, NoiseSchedule, from_betas, zero_terminal_snr
-from ddpm_jax.errors import check, check_choice
+from ddpm_jax.errors import check, check_choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,7 @@ class Objective:
     """Reverse step's variance in the bound; a learned one needs model.learned_variance."""
 
     def __post_init__(self):
-        for name, hint in get_type_hints(Objective).items():
-            if get_origin(hint) is Literal:
-                check_choice(get_args(hint), **{name: getattr(self, name)})
+        check_choices(self)
         self._check_numbers()
         self._check_combinations()
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_ascending, check_choice
-from ddpm_jax.generation.scheduler_grids import GRID_KINDS, GridKind, check_grid
+from ddpm_jax.errors import check, check_ascending, check_choices
+from ddpm_jax.generation.scheduler_grids import GridKind, check_grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,7 @@ class Sampling:
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)
-        # Raises ValueError for an unknown spacing.
-        is_noise_spacing(self.spacing)
-        check(
-            self.end in (None, "clean", "sigma_min"),
-            f"end must be clean or sigma_min, not {self.end}.",
-        )
-        check_choice(GRID_KINDS, grid=self.grid)
+        check_choices(self)
         check(
             self.guidance_scale >= 0,
             f"guidance_scale must be at least 0, not {self.guidance_scale}.",

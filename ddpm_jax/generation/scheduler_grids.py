@@ -1,7 +1,7 @@
 """Grids of diffusers' schedulers that differ from the plain grid."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,6 @@ from ddpm_jax.diffusion.schedule import NoiseSchedule
 from ddpm_jax.errors import check
 
 GridKind = Literal["plain", "strides", "strides_to_0", "inner", "inner_to_0", "float"]
-GRID_KINDS = get_args(GridKind)
 MIN_ALPHA_BAR = 2.0**-24
 """alpha_bar in place of 0 (pure noise), where log SNR would be infinite."""
 

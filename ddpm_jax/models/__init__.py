@@ -6,18 +6,15 @@ is the two functions `init` and `apply`. Imports only `draws`, `errors` and `ima
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from ddpm_jax import draws
-from ddpm_jax.errors import check, check_choices, check_rows, check_shape
-from ddpm_jax.image_size import ImageSize, sides, simplest
+from ddpm_jax.errors import check, check_rows, check_shape
+from ddpm_jax.image_size import check_image_size, sides
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.conditions import (
     NO_CLASS,
@@ -27,109 +24,12 @@ from ddpm_jax.models.conditions import (
     condition_numbers,
     label_rows,
 )
-from ddpm_jax.models.initializers import check_specs, draw_parameters, draw_split_parameters
+from ddpm_jax.models.network import ImageNetwork, Network, Params
 
-Params = dict[str, Any]
+__all__ = ["Condition", "ImageNetwork", "Model", "Network", "Params"]
+
 Condition = Any
 """None, or a pytree of arrays with the batch in front."""
-
-
-COUNTS = (
-    "channels num_classes vector_size condition_channels groups layers_per_level head_dim "
-    "time_embedding_dim text_width text_layers text_heads"
-).split()
-"""Settings of networks that are at least 1, or None."""
-
-
-class Network:
-    """Base class of everything that has parameters: draws, describes and counts them.
-
-    A subclass is a frozen dataclass of hyperparameters and adds `module` and `example_inputs`.
-    """
-
-    def module(self) -> nn.Module:
-        """The Linen module that holds the parameters."""
-        raise NotImplementedError
-
-    def example_inputs(self) -> tuple:
-        """Small inputs of the module, which determine the shapes of the parameters."""
-        raise NotImplementedError
-
-    def init(self, key: Key[Array, ""], shardings: Params | None = None) -> Params:
-        """Draw fresh float32 parameters; with `shardings`, each array on the devices of its own."""
-        if shardings is None:
-            return draw_parameters(key, self._param_specs)
-        return draw_split_parameters(key, self._param_specs, shardings)
-
-    def shapes(self) -> Params:
-        """The shapes and dtypes of the parameters, without drawing them."""
-        return nn.meta.unbox(self._param_specs)
-
-    def parameter_count(self) -> int:
-        """The number of scalar parameters, without drawing them."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._param_specs))
-
-    def summary(self) -> str:
-        """A table of the parameter count of each top-level module, and their sum."""
-        sizes = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(module))
-            for name, module in self._param_specs.items()
-        }
-        rows = [*sorted(sizes.items()), ("total", sum(sizes.values()))]
-        return "\n".join(f"  {name:<20}{size:>15,}" for name, size in rows)
-
-    @property
-    def _param_specs(self) -> Any:
-        """The nested dict of `ParamSpec`s that `draw_parameters` takes."""
-        # The specs of a network in an explicit mesh hold the mesh.
-        return _param_specs(self, jax.sharding.get_abstract_mesh())
-
-
-@functools.lru_cache(maxsize=64)
-def _param_specs(network: Network, _mesh: jax.sharding.AbstractMesh) -> Any:
-    """Trace the initialisation once for all equal networks."""
-
-    def init():
-        return network.module().init(draws.make_key(0), *network.example_inputs())["params"]
-
-    return check_specs(jax.eval_shape(init))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageNetwork(Network):
-    """Base class of the networks of images. A subclass adds its hyperparameters."""
-
-    image_size: ImageSize
-    """Height and width of the images in pixels; one number for squares."""
-    channels: int
-    """1 for grey, 3 for RGB, any number for arrays."""
-
-    def __post_init__(self):
-        """Raise ValueError if a setting is out of range or `check` finds a conflict."""
-        check_choices(self)
-        object.__setattr__(self, "image_size", simplest(self.image_size))
-        for name in COUNTS:
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
-        widths: tuple[int, ...] = getattr(self, "widths", (1,))
-        check(
-            min(widths, default=0) >= 1,
-            f"widths must name at least one level, of at least 1 channel, not {widths}.",
-        )
-        for name in ("dropout", "label_dropout", "condition_noise", "augmentation_probability"):
-            rate = getattr(self, name, 0.0)
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {rate}.")
-        self.check()
-
-    def check(self) -> None:
-        """Raise ValueError if the settings contradict each other. Subclasses override this."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (h, w, c) of one image."""
-        return *sides(self.image_size), self.channels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,13 +107,7 @@ class Model(ImageNetwork):
     @property
     def condition_settings(self) -> dict[str, Any]:
         """The settings of the condition, by name."""
-        names = (
-            "num_classes",
-            "vector_size",
-            "condition_channels",
-            "condition_noise",
-            "augmentation",
-        )
+        names = "num_classes vector_size condition_channels condition_noise augmentation".split()
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -232,8 +126,7 @@ class Model(ImageNetwork):
         With `condition_noise`, the dict also holds its level, which is 0 (`add_condition_noise`).
         Raise ValueError if the batch lacks a part.
         """
-        for name in self.condition_parts:
-            check(name in batch, f"This network is conditioned on {name}: give it in each batch.")
+        self._check_parts(batch)
         if not self._takes_dict:
             return batch.get("label")
         parts = {name: batch[name] for name in self.condition_parts}
@@ -288,7 +181,8 @@ class Model(ImageNetwork):
         labels, a dict of `condition_parts` (`condition_of`). A network with label dropout accepts
         `unconditional(n)`, or no condition at all, for none.
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
-        condition and keys have one row per image.
+        condition and keys have one row per image, the condition has all its parts, and the network
+        can halve the images as often as it does.
         """
         inputs = self._inputs(xt, t, condition, dropout_keys, dtype)
         output: Any = self.module().apply({"params": params}, *inputs)
@@ -312,6 +206,7 @@ class Model(ImageNetwork):
         """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
+        check_image_size(xt.shape[1:3], self.halvings)
         parts = self._parts(condition)
         labels = label_rows(self, parts.get("label"), xt.shape[0])
         numbers = condition_numbers(self, parts, xt.shape[0])
@@ -330,7 +225,12 @@ class Model(ImageNetwork):
             f"This network takes a dict of {', '.join(self.condition_parts)}: make one by "
             "`condition_of`.",
         )
+        self._check_parts(condition)
         return condition
+
+    def _check_parts(self, given: Mapping[str, Any]) -> None:
+        for name in self.condition_parts:
+            check(name in given, f"This network is conditioned on {name}: give it in each batch.")
 
     def unconditional(self, n: int) -> Condition:
         """The condition of n unconditional images; None for a network without label dropout.

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.models import Model
 from ddpm_jax.models.layers import (
-    check_image_size,
     check_unconditional,
     conv,
     max_pool,
@@ -25,11 +24,14 @@ class BasicUNet(Model):
     It ends in a SiLU, which is never below -0.28, so its images must be in [0, 1], not in [-1, 1].
     """
 
+    @property
+    def halvings(self) -> int:
+        return 2
+
     def check(self) -> None:
         check_unconditional("BasicUNet", **self.condition_settings)
         if self.learned_variance:
             raise ValueError("BasicUNet has no output for a learned variance: use the UNet.")
-        check_image_size(self.image_size, 2)
 
     def module(self) -> nn.Module:
         return BasicUNetModule(self.channels, name="basic_unet")

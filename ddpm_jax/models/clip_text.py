@@ -51,6 +51,7 @@ class ClipText(Network):
 
     def __post_init__(self):
         """Raise ValueError if the heads do not divide the width."""
+        super().__post_init__()
         if self.width % self.heads:
             raise ValueError(
                 f"{self.heads} heads do not divide {self.width} channels: "

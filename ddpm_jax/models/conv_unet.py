@@ -13,7 +13,6 @@ from ddpm_jax.models import Model
 from ddpm_jax.models.attention import SelfAttention
 from ddpm_jax.models.initializers import parameter, torch_uniform
 from ddpm_jax.models.layers import (
-    check_image_size,
     check_unconditional,
     conv,
     dense,
@@ -43,9 +42,12 @@ class ConvUNet(Model):
     dropout: float = 0.0
     """Dropout rate before the second convolution of each block, in [0, 1)."""
 
+    @property
+    def halvings(self) -> int:
+        return len(self.widths) - 1
+
     def check(self) -> None:
         check_unconditional("ConvUNet", **self.condition_settings)
-        check_image_size(self.image_size, len(self.widths) - 1)
         sizes = [self.image_shape[0] >> i for i in range(len(self.widths))]
         unknown = set(self.attention_sizes) - set(sizes)
         if unknown:

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from ddpm_jax.models import ImageNetwork, Params
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.initializers import Init
-from ddpm_jax.models.layers import check_image_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,9 @@ class ImageAutoencoder(ImageNetwork):
     init_scheme: Init = "torch"
     """ddpm: Glorot-uniform, and each residual branch starts at zero. torch: PyTorch's defaults."""
 
-    def check(self) -> None:
-        check_image_size(self.image_size, len(self.widths) - 1)
+    @property
+    def halvings(self) -> int:
+        return len(self.widths) - 1
 
     @property
     def net(self) -> Autoencoder:

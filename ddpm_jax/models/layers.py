@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
 from ddpm_jax.errors import check_shape
-from ddpm_jax.image_size import ImageSize, sides, size_text
 from ddpm_jax.models.initializers import (
     Init,
     InitDistribution,
@@ -301,31 +300,6 @@ def merge_blocks(blocks: Float[Array, "b h 2 w 2 c"]) -> Float[Array, "b 2*h 2*w
     """Merge 2x2 blocks into an image."""
     b, h, _, w, _, c = blocks.shape
     return blocks.reshape(b, 2 * h, w, 2, c).reshape(b, 2 * h, 2 * w, c)
-
-
-def check_image_size(image_size: ImageSize, halvings: int) -> None:
-    """Raise ValueError, with sizes that fit, unless image_size can be halved `halvings` times."""
-    unit = 2**halvings
-    height, width = sides(image_size)
-    if height % unit == 0 and width % unit == 0:
-        return
-    remedy = f"a multiple of {unit}, such as {_multiples(height, unit)}"
-    if height != width:
-        remedy = (
-            f"multiples of {unit}, such as a height of {_multiples(height, unit)} and a width of "
-            f"{_multiples(width, unit)}"
-        )
-    raise ValueError(
-        f"Image size {size_text(image_size)} does not fit a network that halves it {halvings} "
-        f"times: use {remedy}."
-    )
-
-
-def _multiples(side: int, unit: int) -> str:
-    """The multiples of `unit` that are nearest to a side: one if it is a multiple, else two."""
-    below = side // unit * unit
-    nearest = [below] if side == below else [below, below + unit]
-    return " or ".join(str(size) for size in nearest if size)
 
 
 def check_unconditional(name: str, **settings: object) -> None:

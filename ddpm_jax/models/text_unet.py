@@ -110,8 +110,8 @@ class TextUNet(Model):
                 )
 
     @property
-    def takes_condition(self) -> bool:
-        return True
+    def condition_parts(self) -> tuple[str, ...]:
+        return ("label",)
 
     @property
     def text_encoder(self) -> ClipText:

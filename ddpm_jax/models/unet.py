@@ -17,7 +17,6 @@ from ddpm_jax.models import Model
 from ddpm_jax.models.initializers import InitDistribution, parameter
 from ddpm_jax.models.layers import (
     average_pool,
-    check_image_size,
     conv,
     dense,
     embedding,
@@ -81,8 +80,11 @@ class UNet(BlockSettings, Model):
     center_input: bool = False
     """Take images in [0, 1] and map them to [-1, 1] first."""
 
+    @property
+    def halvings(self) -> int:
+        return len(self.widths) - 1
+
     def check(self) -> None:
-        check_image_size(self.image_size, len(self.widths) - 1)
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
             num_levels = len(getattr(self, name))
             may_be_empty = name != "attention"

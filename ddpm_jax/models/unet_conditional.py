@@ -74,6 +74,7 @@ class ConditionalUNet(Network):
 
     def __post_init__(self):
         """Raise ValueError if the levels do not match."""
+        super().__post_init__()
         for name in ("cross_attention", "heads", "transformer_layers"):
             num_levels = len(getattr(self, name))
             if num_levels != len(self.widths):

@@ -123,6 +123,7 @@ def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[
     negative step.
     """
     check_at_least(0, step=step)
+    draws.check_typed(key)
     check(key.shape == (), f"example_keys takes one key, not keys of shape {key.shape}.")
     return _example_keys(key, jnp.asarray(step, jnp.uint32), rows)
 

@@ -79,6 +79,17 @@ def test_a_batch_without_the_labels_of_a_network_is_refused():
         net.condition_of({"image": IMAGE})
 
 
+def test_a_condition_without_one_of_its_parts_is_refused():
+    """With label dropout the part would count as hidden."""
+    net = dataclasses.replace(VECTORS, num_classes=3, label_dropout=0.1)
+    xt, t, labels = inputs(net)
+    cases = [
+        ({"vector": VECTOR}, "conditioned on label: give it in each batch"),
+        ({"label": labels}, "conditioned on vector: give it in each batch"),
+    ]
+    assert_refused(lambda condition: net.apply(net.shapes(), xt, t, condition), cases)
+
+
 @pytest.mark.parametrize("label_dropout", [0.0, 0.5])
 def test_a_label_out_of_range_gives_nan_on_both_sides(label_dropout):
     """With label dropout, -1 stands for no class."""

@@ -7,11 +7,24 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 from helpers.meshes import EXPLICIT, split
-from helpers.nets import BLOCK, NETS, SMALLEST, TINY, TWO_LEVELS, UNET, apply, by_path, draw, inputs
+from helpers.nets import (
+    BLOCK,
+    CONV_UNET,
+    NETS,
+    SMALLEST,
+    TINY,
+    TWO_LEVELS,
+    UNET,
+    apply,
+    by_path,
+    draw,
+    inputs,
+)
 from jax import export
 
 from ddpm_jax.models.basic_unet import BasicUNet
@@ -195,6 +208,26 @@ def test_invalid_image_sizes_are_refused_with_the_nearest_valid_ones():
             kind(image_size=(unit, 3 * unit + 2), channels=1)
     with pytest.raises(ValueError, match=r"a height of 8 or 12 and a width of 4\.$"):
         ImageAutoencoder(image_size=(9, 4), channels=3)
+
+
+def test_images_that_a_network_cannot_halve_are_refused():
+    """They ended in an error of a concatenation."""
+    for net in (TWO_LEVELS, CONV_UNET, BasicUNet(image_size=8, channels=1)):
+        xt = jnp.zeros((1, 8, 9, net.channels))
+        with pytest.raises(ValueError, match="Image size 8x9 does not fit a network that halves"):
+            net.apply(net.shapes(), xt, jnp.zeros(1, jnp.int32))
+
+
+def test_lists_of_settings_are_tuples(monkeypatch):
+    """A network is hashed, and a list cannot be."""
+    # The type check that is on in tests would refuse them.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    settings = {"widths": [8, 8], "attention": [False, True]}
+    net = dataclasses.replace(TINY, **settings)
+    same = dataclasses.replace(TINY, **{name: tuple(each) for name, each in settings.items()})
+    assert net == same
+    assert hash(net) == hash(same)
+    assert net.parameter_count() == same.parameter_count()
 
 
 def test_a_square_is_the_same_size_in_one_number_or_two():

@@ -74,6 +74,12 @@ def test_a_hidden_caption_is_the_empty_one():
     assert 0.05 < is_empty.mean() < 0.15
 
 
+def test_a_batch_without_captions_is_refused():
+    """With label dropout they would count as empty."""
+    with pytest.raises(ValueError, match="conditioned on label: give it in each batch"):
+        TEXT_UNET.condition_of({"image": np.zeros((1, 8, 8, 3))})
+
+
 def test_batches_of_the_autoencoder_are_its_images_one_by_one():
     autoencoder = dataclasses.replace(AUTOENCODER, widths=(8,))
     params = random_params(autoencoder)
