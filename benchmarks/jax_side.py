@@ -23,7 +23,7 @@ from sides import serve
 from ddpm_jax.cli.recipes import load_recipe
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.data.loading import InMemory
-from ddpm_jax.devices import parallel
+from ddpm_jax.devices import memory, parallel
 from ddpm_jax.devices import platform as platforms
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.sampling import Sampling
@@ -50,11 +50,13 @@ def load(
     route="pmap",
     accumulation=1,
     dtype="float32",
+    keeps_memory=True,
 ):
     """Load a recipe's network without dropout and with fresh parameters; save it to `folder` too.
 
     `devices` is the number of virtual CPU devices, by default that of train.py, or with `sampling`
-    that of sample.py. Return the number of devices that train.py uses per two cores.
+    that of sample.py. `keeps_memory` keeps freed memory for the next step, as train.py does. Return
+    the number of devices that train.py uses per two cores.
     """
     config = load_recipe(recipe)
     model = dataclasses.replace(config.model, dropout=0.0)
@@ -66,6 +68,9 @@ def load(
     )
     route_of_step = dataclasses.replace(config.parallel, route=route)
     config = dataclasses.replace(config, model=model, training=training, parallel=route_of_step)
+    keeps_memory = keeps_memory and not sampling and platforms.has_cpu_alone(None)
+    if keeps_memory:
+        memory.use_one_heap()
     platforms.order_for_memory()
     platforms.use_cpu_cores(batch_size, devices, 1 if sampling else config.cores_per_device())
     # Some parameters are 0 at initialisation, which would make the network's output 0.
@@ -82,6 +87,12 @@ def load(
     STATE["apply"] = parallel.per_shard(partial(model.apply, dtype=jnp.dtype(dtype)))
     STATE["forward"] = jax.jit(STATE["apply"])
     STATE["image"] = batch(0)["image"]
+    if keeps_memory:
+        # Compile first, because memory that was needed for it is not kept.
+        train_on(STATE["image"], 0)
+        jax.block_until_ready(STATE["state"])
+        memory.release()
+        memory.keep_freed()
     return 2 // config.cores_per_device()
 
 

@@ -6,7 +6,7 @@ The recipe is one without classes and captions.
 
 Two processes run, one with an empty compilation cache, which it fills, and one with the filled
 cache. Each line is the resident memory at that moment and the most there ever was, in MiB, as the
-kernel of Linux reports them. The stages are those of train.py; "memory released" is after
+kernel of Linux reports them. The stages are those of train.py on a CPU; "memory released" is after
 `memory.release`, which train.py calls there.
 """
 
@@ -51,6 +51,8 @@ def train(recipe: str, batch_size: int) -> None:
     config = load_recipe(recipe)
     training = dataclasses.replace(config.training, batch_size=batch_size)
     config = dataclasses.replace(config, training=training)
+    if platforms.has_cpu_alone(None):
+        memory.use_one_heap()
     platforms.order_for_memory()
     arguments.use_compilation_cache()
     platforms.use_cpu_cores(batch_size, None, config.cores_per_device())
@@ -70,6 +72,7 @@ def train(recipe: str, batch_size: int) -> None:
     needed = lowered.compile().memory_analysis()
     say("compiled or loaded")
     memory.release()
+    memory.keep_freed()
     say("memory released")
     for number in range(1, STEPS + 1):
         state, _ = step_by_micro_batches(step, state, batch, config.training.accumulation)

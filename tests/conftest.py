@@ -155,6 +155,15 @@ def free_programs():
         gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def _unchanged_malloc(monkeypatch):
+    """Leave the C library of the worker as it is: its settings cannot be taken back."""
+    from ddpm_jax.devices import memory
+
+    monkeypatch.setattr(memory, "use_one_heap", lambda: None)
+    monkeypatch.setattr(memory, "keep_freed", lambda: None)
+
+
 @pytest.fixture
 def unchecked():
     """Disable type checks, because tyro.MISSING is of no setting's type."""

@@ -10,6 +10,11 @@ import jax
 
 from ddpm_jax.errors import one_line
 
+# The numbers of glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+M_ARENA_MAX = -8
+
 
 @contextlib.contextmanager
 def explain_oom(workload: str, remedy: str) -> Iterator[None]:
@@ -46,11 +51,33 @@ def release() -> None:
     Compiling a training step frees hundreds of MiB that the C library would keep, beside what the
     step itself then needs (benchmarks/memory.py).
     """
-    if sys.platform != "linux":
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call_glibc("malloc_trim", 0)
+
+
+def use_one_heap() -> None:
+    """Make all threads allocate from one heap (glibc), so that `keep_freed` can work.
+
+    Call this before JAX starts its threads. A thread that has allocated keeps its own heap, and
+    large arrays do not fit into such a one.
+    """
+    _call_glibc("mallopt", M_ARENA_MAX, 1)
+
+
+def keep_freed() -> None:
+    """Keep memory that is freed from now on for later arrays, where the C library can (glibc).
+
+    By default it returns the temporaries of each training step to the system, which then clears
+    every page of them for the next step (benchmarks/freed_memory.py).
+    """
+    _call_glibc("mallopt", M_MMAP_MAX, 0)
+    _call_glibc("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Call a function of the C library, if it has it. Other libraries than glibc lack these."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def available(root: Path = Path("/")) -> int | None:

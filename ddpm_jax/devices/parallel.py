@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.errors import check, check_at_least, check_choice, check_choices
+from ddpm_jax.errors import check_at_least, check_choice, check_choices
 
 AXIS = "data"
 FSDP = "fsdp"
@@ -44,9 +44,7 @@ class Parallel:
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("fsdp", "cpu_devices"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"parallel.{name} must be at least 1, not {value}.")
+        check_at_least(1, **{"parallel.fsdp": self.fsdp, "parallel.cpu_devices": self.cpu_devices})
 
 
 def data_mesh() -> Mesh:

@@ -1,5 +1,7 @@
 """Configure JAX before its first use of a device. Only scripts call these functions."""
 
+import importlib.metadata
+import importlib.util
 import os
 import sys
 
@@ -57,6 +59,19 @@ def set_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
+def has_cpu_alone(platform: str | None) -> bool:
+    """Whether JAX will use the CPU: it was asked to, or no plugin for another device is installed.
+
+    This starts no device.
+    """
+    asked = {platform, jax.config.values["jax_platforms"]}
+    if "cpu" in asked:
+        return True
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    modules = [importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")]
+    return not plugins and not any(modules)
+
+
 def require_platform(platform: str) -> None:
     """Make JAX use "cpu"; for "gpu" and "tpu", raise ValueError if that is not what it uses."""
     if platform == "cpu":
@@ -88,8 +103,8 @@ def check_devices() -> None:
     # JAX asserts that a backend was found.
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).rstrip(".") or "no backend could be initialized"
-        names = os.environ.get("JAX_PLATFORMS") or "not set"
+        names = os.environ.get("JAX_PLATFORMS")
+        unset = f"unset JAX_PLATFORMS, which is {names}, or " if names else ""
         raise ValueError(
-            f"JAX finds no device ({reason}): unset JAX_PLATFORMS, which is {names}, or install "
-            "JAX for that device."
+            f"JAX finds no device ({reason}): {unset}install JAX for the device."
         ) from error
