@@ -15,7 +15,7 @@ from ddpm_jax.data.pixels import check_shown
 from ddpm_jax.data.values import Scales
 from ddpm_jax.devices.parallel import Parallel
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_choices, check_seed
+from ddpm_jax.errors import check, check_at_least, check_choices, check_seed
 from ddpm_jax.generation.conditions import check_condition_settings
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import ImageNetwork, Model
@@ -80,9 +80,8 @@ class Training:
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("batch_size", "steps", "epochs", "accumulation", "skip_patience"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"training.{name} must be at least 1, not {value}.")
+        names = "batch_size steps epochs accumulation skip_patience".split()
+        check_at_least(1, **{f"training.{name}": getattr(self, name) for name in names})
         check(
             self.steps is not None or self.epochs is not None,
             "The length of training is missing: give training.steps or training.epochs.",
@@ -109,7 +108,8 @@ class Checkpoint:
     every_epochs: int | None = 1
     """Epochs between checkpoints; a multiple of them if they are fewer than 250 steps."""
     keep_last: int = 2
-    """Number of newest checkpoints to keep, plus one to roll back to while updates are skipped."""
+    """Number of newest checkpoints to keep, besides the best one that was measured, and one to roll
+    back to while updates are skipped."""
     keep_every: int | None = None
     """Keep every checkpoint whose step is divisible by this."""
     wait: bool = True
@@ -119,10 +119,8 @@ class Checkpoint:
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("every", "every_epochs", "keep_last", "keep_every"):
-            value = getattr(self, name)
-            message = f"checkpoint.{name} must be at least 1, not {value}."
-            check(value is None or value >= 1, message)
+        names = "every every_epochs keep_last keep_every".split()
+        check_at_least(1, **{f"checkpoint.{name}": getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,11 +144,9 @@ class Log:
     the recipe's sampling."""
 
     def __post_init__(self):
-        check(self.every >= 1, f"log.every must be at least 1, not {self.every}.")
-        check(self.samples >= 0, f"log.samples must be at least 0, not {self.samples}.")
-        for name in ("samples_every", "samples_every_epochs", "sample_steps"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"log.{name} must be at least 1, not {value}.")
+        check_at_least(0, **{"log.samples": self.samples})
+        names = "every samples_every samples_every_epochs sample_steps".split()
+        check_at_least(1, **{f"log.{name}": getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,11 +161,8 @@ class Evaluation:
     """Vectors in which images are compared: a module of ddpm_jax/evaluation/features."""
 
     def __post_init__(self):
-        check(
-            self.every is None or self.every >= 1,
-            f"evaluation.every must be at least 1, not {self.every}.",
-        )
-        check(self.num >= 4, f"evaluation.num must be at least 4, not {self.num}.")
+        check_at_least(1, **{"evaluation.every": self.every})
+        check_at_least(4, **{"evaluation.num": self.num})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
+import jax.numpy as jnp
 
 
 def check(condition: bool, message: str) -> None:
@@ -85,6 +86,16 @@ def check_shape(shape: tuple[Any, ...], /, **arrays: Any) -> None:
         given = getattr(array, "shape", ())
         if array is not None and given != shape:
             raise ValueError(f"{name} must have shape {shape} to match the batch, not {given}.")
+
+
+def check_floats(**arrays: Any) -> None:
+    """Raise ValueError for images of integers, which are levels of 8 bits. None passes."""
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be floats in [-1, 1], not {array.dtype}: convert them with "
+                "data.pixels.to_floats."
+            )
 
 
 def check_rows(count: Any, /, **arrays: Any) -> None:

@@ -71,7 +71,7 @@ def write_all(outputs: Mapping[Path, Callable[[Path], object]]) -> list[Path]:
         # Whatever fails, the other outputs may still be written.
         except Exception as error:
             rescued = _write_elsewhere(path.name, write)
-            place = f"written to {rescued} instead" if rescued else "nor to any other folder"
+            place = f"written to {rescued} instead" if rescued else "and no other folder took it"
             failures.append(f"{path} ({getattr(error, 'strerror', None) or error}), {place}")
     if failures:
         raise OSError(f"Not everything was written as asked: {'; '.join(failures)}.")

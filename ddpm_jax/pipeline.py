@@ -20,7 +20,7 @@ from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models import Params
-from ddpm_jax.pretrained.latent_scheduler import sampling_for
+from ddpm_jax.pretrained.latent_scheduler import with_sampler
 from ddpm_jax.pretrained.pipeline_folder import load_pretrained, locate_folder, save_pretrained
 from ddpm_jax.pretrained.stable_diffusion import (
     StableDiffusion,
@@ -204,8 +204,7 @@ class TextToImagePipeline:
             return own
         if not self.model.scheduler:  # a run whose objective diffusers lacks
             return own.override(sampler=sampler)
-        other = sampling_for(self.model.scheduler, sampler)
-        return other.override(steps=own.steps, guidance_scale=own.guidance_scale)
+        return with_sampler(own, self.model.scheduler, sampler)
 
 
 def _listed(value: Any) -> list:

@@ -2,7 +2,8 @@
 
     python examples/own_sampler.py    # prints the error of the new sampler beside DDIM's
 
-The data are Gaussian, so the exact network is known, and the only error is the sampler's.
+The data are Gaussian, so the exact network is known, and the only error is the sampler's. Only
+`dj.sample` takes such a sampler: commands and `Pipeline` need a file in ddpm_jax/samplers.
 """
 
 import jax.numpy as jnp

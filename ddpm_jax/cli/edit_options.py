@@ -42,7 +42,7 @@ class EditOptions:
     """Largest image or mask to decode, in pixels."""
 
     def default_num(self) -> int | None:
-        """The number of images for an inversion, whose further samples repeat these; else None."""
+        """With --invert one sample for each image, since more would repeat them; else None."""
         return len(self.image) if self.invert and not self.interpolate else None
 
     def edit(self, spec: ModelSpec, num_images: int, values: Levels = LEVELS) -> Edit | None:

@@ -25,7 +25,7 @@ USED_BY_MEASURES = (
     ({"num", "seeds", "features"}, {"frechet", "kid", "precision_recall", "nearest"}),
     ({"bits_num"}, {"bits", "ode_bits", "loss"}),
     ({"variance"}, {"bits", "ode_bits"}),
-    ({"against", "split"}, set(get_args(Measure)) - {"speed"}),
+    ({"against", "split", "seed"}, set(get_args(Measure)) - {"speed"}),
 )
 """Options of a network, with the measures that use them."""
 

@@ -105,9 +105,8 @@ def replace_part(config: Config, field: str, name: str) -> Config:
 
     `name` is the module of the new source or network, which gets its own default settings. It keeps
     the `KEPT` settings of the old one. Any other setting without a default becomes tyro.MISSING, so
-    that the command line must give it. Whether the new part fits the others is not checked here,
-    because the command line may change both. Raise ValueError with the valid names if there is no
-    such module.
+    that the command line must give it. The new part is not checked here, because the command line
+    may change it and the others. Raise ValueError with the valid names if there is no such module.
     """
     base = {"data": DataSource, "model": Model}[field]
     kind = find_kind(base, name, field)
@@ -116,4 +115,15 @@ def replace_part(config: Config, field: str, name: str) -> Config:
     values = {f.name: tyro.MISSING for f in fields if f.default is f.default_factory}
     old = vars(getattr(config, field))
     values |= {f.name: old[f.name] for f in fields if f.name in KEPT & set(old)}
-    return with_unchecked(config, **{field: kind(**values)})
+    return with_unchecked(config, **{field: _unchecked(kind, values)})
+
+
+def _unchecked(kind: type, values: dict[str, Any]) -> Any:
+    """Settings of a class that are not yet checked. Others have their defaults."""
+    settings: Any = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        object.__setattr__(settings, field.name, values.get(field.name, default))
+    return settings

@@ -100,9 +100,9 @@ def main(args: list[str]) -> None:
         for path, scale in loras:
             params = add_lora({"unet": (spec.model, params)}, path, scale)["unet"]
         of_images = {"labels": labels, "conditions": conditions, "edit": edit}
-        states = draw_states(spec, params, options, num_images, of_images, source.values)
-    how = (options.trajectory, source.values, shown)
-    for path in image_grids.save_states(states, options.out, *how):
+        states = draw_states(spec, params, options, num_images, source.values, **of_images)
+    saved = image_grids.save_states(states, options.out, options.trajectory, source.values, shown)
+    for path in saved:
         print(path)
     if (colours := describe_colours(spec.model.channels, shown)) is not None:
         print(f"Pictures show {colours}; X.npz holds the values.", file=sys.stderr)
@@ -127,13 +127,13 @@ def draw_states(
     params: Params,
     options: SampleOptions,
     num_images: int,
-    what: dict[str, Any],
     values: Levels,
+    **of_images: Any,
 ) -> np.ndarray:
     """Draw states (k, n, h, w, c), of which the last one holds the samples, as these values.
 
-    `what` are the labels, conditions and edit of `generate`. The other states show the denoising
-    path. Without an output that shows it, k is 1.
+    `of_images` are the labels, conditions and edit of `generate`. The other states show the
+    denoising path. Without an output that shows it, k is 1.
     """
     trajectory = options.trajectory or any(image_grids.is_gif(out) for out in options.out)
     return generate_shown(
@@ -145,5 +145,5 @@ def draw_states(
         min_chunks=GIF_FRAMES if trajectory else PROGRESS_CHUNKS,
         trajectory=trajectory,
         to_values=values.to_values,
-        **what,
+        **of_images,
     )

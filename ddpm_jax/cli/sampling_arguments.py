@@ -20,12 +20,25 @@ def default_sampling(spec: ModelSpec, sampler: str | None) -> Sampling:
     return with_learned_variance(spec.objective, sampling)
 
 
+def without_replaced_timesteps(default: Sampling, args: Sequence[str], prefix: str) -> Sampling:
+    """The default of a sampling, without timesteps if arguments give steps or a spacing instead.
+
+    `prefix` begins the flags, such as "--sampling.".
+    """
+    given = {arg.partition("=")[0] for arg in args}
+    replaces = {f"{prefix}steps", f"{prefix}spacing"} & given
+    if not replaces or f"{prefix}timesteps" in given:
+        return default
+    return dataclasses.replace(default, timesteps=None)
+
+
 def parse_with_sampling(
     kind: type[Options], args: Sequence[str], default: Sampling, prog: str, **defaults: Any
 ) -> tuple[Options, Sampling]:
     """Parse the options `kind` of a command and the settings of sampling.
 
-    `default` gives the defaults of the settings, and `defaults` those of options.
+    `default` gives the defaults of the settings, and `defaults` those of options. Given steps, or a
+    spacing, replace its timesteps.
     `--sampler.OPTION` sets options of the sampler.
     """
     sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
@@ -39,6 +52,7 @@ def parse_with_sampling(
     )
     fields = [field.name for field in dataclasses.fields(Sampling)]
     shared = [name for name in fields if name not in ("sampler", "options")]
+    default = without_replaced_timesteps(default, args, "--")
     sampling_defaults = {name: getattr(default, name) for name in shared}
     options: Any = arguments.parse(
         all_options, args, all_options(**defaults, **sampling_defaults), prog

@@ -203,10 +203,10 @@ def _default_sampling(source: RunSource | Path, sampler: str | None) -> Sampling
     if isinstance(source, RunSource):
         return default_sampling(source.spec, sampler)
     scheduler = stable_diffusion.read_scheduler(source, stable_diffusion.read_index(source))
-    own = read_own_settings(source)
-    if own.sampling is not None and sampler not in (None, own.sampling.sampler):
-        own = dataclasses.replace(own, sampling=None)
-    return own.applied(latent_scheduler.sampling_for(scheduler, sampler))
+    own = read_own_settings(source).applied(latent_scheduler.sampling_for(scheduler))
+    if sampler in (None, own.sampler):
+        return own
+    return latent_scheduler.with_sampler(own, scheduler, sampler)
 
 
 def _save(images: np.ndarray, path: Path) -> None:

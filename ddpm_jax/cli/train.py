@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,10 @@ import tyro
 
 from ddpm_jax.cli import arguments
 from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_part
+from ddpm_jax.cli.sampling_arguments import without_replaced_timesteps
 from ddpm_jax.config import Config, RunConfig, with_unchecked
-from ddpm_jax.devices import hosts, parallel
+from ddpm_jax.devices import hosts, memory, parallel
+from ddpm_jax.devices import platform as platforms
 from ddpm_jax.errors import check
 from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.runs import directory, export, latents, loop, tasks
@@ -22,10 +25,11 @@ from ddpm_jax.runs.progress import banner
 
 OVERRIDES = (
     ("training", "steps", "epochs"),
+    ("autoencoder.training", "steps", "epochs"),
     ("checkpoint", "every", "every_epochs"),
     ("log", "samples_every", "samples_every_epochs"),
 )
-"""Parts of a config, each with a setting and one that it overrides."""
+"""Parts of configs, each with a setting and one that it overrides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,9 @@ def main(args: list[str], recipes: Path = FOLDER) -> None:
         asked = bool({"-h", "--help"} & set(args))
         raise SystemExit(explain_recipes(arguments.command("train"), recipes, asked))
     options = parse(name, args, recipes)
+    if platforms.has_cpu_alone(options.platform):
+        # JAX has not started its threads yet.
+        memory.use_one_heap()
     distributed = hosts.distributed(options.coordinator, options.hosts, options.host)
     with distributed, arguments.one_line_errors(options.debug), hosts.explain_lost_host():
         config = use_devices(options)
@@ -119,6 +126,11 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
     sampler, args = arguments.take_option(args, "--sampling.sampler")
     if sampler is not None:
         recipe = with_unchecked(recipe, sampling=recipe.sampling.override(sampler=sampler))
+    sampling = without_replaced_timesteps(recipe.sampling, args, "--sampling.")
+    if any(arg.partition("=")[0] == "--sampling.options" for arg in args):
+        # tyro would take each option of the recipe by a flag of its own, and no others.
+        sampling = dataclasses.replace(sampling, options={})
+    recipe = with_unchecked(recipe, sampling=sampling)
     workdir = Path("runs") / Path(name.removesuffix(".py")).name
     options = arguments.parse(
         TrainOptions,
@@ -142,8 +154,9 @@ def is_same_folder(ckpt: str, workdir: Path) -> bool:
 def check_precedence(config: Config, recipe: Config) -> None:
     """Raise ValueError if the command line changed a setting that one of the recipe overrides."""
     for part, stronger, weaker in OVERRIDES:
-        ours = getattr(config, part)
-        theirs = getattr(recipe, part)
+        if part.startswith("autoencoder.") and not isinstance(config, LatentConfig):
+            continue
+        ours, theirs = map(operator.attrgetter(part), (config, recipe))
         steps = getattr(ours, stronger)
         flag = f"--{part}.{stronger.replace('_', '-')}"
         check(
@@ -190,6 +203,7 @@ def dry_run(config: Config, options: TrainOptions) -> int:
     if isinstance(config, LatentConfig) and config.trains_autoencoder:
         _start(config.autoencoder_config, options.workdir / directory.AUTOENCODER, options)
     check_batches(config)
+    tasks.task_of(config).check(config)
     print(banner(config, options.workdir))
     return 0
 
@@ -206,6 +220,9 @@ def train(config: Config, options: TrainOptions) -> int:
         "A run on latents is uploaded when it has ended: leave out --push, and run "
         "python -m ddpm_jax.export --push.",
     )
+    if isinstance(config, LatentConfig):
+        # Raise now what would end the run after the autoencoder's, or after encoding the images.
+        tasks.task_of(config).check(config)
     with directory.lock(workdir):
         start = _start(config, workdir, options)
         check_batches(config)
@@ -229,8 +246,6 @@ def train(config: Config, options: TrainOptions) -> int:
 
 def _train_autoencoder(config: LatentConfig, start: int, options: TrainOptions) -> int:
     """Train or resume the autoencoder of a latent run at step `start`; return the exit status."""
-    # Raise now what would end the second run.
-    tasks.task_of(config).check(config)
     workdir = options.workdir
     first = config.autoencoder_config
     folder = workdir / directory.AUTOENCODER

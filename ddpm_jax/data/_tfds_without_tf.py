@@ -27,7 +27,6 @@ from ddpm_jax.data._network import is_reachable
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
-    from tensorflow_datasets.core.download import DownloadConfig
 
 WITHOUT_TENSORFLOW = (
     "celeb_a",
@@ -48,7 +47,7 @@ def is_prepared(builder: DatasetBuilder) -> bool:
     return builder.data_path.exists() and builder.is_prepared()
 
 
-def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = None) -> None:
+def prepare(builder: DatasetBuilder) -> None:
     """Download the data set, verify its checksums, write ArrayRecord files.
 
     Raise FileNotFoundError if files are missing or a server does not answer, and ValueError if the
@@ -57,14 +56,14 @@ def prepare(builder: DatasetBuilder, download_config: DownloadConfig | None = No
     from tensorflow_datasets.core.download import DownloadConfig
 
     # TFDS's bucket holds only TFRecord files, and without a network the request for them is slow.
-    config = (download_config or DownloadConfig()).replace(try_download_gcs=False)
+    config = DownloadConfig(try_download_gcs=False)
     if builder.data_path.exists():
         raise ValueError(
             f"{builder.data_dir} is not a complete data set: delete it to prepare it again."
         )
     backend = contextlib.nullcontext() if has_tensorflow() else without_tensorflow(builder.name)
     with backend:
-        manual = Path(config.manual_dir or builder.data_dir_root / "downloads" / "manual")
+        manual = Path(builder.data_dir_root / "downloads" / "manual")
         check_manual_files(builder, manual)
         urls = missing_downloads(builder, manual)
         check_network(builder, manual, urls)

@@ -153,6 +153,8 @@ def _load(path: Path, keys: Sequence[str]) -> np.ndarray | dict[str, np.ndarray 
             return {key: loaded[key] if key in keys else None for key in loaded.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}: check the path.") from None
+    except MemoryError:
+        raise
     # A damaged file raises errors of many types.
     except Exception as error:
         cause = one_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -30,6 +31,8 @@ TRANSPOSITIONS = {
 }
 """{EXIF orientation: what makes the image upright}."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SYSTEM_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of the system, which say nothing of an image."""
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -216,6 +219,8 @@ def _decode(
         return convert_file(file, convert_checked)
     # PIL raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, ...
     except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in SYSTEM_ERRORS:
+            raise
         unknown_format = isinstance(error, UnidentifiedImageError)
         cause = "not in a format that Pillow knows, or damaged" if unknown_format else error
         remedy = remedy_for_size if isinstance(error, BOMBS) else ""

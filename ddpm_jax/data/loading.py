@@ -119,15 +119,24 @@ def load_or_stream(
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
         results = threads.map(try_decode, range(num_images))
         bar = tqdm(results, f"Decoding {name}", num_images, unit="image", leave=False)
-        decoded = list(bar)
-    intact = _skip_corrupt(decoded, max_corrupt_fraction)
+        pixels = np.empty(0, np.uint8)
+        errors: dict[int, ValueError] = {}
+        for i, result in enumerate(bar):
+            if isinstance(result, ValueError):
+                errors[i] = result
+            elif result is not None:
+                # Written in place, without gaps, so that memory never holds the images twice.
+                if not pixels.size:
+                    pixels = np.empty((num_images, *result.shape), result.dtype)
+                pixels[i - len(errors)] = result
+    intact = _skip_corrupt(errors, num_images, max_corrupt_fraction)
     labels = None if labels is None else labels[intact]
     texts = None if captions is None else _texts([captions[i] for i in intact])
     kept = None if conditions is None else Rows(conditions, np.array(intact))
     others = (labels, classes, texts, kept)
     if on_disk:
         return OnDisk(len(intact), lambda i: decode(intact[i]), *others)
-    return InMemory(np.stack([decoded[i] for i in intact]), *others)
+    return InMemory(pixels[: len(intact)], *others)
 
 
 def _texts(captions: Captions | None) -> tuple[str, ...] | None:
@@ -135,22 +144,23 @@ def _texts(captions: Captions | None) -> tuple[str, ...] | None:
     return None if captions is None else tuple(caption or "" for caption in captions)
 
 
-def _skip_corrupt(decoded: list, max_corrupt_fraction: float) -> list[int]:
-    """The indices of the entries that are not errors.
+def _skip_corrupt(
+    errors: dict[int, ValueError], num_images: int, max_corrupt_fraction: float
+) -> list[int]:
+    """The indices of the images without an error.
 
     Print the errors. Raise ValueError if their fraction is above `max_corrupt_fraction`, or if all
-    entries are errors.
+    images have one.
     """
-    errors = {i: result for i, result in enumerate(decoded) if isinstance(result, ValueError)}
     for error in errors.values():
         print(error, file=sys.stderr)
-    summary = f"{len(errors):,} of {len(decoded):,} images cannot be used"
-    all_corrupt = len(errors) == len(decoded)
-    if all_corrupt or len(errors) > max_corrupt_fraction * len(decoded):
+    summary = f"{len(errors):,} of {num_images:,} images cannot be used"
+    all_corrupt = len(errors) == num_images
+    if all_corrupt or len(errors) > max_corrupt_fraction * num_images:
         # No fraction allows a set without images.
         other = "" if all_corrupt else ", or raise --data.max-corrupt-fraction"
         first = next(iter(errors.values()))
         raise ValueError(f"{summary}: replace or remove them{other}. The first error: {first}")
     if errors:
         print(f"{summary} and are skipped.", file=sys.stderr)
-    return [i for i in range(len(decoded)) if i not in errors]
+    return [i for i in range(num_images) if i not in errors]

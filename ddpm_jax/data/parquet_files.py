@@ -24,8 +24,10 @@ def parquet_files(path: Path, split: str) -> list[Path]:
     """The file `path`, or the sorted parquet files of a split in the folder `path`.
 
     A file belongs to `split` if `split_names` finds that word alone in its relative path. If it
-    finds no name of a split in any path, all files belong to `train`. Hidden files and folders are
-    skipped. Raise ValueError if a file may belong to other splits too, and FileNotFoundError if
+    finds no name of a split in any path, all files belong to `train`. Where there are files such as
+    SPLIT-00000-of-00002.parquet, those of another name before the number, such as SPLIT_sft, are
+    not of this split. Hidden files and folders are skipped.
+    Raise ValueError if a file may belong to other splits too, and FileNotFoundError if
     there is no file, or if one of several is missing.
     """
     if path.is_file():
@@ -36,7 +38,13 @@ def parquet_files(path: Path, split: str) -> list[Path]:
         for name in names
         if not name.startswith(".") and name.lower().endswith(".parquet")
     ]
+    numbered = {name: _numbered_split(name) for name in files}
+    if split.lower() in numbered.values():
+        files = [name for name in files if numbered[name] in (split.lower(), None)]
     found = {name: split_names(name, split) for name in files}
+    for name in files:
+        if numbered[name] == split.lower():
+            found[name] = {split.lower()}
     chosen = sorted(name for name in files if split.lower() in found[name])
     for name in chosen:
         if len(found[name]) > 1:
@@ -58,6 +66,12 @@ def parquet_files(path: Path, split: str) -> list[Path]:
         )
     check_shards(chosen, path)
     return [path / name for name in chosen]
+
+
+def _numbered_split(name: str) -> str | None:
+    """The split of a file SPLIT-00000-of-00002.parquet, in lower case; None for another name."""
+    shard = SHARD.fullmatch(name.lower().rpartition("/")[2])
+    return shard["prefix"].rstrip("-") or None if shard else None
 
 
 def split_names(name: str, split: str) -> set[str]:

@@ -86,8 +86,8 @@ def check_unit(images: ImageSet, values: ScaledValues, name: str = "values") -> 
     check(
         not distance > FAR,
         f"The {name} of this data are not in the unit of those of the trained network "
-        f"({values.describe()}): they are {distance:.3g} times as far from the centre. Restore "
-        "them, or choose other data.",
+        f"({values.describe()}): they are {distance:.3g} spreads from the centre on average. "
+        "Restore them, or choose other data.",
     )
 
 

@@ -101,7 +101,11 @@ class GridRow(NamedTuple):
 
 @partial(jax.jit, inline=True)
 def one_step(schedule: NoiseSchedule, t: Int[Array, " b"]) -> GridRow:
-    """The rows from each t to t - 1, and from t = 0 to clean data."""
+    """The rows from each t to t - 1, and from t = 0 to clean data. Raise ValueError for float t."""
+    check(
+        jnp.issubdtype(t.dtype, jnp.integer),
+        f"A step between timesteps needs integers for t, not {t.dtype}: cast it.",
+    )
     one = jnp.ones(1, jnp.float32)
     zero = jnp.zeros(1, jnp.float32)
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = schedule.signal_and_noise(t)

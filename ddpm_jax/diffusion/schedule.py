@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax.errors import check, check_shape
+from ddpm_jax.errors import check_floats, check_shape
 
 
 @jax.tree_util.register_dataclass
@@ -219,11 +219,7 @@ def q_sample(
     t in [0, T-1] is integer or float. Raise ValueError unless there is one t per image, and eps has
     the shape of x0, and for images of integers, which are levels of 8 bits.
     """
-    check(
-        jnp.issubdtype(x0.dtype, jnp.floating),
-        f"Images must be floats in [-1, 1], not {x0.dtype}: convert them with "
-        "data.pixels.to_floats.",
-    )
+    check_floats(Images=x0)
     check_shape(x0.shape[:1], t=t)
     check_shape(x0.shape, eps=eps)
     sqrt_alpha_bar, sqrt_one_minus_alpha_bar = per_example(schedule.signal_and_noise(t), x0)

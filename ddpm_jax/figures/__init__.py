@@ -1,4 +1,4 @@
 """Draw grids of images, strips, animations and plots.
 
-Imports `data`, `files` and `generation`. matplotlib is loaded when a plot is drawn.
+Imports `data`, `files`, `errors` and `generation`. matplotlib is loaded when a plot is drawn.
 """

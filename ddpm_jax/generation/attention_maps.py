@@ -123,7 +123,9 @@ def _sums(attention, states, t, pixels, middle, parts):
     shapes = jax.eval_shape(maps_at, states[0], t[0])
     kind = "cross-attention" if pixels is None else "self-attention"
     place = "" if middle else " outside of its middle"
-    check(len(shapes) > 0, f"The network has no {kind}{place}: there is nothing to map.")
+    others = ["give pixels for self-attention"] * (pixels is None) + ["set middle"] * (not middle)
+    remedy = ", or ".join(others) or "there is nothing to map"
+    check(len(shapes) > 0, f"The network has no {kind}{place}: {remedy}.")
     zeros = jax.tree.map(lambda maps: jnp.zeros((parts, *maps.shape), maps.dtype), shapes)
     part = jnp.arange(steps) * parts // steps  # (steps,)
     sums, _ = jax.lax.scan(add, zeros, (states, t, part))

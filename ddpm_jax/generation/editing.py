@@ -24,7 +24,7 @@ from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow, grid_from_pairs
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import per_example
-from ddpm_jax.errors import check, check_shape
+from ddpm_jax.errors import check, check_floats, check_shape
 from ddpm_jax.generation.repaint import repaint_grid
 from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_keys, step_noise
 
@@ -51,8 +51,9 @@ def add_noise(
 
     xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (Eq. 4, Ho et al. 2020). The first level of a
     whole grid keeps a trace of the image unless its alpha_bar is 0. Raise ValueError unless there
-    is one key per image.
+    is one key per image, and for images of integers.
     """
+    check_floats(Images=images)
     check_shape(images.shape[:1], keys=keys)
     first = grid.row(0)
     eps = initial_noise(keys, images.shape[1:])
@@ -69,8 +70,10 @@ def inpaint(
     sampler's own draws. After the last step the known pixels equal x0.
     On a row to a noisier level, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network
     is not called, and a multistep method forgets its earlier steps.
-    Raise ValueError if masks and images differ in size or number, or images and samples do.
+    Raise ValueError if masks and images differ in size or number, or images and samples do, and for
+    images of integers.
     """
+    check_floats(Images=images)
     image_size = images.shape[1:3]
     mask_size = masks.shape[1:3]
     check(
@@ -117,13 +120,12 @@ def slerp(
     Raise ValueError unless a and b have one shape, and fraction one number per image.
     """
     _check_ends(a, b, fraction)
-    a_length = jnp.linalg.norm(a.reshape(len(a), -1), axis=1)  # (b,)
-    b_length = jnp.linalg.norm(b.reshape(len(b), -1), axis=1)  # (b,)
-    lengths = jnp.maximum(a_length * b_length, 1e-12)
-    angle = jnp.arccos(jnp.clip(jnp.sum(a * b, (1, 2, 3)) / lengths, -1, 1))  # (b,)
-    # Parallel ends have no arc: interpolate linearly.
-    parallel = jnp.sin(angle) < 1e-4
-    sine = jnp.where(parallel, 1.0, jnp.sin(angle))
+    squares = jnp.sum(a**2, (1, 2, 3)) * jnp.sum(b**2, (1, 2, 3))  # (b,)
+    cosine = jnp.sum(a * b, (1, 2, 3)) / jnp.sqrt(jnp.maximum(squares, 1e-24))  # (b,)
+    # Parallel ends have no arc: interpolate linearly. The derivative of arccos is infinite there.
+    parallel = 1 - cosine**2 < 1e-8
+    angle = jnp.arccos(jnp.where(parallel, 0.0, cosine))
+    sine = jnp.sin(angle)
     a_weight = jnp.where(parallel, 1 - fraction, jnp.sin((1 - fraction) * angle) / sine)
     b_weight = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / sine)
     return per_example(a_weight, a) * a + per_example(b_weight, b) * b
@@ -274,6 +276,11 @@ class Edit:
             return sampler
         return inpaint(sampler, self.images, self.masks)
 
+    @property
+    def starts_from_noise(self) -> bool:
+        """Whether nothing of an image is in the first state."""
+        return self.images is None or (self.masks is not None and self.strength == 1)
+
     def start(
         self,
         keys: Key[Array, " b"],
@@ -290,8 +297,7 @@ class Edit:
                 return invert(keys, denoise, sampler, grid, images)
             return add_noise(keys, grid, images)
 
-        from_noise = self.images is None or (self.masks is not None and self.strength == 1)
-        start = xT if from_noise else encode(self.images)
+        start = xT if self.starts_from_noise else encode(self.images)
         if self.fractions is None:
             return start
         if self.end_images is None:

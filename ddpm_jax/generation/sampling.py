@@ -82,7 +82,16 @@ class Sampling:
         )
 
     def override(self, **settings: Any) -> "Sampling":
-        """Replace settings. Another sampler starts from its own options, grid and end."""
+        """Replace settings. Another sampler starts from its own options, grid and end.
+
+        Steps or a spacing replace explicit timesteps. Raise ValueError for an unknown setting.
+        """
+        fields = [field.name for field in dataclasses.fields(Sampling)]
+        for name in settings:
+            choice = f"choose one of {', '.join(fields)}"
+            check(name in fields, f"Sampling has no setting {name!r}: {choice}.")
+        if {"steps", "spacing"} & set(settings):
+            settings = {"timesteps": None} | settings
         if settings.get("sampler", self.sampler) != self.sampler:
             own = {"options": {}, "grid": "plain", "keep_eps": False, "end": None}
             settings = own | settings

@@ -89,11 +89,11 @@ def walk(
     grid = edited_grid(objective, sampling, sampler, edit)
     denoise = sampling_denoiser(objective, network, sampling)
     xT = samplers.initial_noise(keys, shape)  # (b, h, w, c)
-    if edit is None:
-        xT = noise_scale(sampling.grid_kind, sampling.spacing, grid) * xT
-    else:
+    if edit is not None:
         xT = edit.start(keys, denoise, sampler, grid, xT)
         sampler = edit.sampler(sampler)
+    if edit is None or edit.starts_from_noise:
+        xT = noise_scale(sampling.grid_kind, sampling.spacing, grid) * xT
     yield xT
     yield from samplers.sample_in_chunks(keys, denoise, sampler, grid, xT, chunks)
 

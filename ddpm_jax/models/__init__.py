@@ -206,7 +206,9 @@ class Model(ImageNetwork):
         """The arguments of the module. Raise ValueError as `apply` does."""
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
-        check_image_size(xt.shape[1:3], self.halvings)
+        # In `jax.export` a side may be symbolic.
+        if all(isinstance(side, int) for side in xt.shape[1:3]):
+            check_image_size(xt.shape[1:3], self.halvings)
         parts = self._parts(condition)
         labels = label_rows(self, parts.get("label"), xt.shape[0])
         numbers = condition_numbers(self, parts, xt.shape[0])

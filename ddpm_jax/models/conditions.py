@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check, check_shape
+from ddpm_jax.errors import check, check_floats, check_shape
 
 AugmentationKind = Literal["blitting", "geometry", "colour"]
 AUGMENTATION_NUMBERS = 19
@@ -44,6 +44,7 @@ def condition_image(net: Any, parts: Mapping[str, Any], shape: tuple) -> Float[A
         check(net.label_dropout > 0, "This network is conditioned on an image: give it one.")
         image = jnp.full(shape, net.hidden_pixel, jnp.float32)
     check_shape(shape, condition_image=image)
+    check_floats(condition_image=image)
     if not net.flags_hidden_image:
         return image
     return _flagged(image)

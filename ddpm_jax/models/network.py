@@ -114,7 +114,7 @@ class ImageNetwork(Network):
 
     @property
     def halvings(self) -> int:
-        """How often the network halves the height and width of images."""
+        """How many times 2 must divide the height and width of images."""
         return 0
 
     def check(self) -> None:

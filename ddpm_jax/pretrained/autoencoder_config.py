@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 """The values that diffusers gives to missing keys, of the keys that differ between networks.
 
 `force_upcast` says what is the default here: images are encoded and decoded in float32.
-`sample_size`, one number or two, is then `SAMPLE_SIZE`.
+`sample_size` is one number or two; a missing one counts as `SAMPLE_SIZE`.
 """
 FIXED: dict[str, Any] = {
     "act_fn": "silu",

@@ -129,7 +129,7 @@ def conditional_unet_from_config(
     widths = settings["block_out_channels"]
     down = [lookup(DOWN_BLOCKS, name, "down_block_types") for name in settings["down_block_types"]]
     up = [lookup(UP_BLOCKS, name, "up_block_types") for name in settings["up_block_types"]]
-    if not len(down) == len(widths) or up[::-1] != down:
+    if len(down) != len(widths) or up[::-1] != down:
         raise ValueError(
             f"{filename}: down_block_types and up_block_types must name the same blocks, in "
             "opposite order, one for each of block_out_channels."

@@ -63,7 +63,9 @@ def _has_type_of(value: Any, default: Any) -> bool:
         # An empty default does not tell the type of the items.
         if not default:
             return True
-        return bool(value) and all(_has_type_of(item, default[0]) for item in value)
+        return bool(value) and all(
+            item is not None and _has_type_of(item, default[0]) for item in value
+        )
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, int):

@@ -40,7 +40,7 @@ def _forced(config: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, A
 
 
 def converted(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Write the settings of one scheduler, as JSON, for another scheduler, named `name`.
+    """The JSON of a scheduler as one of another class, `name`.
 
     The noise schedule and the target stay the same. The defaults of two schedulers may differ, so
     settings of training that the JSON leaves out are written with the first one's defaults. A JSON
@@ -84,9 +84,24 @@ def parse_latent_scheduler(config: Mapping[str, Any], name: str | None = None) -
 
 
 def latent_scheduler_config(objective: Objective, sampling: Sampling) -> dict[str, Any]:
-    """The scheduler's JSON of `scheduler_config`, with the settings that diffusers forces on it."""
-    config = scheduler_config.scheduler_config(objective, sampling)
+    """The scheduler's JSON of `find_scheduler`, with the settings that diffusers forces on it."""
+    config = scheduler_config.find_scheduler(objective, sampling)
     return {**config, **{key: value for key, value in FORCED.items() if key in config}}
+
+
+def with_sampler(sampling: Sampling, config: Mapping[str, Any], sampler: str) -> Sampling:
+    """A model's sampling by another sampler, whose own settings are those of `sampling_for`.
+
+    So are the limits of x0, unless the model's differ from those of its scheduler.
+    """
+    own = sampling_for(config)
+    other = sampling_for(config, sampler)
+    names = "sampler options spacing timesteps offset end grid keep_eps".split()
+    limits = "clip_x0 dynamic_threshold threshold_limit".split()
+    if all(getattr(sampling, name) == getattr(own, name) for name in limits):
+        names += limits
+    changes = {name: getattr(other, name) for name in names}
+    return dataclasses.replace(sampling, steps=sampling.steps or other.steps, **changes)
 
 
 def sampling_for(config: Mapping[str, Any], sampler: str | None = None) -> Sampling:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_choice
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.clip_text import ClipText
 from ddpm_jax.pretrained.lora_settings import METADATA, Settings, read_settings
@@ -84,8 +84,10 @@ def load_lora(path: str | Path, nets: Mapping[str, Network]) -> dict[str, LoraPa
     `nets` are the networks that it may change, {"unet": ..., "text_encoder": ...}; a network of
     pixels is a unet. B includes alpha / rank. Alpha is the tensor of the layer, else that of the
     settings, else the rank. Raise FileNotFoundError, or ValueError for a file of another kind or
-    for other networks.
+    for other networks or unknown parts.
     """
+    for part in nets:
+        check_choice(KOHYA, part=part)
     path = _file(Path(path))
     tensors = read_tensor_file(path)
     layers = _by_module(path, tensors)
@@ -279,8 +281,8 @@ def _check_pair(path: Path, target: Target, pair: Mapping[str, LazyTensor]) -> N
     check(0 not in (*a, *b), f"{path}: A and B of {target.module} are empty: use another file.")
     check(
         len(a) >= 2 and len(b) == 2 and a[0] == b[1],
-        f"{path}: the ranks of {target.module} differ: A has the shape {pair['A'].shape} and B "
-        f"{pair['B'].shape}.",
+        f"{path}: A and B of {target.module} cannot be multiplied: A has the shape "
+        f"{pair['A'].shape} and B {pair['B'].shape}.",
     )
     if "alpha" in pair:
         is_one_number = math.prod(pair["alpha"].shape) == 1

@@ -29,8 +29,8 @@ class OwnSettings:
     """The contents of ddpm_jax.json. What is None is left as the scheduler sets it."""
 
     sampling: Sampling | None = None
-    """All settings of sampling. They come before those of the scheduler, `steps` and
-    `guidance_scale`."""
+    """All settings of sampling. With them, the scheduler's, `steps` and `guidance_scale` are
+    ignored."""
     steps: int | None = None
     """Number of steps of a sample."""
     guidance_scale: float | None = None

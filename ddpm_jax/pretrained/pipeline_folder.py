@@ -25,6 +25,7 @@ from ddpm_jax.pretrained.own_settings import (
 from ddpm_jax.pretrained.scheduler_config import parse_scheduler
 from ddpm_jax.pretrained.unet_config import CLASS, unet_to_config
 from ddpm_jax.pretrained.untrusted_files import inside, read_json, write_json
+from ddpm_jax.pretrained.weight_names import to_state_dict
 from ddpm_jax.samplers import Sampler
 
 PIPELINE = "DDPMPipeline"
@@ -94,13 +95,16 @@ def save_pretrained(
     """
     folder = Path(folder)
     model, objective = check_exportable(spec)
-    scheduler = scheduler_config.scheduler_config(objective, spec.sampling, for_pipeline)
-    unet_folder.save_net(model, params, folder / "unet")
+    scheduler = scheduler_config.find_scheduler(objective, spec.sampling, for_pipeline)
+    # The config of the network comes last, so that an interrupted save leaves nothing that opens.
+    net_folder = folder / "unet"
+    net_config = unet_to_config(model)
+    tensors = to_state_dict(model, params)
+    unet_folder.remove_config(net_folder)
     (folder / "scheduler").mkdir(exist_ok=True)
     scheduler_path = folder / "scheduler" / scheduler_config.NAME
     write_json(scheduler_path, scheduler | {"_diffusers_version": VERSION})
     parts = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", scheduler["_class_name"]]}
-    write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
     own = OwnSettings(
         # A file of this machine does not belong in the folder.
         sampling=None if FILE_OPTION in spec.sampling.options else spec.sampling,
@@ -111,6 +115,8 @@ def save_pretrained(
         values=values,
     )
     write_own_settings(folder, own)
+    write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": VERSION, **parts})
+    unet_folder.write_net(net_folder, net_config, tensors)
     return scheduler["_class_name"]
 
 
@@ -122,7 +128,7 @@ def check_exportable(spec: ModelSpec) -> tuple[UNet, Objective]:
         name = type(model).__name__
         raise ValueError(f"{name} cannot be written in the diffusers layout: only UNet can.")
     unet_to_config(model)
-    scheduler_config.scheduler_config(objective, spec.sampling)
+    scheduler_config.find_scheduler(objective, spec.sampling)
     return model, objective
 
 

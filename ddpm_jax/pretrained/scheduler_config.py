@@ -180,7 +180,7 @@ def _x0_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"clip_x0": clip}
 
 
-def scheduler_config(
+def find_scheduler(
     objective: Objective, sampling: Sampling, for_pipeline: bool = False
 ) -> dict[str, Any]:
     """The scheduler_config.json of the diffusers scheduler that steps as the sampling does.
@@ -200,9 +200,16 @@ def scheduler_config(
             common = _common_keys(training, candidate, spec)
             for choice in spec.choices:
                 config = {"_class_name": name, **spec.defaults, **common, **choice}
-                if _describes(config, objective, candidate):
+                if not _fails(config) and _describes(config, objective, candidate):
                     return config
     raise ValueError(f"No scheduler of diffusers fits {objective} and {sampling}.")
+
+
+def _fails(config: Mapping[str, Any]) -> bool:
+    """Whether diffusers repeats timesteps and then fails (huggingface/diffusers issue 12771)."""
+    is_multistep = config["_class_name"] == "DPMSolverMultistepScheduler"
+    is_cosine = config["beta_schedule"] == "squaredcos_cap_v2"
+    return is_multistep and is_cosine and config["use_karras_sigmas"]
 
 
 def _describes(config: Mapping[str, Any], objective: Objective, sampling: Sampling) -> bool:
@@ -284,7 +291,14 @@ def _exported_settings(sampling: Sampling) -> tuple:
     It does not hold the number of steps, guidance, the grid and the option `compat`.
     """
     default_end = "sigma_min" if sampling.grid.endswith("to_0") else "clean"
-    clipped = sampling.clip_x0 and sampling.dynamic_threshold is None
+    quantile = sampling.dynamic_threshold
+    limit = sampling.threshold_limit
+    # A threshold that may not exceed 1 is a clip to [-1, 1].
+    if limit == 1:
+        quantile = limit = None
+    if limit is not None and limit >= UNLIMITED:
+        limit = None
+    clipped = quantile is None and (sampling.clip_x0 or sampling.threshold_limit == 1)
     parameters = inspect.signature(samplers.factory(sampling.sampler)).parameters
     defaults = {parameter.name: parameter.default for parameter in parameters.values()}
     options = defaults | dict(sampling.options)
@@ -296,8 +310,8 @@ def _exported_settings(sampling: Sampling) -> tuple:
         sampling.leading_offset,
         sampling.end or default_end,
         clipped,
-        sampling.dynamic_threshold,
-        sampling.threshold_limit,
+        quantile,
+        limit,
     )
 
 

@@ -106,7 +106,7 @@ class SchedulerSpec(NamedTuple):
     full_karras_range: bool = True
     """Whether Karras sigmas span the whole schedule, whatever the timestep spacing."""
     in_pipeline: bool = False
-    """Whether DDPMPipeline can call it, although the pipeline scales neither noise nor input."""
+    """Whether it works in DDPMPipeline, which scales neither the first noise nor inputs."""
     supports_x0: bool = True
     """Whether it works with networks that predict x0."""
     grid: GridKind = "plain"

@@ -67,10 +67,7 @@ LARGEST = {
     "num_class_embeds": 2**20,
     "num_train_timesteps": 2**20,
 }
-"""Limits that no real network reaches.
-
-Without them a hostile config could take unlimited memory or time before any weight is read.
-"""
+"""Limits that no real network reaches (`json_settings.check_limits`)."""
 
 EMA_KEYS = {
     "decay",

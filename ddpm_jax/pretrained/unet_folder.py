@@ -1,6 +1,10 @@
 """Networks in the diffusers layout: a folder with config.json and the weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Params
@@ -43,7 +47,21 @@ def save_net(net: UNet, params: Params, folder: Path) -> None:
     """
     config = unet_to_config(net)
     tensors = to_state_dict(net, params)
+    remove_config(folder)
+    write_net(folder, config, tensors)
+
+
+def write_net(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the files of a network. The config is the last one."""
+    write_tensors(folder, tensors)
+    write_json(folder / CONFIG, config)
+
+
+def remove_config(folder: Path) -> None:
+    """Make the folder of a network, or remove the config of the one that is there.
+
+    Raise ValueError if the folder holds other weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     check_no_other_weights(folder)
-    write_json(folder / CONFIG, config)
-    write_tensors(folder, tensors)
+    (folder / CONFIG).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Read the files of an untrusted folder: JSON of limited size, and no path out of the folder.
 
-`torch_pickle` has the limits of pickles, `unet_config` those of networks.
+`torch_pickle` has the limits of pickles, `json_settings` those of networks.
 """
 
 import json

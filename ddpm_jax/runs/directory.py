@@ -56,6 +56,8 @@ CHANGEABLE_SETTINGS = (
     "captions",
     "autoencoder.training.steps",
     "autoencoder.training.epochs",
+    "autoencoder.training.skip_patience",
+    "autoencoder.training.on_patience",
     "data.data_dir",
     "data.path",
     "data.condition_path",
@@ -160,10 +162,13 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def clear(workdir: Path) -> None:
-    """Remove the files of a run from its directory. Other files stay."""
+    """Remove the files of a run from its directory. Other files, and those of no run, stay."""
+    is_run = any((folder / CONFIG).exists() for folder in (workdir, workdir / AUTOENCODER))
+    if not (is_run or saved_steps.steps(workdir)):
+        return
     paths = [path for pattern in RUN_FILES for path in workdir.glob(pattern)]
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -41,18 +41,17 @@ class Evaluator:
         self._images = images
 
     def is_due(self, step: int, total: int) -> bool:
-        """Whether to measure this step of `total`. The last one always is, if any is."""
+        """Whether to measure this step of `total`. The last one always is."""
         every = self._config.evaluation.every
-        return every is not None and (step % every == 0 or step == total)
+        return step == total or (every is not None and step % every == 0)
 
     def prepare(self) -> None:
-        """Load the features and the training images, if any step is measured.
+        """Load the features and the training images.
 
         Call this before training, because the weights may be missing or the images too few.
         """
-        if self._config.evaluation.every is not None:
-            check_count(len(self._images), "training images")
-            prepare(self._reference, MEASURES)
+        check_count(len(self._images), "training images")
+        prepare(self._reference, MEASURES)
 
     @functools.cached_property
     def _features(self) -> Features:
@@ -112,11 +111,11 @@ class Evaluator:
 
 
 def prepared_evaluator(config: RunConfig, images: ImageSet) -> Evaluator | None:
-    """The evaluator of a run of a network that denoises.
+    """The evaluator of a run that measures its samples; None for another run.
 
     Only the primary host measures. Raise ValueError, OSError or ImportError for what it lacks.
     """
-    if not isinstance(config, Config):
+    if not isinstance(config, Config) or config.evaluation.every is None:
         return None
     evaluator = Evaluator(config, images)
     if hosts.is_primary():

@@ -17,7 +17,7 @@ from ddpm_jax.latent_config import LatentConfig
 from ddpm_jax.models import Params
 from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.pretrained.lora_files import save_lora, split_parts
-from ddpm_jax.pretrained.scheduler_config import scheduler_config
+from ddpm_jax.pretrained.scheduler_config import find_scheduler
 from ddpm_jax.pretrained.stable_diffusion import save_stable_diffusion
 from ddpm_jax.runs import saved_steps
 from ddpm_jax.runs.model_card import PICTURES, write_card
@@ -92,7 +92,7 @@ def _save(run: RunSource, params: Params, folder: Path, dtype: str) -> str:
 def check_exportable(spec: ModelSpec) -> None:
     """Raise ValueError if diffusers cannot hold the network or the objective."""
     if isinstance(spec, LatentConfig):
-        scheduler_config(spec.objective, spec.sampling)
+        find_scheduler(spec.objective, spec.sampling)
     else:
         pipeline_folder.check_exportable(spec)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax.config import Config, RunConfig, config_to_json
-from ddpm_jax.data import Batch, ImageSet, check_classes, check_values, describe_classes
+from ddpm_jax.data import Batch, ImageSet, check_classes, check_values
 from ddpm_jax.data.batches import batch_at, stream
 from ddpm_jax.data.conditions import condition_values_of
 from ddpm_jax.data.scaled_images import warn_of_few_levels
@@ -32,10 +32,12 @@ from ddpm_jax.runs.initial_weights import (
     warn_of_other_values,
 )
 from ddpm_jax.runs.latents import Latents, save_latents
-from ddpm_jax.runs.progress import Reporter, warn_of_short_run
+from ddpm_jax.runs.progress import Reporter, print_values, warn_of_short_run
 from ddpm_jax.runs.tasks import saved_scales, task_of
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.lora import lora_loss
+from ddpm_jax.training.opt_state import get_field
+from ddpm_jax.training.optimizer import count_of_updates
 from ddpm_jax.training.step import (
     TrainState,
     example_keys,
@@ -64,7 +66,8 @@ def train(
     `overwritten` is a directory whose run is removed when training starts: the folder, or one that
     holds it. `on_start()` is called if any step is left to run, after the data are loaded and
     before anything is written. `on_save(step, state)` is called on every host when a step is saved,
-    or has failed to be; training waits for both.
+    or has failed to be; training waits for both. On a CPU the process keeps the memory that a step
+    frees (`memory.keep_freed`), also after the end.
     Raise ValueError or OSError for a user's mistake. A mistake found before training starts leaves
     the folder as it was.
     """
@@ -114,16 +117,6 @@ def train(
         return 128 + signal
     print(f"done: step {total}, in {folder}")
     return 0
-
-
-def print_values(images: ImageSet) -> None:
-    """Print the names of the classes, and the unit of values that are no 8-bit levels."""
-    if images.classes is not None:
-        print(f"classes   {describe_classes(images.classes)}")
-    if images.values != LEVELS:
-        print(f"values    {images.values.describe()}")
-    if condition_values_of(images) != LEVELS:
-        print(f"condition {condition_values_of(images).describe()}")
 
 
 def load(config: RunConfig, folder: Path, step: int) -> ImageSet:
@@ -177,7 +170,10 @@ def check_data(folder: Path, step: int, images: ImageSet) -> None:
 def check_memory(
     config: RunConfig, images: ImageSet, train_step: parallel.ParallelStep, state: TrainState
 ) -> None:
-    """Compile the step. Raise MemoryError if it needs more memory than the host has left."""
+    """Compile the step. Raise MemoryError if it needs more memory than the host has left.
+
+    On a CPU, memory that is freed later stays with the process, for the next step.
+    """
     start = int(state.step)
     batch = next(batches(config, images, start, start + 1))
     micro_batch = next(micro_batches(batch, config.training.accumulation))
@@ -185,6 +181,8 @@ def check_memory(
     memory.release()
     needed = train_step.host_memory(state, micro_batch)
     memory.release()
+    if jax.default_backend() == "cpu":
+        memory.keep_freed()
     memory.check_fits(needed)
 
 
@@ -223,7 +221,6 @@ def resumed_state(
     config: RunConfig, tx: optax.GradientTransformation, folder: Path, step: int
 ) -> TrainState:
     """Restore the state of a saved step to the devices."""
-
     init = partial(init_state, tx=tx, ema=config.ema)
     shapes = jax.eval_shape(init, config.lora.trained_shapes(config.model.shapes()))
     template = parallel.state_template(shapes, config.parallel.fsdp)
@@ -255,15 +252,15 @@ def run_steps(
     total = config.total_steps(len(images))
     settings = config.training
     save_every = config.steps_between_saves(len(images))
-    config_json = config_to_json(config)
     data = describe_data(images, base)
     agreed_signal = hosts.DelayedMax()
     done = start
     signal = 0
     writer = CheckpointWriter(folder, config.checkpoint)
-    skipped = int(optax.tree.get(state.opt_state, "skipped", 0))
+    skipped = int(get_field(state.opt_state, "skipped", 0))
     to_network = partial(network_params, config, base)
     reporter = Reporter(config, images, folder, start, to_network, skipped)
+    reporter.count_from(start, count_of_updates(state.opt_state))
     monitor = reporter.monitor
     with StopSignal() as stop, writer, reporter:
         for done, batch in enumerate(batches(config, images, start, total), start + 1):
@@ -282,9 +279,9 @@ def run_steps(
             is_skipping = monitor.in_a_row > 0
             if out_of_patience:
                 writer.wait()
-                items = directory.rollback(config, folder, done, checkpoint_items(state), monitor)
-                state = state._replace(**items)
-            weights.save_snapshot_if_due(config.ema, writer, done, total, state.ema_params)
+                state = rolled_back(config, folder, done, state, reporter)
+            else:
+                weights.save_snapshot_if_due(config.ema, writer, done, total, state.ema_params)
             if due or out_of_patience:
                 items = checkpoint_items(state)
                 # Keep a checkpoint to roll back to while updates are skipped.
@@ -292,7 +289,7 @@ def run_steps(
                 record = data
                 if evaluator is not None and is_measured:
                     record = data | reporter.evaluate(done, state, evaluator)
-                writer.save(done, items, config_json, record, last_finite_step)
+                writer.save(done, items, config_to_json(config), record, last_finite_step)
                 if on_save is not None:
                     writer.wait()
                     on_save(done, state)
@@ -301,6 +298,16 @@ def run_steps(
                 reporter.skip_final_plot = True
                 break
     return done, signal
+
+
+def rolled_back(
+    config: RunConfig, folder: Path, done: int, state: TrainState, reporter: Reporter
+) -> TrainState:
+    """The state of an earlier checkpoint, as `directory.rollback` restores it at step `done`."""
+    template = checkpoint_items(state)
+    state = state._replace(**directory.rollback(config, folder, done, template, reporter.monitor))
+    reporter.count_from(done, count_of_updates(state.opt_state))
+    return state
 
 
 def parallel_train_step(

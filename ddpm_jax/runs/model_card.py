@@ -150,7 +150,7 @@ def _use(config: Config, name: str) -> str:
 
 def _copy_pictures(run: RunSource, folder: Path) -> list[Path]:
     """Copy the loss plot and the newest samples up to the run's step. Return the copies."""
-    grids = run.folder.glob("samples/*[0-9].png")
+    grids = (path for path in run.folder.glob("samples/*.png") if path.stem.isdecimal())
     sources = {
         SAMPLES: max((path for path in grids if int(path.stem) <= run.step), default=None),
         LOSS: run.folder / LOSS,

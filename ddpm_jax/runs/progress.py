@@ -16,8 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.config import RunConfig, cadence_in_steps, multiple_of
-from ddpm_jax.data import ImageSet
+from ddpm_jax.data import ImageSet, describe_classes
+from ddpm_jax.data.conditions import condition_values_of
 from ddpm_jax.data.pixels import describe_colours
+from ddpm_jax.data.values import LEVELS
 from ddpm_jax.devices import hosts, parallel
 from ddpm_jax.errors import one_line
 from ddpm_jax.figures import image_grids, plots
@@ -27,6 +29,7 @@ from ddpm_jax.runs.evaluation import Evaluator
 from ddpm_jax.runs.metrics import NullLog, RunLog, warn_on_write_error
 from ddpm_jax.runs.sources import lora_base
 from ddpm_jax.runs.tasks import task_of
+from ddpm_jax.runs.weights import DEFAULT_WEIGHTS
 from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.loss_bands import mean_by_band
 from ddpm_jax.training.optimizer import learning_rate
@@ -82,6 +85,16 @@ def _describe_lora(config: RunConfig) -> dict[str, str]:
     return {"lora": f"{layers}, on {base}"}
 
 
+def print_values(images: ImageSet) -> None:
+    """Print the names of the classes, and the unit of values that are no 8-bit levels."""
+    if images.classes is not None:
+        print(f"classes   {describe_classes(images.classes)}")
+    if images.values != LEVELS:
+        print(f"values    {images.values.describe()}")
+    if condition_values_of(images) != LEVELS:
+        print(f"condition {condition_values_of(images).describe()}")
+
+
 def warn_of_short_run(config: RunConfig, num_images: int) -> None:
     """Print to stderr if the run is shorter than `SHORT_RUN` steps."""
     total = config.total_steps(num_images)
@@ -104,7 +117,8 @@ def warn_of_short_run(config: RunConfig, num_images: int) -> None:
 def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
     """Settings as command-line flags and values, such as ("--training.batch-size", "128").
 
-    They are quoted for a shell. A flag of True or False has no value.
+    They are quoted for a shell. A flag of True or False has no value. --init-from stands for the
+    network that it determines.
     """
     if path.endswith(".init-from"):
         return [] if values is None else [("--init-from", shlex.quote(values))]
@@ -118,8 +132,16 @@ def settings_as_flags(values: Any, path: str = "-") -> list[tuple[str, str]]:
     joint = "." if path != "-" else "-"
     flags: list[tuple[str, str]] = []
     for name, value in values.items():
-        if name != "kind":
-            flags += settings_as_flags(value, f"{path}{joint}{name.replace('_', '-')}")
+        flag = f"{path}{joint}{name.replace('_', '-')}"
+        if name == "options":
+            pairs = [str(word) for pair in value.items() for word in pair]
+            flags += [(flag, shlex.join(pairs))] if pairs else []
+        elif name != "kind":
+            flags += settings_as_flags(value, flag)
+        elif path in ("--data", "--model"):
+            flags.append((path, value))
+    if path == "-" and "--init-from" in dict(flags):
+        flags = [(flag, value) for flag, value in flags if flag != "--model"]
     return flags
 
 
@@ -162,6 +184,7 @@ class Reporter:
         self._bar = tqdm(total=self._total, initial=start, **options)
         self._waiting: list[tuple[int, dict, list[jax.Array]]] = []
         self.monitor = UpdateMonitor(start, skipped)
+        self._lost = 0
         self.skip_final_plot = False
         self._epoch_losses: list[jax.Array] = []
         self._bands: list[jax.Array] = []
@@ -211,7 +234,7 @@ class Reporter:
 
     def _gather(self, state: TrainState) -> Params:
         """The averaged parameters of the network. All hosts call this, the primary one draws."""
-        return parallel.gather_to_host(self._to_network(state.ema_params["ema"]))
+        return parallel.gather_to_host(self._to_network(state.ema_params[DEFAULT_WEIGHTS]))
 
     def evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
         """Measure samples of the averaged parameters and log them. Return the checkpoint's record.
@@ -249,12 +272,16 @@ class Reporter:
         if self.monitor.in_a_row < patience:
             return False
         # The steps that were not read yet may be finite again.
-        self.report_until(step)
+        self.write_until(step)
         return self.monitor.in_a_row >= patience
 
+    def count_from(self, step: int, updates: int) -> None:
+        """Note that the weights after a step have received this number of updates."""
+        self._lost = step - updates - self.monitor.skipped
+
     def _rate_at(self, step: int) -> Any:
-        """The learning rate of a step. A skipped update does not advance its schedule."""
-        return self._rate(max(step - 1 - self.monitor.skipped, 0))
+        """The learning rate of a step. Updates that were skipped or undone do not count."""
+        return self._rate(max(step - 1 - self.monitor.skipped - self._lost, 0))
 
     def _write_waiting(self, extra: dict[str, float] | None = None) -> None:
         """Write the metrics that wait, and redraw the loss curve every CURVE_SECONDS.

@@ -1,4 +1,4 @@
-"""The table of all that runs do in different ways, by the kind of their config."""
+"""One `Task` for each class of config: all that such runs do in their own way."""
 
 from collections.abc import Callable
 from pathlib import Path

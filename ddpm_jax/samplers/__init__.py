@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow
-from ddpm_jax.diffusion.prediction import Denoiser
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.errors import check, check_seed, check_shape
 
 
@@ -139,10 +139,12 @@ def sample(
 ) -> Float[Array, "..."]:
     """Draw x0 (b, h, w, c) from xT by one `lax.scan`.
 
-    With `trajectory`, return all states (steps + 1, b, h, w, c) from xT to x0. Raise ValueError
-    unless there is one key per image, and xT has the type of the grid, float32.
+    With `trajectory`, return all states (steps + 1, b, h, w, c) from xT to x0. The scan is compiled
+    once for a denoiser: arrays that its network closes over keep their values, so give parameters
+    as those of a Partial. Raise ValueError unless there is one key per image, xT has the type of
+    the grid, float32, and the denoiser returns a `Prediction`.
     """
-    _check_start(keys, grid, xT)
+    _check_start(keys, sampler, grid, xT)
     start = _start(sampler, xT)
     (x0, _), states = _walk_jit(keys, _pytree(denoise), sampler, grid, start, trajectory)
     return jnp.concatenate([xT[None], states]) if trajectory else x0
@@ -160,10 +162,9 @@ def sample_in_chunks(
 
     The last one is x0. All parts share one compiled program. It has no host callback, because JAX
     does not keep programs with callbacks in the persistent compilation cache. Raise ValueError
-    unless `chunks` divides the number of steps, there is one key per image, and xT has the type of
-    the grid, float32.
+    unless `chunks` divides the number of steps, and as `sample` does.
     """
-    _check_start(keys, grid, xT)
+    _check_start(keys, sampler, grid, xT)
     steps = len(grid.i)
     if chunks < 1 or steps % chunks:
         raise ValueError(f"Cannot split {steps} steps into {chunks} equal chunks: use a divisor.")
@@ -173,13 +174,32 @@ def sample_in_chunks(
         yield carry[0]
 
 
-def _check_start(keys, grid, xT):
+def _check_start(keys, sampler, grid, xT):
+    kind = type(sampler).__name__
+    check(
+        isinstance(sampler, Sampler),
+        f"The sampler must be a Sampler, not a {kind}: call its function, as in dj.ddpm().",
+    )
+    kind = type(grid).__name__
+    check(isinstance(grid, GridRow), f"The grid must be one of make_grid, not a {kind}.")
+    draws.check_typed(keys)
     check_shape(xT.shape[:1], keys=keys)
     dtype = grid.sqrt_alpha_bar.dtype
     check(xT.dtype == dtype, f"xT must be {dtype}, not {xT.dtype}: cast it.")
 
 
+def _predict(denoise, xt, t):
+    prediction = denoise(xt, t)
+    check(
+        isinstance(prediction, Prediction),
+        "The denoiser must return a Prediction: make one of the network by make_denoiser.",
+    )
+    return prediction
+
+
 def _walk(keys, denoise, sampler, grid, carry, trajectory=False):
+    denoise = Partial(_predict, denoise)
+
     # The schedule is the same for all rows, so it is not scanned over.
     def body(carry, row):
         xt, state = carry

@@ -65,6 +65,11 @@ class Plan(NamedTuple):
         """Whether each step resets known latents. Inpainting networks get them as input instead."""
         return self.masks is not None and not self.model.inpaints
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether the images are encoded. A network that inpaints can do without."""
+        return self.images is not None and (self.keeps_known or not self.starts_from_noise)
+
 
 class Batch(NamedTuple):
     """A drawn batch of images, of which the last ones may only fill it."""
@@ -151,7 +156,6 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
         unet_params=parallel.replicate(model.unet_params),
         autoencoder_params=parallel.replicate(model.autoencoder_params),
     )
-    moments = None if images is None else encode_moments(model, to_floats(images))
     masked_moments = None
     if images is not None and masks is not None and model.inpaints:
         kept = to_floats(images) * ~masks  # broadcasts one mask to all images
@@ -160,9 +164,12 @@ def make_plan(model: StableDiffusion, request: Request, sampling: Sampling) -> P
     empty = encode_text(model, tokenize(model, request.negative_prompts))
     factor = model.autoencoder.factor
     shape = (height // factor, width // factor, model.autoencoder.latent_channels)
-    return Plan(
-        model, request, sampling, grid, shape, text, empty, images, masks, moments, masked_moments
+    plan = Plan(
+        model, request, sampling, grid, shape, text, empty, images, masks, None, masked_moments
     )
+    if images is None or not plan.encodes_images:
+        return plan
+    return plan._replace(moments=encode_moments(model, to_floats(images)))
 
 
 def draw_batch(
@@ -236,9 +243,7 @@ def _noise(plan: Plan, indices: np.ndarray, keys: Array) -> Noise:
         return key_noise(keys, plan.shape)
     # The last batch is padded with images that may lie beyond the last seed.
     seeds = [(int(plan.request.seed) + int(i)) % 2**64 for i in indices]
-    # diffusers does not encode the image if a network that inpaints starts from noise alone.
-    encodes_image = plan.images is not None and (plan.keeps_known or not plan.starts_from_noise)
-    return torch_seed_noise(plan.request.noise, seeds, plan.shape, encodes_image)
+    return torch_seed_noise(plan.request.noise, seeds, plan.shape, plan.encodes_images)
 
 
 def _known(plan: Plan, indices: np.ndarray, noise: Noise) -> tuple[Array, Array | None] | None:

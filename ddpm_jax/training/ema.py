@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_at_least
 
 # The longest average: the plain mean of all steps, gamma = 0.
 MAX_LENGTH = 12**-0.5
@@ -58,10 +58,7 @@ class Ema:
                 0 < length <= MAX_LENGTH,
                 f"ema.power must be {valid_range}, not {length}.",
             )
-        check(
-            self.snapshots_every is None or self.snapshots_every >= 1,
-            f"ema.snapshots_every must be at least 1, not {self.snapshots_every}.",
-        )
+        check_at_least(1, **{"ema.snapshots_every": self.snapshots_every})
 
     @property
     def decays(self) -> dict[str, float]:

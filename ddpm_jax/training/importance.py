@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import draws
 from ddpm_jax.diffusion.schedule import table_at
+from ddpm_jax.training.opt_state import get_field
 
 DECAY = 0.9
 MIN_DRAWS = 10
@@ -61,7 +62,7 @@ def sample_timesteps(opt_state: Any, batch: dict[str, Array]) -> tuple[dict[str,
     on the number of devices, so a draw next to the boundary of two timesteps may fall on the other
     one.
     """
-    history = optax.tree.get(opt_state, "loss_history")
+    history = get_field(opt_state, "loss_history")
     if history is None:
         return batch, jnp.ones((), jnp.float32)
     t, weights = draw_timesteps(batch["key"], history)
@@ -75,7 +76,7 @@ def update_history(
 
     `mean` averages over the devices.
     """
-    history = optax.tree.get(opt_state, "loss_history")
+    history = get_field(opt_state, "loss_history")
     if history is None:
         return opt_state
     return optax.tree.set(opt_state, loss_history=record(history, batch["t"], losses, mean))

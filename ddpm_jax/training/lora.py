@@ -87,6 +87,10 @@ def find_targets(params: Params, targets: Sequence[str]) -> list[str]:
         matched = {path for path, shape in shapes.items() if _matches(target, path, shape)}
         if not matched:
             layers = sorted({re.sub(r"\d+", "*", _layer(path)) for path in shapes})
+            check(
+                bool(layers),
+                "A LoRA changes matrices and convolutions called kernel, and the network has none.",
+            )
             raise ValueError(
                 f"The LoRA target {target!r} matches no layer: choose {', '.join(SETS)}, or one of "
                 f"{', '.join(layers)}."

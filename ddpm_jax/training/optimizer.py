@@ -17,6 +17,7 @@ from ddpm_jax.errors import check, check_choices
 from ddpm_jax.models import Params
 from ddpm_jax.training import importance
 from ddpm_jax.training.global_norm import global_norm
+from ddpm_jax.training.opt_state import is_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,13 @@ def make_optimizer(
     if importance_timesteps is not None:
         tx = importance.keep_losses(tx, importance_timesteps)
     return tx
+
+
+def count_of_updates(opt_state: Any) -> int:
+    """The number of updates that were applied, by a state of `make_optimizer`; 0 for others."""
+    # Adam and its learning rate count the same updates.
+    counts = optax.tree.get_all_with_path(opt_state, "count", filtering=is_field)
+    return int(counts[0][1]) if counts else 0
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """The training step: a pure function (state, batch) -> (state, metrics).
 
-It works with any loss, any optimizer and any number of devices.
+It works with any loss, any number of devices, and any optax optimizer whose update takes gradients,
+state and parameters alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ddpm_jax.training.augmentation import augment
 from ddpm_jax.training.ema import Ema, decay_rate, power_gamma, power_rate
 from ddpm_jax.training.global_norm import global_norm
 from ddpm_jax.training.loss_bands import sum_by_band
+from ddpm_jax.training.opt_state import get_field
 from ddpm_jax.training.small_arrays import with_small_joined
 
 Params = Any
@@ -160,7 +162,7 @@ def make_train_step(
     def step(state: TrainState, batch: dict[str, Array], *frozen: Params):
         num_images = len(batch["key"])
         check_rows(num_images, **batch)
-        scale = optax.tree.get(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
+        scale = get_field(state.opt_state, "loss_scale", jnp.ones((), jnp.float32))
         batch, weight = importance.sample_timesteps(state.opt_state, batch)
         if objective is not None and "t" not in batch:
             batch = batch | {"t": objective.draw_timesteps(_noise_keys(batch["key"]))}
@@ -181,8 +183,8 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
             grad_norm = global_norm(grads) / scale
         opt_state = importance.update_history(opt_state, batch, losses, mean)
-        finished = optax.tree.get(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
-        finite = optax.tree.get(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0
+        finished = get_field(opt_state, "mini_step", jnp.zeros((), jnp.int32)) == 0
+        finite = get_field(opt_state, "skipped_in_a_row", jnp.zeros((), jnp.int32)) == 0
         ema_params = _averages(state.ema_params, params, ema, state.step, finished & finite)
         next_step = state.step + finished.astype(jnp.int32)
         new_state = TrainState(next_step, params, ema_params, opt_state)

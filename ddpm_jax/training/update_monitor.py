@@ -68,7 +68,7 @@ class UpdateMonitor:
     def _describe_spike(self, step: int, norm: float) -> list[str]:
         median = statistics.median(self._norms) if len(self._norms) >= MIN_NORMS else math.inf
         self._norms.append(norm)
-        if norm <= SPIKE_FACTOR * median:
+        if not median or norm <= SPIKE_FACTOR * median:
             return []
         ratio = f"{norm / median:.0f} times the median of the last {WINDOW}"
         return [f"step {step}: gradient norm {norm:.3g}, {ratio}"]

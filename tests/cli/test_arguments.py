@@ -12,10 +12,12 @@ from PIL import Image
 
 from ddpm_jax.cli import arguments, train
 from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
+from ddpm_jax.cli.sampling_arguments import without_replaced_timesteps
 from ddpm_jax.data.arrays import Arrays
 from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.data.huggingface import HuggingFace
+from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.runs.progress import settings_as_flags
 from ddpm_jax.settings_json import to_json
@@ -52,10 +54,12 @@ def test_arrays_of_any_shape_are_settings_of_the_command_line():
     [
         ("cifar10_upscale", "--data folder --data.path x --data.condition reduced"),
         ("mnist_classes", "--model basic_unet --sampling.guidance-scale 1"),
+        # The network would not fit images of 28 pixels.
+        ("mnist", "--model conv_unet --model.image-size 32"),
     ],
 )
 def test_a_new_part_may_need_other_settings_of_the_command_line(recipe, options):
-    """Neither new part fits the recipe by itself."""
+    """No new part fits the recipe by itself."""
     assert train.parse(recipe, options.split(), CONFIGS).config.model.image_size in (28, 32)
 
 
@@ -76,6 +80,45 @@ def test_the_settings_of_a_recipe_are_shown_as_flags_that_set_them(name):
         changed = dataclasses.replace(changed, captions=("red heart", "dog's face"))
     flags = [" ".join(flag) for flag in settings_as_flags(to_json(changed))]
     assert train.parse(name, shlex.split(" ".join(flags)), CONFIGS).config == changed
+
+
+def test_other_parts_than_those_of_the_recipe_are_shown_as_flags_that_choose_them():
+    recipe = load_recipe("digits", CONFIGS)
+    changed = dataclasses.replace(
+        recipe,
+        data=Folder(path="my pictures"),
+        model=BasicUNet(image_size=12, channels=1),
+        sampling=Sampling(sampler="ddim", options={"eta": 0.5}),
+    )
+    flags = [" ".join(flag) for flag in settings_as_flags(to_json(changed))]
+    assert train.parse("digits", shlex.split(" ".join(flags)), CONFIGS).config == changed
+
+
+def test_init_from_stands_for_the_network_in_the_flags():
+    resumed = train.parse("digits", ["--init-from", "digits", "--lora.rank", "2"], CONFIGS).config
+    flags = [" ".join(flag) for flag in settings_as_flags(to_json(resumed))]
+    assert train.parse("digits", shlex.split(" ".join(flags)), CONFIGS).config == resumed
+
+
+def test_steps_of_the_command_line_replace_the_timesteps_of_a_recipe():
+    default = Sampling(steps=50, timesteps=(19.0, 10.0, 4.0))
+    for words, timesteps in (
+        (["--steps", "50"], None),
+        (["--spacing=leading"], None),
+        (["--steps", "20", "--timesteps", "9"], default.timesteps),
+        (["--clip-x0"], default.timesteps),
+    ):
+        assert without_replaced_timesteps(default, words, "--").timesteps == timesteps, words
+    options = ["--sampling.options=eta", "0.5", "--sampling.sampler=ddim"]
+    assert not train.parse("cifar10", options[2:], CONFIGS).config.sampling.options
+
+
+def test_epochs_that_steps_override_are_refused_for_an_autoencoder_too():
+    epochs = ["--autoencoder.training.epochs", "3"]
+    with pytest.raises(ValueError, match=r"--autoencoder.training.steps is \d+ and overrides"):
+        train.parse("emoji", epochs, CONFIGS)
+    none = ["--autoencoder.training.steps", "None"]
+    assert train.parse("emoji", epochs + none, CONFIGS).config.autoencoder.training.epochs == 3
 
 
 def test_the_origin_of_the_weights_is_shown_as_its_flag():

@@ -125,7 +125,7 @@ def test_sampling_settings_default_to_the_recipe(saved, ask):
 def test_a_path_that_cannot_be_written_is_found_before_sampling(
     saved, monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(sample, "draw_states", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(sample, "draw_states", lambda *_, **__: pytest.fail("sampled"))
     (tmp_path / "new_chain.png").mkdir()
     (tmp_path / "folder" / "00000.png").mkdir(parents=True)
     cases = [
@@ -142,7 +142,7 @@ def test_samples_are_saved_elsewhere_if_an_output_fails_late(saved, monkeypatch,
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     images = np.arange(128, dtype=np.uint8).reshape(1, 2, 8, 8, 1)
 
-    def draw_and_block(*_):
+    def draw_and_block(*_, **__):
         (tmp_path / "lost").rmdir()
         (tmp_path / "lost").touch()
         return images

@@ -1,5 +1,6 @@
 """Every image whose pixels Pillow can decode becomes an array, whatever else its file holds."""
 
+import errno
 import io
 import struct
 import zlib
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from ddpm_jax.data import decode as decoding
 from ddpm_jax.data.decode import PNG_SIGNATURE, decode_image
 
 
@@ -43,6 +45,16 @@ METADATA = {
     "wrong checksum of EXIF": png_chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0")[:-1] + b"!",
     "odd length": png_chunk(b"pHYs", b"odd"),
 }
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_an_image_is_not_corrupt_because_the_system_fails(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(decoding, "convert_file", fail)
+    with pytest.raises(type(error)):
+        decode(b"", 4)
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -202,6 +202,16 @@ def test_a_file_whose_name_has_two_splits_is_refused(tmp_path):
     np.testing.assert_array_equal(levels(load(tmp_path, split="test")), [1])
 
 
+def test_numbered_files_are_of_the_split_before_the_number(tmp_path):
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", image=structs([1]))
+    write(tmp_path / "data" / "train_sft-00000-of-00001.parquet", image=structs([2]))
+    for split, level in (("train", 1), ("train_sft", 2)):
+        np.testing.assert_array_equal(levels(load(tmp_path, split=split)), [level])
+    write(tmp_path / "train.parquet", image=structs([3]))
+    write(tmp_path / "train" / "00000-of-00001.parquet", image=structs([4]))
+    assert sorted(levels(load(tmp_path, split="train"))) == [1, 3, 4]
+
+
 def test_files_named_after_no_split_are_train(tmp_path):
     write(tmp_path / "0001.parquet", image=structs(LEVELS[3:]))
     write(tmp_path / "0000.parquet", image=structs(LEVELS[:3]))

@@ -1,10 +1,16 @@
 """Out-of-memory errors are one line with the remedy; the host's available memory is known."""
 
 import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +20,10 @@ from helpers.latent_runs import CONFIG as LATENT
 from helpers.training import linear_batch, linear_loss, linear_params
 from optax import sgd
 
+from ddpm_jax.cli import train
 from ddpm_jax.cli.run_options import BatchedRunOptions
 from ddpm_jax.devices import memory, parallel
+from ddpm_jax.devices import platform as platforms
 from ddpm_jax.models.conv_unet import ConvUNet
 from ddpm_jax.recipes.digits import config as digits
 from ddpm_jax.runs import directory, loop
@@ -66,6 +74,80 @@ def test_freed_memory_below_memory_in_use_is_returned():
     memory.release()
     assert before - resident() > 50_000_000
     assert last.all()
+
+
+FAULTS = """
+import ctypes, resource, sys, threading
+from ddpm_jax.devices import memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.memset.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+libc.free.argtypes = (ctypes.c_void_p,)
+SIZE = 200 * 2**20
+faults = []
+
+def use(count):
+    for _ in range(count):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        array = libc.malloc(SIZE)
+        libc.memset(array, 1, SIZE)
+        libc.free(array)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if sys.argv[1] == "kept":
+    memory.use_one_heap()
+    memory.keep_freed()
+thread = threading.Thread(target=use, args=(3,))
+thread.start()
+thread.join()
+print(faults[-1])
+"""
+"""Fill 200 MiB three times in a thread, and print the page faults of the last time."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep its heap")
+def test_kept_memory_is_not_cleared_again():
+    command = [sys.executable, "-c", FAULTS]
+    run = functools.partial(subprocess.run, capture_output=True, check=True, text=True)
+    kept, returned = (int(run([*command, how]).stdout) for how in ("kept", "returned"))
+    assert kept < 1000
+    # Pages have 4 KiB, or 2 MiB where the system uses large ones for everything.
+    assert returned >= 100
+    assert kept < returned
+
+
+def test_threads_share_a_heap_before_jax_starts_them_if_only_the_cpu_can_be_used(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "use_one_heap", lambda: calls.append("heap"))
+
+    def start(*_):
+        calls.append("jax")
+        raise ValueError("JAX would start.")
+
+    monkeypatch.setattr(train.hosts, "distributed", start)
+    for alone, expected in ((True, ["heap", "jax"]), (False, ["jax"])):
+        monkeypatch.setattr(platforms, "has_cpu_alone", lambda asked, alone=alone: alone)
+        with pytest.raises(ValueError, match="JAX would start"):
+            train.main(["--config", "digits"])
+        assert calls == expected
+        calls.clear()
+
+
+def test_only_a_cpu_without_plugins_is_alone(monkeypatch):
+    settings: dict[str, str | None] = {"jax_platforms": None}
+    config = SimpleNamespace(values=settings)
+    monkeypatch.setattr(platforms, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for plugins in ((), ("cuda",)):
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group, plugins=plugins: plugins
+        )
+        assert platforms.has_cpu_alone(None) == (not plugins)
+        assert platforms.has_cpu_alone("cpu")
+        assert platforms.has_cpu_alone("gpu") == (not plugins)
+    settings["jax_platforms"] = "cpu"
+    assert platforms.has_cpu_alone(None)
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):

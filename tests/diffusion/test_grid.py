@@ -1,6 +1,7 @@
 """Grids match Bayes' rule, float64 tables and the papers' numbers."""
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.refusals import assert_refused
@@ -49,6 +50,13 @@ def test_q_posterior_matches_bayes_rule_at_every_t(betas):
         expected_mean, expected_variance = bayes_posterior(betas, i, i - 1, x0[i], xt[i])
         np.testing.assert_allclose(mean[i], expected_mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(variance[i], expected_variance, rtol=1e-5)
+
+
+def test_a_step_between_timesteps_needs_whole_ones(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x = jnp.zeros((1, 1, 1, 1))
+    with pytest.raises(ValueError, match="needs integers for t, not float32: cast it"):
+        q_posterior(from_betas(SMALL), x, x, jnp.array([1.0]))
 
 
 @pytest.mark.parametrize(("t", "expected"), [(0, 0.0), (487, 0.00979), (999, 0.02)])

@@ -343,6 +343,7 @@ def test_results_are_compared_by_the_command(sets, capsys):
         ("--measures bits", ("--num", 9, "--seeds", 2), "--num, --seeds"),
         ("--measures kid", ("--bits-num", 9), "--bits-num"),
         ("--measures speed", ("--split", "test"), "--split"),
+        ("--measures speed", ("--seed", 3), "--seed"),
     ],
 )
 def test_options_without_effect_are_refused(sets, run_folder, capsys, option, arguments, unused):

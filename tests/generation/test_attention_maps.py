@@ -248,7 +248,8 @@ def test_mistakes_are_refused():
     assert_refused(
         maps_of_plain,
         [
-            ({}, "The network has no cross-attention outside of its middle"),
+            ({}, "no cross-attention outside of its middle: give pixels .*, or set middle"),
+            ({"middle": True}, "no cross-attention: give pixels for self-attention"),
             ({"pixels": [(0, 0)], "middle": True}, "The network has no self-attention: there is"),
         ],
     )

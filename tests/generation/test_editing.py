@@ -1,7 +1,9 @@
 """Edits, and walks that start from an image: noise levels, exact moments, refusals."""
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
+import pytest
 from helpers.editing import (
     GAUSSIAN,
     IMAGES,
@@ -18,7 +20,7 @@ from helpers.refusals import assert_refused
 from helpers.samplers import grid_of
 
 from ddpm_jax import samplers
-from ddpm_jax.generation.editing import Edit, add_noise, truncate
+from ddpm_jax.generation.editing import Edit, add_noise, inpaint, truncate
 from ddpm_jax.samplers import sample, sample_keys
 
 
@@ -47,6 +49,16 @@ def test_an_image_gets_the_first_noise_level_and_the_noise_of_its_key():
         signal, noise = signal_and_noise(part.t[0])
         expected = signal * np.asarray(IMAGES, float) + noise * np.asarray(NOISE, float)
         np.testing.assert_allclose(add_noise(KEYS, part, IMAGES), expected, atol=1e-6)
+
+
+def test_images_of_integers_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    levels = jnp.zeros(IMAGES.shape, jnp.uint8)
+    masks = jnp.zeros((*IMAGES.shape[:3], 1), bool)
+    with pytest.raises(ValueError, match=r"Images must be floats in \[-1, 1\], not uint8"):
+        add_noise(KEYS, grid_of(5), levels)
+    with pytest.raises(ValueError, match=r"Images must be floats in \[-1, 1\], not uint8"):
+        inpaint(samplers.make("ddim"), levels, masks)
 
 
 def test_a_noisy_image_is_denoised_to_the_exact_posterior_moments():

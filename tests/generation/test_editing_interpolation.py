@@ -54,6 +54,14 @@ def test_slerp_between_parallel_ends_is_linear():
     np.testing.assert_array_equal(slerp(jnp.zeros((3, *SHAPE)), a, fractions)[0], 0)
 
 
+def test_the_derivative_of_slerp_is_finite_everywhere():
+    fractions = jnp.array([0.0, 0.25, 1.0])
+    a = NOISE[:3]
+    gradient = jax.jit(jax.grad(lambda a, b: jnp.sum(slerp(a, b, fractions) ** 2), (0, 1)))
+    for b in (a, -a, jnp.zeros_like(a), NOISE[3:]):
+        assert all(np.isfinite(each).all() for each in gradient(a, b))
+
+
 def test_between_two_images_all_starts_have_the_same_noise():
     """Section 4.4, Ho et al. 2020: xt = (1 - s) xt_a + s xt_b."""
     ddpm = samplers.make("ddpm")

@@ -40,7 +40,7 @@ INVALID = [
     ),
     ({"offset": -1, "spacing": "leading"}, "offset must be at least 0, not -1"),
     ({"spacing": "nowhere"}, "Unknown spacing 'nowhere': choose one of trailing, "),
-    ({"end": "nowhere"}, "end must be clean or sigma_min, not nowhere"),
+    ({"end": "nowhere"}, "Unknown end 'nowhere': choose one of clean, sigma_min"),
     ({"grid": "nowhere"}, "Unknown grid 'nowhere': choose one of plain, strides, .*float"),
 ]
 
@@ -130,6 +130,21 @@ def test_an_override_of_the_same_sampler_keeps_its_options():
         {"timesteps": (9.0, 3.0)},
     ):
         assert pndm.override(**settings) == dataclasses.replace(pndm, **settings), settings
+
+
+def test_steps_replace_the_timesteps_of_a_recipe():
+    recipe = Sampling(timesteps=(19.0, 10.0, 4.0))
+    assert recipe.override(steps=5) == Sampling(steps=5)
+    assert recipe.override(spacing="leading") == Sampling(spacing="leading")
+    assert recipe.override(guidance_scale=2.0).timesteps == recipe.timesteps
+    both = recipe.override(steps=5, timesteps=(3.0, 1.0))
+    assert both == Sampling(steps=5, timesteps=(3.0, 1.0))
+
+
+def test_a_setting_that_does_not_exist_is_named():
+    message = "Sampling has no setting 'num_inference_steps': choose one of sampler, options, steps"
+    with pytest.raises(ValueError, match=message):
+        Sampling().override(num_inference_steps=5)
 
 
 def test_checking_a_sampling_opens_no_file_of_an_option(tmp_path):

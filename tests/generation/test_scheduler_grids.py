@@ -1,5 +1,7 @@
 """Grids of diffusers' schedulers, compared with their `set_timesteps` and `step`."""
 
+from typing import get_args
+
 import jax.numpy as jnp
 import numpy as np
 from helpers.refusals import assert_refused
@@ -9,7 +11,7 @@ from ddpm_jax.diffusion.analytic import mixture_x0
 from ddpm_jax.diffusion.grid import CLEAN_DATA
 from ddpm_jax.diffusion.prediction import make_denoiser
 from ddpm_jax.diffusion.schedule import from_betas, linear_betas, zero_terminal_snr
-from ddpm_jax.generation.scheduler_grids import GRID_KINDS, needs_whole_timesteps, scheduler_grid
+from ddpm_jax.generation.scheduler_grids import GridKind, needs_whole_timesteps, scheduler_grid
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
 
 SCHEDULE = from_betas(linear_betas())
@@ -73,7 +75,10 @@ def test_a_grid_that_the_scheduler_does_not_have_is_refused():
 
 
 def test_only_the_inner_grids_need_whole_timesteps():
-    assert [kind for kind in GRID_KINDS if needs_whole_timesteps(kind)] == ["inner", "inner_to_0"]
+    assert [kind for kind in get_args(GridKind) if needs_whole_timesteps(kind)] == [
+        "inner",
+        "inner_to_0",
+    ]
 
 
 def test_a_last_step_of_length_zero_changes_nothing():

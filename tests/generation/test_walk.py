@@ -196,6 +196,9 @@ def test_grids_in_sigma_scale_the_initial_noise_as_diffusers_does():
         assert level < 0.9999
         expected = (level if scaled else 1) * noise
         np.testing.assert_allclose(first, expected, rtol=1e-6, err_msg=f"{grid}, {spacing}")
+        ends = Edit(fractions=jnp.asarray([0.0, 0.5, 1.0], jnp.float32))
+        edited = next(walk(KEYS, SMALL, network, SHAPE, sampling, 1, ends))
+        np.testing.assert_allclose(edited[0], expected[0], rtol=1e-5, err_msg=f"{grid}, {spacing}")
 
 
 def test_an_edited_walk_starts_and_ends_as_the_edit_says():

@@ -337,6 +337,15 @@ def test_networks_and_their_gradients_keep_explicit_sharding(net):
     assert all(grad.sharding.is_fully_replicated for grad in jax.tree.leaves(params_grad))
 
 
+def test_a_network_of_any_size_can_be_exported_for_any_size():
+    net = BasicUNet(image_size=8, channels=1)
+    batch, height, width = export.symbolic_shape("b, 4*h, 4*w")
+    xt = jax.ShapeDtypeStruct((batch, height, width, 1), jnp.float32)
+    t = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    exported = export.export(jax.jit(net.apply))(net.shapes(), xt, t)
+    assert exported.out_avals[0].shape[1:3] == (height, width)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 def test_networks_can_be_exported_for_any_batch(name):
     net = COMPILED[name]

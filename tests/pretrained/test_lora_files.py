@@ -271,7 +271,7 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
         ((spell("peft", {("unet", "mid_block.q"): (a, b)}) | plain, {}),
          r"another network: this one has no layer for 1 of its 2 \(unet.mid_block.q\)"),
         ((spell("kohya", {("text_encoder", "q"): (a, b)}), {}), r"its 1 \(lora_te_q\)"),
-        ((spell("peft", {("unet", Q): (a[:2], b)}), {}), r"the ranks of .*to_q differ"),
+        ((spell("peft", {("unet", Q): (a[:2], b)}), {}), r"A and B of .*to_q cannot be multiplied"),
         ((spell("peft", {("unet", Q): (a[:0], b[:, :0])}, 1.0), {}), r"A and B of .*to_q are empt"),
         ((spell("peft", {("unet", Q): (a[:, :3], b)}), {}), r"1 of its 1 .*to_q as \(8, 3\), not"),
         ((plain | spell("kohya", {("unet", Q): (a, b)}), {}), "a layer under two names"),
@@ -297,6 +297,11 @@ def test_other_kinds_and_other_networks_end_in_one_line(tmp_path):
         load_lora(tmp_path / "run", NETS)
     with pytest.raises(FileNotFoundError, match=r"There is no LoRA file .*none.safetensors"):
         load_lora(tmp_path / "none.safetensors", NETS)
+
+
+def test_a_part_that_no_lora_has_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Unknown part 'net': choose one of unet, text_encoder"):
+        load_lora(tmp_path / "a.safetensors", {"net": UNET})
 
 
 def test_the_file_of_a_text_encoder_does_not_fit_a_network_of_pixels(tmp_path):

@@ -17,7 +17,7 @@ from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.basic_unet import BasicUNet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.pretrained import hub
+from ddpm_jax.pretrained import hub, pipeline_folder
 from ddpm_jax.pretrained.pipeline_folder import (
     check_exportable,
     load_pretrained,
@@ -281,6 +281,19 @@ def test_for_pipeline_writes_a_scheduler_that_the_pipeline_can_call(tmp_path, pa
 def test_a_folder_keeps_a_sampling_that_no_scheduler_has(sampling, tmp_path, params):
     save_pretrained(ModelSpec(model=SMALL, sampling=sampling), params, tmp_path)
     assert read_spec(tmp_path).sampling == sampling
+
+
+def test_an_interrupted_save_leaves_nothing_that_opens(tmp_path, monkeypatch, params):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    spec = ModelSpec(model=SMALL)
+    save_pretrained(spec, params, tmp_path)
+    monkeypatch.setattr(pipeline_folder, "write_own_settings", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(spec, params, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_pretrained(tmp_path)
 
 
 def test_a_folder_names_no_file_of_this_machine(tmp_path, params):

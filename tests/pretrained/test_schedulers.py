@@ -6,7 +6,7 @@ from helpers.refusals import assert_refused
 
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.sampling import Sampling
-from ddpm_jax.pretrained.scheduler_config import parse_scheduler, scheduler_config
+from ddpm_jax.pretrained.scheduler_config import find_scheduler, parse_scheduler
 from ddpm_jax.pretrained.schedulers import SCHEDULERS
 
 CAT = {
@@ -133,6 +133,26 @@ def test_a_json_can_be_read_as_that_of_another_scheduler():
     assert scheduler.objective == expected
 
 
+def test_a_threshold_without_effect_is_written_as_what_it_does():
+    """At most 1 is a clip to [-1, 1]; a million is no limit."""
+    for limit, expected in ((1.0, (None, None, True)), (2e6, (0.9, None, True))):
+        sampling = Sampling(sampler="ddim", dynamic_threshold=0.9, threshold_limit=limit)
+        written = find_scheduler(Objective(), sampling)
+        assert written["_class_name"] == "DDIMScheduler"
+        parsed = parse_scheduler(written).sampling
+        assert (parsed.dynamic_threshold, parsed.threshold_limit, parsed.clip_x0) == expected
+
+
+def test_karras_timesteps_that_diffusers_cannot_walk_are_not_written():
+    """On the cosine schedule its DPMSolverMultistep repeats timesteps, and fails."""
+    sampling = Sampling(sampler="dpmpp_2m", spacing="karras")
+    names = [
+        find_scheduler(Objective(schedule=schedule), sampling)["_class_name"]
+        for schedule in ("linear", "squaredcos")
+    ]
+    assert names == ["DPMSolverMultistepScheduler", "DDPMScheduler"]
+
+
 def test_the_full_json_of_each_scheduler_can_be_read_as_that_of_each_other():
     """The objective stays that of the JSON's own class; sampler and grid are the other's."""
     plain = {name: parse_scheduler({"_class_name": name}) for name in SCHEDULERS}
@@ -183,7 +203,7 @@ def test_a_written_scheduler_is_read_as_the_same_objective_and_sampling():
             configs = list(spec.choices)
         for config in (*configs, {"timestep_spacing": "linspace"}):
             first = parse_scheduler({"_class_name": name, **config})
-            second = parse_scheduler(scheduler_config(first.objective, first.sampling))
+            second = parse_scheduler(find_scheduler(first.objective, first.sampling))
             assert second[1:] == first[1:], (name, config)
 
 
@@ -192,7 +212,7 @@ def test_the_objective_is_kept_with_every_sampler():
     for objective in (Objective(target="v", zero_terminal_snr=True), Objective(target="x0")):
         for name in SCHEDULERS:
             sampling = parse_scheduler({"_class_name": name}).sampling
-            written = scheduler_config(objective, sampling)
+            written = find_scheduler(objective, sampling)
             assert parse_scheduler(written).objective == objective, (objective, name)
             if objective.target == "x0":
                 assert not written["_class_name"].startswith(("PNDM", "EulerAncestral")), name
@@ -207,14 +227,14 @@ def test_for_pipeline_writes_only_schedulers_that_the_pipeline_can_call():
     }
     for name in SCHEDULERS:
         sampling = parse_scheduler({"_class_name": name}).sampling
-        written = scheduler_config(Objective(), sampling, for_pipeline=True)["_class_name"]
+        written = find_scheduler(Objective(), sampling, for_pipeline=True)["_class_name"]
         assert written == (name if name in callable_schedulers else "DDPMScheduler")
 
 
 def test_thresholds_are_kept_if_ancestral_sampling_is_written_instead():
     for limit in (None, 2.0):
         sampling = Sampling(sampler="heun", dynamic_threshold=0.9, threshold_limit=limit)
-        parsed = parse_scheduler(scheduler_config(Objective(), sampling)).sampling
+        parsed = parse_scheduler(find_scheduler(Objective(), sampling)).sampling
         settings = (parsed.sampler, parsed.dynamic_threshold, parsed.threshold_limit)
         assert settings == ("ddpm", 0.9, limit)
 
@@ -240,7 +260,7 @@ def test_settings_other_than_the_sampler_are_written_too():
         },
     ):
         scheduler = parse("DDPM", **config)
-        written = scheduler_config(scheduler.objective, scheduler.sampling)
+        written = find_scheduler(scheduler.objective, scheduler.sampling)
         assert config.items() <= written.items(), config
         assert parse_scheduler(written) == scheduler, config
 
@@ -250,7 +270,7 @@ def test_a_sampler_unknown_to_diffusers_is_written_as_ancestral_sampling():
         Sampling(sampler="edm", spacing="log_snr"),
         Sampling(options={"variance": "fixed_large", "clip_sample": 1.0}),
     ):
-        written = scheduler_config(Objective(target="v"), sampling)
+        written = find_scheduler(Objective(target="v"), sampling)
         assert written["_class_name"] == "DDPMScheduler"
         assert written["timestep_spacing"] == "trailing"
         assert written["variance_type"] == sampling.options.get("variance", "fixed_small")
@@ -264,7 +284,7 @@ def test_an_objective_unknown_to_diffusers_is_not_written():
         ({"schedule": "flow", "target": "flow"}, "schedule flow does not exist in diffusers"),
         ({"variance": "learned", "loss_kind": "vlb"}, "variance learned does not exist"),
     ]
-    assert_refused(lambda case: scheduler_config(Objective(**case), Sampling()), cases)
+    assert_refused(lambda case: find_scheduler(Objective(**case), Sampling()), cases)
 
 
 OTHER_VALUES = {

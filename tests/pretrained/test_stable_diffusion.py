@@ -13,7 +13,7 @@ from helpers.text import HUB_SCHEDULER, SAVED_SCHEDULER, tiny_model
 
 from ddpm_jax.generation.walk import sampling_grid
 from ddpm_jax.pretrained import stable_diffusion
-from ddpm_jax.pretrained.latent_scheduler import parse_latent_scheduler, sampling_for
+from ddpm_jax.pretrained.latent_scheduler import parse_latent_scheduler, sampling_for, with_sampler
 from ddpm_jax.pretrained.stable_diffusion import (
     is_text_to_image,
     load_stable_diffusion,
@@ -232,6 +232,21 @@ def test_latents_are_clipped_only_if_the_scheduler_thresholds():
     config = HUB_SCHEDULER | {"_class_name": "DPMSolverMultistepScheduler"}
     clips = [sampling_for(config | {"thresholding": on}).clip_x0 for on in (False, True)]
     assert clips == [False, True]
+
+
+def test_another_sampler_keeps_what_no_scheduler_holds():
+    """The limits of x0 are the scheduler's, as the other sampler reads them, unless changed."""
+    config = HUB_SCHEDULER | {"_class_name": "DDIMScheduler", "thresholding": True}
+    own = sampling_for(config).override(guidance_rescale=0.7, guidance_interval=(1.0, 900.0))
+    for sampler in ("unipc", "euler", "heun"):
+        other = sampling_for(config, sampler)
+        switched = with_sampler(own, config, sampler)
+        assert (switched.guidance_rescale, switched.guidance_interval) == (0.7, (1.0, 900.0))
+        expected = (other.sampler, other.grid, other.clip_x0, other.dynamic_threshold)
+        made = (switched.sampler, switched.grid, switched.clip_x0, switched.dynamic_threshold)
+        assert made == expected
+    changed = with_sampler(own.override(dynamic_threshold=0.5), config, "euler")
+    assert changed.dynamic_threshold == 0.5
 
 
 def test_a_pipeline_that_inpaints_skips_the_runge_kutta_steps(tmp_path):

@@ -213,6 +213,8 @@ def test_a_missing_key_takes_the_default_of_diffusers_and_null_does_not():
     assert unet_from_config({}, image_size=64).image_size == 64
     assert unet_from_config({"sample_size": [32, 32], "decay": 0.9999}).image_size == 32
     assert unet_from_config({"sample_size": [32, 64]}).image_size == (32, 64)
+    with pytest.raises(ValueError, match=r"block_out_channels must be a list, .* not \[None, 32\]"):
+        unet_from_config({"sample_size": 32, "block_out_channels": [None, 32]})
     assert unet_from_config({}, image_size=(32, 64)).image_size == (32, 64)
 
 

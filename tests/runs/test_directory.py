@@ -236,6 +236,23 @@ def test_clear_removes_the_files_of_a_run_only(run):
     assert [path.name for path in run.iterdir()] == ["mine"]
 
 
+def test_clear_removes_nothing_from_a_directory_without_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "torch.pt").write_text("mine")
+    (tmp_path / "samples.png").write_text("mine")
+    directory.clear(tmp_path)
+    assert (tmp_path / "checkpoints" / "torch.pt").exists()
+
+
+def test_clear_removes_a_link_and_not_what_it_names(run, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    directory.write_config(run, CONFIG)
+    (run / "snapshots").symlink_to(elsewhere)
+    directory.clear(run)
+    assert not (run / "snapshots").is_symlink()
+    assert elsewhere.exists()
+
+
 def test_two_runs_cannot_use_one_directory(tmp_path):
     with (
         directory.lock(tmp_path / "new"),

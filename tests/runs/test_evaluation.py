@@ -129,4 +129,4 @@ def test_features_and_images_that_are_missing_are_found_before_training(features
     with pytest.raises(ValueError, match=message):
         evaluation.prepared_evaluator(config, images)
     unmeasured = dataclasses.replace(CONFIG, evaluation=Evaluation(features=features))
-    assert evaluation.prepared_evaluator(unmeasured, images) is not None
+    assert evaluation.prepared_evaluator(unmeasured, images) is None

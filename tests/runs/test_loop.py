@@ -24,6 +24,7 @@ from ddpm_jax.runs import checkpoints, loop, manifest, progress, saved_steps
 from ddpm_jax.runs.metrics import read_metrics
 from ddpm_jax.runs.progress import Reporter
 from ddpm_jax.training import step as training
+from ddpm_jax.training.optimizer import Optimizer, learning_rate
 from ddpm_jax.training.step import TrainState
 
 pytestmark = pytest.mark.usefixtures("without_curves")
@@ -117,6 +118,8 @@ def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(
         CONFIG,
         training=dataclasses.replace(CONFIG.training, steps=10),
         ema=dataclasses.replace(CONFIG.ema, snapshots_every=5),
+        # The steps do not use it; the log does.
+        optimizer=Optimizer(decay="cosine"),
     )
     loop.run_steps(config, tmp_path, IMAGES, spoiling_step, loop.first_state(config, tx))
     warning = "3 steps in a row, up to step 9: rolling back to the weights of step 3."
@@ -126,6 +129,9 @@ def test_nan_parameters_are_rolled_back_to_an_earlier_checkpoint(
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines if line["loss"] is None] == [7, 8, 9]
     assert lines[-1]["skipped"] == 3
+    # Step 10 is the update after the three of the restored state.
+    rate = learning_rate(config.optimizer, 10, 5)
+    assert lines[-1]["learning_rate"] == pytest.approx(float(rate(3)), rel=1e-6)
     assert not caplog.messages
     assert all(np.isfinite(x).all() for x in arrays(tmp_path, 10))
 

@@ -100,7 +100,7 @@ def test_the_parameters_of_a_run_are_those_of_its_base_with_the_lora(runs, drawn
 def test_samples_are_drawn_with_files_of_loras(runs, monkeypatch):
     given = []
 
-    def record(spec, params, *_):
+    def record(spec, params, *_, **__):
         given.append(params)
         return np.zeros((1, 1, 8, 8, 1), np.uint8)
 

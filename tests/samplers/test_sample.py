@@ -269,6 +269,21 @@ def test_noise_under_x64_is_the_same_float32():
     np.testing.assert_array_equal(ours, expected, strict=True)
 
 
+def test_arguments_of_another_kind_are_refused(monkeypatch):
+    """Three images of a network would be taken for x0, eps and the variance."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    keys, xT = keys_and_noise(0, 3)
+    good = {"denoise": MIXTURE, "sampler": samplers.make("ddim"), "grid": grid_of(5)}
+    cases = [
+        ({"denoise": lambda xt, t: xt}, "The denoiser must return a Prediction: make one"),
+        ({"sampler": samplers.factory("ddim")}, "must be a Sampler, not a .*: call its function"),
+        ({"sampler": "ddim"}, "must be a Sampler, not a str"),
+        ({"grid": np.arange(5)}, "The grid must be one of make_grid, not a ndarray"),
+        ({"keys": jax.random.split(jax.random.PRNGKey(0), 3)}, "Keys of uint32 are not typed"),
+    ]
+    assert_refused(lambda other: sample(**{"keys": keys, "xT": xT} | good | other), cases)
+
+
 def test_a_key_per_image_and_a_seed_of_32_bits_are_required(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     keys, xT = keys_and_noise(0)

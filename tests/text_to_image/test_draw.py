@@ -160,6 +160,8 @@ def test_a_network_that_inpaints_gets_the_mask_and_the_masked_image():
     base = pixels(options, model)
     inside = IMAGE.copy()
     inside[MASK >= 128] = 0
+    plan = draw.make_plan(model, request(**options), model.sampling)
+    assert plan.moments is None
     # Noise alone at the start: the masked pixels do not matter, but the others do.
     np.testing.assert_allclose(pixels(options | {"images": [inside]}, model), base, atol=1e-6)
     outside = IMAGE.copy()

@@ -84,6 +84,8 @@ def test_targets_are_sets_of_layers_or_patterns_of_whole_parts_of_paths():
     assert set(layers(UNET, "linear")) > set(attention)
     assert layers(UNET, "down_*/conv1", "conv_in") == ["conv_in", *layers(UNET, "down_*/conv1")]
     assert all(path.endswith("/conv1") for path in layers(UNET, "down_*/conv1"))
+    with pytest.raises(ValueError, match="called kernel, and the network has none"):
+        find_targets({"w": jnp.zeros((3, 3))}, ("linear",))
     # A transposed convolution has another layout, and no LoRA.
     with pytest.raises(ValueError, match="'upsample_0' matches no layer"):
         layers(CONV_UNET, "upsample_0")

@@ -1,5 +1,6 @@
 """The training step against closed forms: averages, keys, hidden conditions, overfitting."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -60,6 +61,23 @@ def test_a_step_follows_the_gradient_and_reports_its_norm_and_the_loss():
     np.testing.assert_allclose(metrics[0]["grad_norm"], grad_norm, rtol=1e-5)
     assert_close(states[1].params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads))
     assert int(states[1].step) == 1
+
+
+def test_parameters_may_have_the_names_of_the_optimizers_fields():
+    """They were taken for the loss scale and for the number of micro-batches."""
+    names = ("loss_scale", "mini_step", "skipped", "count")
+    params = {name: jnp.ones(()) for name in names}
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def loss(params, keys, batch):
+        return sum(params.values()) ** 2 + jnp.zeros(len(keys))
+
+    for tx in (optax.sgd(0.1, momentum=0.9), optax.adam(0.1)):
+        step = jax.jit(make_train_step(loss, tx))
+        state, metrics = step(init_state(params, tx), {"key": keys})
+        np.testing.assert_allclose(metrics["grad_norm"], 8 * 4**0.5, rtol=1e-6)
+        assert all(x < 1 for x in state.params.values())
+        assert int(state.step) == 1
 
 
 @pytest.mark.parametrize("warmup", [False, True])
@@ -190,7 +208,7 @@ class Stub(Objective):
 
 def test_model_loss_derives_separate_keys_for_noise_and_dropout():
     """The model gets the labels of the batch, and the objective its timesteps."""
-    model = Recorder(image_size=4, channels=1, calls=[])
+    model = Recorder(image_size=4, channels=1, calls=collections.deque())
     objective_calls = []
 
     def objective_loss(keys, network, images, t):

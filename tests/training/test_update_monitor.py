@@ -28,6 +28,12 @@ def test_a_spike_is_reported_with_its_size():
     assert (monitor.skipped, monitor.in_a_row) == (0, 0)
 
 
+def test_a_gradient_after_zeros_is_no_spike():
+    """Its ratio to their median is infinite."""
+    _, lines = report([0.0] * 30 + [1.0])
+    assert lines == []
+
+
 def test_the_first_steps_have_no_spikes():
     _, lines = report([1.0, 50.0, 1000.0])
     assert lines == []

@@ -119,7 +119,7 @@ def training_rows(num_images: int) -> np.ndarray:
 def accuracy(layers: Layers, images: ImageSet) -> float:
     """The share of at most 5,000 held-out images, taken at random, whose class is right."""
     held_out = np.setdiff1d(np.arange(len(images)), training_rows(len(images)))
-    rows = np.sort(np.random.default_rng(0).permutation(held_out)[:MAX_HELD_OUT])
+    rows = np.sort(np.random.RandomState(0).permutation(held_out)[:MAX_HELD_OUT])
     batch = images.read(rows)
     return float(np.mean(classify(layers, batch["image"]) == batch["label"]))
 
