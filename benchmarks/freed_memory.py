@@ -8,12 +8,11 @@ ratio of interleaved pairs, with the lowest and the highest. Above 1, ours is fa
 Linux, glibc and a CPU.
 """
 
-import argparse
 import sys
 from functools import partial
 
 from beside_torch import work_by_row
-from rows import NETS, OURS, Net
+from rows import OURS, Net, for_each_net
 from sides import Side, ratio
 
 
@@ -30,13 +29,4 @@ def compare(net: Net, pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [net.recipe for net in NETS]
-    parser.add_argument("--recipes", nargs="+", choices=names, default=names)
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
-    for net in NETS:
-        if net.recipe in options.recipes:
-            compare(net, options.pairs)
+    for_each_net(__doc__, compare)

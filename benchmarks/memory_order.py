@@ -9,13 +9,12 @@ memory with our order; with XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_sch
 the memory with XLA's.
 """
 
-import argparse
 import os
 import sys
 from functools import partial
 
 from beside_torch import work_by_row
-from rows import NETS, OURS, Net
+from rows import OURS, Net, for_each_net
 from sides import Side, ratio
 
 PARALLEL = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
@@ -36,13 +35,4 @@ def compare(net: Net, pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [net.recipe for net in NETS]
-    parser.add_argument("--recipes", nargs="+", choices=names, default=names)
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
-    for net in NETS:
-        if net.recipe in options.recipes:
-            compare(net, options.pairs)
+    for_each_net(__doc__, compare)

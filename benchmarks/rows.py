@@ -1,8 +1,9 @@
 """Rows of the table: a measurement, its network, its goal, and whether the goal was met."""
 
+import argparse
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
@@ -69,6 +70,20 @@ class Row(NamedTuple):
             goal = f"{self.goal.sign} {self.goal.bound:g}{self.unit}"
             met = "yes" if self.goal.is_met(value) else "no"
         return f"| {self.measurement} | {self.net} | {result} | {goal} | {met} | {self.details} |"
+
+
+def for_each_net(description: str, compare: Callable[[Net, int], None]) -> None:
+    """Call compare(net, pairs) for each of --recipes, with the number of --pairs."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [net.recipe for net in NETS]
+    parser.add_argument("--recipes", nargs="+", choices=names, default=names)
+    parser.add_argument("--pairs", type=int, default=7)
+    options = parser.parse_args()
+    for net in NETS:
+        if net.recipe in options.recipes:
+            compare(net, options.pairs)
 
 
 def write_table(preface: str, rows: Iterable[Row], page: Path | None) -> None:

@@ -181,8 +181,8 @@ class Model(ImageNetwork):
         labels, a dict of `condition_parts` (`condition_of`). A network with label dropout accepts
         `unconditional(n)`, or no condition at all, for none.
         Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
-        condition and keys have one row per image, the condition has all its parts, and the network
-        can halve the images as often as it does.
+        condition and keys have one row per image, the condition has all its parts, and the sides of
+        the images can be halved `halvings` times.
         """
         inputs = self._inputs(xt, t, condition, dropout_keys, dtype)
         output: Any = self.module().apply({"params": params}, *inputs)
