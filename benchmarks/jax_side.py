@@ -68,7 +68,7 @@ def load(
     )
     route_of_step = dataclasses.replace(config.parallel, route=route)
     config = dataclasses.replace(config, model=model, training=training, parallel=route_of_step)
-    keeps_memory = keeps_memory and not sampling and platforms.has_cpu_alone(None)
+    keeps_memory = keeps_memory and not sampling and platforms.will_use_cpu(None)
     if keeps_memory:
         memory.use_one_heap()
     platforms.order_for_memory()

@@ -51,7 +51,7 @@ def train(recipe: str, batch_size: int) -> None:
     config = load_recipe(recipe)
     training = dataclasses.replace(config.training, batch_size=batch_size)
     config = dataclasses.replace(config, training=training)
-    if platforms.has_cpu_alone(None):
+    if platforms.will_use_cpu(None):
         memory.use_one_heap()
     platforms.order_for_memory()
     arguments.use_compilation_cache()

@@ -95,7 +95,7 @@ def main(args: list[str], recipes: Path = FOLDER) -> None:
         asked = bool({"-h", "--help"} & set(args))
         raise SystemExit(explain_recipes(arguments.command("train"), recipes, asked))
     options = parse(name, args, recipes)
-    if platforms.has_cpu_alone(options.platform):
+    if platforms.will_use_cpu(options.platform):
         # JAX has not started its threads yet.
         memory.use_one_heap()
     distributed = hosts.distributed(options.coordinator, options.hosts, options.host)

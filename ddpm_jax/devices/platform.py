@@ -59,7 +59,7 @@ def set_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
-def has_cpu_alone(platform: str | None) -> bool:
+def will_use_cpu(platform: str | None) -> bool:
     """Whether JAX will use the CPU: it was asked to, or no plugin for another device is installed.
 
     This starts no device.

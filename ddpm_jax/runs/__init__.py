@@ -8,5 +8,5 @@
 - `progress` reports, `metrics` writes the log, `grids` draws samples, `evaluation` measures them.
 - `sources` opens the run or model named by `--ckpt`, `text_model` one that draws from prompts.
 - `export` and `model_card` write a run in the diffusers layout, `text_folder` one on latents.
-May import every package except `cli`. `loop` is told by `on_save` to upload, and imports no `hub`.
+May import every package except `cli`. `loop` does not know the hub: `on_save` uploads.
 """

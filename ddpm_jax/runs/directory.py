@@ -162,7 +162,7 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def clear(workdir: Path) -> None:
-    """Remove the files of a run from its directory. Other files, and those of no run, stay."""
+    """Remove the files of a run from its directory. Without a run, nothing is removed."""
     is_run = any((folder / CONFIG).exists() for folder in (workdir, workdir / AUTOENCODER))
     if not (is_run or saved_steps.steps(workdir)):
         return

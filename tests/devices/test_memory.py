@@ -127,7 +127,7 @@ def test_threads_share_a_heap_before_jax_starts_them_if_only_the_cpu_can_be_used
 
     monkeypatch.setattr(train.hosts, "distributed", start)
     for alone, expected in ((True, ["heap", "jax"]), (False, ["jax"])):
-        monkeypatch.setattr(platforms, "has_cpu_alone", lambda asked, alone=alone: alone)
+        monkeypatch.setattr(platforms, "will_use_cpu", lambda asked, alone=alone: alone)
         with pytest.raises(ValueError, match="JAX would start"):
             train.main(["--config", "digits"])
         assert calls == expected
@@ -143,11 +143,11 @@ def test_only_a_cpu_without_plugins_is_alone(monkeypatch):
         monkeypatch.setattr(
             importlib.metadata, "entry_points", lambda group, plugins=plugins: plugins
         )
-        assert platforms.has_cpu_alone(None) == (not plugins)
-        assert platforms.has_cpu_alone("cpu")
-        assert platforms.has_cpu_alone("gpu") == (not plugins)
+        assert platforms.will_use_cpu(None) == (not plugins)
+        assert platforms.will_use_cpu("cpu")
+        assert platforms.will_use_cpu("gpu") == (not plugins)
     settings["jax_platforms"] = "cpu"
-    assert platforms.has_cpu_alone(None)
+    assert platforms.will_use_cpu(None)
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):
