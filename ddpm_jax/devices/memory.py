@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,8 @@ def release() -> None:
     Compiling a training step frees hundreds of MiB that the C library would keep, beside what the
     step itself then needs (benchmarks/memory.py).
     """
-    _call_glibc("malloc_trim", 0)
+    if glibc := _glibc():
+        glibc.malloc_trim(0)
 
 
 def use_one_heap() -> None:
@@ -60,24 +62,42 @@ def use_one_heap() -> None:
     Call this before JAX starts its threads. A thread that has allocated keeps its own heap, and
     large arrays do not fit into such a one.
     """
-    _call_glibc("mallopt", M_ARENA_MAX, 1)
+    if glibc := _glibc():
+        glibc.mallopt(M_ARENA_MAX, 1)
 
 
-def keep_freed() -> None:
+def keep_freed(size: int) -> None:
     """Keep memory that is freed from now on for later arrays, where the C library can (glibc).
 
     By default it returns the temporaries of each training step to the system, which then clears
-    every page of them for the next step (benchmarks/freed_memory.py).
+    every page of them for the next step. The heap grows by `size` bytes, of which the kernel makes
+    large pages (2 MiB) if it may: it then translates fewer addresses (benchmarks/freed_memory.py).
     """
-    _call_glibc("mallopt", M_MMAP_MAX, 0)
-    _call_glibc("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
+    if glibc := _glibc():
+        glibc.mallopt(M_MMAP_MAX, 0)
+        glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        _use_large_pages(glibc, size)
 
 
-def _call_glibc(name: str, *arguments: int) -> None:
-    """Call a function of the C library, if it has it. Other libraries than glibc lack these."""
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-    if function is not None:
-        function(*arguments)
+def _use_large_pages(glibc: ctypes.CDLL, size: int) -> None:
+    """Let the heap grow by `size` bytes, and ask the kernel for large pages in them."""
+    glibc.malloc.restype = ctypes.c_void_p
+    block = glibc.malloc(ctypes.c_size_t(size))
+    if block is None:
+        return
+    # The pages that lie in the block as a whole.
+    start = block + -block % mmap.PAGESIZE
+    length = (block + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        glibc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    # Nothing has touched the block, so it took no memory yet. The heap keeps its addresses.
+    glibc.free(ctypes.c_void_p(block))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc: others lack `malloc_trim`."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None
 
 
 def available(root: Path = Path("/")) -> int | None:

@@ -1,5 +1,6 @@
 """Out-of-memory errors are one line with the remedy; the host's available memory is known."""
 
+import ctypes
 import dataclasses
 import functools
 import importlib.metadata
@@ -97,7 +98,7 @@ def use(count):
 
 if sys.argv[1] == "kept":
     memory.use_one_heap()
-    memory.keep_freed()
+    memory.keep_freed(SIZE)
 thread = threading.Thread(target=use, args=(3,))
 thread.start()
 thread.join()
@@ -115,6 +116,41 @@ def test_kept_memory_is_not_cleared_again():
     # Pages have 4 KiB, or 2 MiB where the system uses large ones for everything.
     assert returned >= 100
     assert kept < returned
+
+
+PAGES = """
+import ctypes, re
+from pathlib import Path
+from ddpm_jax.devices import memory
+
+SIZE = 64 * 2**20
+memory.use_one_heap()
+memory.keep_freed(SIZE)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+array = libc.malloc(SIZE)
+libc.memset(ctypes.c_void_p(array), 1, ctypes.c_size_t(SIZE))
+sizes = re.findall("AnonHugePages: *([0-9]+) kB", Path("/proc/self/smaps").read_text())
+print(1024 * sum(map(int, sizes)) / SIZE)
+"""
+"""Fill an array that fits into the kept memory, and print the part of it in large pages."""
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc"
+    or not LARGE_PAGES.is_file()
+    or "[never]" in LARGE_PAGES.read_text(),
+    reason="the system has no large pages to give",
+)
+def test_kept_memory_is_in_large_pages():
+    command = [sys.executable, "-c", PAGES]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert float(result.stdout) > 0.8
+
+
+def test_a_block_that_is_too_large_is_not_reserved():
+    memory._use_large_pages(ctypes.CDLL(None), 2**62)
 
 
 def test_threads_share_a_heap_before_jax_starts_them_if_only_the_cpu_can_be_used(monkeypatch):
