@@ -6,10 +6,11 @@ The checks of arrays read shapes alone, so they cost nothing in a compiled progr
 import functools
 import numbers
 from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check(condition: bool, message: str) -> None:
@@ -38,28 +39,64 @@ def check_choice(valid: Iterable[str], **names: Any) -> None:
             raise ValueError(f"Unknown {what} {name!r}: choose one of {', '.join(known)}.")
 
 
-def check_choices(settings: Any) -> None:
-    """Raise ValueError for a setting of a dataclass that its type, a Literal, does not have.
+def check_whole(**values: Any) -> None:
+    """Raise ValueError for a Python number that is no integer. None passes, and an array unread."""
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number, not {value}.")
 
-    The type may also be a tuple of Literals, or a Literal or None. Python itself accepts any value.
+
+def check_settings(settings: Any) -> None:
+    """Raise ValueError for a setting of a dataclass that does not have the type of its field.
+
+    The types read are flags, numbers, texts, Literals, tuples of one of these, and each of these or
+    None. An array passes unread. Python itself accepts any value.
     """
     kind: Any = type(settings)
-    for name, (valid, is_optional) in _choices(kind).items():
+    for name, allowed in _allowed_values(kind).items():
         value = getattr(settings, name)
-        if value is None and is_optional:
+        if isinstance(value, (jax.Array, np.ndarray)) or (value is None and allowed.optional):
             continue
-        for each in value if isinstance(value, tuple) else (value,):
-            check_choice(valid, **{name: each})
+        if allowed.several:
+            is_tuple = isinstance(value, (tuple, list))
+            check(is_tuple, f"{name} must be a tuple: write ({value!r},), not {value!r}.")
+        for each in value if allowed.several else (value,):
+            if get_origin(allowed.element) is Literal:
+                check_choice(get_args(allowed.element), **{name: each})
+            else:
+                types, description = _TYPES[allowed.element]
+                check(isinstance(each, types), f"{name} must be {description}, not {each!r}.")
+
+
+_TYPES: dict[Any, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+}
+
+
+class _Allowed(NamedTuple):
+    """What a field allows: an element or a tuple of several, and whether it may be None."""
+
+    element: Any
+    several: bool
+    optional: bool
 
 
 @functools.cache
-def _choices(kind: Any) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """The values of each field that `check_choices` checks, and whether it may be None."""
+def _allowed_values(kind: Any) -> dict[str, _Allowed]:
+    """What each field of a dataclass allows, of those that `check_settings` reads."""
     found = {}
     for name, hint in get_type_hints(kind).items():
-        for each in (hint, *get_args(hint)):
-            if get_origin(each) is Literal:
-                found[name] = get_args(each), type(None) in get_args(hint)
+        optional = type(None) in get_args(hint)
+        alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
+        element = alternatives[0]
+        several = get_origin(element) is tuple
+        if several:
+            element = get_args(element)[0]
+        if len(alternatives) == 1 and (element in _TYPES or get_origin(element) is Literal):
+            found[name] = _Allowed(element, several, optional)
     return found
 
 
@@ -72,7 +109,8 @@ def check_ascending(**ranges: Any) -> None:
 
 
 def check_seed(seed: Any, name: str = "seed", bits: int = 32) -> None:
-    """Raise ValueError for a Python integer outside [0, 2**bits). An array passes unread."""
+    """Raise ValueError for a Python number that is no integer in [0, 2**bits). An array passes."""
+    check_whole(**{name: seed})
     if isinstance(seed, numbers.Integral):
         check(0 <= int(seed) < 2**bits, f"{name} must be in [0, 2**{bits}), not {seed}.")
 

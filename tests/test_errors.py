@@ -1,14 +1,17 @@
 """Each check raises a ValueError with one line, and nothing otherwise."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 from helpers.nets import SMALLEST
 from helpers.refusals import assert_refused
 
-from ddpm_jax.config import Checkpoint, Training
+from ddpm_jax.config import Checkpoint, Evaluation, Log, Training
+from ddpm_jax.data.batches import batch_indices
 from ddpm_jax.data.folder import Folder
 from ddpm_jax.devices.parallel import Parallel, parallelize
 from ddpm_jax.diffusion.objective import Objective
@@ -19,9 +22,12 @@ from ddpm_jax.errors import (
     check_rows,
     check_seed,
     check_shape,
+    check_whole,
 )
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.training.ema import Ema
+from ddpm_jax.training.lora import Lora
 from ddpm_jax.training.optimizer import Optimizer
 
 
@@ -73,6 +79,39 @@ def test_a_misspelt_choice_is_refused(monkeypatch):
     ]
     assert_refused(lambda make: make(), cases)
     assert Sampling(end=None).end is Folder(path="images", condition=None).condition is None
+
+
+def test_a_setting_of_another_type_is_refused(monkeypatch):
+    # The type check that is on in tests would refuse it earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    cases = [
+        (lambda: Sampling(steps=4.0), r"^steps must be a whole number, not 4\.0\.$"),
+        (lambda: Sampling(guidance_scale="7"), "guidance_scale must be a number, not '7'"),
+        (lambda: Sampling(clip_x0="no"), "clip_x0 must be True or False, not 'no'"),
+        (lambda: Sampling(sampler=None), "Unknown sampler None: choose one of ddim"),
+        (lambda: Sampling(guidance_interval=3.0), r"guidance_interval must be a tuple: write \(3"),
+        (lambda: Sampling(timesteps=(9, "0")), "timesteps must be a number, not '0'"),
+        (lambda: Training(steps=1, batch_size=8.0), "batch_size must be a whole number"),
+        (lambda: Log(every=None), "every must be a whole number, not None"),
+        (lambda: Evaluation(num=10.5), "num must be a whole number"),
+        (lambda: Ema(decay="0.9"), "decay must be a number"),
+        (lambda: Lora(rank=4, targets="conv"), r"targets must be a tuple: write \('conv',\)"),
+        (lambda: replace(SMALLEST, widths=(8.5,)), "widths must be a whole number, not 8.5"),
+        (lambda: Folder(path=3), "path must be a text, not 3"),
+    ]
+    assert_refused(lambda make: make(), cases)
+    assert Sampling(steps=np.int64(4), guidance_scale=np.float32(7), clip_x0=np.bool_(True))
+    assert Sampling(timesteps=np.array([9.0, 0.0]), guidance_scale=jnp.float32(7))
+    assert Folder(path=Path("images")) == Folder(path="images")
+
+
+def test_numbers_that_are_not_whole_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    check_whole(steps=4, seed=np.uint32(1), batch_size=None, step=np.array(1.5))
+    cases = [(4.0, r"^steps must be a whole number, not 4\.0\.$"), (np.float32(1.5), "not 1.5")]
+    assert_refused(lambda steps: check_whole(steps=steps), cases)
+    assert_refused(check_seed, [(1.5, "seed must be a whole number, not 1.5")])
+    assert_refused(lambda n: batch_indices(0, 0, n, 8), [(2.5, "batch_size must be a whole")])
 
 
 def test_seeds_outside_32_bits_are_refused():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.data.decode import MAX_PIXELS, File, decode_image
 from ddpm_jax.data.values import Levels
-from ddpm_jax.errors import check, check_choices
+from ddpm_jax.errors import check, check_settings
 from ddpm_jax.image_size import ImageSize
 
 Batch = dict[str, np.ndarray]
@@ -86,7 +87,11 @@ class DataSource:
     """Largest image to decode, in pixels. Protects memory from decompression bombs."""
 
     def __post_init__(self):
-        check_choices(self)
+        for name, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                # A config in JSON holds a text.
+                object.__setattr__(self, name, os.fspath(value))
+        check_settings(self)
         check(
             0 <= self.max_corrupt_fraction < 1,
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.data import Batch, ImageSet
 from ddpm_jax.data.loading import DECODING_THREADS
 from ddpm_jax.data.pixels import to_floats
-from ddpm_jax.errors import check_at_least, check_seed
+from ddpm_jax.errors import check_at_least, check_seed, check_whole
 
 IMAGES = {"image", "condition_image"}
 """The arrays of a batch that are images."""
@@ -27,6 +27,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     for a seed outside [0, 2**32), a negative step, and no images or an empty batch.
     """
     check_seed(seed)
+    check_whole(step=step, batch_size=batch_size, num_images=num_images)
     check_at_least(0, step=step)
     check_at_least(1, batch_size=batch_size, num_images=num_images)
     positions = np.arange(step * batch_size, (step + 1) * batch_size)

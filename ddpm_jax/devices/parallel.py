@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.errors import check_at_least, check_choice, check_choices
+from ddpm_jax.errors import check_at_least, check_choice, check_settings, check_whole
 
 AXIS = "data"
 FSDP = "fsdp"
@@ -43,7 +43,7 @@ class Parallel:
         return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
 
     def __post_init__(self):
-        check_choices(self)
+        check_settings(self)
         check_at_least(1, **{"parallel.fsdp": self.fsdp, "parallel.cpu_devices": self.cpu_devices})
 
 
@@ -191,8 +191,9 @@ def map_rows(function: Callable, tree: Any, rows: jax.Array) -> jax.Array:
 def padded_batch_size(batch_size: int, num_images: int) -> int:
     """The smaller of both numbers, rounded up to a multiple of the number of local devices.
 
-    Raise ValueError unless both are at least 1.
+    Raise ValueError unless both are whole and at least 1.
     """
+    check_whole(batch_size=batch_size, num_images=num_images)
     check_at_least(1, batch_size=batch_size, num_images=num_images)
     num_devices = data_mesh().size
     return -(-min(batch_size, num_images) // num_devices) * num_devices

@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.losses import (
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.diffusion.prediction import Network, Target
 from ddpm_jax.diffusion.schedule import BETAS, NoiseSchedule, from_betas, zero_terminal_snr
-from ddpm_jax.errors import check, check_choices
+from ddpm_jax.errors import check, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Objective:
     """Reverse step's variance in the bound; a learned one needs model.learned_variance."""
 
     def __post_init__(self):
-        check_choices(self)
+        check_settings(self)
         self._check_numbers()
         self._check_combinations()
 

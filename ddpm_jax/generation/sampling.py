@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_ascending, check_choices
+from ddpm_jax.errors import check, check_ascending, check_settings
 from ddpm_jax.generation.scheduler_grids import GridKind, check_grid
 
 
@@ -51,7 +51,7 @@ class Sampling:
 
     def __post_init__(self):
         samplers.check_options(self.sampler, self.options)
-        check_choices(self)
+        check_settings(self)
         check(
             self.guidance_scale >= 0,
             f"guidance_scale must be at least 0, not {self.guidance_scale}.",

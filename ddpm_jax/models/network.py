@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Key
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check, check_choices
+from ddpm_jax.errors import check, check_settings
 from ddpm_jax.image_size import ImageSize, check_image_size, sides, simplest
 from ddpm_jax.models.initializers import check_specs, draw_parameters, draw_split_parameters
 
@@ -29,11 +29,11 @@ class Network:
     """
 
     def __post_init__(self):
-        """Make tuples of lists, because a network is hashed. Raise as `check_choices` does."""
+        """Make tuples of lists, because a network is hashed. Raise as `check_settings` does."""
         for name, value in vars(self).items():
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        check_choices(self)
+        check_settings(self)
 
     def module(self) -> nn.Module:
         """The Linen module that holds the parameters."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.diffusion.grid import GridRow
-from ddpm_jax.errors import check, check_seed
+from ddpm_jax.errors import check, check_seed, check_settings
 from ddpm_jax.generation.sampling import Sampling, check_sampling
 from ddpm_jax.generation.walk import sampling_grid
 from ddpm_jax.image_size import sides
@@ -45,6 +45,7 @@ class Request:
     """Last layers of the text encoder to leave out for the prompts."""
 
     def __post_init__(self):
+        check_settings(self)
         check(len(self.prompts) > 0, "There is no prompt: give at least one.")
         for name in ("prompts", "negative_prompts"):
             value = getattr(self, name)

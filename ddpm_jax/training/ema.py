@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.errors import check, check_at_least
+from ddpm_jax.errors import check, check_at_least, check_settings
 
 # The longest average: the plain mean of all steps, gamma = 0.
 MAX_LENGTH = 12**-0.5
@@ -44,6 +44,7 @@ class Ema:
     """Steps between permanent snapshots of the power averages; None for a 64th of the run."""
 
     def __post_init__(self):
+        check_settings(self)
         decays = [("decay", self.decay), *(("extra_decays", decay) for decay in self.extra_decays)]
         for name, decay in decays:
             check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}.")

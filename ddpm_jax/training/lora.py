@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from ddpm_jax import draws
-from ddpm_jax.errors import check
+from ddpm_jax.errors import check, check_settings
 from ddpm_jax.models import Params
 
 # The underscores keep jaxtyping from comparing the sizes, which differ between layers.
@@ -51,6 +51,7 @@ class Lora:
     to_v down_*/conv1."""
 
     def __post_init__(self):
+        check_settings(self)
         check(self.rank >= 0, f"lora.rank must be at least 0, not {self.rank}.")
         check(
             self.alpha is None or self.alpha > 0,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.errors import check, check_choices
+from ddpm_jax.errors import check, check_settings
 from ddpm_jax.models import Params
 from ddpm_jax.training import importance
 from ddpm_jax.training.global_norm import global_norm
@@ -39,7 +39,7 @@ class Optimizer:
     """Clip gradients to this global norm; None for no clipping."""
 
     def __post_init__(self):
-        check_choices(self)
+        check_settings(self)
         check(
             self.learning_rate > 0,
             f"optimizer.learning_rate must be positive, not {self.learning_rate}.",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax import draws
 from ddpm_jax.diffusion.objective import Objective
-from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape
+from ddpm_jax.errors import check, check_at_least, check_rows, check_seed, check_shape, check_whole
 from ddpm_jax.models import Model
 from ddpm_jax.models.conditions import add_condition_noise
 from ddpm_jax.training import importance
@@ -124,6 +124,7 @@ def example_keys(key: Key[Array, ""], step: int, rows: Int[Array, " b"]) -> Key[
     Raise ValueError unless `key` is one key, of an implementation that `draws` accepts, and for a
     negative step.
     """
+    check_whole(step=step)
     check_at_least(0, step=step)
     draws.check_typed(key)
     check(key.shape == (), f"example_keys takes one key, not keys of shape {key.shape}.")
@@ -248,6 +249,7 @@ def micro_batches(batch: dict, n: int) -> Iterator[dict]:
 
     Raise ValueError unless n divides the batch.
     """
+    check_whole(n=n)
     check_at_least(1, n=n)
     size, rest = divmod(len(batch["image"]), n)
     check(rest == 0, f"A batch of {size * n + rest} does not divide into {n} micro-batches.")

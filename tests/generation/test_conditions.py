@@ -25,6 +25,7 @@ from ddpm_jax.generation.conditions import (
 from ddpm_jax.generation.generate import generate
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Model
 from ddpm_jax.models.layers import dense
 from ddpm_jax.pipeline import Pipeline
@@ -45,7 +46,7 @@ class ConditionedModule(nn.Module):
 class Conditioned(Model):
     """A network that compiles fast and takes a vector or an image."""
 
-    image_size: int = 4
+    image_size: ImageSize = 4
     channels: int = 1
 
     def module(self) -> nn.Module:

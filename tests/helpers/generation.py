@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
+from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Model
 from ddpm_jax.models.layers import conv
 from ddpm_jax.models.norms import GroupNorm
@@ -35,7 +36,7 @@ class BlurModule(nn.Module):
 class Blur(Model):
     """A small network with labels."""
 
-    image_size: int = 4
+    image_size: ImageSize = 4
     channels: int = 1
 
     def module(self) -> nn.Module:
@@ -55,7 +56,7 @@ class ConvolutionsModule(nn.Module):
 class Convolutions(Model):
     """A network of the library's layers."""
 
-    image_size: int = 4
+    image_size: ImageSize = 4
     channels: int = 1
 
     def module(self) -> nn.Module:
