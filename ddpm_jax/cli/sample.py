@@ -135,7 +135,7 @@ def draw_states(
     `of_images` are the labels, conditions and edit of `generate`. The other states show the
     denoising path. Without an output that shows it, k is 1.
     """
-    trajectory = options.trajectory or any(image_grids.is_gif(out) for out in options.out)
+    trajectory = options.trajectory or any(image_grids.kind_of(out) == "gif" for out in options.out)
     return generate_shown(
         spec,
         params,

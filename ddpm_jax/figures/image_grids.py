@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -55,9 +56,12 @@ def chain_strip(states: np.ndarray) -> Image.Image:
     return image_grid(np.concatenate(by_sample), columns=len(states))
 
 
-def is_gif(path: Path) -> bool:
-    """Whether an output shows the denoising path."""
-    return path.suffix.lower() == ".gif" and not path.is_dir()
+def kind_of(path: Path) -> Literal["folder", "array", "gif", "grid"]:
+    """What an output holds, by its suffix; a folder has none, or exists. A GIF shows the walk."""
+    if path.is_dir() or not path.suffix:
+        return "folder"
+    kinds: dict[str, Literal["array", "gif"]] = {".npz": "array", ".gif": "gif"}
+    return kinds.get(path.suffix.lower(), "grid")
 
 
 def check_outputs(paths: Sequence[Path], num_images: int | None = None, gif: bool = False) -> None:
@@ -103,17 +107,14 @@ def save_images(images: np.ndarray, path: str | os.PathLike) -> None:
     check_images(images, "n h w c")
     path = Path(path)
     check_output(path, len(images))
-    if _is_array(path):
-        save_array(images, path)
-    elif path.is_dir() or not path.suffix:
-        for i, image in enumerate(images):
-            save_picture(to_image(image), path / f"{i:05d}.png")
-    else:
-        save_picture(image_grid(images), path)
-
-
-def _is_array(path: Path) -> bool:
-    return path.suffix.lower() == ".npz" and not path.is_dir()
+    match kind_of(path):
+        case "array":
+            save_array(images, path)
+        case "folder":
+            for i, image in enumerate(images):
+                save_picture(to_image(image), path / f"{i:05d}.png")
+        case _:
+            save_picture(image_grid(images), path)
 
 
 def save_array(images: np.ndarray, path: Path) -> None:
@@ -153,11 +154,13 @@ def save_states(
     pictures = choose_channels(values.show(states), channels)
     outputs: dict[Path, Callable[[Path], None]] = {}
     for path in paths:
-        outputs[path] = partial(save_images, pictures[-1])
-        if is_gif(path):
-            outputs[path] = partial(save_gif, pictures)
-        if _is_array(path):
-            outputs[path] = partial(save_array, states[-1])
+        match kind_of(path):
+            case "gif":
+                outputs[path] = partial(save_gif, pictures)
+            case "array":
+                outputs[path] = partial(save_array, states[-1])
+            case _:
+                outputs[path] = partial(save_images, pictures[-1])
     if chain:
         outputs[_chain_path(paths)] = partial(_save_chain, pictures)
     return write_all(outputs)
@@ -171,8 +174,7 @@ def check_paths(paths: Sequence[Path], chain: bool) -> None:
     if chain:
         check_unused(_chain_path(paths), paths)
     for path in paths:
-        is_folder = path.is_dir() or not path.suffix
-        check_writable(path / f"{0:05d}.png" if is_folder else path)
+        check_writable(path / f"{0:05d}.png" if kind_of(path) == "folder" else path)
     if chain:
         check_writable(_chain_path(paths))
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
+from ddpm_jax.pretrained.untrusted_files import is_printable
+
 MAX_FLOAT = 1e300
 MAX_INT = 2**63
 MAX_STRING_LENGTH = 80  # characters
@@ -43,14 +45,10 @@ def validate(
         text = repr(value)[:80]
         if not valid:
             raise ValueError(f"{filename}: {key} must be {_type_name(default)}, not {text}.")
-        if isinstance(value, str) and not _is_short_and_printable(value):
+        if isinstance(value, str) and not is_printable(value, MAX_STRING_LENGTH):
             limit = f"a printable string of at most {MAX_STRING_LENGTH} characters"
             raise ValueError(f"{filename}: {key} must be {limit}, not {text}.")
     return {**defaults, **{key: value for key, value in given.items() if key in defaults}}
-
-
-def _is_short_and_printable(text: str) -> bool:
-    return len(text) <= MAX_STRING_LENGTH and text.isprintable()
 
 
 def _has_type_of(value: Any, default: Any) -> bool:

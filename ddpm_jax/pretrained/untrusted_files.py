@@ -17,6 +17,11 @@ def brief(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:200])
 
 
+def is_printable(value: object, limit: int) -> bool:
+    """Whether a value is a printable string of at most `limit` characters."""
+    return isinstance(value, str) and len(value) <= limit and value.isprintable()
+
+
 def inside(folder: Path, path: Path) -> Path:
     """Return the path. Raise ValueError if it leads out of the folder.
 
@@ -47,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has {size:,} bytes: {limit}.")
     value = parse_json(path.read_bytes(), str(path))
     names = [*value, value.get("_class_name", "")]
-    if not all(_is_name(name) for name in names):
+    if not all(is_printable(name, MAX_NAME_LENGTH) for name in names):
         limit = f"a printable string of at most {MAX_NAME_LENGTH} characters"
         raise ValueError(f"{path} has a key or _class_name that is not {limit}.")
     return value
@@ -62,10 +67,6 @@ def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{source} does not hold a JSON object.")
     return value
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and value.isprintable()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import save, save_file
 
 from ddpm_jax.files import atomic_file
 from ddpm_jax.pretrained.torch_pickle import LazyTensor, read_bin
-from ddpm_jax.pretrained.untrusted_files import brief, inside, read_json
+from ddpm_jax.pretrained.untrusted_files import brief, inside, is_printable, read_json
 
 NAME = "diffusion_pytorch_model"
 
@@ -113,7 +113,9 @@ def _read_shards(
     buffers: frozenset[str],
 ) -> dict[str, LazyTensor]:
     weight_map = read_json(inside(folder, index)).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+    if not isinstance(weight_map, dict) or not all(
+        is_printable(name, MAX_PATH_LENGTH) for name in weight_map.values()
+    ):
         raise ValueError(f"{index} has no weight_map of tensor names to file names.")
     names_by_shard = defaultdict(set)
     for name, shard in weight_map.items():
@@ -133,10 +135,6 @@ def _read_shards(
             raise ValueError(f"{index} does not list {found} in the files that hold them.")
         result |= tensors
     return result
-
-
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_PATH_LENGTH and value.isprintable()
 
 
 def _read_safetensors(path: Path, buffers: Collection[str]) -> dict[str, LazyTensor]:
