@@ -724,7 +724,7 @@ _ROWS = [
      "self.layers, dtype",
      "tests/models/test_stable_diffusion_nets.py::test_outputs_match_pytorch"),
     ("integers-for-weights", "A .bin file may hold integers for weights.",
-     "integers = [name for name, tensor in weights.items() if not tensor.is_float]",
+     "integers = [name for name, tensor in arrays.items() if not tensor.is_float]",
      "integers: list[str] = []",
      "tests/pretrained/test_part_folder.py::test_other_integers_are_refused_in_either_format"),
     # Text to image

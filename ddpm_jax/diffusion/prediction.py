@@ -132,7 +132,7 @@ def make_denoiser(
     image, if above 1, and divided by it (section 2.3, Saharia et al. 2022). `threshold_limit` is
     the maximum of that quantile. `keep_eps` keeps the network's eps, as diffusers' DDIM does.
     The result is a pytree (a `jax.tree_util.Partial`). If `network` is one too, its parameters and
-    the limits pass through jit as arguments. Raise ValueError for a threshold out of range, for an
+    the limits pass through jit as arguments. Raise ValueError for a limit out of range, for an
     unknown target, and for edm, which `Objective.network_and_target` turns into x0.
     """
     check_target(target)
@@ -141,6 +141,9 @@ def make_denoiser(
             0 < dynamic_threshold <= 1,
             f"dynamic_threshold must be above 0 and at most 1, not {dynamic_threshold}.",
         )
+    if isinstance(clip_x0, numbers.Real):
+        positive = clip_x0 > 0 and not isinstance(clip_x0, bool)
+        check(positive, f"clip_x0 must be a bound above 0, or None for none, not {clip_x0}.")
     if not isinstance(network, Partial):
         network = Partial(network)
     limit = None if clip_x0 is None else Partial(_clip, clip_x0)

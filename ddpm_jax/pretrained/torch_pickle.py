@@ -57,7 +57,8 @@ class LazyTensor(NamedTuple):
 def read_bin(path: Path, buffers: Collection[str] = ()) -> dict[str, LazyTensor]:
     """Find the tensors of a state dict by name. Raise ValueError for any other file.
 
-    Tensors whose names end in one of `buffers` are left out. All others must be floats.
+    Tensors whose names end in one of `buffers` are left out. All others must be floats, or single
+    numbers, such as the alpha of a LoRA.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing, or not a file.")
@@ -70,7 +71,8 @@ def read_bin(path: Path, buffers: Collection[str] = ()) -> dict[str, LazyTensor]
         if not named or not all(isinstance(tensor, LazyTensor) for tensor in tensors.values()):
             raise ValueError("it does not hold only named tensors")
         weights = {k: tensor for k, tensor in tensors.items() if not k.endswith(tuple(buffers))}
-        integers = [name for name, tensor in weights.items() if not tensor.is_float]
+        arrays = {k: tensor for k, tensor in weights.items() if math.prod(tensor.shape) > 1}
+        integers = [name for name, tensor in arrays.items() if not tensor.is_float]
         if integers:
             raise ValueError(f"it holds integers, {integers[0][:80]!r}")
     except MALFORMED as error:

@@ -162,6 +162,12 @@ def test_a_threshold_that_is_no_quantile_is_refused():
     assert_refused(make, [(99.5, "above 0 and at most 1, not 99.5"), (0.0, "above 0")])
 
 
+def test_a_bound_that_is_not_positive_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    cases = [(False, "clip_x0 must be a bound above 0, or None for none, not False"), (-1.0, "-1")]
+    assert_refused(lambda bound: make_denoiser(SCHEDULE, abs, clip_x0=bound), cases)
+
+
 def test_an_unknown_target_is_refused_and_edm_explained(example, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x0 = example[0]

@@ -23,10 +23,10 @@ def state(view=()):
         Storage(str(9 - i), (np.arange(24) / 7 + i).astype(dtype), kind, view=view)
         for i, (kind, dtype) in enumerate(KINDS.items())
     ]
-    steps = Storage("5", np.array([3]), "LongStorage", view=view)
+    steps = Storage("5", np.array([3, 4]), "LongStorage", view=view)
     tensors = OrderedDict({each.kind: tensor(each, (4, 3), (1, 4), 2) for each in storages})
     tensors["shared"] = tensor(storages[0], (2,), (1,), 22)
-    tensors["norm.num_batches_tracked"] = tensor(steps, (), ())
+    tensors["norm.num_batches_tracked"] = tensor(steps, (2,), (1,))
     tensors._metadata = OrderedDict({"": {"version": 1}})
     return pickled(tensors), [*storages, steps]
 
@@ -47,6 +47,12 @@ def test_integers_are_refused_unless_they_are_named_buffers(tmp_path):
     write_older_bin(tmp_path / "older", *state(view=(None,)))
     with pytest.raises(ValueError, match=r"holds integers, 'norm\.num_batches_tracked'"):
         read_bin(tmp_path / "older", ["running_mean"])
+
+
+def test_a_single_integer_is_read_as_a_number(tmp_path):
+    alpha = Storage("0", np.array([8]), "LongStorage")
+    write_bin(tmp_path / "lora", pickled({"to_q.alpha": tensor(alpha, (), ())}), [alpha])
+    assert read_bin(tmp_path / "lora")["to_q.alpha"].read() == 8
 
 
 def test_a_file_cut_after_it_was_opened_is_damaged(tmp_path):
