@@ -147,7 +147,8 @@ def spaced(timesteps: int, steps: int, spacing: Spacing = "trailing") -> np.ndar
     )
     check(
         1 <= steps <= timesteps,
-        f"The number of steps must be between 1 and the schedule's T = {timesteps}, not {steps}.",
+        "The number of sampling steps must be between 1 and the schedule's "
+        f"T = {timesteps}, not {steps}.",
     )
     if spacing == "trailing":
         t = np.arange(timesteps, 0, -timesteps / steps)[:steps]
@@ -170,7 +171,7 @@ def spaced_by_noise(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np
         is_noise_spacing(spacing),
         f"Spacing {spacing} is not by noise level: use spaced or timesteps_for.",
     )
-    check(steps >= 1, f"The number of steps must be at least 1, not {steps}.")
+    check(steps >= 1, f"The number of sampling steps must be at least 1, not {steps}.")
     log_snr = _log_snr(_log_alpha_bar(schedule))
     with_signal = log_snr[np.isfinite(log_snr)]
     highest = with_signal[0]

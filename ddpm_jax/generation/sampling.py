@@ -122,7 +122,7 @@ def step_count(objective: Objective, sampling: Sampling) -> int:
     if sampling.timesteps is not None:
         return len(check_decreasing(objective.timesteps, sampling.timesteps))
     if is_noise_spacing(sampling.spacing):
-        check(steps >= 1, f"The number of steps must be at least 1, not {steps}.")
+        check(steps >= 1, f"The number of sampling steps must be at least 1, not {steps}.")
     else:
         # Raises ValueError for steps out of range.
         spaced(objective.timesteps, steps)

@@ -72,7 +72,7 @@ def test_the_number_of_steps_is_t_by_default():
 def test_steps_and_timesteps_out_of_range_are_refused():
     timesteps = (10.0, 19.0), (20.0, 3.0), (5.0, 5.0), (3.0, -1.0)
     cases = [({"steps": n}, "between 1 and the schedule's T = 20") for n in (-1, 0, 21)]
-    cases += [({"steps": 0, "spacing": "karras"}, "The number of steps must be at least 1, not 0")]
+    cases += [({"steps": 0, "spacing": "karras"}, "sampling steps must be at least 1, not 0")]
     message = r"timesteps must decrease strictly within 0\.\.19"
     cases += [({"timesteps": t}, message) for t in timesteps]
     assert_refused(lambda settings: step_count(SMALL, Sampling(**settings)), cases)
