@@ -32,7 +32,7 @@ from ddpm_jax.cli.evaluate_network import (
 from ddpm_jax.cli.evaluate_options import USED, EvaluateOptions
 from ddpm_jax.cli.evaluate_outputs import Part, check_outputs, report
 from ddpm_jax.cli.run_options import image_config, named_step, own_remedies
-from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
+from ddpm_jax.cli.sampling_arguments import default_sampling, describe, parse_with_sampling
 from ddpm_jax.cli.text_options import find_pipeline
 from ddpm_jax.data import SAME_DATA, DataSource, ImageSet, check_labels, check_values
 from ddpm_jax.data.conditions import (
@@ -75,7 +75,8 @@ def measure_or_compare(args: list[str]) -> None:
     if ckpt is not None:
         measure_checkpoint(ckpt, args)
         return
-    options = arguments.parse(EvaluateOptions, args, None, f"{PROG} --ckpt DIR")
+    described = describe(EvaluateOptions)
+    options = arguments.parse(EvaluateOptions, args, None, f"{PROG} --ckpt DIR", described)
     if options.compare:
         options.check_used("--compare", USED["--compare"])
         results = {str(path): read_result(path) for path in options.compare}

@@ -65,15 +65,27 @@ def _class_number(flag: str, word: str, names: Sequence[str]) -> int:
         raise ValueError(f"{flag} {word} is no class of this network: {remedy}.") from None
 
 
-def parse(kind: type[T], args: Sequence[str], default: T | None, prog: str) -> T:
+def parse(
+    kind: type[T],
+    args: Sequence[str],
+    default: T | None,
+    prog: str,
+    description: str | None = None,
+) -> T:
     """Parse arguments such as `--optimizer.learning-rate 1e-4` into the settings class `kind`.
 
-    Exit with status 2 at a mistake.
+    `description` begins the help; by default it is the docstring of `kind`. Exit with status 2 at a
+    mistake.
     """
-    config = (tyro.conf.AvoidSubcommands,)
-    if default is None:
-        return tyro.cli(kind, args=list(args), config=config, prog=prog)
-    return tyro.cli(kind, args=list(args), config=config, prog=prog, default=default)
+    known: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=list(args),
+        config=(tyro.conf.AvoidSubcommands,),
+        prog=prog,
+        description=description,
+        **known,
+    )
 
 
 def options_class(function: Callable, overrides: Mapping[str, Any]) -> type:

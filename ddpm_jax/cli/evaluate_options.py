@@ -32,12 +32,17 @@ USED_BY_MEASURES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(BatchedRunOptions):
-    """Measure a network, `--ckpt DIR`, or images, `--samples A --against B`."""
+    """Measure a network, `--ckpt DIR`, or images, `--samples A --against B`.
+
+    DIR is what sample.py takes. `--ckpt DIR --help` also lists the settings of sampling, such as
+    `--sampler` and `--steps`, with the network's own as defaults.
+    """
 
     measures: tuple[Measure, ...] = DEFAULT
-    """Numbers to print: bits and ode_bits are bits per dimension by the variational bound and by
-    the probability-flow ODE, loss is the training loss by bands of t, speed is images per second.
-    """
+    """Numbers to print. frechet, kid, precision_recall: samples beside the reference, by features;
+    nearest: whether samples are copies; bits, ode_bits: bits per dimension, by the variational
+    bound or the probability-flow ODE; loss: the training loss by bands of t; speed: images per
+    second."""
     num: int | None = None
     """Number of samples; None for 10,000, or for all of --samples."""
     seeds: int = 1
@@ -47,7 +52,8 @@ class EvaluateOptions(BatchedRunOptions):
     variance: Variance | None = None
     """Variance of the reverse step for bits and ode_bits; None for the objective's."""
     features: str = "pixels"
-    """Vectors in which images are compared: a module of ddpm_jax/evaluation/features."""
+    """Vectors in which images are compared: pixels, or those of a network: efficientnet, inception,
+    or a classifier that is trained on the data first (docs/evaluation.md)."""
     samples: Path | None = None
     """Existing samples: a folder of images, or an .npz with `images`. Needs --against."""
     against: Path | None = None

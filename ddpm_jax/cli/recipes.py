@@ -30,10 +30,14 @@ def recipe_files(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths if not path.stem.startswith(("_", "."))}
 
 
+def description(path: Path) -> str:
+    """The docstring of a recipe, without executing it."""
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
 def summary(path: Path) -> str:
-    """The first line of a recipe's docstring. The recipe is not executed."""
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return docstring.split("\n")[0]
+    """The first line of a recipe's docstring."""
+    return description(path).split("\n")[0]
 
 
 def loss_curves(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ddpm_jax.cli.condition_options import ConditionOptions
 from ddpm_jax.cli.edit_options import EditOptions
 from ddpm_jax.cli.lora_options import LoraOptions
 from ddpm_jax.cli.run_options import BatchedRunOptions, named_step
-from ddpm_jax.cli.sampling_arguments import default_sampling, parse_with_sampling
+from ddpm_jax.cli.sampling_arguments import default_sampling, describe, parse_with_sampling
 from ddpm_jax.data.pixels import check_shown, describe_colours
 from ddpm_jax.data.values import Levels
 from ddpm_jax.errors import check
@@ -33,7 +33,13 @@ GIF_FRAMES = 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOptions(ConditionOptions, LoraOptions, EditOptions, BatchedRunOptions):
-    """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`."""
+    """Draw images from a trained network, `--ckpt DIR`, with any sampler, `--sampler NAME`.
+
+    DIR is the directory of a run, a network of the package such as digits, or a folder or hub
+    repository in the diffusers layout. `--ckpt DIR --help` also lists the settings of sampling,
+    such as `--steps` and `--guidance-scale`, with the network's own as defaults; for a network that
+    draws from texts it lists `--prompt` and its settings.
+    """
 
     num: int | None = None
     """Number of images; None for 64, or one for each image of --invert, or for each condition."""
@@ -66,7 +72,8 @@ def main(args: list[str]) -> None:
     ckpt, args = arguments.take_option(args, "--ckpt")
     if ckpt is None:
         if {"-h", "--help"} & set(args):
-            arguments.parse(SampleOptions, args, None, f"{arguments.command('sample')} --ckpt DIR")
+            prog = f"{arguments.command('sample')} --ckpt DIR"
+            arguments.parse(SampleOptions, args, None, prog, describe(SampleOptions))
         raise ValueError(MISSING)
     sampler, args = arguments.take_option(args, "--sampler")
     pipeline = text_options.find_pipeline(ckpt)

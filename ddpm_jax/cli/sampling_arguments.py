@@ -1,8 +1,9 @@
 """Parse a command's options together with the settings of sampling."""
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -32,6 +33,15 @@ def without_replaced_timesteps(default: Sampling, args: Sequence[str], prefix: s
     return dataclasses.replace(default, timesteps=None)
 
 
+def describe(kind: type) -> str:
+    """The docstring of a command's options, with the names of the samplers."""
+    names = ", ".join(samplers.names())
+    return (
+        f"{inspect.getdoc(kind)}\n\n"
+        f"Samplers: {names}. `--ckpt DIR --sampler NAME --help` explains the options of one."
+    )
+
+
 def parse_with_sampling(
     kind: type[Options], args: Sequence[str], default: Sampling, prog: str, **defaults: Any
 ) -> tuple[Options, Sampling]:
@@ -41,10 +51,16 @@ def parse_with_sampling(
     spacing, replace its timesteps.
     `--sampler.OPTION` sets options of the sampler.
     """
-    sampler_options = arguments.options_class(samplers.factory(default.sampler), default.options)
+    factory = samplers.factory(default.sampler)
+    sampler_options = arguments.options_class(factory, default.options)
+    sampler_help = f"Sampler {default.sampler}. {inspect.getdoc(factory)}"
     # `--sampler.OPTION` replaces the fields `sampler` and `options` of Sampling.
-    replaced = [
-        ("sampler", sampler_options, sampler_options()),
+    replaced: list[tuple[str, Any, Any]] = [
+        (
+            "sampler",
+            Annotated[sampler_options, tyro.conf.arg(help=sampler_help)],
+            sampler_options(),
+        ),
         ("options", tyro.conf.Suppress[Any], None),
     ]
     all_options = dataclasses.make_dataclass(
@@ -55,7 +71,7 @@ def parse_with_sampling(
     default = without_replaced_timesteps(default, args, "--")
     sampling_defaults = {name: getattr(default, name) for name in shared}
     options: Any = arguments.parse(
-        all_options, args, all_options(**defaults, **sampling_defaults), prog
+        all_options, args, all_options(**defaults, **sampling_defaults), prog, describe(kind)
     )
     settings = {name: getattr(options, name) for name in shared}
     sampling = Sampling(

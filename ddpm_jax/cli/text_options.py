@@ -39,7 +39,10 @@ DEFAULT_OUT = Path("samples.png")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextOptions(LoraOptions, BatchedRunOptions):
-    """Draw images from prompts with Stable Diffusion or a run on latents, and any `--sampler`."""
+    """Draw images from prompts with Stable Diffusion or a run on latents, and any `--sampler`.
+
+    `--prompt` gives the texts, and `--image` and `--mask` images to start from.
+    """
 
     prompt: tuple[str, ...] = ()
     """Texts to draw."""

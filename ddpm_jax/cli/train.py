@@ -1,8 +1,10 @@
 """The main function of train.py and ddpm-jax-train: train a recipe, or resume its run."""
 
 import dataclasses
+import inspect
 import math
 import operator
+import re
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +14,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ddpm_jax.cli import arguments
-from ddpm_jax.cli.recipes import FOLDER, explain_recipes, load_recipe, replace_part
+from ddpm_jax.cli.recipes import (
+    FOLDER,
+    description,
+    explain_recipes,
+    find_recipe,
+    load_recipe,
+    replace_part,
+)
 from ddpm_jax.cli.sampling_arguments import without_replaced_timesteps
 from ddpm_jax.config import Config, RunConfig, with_unchecked
 from ddpm_jax.devices import hosts, memory, parallel
@@ -137,6 +146,7 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
         args,
         TrainOptions(config=recipe, workdir=workdir),
         f"{arguments.command('train')} --config {name}",
+        describe(find_recipe(name, recipes)),
     )
     check_precedence(options.config, recipe)
     check(
@@ -144,6 +154,12 @@ def parse(name: str, args: list[str], recipes: Path) -> TrainOptions:
         f"--init-from {init_from} is the directory of this run: give another --workdir.",
     )
     return options
+
+
+def describe(recipe: Path) -> str:
+    """The docstrings of the command's options and of a recipe, with a paragraph for each entry."""
+    of_recipe = re.sub(r"\n(?=[A-Z]\w*: )", "\n\n", description(recipe))
+    return f"{inspect.getdoc(TrainOptions)}\n\nThe recipe: {of_recipe}"
 
 
 def is_same_folder(ckpt: str, workdir: Path) -> bool:

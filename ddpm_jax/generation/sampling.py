@@ -31,7 +31,8 @@ class Sampling:
     end: Literal["clean", "sigma_min"] | None = None
     """End of the last step: clean data, or the noise level of t = 0; None for the grid's own."""
     grid: GridKind = "plain"
-    """plain, or the timesteps of a diffusers scheduler (`scheduler_grids.scheduler_grid`)."""
+    """plain, or the timesteps as one of diffusers' schedulers rounds or shifts them; set when a
+    scheduler's JSON is read (`generation/scheduler_grids.py`)."""
     keep_eps: bool = False
     """Keep the network's eps where x0 was clipped, as diffusers' DDIM does."""
     clip_x0: bool = True

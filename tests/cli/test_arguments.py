@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import CONFIGS, fails, one_line, run, train_main, unboxed
 from PIL import Image
 
-from ddpm_jax.cli import arguments, train
+from ddpm_jax.cli import arguments, recipes, train
 from ddpm_jax.cli.recipes import load_recipe, recipe_files, replace_part
 from ddpm_jax.cli.sampling_arguments import without_replaced_timesteps
 from ddpm_jax.data.arrays import Arrays
@@ -172,7 +172,7 @@ def test_a_home_directory_is_expanded_after_the_flag_too(monkeypatch):
     assert given == ["--workdir=/home/me/runs/a", "--prompt=~ 5", "~x"]
 
 
-def test_help_lists_every_setting(capsys):
+def test_help_shows_the_recipe_and_every_setting(capsys):
     with pytest.raises(SystemExit) as end:
         run(train_main, "--config", "cifar10", "--help")
     assert end.value.code == 0
@@ -180,6 +180,11 @@ def test_help_lists_every_setting(capsys):
     settings = ("--model.widths", "--training.batch-size", "--data.data-dir", "--checkpoint.every")
     for name in (*settings, "--ema.decay", "--push"):
         assert name in text
+    described = recipes.description(CONFIGS / "cifar10.py").splitlines()
+    lines = [line for line in described if line.startswith(("Time:", "Expected:"))]
+    assert len(lines) == 2
+    for line in lines:
+        assert line in text
 
 
 def test_dry_run_needs_no_data_and_writes_nothing(tmp_path, capsys):

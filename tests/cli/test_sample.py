@@ -11,6 +11,7 @@ from helpers.commands import draw, fails, one_line, run, unboxed
 from helpers.saved_runs import RECIPE, random_params, save_run, small_recipe
 from PIL import Image
 
+from ddpm_jax import samplers
 from ddpm_jax.cli import arguments, sample
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.unet import UNet
@@ -242,5 +243,14 @@ def test_help_does_not_need_a_run(capsys):
         run(sample.main, "--help")
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in ("--num", "--out", "--trajectory", "--image"):
+    for name in ("--num", "--out", "--trajectory", "--image", *samplers.names()):
         assert name in text
+
+
+def test_help_with_a_network_explains_its_sampling_and_the_sampler(saved, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(sample.main, "--ckpt", saved, "--sampler", "heun", "--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("--steps", "--sampler.compat", "Take Euler's step, then take it again"):
+        assert words in text
