@@ -21,6 +21,7 @@ on a GPU see `gpu.py`.
 """
 
 import argparse
+import datetime
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,8 @@ ROWS = (*beside_torch.ROWS, "dew", "process", *OWN_ROWS)
 TITLE = """# Speed and memory
 `make bench` wrote this page. A speed relative to PyTorch is PyTorch's time divided by ours. A ratio
 with a range is the median of interleaved pairs in one run, with the lowest and the highest pair.
-dew is another JAX library. `python benchmarks/bench.py --help` explains the method. `python
-benchmarks/gpu.py` measures speed on a GPU.
+Goals were set before anything was measured. dew is another JAX library. `python benchmarks/bench.py
+--help` explains the method. `python benchmarks/gpu.py` measures speed on a GPU.
 """
 
 
@@ -127,5 +128,6 @@ if __name__ == "__main__":
     is_complete = set(options.rows) == set(ROWS) and options.nets == names
     if options.out is not None and not is_complete:
         parser.error("--out needs all rows and all networks: leave out --rows and --nets.")
-    preface = f"{TITLE}\nOn {describe_versions(options)}."
+    today = datetime.date.today()
+    preface = f"{TITLE}\nMeasured on {today}, on {describe_versions(options)}."
     write_table(preface, measure_rows(options), options.out)

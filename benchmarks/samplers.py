@@ -2,7 +2,7 @@
 
     python benchmarks/samplers.py exact                                    # a minute
     python benchmarks/samplers.py energy --ckpt runs/mnist_v               # most of an hour
-    python benchmarks/samplers.py frechet --ckpt runs/cifar10_small --num 128 \\
+    python benchmarks/samplers.py frechet --ckpt runs/second --num 128 \\
         --rows ddim ddpm dpmpp_2m unipc
 
 `exact` holds the errors of samplers on a mixture of Gaussians, whose denoiser is exact. `energy`

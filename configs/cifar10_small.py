@@ -5,7 +5,8 @@
 
 Target v, squared-cosine schedule. A tenth of the labels are hidden in training.
 Hardware: any.
-Time: half a second per step on two cores of an AMD EPYC, so 50 minutes.
+Time: 0.35 to 1.1 s per step on two cores of an AMD EPYC, by what else runs there, so 35 to 110
+minutes.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
 Expected: the colours and shapes of CIFAR-10. With guidance 2 some ships, cars and horses can be
 recognised, and most other images cannot (docs/results.md): 6,000 steps of 32 images pass the data

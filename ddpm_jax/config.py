@@ -79,7 +79,7 @@ class Training:
     """stop ends the run with an error; rollback returns to the checkpoint before those updates."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "training.")
         names = "batch_size steps epochs accumulation skip_patience".split()
         check_at_least(1, **{f"training.{name}": getattr(self, name) for name in names})
         check(
@@ -118,7 +118,7 @@ class Checkpoint:
     """After a failed save, stop the run with an error, or warn on stderr and continue."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "checkpoint.")
         names = "every every_epochs keep_last keep_every".split()
         check_at_least(1, **{f"checkpoint.{name}": getattr(self, name) for name in names})
 
@@ -144,7 +144,7 @@ class Log:
     the recipe's sampling."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "log.")
         check_at_least(0, **{"log.samples": self.samples})
         names = "every samples_every samples_every_epochs sample_steps".split()
         check_at_least(1, **{f"log.{name}": getattr(self, name) for name in names})
@@ -162,7 +162,7 @@ class Evaluation:
     """Vectors in which images are compared: a module of ddpm_jax/evaluation/features."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "evaluation.")
         check_at_least(1, **{"evaluation.every": self.every})
         check_at_least(4, **{"evaluation.num": self.num})
 

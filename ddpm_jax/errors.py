@@ -24,14 +24,14 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
     return " ".join(str(error).split())[:limit]
 
 
-def check_at_least(minimum: int, **values: Any) -> None:
+def check_at_least(minimum: int, /, **values: Any) -> None:
     """Raise ValueError for a Python number below `minimum`. None passes, and an array unread."""
     for name, value in values.items():
         if isinstance(value, numbers.Real):
             check(float(value) >= minimum, f"{name} must be at least {minimum}, not {value}.")
 
 
-def check_choice(valid: Iterable[str], **names: Any) -> None:
+def check_choice(valid: Iterable[str], /, **names: Any) -> None:
     """Raise ValueError for a name that is not among the valid ones."""
     for what, name in names.items():
         known = list(valid)
@@ -46,58 +46,96 @@ def check_whole(**values: Any) -> None:
             raise ValueError(f"{name} must be a whole number, not {value}.")
 
 
-def check_settings(settings: Any) -> None:
+def check_settings(settings: Any, prefix: str = "") -> None:
     """Raise ValueError for a setting of a dataclass that does not have the type of its field.
 
     The types read are flags, numbers, texts, Literals, tuples of one of these, and each of these or
-    None. An array passes unread. Python itself accepts any value.
+    None. Numbers of NumPy and JAX become Python's, and lists and arrays tuples. `prefix` begins the
+    names in messages, such as "training.".
     """
     kind: Any = type(settings)
     for name, allowed in _allowed_values(kind).items():
         value = getattr(settings, name)
-        if isinstance(value, (jax.Array, np.ndarray)) or (value is None and allowed.optional):
-            continue
-        if allowed.several:
-            is_tuple = isinstance(value, (tuple, list))
-            check(is_tuple, f"{name} must be a tuple: write ({value!r},), not {value!r}.")
-        for each in value if allowed.several else (value,):
-            if get_origin(allowed.element) is Literal:
-                check_choice(get_args(allowed.element), **{name: each})
-            else:
-                types, description = _TYPES[allowed.element]
-                check(isinstance(each, types), f"{name} must be {description}, not {each!r}.")
+        plain = _plain(value)
+        if plain is not value:
+            object.__setattr__(settings, name, plain)
+        if plain is not None or not allowed.optional:
+            _check_value(f"{prefix}{name}", plain, allowed)
+
+
+class _Allowed(NamedTuple):
+    """The type of a field: of an element, or of a tuple of them, and whether it may be None."""
+
+    element: Any
+    several: bool
+    length: int | None
+    """Length of a tuple; None for any."""
+    optional: bool
 
 
 _TYPES: dict[Any, tuple[Any, str]] = {
-    bool: ((bool, np.bool_), "True or False"),
+    bool: (bool, "True or False"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
     str: (str, "a text"),
 }
 
 
-class _Allowed(NamedTuple):
-    """What a field allows: an element or a tuple of several, and whether it may be None."""
-
-    element: Any
-    several: bool
-    optional: bool
-
-
 @functools.cache
 def _allowed_values(kind: Any) -> dict[str, _Allowed]:
-    """What each field of a dataclass allows, of those that `check_settings` reads."""
+    """The types of the fields of a dataclass that `check_settings` reads."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:
+        # A class of a user may name types that are imported for type checkers alone.
+        return {}
     found = {}
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in hints.items():
         optional = type(None) in get_args(hint)
         alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
-        element = alternatives[0]
-        several = get_origin(element) is tuple
-        if several:
-            element = get_args(element)[0]
-        if len(alternatives) == 1 and (element in _TYPES or get_origin(element) is Literal):
-            found[name] = _Allowed(element, several, optional)
+        several = get_origin(alternatives[0]) is tuple
+        elements = get_args(alternatives[0]) if several else tuple(alternatives)
+        length = None if ... in elements else len(elements)
+        kinds = set(elements) - {...}
+        if len(alternatives) == len(kinds) == 1 and _is_read(elements[0]):
+            found[name] = _Allowed(elements[0], several, length, optional)
     return found
+
+
+def _is_read(element: Any) -> bool:
+    return element in _TYPES or get_origin(element) is Literal
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or JAX as Python's, and a list or an array as a tuple."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_value(name: str, value: Any, allowed: _Allowed) -> None:
+    """Raise ValueError unless the value has the type of its field."""
+    if allowed.several:
+        if not isinstance(value, tuple):
+            fits = allowed.length in (None, 1) and _has_type(value, allowed.element)
+            remedy = f": write ({value!r},)" if fits else ""
+            raise ValueError(f"{name} must be a tuple, not {value!r}{remedy}.")
+        if allowed.length not in (None, len(value)):
+            raise ValueError(f"{name} must have {allowed.length} values, not {len(value)}.")
+    for each in value if allowed.several else (value,):
+        if get_origin(allowed.element) is Literal:
+            check_choice(get_args(allowed.element), **{name: each})
+        elif not _has_type(each, allowed.element):
+            description = _TYPES[allowed.element][1]
+            raise ValueError(f"{name} must be {description}, not {each!r}.")
+
+
+def _has_type(value: Any, element: Any) -> bool:
+    """Whether a value is of a type of `_TYPES`, or one of the texts of a Literal."""
+    if get_origin(element) is Literal:
+        return isinstance(value, str)
+    # A flag is a number in Python.
+    return isinstance(value, _TYPES[element][0]) and isinstance(value, bool) == (element is bool)
 
 
 def check_ascending(**ranges: Any) -> None:

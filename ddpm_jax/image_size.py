@@ -1,5 +1,6 @@
 """The size of images: one number for squares, or height and width."""
 
+import numbers
 from typing import Any
 
 ImageSize = int | tuple[int, int]
@@ -7,13 +8,17 @@ ImageSize = int | tuple[int, int]
 
 def sides(size: Any) -> tuple[int, int]:
     """The height and width of a size. Raise ValueError for anything else than an `ImageSize`."""
-    pair = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if isinstance(size, numbers.Integral) else size
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-    if not is_pair or not all(isinstance(side, int) and side >= 1 for side in pair):
+    if not is_pair or not all(map(_is_side, pair)):
         raise ValueError(
             f"An image size is one number from 1, or a height and a width, not {str(size)[:80]}."
         )
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) >= 1
 
 
 def simplest(size: Any) -> ImageSize:

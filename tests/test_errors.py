@@ -1,7 +1,10 @@
 """Each check raises a ValueError with one line, and nothing otherwise."""
 
+import dataclasses
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import jaxtyping
@@ -10,6 +13,7 @@ import pytest
 from helpers.nets import SMALLEST
 from helpers.refusals import assert_refused
 
+from ddpm_jax import errors
 from ddpm_jax.config import Checkpoint, Evaluation, Log, Training
 from ddpm_jax.data.batches import batch_indices
 from ddpm_jax.data.folder import Folder
@@ -21,11 +25,13 @@ from ddpm_jax.errors import (
     check_choice,
     check_rows,
     check_seed,
+    check_settings,
     check_shape,
     check_whole,
 )
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.models.clip_text import ClipText
+from ddpm_jax.settings_json import to_json
 from ddpm_jax.training.ema import Ema
 from ddpm_jax.training.lora import Lora
 from ddpm_jax.training.optimizer import Optimizer
@@ -63,19 +69,25 @@ def test_a_misspelt_choice_is_refused(monkeypatch):
     # The type check that is on in tests would refuse it earlier.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     cases = [
-        (lambda: Optimizer(name="Adam"), "Unknown name 'Adam': choose one of adam, adamw"),
-        (lambda: Optimizer(decay="linear"), "Unknown decay 'linear'"),
-        (lambda: Parallel(route="pmaps"), "Unknown route 'pmaps': choose one of pmap, jit"),
+        (
+            lambda: Optimizer(name="Adam"),
+            "Unknown optimizer.name 'Adam': choose one of adam, adamw",
+        ),
+        (lambda: Optimizer(decay="linear"), "Unknown optimizer.decay 'linear'"),
+        (
+            lambda: Parallel(route="pmaps"),
+            "Unknown parallel.route 'pmaps': choose one of pmap, jit",
+        ),
         (lambda: parallelize(lambda axis: None, "pmaps"), "Unknown route"),
-        (lambda: Training(steps=1, on_patience="Rollback"), "Unknown on_patience"),
-        (lambda: Checkpoint(on_failure="go on"), "Unknown on_failure"),
+        (lambda: Training(steps=1, on_patience="Rollback"), "Unknown training.on_patience"),
+        (lambda: Checkpoint(on_failure="go on"), "Unknown checkpoint.on_failure"),
         (lambda: replace(SMALLEST, time_embedding="positional"), "Unknown time_embedding"),
         (lambda: replace(SMALLEST, augmentation=("color",)), "choose one of blitting, geometry"),
         (lambda: ClipText(activation="relu"), "Unknown activation"),
-        (lambda: Objective(loss_kind="VLB"), "Unknown loss_kind"),
+        (lambda: Objective(loss_kind="VLB"), "Unknown objective.loss_kind"),
         (lambda: Sampling(end="sigma_max"), "Unknown end 'sigma_max': choose one of clean, sigma"),
-        (lambda: Folder(path="images", resize="stretch"), "Unknown resize"),
-        (lambda: Folder(path="images", condition="gray"), "Unknown condition 'gray'"),
+        (lambda: Folder(path="images", resize="stretch"), "Unknown data.resize"),
+        (lambda: Folder(path="images", condition="gray"), "Unknown data.condition 'gray'"),
     ]
     assert_refused(lambda make: make(), cases)
     assert Sampling(end=None).end is Folder(path="images", condition=None).condition is None
@@ -89,20 +101,53 @@ def test_a_setting_of_another_type_is_refused(monkeypatch):
         (lambda: Sampling(guidance_scale="7"), "guidance_scale must be a number, not '7'"),
         (lambda: Sampling(clip_x0="no"), "clip_x0 must be True or False, not 'no'"),
         (lambda: Sampling(sampler=None), "Unknown sampler None: choose one of ddim"),
-        (lambda: Sampling(guidance_interval=3.0), r"guidance_interval must be a tuple: write \(3"),
+        (
+            lambda: Sampling(guidance_interval=3.0),
+            r"guidance_interval must be a tuple, not 3\.0\.$",
+        ),
         (lambda: Sampling(timesteps=(9, "0")), "timesteps must be a number, not '0'"),
-        (lambda: Training(steps=1, batch_size=8.0), "batch_size must be a whole number"),
-        (lambda: Log(every=None), "every must be a whole number, not None"),
-        (lambda: Evaluation(num=10.5), "num must be a whole number"),
-        (lambda: Ema(decay="0.9"), "decay must be a number"),
-        (lambda: Lora(rank=4, targets="conv"), r"targets must be a tuple: write \('conv',\)"),
+        (lambda: Training(steps=1, batch_size=8.0), "training.batch_size must be a whole number"),
+        (lambda: Log(every=None), "log.every must be a whole number, not None"),
+        (lambda: Evaluation(num=10.5), "evaluation.num must be a whole number"),
+        (lambda: Ema(decay="0.9"), "ema.decay must be a number"),
+        (
+            lambda: Lora(rank=4, targets="conv"),
+            r"lora.targets must be a tuple, not 'conv': write \('conv',\)\.$",
+        ),
         (lambda: replace(SMALLEST, widths=(8.5,)), "widths must be a whole number, not 8.5"),
-        (lambda: Folder(path=3), "path must be a text, not 3"),
+        (lambda: Folder(path=3), "data.path must be a text, not 3"),
+    ]
+    cases += [
+        (lambda: Sampling(guidance_interval=(1, 2, 3)), "must have 2 values, not 3"),
+        (lambda: Sampling(steps=True), "steps must be a whole number, not True"),
+        (lambda: Sampling(timesteps=range(9)), r"timesteps must be a tuple, not range\(0, 9\)\.$"),
+        (lambda: Log(channels=None), r"log.channels must be a tuple, not None\.$"),
     ]
     assert_refused(lambda make: make(), cases)
-    assert Sampling(steps=np.int64(4), guidance_scale=np.float32(7), clip_x0=np.bool_(True))
-    assert Sampling(timesteps=np.array([9.0, 0.0]), guidance_scale=jnp.float32(7))
+
+
+def test_settings_become_plain_values_of_python(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    of_numpy = Sampling(steps=np.int64(4), guidance_scale=jnp.float32(7), clip_x0=np.bool_(True))
+    plain = Sampling(steps=4, guidance_scale=7.0, clip_x0=True)
+    assert json.dumps(to_json(of_numpy)) == json.dumps(to_json(plain))
+    assert Sampling(timesteps=np.array([9.0, 0.0])) == Sampling(timesteps=(9.0, 0.0))
+    assert Lora(targets=["attention"]) == Lora()
+    assert hash(replace(SMALLEST, widths=np.array([8]))) == hash(replace(SMALLEST, widths=[8]))
     assert Folder(path=Path("images")) == Folder(path="images")
+
+
+def test_settings_without_a_simple_type_are_not_read():
+    @dataclasses.dataclass
+    class Own:
+        pair: tuple[int, str] = (1, "a")
+        valid: Literal["a"] = "b"  # type: ignore[assignment]
+
+    assert_refused(check_settings, [(Own(), "Unknown valid 'b': choose one of a")])
+    check_settings(Own(valid="a"))
+    Own.__annotations__["other"] = "OnlyForTypeCheckers"
+    errors._allowed_values.cache_clear()
+    check_settings(Own(valid="c"))  # type: ignore[arg-type]
 
 
 def test_numbers_that_are_not_whole_are_refused(monkeypatch):

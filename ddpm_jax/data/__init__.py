@@ -91,7 +91,7 @@ class DataSource:
             if isinstance(value, os.PathLike):
                 # A config in JSON holds a text.
                 object.__setattr__(self, name, os.fspath(value))
-        check_settings(self)
+        check_settings(self, "data.")
         check(
             0 <= self.max_corrupt_fraction < 1,
             f"data.max_corrupt_fraction must be in [0, 1), not {self.max_corrupt_fraction}.",

@@ -75,7 +75,8 @@ def keep_freed(size: int) -> None:
     """
     if glibc := _glibc():
         glibc.mallopt(M_MMAP_MAX, 0)
-        glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # -1 is the largest size. A threshold of 2 GiB would return larger temporaries.
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)
         _use_large_pages(glibc, size)
 
 

@@ -43,7 +43,7 @@ class Parallel:
         return self.route if self.fsdp == 1 else f"jit, state over {self.fsdp} devices"
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "parallel.")
         check_at_least(1, **{"parallel.fsdp": self.fsdp, "parallel.cpu_devices": self.cpu_devices})
 
 

@@ -59,7 +59,7 @@ class Objective:
     """Reverse step's variance in the bound; a learned one needs model.learned_variance."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "objective.")
         self._check_numbers()
         self._check_combinations()
 

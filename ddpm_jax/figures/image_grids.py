@@ -57,7 +57,7 @@ def chain_strip(states: np.ndarray) -> Image.Image:
 
 
 def kind_of(path: Path) -> Literal["folder", "array", "gif", "grid"]:
-    """What an output holds, by its suffix; a folder has none, or exists. A GIF shows the walk."""
+    """The kind of an output, by its suffix; a folder has none, or exists. A GIF shows the walk."""
     if path.is_dir() or not path.suffix:
         return "folder"
     kinds: dict[str, Literal["array", "gif"]] = {".npz": "array", ".gif": "gif"}

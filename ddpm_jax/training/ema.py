@@ -44,7 +44,7 @@ class Ema:
     """Steps between permanent snapshots of the power averages; None for a 64th of the run."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "ema.")
         decays = [("decay", self.decay), *(("extra_decays", decay) for decay in self.extra_decays)]
         for name, decay in decays:
             check(0 <= decay < 1, f"ema.{name} must be in [0, 1), not {decay}.")

@@ -51,7 +51,7 @@ class Lora:
     to_v down_*/conv1."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "lora.")
         check(self.rank >= 0, f"lora.rank must be at least 0, not {self.rank}.")
         check(
             self.alpha is None or self.alpha > 0,

@@ -39,7 +39,7 @@ class Optimizer:
     """Clip gradients to this global norm; None for no clipping."""
 
     def __post_init__(self):
-        check_settings(self)
+        check_settings(self, "optimizer.")
         check(
             self.learning_rate > 0,
             f"optimizer.learning_rate must be positive, not {self.learning_rate}.",

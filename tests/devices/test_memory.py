@@ -1,6 +1,5 @@
 """Out-of-memory errors are one line with the remedy; the host's available memory is known."""
 
-import ctypes
 import dataclasses
 import functools
 import importlib.metadata
@@ -149,8 +148,27 @@ def test_kept_memory_is_in_large_pages():
     assert float(result.stdout) > 0.8
 
 
-def test_a_block_that_is_too_large_is_not_reserved():
-    memory._use_large_pages(ctypes.CDLL(None), 2**62)
+RESERVED = """
+from pathlib import Path
+from ddpm_jax.devices import memory
+
+def address_space():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[0])
+
+memory.use_one_heap()
+before = address_space()
+memory.keep_freed(3 * 2**30)
+memory.keep_freed(2**62)
+print((address_space() - before) / 2**30)
+"""
+"""Keep 3 GiB, then more than any machine has, and print the growth of the address space in GiB."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep its heap")
+def test_blocks_above_2_gib_are_kept_and_impossible_ones_left_out():
+    command = [sys.executable, "-c", RESERVED]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert 2.99 < float(result.stdout) < 3.5
 
 
 def test_threads_share_a_heap_before_jax_starts_them_if_only_the_cpu_can_be_used(monkeypatch):
