@@ -204,7 +204,10 @@ def check_divides(batch_size: int, fsdp: int = 1) -> None:
 
     Also raise it unless fsdp divides the number of devices.
     """
-    num_devices = training_mesh(fsdp).size
+    _check_split(batch_size, training_mesh(fsdp).size)
+
+
+def _check_split(batch_size: int, num_devices: int) -> None:
     if batch_size % num_devices:
         lower = max(batch_size // num_devices, 1) * num_devices
         raise ValueError(
@@ -298,6 +301,8 @@ def jit_step(
 
 def _stack_shards(num_devices: int, batch: Any) -> Any:
     # (b, ...) -> (devices, b / devices, ...)
+    for rows in {len(x) for x in jax.tree.leaves(batch)}:
+        _check_split(rows, num_devices)
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 

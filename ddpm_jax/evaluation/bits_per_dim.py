@@ -12,6 +12,7 @@ from ddpm_jax.diffusion.likelihood import VariationalBound, bound_terms, prior_t
 from ddpm_jax.diffusion.posterior import Variance
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.evaluation.standard_error import standard_error
 from ddpm_jax.generation.generate import chunk_count
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.generation.sampling import Sampling
@@ -59,13 +60,13 @@ def evaluate(
 def summary(bound: VariationalBound) -> dict[str, Any]:
     """Averages of a bound over its images, its standard error and its parts, in bits per dimension.
 
-    Raise ValueError if the bound of an image is not finite.
+    Raise ValueError if the bound of an image is not finite, and for fewer than two images.
     """
     total = np.asarray(bound.total)
     check(bool(np.isfinite(total).all()), "The bound is not finite: look for NaN in the weights.")
     return {
         "bits_per_dim": float(total.mean()),
-        "bits_per_dim_error": float(total.std(ddof=1) / np.sqrt(len(total))),
+        "bits_per_dim_error": float(standard_error(total)),
         "bound": {
             "prior": float(np.mean(bound.prior)),
             "steps": float(np.mean(np.sum(bound.terms[:, 1:], 1))),

@@ -32,7 +32,7 @@ def squared_distances(
         norms = np.sum(block * block, 1)
         norms = norms[:, None] + b_norms[None]
         squared = norms - 2 * block @ b.T
-        yield rows, np.where(squared > rounding * norms, squared, 0)
+        yield rows, np.where(squared <= rounding * norms, 0, squared)
 
 
 def leave_out(squared: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from ddpm_jax import draws
 from ddpm_jax.data import Batch
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.evaluation.standard_error import standard_error
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 from ddpm_jax.training.loss_bands import BANDS, band_edges
@@ -62,13 +63,15 @@ def _losses(objective, keys, network, x0, ends):
 
 
 def summary(losses: Float[np.ndarray, "n bands"], timesteps: int) -> dict[str, Any]:
-    """The mean over all t, with t uniform, and in each band, with standard errors."""
+    """The mean over all t, with t uniform, and in each band, with standard errors.
+
+    Raise ValueError for fewer than two images.
+    """
     widths = np.diff(band_edges(timesteps))
     per_image = np.average(losses, axis=1, weights=widths)
-    root = np.sqrt(len(losses))
     return {
         "loss": float(per_image.mean()),
-        "loss_error": float(per_image.std(ddof=1) / root),
+        "loss_error": float(standard_error(per_image)),
         "loss_bands": losses.mean(0).tolist(),
-        "loss_bands_error": (losses.std(0, ddof=1) / root).tolist(),
+        "loss_bands_error": standard_error(losses).tolist(),
     }

@@ -75,11 +75,14 @@ def measure(
     """The numbers of these measures, and with `nearest` the nearest reference image of each sample.
 
     The distances are relative to the typical one of held-out reference images. Raise ValueError for
-    the name of another measure.
+    the name of another measure, and for vectors that are not finite.
     """
     known = get_args(Measure)
     unknown = ", ".join(name for name in measures if name not in known)
     check(not unknown, f"Unknown measures {unknown}: choose from {', '.join(known)}.")
+    for whose, each in (("samples", vectors), ("reference images", reference.vectors)):
+        finite = bool(np.isfinite(each).all())
+        check(finite, f"Features of the {whose} are not finite: look for NaN in their images.")
     numbers: dict[str, float] = {}
     chosen = [name for name in OF_SAMPLES if name in measures]
     for name in tqdm(chosen, "Comparing", unit="measure", leave=False):

@@ -33,6 +33,7 @@ from ddpm_jax.diffusion.prediction import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedule import NoiseSchedule, q_sample
 from ddpm_jax.errors import check
 from ddpm_jax.evaluation.network_batches import network_batches
+from ddpm_jax.evaluation.standard_error import standard_error
 from ddpm_jax.generation.model_spec import ModelSpec
 from ddpm_jax.models import Params
 
@@ -56,8 +57,11 @@ class OdeBits(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The standard error of the mean, by the spread over images."""
-        return float(self.bits.mean(1).std(ddof=1) / np.sqrt(len(self.bits)))
+        """The standard error of the mean, by the spread over images.
+
+        Raise ValueError for fewer than two images.
+        """
+        return float(standard_error(self.bits.mean(1)))
 
     @property
     def trace_error(self) -> float:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from ddpm_jax.errors import check, check_rows, check_shape
+from ddpm_jax.errors import check, check_floats, check_rows, check_shape
 from ddpm_jax.image_size import check_image_size, sides
 from ddpm_jax.models.attention import AttentionKind, collect_attention
 from ddpm_jax.models.conditions import (
@@ -116,6 +116,11 @@ class Model(ImageNetwork):
         return bool(self.condition_parts)
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether images may have labels."""
+        return self.num_classes is not None
+
+    @property
     def _takes_dict(self) -> bool:
         """Whether the condition is a dict of its parts, because it is not the label alone."""
         return bool({*self.condition_parts, *self.augmentation} - {"label"})
@@ -128,7 +133,7 @@ class Model(ImageNetwork):
         """
         self._check_parts(batch)
         if not self._takes_dict:
-            return batch.get("label")
+            return batch.get("label") if self.takes_labels else None
         parts = {name: batch[name] for name in self.condition_parts}
         if self.condition_noise:
             parts["condition_noise"] = jnp.zeros(len(parts["condition_image"]), jnp.float32)
@@ -160,10 +165,8 @@ class Model(ImageNetwork):
             "condition_image": (1, *sides(self.image_size), self.condition_channels),
         }
         parts = {name: jnp.zeros(shapes[name], jnp.float32) for name in self.condition_parts}
-        condition = parts | {"label": jnp.zeros(1, jnp.int32)}
-        return self._inputs(
-            xt, t, condition if self._takes_dict else condition["label"], None, xt.dtype
-        )
+        condition = self.condition_of(parts | {"label": jnp.zeros(1, jnp.int32)})
+        return self._inputs(xt, t, condition, None, xt.dtype)
 
     def apply(
         self,
@@ -180,9 +183,10 @@ class Model(ImageNetwork):
         The condition is an array of class labels (b,) or, for a network that takes more than
         labels, a dict of `condition_parts` (`condition_of`). A network with label dropout accepts
         `unconditional(n)`, or no condition at all, for none.
-        Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless t,
-        condition and keys have one row per image, the condition has all its parts, and the sides of
-        the images can be halved `halvings` times.
+        Dropout is applied only with `dropout_keys`, one key per example. Raise ValueError unless
+        the images are floats, t, condition and keys have one row per image, the condition has all
+        its parts and no others, the images have `channels`, and their sides can be halved
+        `halvings` times.
         """
         inputs = self._inputs(xt, t, condition, dropout_keys, dtype)
         output: Any = self.module().apply({"params": params}, *inputs)
@@ -204,8 +208,13 @@ class Model(ImageNetwork):
 
     def _inputs(self, xt, t, condition, dropout_keys, dtype) -> tuple:
         """The arguments of the module. Raise ValueError as `apply` does."""
+        check_floats(xt=xt)
         check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
         check_rows(xt.shape[0], condition=condition)
+        check(
+            xt.shape[-1] == self.channels,
+            f"The network takes images of {self.channels} channels, not {xt.shape[-1]}.",
+        )
         # In `jax.export` a side may be symbolic.
         if all(isinstance(side, int) for side in xt.shape[1:3]):
             check_image_size(xt.shape[1:3], self.halvings)
@@ -220,6 +229,10 @@ class Model(ImageNetwork):
     def _parts(self, condition: Condition) -> Mapping[str, Any]:
         """The parts of a condition by name. Raise ValueError for one of another form."""
         if not self._takes_dict or condition is None:
+            check(
+                condition is None or self.takes_labels,
+                "This network takes no condition: leave it out, or set num_classes.",
+            )
             return {"label": condition}
         known = ("label", "vector", "condition_image", "condition_noise", "augmentation")
         check(

@@ -50,8 +50,12 @@ class ClipText(Network):
     """ddpm: Glorot-uniform, and zero biases. torch: PyTorch's defaults."""
 
     def __post_init__(self):
-        """Raise ValueError if the heads do not divide the width."""
+        """Raise ValueError if there is no layer, or the heads do not divide the width."""
         super().__post_init__()
+        if self.heads < 1 or self.layers < 1:
+            raise ValueError(
+                f"layers and heads must be at least 1, not {self.layers} and {self.heads}."
+            )
         if self.width % self.heads:
             raise ValueError(
                 f"{self.heads} heads do not divide {self.width} channels: "

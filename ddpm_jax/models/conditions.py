@@ -27,6 +27,9 @@ def label_rows(net: Any, labels: Num[Array, "n ..."] | None, n: Any) -> Num[Arra
         return labels
     if labels is None:
         labels = jnp.full(n, NO_CLASS, jnp.int32)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        # Few bits could not hold the rows that are no class.
+        labels = labels.astype(jnp.int32)
     # A label out of range gives NaN, as it does without label dropout.
     labels = jnp.where(labels == net.num_classes, net.label_count, labels)
     return jnp.where(labels == NO_CLASS, net.num_classes, labels)

@@ -1,7 +1,6 @@
 """A text encoder and the U-Net that attends to its states, trained together on latents."""
 
 import dataclasses
-import functools
 import itertools
 from typing import Any, ClassVar
 
@@ -145,7 +144,7 @@ class TextUNet(Model):
             init_scheme=self.init_scheme,
         )
 
-    @functools.cached_property
+    @property
     def _param_specs(self) -> Any:
         return {
             "text_encoder": self.text_encoder._param_specs,
@@ -166,11 +165,9 @@ class TextUNet(Model):
 
         Without a condition, the caption is empty. There is no dropout within the network.
         """
-        check_shape(xt.shape[:1], t=t, dropout_keys=dropout_keys)
-        check_rows(xt.shape[0], condition=condition)
-        ids = self.empty_captions(xt.shape[0]) if condition is None else condition
-        states = self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype)
-        return self.unet.apply(params["unet"], xt, t, TextCondition(states), dtype=dtype)
+        check_shape(xt.shape[:1], dropout_keys=dropout_keys)
+        text = self._encode(params, xt, condition, dtype)
+        return self.unet.apply(params["unet"], xt, t, text, dtype=dtype)
 
     def queries_and_keys(
         self,
@@ -183,9 +180,14 @@ class TextUNet(Model):
         dtype: Any = jnp.float32,
     ) -> dict[str, tuple[Array, Array]]:
         """The queries and keys of each attention layer of the U-Net (`collect_attention`)."""
-        ids = self.empty_captions(xt.shape[0]) if condition is None else condition
-        text = TextCondition(self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype))
+        text = self._encode(params, xt, condition, dtype)
         return self.unet.queries_and_keys(params["unet"], xt, t, text, kind=kind, dtype=dtype)
+
+    def _encode(self, params, xt, condition, dtype) -> TextCondition:
+        """The condition of the U-Net, by token ids or else of empty captions."""
+        check_rows(xt.shape[0], condition=condition)
+        ids = self.empty_captions(xt.shape[0]) if condition is None else condition
+        return TextCondition(self.text_encoder.apply(params["text_encoder"], ids, dtype=dtype))
 
     def empty_captions(self, n: int) -> Int[Array, "n length"]:
         """The token ids of n empty captions."""

@@ -85,7 +85,7 @@ class Transformer2D(nn.Module):
         self, x: Float[Array, "b h w c"], text: Float[Array, "b m e"]
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        if c % self.heads:
+        if self.heads < 1 or c % self.heads:
             raise ValueError(
                 f"{self.heads} heads do not divide {c} channels: change the heads or the width."
             )

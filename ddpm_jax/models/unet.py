@@ -84,6 +84,10 @@ class UNet(BlockSettings, Model):
     def halvings(self) -> int:
         return len(self.widths) - 1
 
+    @property
+    def takes_labels(self) -> bool:
+        return self.num_classes is not None or self.labels_are != "classes"
+
     def check(self) -> None:
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):
             num_levels = len(getattr(self, name))

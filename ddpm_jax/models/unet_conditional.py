@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from ddpm_jax.errors import check_floats, check_rows, check_shape
 from ddpm_jax.image_size import ImageSize
 from ddpm_jax.models import Network, Params
 from ddpm_jax.models.attention import AttentionKind, collect_attention
@@ -126,8 +127,11 @@ class ConditionalUNet(Network):
         return collect_attention(self.module(), params, inputs, kind)
 
     def _inputs(self, xt, t, condition: TextCondition, dtype) -> tuple:
-        """The arguments of the module. Raise ValueError for channels that do not fit."""
+        """The arguments of the module. Raise ValueError for rows or channels that do not fit."""
         states, image = condition
+        check_floats(xt=xt)
+        check_shape(xt.shape[:1], t=t)
+        check_rows(xt.shape[0], text=states, image=image)
         if image is not None:
             xt = jnp.concatenate([xt, image], -1)
         if xt.shape[-1] != self.in_channels:

@@ -12,7 +12,8 @@ These things differ. Every kind has one probability, whereas EDM mirrors every s
 trains with flips and geometry alone. The resampling is bilinear and mirrors images at their borders
 again and again, without the wavelet filters and the limited border of the original. The numbers of
 transformations that are not chosen are there and 0. Images may have any height, width and number of
-channels: only three channels have a hue, and one channel has no saturation, so these are 0 then.
+channels: only three channels have a hue, and one channel has no saturation, so these are 0 then. If
+one side is even and the other odd, a quarter turn puts pixels between others, so it blurs.
 """
 
 import functools

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax import draws
+from ddpm_jax.errors import check_floats
 from ddpm_jax.models.autoencoder import LOG_VARIANCE_RANGE, posterior_sample
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.training.step import Loss
@@ -13,12 +14,14 @@ def autoencoder_loss(model: ImageAutoencoder, dtype: str = "float32") -> Loss:
     """Make the loss (params, keys, batch) -> losses (b,) of an autoencoder.
 
     mean |x - decode(z)| + kl_weight * mean KL(q(z | x) || N(0, 1)), with z drawn from q(z | x) by
-    the keys. Rombach et al. 2022 add terms of further networks, which are left out.
+    the keys. Rombach et al. 2022 add terms of further networks, which are left out. The loss raises
+    ValueError for images of integers.
     """
     options = {"dtype": jnp.dtype(dtype)}
 
     def loss(params, keys, batch):
         images = batch["image"]
+        check_floats(image=images)
         moments = model.encode(params, images, **options)
         latents = posterior_sample(moments, draws.normal(keys, model.latent_shape))
         error = jnp.abs(images - model.decode(params, latents, **options))

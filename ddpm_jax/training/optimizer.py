@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.errors import check, check_settings
+from ddpm_jax.errors import check, check_at_least, check_settings, check_whole
 from ddpm_jax.models import Params
 from ddpm_jax.training import importance
 from ddpm_jax.training.global_norm import global_norm
@@ -101,8 +101,11 @@ def make_optimizer(
 
     `dtype` is the compute dtype of the network. float16 gets a dynamic loss scale. `accumulation`
     micro-batches make one update. `importance_timesteps` is T for importance-sampled timesteps,
-    which need a loss history (`importance.keep_losses`).
+    which need a loss history (`importance.keep_losses`). Raise ValueError unless `accumulation` is
+    whole and at least 1.
     """
+    check_whole(accumulation=accumulation)
+    check_at_least(1, accumulation=accumulation)
     rate = learning_rate(settings, total_steps, steps_per_epoch)
     if settings.name == "adam":
         adam = optax.adam(rate)

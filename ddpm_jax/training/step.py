@@ -62,10 +62,16 @@ def model_loss(model: Model, objective: Objective, dtype: Any = "float32") -> Lo
 
     A batch holds `image`, optionally `t`, and the arrays of the condition (`Model.condition_of`).
     Each key gives one for noise and one for dropout. Conditions are dropped with probability
-    `model.label_dropout`.
+    `model.label_dropout`. The loss raises ValueError for an objective that draws timesteps by
+    importance if the batch has no `t`, which the training step adds by the history of losses.
     """
 
     def loss(params, keys, batch):
+        check(
+            objective.timestep_sampling != "importance" or "t" in batch,
+            "Timesteps by importance need a history of losses: make the optimizer by "
+            "make_optimizer with importance_timesteps, or give each batch its t.",
+        )
         noise_keys = _noise_keys(keys)
         dropout_keys = draws.fold_in(keys, 1)
         images = batch["image"]

@@ -178,6 +178,12 @@ def test_fsdp_that_does_not_divide_the_devices_is_refused():
         parallel.training_mesh(3)
 
 
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    step = parallel.pmap_step(lambda state, batch: (state, {}))
+    with pytest.raises(ValueError, match="micro-batch of 12 cannot be split evenly over 8 devices"):
+        step.shard_batch({"image": np.zeros((12, 4))})
+
+
 def test_a_host_reads_its_rows_of_each_micro_batch(monkeypatch):
     cases = {(1, 0): range(12), (3, 1): [2, 3, 8, 9], (2, 0): [0, 1, 2, 6, 7, 8]}
     for (num_hosts, host), expected in cases.items():

@@ -30,7 +30,7 @@ from ddpm_jax.data.huggingface import HuggingFace
 from ddpm_jax.data.tfds import Tfds
 from ddpm_jax.diffusion.likelihood import VariationalBound
 from ddpm_jax.diffusion.likelihood import bits_per_dim as whole_bound
-from ddpm_jax.evaluation import bits_per_dim, ode_likelihood, solver_statistics
+from ddpm_jax.evaluation import bits_per_dim, loss_bands, ode_likelihood, solver_statistics
 from ddpm_jax.figures import plots
 from ddpm_jax.figures.image_grids import save_images
 from ddpm_jax.generation.generate import guided_network
@@ -362,3 +362,15 @@ def test_settings_of_sampling_are_refused_where_nothing_is_drawn(run, measures, 
 def test_a_bound_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="The bound is not finite: look for NaN in the weights"):
         bits_per_dim.summary(VariationalBound(jnp.full((2, 3), jnp.nan), jnp.zeros(2)))
+
+
+def test_one_image_has_no_standard_error():
+    """It was NaN, which JSON cannot hold."""
+    cases = [
+        lambda: bits_per_dim.summary(VariationalBound(jnp.ones((1, 3)), jnp.ones(1))),
+        lambda: loss_bands.summary(np.ones((1, loss_bands.BANDS)), 8),
+        lambda: ode_likelihood.OdeBits(np.ones((1, 2))).error,
+    ]
+    for case in cases:
+        with pytest.raises(ValueError, match="An error needs at least 2 images, not 1: take more"):
+            case()

@@ -358,6 +358,16 @@ def test_options_without_effect_are_refused(sets, run_folder, capsys, option, ar
     assert f"{option} does not use {unused}: leave out {unused}." in message
 
 
+@pytest.mark.parametrize("whose", ["samples", "reference images"])
+def test_features_that_are_not_finite_are_refused(whose):
+    """NaN counted as the distance 0: samples of NaN had a precision of 1."""
+    good = np.random.default_rng(0).random((8, 2))
+    bad = np.where(np.arange(8)[:, None] == 3, np.nan, good)
+    vectors, reference = (bad, good) if whose == "samples" else (good, bad)
+    with pytest.raises(ValueError, match=f"Features of the {whose} are not finite"):
+        measures.measure(vectors, Reference(reference), ["precision_recall", "nearest"])
+
+
 def test_a_measure_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="Unknown measures fid: choose from frechet, kid"):
         measures.measure(np.zeros((4, 2)), Reference(np.zeros((4, 2))), ["frechet", "fid"])

@@ -60,12 +60,12 @@ def random_like(tree, scale=0.15):
 
 
 def inputs(net, batch=2):
-    """A random xt and t, and labels 0, 1, 2, 0, ... for a batch."""
+    """A random xt and t, and labels 0, 1, 2, 0, ... for a batch; None if the net takes none."""
     rng = np.random.default_rng(1)
     xt = rng.standard_normal((batch, *net.image_shape), np.float32)
     t = rng.integers(0, 1000, batch)
-    labels = np.arange(batch) % 3
-    return jnp.asarray(xt), jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32)
+    labels = jnp.asarray(np.arange(batch) % 3, jnp.int32) if net.takes_labels else None
+    return jnp.asarray(xt), jnp.asarray(t, jnp.int32), labels
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="dtype")

@@ -12,7 +12,7 @@ from helpers.refusals import assert_refused
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.models import Model
 from ddpm_jax.models.basic_unet import BasicUNet
-from ddpm_jax.models.conditions import add_condition_noise
+from ddpm_jax.models.conditions import add_condition_noise, label_rows
 from ddpm_jax.settings_json import from_json, to_json
 from ddpm_jax.training.step import hide_conditions, model_loss
 
@@ -98,6 +98,24 @@ def test_a_label_out_of_range_gives_nan_on_both_sides(label_dropout):
     for label, is_nan in ((-1, not label_dropout), (0, False), (2, False), (3, True)):
         out = net.apply(params, xt, t, jnp.full(2, label, jnp.int32))
         assert np.isnan(out).any() == is_nan, label
+
+
+def test_labels_of_8_bits_are_those_of_32():
+    net = dataclasses.replace(SMALLEST, num_classes=256, label_dropout=0.1)
+    labels = [0, 1, 7, 255]
+    for dtype in (np.uint8, np.int32):
+        rows = label_rows(net, jnp.asarray(labels, dtype), 4)
+        np.testing.assert_array_equal(rows, labels)
+
+
+def test_labels_of_a_network_without_labels_are_refused_and_left_in_the_batch():
+    xt, t, _ = inputs(SMALLEST)
+    assert SMALLEST.num_classes is None
+    with pytest.raises(ValueError, match="This network takes no condition: leave it out"):
+        SMALLEST.apply(SMALLEST.shapes(), xt, t, jnp.zeros(2, jnp.int32))
+    assert SMALLEST.condition_of({"label": jnp.zeros(2)}) is None
+    numbers = dataclasses.replace(SMALLEST, labels_are="numbers")
+    assert numbers.condition_of({"label": 3}) == 3
 
 
 def test_conditions_that_do_not_fit_are_refused():

@@ -118,9 +118,9 @@ def test_dropout_in_a_network_does_not_depend_on_the_batch():
     arguments = inputs(net, 4)
     run = lambda keys, arguments: apply(net, params, *arguments, dropout_keys=keys)  # noqa: E731
     full_batch = run(keys, arguments)
-    reversed_batch = run(keys[::-1], [a[::-1] for a in arguments])
+    reversed_batch = run(keys[::-1], jax.tree.map(lambda a: a[::-1], arguments))
     np.testing.assert_allclose(full_batch, reversed_batch[::-1], rtol=1e-5, atol=1e-5)
-    half_batch = run(keys[1:3], [a[1:3] for a in arguments])
+    half_batch = run(keys[1:3], jax.tree.map(lambda a: a[1:3], arguments))
     np.testing.assert_allclose(full_batch[1:3], half_batch, rtol=1e-5, atol=1e-5)
     assert np.abs(full_batch - run(keys[::-1], arguments)).max() > 1e-2
 

@@ -25,6 +25,7 @@ from helpers.nets import (
     draw,
     inputs,
 )
+from helpers.refusals import assert_refused
 from jax import export
 
 from ddpm_jax.models.basic_unet import BasicUNet
@@ -218,6 +219,18 @@ def test_images_that_a_network_cannot_halve_are_refused():
             net.apply(net.shapes(), xt, jnp.zeros(1, jnp.int32))
 
 
+def test_images_of_another_kind_are_refused(monkeypatch):
+    # The type check that is on in tests would refuse them earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    xt = jnp.zeros((1, 8, 8, TINY.channels))
+    cases = [
+        (xt.astype(jnp.uint8), r"xt must be floats in \[-1, 1\], not uint8"),
+        (jnp.concatenate([xt, xt], -1), f"takes images of {TINY.channels} channels, not "),
+    ]
+    t = jnp.zeros(1, jnp.int32)
+    assert_refused(lambda images: TINY.apply(TINY.shapes(), images, t), cases)
+
+
 def test_lists_of_settings_are_tuples(monkeypatch):
     """A network is hashed, and a list cannot be."""
     # The type check that is on in tests would refuse them.
@@ -350,7 +363,8 @@ def test_a_network_of_any_size_can_be_exported_for_any_size():
 def test_networks_can_be_exported_for_any_batch(name):
     net = COMPILED[name]
     (batch,) = export.symbolic_shape("b")
-    shapes = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs(net)]
+    symbolic = lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)  # noqa: E731
+    shapes = jax.tree.map(symbolic, inputs(net))
     exported = export.export(jax.jit(net.apply))(net.shapes(), *shapes)
     assert exported.out_avals[0].shape == (batch, *net.image_shape)
 

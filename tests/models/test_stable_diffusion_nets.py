@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.nets import UNET
@@ -218,11 +219,11 @@ def test_a_program_that_collects_no_attention_is_the_same_as_without_it(net, mon
     assert program() == collecting
 
 
-def call_unet(latent_channels=4, image_channels=0, context_dim=6):
+def call_unet(latent_channels=4, image_channels=0, context_dim=6, texts=1, timesteps=(1,)):
     image = shape(1, 4, 4, image_channels) if image_channels else None
-    condition = TextCondition(shape(1, 3, context_dim), image)
+    condition = TextCondition(shape(texts, 3, context_dim), image)
     xt = shape(1, 4, 4, latent_channels)
-    return jax.eval_shape(SMALL_UNET.apply, SMALL_UNET.shapes(), xt, shape(1), condition)
+    return jax.eval_shape(SMALL_UNET.apply, SMALL_UNET.shapes(), xt, shape(*timesteps), condition)
 
 
 def call_clip(length=8, skip=0):
@@ -231,7 +232,9 @@ def call_clip(length=8, skip=0):
     return jax.eval_shape(apply, SMALL_CLIP.shapes(), ids)
 
 
-def test_inputs_that_do_not_fit_are_refused():
+def test_inputs_that_do_not_fit_are_refused(monkeypatch):
+    # The type check that is on in tests would refuse them earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     assert call_unet().shape == (1, 4, 4, 4)
     assert call_clip(skip=1).shape == (1, 8, 8)
     assert_refused(
@@ -240,6 +243,8 @@ def test_inputs_that_do_not_fit_are_refused():
             ({"image_channels": 5}, "takes 4 channels, not 9"),
             ({"latent_channels": 3}, "takes 4 channels, not 3"),
             ({"context_dim": 8}, "text states of 6 channels, not 8"),
+            ({"texts": 2}, "text must have 1 rows"),
+            ({"timesteps": ()}, r"t must have shape \(1,\)"),
         ],
     )
     assert_refused(
@@ -260,8 +265,14 @@ def test_settings_that_contradict_each_other_are_refused():
             ({"cross_attention": ()}, "cross_attention names 0 levels"),
             ({"transformer_layers": (1, 1)}, "transformer_layers names 2 levels"),
             ({"heads": (7, 8, 8, 8)}, "7 heads do not divide 320 channels"),
+            ({"heads": (0, 8, 8, 8)}, "0 heads do not divide 320 channels"),
         ],
     )
     assert_refused(
-        lambda settings: ClipText(**settings), [({"heads": 7}, "7 heads do not divide 768")]
+        lambda settings: ClipText(**settings),
+        [
+            ({"heads": 7}, "7 heads do not divide 768"),
+            ({"heads": 0}, "at least 1, not 12 and 0"),
+            ({"layers": -1}, "at least 1, not -1 and 12"),
+        ],
     )

@@ -5,10 +5,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.generation import random_params
 from helpers.latent_runs import AUTOENCODER, TEXT_UNET
+from helpers.meshes import EXPLICIT
 
 from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import make_grid
@@ -55,6 +57,23 @@ def test_its_attention_is_that_of_the_unet_on_the_states_of_the_text_encoder(pix
     expected = attention_maps(net.unet, params["unet"], states, grid, text, pixels=pixels)
     assert maps.shape == (1, 4, 4, 6 if pixels is None else 1)
     np.testing.assert_allclose(maps, expected, atol=1e-5)
+
+
+def test_its_shapes_are_those_of_the_mesh_in_which_they_are_asked_for():
+    net = dataclasses.replace(TEXT_UNET, text_width=TEXT_UNET.text_width * 2)
+    with jax.set_mesh(EXPLICIT):
+        net.shapes()
+    arguments = jnp.zeros((1, 4, 4, 4)), jnp.zeros(1, jnp.int32)
+    assert jax.eval_shape(net.apply, net.shapes(), *arguments).shape == (1, 4, 4, 4)
+
+
+def test_a_row_of_ids_for_two_images_is_refused(params, monkeypatch):
+    # The type check that is on in tests would refuse them earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    arguments = jnp.zeros((2, 4, 4, 4)), jnp.zeros(2, jnp.int32), jnp.zeros((1, 6), jnp.int32)
+    for function in (TEXT_UNET.apply, TEXT_UNET.queries_and_keys):
+        with pytest.raises(ValueError, match="condition must have 2 rows, one per image"):
+            function(params, *arguments)
 
 
 def test_its_parameters_are_those_of_both_parts():

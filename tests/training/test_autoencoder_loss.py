@@ -35,6 +35,13 @@ def inputs():
     return params, draws.normal(draws.make_key(2), (2, 4, 4, 3))
 
 
+def test_images_of_integers_are_refused(inputs):
+    params, _ = inputs
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=r"image must be floats in \[-1, 1\], not uint8"):
+        LOSS(params, keys, {"image": np.zeros((2, 4, 4, 3), np.uint8)})
+
+
 def test_the_loss_of_a_narrow_posterior_is_the_error_of_its_mean(inputs):
     """With log variance far below the limit of -30, z is the mean."""
     params, images = inputs

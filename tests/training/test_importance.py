@@ -31,7 +31,7 @@ from ddpm_jax.training.importance import (
     probabilities,
     record,
 )
-from ddpm_jax.training.step import init_state, make_train_step
+from ddpm_jax.training.step import init_state, make_train_step, model_loss
 
 T = 8
 ROOTS = np.array([5.0, 0.1, 1.0, 2.0, 0.0, 3.0, 0.5, 0.4])
@@ -215,3 +215,14 @@ def test_the_optimizer_of_a_recipe_records_losses_outside_of_accumulation(dtype)
     assert np.all(np.asarray(history.mean_square)[np.asarray(history.seen) > 0] > 0)
     plain = Config(**settings, objective=Objective(timesteps=T, beta_end=0.8)).make_optimizer(80)
     assert optax.tree.get(plain.init(state.params), "loss_history") is None
+
+
+def test_importance_without_a_history_is_refused():
+    """It trained with uniform timesteps, silently."""
+    objective = Objective(timestep_sampling="importance")
+    step = make_train_step(model_loss(CONV_UNET, objective), optax.sgd(0.1))
+    state = jax.eval_shape(lambda: init_state(CONV_UNET.init(jax.random.key(0)), optax.sgd(0.1)))
+    keys = jax.random.split(jax.random.key(0), 2)
+    batch = {"image": np.zeros((2, *CONV_UNET.image_shape), np.float32), "key": keys}
+    with pytest.raises(ValueError, match="need a history of losses: make the optimizer by"):
+        jax.eval_shape(step, state, batch)

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
+from helpers.refusals import assert_refused
 from helpers.training import assert_close, linear_batch, linear_loss, linear_params, recipe, train
 
 from ddpm_jax.training.ema import Ema
@@ -30,6 +32,17 @@ def test_warmup_is_linear_from_zero():
         np.testing.assert_allclose(actual[20], 1e-3, rtol=1e-6, err_msg=decay)
         if decay == "constant":
             np.testing.assert_allclose(actual[20:], 1e-3, rtol=1e-6)
+
+
+def test_micro_batches_that_cannot_be_counted_are_refused(monkeypatch):
+    # The type check that is on in tests would refuse them earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    def make(accumulation):
+        make_optimizer(Optimizer(), 10, 10, accumulation=accumulation)
+
+    cases = [(2.5, "accumulation must be a whole number, not 2.5"), (0, "at least 1, not 0")]
+    assert_refused(make, cases)
 
 
 def test_cosine_decays_to_the_floor_and_stays():

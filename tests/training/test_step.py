@@ -207,8 +207,9 @@ class Stub(Objective):
 
 
 def test_model_loss_derives_separate_keys_for_noise_and_dropout():
-    """The model gets the labels of the batch, and the objective its timesteps."""
-    model = Recorder(image_size=4, channels=1, calls=collections.deque())
+    """A model with classes gets the labels of the batch, and the objective its timesteps."""
+    model = Recorder(image_size=4, channels=1, num_classes=3, calls=collections.deque())
+    without_classes = dataclasses.replace(model, num_classes=None)
     objective_calls = []
 
     def objective_loss(keys, network, images, t):
@@ -220,9 +221,10 @@ def test_model_loss_derives_separate_keys_for_noise_and_dropout():
     images = np.ones((3, 4, 4, 1))
     labels = np.arange(3)
     t = np.arange(3)
-    loss = model_loss(model, Stub(function=objective_loss), "bfloat16")
-    loss("params", keys, {"image": images, "label": labels, "key": keys, "t": t})
-    loss("params", keys, {"image": images, "key": keys})
+    batch = {"image": images, "label": labels, "key": keys}
+    objective = Stub(function=objective_loss)
+    model_loss(model, objective, "bfloat16")("params", keys, batch | {"t": t})
+    model_loss(without_classes, objective)("params", keys, batch)
     (params, xt, network_t, condition, options), (*_, no_condition, _) = model.calls
     assert (params, options["dtype"], no_condition) == ("params", jnp.bfloat16, None)
     assert_same((xt, network_t, condition), (images, np.arange(3), labels))
