@@ -89,17 +89,24 @@ def _allowed_values(kind: Any) -> dict[str, _Allowed]:
     except NameError:
         # A class of a user may name types that are imported for type checkers alone.
         return {}
-    found = {}
-    for name, hint in hints.items():
-        optional = type(None) in get_args(hint)
-        alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
-        several = get_origin(alternatives[0]) is tuple
-        elements = get_args(alternatives[0]) if several else tuple(alternatives)
-        length = None if ... in elements else len(elements)
-        kinds = set(elements) - {...}
-        if len(alternatives) == len(kinds) == 1 and _is_read(elements[0]):
-            found[name] = _Allowed(elements[0], several, length, optional)
-    return found
+    found = {name: _read_hint(hint) for name, hint in hints.items()}
+    return {name: allowed for name, allowed in found.items() if allowed is not None}
+
+
+def _read_hint(hint: Any) -> _Allowed | None:
+    """What a type hint allows; None if it is not one of those that are read."""
+    optional = type(None) in get_args(hint)
+    alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
+    several = get_origin(alternatives[0]) is tuple
+    elements = get_args(alternatives[0]) if several else tuple(alternatives)
+    length = None if ... in elements else len(elements)
+    if all(isinstance(choice, int) for choice in get_args(elements[0]) or [""]):
+        # The code that uses a number chooses among them, and says which.
+        elements = (int, *elements[1:])
+    kinds = set(elements) - {...}
+    if len(alternatives) == len(kinds) == 1 and _is_read(elements[0]):
+        return _Allowed(elements[0], several, length, optional)
+    return None
 
 
 def _is_read(element: Any) -> bool:
@@ -136,6 +143,28 @@ def _has_type(value: Any, element: Any) -> bool:
         return isinstance(value, str)
     # A flag is a number in Python.
     return isinstance(value, _TYPES[element][0]) and isinstance(value, bool) == (element is bool)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError for a flag, a number or a text of another type than the hint.
+
+    A value of a Literal passes, because the code that uses it says which there are, and so does an
+    array of JAX.
+    """
+    allowed = _read_hint(hint)
+    if allowed is None or get_origin(allowed.element) is Literal or isinstance(value, jax.Array):
+        return
+    plain = _plain(value)
+    if plain is not None or not allowed.optional:
+        _check_value(name, plain, allowed)
+
+
+def check_bound(**bounds: Any) -> None:
+    """Raise ValueError for a number that is not above 0, or a flag. None and arrays pass."""
+    for name, bound in bounds.items():
+        if isinstance(bound, numbers.Real):
+            positive = float(bound) > 0 and not isinstance(bound, bool)
+            check(positive, f"{name} must be a bound above 0, or None for none, not {bound}.")
 
 
 def check_ascending(**ranges: Any) -> None:

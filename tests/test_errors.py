@@ -100,7 +100,7 @@ def test_a_setting_of_another_type_is_refused(monkeypatch):
         (lambda: Sampling(steps=4.0), r"^steps must be a whole number, not 4\.0\.$"),
         (lambda: Sampling(guidance_scale="7"), "guidance_scale must be a number, not '7'"),
         (lambda: Sampling(clip_x0="no"), "clip_x0 must be True or False, not 'no'"),
-        (lambda: Sampling(sampler=None), "Unknown sampler None: choose one of ddim"),
+        (lambda: Sampling(sampler=None), "sampler must be a text, not None"),
         (
             lambda: Sampling(guidance_interval=3.0),
             r"guidance_interval must be a tuple, not 3\.0\.$",

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
+from ddpm_jax.errors import check_floats
 
 
 def gaussian_x0(
@@ -43,8 +44,10 @@ def mixture_x0(
     """The network (xt, t) -> E[x0 | xt] for images from a mixture of Gaussians N(means_k, std^2 I).
 
     This is the mean of the components' E[x0 | xt], weighted by their probabilities given xt.
-    With std 0 the images are the finite set `means`. `weights` are uniform by default.
+    With std 0 the images are the finite set `means`. `weights` are uniform by default. Raise
+    ValueError for means that are integers.
     """
+    check_floats(means=means)
     if weights is None:
         weights = jnp.full(len(means), 1 / len(means), means.dtype)
     return Partial(_mixture_x0, schedule, means, jnp.asarray(std, means.dtype), jnp.log(weights))

@@ -197,7 +197,7 @@ def timesteps_for(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> np.n
 
 
 def make_grid(
-    schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int = CLEAN_DATA
+    schedule: NoiseSchedule, t: Sequence[float] | np.ndarray, end: int | float = CLEAN_DATA
 ) -> GridRow:
     """The grid of the timesteps `t` (steps,), whose last row leads to `end`.
 
@@ -217,7 +217,7 @@ def check_decreasing(timesteps: int, t: Sequence[float] | np.ndarray) -> np.ndar
     """`t` as an array. Raise ValueError unless it decreases strictly within [0, timesteps - 1]."""
     t = np.asarray(t)
     # Every comparison with NaN is false, so NaN is refused too.
-    if not (t.size and np.all(np.diff(t) < 0) and t[0] <= timesteps - 1 and t[-1] >= 0):
+    if not (t.size and np.all(t[1:] < t[:-1]) and t[0] <= timesteps - 1 and t[-1] >= 0):
         given = str(t.tolist())[:200]
         last = timesteps - 1
         raise ValueError(f"The timesteps must decrease strictly within 0..{last}, not {given}.")
@@ -237,7 +237,7 @@ def grid_from_pairs(
     log_alpha_bar_next = _log_alpha_bar_at(schedule, t_next)
     h = (_log_snr(log_alpha_bar_next) - _log_snr(log_alpha_bar)) / 2
     dtype = schedule.beta.dtype
-    t_dtype = jnp.int32 if np.issubdtype(t.dtype, np.integer) else dtype
+    t_dtype = jnp.int32 if np.issubdtype(np.result_type(t, t_next), np.integer) else dtype
     return GridRow(
         i=jnp.arange(t.size, dtype=jnp.int32),
         steps=jnp.full(t.size, t.size, jnp.int32),

@@ -2,7 +2,8 @@
 
 output = uncond + w (cond - uncond)
 
-Both outputs are computed in one batch of twice the size. With w = 1 there is no guidance.
+Both outputs are computed in one batch of twice the size. With w = 1 there is no guidance: the
+paper's w is this one minus 1.
 
 A network here is a function (xt, t, condition) -> output. A condition is None or a pytree of arrays
 whose first axis is the batch. `bind` and `guide` make the networks (xt, t) -> output that losses

@@ -1,9 +1,10 @@
 """The variational bound on the negative log likelihood, in bits per dimension.
 
--log p(x_0) <= L_T + sum_{t=1}^{T-1} KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+-log p(x_0) <= L_T + sum_{t=2}^T KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
                - log p(x_0 | x_1)                                        Eq. 5, Ho et al. 2020
 
-Timesteps in the code are 0..T-1: the paper's x_1 is the state at t = 0, one step from clean data.
+The paper's timesteps are 1..T and its x_0 is clean data. The code's are 0..T-1: the term at the
+code's t is that of the paper's t + 1, so the one at 0 is -log p(x_0 | x_1).
 """
 
 import math
@@ -109,7 +110,7 @@ def bound_term(
 ) -> Float[Array, " b"]:
     """The bound's term at each example's t, averaged over dimensions, in bits.
 
-    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or -log p(x_0 | x_1) at t = 0.
+    It is KL(q(x_next | xt, x0) || p(x_next | xt)), or at t = 0 -log p(x0 | xt).
     """
     check_shape(x0.shape[:1], t=t)
     check_shape(x0.shape, xt=xt)

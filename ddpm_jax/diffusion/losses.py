@@ -178,10 +178,10 @@ def loss_weight(
     p2: SNR / (1 + SNR)^gamma. At zero SNR they are 0, except for target eps, which gives NaN there.
     `gamma` defaults to the paper's. Raise ValueError for another weighting or target.
     """
-    if weighting == "simple":
-        return jnp.ones_like(snr)
     check_target(target)
     check_choice(get_args(Weighting), weighting=weighting)
+    if weighting == "simple":
+        return jnp.ones_like(snr)
     x0_weight, paper_gamma = WEIGHTINGS[weighting]
     if gamma is None:
         gamma = paper_gamma

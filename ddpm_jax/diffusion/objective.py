@@ -33,7 +33,8 @@ class Objective:
     timesteps: int = 1000
     """Number of timesteps T."""
     beta_start: float = 1e-4
-    """First beta. The schedules squaredcos, flow and edm ignore it."""
+    """First beta. The schedules squaredcos, flow and edm ignore it. Latent diffusion's
+    scaled_linear is from 0.00085 to 0.012."""
     beta_end: float = 0.02
     """Last beta. The schedules squaredcos, flow and edm ignore it."""
     zero_terminal_snr: bool = False

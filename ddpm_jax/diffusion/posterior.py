@@ -31,7 +31,10 @@ def q_posterior(
     xt: Float[Array, "b h w c"],
     t: Int[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 1"]]:
-    """Mean and variance of q(x_{t-1} | x_t, x_0) (Eq. 7, Ho et al. 2020). x_{-1} is clean data."""
+    """Mean and variance of q(x_next | xt, x0) one step on (Eq. 7, Ho et al. 2020).
+
+    From t = 0, x_next is x0 itself, and the variance is 0.
+    """
     return posterior(GridRow(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
 
 

@@ -6,14 +6,15 @@ v  = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0               Salimans & Ho 20
 
 import numbers
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.diffusion.schedule import NoiseSchedule, per_example
-from ddpm_jax.errors import check, check_choice
+from ddpm_jax.errors import check, check_at_least, check_bound, check_choice
 
 Target = Literal["eps", "x0", "v", "flow"]
 
@@ -133,17 +134,17 @@ def make_denoiser(
     the maximum of that quantile. `keep_eps` keeps the network's eps, as diffusers' DDIM does.
     The result is a pytree (a `jax.tree_util.Partial`). If `network` is one too, its parameters and
     the limits pass through jit as arguments. Raise ValueError for a limit out of range, for an
-    unknown target, and for edm, which `Objective.network_and_target` turns into x0.
+    unknown target, for eps with a schedule that ends at zero SNR, and for edm, which
+    `Objective.network_and_target` turns into x0.
     """
     check_target(target)
-    if isinstance(dynamic_threshold, numbers.Real):
-        check(
-            0 < dynamic_threshold <= 1,
-            f"dynamic_threshold must be above 0 and at most 1, not {dynamic_threshold}.",
-        )
-    if isinstance(clip_x0, numbers.Real):
-        positive = clip_x0 > 0 and not isinstance(clip_x0, bool)
-        check(positive, f"clip_x0 must be a bound above 0, or None for none, not {clip_x0}.")
+    check_bound(clip_x0=clip_x0)
+    check_threshold(dynamic_threshold, threshold_limit)
+    last = schedule.sqrt_alpha_bar[-1]
+    check(
+        target != "eps" or isinstance(last, jax.core.Tracer) or float(last) > 0,
+        "At zero SNR, eps does not determine x0: use target v, x0 or flow.",
+    )
     if not isinstance(network, Partial):
         network = Partial(network)
     limit = None if clip_x0 is None else Partial(_clip, clip_x0)
@@ -151,6 +152,17 @@ def make_denoiser(
         limit = Partial(_divide_by_quantile, dynamic_threshold, threshold_limit)
     limited_eps = Partial(_network_eps if keep_eps else _eps_from_x0)
     return Partial(_denoise, Partial(FROM_OUTPUT[target]), limit, limited_eps, schedule, network)
+
+
+def check_threshold(quantile: Any, limit: Any) -> None:
+    """Raise ValueError for a dynamic threshold out of range. None passes, and an array unread."""
+    if isinstance(quantile, numbers.Real):
+        check(
+            0 < float(quantile) <= 1,
+            f"dynamic_threshold must be above 0 and at most 1, not {quantile}.",
+        )
+    check(limit is None or quantile is not None, "threshold_limit needs a dynamic_threshold.")
+    check_at_least(1, threshold_limit=limit)
 
 
 def _denoise(

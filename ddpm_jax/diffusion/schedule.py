@@ -91,7 +91,7 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     """The schedule of any betas (T,) in (0, 1].
 
     Warn if alpha_bar ends above 0.01, far from pure noise. Raise ValueError for betas outside
-    (0, 1], and for an alpha_bar that is 0 in float32 before the end.
+    (0, 1], and if before the end sqrt(alpha_bar) is below the smallest normal number of float32.
     """
     beta = np.asarray(betas, np.float64)
     in_range = np.all((beta > 0) & (beta <= 1))
@@ -114,8 +114,8 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     without_signal = np.flatnonzero(np.sqrt(alpha_bar[:-1]) < np.finfo(np.float32).tiny)
     if without_signal.size:
         raise ValueError(
-            f"The schedule leaves no signal from t = {without_signal[0]} on (alpha_bar is 0 in "
-            "float32): lower the betas or T."
+            f"The schedule leaves no signal from t = {without_signal[0]} on (sqrt(alpha_bar) is "
+            "below float32's smallest number): lower the betas or T."
         )
     with np.errstate(divide="ignore"):
         log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)

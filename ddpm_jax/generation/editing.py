@@ -30,7 +30,7 @@ from ddpm_jax.samplers import Sampler, initial_noise, sample, sample_keys, step_
 
 
 def truncate(grid: GridRow, strength: float) -> GridRow:
-    """The last fraction `strength` of a grid's rows, at least one row.
+    """The last fraction `strength` of a grid's rows, at least one row; a half is rounded to even.
 
     Raise ValueError for a strength outside (0, 1].
     """
@@ -70,10 +70,15 @@ def inpaint(
     sampler's own draws. After the last step the known pixels equal x0.
     On a row to a noisier level, x_next ~ q(x_next | x_t) (their Algorithm 1, line 10): the network
     is not called, and a multistep method forgets its earlier steps.
-    Raise ValueError if masks and images differ in size or number, or images and samples do, and for
-    images of integers.
+    Raise ValueError if masks and images differ in size or number, or images and samples do, for
+    images of integers, and for masks that are not boolean.
     """
     check_floats(Images=images)
+    check(
+        masks.dtype == bool,
+        f"masks must be True where an image is redrawn, not {masks.dtype}: compare them, as in "
+        "masks > 0.5.",
+    )
     image_size = images.shape[1:3]
     mask_size = masks.shape[1:3]
     check(
@@ -177,14 +182,24 @@ def invert(
     It is found by running the grid in reverse (section 5.4, Song et al. 2021, DDIM). The image
     serves as the state at the last noisy level. The error shrinks with the step size. `denoise` may
     clip or be guided, if it is the same in both directions. Raise ValueError for a sampler that
-    draws noise, and for a grid from pure noise: apply `drop_pure_noise` first.
+    draws noise, for images of integers, for a grid of one level, and for a grid from pure noise:
+    apply `drop_pure_noise` first.
     """
+    check_floats(Images=images)
     check(
         len(drop_pure_noise(grid).i) == len(grid.i),
         "No image can be inverted to pure noise: use drop_pure_noise(grid).",
     )
+    _check_levels(grid)
     check_inverts(sampler, grid, images.shape[1:])
     return sample(keys, denoise, sampler, reversed_grid(grid), images)
+
+
+def _check_levels(grid: GridRow) -> None:
+    check(
+        len(grid.i) > 1,
+        "Inversion needs at least two noise levels: take more steps, or raise strength.",
+    )
 
 
 def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> None:
@@ -263,10 +278,7 @@ class Edit:
         grid = truncate(grid, self.strength)
         if self.invert and self.images is not None:
             grid = drop_pure_noise(grid)
-            check(
-                len(grid.i) > 1,
-                "Inversion needs at least two noise levels: take more steps, or raise strength.",
-            )
+            _check_levels(grid)
             check_inverts(sampler, grid, self.images.shape[1:])
         return repaint_grid(grid, self.repeats, self.jump_length)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
+from ddpm_jax.diffusion.prediction import check_threshold
 from ddpm_jax.errors import check, check_ascending, check_settings
 from ddpm_jax.generation.scheduler_grids import GridKind, check_grid
 
@@ -51,20 +52,15 @@ class Sampling:
     """Noise added to the image that a network is conditioned on, at most model.condition_noise."""
 
     def __post_init__(self):
-        samplers.check_options(self.sampler, self.options)
         check_settings(self)
+        named = isinstance(self.options, Mapping)
+        check(named, f"options must map names to values, not {self.options!r}.")
+        samplers.check_options(self.sampler, self.options)
         check(
             self.guidance_scale >= 0,
             f"guidance_scale must be at least 0, not {self.guidance_scale}.",
         )
-        quantile = self.dynamic_threshold
-        check(
-            quantile is None or 0 < quantile <= 1,
-            f"dynamic_threshold must be above 0 and at most 1, not {quantile}.",
-        )
-        limit = self.threshold_limit
-        check(limit is None or quantile is not None, "threshold_limit needs a dynamic_threshold.")
-        check(limit is None or limit >= 1, f"threshold_limit must be at least 1, not {limit}.")
+        check_threshold(self.dynamic_threshold, self.threshold_limit)
         check(self.offset >= 0, f"offset must be at least 0, not {self.offset}.")
         rescale = self.guidance_rescale
         check(

@@ -58,9 +58,10 @@ def walk_length(objective: Objective, sampling: Sampling, edit: Edit | None = No
 
 def sampling_denoiser(objective: Objective, network: Network, sampling: Sampling) -> Denoiser:
     """The denoiser of a network, with the clipping and rounding of these settings."""
-    network, target = objective.network_and_target(network)
+    # Only the network itself takes whole timesteps. The preconditioning is that of the exact t.
     if needs_whole_timesteps(sampling.grid_kind):
         network = at_whole_timesteps(network)
+    network, target = objective.network_and_target(network)
     return make_denoiser(
         objective.noise_schedule,
         network,

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import GridRow
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
-from ddpm_jax.errors import check, check_seed, check_shape
+from ddpm_jax.errors import check, check_seed, check_shape, check_type
 
 
 @jax.tree_util.register_dataclass
@@ -33,8 +33,8 @@ class Sampler:
     init(xT) -> state                       the history of a multistep method, or ()
     step(keys, denoise, xt, row, state) -> (x_next, state)
 
-    Both are `jax.tree_util.Partial`s that hold the options. Numeric options are traced, so changing
-    one does not recompile.
+    Both become `jax.tree_util.Partial`s, if they are not. The options that a Partial holds are
+    traced, if they are numbers, so changing one does not recompile.
     """
 
     init: Callable[[Array], Any]
@@ -47,8 +47,18 @@ class Sampler:
     startup_evaluations: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     """Extra evaluations in each of the first steps. The step to clean data never has any."""
 
+    def __post_init__(self):
+        for name in ("init", "step"):
+            function = getattr(self, name)
+            # JAX makes samplers of other leaves, too, such as shardings.
+            if callable(function) and not isinstance(function, Partial):
+                object.__setattr__(self, name, Partial(function))
+
     def num_evaluations(self, steps: int) -> int:
-        """The number of denoiser evaluations in `steps` steps from noise to clean data."""
+        """The number of denoiser evaluations in `steps` steps from noise to clean data.
+
+        From pure noise, pndm takes one step of its startup less.
+        """
         return self.evaluations * steps + sum(self.startup_evaluations[: steps - 1])
 
 
@@ -79,12 +89,16 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def make(name: str, **options) -> Sampler:
-    """Make the sampler `name` with its options. Raise ValueError for an unknown name or option."""
+    """Make the sampler `name` with its options.
+
+    Raise ValueError for an unknown name or option, and for a value of another type or out of range.
+    """
     types = options_of(name)
     for option in options:
         if option not in types:
             known = ", ".join(types) or "none"
             raise ValueError(f"Sampler {name} has no option {option!r}; it has: {known}.")
+        check_type(f"Sampler option {option}", options[option], types[option])
     typed = {option: _as_float(value, types[option]) for option, value in options.items()}
     return factory(name)(**typed)
 
@@ -107,9 +121,15 @@ def _as_float(value: Any, option_type: Any) -> Any:
 def sample_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
     """One key per sample, a function of (seed, sample index) alone.
 
-    Raise ValueError for a seed outside [0, 2**32).
+    Raise ValueError for a seed outside [0, 2**32), and unless the indices are a row of integers.
     """
     check_seed(seed)
+    indices = jnp.asarray(indices)
+    check(
+        indices.ndim == 1 and jnp.issubdtype(indices.dtype, jnp.integer),
+        f"indices must be integers (b,), not {indices.dtype} of shape {indices.shape}: give "
+        "jnp.arange(b) for the first b samples.",
+    )
     return draws.fold_in_each(draws.make_key(seed), indices)
 
 
@@ -183,6 +203,7 @@ def _check_start(keys, sampler, grid, xT):
     kind = type(grid).__name__
     check(isinstance(grid, GridRow), f"The grid must be one of make_grid, not a {kind}.")
     draws.check_typed(keys)
+    check(xT.ndim == 4, f"xT must be images (b, h, w, c), not of shape {xT.shape}.")
     check_shape(xT.shape[:1], keys=keys)
     dtype = grid.sqrt_alpha_bar.dtype
     check(xT.dtype == dtype, f"xT must be {dtype}, not {xT.dtype}: cast it.")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior
-from ddpm_jax.errors import check, check_at_least, check_choice
+from ddpm_jax.errors import check, check_bound, check_choice
 from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
@@ -18,7 +18,7 @@ def ddpm(*, variance: Variance = "fixed_small", clip_sample: float | None = None
     of the ConvBlock U-Net do.
     """
     check_choice(VARIANCES, variance=variance)
-    check_at_least(0, clip_sample=clip_sample)
+    check_bound(**{"Sampler option clip_sample": clip_sample})
     step = Partial(_step, Partial(VARIANCES[variance]), clip_sample)
     return Sampler(Partial(stateless_init), step)
 

@@ -39,7 +39,7 @@ def unipc(
         _step,
         Partial(B_FUNCTIONS[B]),
         Partial(_correct if corrector else _skip_correction),
-        Partial(_reduced_final_order if compat else _full_order),
+        Partial(_order_within_steps_left if compat else _known_order),
     )
     reached_order = order + corrector
     if compat:
@@ -96,15 +96,15 @@ def _skip_correction(B, xt, *_):
     return xt
 
 
-def _full_order(i, row, past):
+def _known_order(i, row, past):
     """The order of the step at row i: the option `order`, or the number of known x0 if smaller."""
     _, positions = past
     return jnp.minimum(count_known(positions), len(positions) - 1)
 
 
-def _reduced_final_order(i, row, past):
-    """The order of `_full_order`, but at most the number of steps left."""
-    return jnp.minimum(_full_order(i, row, past), row.steps - i)
+def _order_within_steps_left(i, row, past):
+    """The order of `_known_order`, but at most the number of steps left."""
+    return jnp.minimum(_known_order(i, row, past), row.steps - i)
 
 
 def _h(h):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -83,3 +84,10 @@ def test_mixture_x0_of_one_component_matches_gaussian_x0():
     covariance = jnp.asarray(0.25 * np.eye(4), jnp.float32)
     gaussian = gaussian_x0(SCHEDULE, jnp.asarray(mean[0]), covariance)
     np.testing.assert_allclose(apply(mixture, xt, T), apply(gaussian, xt, T), atol=1e-5)
+
+
+def test_means_of_integers_are_refused(monkeypatch):
+    """Their uniform weights would be 0."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"means must be floats in \[-1, 1\], not uint8"):
+        mixture_x0(SCHEDULE, jnp.zeros((2, 4, 4, 1), jnp.uint8))

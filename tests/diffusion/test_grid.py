@@ -1,5 +1,6 @@
 """Grids match Bayes' rule, float64 tables and the papers' numbers."""
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -139,6 +140,23 @@ def test_float_timesteps_interpolate_log_snr():
 def test_timesteps_that_do_not_decrease_within_the_schedule_are_refused(timesteps):
     with pytest.raises(ValueError, match=r"timesteps must decrease strictly within 0\.\.11"):
         make_grid(from_betas(SMALL), np.array(timesteps))
+
+
+def test_a_float_end_of_whole_timesteps_keeps_its_value():
+    schedule = from_betas(SMALL)
+    grid = make_grid(schedule, np.array([9, 5]), 0.5)
+    np.testing.assert_array_equal(grid.t, [9, 5])
+    np.testing.assert_array_equal(grid.t_next, [5, 0.5])
+    same = make_grid(schedule, [9.0, 5.0], 0.5)
+    np.testing.assert_array_equal(grid.sqrt_alpha_bar_next, same.sqrt_alpha_bar_next)
+
+
+def test_unsigned_timesteps_are_integers():
+    unsigned, signed = (
+        make_grid(from_betas(SMALL), np.array([9, 5, 0], dtype)) for dtype in (np.uint8, np.int32)
+    )
+    for ours, expected in zip(jax.tree.leaves(unsigned), jax.tree.leaves(signed), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("T", [20, 1000])

@@ -83,6 +83,9 @@ def test_an_unknown_weighting_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="Unknown weighting 'min-snr': choose one of simple, min_"):
         loss_weight("min-snr", "x0", jnp.ones(3))
+    for target, message in (("noise", "Unknown target 'noise'"), ("edm", "use Objective.network")):
+        with pytest.raises(ValueError, match=message):
+            loss_weight("simple", target, jnp.ones(3))
 
 
 def constant_output(output, xt, t):

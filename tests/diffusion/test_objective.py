@@ -126,7 +126,9 @@ def test_unknown_names_are_refused_and_the_valid_ones_listed(name, valid):
     objective = Objective()
     # The type check of the tests would refuse the name before the constructor does.
     object.__setattr__(objective, name, "nonsense")
-    with pytest.raises(ValueError, match=f"Unknown {name} 'nonsense': choose one of {valid}"):
+    with pytest.raises(
+        ValueError, match=f"Unknown objective.{name} 'nonsense': choose one of {valid}"
+    ):
         objective.__post_init__()
 
 

@@ -10,7 +10,14 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.losses import loss_weight, simple_loss, vlb_loss
 from ddpm_jax.diffusion.prediction import FROM_OUTPUT, make_denoiser, regression_target
-from ddpm_jax.diffusion.schedule import flow_betas, from_betas, linear_betas, per_example, q_sample
+from ddpm_jax.diffusion.schedule import (
+    flow_betas,
+    from_betas,
+    linear_betas,
+    per_example,
+    q_sample,
+    zero_terminal_snr,
+)
 
 SCHEDULE = from_betas(linear_betas())
 T = jnp.array([0, 10, 250, 500, 900])
@@ -160,6 +167,30 @@ def test_a_threshold_that_is_no_quantile_is_refused():
         make_denoiser(SCHEDULE, abs, "x0", dynamic_threshold=p)
 
     assert_refused(make, [(99.5, "above 0 and at most 1, not 99.5"), (0.0, "above 0")])
+    with pytest.raises(ValueError, match=r"threshold_limit must be at least 1, not 0\.5"):
+        make_denoiser(SCHEDULE, abs, "x0", dynamic_threshold=0.9, threshold_limit=0.5)
+    with pytest.raises(ValueError, match=r"threshold_limit needs a dynamic_threshold\.$"):
+        make_denoiser(SCHEDULE, abs, "x0", threshold_limit=2.0)
+
+
+def test_each_image_has_its_own_dynamic_threshold():
+    """Section 2.3, Saharia et al. 2022: the quantile of |x0|, if above 1."""
+    rng = np.random.default_rng(0)
+    scales = np.array([0.3, 2.0, 5.0]).reshape(-1, 1, 1, 1)
+    xt = jnp.asarray(rng.normal(size=(3, 4, 4, 1)) * scales - scales / 2, jnp.float32)
+    denoise = make_denoiser(SCHEDULE, lambda xt, t: xt, "x0", dynamic_threshold=0.9)
+    x0 = denoise(xt, jnp.array(10)).x0
+    for given, clipped in zip(np.asarray(xt, float), x0, strict=True):
+        bound = max(np.quantile(np.abs(given), 0.9), 1)
+        np.testing.assert_allclose(clipped, np.clip(given, -bound, bound) / bound, atol=1e-5)
+
+
+def test_eps_is_refused_for_a_schedule_that_ends_at_zero_snr():
+    """x0 would be the sign of eps, or NaN."""
+    schedule = from_betas(zero_terminal_snr(linear_betas(20)))
+    with pytest.raises(ValueError, match="At zero SNR, eps does not determine x0: use target v"):
+        make_denoiser(schedule, abs)
+    make_denoiser(schedule, abs, "v")
 
 
 def test_a_bound_that_is_not_positive_is_refused(monkeypatch):

@@ -5,6 +5,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from helpers.editing import (
+    CURVED,
     GAUSSIAN,
     IMAGES,
     KEYS,
@@ -20,7 +21,7 @@ from helpers.refusals import assert_refused
 from helpers.samplers import grid_of
 
 from ddpm_jax import samplers
-from ddpm_jax.generation.editing import Edit, add_noise, inpaint, truncate
+from ddpm_jax.generation.editing import Edit, add_noise, inpaint, invert, truncate
 from ddpm_jax.samplers import sample, sample_keys
 
 
@@ -59,6 +60,8 @@ def test_images_of_integers_are_refused(monkeypatch):
         add_noise(KEYS, grid_of(5), levels)
     with pytest.raises(ValueError, match=r"Images must be floats in \[-1, 1\], not uint8"):
         inpaint(samplers.make("ddim"), levels, masks)
+    with pytest.raises(ValueError, match=r"Images must be floats in \[-1, 1\], not uint8"):
+        invert(KEYS, CURVED, samplers.make("ddim"), grid_of(5), levels)
 
 
 def test_a_noisy_image_is_denoised_to_the_exact_posterior_moments():

@@ -212,6 +212,14 @@ def test_a_mask_of_another_size_is_refused(monkeypatch):
         inpaint(samplers.make("ddpm"), IMAGES, LEFT[:, :, :3])
 
 
+def test_a_mask_of_numbers_is_refused(monkeypatch):
+    """Every number but 0 would be redrawn as a whole."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for dtype in (jnp.float32, jnp.uint8):
+        with pytest.raises(ValueError, match=r"masks must be True where .*: compare them, as in"):
+            inpaint(samplers.make("ddpm"), IMAGES, LEFT.astype(dtype))
+
+
 def test_masks_images_and_samples_of_other_numbers_are_refused(monkeypatch):
     """JAX would share one mask or one image between all samples."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

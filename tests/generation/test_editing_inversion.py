@@ -50,6 +50,12 @@ def test_inversion_of_one_point_is_exact_in_few_steps():
     np.testing.assert_allclose(xT, signal * p + noise * eps, atol=1e-4)
 
 
+def test_a_grid_of_one_level_is_refused():
+    """It has no step in reverse, so the images themselves would be the noise."""
+    with pytest.raises(ValueError, match="Inversion needs at least two noise levels: take more"):
+        invert(KEYS, GAUSSIAN, DDIM, grid_of(1), IMAGES)
+
+
 @pytest.fixture(scope="module")
 def gaussian_round_trips():
     """{steps: (xT, x0)}: the images inverted with the denoiser of a Gaussian, and decoded."""

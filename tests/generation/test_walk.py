@@ -98,6 +98,23 @@ def test_the_network_is_called_at_whole_timesteps_if_the_grid_needs_them():
         np.testing.assert_allclose(eps, t, rtol=1e-5)
 
 
+def test_the_preconditioning_is_that_of_the_exact_timestep():
+    """Only the network itself takes whole timesteps."""
+    objective = Objective(schedule="edm", target="edm", timesteps=50)
+    t = jnp.array(20.4)
+    xt = 3 * IMAGES
+    plain, inner = (
+        denoise(
+            sampling_denoiser(objective, network, Sampling(grid=grid, steps=4, clip_x0=False)),
+            xt,
+            t,
+        )
+        for grid in ("plain", "inner")
+    )
+    # This network ignores t, so nothing but the preconditioning could differ.
+    np.testing.assert_allclose(inner.x0, plain.x0, atol=1e-6)
+
+
 def test_a_noise_ladder_shows_every_level_and_predict_x0_undoes_it():
     images = jnp.asarray(np.resize(IMAGES, (5, *SHAPE)))
     keys = samplers.sample_keys(0, jnp.arange(5))

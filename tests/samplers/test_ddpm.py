@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from helpers.refusals import assert_refused
 from helpers.samplers import SCHEDULE, SHAPE, grid_of, mixture, naive_walk, rows_of, step
 from jax.tree_util import Partial
 
@@ -101,9 +103,11 @@ def test_the_last_ancestral_step_returns_the_estimated_x0(variance):
     np.testing.assert_allclose(x_next, estimated_x0(XT, ROWS[9].t), atol=1e-6)
 
 
-def test_a_negative_clip_sample_is_refused():
-    with pytest.raises(ValueError, match="clip_sample must be at least 0"):
-        ddpm(clip_sample=-1.0)
+def test_a_clip_sample_that_is_no_bound_is_refused(monkeypatch):
+    """False, as in diffusers' configs, would clip every state to 0."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    message = "clip_sample must be a bound above 0, or None for none, not"
+    assert_refused(lambda bound: ddpm(clip_sample=bound), [(b, message) for b in (-1.0, 0, False)])
 
 
 def test_clip_sample_limits_each_state_and_is_traced():

@@ -71,6 +71,10 @@ WRONG_VALUES = [
     ("unipc", {"B": "bh3"}, "B must be bh1 or bh2, not bh3"),
     ("pndm", {"average": "x0"}, "average must be eps or v, not x0"),
     ("dpm_solver_v3", {"order": 4}, "order must be 1, 2 or 3, not 4"),
+    ("unipc", {"order": 2.0}, "Sampler option order must be a whole number, not 2.0"),
+    ("ddim", {"eta": "0.5"}, "Sampler option eta must be a number, not '0.5'"),
+    ("ddim", {"eta": None}, "Sampler option eta must be a number, not None"),
+    ("dpmpp_2m", {"compat": "false"}, "compat must be True or False, not 'false'"),
 ]
 
 
@@ -245,8 +249,6 @@ def test_a_walk_from_pure_noise_is_finite_for_an_untrained_network():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_keep_explicit_sharding(name):
-    if name == "dpm_solver_v3":
-        pytest.skip("needs statistics")
     keys, xT = split(EXPLICIT, keys_and_noise(0))
     out = jax.eval_shape(
         lambda keys, xT: sample(keys, MIXTURE, samplers.make(name), grid_of(6), xT), keys, xT
@@ -280,8 +282,27 @@ def test_arguments_of_another_kind_are_refused(monkeypatch):
         ({"sampler": "ddim"}, "must be a Sampler, not a str"),
         ({"grid": np.arange(5)}, "The grid must be one of make_grid, not a ndarray"),
         ({"keys": jax.random.split(jax.random.PRNGKey(0), 3)}, "Keys of uint32 are not typed"),
+        ({"xT": xT[None]}, r"xT must be images \(b, h, w, c\), not of shape \(1, 3, "),
     ]
     assert_refused(lambda other: sample(**{"keys": keys, "xT": xT} | good | other), cases)
+    indices = [
+        (8, r"indices must be integers \(b,\), not int32 of shape \(\)"),
+        ([0.5], "not float32 of shape"),
+    ]
+    assert_refused(lambda given: samplers.sample_keys(0, given), indices)
+    given = samplers.sample_keys(0, [0, 1])
+    assert jnp.all(given == samplers.sample_keys(0, jnp.arange(2)))
+
+
+def test_a_sampler_may_consist_of_plain_functions():
+    def step(keys, denoise, xt, row, state):
+        return denoise(xt, row.t).x0, state
+
+    keys, xT = keys_and_noise(0, 2)
+    by_functions = samplers.Sampler(lambda xT: (), step)
+    x0 = sample(keys, MIXTURE, by_functions, grid_of(2), xT)
+    by_partials = samplers.Sampler(Partial(samplers.stateless_init), Partial(step))
+    np.testing.assert_array_equal(x0, sample(keys, MIXTURE, by_partials, grid_of(2), xT))
 
 
 def test_a_key_per_image_and_a_seed_of_32_bits_are_required(monkeypatch):
