@@ -127,8 +127,8 @@ def test_no_key_of_training_is_a_key_of_samples():
     assert not of_training & {tuple(row) for row in of_samples}
 
 
-def test_no_key_is_used_twice():
-    """JAX raises KeyReuseError for a key that is used twice."""
+def test_no_key_is_consumed_twice():
+    """JAX raises KeyReuseError then. Keys by `fold_in` are new ones to it, even equal ones."""
     grid = grid_of(4)
     ddpm = samplers.make("ddpm")
     edit = Edit(images=IMAGES, end_images=-IMAGES, fractions=jnp.linspace(0, 1, 6))
