@@ -5,6 +5,7 @@ The checks of arrays read shapes alone, so they cost nothing in a compiled progr
 
 import functools
 import numbers
+import os
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -43,24 +44,24 @@ def check_whole(**values: Any) -> None:
     """Raise ValueError for a Python number that is no integer. None passes, and an array unread."""
     for name, value in values.items():
         if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-            raise ValueError(f"{name} must be a whole number, not {value}.")
+            raise ValueError(f"{name} must be an integer, not {value}.")
 
 
 def check_settings(settings: Any, prefix: str = "") -> None:
     """Raise ValueError for a setting of a dataclass that does not have the type of its field.
 
     The types read are flags, numbers, texts, Literals, tuples of one of these, and each of these or
-    None. Numbers of NumPy and JAX become Python's, and lists and arrays tuples. `prefix` begins the
-    names in messages, such as "training.".
+    None. The values become those of `plain`. `prefix` begins the names in messages, such as
+    "training.".
     """
     kind: Any = type(settings)
     for name, allowed in _allowed_values(kind).items():
         value = getattr(settings, name)
-        plain = _plain(value)
-        if plain is not value:
-            object.__setattr__(settings, name, plain)
-        if plain is not None or not allowed.optional:
-            _check_value(f"{prefix}{name}", plain, allowed)
+        if value is None and allowed.optional:
+            continue
+        value = plain(value)
+        object.__setattr__(settings, name, value)
+        _check_value(f"{prefix}{name}", value, allowed)
 
 
 class _Allowed(NamedTuple):
@@ -75,7 +76,7 @@ class _Allowed(NamedTuple):
 
 _TYPES: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"),
-    int: (numbers.Integral, "a whole number"),
+    int: (numbers.Integral, "an integer"),
     float: (numbers.Real, "a number"),
     str: (str, "a text"),
 }
@@ -94,13 +95,16 @@ def _allowed_values(kind: Any) -> dict[str, _Allowed]:
 
 
 def _read_hint(hint: Any) -> _Allowed | None:
-    """What a type hint allows; None if it is not one of those that are read."""
+    """The values that a type hint allows; None if it is not one of those that are read."""
     optional = type(None) in get_args(hint)
     alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
     several = get_origin(alternatives[0]) is tuple
     elements = get_args(alternatives[0]) if several else tuple(alternatives)
     length = None if ... in elements else len(elements)
-    if all(isinstance(choice, int) for choice in get_args(elements[0]) or [""]):
+    if not elements:
+        return None
+    choices = get_args(elements[0]) if get_origin(elements[0]) is Literal else ()
+    if choices and all(type(choice) is int for choice in choices):
         # The code that uses a number chooses among them, and says which.
         elements = (int, *elements[1:])
     kinds = set(elements) - {...}
@@ -110,14 +114,17 @@ def _read_hint(hint: Any) -> _Allowed | None:
 
 
 def _is_read(element: Any) -> bool:
-    return element in _TYPES or get_origin(element) is Literal
+    is_choice = get_origin(element) is Literal and isinstance(get_args(element)[0], str)
+    return element in _TYPES or is_choice
 
 
-def _plain(value: Any) -> Any:
-    """A number of NumPy or JAX as Python's, and a list or an array as a tuple."""
+def plain(value: Any) -> Any:
+    """A number of NumPy or JAX as Python's, a list or an array as a tuple, a path as a text."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         value = value.tolist()
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_value(name: str, value: Any, allowed: _Allowed) -> None:
@@ -154,16 +161,15 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     allowed = _read_hint(hint)
     if allowed is None or get_origin(allowed.element) is Literal or isinstance(value, jax.Array):
         return
-    plain = _plain(value)
-    if plain is not None or not allowed.optional:
-        _check_value(name, plain, allowed)
+    if value is not None or not allowed.optional:
+        _check_value(name, plain(value), allowed)
 
 
 def check_bound(**bounds: Any) -> None:
     """Raise ValueError for a number that is not above 0, or a flag. None and arrays pass."""
     for name, bound in bounds.items():
-        if isinstance(bound, numbers.Real):
-            positive = float(bound) > 0 and not isinstance(bound, bool)
+        if isinstance(bound, (numbers.Real, np.bool_)):
+            positive = float(bound) > 0 and not isinstance(bound, (bool, np.bool_))
             check(positive, f"{name} must be a bound above 0, or None for none, not {bound}.")
 
 
@@ -198,8 +204,8 @@ def check_floats(**arrays: Any) -> None:
     for name, array in arrays.items():
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{name} must be floats in [-1, 1], not {array.dtype}: convert them with "
-                "data.pixels.to_floats."
+                f"{name} must be floats, not {array.dtype}: data.pixels.to_floats converts images "
+                "of 8 bits."
             )
 
 

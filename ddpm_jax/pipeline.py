@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +99,8 @@ class Pipeline:
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do, and for more labels or conditions than images.
         """
-        check(not isinstance(labels, (str, int)), f"labels must be a list: write [{labels!r}].")
+        alone = isinstance(labels, (str, numbers.Integral))
+        check(not alone, f"labels must be a list: write [{labels!r}].")
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         conditions = None
         if condition is not None:
@@ -133,7 +136,7 @@ class Pipeline:
                 remedy = nearest(label, names) if names else "give its number"
                 raise ValueError(f"{label!r} is no class of this network: {remedy}.")
             check_whole(label=label)
-        return [names.index(x) if isinstance(x, str) else int(x) for x in labels]
+        return [names.index(x) if isinstance(x, str) else operator.index(x) for x in labels]
 
 
 @dataclasses.dataclass(frozen=True)

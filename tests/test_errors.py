@@ -97,7 +97,7 @@ def test_a_setting_of_another_type_is_refused(monkeypatch):
     # The type check that is on in tests would refuse it earlier.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     cases = [
-        (lambda: Sampling(steps=4.0), r"^steps must be a whole number, not 4\.0\.$"),
+        (lambda: Sampling(steps=4.0), r"^steps must be an integer, not 4\.0\.$"),
         (lambda: Sampling(guidance_scale="7"), "guidance_scale must be a number, not '7'"),
         (lambda: Sampling(clip_x0="no"), "clip_x0 must be True or False, not 'no'"),
         (lambda: Sampling(sampler=None), "sampler must be a text, not None"),
@@ -106,20 +106,20 @@ def test_a_setting_of_another_type_is_refused(monkeypatch):
             r"guidance_interval must be a tuple, not 3\.0\.$",
         ),
         (lambda: Sampling(timesteps=(9, "0")), "timesteps must be a number, not '0'"),
-        (lambda: Training(steps=1, batch_size=8.0), "training.batch_size must be a whole number"),
-        (lambda: Log(every=None), "log.every must be a whole number, not None"),
-        (lambda: Evaluation(num=10.5), "evaluation.num must be a whole number"),
+        (lambda: Training(steps=1, batch_size=8.0), "training.batch_size must be an integer"),
+        (lambda: Log(every=None), "log.every must be an integer, not None"),
+        (lambda: Evaluation(num=10.5), "evaluation.num must be an integer"),
         (lambda: Ema(decay="0.9"), "ema.decay must be a number"),
         (
             lambda: Lora(rank=4, targets="conv"),
             r"lora.targets must be a tuple, not 'conv': write \('conv',\)\.$",
         ),
-        (lambda: replace(SMALLEST, widths=(8.5,)), "widths must be a whole number, not 8.5"),
+        (lambda: replace(SMALLEST, widths=(8.5,)), "widths must be an integer, not 8.5"),
         (lambda: Folder(path=3), "data.path must be a text, not 3"),
     ]
     cases += [
         (lambda: Sampling(guidance_interval=(1, 2, 3)), "must have 2 values, not 3"),
-        (lambda: Sampling(steps=True), "steps must be a whole number, not True"),
+        (lambda: Sampling(steps=True), "steps must be an integer, not True"),
         (lambda: Sampling(timesteps=range(9)), r"timesteps must be a tuple, not range\(0, 9\)\.$"),
         (lambda: Log(channels=None), r"log.channels must be a tuple, not None\.$"),
     ]
@@ -132,6 +132,12 @@ def test_settings_become_plain_values_of_python(monkeypatch):
     plain = Sampling(steps=4, guidance_scale=7.0, clip_x0=True)
     assert json.dumps(to_json(of_numpy)) == json.dumps(to_json(plain))
     assert Sampling(timesteps=np.array([9.0, 0.0])) == Sampling(timesteps=(9.0, 0.0))
+    options = {"sampler": "unipc", "options": {"order": np.int64(2)}}
+    assert json.dumps(to_json(Sampling(**options))) == json.dumps(
+        to_json(Sampling(sampler="unipc", options={"order": 2}))
+    )
+    net = replace(SMALLEST, widths=(np.int64(8),), attention=tuple(np.array([False])))
+    assert json.dumps(to_json(net)) == json.dumps(to_json(replace(SMALLEST, attention=(False,))))
     assert Lora(targets=["attention"]) == Lora()
     assert hash(replace(SMALLEST, widths=np.array([8]))) == hash(replace(SMALLEST, widths=[8]))
     assert Folder(path=Path("images")) == Folder(path="images")
@@ -141,6 +147,8 @@ def test_settings_without_a_simple_type_are_not_read():
     @dataclasses.dataclass
     class Own:
         pair: tuple[int, str] = (1, "a")
+        empty: tuple[()] = ()
+        only: Literal[True] = True
         valid: Literal["a"] = "b"  # type: ignore[assignment]
 
     assert_refused(check_settings, [(Own(), "Unknown valid 'b': choose one of a")])
@@ -153,10 +161,10 @@ def test_settings_without_a_simple_type_are_not_read():
 def test_numbers_that_are_not_whole_are_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     check_whole(steps=4, seed=np.uint32(1), batch_size=None, step=np.array(1.5))
-    cases = [(4.0, r"^steps must be a whole number, not 4\.0\.$"), (np.float32(1.5), "not 1.5")]
+    cases = [(4.0, r"^steps must be an integer, not 4\.0\.$"), (np.float32(1.5), "not 1.5")]
     assert_refused(lambda steps: check_whole(steps=steps), cases)
-    assert_refused(check_seed, [(1.5, "seed must be a whole number, not 1.5")])
-    assert_refused(lambda n: batch_indices(0, 0, n, 8), [(2.5, "batch_size must be a whole")])
+    assert_refused(check_seed, [(1.5, "seed must be an integer, not 1.5")])
+    assert_refused(lambda n: batch_indices(0, 0, n, 8), [(2.5, "batch_size must be an int")])
 
 
 def test_seeds_outside_32_bits_are_refused():

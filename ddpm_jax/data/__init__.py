@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -87,10 +86,6 @@ class DataSource:
     """Largest image to decode, in pixels. Protects memory from decompression bombs."""
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if isinstance(value, os.PathLike):
-                # A config in JSON holds a text.
-                object.__setattr__(self, name, os.fspath(value))
         check_settings(self, "data.")
         check(
             0 <= self.max_corrupt_fraction < 1,

@@ -134,8 +134,8 @@ def make_denoiser(
     the maximum of that quantile. `keep_eps` keeps the network's eps, as diffusers' DDIM does.
     The result is a pytree (a `jax.tree_util.Partial`). If `network` is one too, its parameters and
     the limits pass through jit as arguments. Raise ValueError for a limit out of range, for an
-    unknown target, for eps with a schedule that ends at zero SNR, and for edm, which
-    `Objective.network_and_target` turns into x0.
+    unknown target, for eps with a schedule that ends at zero SNR (unless it is traced), and for
+    edm, which `Objective.network_and_target` turns into x0.
     """
     check_target(target)
     check_bound(clip_x0=clip_x0)
@@ -143,7 +143,7 @@ def make_denoiser(
     last = schedule.sqrt_alpha_bar[-1]
     check(
         target != "eps" or isinstance(last, jax.core.Tracer) or float(last) > 0,
-        "At zero SNR, eps does not determine x0: use target v, x0 or flow.",
+        "At zero SNR, eps does not determine x0: use target v, x0 or flow, or another schedule.",
     )
     if not isinstance(network, Partial):
         network = Partial(network)

@@ -190,16 +190,9 @@ def invert(
         len(drop_pure_noise(grid).i) == len(grid.i),
         "No image can be inverted to pure noise: use drop_pure_noise(grid).",
     )
-    _check_levels(grid)
+    check(len(grid.i) > 1, "Inversion needs at least two noise levels: give a grid of more rows.")
     check_inverts(sampler, grid, images.shape[1:])
     return sample(keys, denoise, sampler, reversed_grid(grid), images)
-
-
-def _check_levels(grid: GridRow) -> None:
-    check(
-        len(grid.i) > 1,
-        "Inversion needs at least two noise levels: take more steps, or raise strength.",
-    )
 
 
 def check_inverts(sampler: Sampler, grid: GridRow, shape: tuple[int, ...]) -> None:
@@ -278,7 +271,10 @@ class Edit:
         grid = truncate(grid, self.strength)
         if self.invert and self.images is not None:
             grid = drop_pure_noise(grid)
-            _check_levels(grid)
+            check(
+                len(grid.i) > 1,
+                "Inversion needs at least two noise levels: take more steps, or raise strength.",
+            )
             check_inverts(sampler, grid, self.images.shape[1:])
         return repaint_grid(grid, self.repeats, self.jump_length)
 

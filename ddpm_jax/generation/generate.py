@@ -1,5 +1,6 @@
 """Draw batches of samples. Batch size and devices change a sample only by rounding."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -162,7 +163,7 @@ def choose_labels(
     labels = [] if labels is None else labels
     for label in labels:
         check_whole(label=label)
-    given = [int(label) for label in labels]
+    given = [operator.index(label) for label in labels]
     if not classes:
         if set(given) - {NO_CLASS}:
             raise ValueError("This network was trained without classes: leave the labels out.")

@@ -8,7 +8,7 @@ from ddpm_jax import samplers
 from ddpm_jax.diffusion.grid import Spacing, check_decreasing, is_noise_spacing, spaced
 from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.prediction import check_threshold
-from ddpm_jax.errors import check, check_ascending, check_settings
+from ddpm_jax.errors import check, check_ascending, check_settings, plain
 from ddpm_jax.generation.scheduler_grids import GridKind, check_grid
 
 
@@ -55,6 +55,8 @@ class Sampling:
         check_settings(self)
         named = isinstance(self.options, Mapping)
         check(named, f"options must map names to values, not {self.options!r}.")
+        options = {name: plain(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
         samplers.check_options(self.sampler, self.options)
         check(
             self.guidance_scale >= 0,

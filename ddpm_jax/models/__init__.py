@@ -117,8 +117,8 @@ class Model(ImageNetwork):
 
     @property
     def takes_labels(self) -> bool:
-        """Whether images may have labels."""
-        return self.num_classes is not None
+        """Whether images may have labels, or token ids in their place."""
+        return "label" in self.condition_parts
 
     @property
     def _takes_dict(self) -> bool:

@@ -86,7 +86,7 @@ class UNet(BlockSettings, Model):
 
     @property
     def takes_labels(self) -> bool:
-        return self.num_classes is not None or self.labels_are != "classes"
+        return super().takes_labels or self.labels_are != "classes"
 
     def check(self) -> None:
         for name in ("attention", "up_attention", "down_kinds", "up_kinds"):

@@ -51,7 +51,7 @@ class Sampler:
         for name in ("init", "step"):
             function = getattr(self, name)
             # JAX makes samplers of other leaves, too, such as shardings.
-            if callable(function) and not isinstance(function, Partial):
+            if callable(function) and jax.tree_util.all_leaves([function]):
                 object.__setattr__(self, name, Partial(function))
 
     def num_evaluations(self, steps: int) -> int:

@@ -89,5 +89,5 @@ def test_mixture_x0_of_one_component_matches_gaussian_x0():
 def test_means_of_integers_are_refused(monkeypatch):
     """Their uniform weights would be 0."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"means must be floats in \[-1, 1\], not uint8"):
+    with pytest.raises(ValueError, match=r"means must be floats, not uint8"):
         mixture_x0(SCHEDULE, jnp.zeros((2, 4, 4, 1), jnp.uint8))

@@ -195,7 +195,8 @@ def test_eps_is_refused_for_a_schedule_that_ends_at_zero_snr():
 
 def test_a_bound_that_is_not_positive_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    cases = [(False, "clip_x0 must be a bound above 0, or None for none, not False"), (-1.0, "-1")]
+    message = "clip_x0 must be a bound above 0, or None for none, not "
+    cases = [(bound, f"{message}{bound}") for bound in (False, np.False_, -1.0)]
     assert_refused(lambda bound: make_denoiser(SCHEDULE, abs, clip_x0=bound), cases)
 
 

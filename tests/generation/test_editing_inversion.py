@@ -52,7 +52,7 @@ def test_inversion_of_one_point_is_exact_in_few_steps():
 
 def test_a_grid_of_one_level_is_refused():
     """It has no step in reverse, so the images themselves would be the noise."""
-    with pytest.raises(ValueError, match="Inversion needs at least two noise levels: take more"):
+    with pytest.raises(ValueError, match="Inversion needs at least two noise levels: give a grid"):
         invert(KEYS, GAUSSIAN, DDIM, grid_of(1), IMAGES)
 
 

@@ -224,7 +224,7 @@ def test_images_of_another_kind_are_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     xt = jnp.zeros((1, 8, 8, TINY.channels))
     cases = [
-        (xt.astype(jnp.uint8), r"xt must be floats in \[-1, 1\], not uint8"),
+        (xt.astype(jnp.uint8), r"xt must be floats, not uint8"),
         (jnp.concatenate([xt, xt], -1), f"takes images of {TINY.channels} channels, not "),
     ]
     t = jnp.zeros(1, jnp.int32)

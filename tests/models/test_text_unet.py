@@ -14,12 +14,13 @@ from helpers.meshes import EXPLICIT
 
 from ddpm_jax import draws
 from ddpm_jax.diffusion.grid import make_grid
+from ddpm_jax.diffusion.objective import Objective
 from ddpm_jax.diffusion.schedule import from_betas, linear_betas
 from ddpm_jax.generation.attention_maps import attention_maps
 from ddpm_jax.models.image_autoencoder import ImageAutoencoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet_conditional import TextCondition
-from ddpm_jax.training.step import hide_conditions
+from ddpm_jax.training.step import hide_conditions, model_loss
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,17 @@ def test_a_row_of_ids_for_two_images_is_refused(params, monkeypatch):
     for function in (TEXT_UNET.apply, TEXT_UNET.queries_and_keys):
         with pytest.raises(ValueError, match="condition must have 2 rows, one per image"):
             function(params, *arguments)
+
+
+def test_it_is_trained_on_the_captions_of_a_batch(params):
+    ids = jnp.array([[0, 5, 7, 1, 1, 1], [0, 9, 1, 1, 1, 1]], jnp.int32)
+    assert TEXT_UNET.condition_of({"label": ids}) is ids
+    net = dataclasses.replace(TEXT_UNET, label_dropout=0.0)
+    loss = jax.jit(model_loss(net, Objective()))
+    keys = jax.random.split(jax.random.key(0), 2)
+    batch = {"image": draws.normal(draws.make_key(1), (2, 4, 4, 4)), "key": keys}
+    losses, of_others = (loss(params, keys, batch | {"label": each}) for each in (ids, ids[::-1]))
+    assert np.all(losses != of_others)
 
 
 def test_its_parameters_are_those_of_both_parts():

@@ -1,6 +1,7 @@
 """`ddpm_jax.samplers`: names and options, the noise of each image, and one compiled scan."""
 
 import inspect
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ WRONG_VALUES = [
     ("unipc", {"B": "bh3"}, "B must be bh1 or bh2, not bh3"),
     ("pndm", {"average": "x0"}, "average must be eps or v, not x0"),
     ("dpm_solver_v3", {"order": 4}, "order must be 1, 2 or 3, not 4"),
-    ("unipc", {"order": 2.0}, "Sampler option order must be a whole number, not 2.0"),
+    ("unipc", {"order": 2.0}, "Sampler option order must be an integer, not 2.0"),
     ("ddim", {"eta": "0.5"}, "Sampler option eta must be a number, not '0.5'"),
     ("ddim", {"eta": None}, "Sampler option eta must be a number, not None"),
     ("dpmpp_2m", {"compat": "false"}, "compat must be True or False, not 'false'"),
@@ -84,6 +85,12 @@ def test_an_invalid_option_value_is_refused(monkeypatch):
     for name, options, message in WRONG_VALUES:
         with pytest.raises(ValueError, match=message):
             samplers.make(name, **options)
+
+
+def test_a_file_of_statistics_may_be_a_path(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        samplers.make("dpm_solver_v3", statistics=Path("nowhere.npz"))
 
 
 def test_a_start_of_another_type_is_refused(monkeypatch):

@@ -41,7 +41,7 @@ def test_micro_batches_that_cannot_be_counted_are_refused(monkeypatch):
     def make(accumulation):
         make_optimizer(Optimizer(), 10, 10, accumulation=accumulation)
 
-    cases = [(2.5, "accumulation must be a whole number, not 2.5"), (0, "at least 1, not 0")]
+    cases = [(2.5, "accumulation must be an integer, not 2.5"), (0, "at least 1, not 0")]
     assert_refused(make, cases)
 
 
