@@ -51,12 +51,13 @@ def load(
     accumulation=1,
     dtype="float32",
     keeps_memory=True,
+    large_pages=True,
 ):
     """Load a recipe's network without dropout and with fresh parameters; save it to `folder` too.
 
     `devices` is the number of virtual CPU devices, by default that of train.py, or with `sampling`
-    that of sample.py. `keeps_memory` keeps freed memory for the next step, as train.py does. Return
-    the number of devices that train.py uses per two cores.
+    that of sample.py. `keeps_memory` keeps freed memory for the next step, in `large_pages`, as
+    train.py does. Return the number of devices that train.py uses per two cores.
     """
     config = load_recipe(recipe)
     model = dataclasses.replace(config.model, dropout=0.0)
@@ -92,7 +93,7 @@ def load(
         first = next(micro_batches(with_keys(STATE["image"], 0), accumulation))
         needed = step.host_memory(state, first)
         memory.release()
-        memory.keep_freed(needed)
+        memory.keep_freed(needed if large_pages else 0)
     return 2 // config.cores_per_device()
 
 
