@@ -198,7 +198,9 @@ def test_prediction_rows_have_the_labels_of_their_images(monkeypatch):
     conditions = []
     monkeypatch.setattr(grids, "guided_network", lambda *given: conditions.append(given[2]))
     monkeypatch.setattr(grids, "_predict", lambda objective, network, xt, t: xt)
-    grids.prediction_rows(CONFIG, {}, InMemory(IMAGES.images, labels))
+    model = dataclasses.replace(SMALLEST, num_classes=6)
+    config = dataclasses.replace(CONFIG, model=model)
+    grids.prediction_rows(config, {}, InMemory(IMAGES.images, labels))
     np.testing.assert_array_equal(conditions[0], labels[:8])
 
 
