@@ -5,6 +5,7 @@ The checks of arrays read shapes alone, so they cost nothing in a compiled progr
 
 import functools
 import numbers
+import operator
 import os
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -45,6 +46,17 @@ def check_whole(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
             raise ValueError(f"{name} must be an integer, not {value}.")
+
+
+def to_integer(name: str, value: Any) -> int:
+    """The value as Python's integer. Raise ValueError for a flag, and for what is no integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, not {value!r}.")
+    return number
 
 
 def check_settings(settings: Any, prefix: str = "") -> None:
@@ -119,7 +131,12 @@ def _is_read(element: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy or JAX as Python's, a list or an array as a tuple, a path as a text."""
+    """A number of NumPy or JAX as Python's, a list or an array as a tuple, a path as a text.
+
+    What is traced stays.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         value = value.tolist()
     if isinstance(value, os.PathLike):

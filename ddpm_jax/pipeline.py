@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from PIL import Image
 
 from ddpm_jax.data.pixels import to_image
 from ddpm_jax.data.values import LEVELS, Levels
-from ddpm_jax.errors import check, check_at_least, check_whole
+from ddpm_jax.errors import check, check_at_least, to_integer
 from ddpm_jax.generation.conditions import count_of, read_conditions
 from ddpm_jax.generation.generate import generate_shown
 from ddpm_jax.generation.model_spec import ModelSpec
@@ -99,7 +97,7 @@ class Pipeline:
         Another sampler starts from its own default options. Raise ValueError as `generate` and
         `Sampling` do, and for more labels or conditions than images.
         """
-        alone = isinstance(labels, (str, numbers.Integral))
+        alone = labels is not None and np.ndim(labels) == 0
         check(not alone, f"labels must be a list: write [{labels!r}].")
         spec = dataclasses.replace(self.spec, sampling=self.spec.sampling.override(**sampling))
         conditions = None
@@ -135,8 +133,10 @@ class Pipeline:
             if isinstance(label, str) and label not in names:
                 remedy = nearest(label, names) if names else "give its number"
                 raise ValueError(f"{label!r} is no class of this network: {remedy}.")
-            check_whole(label=label)
-        return [names.index(x) if isinstance(x, str) else operator.index(x) for x in labels]
+        return [
+            names.index(label) if isinstance(label, str) else to_integer("A label", label)
+            for label in labels
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

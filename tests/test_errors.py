@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -141,6 +142,12 @@ def test_settings_become_plain_values_of_python(monkeypatch):
     assert Lora(targets=["attention"]) == Lora()
     assert hash(replace(SMALLEST, widths=np.array([8]))) == hash(replace(SMALLEST, widths=[8]))
     assert Folder(path=Path("images")) == Folder(path="images")
+
+
+def test_an_option_of_sampling_may_be_traced(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    sampling = jax.jit(lambda eta: Sampling(sampler="ddim", options={"eta": eta}).options["eta"])
+    assert sampling(0.5) == 0.5
 
 
 def test_settings_without_a_simple_type_are_not_read():

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.generation import random_params
@@ -88,7 +90,9 @@ def test_there_is_an_image_for_each_label():
     assert len(pipeline(1, labels=np.array([2]), steps=STEPS, progress=False).images) == 1
 
 
-def test_labels_may_be_names_of_classes():
+def test_labels_may_be_names_of_classes(monkeypatch):
+    # The type check that is on in tests would refuse others earlier.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     model = dataclasses.replace(MODEL, num_classes=3)
     recipe = dataclasses.replace(RECIPE, model=model)
     pipeline = Pipeline(recipe, random_params(model), classes=("cat", "dog", "ship"))
@@ -102,6 +106,13 @@ def test_labels_may_be_names_of_classes():
         pipeline(1, labels=["cat", "dog"])
     with pytest.raises(ValueError, match=r"labels must be a list: write \['cat'\]"):
         pipeline(labels="cat")
+    wrong = [
+        (np.array(1), r"labels must be a list: write \[array\(1\)\]"),
+        ([1.5], "A label must be an integer, not 1.5"),
+        (jnp.array([1.7]), "A label must be an integer"),
+        ([True], "A label must be an integer, not True"),
+    ]
+    assert_refused(lambda labels: pipeline(labels=labels), wrong)
     with pytest.raises(ValueError, match="'shop' is no class of this network: choose one of ship"):
         pipeline(labels=["shop"])
     with pytest.raises(ValueError, match="'cat' is no class of this network: give its number"):

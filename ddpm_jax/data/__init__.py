@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -86,6 +87,10 @@ class DataSource:
     """Largest image to decode, in pixels. Protects memory from decompression bombs."""
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                # A config in JSON holds a text, also where a source of one's own takes both.
+                object.__setattr__(self, name, os.fspath(value))
         check_settings(self, "data.")
         check(
             0 <= self.max_corrupt_fraction < 1,

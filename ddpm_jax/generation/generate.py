@@ -1,6 +1,5 @@
 """Draw batches of samples. Batch size and devices change a sample only by rounding."""
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import Condition, bind, guide
 from ddpm_jax.diffusion.prediction import Network
-from ddpm_jax.errors import check_at_least, check_whole
+from ddpm_jax.errors import check_at_least, to_integer
 from ddpm_jax.generation.conditions import Conditions, condition_at
 from ddpm_jax.generation.editing import Edit
 from ddpm_jax.generation.model_spec import ModelSpec, check_condition_noise, check_guidance
@@ -160,10 +159,7 @@ def choose_labels(
     """
     classes = range(model.num_classes or 0)
     no_class = [NO_CLASS] if model.label_dropout else []
-    labels = [] if labels is None else labels
-    for label in labels:
-        check_whole(label=label)
-    given = [operator.index(label) for label in labels]
+    given = [to_integer("A label", label) for label in ([] if labels is None else labels)]
     if not classes:
         if set(given) - {NO_CLASS}:
             raise ValueError("This network was trained without classes: leave the labels out.")

@@ -33,8 +33,8 @@ class Sampler:
     init(xT) -> state                       the history of a multistep method, or ()
     step(keys, denoise, xt, row, state) -> (x_next, state)
 
-    Both become `jax.tree_util.Partial`s, if they are not. The options that a Partial holds are
-    traced, if they are numbers, so changing one does not recompile.
+    A function that is no pytree becomes a `jax.tree_util.Partial`. The options that a Partial holds
+    are traced, if they are numbers, so changing one does not recompile.
     """
 
     init: Callable[[Array], Any]

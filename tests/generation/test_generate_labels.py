@@ -1,6 +1,7 @@
 """Labels of samples: defaults, repetition in turn, refusals, guidance."""
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from helpers.generation import (
     BLUR,
@@ -79,10 +80,12 @@ def test_default_labels_are_all_classes_or_no_class_for_an_edit():
         assert choose_labels(model, chosen, edit) == chosen
 
 
-def test_labels_unknown_to_the_network_are_refused():
+def test_labels_unknown_to_the_network_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     cases = [
         ((BLUR, [0], None), "This network was trained without classes: leave the labels out"),
         ((CLASSES, [0, 3], None), r"Label 3 is outside the classes 0\.\.2"),
+        ((CLASSES, [None], None), "A label must be an integer, not None"),
         ((CLASSES, [-1], None), r"Label -1 is outside the classes 0\.\.2"),
         ((HIDING, [-2], None), r"Label -2 is outside the classes 0\.\.2"),
         ((CLASSES, None, MASK), "needs the class of the images it edits: give a label"),
