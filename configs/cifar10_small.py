@@ -9,10 +9,11 @@ Time: 0.35 to 1.1 s per step on two cores of an AMD EPYC, by what else runs ther
 minutes.
 Data: TFDS cifar10, split train, 162 MiB; downloaded on first use, or `--data.data-dir DIR`.
 Expected: the colours and shapes of CIFAR-10. With guidance 2 some ships, cars and horses can be
-recognised, and most other images cannot (docs/results.md): 6,000 steps of 32 images pass the data
-four times, and papers pass it thousands of times. The equivalent in diffusers is a UNet2DModel of
-these widths with `num_class_embeds=11` (the last for no class), a DDPMScheduler with
-`squaredcos_cap_v2` and `v_prediction`, and AdamW with weight decay 0.01.
+recognised, and most other images cannot: 6,000 steps of 32 images pass the data four times, and
+papers pass it thousands of times. docs/results.md shows what 40,000 steps give.
+The equivalent in diffusers is a UNet2DModel of these widths with `num_class_embeds=11` (the last
+for no class), a DDPMScheduler with `squaredcos_cap_v2` and `v_prediction`, and AdamW with weight
+decay 0.01.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Log, Training
