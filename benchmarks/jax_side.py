@@ -30,7 +30,7 @@ from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.pretrained.pipeline_folder import save_pretrained
 from ddpm_jax.runs.checkpoints import CheckpointWriter
 from ddpm_jax.runs.loop import checkpoint_items, parallel_train_step
-from ddpm_jax.training.step import example_keys, init_state, micro_batches, step_by_micro_batches
+from ddpm_jax.training.step import example_keys, init_state, step_by_micro_batches
 
 NUM_IMAGES = 1000
 STATE = {}
@@ -51,13 +51,12 @@ def load(
     accumulation=1,
     dtype="float32",
     keeps_memory=True,
-    large_pages=True,
 ):
     """Load a recipe's network without dropout and with fresh parameters; save it to `folder` too.
 
     `devices` is the number of virtual CPU devices, by default that of train.py, or with `sampling`
-    that of sample.py. `keeps_memory` keeps freed memory for the next step, in `large_pages`, as
-    train.py does. Return the number of devices that train.py uses per two cores.
+    that of sample.py. `keeps_memory` keeps freed memory for the next step, as train.py does. Return
+    the number of devices that train.py uses per two cores.
     """
     config = load_recipe(recipe)
     model = dataclasses.replace(config.model, dropout=0.0)
@@ -90,10 +89,10 @@ def load(
     STATE["image"] = batch(0)["image"]
     if keeps_memory:
         # Compile first, because memory that was needed for it is not kept.
-        first = next(micro_batches(with_keys(STATE["image"], 0), accumulation))
-        needed = step.host_memory(state, first)
+        train_on(STATE["image"], 0)
+        jax.block_until_ready(STATE["state"])
         memory.release()
-        memory.keep_freed(needed if large_pages else 0)
+        memory.keep_freed()
     return 2 // config.cores_per_device()
 
 
@@ -103,16 +102,12 @@ def batch(step):
     return batch_at(STATE["images"], 0, step, config.training.batch_size, flip=config.data.flip)
 
 
-def with_keys(image, step):
-    """A batch of a training step, from images and the keys of its examples."""
-    return {"image": image, "key": example_keys(jax.random.key(1), step, jnp.arange(len(image)))}
-
-
 def train_on(image, step):
     """Start one optimizer step, without waiting for it."""
+    keys = example_keys(jax.random.key(1), step, jnp.arange(len(image)))
     accumulation = STATE["config"].training.accumulation
     STATE["state"], _ = step_by_micro_batches(
-        STATE["step"], STATE["state"], with_keys(image, step), accumulation
+        STATE["step"], STATE["state"], {"image": image, "key": keys}, accumulation
     )
 
 

@@ -72,7 +72,7 @@ def train(recipe: str, batch_size: int) -> None:
     needed = lowered.compile().memory_analysis()
     say("compiled or loaded")
     memory.release()
-    memory.keep_freed(needed.temp_size_in_bytes + needed.output_size_in_bytes)
+    memory.keep_freed()
     say("memory released")
     for number in range(1, STEPS + 1):
         state, _ = step_by_micro_batches(step, state, batch, config.training.accumulation)

@@ -3,7 +3,7 @@
 import argparse
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
@@ -72,18 +72,16 @@ class Row(NamedTuple):
         return f"| {self.measurement} | {self.net} | {result} | {goal} | {met} | {self.details} |"
 
 
-def for_each_net(
-    description: str, compare: Callable[[Net, int], None], nets: Sequence[Net] = NETS
-) -> None:
+def for_each_net(description: str, compare: Callable[[Net, int], None]) -> None:
     """Call compare(net, pairs) for each of --recipes, with the number of --pairs."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [net.recipe for net in nets]
+    names = [net.recipe for net in NETS]
     parser.add_argument("--recipes", nargs="+", choices=names, default=names)
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
-    for net in nets:
+    for net in NETS:
         if net.recipe in options.recipes:
             compare(net, options.pairs)
 

@@ -161,7 +161,7 @@ def _unchanged_malloc(monkeypatch):
     from ddpm_jax.devices import memory
 
     monkeypatch.setattr(memory, "use_one_heap", lambda: None)
-    monkeypatch.setattr(memory, "keep_freed", lambda size: None)
+    monkeypatch.setattr(memory, "keep_freed", lambda: None)
 
 
 @pytest.fixture

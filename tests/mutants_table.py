@@ -1184,7 +1184,7 @@ _ROWS = [
     ("large-temporaries-returned", "The heap returns 2 GiB and more that are free.",
      "glibc.mallopt(M_TRIM_THRESHOLD, -1)",
      "glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)",
-     "tests/devices/test_memory.py -k above_2_gib"),
+     "tests/devices/test_memory.py -k more_than_2_gib"),
     ("split-takes-another", "The split train reads the files of train_sft too.",
      "if split.lower() in numbered.values():",
      "if False:",

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,33 +65,16 @@ def use_one_heap() -> None:
         glibc.mallopt(M_ARENA_MAX, 1)
 
 
-def keep_freed(size: int) -> None:
+def keep_freed() -> None:
     """Keep memory that is freed from now on for later arrays, where the C library can (glibc).
 
     By default it returns the temporaries of each training step to the system, which then clears
-    every page of them for the next step. The heap grows by `size` bytes, of which the kernel makes
-    large pages (2 MiB) if it may: it then translates fewer addresses (benchmarks/freed_memory.py).
+    every page of them for the next step (benchmarks/freed_memory.py).
     """
     if glibc := _glibc():
         glibc.mallopt(M_MMAP_MAX, 0)
         # -1 is the largest size. A threshold of 2 GiB would return larger temporaries.
         glibc.mallopt(M_TRIM_THRESHOLD, -1)
-        _use_large_pages(glibc, size)
-
-
-def _use_large_pages(glibc: ctypes.CDLL, size: int) -> None:
-    """Let the heap grow by `size` bytes, and ask the kernel for large pages in them."""
-    glibc.malloc.restype = ctypes.c_void_p
-    block = glibc.malloc(ctypes.c_size_t(size))
-    if block is None:
-        return
-    # The pages that lie in the block as a whole.
-    start = block + -block % mmap.PAGESIZE
-    length = (block + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if length > 0:
-        glibc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-    # Nothing has touched the block, so it took no memory yet. The heap keeps its addresses.
-    glibc.free(ctypes.c_void_p(block))
 
 
 def _glibc() -> ctypes.CDLL | None:

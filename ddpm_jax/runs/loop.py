@@ -182,7 +182,7 @@ def check_memory(
     needed = train_step.host_memory(state, micro_batch)
     memory.release()
     if jax.default_backend() == "cpu":
-        memory.keep_freed(needed)
+        memory.keep_freed()
     memory.check_fits(needed)
 
 
