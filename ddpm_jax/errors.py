@@ -77,13 +77,16 @@ def check_settings(settings: Any, prefix: str = "") -> None:
 
 
 class _Allowed(NamedTuple):
-    """The type of a field: of an element, or of a tuple of them, and whether it may be None."""
+    """The type of a field."""
 
     element: Any
+    """The type of the value, or of each value of a tuple."""
     several: bool
+    """Whether the field holds a tuple."""
     length: int | None
     """Length of a tuple; None for any."""
     optional: bool
+    """Whether the field may be None."""
 
 
 _TYPES: dict[Any, tuple[Any, str]] = {
@@ -107,7 +110,7 @@ def _allowed_values(kind: Any) -> dict[str, _Allowed]:
 
 
 def _read_hint(hint: Any) -> _Allowed | None:
-    """The values that a type hint allows; None if it is not one of those that are read."""
+    """Read the hint of a field. Return None for a hint that `check_settings` does not read."""
     optional = type(None) in get_args(hint)
     alternatives = [x for x in get_args(hint) if x is not type(None)] if optional else [hint]
     several = get_origin(alternatives[0]) is tuple
@@ -126,6 +129,7 @@ def _read_hint(hint: Any) -> _Allowed | None:
 
 
 def _is_read(element: Any) -> bool:
+    """Whether an element is a type of `_TYPES`, or a Literal of texts."""
     is_choice = get_origin(element) is Literal and isinstance(get_args(element)[0], str)
     return element in _TYPES or is_choice
 
@@ -162,7 +166,7 @@ def _check_value(name: str, value: Any, allowed: _Allowed) -> None:
 
 
 def _has_type(value: Any, element: Any) -> bool:
-    """Whether a value is of a type of `_TYPES`, or one of the texts of a Literal."""
+    """Whether a value has the type of an element; for a Literal, whether it is a text."""
     if get_origin(element) is Literal:
         return isinstance(value, str)
     # A flag is a number in Python.
