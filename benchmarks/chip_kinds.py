@@ -1,5 +1,6 @@
 """The chips that programs are compiled for: the makers' figures, and what XLA must know of each."""
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,12 @@ class Chip(NamedTuple):
     def platform(self) -> str:
         """XLA's name of the platform."""
         return "cuda" if self.target else "tpu"
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """NVIDIA's version of what a GPU can do; (0, 0) for a TPU."""
+        found = re.search(r"cuda_compute_capability { major: (\d+) minor: (\d+) }", self.target)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
     def allotted(self) -> float:

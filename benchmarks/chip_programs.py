@@ -136,7 +136,8 @@ def stable_diffusion_pass(devices: Sequence[jax.Device]) -> Work:
 
     side = model.sample_size
     shapes = (
-        model.shapes(),
+        # `load_stable_diffusion` gives them this dtype.
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPE), model.shapes()),
         jax.ShapeDtypeStruct((LATENTS, side, side, model.in_channels), jnp.float32),
         jax.ShapeDtypeStruct((LATENTS,), jnp.int32),
         jax.ShapeDtypeStruct((LATENTS, 77, model.context_dim), jnp.float32),

@@ -35,6 +35,7 @@ import hlo
 import jax
 import links
 from chip_kinds import CHIPS, Chip, devices
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -42,6 +43,8 @@ ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # Several tables may be compiled at once: no process has a chip to itself.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """Keeps the plugins from looking for their chips, and JAX from its cache."""
 OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
@@ -148,7 +151,14 @@ def build(program: Program) -> chip_programs.Work:
 
 def lower(work: chip_programs.Work, chip: Chip) -> jax.stages.Lowered:
     """Trace a program for a chip. Nothing is compiled yet."""
+    # JAX asks the first GPU of this machine which attention cuDNN computes on it.
+    cudnn.check_compute_capability = lambda needed: chip.capability >= version(needed)
     return work.function.trace(*work.arguments).lower(lowering_platforms=(chip.platform,))
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The numbers of a version such as 9.0."""
+    return tuple(map(int, text.split(".")))
 
 
 def source(lowered: jax.stages.Lowered, chip: Chip) -> dict[str, Any]:

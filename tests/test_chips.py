@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.training import CONV_UNET, recipe
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from ddpm_jax.generation.sampling import Sampling
 from ddpm_jax.generation.walk import walk
+from ddpm_jax.models.attention import attend
 from ddpm_jax.samplers import sample_keys
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -326,3 +329,28 @@ def test_a_training_step_is_compiled_for_gpus_that_are_not_there(
     assert (sent > 0) == (len(devices) > 1)
     assert work.flops > 0
     assert figures["temporaries"] > 0
+
+
+@pytest.mark.parametrize(("chip", "head_dim", "fused"), [("h100", 256, True), ("a100", 256, False)])
+def test_attention_keeps_its_logits_on_a_gpu_whose_cudnn_has_such_wide_heads(
+    gpu_plugin, chip, head_dim, fused
+):
+    """The chip that the program is for decides, not the one at hand."""
+    kind = module("chip_kinds").CHIPS[chip]
+    mesh = Mesh(module("chip_kinds").devices(chip, "1x1"), ("data",))
+    place = module("chip_programs").place
+    q = place(jax.ShapeDtypeStruct((2, 1, 64, head_dim), jnp.bfloat16), mesh)
+    work = module("chip_programs").Work(jax.jit(partial(attend)), (q, q, q), 1.0)
+    try:
+        fused_attention_stablehlo.check_cudnn_version()
+    except RuntimeError as error:
+        pytest.skip(f"{error} Install nvidia-cudnn-cu12, and add its lib to LD_LIBRARY_PATH.")
+    text, _ = module("chips").compile_lowered(module("chips").lower(work, kind), kind)
+    assert ("__cudnn$fmhaSoftmax" in text) == fused
+    assert ("dot(" in text) != fused
+
+
+def test_chips_know_the_compute_capability_of_a_gpu():
+    chips = module("chip_kinds").CHIPS
+    found = [chips[name].capability for name in ("h100", "a100", "v5e")]
+    assert found == [(9, 0), (8, 0), (0, 0)]

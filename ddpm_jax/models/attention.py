@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.models.initializers import Init
+from ddpm_jax.models.kernels.cudnn_attention import cudnn_attends, fused_attention
 from ddpm_jax.models.kernels.matmul import matmul, matmul_by_rows, matmul_by_rows_to_float32
 from ddpm_jax.models.layers import dense
 from ddpm_jax.models.norms import GroupNorm
@@ -33,8 +34,16 @@ def attend(
     A query sees only the keys where the mask is true.
     On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
     are plain matrix products with the heads as a leading axis, and the softmax's division comes
-    last, where the array is smallest. Narrower dtypes than float32 divide first.
+    last, where the array is smallest. Narrower dtypes than float32 divide first. A GPU computes
+    these dtypes by cuDNN where it can, and then keeps the logits on the chip.
     """
+    if mask is None and cudnn_attends(q, k, v):
+        return jax.lax.platform_dependent(q, k, v, cuda=fused_attention, default=_attend_in_chunks)
+    return _attend_in_chunks(q, k, v, mask)
+
+
+def _attend_in_chunks(q, k, v, mask=None):
+    """`attend` by plain products, for some of the queries at a time if there are many keys."""
     if k.shape[2] < MANY_KEYS:
         return _attend_at_once(q, k, v, mask)
     n = q.shape[2]

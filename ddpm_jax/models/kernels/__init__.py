@@ -1,6 +1,7 @@
-"""Hand-written kernels: forms of plain operations that are faster on a CPU.
+"""Kernels: forms of plain operations that are faster on one kind of device.
 
-Each has derivatives of every order, like the plain form, and is tested against it.
+Each is tested against the plain form. Those for CPUs have derivatives of every order, too;
+attention by cuDNN has a gradient alone.
 `switch.use_kernels` or DDPM_JAX_KERNELS=off turns all of them off.
 Imports only jax, numpy and jaxtyping.
 """

@@ -1,4 +1,4 @@
-"""The switch of the hand-written kernels: an environment variable and a function."""
+"""The switch of the kernels: an environment variable and a function."""
 
 import os
 
@@ -10,11 +10,12 @@ _chosen: bool | None = None
 
 
 def use_kernels(enabled: bool) -> None:
-    """Turn the hand-written kernels on or off everywhere, in place of DDPM_JAX_KERNELS.
+    """Turn the kernels on or off everywhere, in place of DDPM_JAX_KERNELS.
 
     The plain forms give the same values within rounding. Turn the kernels off for a transformation
-    or a compiler that does not know their primitives. This clears JAX's caches, so that functions
-    that were compiled with the other setting are compiled again.
+    or a compiler that does not know their primitives, and for forward-mode or second derivatives in
+    bfloat16 or float16 on a GPU. This clears JAX's caches, so that functions that were compiled
+    with the other setting are compiled again.
     """
     global _chosen
     if enabled != kernels_are_on():
