@@ -92,10 +92,10 @@ def on_one_gpu(recipe: str, chip: str = "h100") -> list[Program]:
     return [Program(recipe, work, chip) for work in ("step", "sampler")]
 
 
-def on_chips(chip: str, shape: str, fsdp: int) -> list[Program]:
-    """The training step of cifar10 on several chips, by each route."""
+def on_chips(recipe: str, chip: str, shape: str, fsdp: int) -> list[Program]:
+    """The training step of a recipe on several chips, by each route."""
     routes = [("pmap", 1), ("jit", 1), ("jit", fsdp)]
-    return [Program("cifar10", "step", chip, shape, route, size) for route, size in routes]
+    return [Program(recipe, "step", chip, shape, route, size) for route, size in routes]
 
 
 RECIPES = (
@@ -116,12 +116,15 @@ PROGRAMS = [
     *on_one_gpu("cifar10", "a100"),
     Program("flowers128", "step", "a100"),
     Program(chip_programs.STABLE_DIFFUSION, "pass", "a100"),
-    *on_chips("h100", "1x8", 8),
-    *on_chips("h100", "2x8", 8),
+    *on_chips("cifar10", "h100", "1x8", 8),
+    *on_chips("cifar10", "h100", "2x8", 8),
+    *on_chips("flowers128", "h100", "1x8", 8),
     LARGE,
     *(Program("digits", "step", *tpu) for tpu in TPUS),
     Program("digits", "sampler", "v5e", "2x2"),
+    *(Program(chip_programs.STABLE_DIFFUSION, "pass", *tpu) for tpu in TPUS[:3]),
     *(Program("cifar10", "step", *tpu) for tpu in TPUS),
+    Program("flowers128", "step", "v5e", "2x2"),
 ]
 """The slow ones last. The other recipes have the networks of these, or almost."""
 
