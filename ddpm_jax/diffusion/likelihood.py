@@ -130,20 +130,12 @@ def bound_term(
 def _log_variance(variance: Variance, row: GridRow, prediction: Prediction) -> Array:
     check_choice(get_args(Variance), variance=variance)
     if variance.startswith("learned"):
-        return learned_log_variance(variance, row, _variance_output(prediction))
+        return learned_log_variance(variance, row, prediction.log_var)
     fixed = clipped_posterior_variance(row)
     if variance == "fixed_large":
         # In the step to clean data the variance is the clipped one, as in the code of Ho et al.
         fixed = jnp.where(row.sqrt_one_minus_alpha_bar_next > 0, row.beta, fixed)
     return jnp.broadcast_to(jnp.log(fixed), prediction.x0.shape)
-
-
-def _variance_output(prediction: Prediction) -> Array:
-    if prediction.log_var is None:
-        raise ValueError(
-            "The network does not predict the variance: use variance fixed_small or fixed_large."
-        )
-    return prediction.log_var
 
 
 @partial(jax.jit, inline=True)

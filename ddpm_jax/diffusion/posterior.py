@@ -38,13 +38,18 @@ def q_posterior(
     return posterior(GridRow(*per_example(one_step(schedule, t)[:-1], x0)), x0, xt)
 
 
-def learned_log_variance(variance: str, row: GridRow, network_output: Array) -> Array:
+def learned_log_variance(variance: str, row: GridRow, network_output: Array | None) -> Array:
     """Log variance (b, h, w, c) of p(x_next | x_t) from a network's output for it.
 
     learned: the output is the log variance. learned_range: the output interpolates between the log
     variances of fixed_small (-1) and fixed_large (1) (Eq. 15, Nichol & Dhariwal 2021).
-    The fields of `row` are scalars or (b, 1, 1, 1), and it has a schedule.
+    The fields of `row` are scalars or (b, 1, 1, 1), and it has a schedule. Raise ValueError for a
+    network without such an output.
     """
+    if network_output is None:
+        raise ValueError(
+            "The network does not predict the variance: use variance fixed_small or fixed_large."
+        )
     if variance == "learned":
         return network_output
     fraction = (network_output + 1) / 2

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import Variance, learned_log_variance, posterior
-from ddpm_jax.errors import check, check_bound, check_choice
+from ddpm_jax.errors import check_bound, check_choice
 from ddpm_jax.samplers import Sampler, stateless_init, step_noise
 
 
@@ -44,20 +44,11 @@ def _fixed_large(row, posterior_variance, log_var):
 
 
 def _learned(row, posterior_variance, log_var):
-    return jnp.exp(learned_log_variance("learned", row, _check_learned(log_var)))
+    return jnp.exp(learned_log_variance("learned", row, log_var))
 
 
 def _learned_range(row, posterior_variance, log_var):
-    return jnp.exp(learned_log_variance("learned_range", row, _check_learned(log_var)))
-
-
-def _check_learned(log_var):
-    """Return the network's output for the log variance. Raise ValueError if there is none."""
-    check(
-        log_var is not None,
-        "The network does not predict the variance: use variance fixed_small or fixed_large.",
-    )
-    return log_var
+    return jnp.exp(learned_log_variance("learned_range", row, log_var))
 
 
 VARIANCES = {
