@@ -16,6 +16,8 @@ from ddpm_jax.devices import parallel
 from ddpm_jax.diffusion.guidance import bind
 from ddpm_jax.generation.sampling import Sampling, build_sampler
 from ddpm_jax.generation.walk import sampling_denoiser, sampling_grid
+from ddpm_jax.models import Model
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.models.unet_conditional import ConditionalUNet, TextCondition
 from ddpm_jax.samplers import initial_noise, sample, sample_keys
@@ -60,6 +62,14 @@ def place(tree: Any, mesh: Mesh, *axes: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def labels_of(model: Model, batch_size: int) -> jax.ShapeDtypeStruct | None:
+    """The abstract labels of a batch, which are token ids for captions. None without labels."""
+    if not model.takes_labels:
+        return None
+    tokens = (model.max_length,) if isinstance(model, TextUNet) else ()
+    return jax.ShapeDtypeStruct((batch_size, *tokens), jnp.int32)
+
+
 def training_step(config: Config, devices: Sequence[jax.Device], route: str, fsdp: int) -> Work:
     """The training step on all devices, each with a micro-batch of the recipe's size."""
     batch_size = config.training.micro_batch_size * len(devices)
@@ -79,8 +89,8 @@ def training_step(config: Config, devices: Sequence[jax.Device], route: str, fsd
     keys = jax.eval_shape(lambda rows: example_keys(training_keys(0)[1], 0, rows), rows)
     image = jax.ShapeDtypeStruct((batch_size, *config.model.image_shape), jnp.float32)
     batch = {"image": image, "key": keys}
-    if config.model.num_classes is not None:
-        batch["label"] = rows
+    if config.model.takes_labels:
+        batch["label"] = labels_of(config.model, batch_size)
     batch = place(batch, mesh, mesh.axis_names)
     forward = batch_size * operations.of_image(config.model, DTYPE)
     return Work(step.mapped, (state, batch), operations.PASSES_OF_A_STEP * forward)
@@ -102,10 +112,7 @@ def sampler(config: Config, devices: Sequence[jax.Device]) -> Work:
         return sample(keys, denoise, method, grid, initial_noise(keys, model.image_shape))
 
     keys = jax.eval_shape(lambda rows: sample_keys(0, rows), jnp.arange(batch_size))
-    labels = None
-    if model.num_classes is not None:
-        labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    arguments = place((model.shapes(), keys, labels), mesh)
+    arguments = place((model.shapes(), keys, labels_of(model, batch_size)), mesh)
     flops = STEPS * batch_size * operations.of_image(model, DTYPE)
     return Work(jax.jit(draw), arguments, flops)
 

@@ -104,7 +104,6 @@ RECIPES = (
     "mnist",
     "butterflies",
     "flowers128",
-    "emoji",
     "cifar10_small",
     "convunet_cifar10",
 )
@@ -112,6 +111,7 @@ TPUS = (("v5e", "2x2"), ("v6e", "2x2"), ("v5p", "2x2x1"), ("v5e", "16x16"))
 LARGE = Program(chip_programs.LARGE, "init", "h100", "1x8", "jit", 8)
 PROGRAMS = [
     *chain.from_iterable(map(on_one_gpu, RECIPES)),
+    Program("emoji", "step", "h100"),
     Program(chip_programs.STABLE_DIFFUSION, "pass", "h100"),
     *on_one_gpu("cifar10", "a100"),
     Program("flowers128", "step", "a100"),

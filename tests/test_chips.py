@@ -1,5 +1,6 @@
 """Counts of the work of compiled programs, as benchmarks/chips.py makes them."""
 
+import dataclasses
 import importlib
 import importlib.metadata
 import re
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.latent_runs import TEXT_UNET
+from helpers.nets import SMALLEST
 from helpers.training import CONV_UNET, recipe
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import Mesh
@@ -294,6 +297,27 @@ def test_the_sampler_of_the_table_draws_the_images_of_a_walk(monkeypatch):
     drawn = programs.sampler(config, jax.devices()).function(params, keys, None)
     np.testing.assert_allclose(drawn, expected, atol=0.02)
     assert np.std(expected) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (TEXT_UNET, (3, TEXT_UNET.max_length)),
+        (dataclasses.replace(SMALLEST, num_classes=2), (3,)),
+        (CONV_UNET, None),
+    ],
+)
+def test_the_abstract_labels_are_a_condition_of_the_network(net, shape):
+    labels = module("chip_programs").labels_of(net, 3)
+    assert getattr(labels, "shape", None) == shape
+    xt = jax.ShapeDtypeStruct((3, *net.image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((3,), jnp.int32)
+    batch = {} if labels is None else {"label": labels}
+
+    def apply(params, xt, t, batch):
+        return net.apply(params, xt, t, net.condition_of(batch))
+
+    assert jax.eval_shape(apply, net.shapes(), xt, t, batch).shape == xt.shape
 
 
 @pytest.fixture
