@@ -1,6 +1,7 @@
 """Compile training steps and samplers for GPUs and TPUs that are not there, and count their work.
 
-    pip install --target chips --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V libtpu==L
+    pip install --target chips --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V \\
+        nvidia-cudnn-cu12 libtpu==L
     PYTHONPATH=chips python benchmarks/chips.py [--programs 'cifar10 *'] [--results FOLDER]
 
 V is the version of JAX; L is the version of libtpu in JAX's extra `tpu`. ptxas must be on the path,
@@ -142,6 +143,8 @@ def rates() -> str:
 def build(program: Program) -> chip_programs.Work:
     """The function of a program and its abstract arguments."""
     chips = devices(program.chip, program.shape)
+    if CHIPS[program.chip].platform == "cuda":
+        require_cudnn()
     if program.work == "pass":
         return chip_programs.stable_diffusion_pass(chips)
     if program.work == "init":
@@ -150,6 +153,16 @@ def build(program: Program) -> chip_programs.Work:
     if program.work == "sampler":
         return chip_programs.sampler(config, chips)
     return chip_programs.training_step(config, chips, program.route, program.fsdp)
+
+
+def require_cudnn() -> None:
+    """End the program if cuDNN is missing: attention would be compiled in its plain form."""
+    try:
+        cudnn.check_cudnn_version()
+    except RuntimeError as error:
+        raise SystemExit(
+            f"error: {error} Install nvidia-cudnn-cu12 in the folder of the plugins."
+        ) from error
 
 
 def lower(work: chip_programs.Work, chip: Chip) -> jax.stages.Lowered:

@@ -14,7 +14,6 @@ import pytest
 from helpers.latent_runs import TEXT_UNET
 from helpers.nets import SMALLEST
 from helpers.training import CONV_UNET, recipe
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -366,9 +365,9 @@ def test_attention_keeps_its_logits_on_a_gpu_whose_cudnn_has_such_wide_heads(
     q = place(jax.ShapeDtypeStruct((2, 1, 64, head_dim), jnp.bfloat16), mesh)
     work = module("chip_programs").Work(jax.jit(partial(attend)), (q, q, q), 1.0)
     try:
-        fused_attention_stablehlo.check_cudnn_version()
-    except RuntimeError as error:
-        pytest.skip(f"{error} Install nvidia-cudnn-cu12, and add its lib to LD_LIBRARY_PATH.")
+        module("chips").require_cudnn()
+    except SystemExit as error:
+        pytest.skip(str(error))
     text, _ = module("chips").compile_lowered(module("chips").lower(work, kind), kind)
     assert ("__cudnn$fmhaSoftmax" in text) == fused
     assert ("dot(" in text) != fused
