@@ -4,7 +4,7 @@
 #   --help of each script in tests/parity says how long it takes).
 # make hub-check REPO=CompVis/stable-diffusion-v1-4: the numbers of diffusers' tests, on real weights (5 GB).
 # make faults: every fault a run is to survive, many times (about an hour).
-# make mutants: break the code in 291 ways, one at a time; each must turn a test red (an hour).
+# make mutants: break the code in 293 ways, one at a time; each must turn a test red (an hour).
 # make bench DEW_PYTHON=...: how fast, beside diffusers on PyTorch (installs PyTorch) and dew, in the environment of
 #   DEW_PYTHON with dewml and jaxtyping; OLDER_PYTHON=... also with that one's JAX; TORCH_PYTHON=... with that PyTorch.
 PYTHON ?= python3

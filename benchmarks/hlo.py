@@ -307,7 +307,7 @@ def _kind(each: Instruction, inside: set[str]) -> str:
         return "collective"
     if "convolution" in inside or "conv" in library:
         return "convolution"
-    if "dot" in inside or "gemm" in library or "matmul" in library:
+    if "dot" in inside or any(name in library for name in ("gemm", "matmul", "fmha")):
         return "product"
     if inside & {"reduce", "reduce-window"}:
         return "reduction"

@@ -71,6 +71,13 @@ def test_the_user_decides_which_programs_are_cached(
     assert updates.get("jax_persistent_cache_min_compile_time_secs") == expected
 
 
+def test_a_cached_program_is_found_again_though_it_holds_an_address(updates, monkeypatch, tmp_path):
+    """Only JAX on several GPUs writes one, so this checks no more than JAX's setting."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    arguments.use_compilation_cache()
+    assert updates["jax_remove_custom_partitioning_ptr_from_cache_key"] is True
+
+
 def test_data_and_hub_use_temporary_folders_and_say_so_once(no_home, capsys):
     for _ in range(2):
         folder = tfds.default_folder()

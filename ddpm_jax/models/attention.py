@@ -1,6 +1,7 @@
 """Attention with several heads, and self-attention over the pixels of an image."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -37,9 +38,15 @@ def attend(
     last, where the array is smallest. Narrower dtypes than float32 divide first. A GPU computes
     these dtypes by cuDNN where it can, and then keeps the logits on the chip.
     """
-    if mask is None and cudnn_attends(q, k, v):
-        return jax.lax.platform_dependent(q, k, v, cuda=fused_attention, default=_attend_in_chunks)
+    if mask is None and cudnn_attends(_attend_in_chunks, q, k, v):
+        return _attend_by_platform(q, k, v)
     return _attend_in_chunks(q, k, v, mask)
+
+
+# Without `jit`, a call with arrays of a CPU would choose the platform of JAX's default device.
+@partial(jax.jit, inline=True)
+def _attend_by_platform(q, k, v):
+    return jax.lax.platform_dependent(q, k, v, cuda=fused_attention, default=_attend_in_chunks)
 
 
 def _attend_in_chunks(q, k, v, mask=None):
@@ -71,8 +78,8 @@ def _attend_at_once(q, k, v, mask):
     if mask is not None:
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
     if not is_wide:
-        # These dtypes are for GPUs, which divide on the chip: self-attention of cifar10 and its
-        # gradient move 1.32 GB instead of 1.60 GB (docs/chips.md).
+        # These dtypes are for GPUs, which divide on the chip. Where cuDNN cannot be used, the
+        # self-attention of cifar10 and its gradient move 1.32 GB instead of 1.60 (docs/chips.md).
         return matmul(jax.nn.softmax(logits).astype(v.dtype), v)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
     mixed = matmul(weights, v)  # (b, heads, n, d)

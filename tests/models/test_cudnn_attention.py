@@ -1,6 +1,7 @@
 """Attention by cuDNN: when it is chosen, and that it computes what the plain form does.
 
-cuDNN itself runs on a GPU only. XLA's implementation of the same function stands in for its values.
+cuDNN runs on a GPU only. Its values are those of XLA's implementation of the same function, and
+programs for a GPU are lowered, not compiled.
 """
 
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from ddpm_jax.models import attention
 from ddpm_jax.models.kernels import cudnn_attention, switch
@@ -47,45 +49,43 @@ def test_it_is_the_attention_of_the_plain_form_with_its_gradients():
         np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
-def refused(q, k, v, implementation="cudnn"):
-    """Stands for `fused_attention` on a machine without cuDNN."""
-    raise RuntimeError("cuDNN is not detected.")
-
-
-def accepted(q, k, v, implementation="cudnn"):
-    """Stands for `fused_attention` with values that tell it from the plain form."""
-    return jnp.full_like(q, 7)
-
-
 @pytest.fixture
 def with_cudnn(monkeypatch):
-    """As if cuDNN were installed, without a GPU at hand."""
-    monkeypatch.setattr(cudnn_attention, "gpu_generations", list)
-    for module in (cudnn_attention, attention):
-        monkeypatch.setattr(module, "fused_attention", accepted)
+    """As if cuDNN and an A100 were here. JAX's own checks and its lowering are real."""
+    installed = SimpleNamespace(cudnn_get_version=lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", installed)
+    monkeypatch.setattr(cudnn_attention, "gpu_generations", lambda: [8])
 
 
-def test_it_is_chosen_for_narrow_dtypes_where_jax_accepts_the_shapes(with_cudnn, monkeypatch):
-    q, k = arrays(QUERIES, KEYS)
-    assert cudnn_attends(q, k, k)
-    assert cudnn_attends(*(x.astype(jnp.float16) for x in (q, k, k)))
-    assert not cudnn_attends(*(x.astype(jnp.float32) for x in (q, k, k)))
-    monkeypatch.setattr(cudnn_attention, "gpu_generations", lambda: [7])
-    assert not cudnn_attends(q, k, k)
-    monkeypatch.setattr(cudnn_attention, "gpu_generations", lambda: [9])
-    monkeypatch.setattr(cudnn_attention, "fused_attention", refused)
-    assert not cudnn_attends(q, k, k)
+def attends(queries=QUERIES, keys=KEYS, dtype=jnp.bfloat16):
+    """Whether cuDNN replaces the plain form for arrays of these shapes."""
+    return cudnn_attends(attention._attend_in_chunks, *arrays(queries, keys, keys, dtype=dtype))
 
 
-def test_kernels_that_are_off_leave_it_out(with_cudnn, monkeypatch):
+def test_it_is_chosen_for_narrow_dtypes_and_the_shapes_that_jax_accepts(with_cudnn):
+    assert attends()
+    assert attends(dtype=jnp.float16)
+    assert not attends(dtype=jnp.float32)
+    assert not attends(keys=(2, 3, 77, 16))
+    assert not attends(queries=(2, 3, 8, 12), keys=(2, 3, 6, 12))
+
+
+def test_without_cudnn_or_a_gpu_or_kernels_it_is_not_chosen(with_cudnn, monkeypatch):
     monkeypatch.setattr(switch, "_chosen", False)
-    q, k = arrays(QUERIES, KEYS)
-    assert not cudnn_attends(q, k, k)
+    assert not attends()
+    monkeypatch.setattr(switch, "_chosen", True)
+    monkeypatch.setattr(cudnn_attention, "gpu_generations", list)
+    assert not attends()
+    monkeypatch.setattr(cudnn_attention, "gpu_generations", lambda: [8])
+    assert attends()
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", None)
+    assert not attends()
 
 
 @pytest.mark.parametrize(
-    ("generations", "head_dim", "attends"),
+    ("generations", "head_dim", "expected"),
     [
+        ([], 64, False),
         ([7], 64, False),  # T4
         ([8], 64, True),  # A100
         ([8], 128, True),
@@ -94,28 +94,64 @@ def test_kernels_that_are_off_leave_it_out(with_cudnn, monkeypatch):
         ([10], 256, False),  # B200
         ([10], 128, True),
         ([9, 8], 256, False),
-        ([], 256, True),  # for a GPU that is not here
     ],
 )
-def test_a_gpu_has_it_from_the_a100_on_and_wide_heads_on_the_h100(generations, head_dim, attends):
-    assert generations_attend(generations, head_dim) == attends
+def test_a_gpu_has_it_from_the_a100_on_and_wide_heads_on_the_h100(generations, head_dim, expected):
+    assert generations_attend(generations, head_dim) == expected
 
 
-def test_a_gpu_takes_it_and_a_cpu_the_plain_form(with_cudnn):
+def lowered(function, platform, *arguments):
+    """The program of a function for a platform that need not be here."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(("platform", "fused"), [("cuda", True), ("cpu", False), ("tpu", False)])
+def test_a_gpu_takes_it_and_its_gradient_and_the_others_the_plain_form(with_cudnn, platform, fused):
     q, k, v = arrays(QUERIES, KEYS, KEYS)
-    attend = jax.jit(attention.attend)
-    np.testing.assert_array_equal(attend(q, k, v), attention._attend_in_chunks(q, k, v))
-    lower = attend.trace(q, k, v).lower
-    assert "dot_general" in lower(lowering_platforms=("cpu",)).as_text()
-    assert "dot_general" in lower(lowering_platforms=("tpu",)).as_text()
-    assert "dot_general" not in lower(lowering_platforms=("cuda",)).as_text()
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *qkv: attention.attend(*qkv).sum(), (0, 1, 2))(q, k, v)
+
+    program = lowered(gradients, platform, q, k, v)
+    assert ("__cudnn$fmhaSoftmaxBackward" in program) == fused
+    assert ("dot_general" in program) != fused
+
+
+def test_on_a_cpu_the_values_are_those_of_the_plain_form(with_cudnn):
+    """In a compiled function and outside of one."""
+    q, k, v = arrays(QUERIES, KEYS, KEYS)
+    expected = attention._attend_in_chunks(q, k, v)
+    np.testing.assert_array_equal(attention.attend(q, k, v), expected)
+    np.testing.assert_allclose(
+        np.float32(jax.jit(attention.attend)(q, k, v)), np.float32(expected), atol=1e-2
+    )
 
 
 def test_attention_with_a_mask_is_plain(with_cudnn):
     q, k, v = arrays(QUERIES, KEYS, KEYS)
     mask = jnp.ones((QUERIES[2], KEYS[2]), bool)
-    lowered = jax.jit(attention.attend).trace(q, k, v, mask).lower(lowering_platforms=("cuda",))
-    assert "dot_general" in lowered.as_text()
+    assert "dot_general" in lowered(attention.attend, "cuda", q, k, v, mask)
+
+
+@pytest.mark.parametrize(("axes", "fused"), [("Auto", True), ("Explicit", False)])
+def test_an_explicit_mesh_keeps_its_sharding_by_the_plain_form(with_cudnn, axes, fused):
+    """JAX's attention would lose it."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axes),))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    q, k, v = jax.device_put(arrays(QUERIES, KEYS, KEYS), rows)
+    program = lowered(attention.attend, "cuda", q, k, v)
+    assert ("dot_general" in program) != fused
+    if not fused:
+        assert jax.eval_shape(attention.attend, q, k, v).sharding.spec[0] == "data"
+
+
+def test_an_axis_of_shard_map_is_kept(with_cudnn):
+    """The type check of `shard_map` would refuse branches over different axes."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    q, k, v = arrays(QUERIES, KEYS, KEYS)
+    specs = {"in_specs": (jax.P(), jax.P("data"), jax.P("data")), "out_specs": jax.P("data")}
+    attend = jax.shard_map(attention.attend, mesh=mesh, **specs)
+    assert attend(q[:1], k, v).shape == QUERIES
 
 
 def test_generations_are_those_of_the_gpus_of_this_process(monkeypatch):
@@ -129,5 +165,9 @@ def test_generations_are_those_of_the_gpus_of_this_process(monkeypatch):
     assert cudnn_attention.gpu_generations() == [9, 12]
 
 
-def test_a_process_without_gpus_has_no_generations():
+def test_a_process_without_gpus_has_no_generations(monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
     assert cudnn_attention.gpu_generations() == []

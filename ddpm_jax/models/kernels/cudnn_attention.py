@@ -1,6 +1,6 @@
 """Attention by cuDNN, which keeps the logits on the chip instead of writing them to memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 from ddpm_jax.models.kernels.switch import kernels_are_on
 
 OLDEST_GPU = 8
-"""The first generation of NVIDIA's GPUs with this attention, that of the A100."""
-WIDE_HEAD = 128
-"""Channels of the widest head of every generation. That of the H100 also takes 256."""
+"""The generation (major compute capability) of the A100, the oldest with this attention."""
+WIDEST_HEAD = 128
+"""The channels of a head that every generation takes. The H100 takes 256."""
 WIDE_HEAD_GPU = 9
+"""The generation of the H100."""
 
 
 def fused_attention(
@@ -30,22 +31,25 @@ def fused_attention(
     return mixed.swapaxes(1, 2)
 
 
-def cudnn_attends(q: Array, k: Array, v: Array) -> bool:
-    """Whether cuDNN computes `fused_attention` and its gradient for these arrays on a GPU.
+def cudnn_attends(plain: Callable, q: Array, k: Array, v: Array) -> bool:
+    """Whether `fused_attention` can replace the function `plain` on all GPUs of this process.
 
-    It takes bfloat16 and float16, an even number of queries and of keys, and heads of a multiple of
-    8 channels, on GPUs from the A100 on. False if cuDNN is not installed or kernels are off.
+    cuDNN takes bfloat16 and float16, and heads of a multiple of 8 channels, on GPUs from the A100
+    on. JAX refuses an odd number of queries or keys, because it has no gradient for them. False if
+    kernels are off or cuDNN is not installed.
     """
     if q.dtype.itemsize != 2 or not kernels_are_on():
         return False
     if not generations_attend(gpu_generations(), q.shape[-1]):
         return False
     try:
-        # JAX checks the gradient in more detail than the result alone.
-        jax.eval_shape(lambda *arrays: jax.vjp(fused_attention, *arrays)[0], q, k, v)
+        # JAX refuses odd numbers only where it differentiates.
+        fused = jax.make_jaxpr(lambda *arrays: jax.vjp(fused_attention, *arrays)[0])(q, k, v)
     except (RuntimeError, ValueError):
         return False
-    return True
+    # JAX's attention loses the sharding of explicit meshes, and some axes of `shard_map`. The text
+    # of a type names both.
+    return str(fused.out_avals) == str(jax.make_jaxpr(plain)(q, k, v).out_avals)
 
 
 def gpu_generations() -> list[int]:
@@ -58,11 +62,13 @@ def gpu_generations() -> list[int]:
 
 
 def generations_attend(generations: Sequence[int], head_dim: int) -> bool:
-    """Whether cuDNN computes attention with these heads on all of these generations of GPUs.
+    """Whether there are GPUs, and cuDNN has attention with such heads for all generations.
 
     https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html, Support
     Matrix, whose rows for gradients are the narrowest.
     """
-    if head_dim > WIDE_HEAD:
+    if not generations:
+        return False
+    if head_dim > WIDEST_HEAD:
         return all(generation == WIDE_HEAD_GPU for generation in generations)
     return all(generation >= OLDEST_GPU for generation in generations)
