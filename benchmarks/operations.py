@@ -40,7 +40,7 @@ def count(function: Callable, *shapes: Any) -> float:
     Raise ValueError for a loop of unknown length.
     """
     were_on = kernels_are_on()
-    # A jaxpr does not show what is inside a hand-written kernel.
+    # A jaxpr does not show what is inside a kernel of this package.
     use_kernels(False)
     try:
         return _count(jax.make_jaxpr(function)(*shapes).jaxpr)

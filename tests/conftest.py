@@ -82,7 +82,7 @@ def optimized():
 
 @pytest.fixture(scope="module")
 def without_kernels():
-    """Turn off the hand-written kernels, which take long to compile.
+    """Turn off the kernels, which take long to compile.
 
     For tests of conditions and of what is built on networks. The other tests in tests/models, and
     tests/runs/test_loop.py, have them on.
