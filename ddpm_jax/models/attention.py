@@ -35,15 +35,16 @@ def attend(
     A query sees only the keys where the mask is true.
     On a CPU this is faster than `jax.nn.dot_product_attention` (benchmarks/layers.py): the products
     are plain matrix products with the heads as a leading axis, and the softmax's division comes
-    last, where the array is smallest. Narrower dtypes than float32 divide first. A GPU computes
-    these dtypes by cuDNN where it can, and then keeps the logits on the chip.
+    last, where the array is smallest. Narrower dtypes than float32 divide first, or are computed by
+    cuDNN on an NVIDIA GPU (`cudnn_attends`).
     """
     if mask is None and cudnn_attends(_attend_in_chunks, q, k, v):
         return _attend_by_platform(q, k, v)
     return _attend_in_chunks(q, k, v, mask)
 
 
-# Without `jit`, a call with arrays of a CPU would choose the platform of JAX's default device.
+# Outside of `jit`, `platform_dependent` takes the platform of JAX's default device, even for arrays
+# on a CPU.
 @partial(jax.jit, inline=True)
 def _attend_by_platform(q, k, v):
     return jax.lax.platform_dependent(q, k, v, cuda=fused_attention, default=_attend_in_chunks)
@@ -78,8 +79,8 @@ def _attend_at_once(q, k, v, mask):
     if mask is not None:
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
     if not is_wide:
-        # These dtypes are for GPUs, which divide on the chip. Where cuDNN cannot be used, the
-        # self-attention of cifar10 and its gradient move 1.32 GB instead of 1.60 (docs/chips.md).
+        # These dtypes are for GPUs and TPUs. A GPU divides on the chip: without cuDNN, a layer of
+        # cifar10 and its gradient move 1.32 GB instead of 1.60 GB (docs/chips.md).
         return matmul(jax.nn.softmax(logits).astype(v.dtype), v)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
     mixed = matmul(weights, v)  # (b, heads, n, d)

@@ -1,7 +1,7 @@
 """Attention by cuDNN: when it is chosen, and that it computes what the plain form does.
 
-cuDNN runs on a GPU only. Its values are those of XLA's implementation of the same function, and
-programs for a GPU are lowered, not compiled.
+cuDNN runs on a GPU only. The tests of values use XLA's implementation of the same function in its
+place, and programs for a GPU are lowered, not compiled.
 """
 
 from types import SimpleNamespace

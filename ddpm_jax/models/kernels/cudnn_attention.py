@@ -11,7 +11,7 @@ from ddpm_jax.models.kernels.switch import kernels_are_on
 OLDEST_GPU = 8
 """The generation (major compute capability) of the A100, the oldest with this attention."""
 WIDEST_HEAD = 128
-"""The channels of a head that every generation takes. The H100 takes 256."""
+"""The most channels of a head that cuDNN takes on every generation. On the H100 it takes 256."""
 WIDE_HEAD_GPU = 9
 """The generation of the H100."""
 
@@ -35,20 +35,20 @@ def cudnn_attends(plain: Callable, q: Array, k: Array, v: Array) -> bool:
     """Whether `fused_attention` can replace the function `plain` on all GPUs of this process.
 
     cuDNN takes bfloat16 and float16, and heads of a multiple of 8 channels, on GPUs from the A100
-    on. JAX refuses an odd number of queries or keys, because it has no gradient for them. False if
-    kernels are off or cuDNN is not installed.
+    on. JAX has no gradient for an odd number of queries or keys. False if kernels are off or cuDNN
+    is not installed.
     """
     if q.dtype.itemsize != 2 or not kernels_are_on():
         return False
     if not generations_attend(gpu_generations(), q.shape[-1]):
         return False
     try:
-        # JAX refuses odd numbers only where it differentiates.
+        # JAX refuses odd numbers in the gradient alone, so the gradient is traced, too.
         fused = jax.make_jaxpr(lambda *arrays: jax.vjp(fused_attention, *arrays)[0])(q, k, v)
     except (RuntimeError, ValueError):
         return False
-    # JAX's attention loses the sharding of explicit meshes, and some axes of `shard_map`. The text
-    # of a type names both.
+    # The result of JAX's attention lacks the sharding of an explicit mesh, and some of the axes of
+    # `shard_map` over which it varies. The printed types show both.
     return str(fused.out_avals) == str(jax.make_jaxpr(plain)(q, k, v).out_avals)
 
 
@@ -64,8 +64,8 @@ def gpu_generations() -> list[int]:
 def generations_attend(generations: Sequence[int], head_dim: int) -> bool:
     """Whether there are GPUs, and cuDNN has attention with such heads for all generations.
 
-    https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html, Support
-    Matrix, whose rows for gradients are the narrowest.
+    The limits are those for gradients, the strictest ones in the Support Matrix of
+    https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html.
     """
     if not generations:
         return False

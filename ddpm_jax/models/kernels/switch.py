@@ -13,9 +13,9 @@ def use_kernels(enabled: bool) -> None:
     """Turn the kernels on or off everywhere, in place of DDPM_JAX_KERNELS.
 
     The plain forms give the same values within rounding. Turn the kernels off for a transformation
-    or a compiler that does not know their primitives, and for forward mode or second derivatives
-    through attention in bfloat16 or float16 on a machine with a GPU. This clears JAX's caches, so
-    that functions that were compiled with the other setting are compiled again.
+    or a compiler that does not know their primitives. With a GPU, turn them off for forward mode
+    and second derivatives of attention in bfloat16 or float16. This clears JAX's caches, so that
+    functions that were compiled with the other setting are compiled again.
     """
     global _chosen
     if enabled != kernels_are_on():
