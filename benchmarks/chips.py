@@ -30,6 +30,7 @@ import time
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import chip_programs
@@ -172,10 +173,16 @@ def require_cudnn() -> None:
 
 def lower(work: chip_programs.Work, chip: Chip) -> jax.stages.Lowered:
     """Trace a program for a chip. Nothing is compiled yet."""
-    # Which attention cuDNN computes is asked of the GPUs of this machine.
-    cudnn.check_compute_capability = lambda needed: chip.capability >= version(needed)
-    cudnn_attention.gpu_generations = lambda: [chip.capability[0]]
-    return work.function.trace(*work.arguments).lower(lowering_platforms=(chip.platform,))
+
+    def has_capability(needed: str) -> bool:
+        return chip.capability >= version(needed)
+
+    # Which attention cuDNN computes is asked of the GPUs of this machine. Answer for the chip.
+    with (
+        mock.patch.object(cudnn, "check_compute_capability", has_capability),
+        mock.patch.object(cudnn_attention, "gpu_generations", return_value=[chip.capability[0]]),
+    ):
+        return work.function.trace(*work.arguments).lower(lowering_platforms=(chip.platform,))
 
 
 def version(text: str) -> tuple[int, ...]:
