@@ -55,7 +55,7 @@ ENVIRONMENT = {
 OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": {}}
 """Autotuning would run kernels on the GPU."""
 ADDRESS = re.compile(r'backend_config = "\d+"')
-"""An address of a process, which a program holds that splits attention by cuDNN over GPUs."""
+"""The address of a process in a program that splits attention by cuDNN over several GPUs."""
 COMPILERS = {"cuda": "jax-cuda12-pjrt", "tpu": "libtpu"}
 """The packages that compile for a platform."""
 RATES_HEAD = (
@@ -177,7 +177,8 @@ def lower(work: chip_programs.Work, chip: Chip) -> jax.stages.Lowered:
     def has_capability(needed: str) -> bool:
         return chip.capability >= version(needed)
 
-    # Which attention cuDNN computes is asked of the GPUs of this machine. Answer for the chip.
+    # JAX and this library ask the GPUs of this machine which attention cuDNN computes. Here the
+    # answer is that of the chip.
     with (
         mock.patch.object(cudnn, "check_compute_capability", has_capability),
         mock.patch.object(cudnn_attention, "gpu_generations", return_value=[chip.capability[0]]),

@@ -194,6 +194,6 @@ def use_compilation_cache() -> None:
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         # Initialisation has a dozen programs that compile in a tenth of a second (docs/speed.md).
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    # JAX writes an address of this process into programs with attention by cuDNN that it splits
-    # over several GPUs. With it in the key, such a program would never be found again.
+    # If JAX splits attention by cuDNN over several GPUs, it writes an address of this process into
+    # the program. With the address in the key, the program would never be found again.
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

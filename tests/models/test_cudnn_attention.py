@@ -32,7 +32,7 @@ KEYS = (2, 3, 6, 16)
 
 
 def test_it_is_the_attention_of_the_plain_form_with_its_gradients():
-    """In float32, so that rounding hides no other scale and no other order of the axes."""
+    """In float32, because rounding could hide a wrong scale or a wrong order of the axes."""
     q, k, v, weights = arrays(QUERIES, KEYS, KEYS, QUERIES, dtype=jnp.float32)
 
     def loss(attend, q, k, v):
